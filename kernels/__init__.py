@@ -1,0 +1,31 @@
+"""The inner loops: `reference` (NumPy) defines them, `cpu` (Numba) makes them fast.
+
+Both offer the same names with the same arguments; a test holds them equal, byte for byte.
+"""
+
+if __name__ != "isthmus.kernels":
+    raise ImportError("this folder is the package isthmus.kernels; install the project "
+                      "(`make test` does) and write `from isthmus import kernels`")
+
+NAMES = (
+    "add", "scale", "all_finite",
+    "encode_dense",
+    "encode_float16", "decode_float16", "add_float16",
+    "encode_bfloat16", "decode_bfloat16", "add_bfloat16",
+    "encode_int8", "decode_int8", "add_int8",
+    "encode_top_k", "add_top_k",
+)
+
+
+def for_array(array):
+    """Return the kernel module that runs where `array` lives.
+
+    Raises NoDeviceError for an array of a device that this version has no kernels for.
+    """
+    library = type(array).__module__.partition(".")[0]
+    if library != "numpy":
+        from isthmus.errors import NoDeviceError
+        raise NoDeviceError(f"no kernels for arrays of {library!r} in this version: "
+                            "pass a NumPy array")
+    from isthmus.kernels import cpu
+    return cpu

@@ -1,0 +1,299 @@
+"""The kernels on a CPU: one core, vectorised by LLVM, the same bytes as `reference`.
+
+What makes LLVM vectorise them: inner loops over slices of one block (no index can be negative, and
+the block is in the first-level cache when it is read again); maxima of floats taken as integers;
+rounding by adding 1.5 x 2^23, whose low bits then are the code. No fast-math: a product and a
+difference stay two roundings, as in NumPy. Jitted helpers live in this file because numba's cache
+sees no other.
+"""
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
+
+from isthmus.kernels.reference import POSITIONS, QUIET_NAN, SMALLEST_MAXIMUM_BITS, STEP
+
+kernel = njit(cache=True, nogil=True, error_model="numpy")
+
+MAGNITUDE = np.int32(0x7FFFFFFF)
+INFINITY = np.int32(0x7F800000)
+ROUND = np.float32(12582912.0)  # 1.5 x 2^23: adding it rounds to nearest even
+ZERO = np.float32(0)
+
+
+@intrinsic
+def bits_of(_, value):
+    """Return a float32 as the int32 with the same bits."""
+    return types.int32(types.float32), lambda _c, builder, _s, arguments: builder.bitcast(
+        arguments[0], ir.IntType(32))
+
+
+@intrinsic
+def float_of(_, bits):
+    """Return an int32 as the float32 with the same bits."""
+    return types.float32(types.int32), lambda _c, builder, _s, arguments: builder.bitcast(
+        arguments[0], ir.FloatType())
+
+
+@kernel
+def given(vector, residual, i):
+    if residual is None:
+        return vector[i]
+    return vector[i] + residual[i]
+
+
+@kernel
+def keep(residual, i, value):
+    if residual is not None:
+        residual[i] = value
+
+
+@kernel
+def part_of(residual, first, last):
+    if residual is None:
+        return None
+    return residual[first:last]
+
+
+@kernel
+def add(vector, total):
+    for i in range(total.size):
+        total[i] += vector[i]
+
+
+@kernel
+def scale(vector, factor, scaled):
+    factor = np.float32(factor)
+    for i in range(scaled.size):
+        scaled[i] = vector[i] * factor
+
+
+@kernel
+def all_finite(vector):
+    top = np.int32(0)
+    for i in range(vector.size):
+        top = max(top, bits_of(vector[i]) & MAGNITUDE)
+    return top < INFINITY
+
+
+@kernel
+def encode_dense(vector, residual, entries):
+    for i in range(entries.size):
+        entries[i] = given(vector, residual, i)
+        keep(residual, i, ZERO)
+
+
+@kernel
+def half_of(x):
+    """Return the binary16 code of x (after F. Giesen, "float->half variants", 2012)."""
+    bits = bits_of(x)
+    magnitude = bits & MAGNITUDE
+    small = bits_of(float_of(magnitude) + np.float32(0.5)) - np.int32(0x3F000000)
+    normal = (magnitude + np.int32(-0x38000000 + 0xFFF) + ((magnitude >> 13) & 1)) >> 13
+    code = small if magnitude < 0x38800000 else normal
+    code = np.int32(0x7C00) if magnitude >= 0x47800000 else code
+    code = code | ((bits >> 16) & 0x8000)
+    return np.uint16(np.int32(0x7E00) if magnitude > INFINITY else code)
+
+
+@kernel
+def number_of_half(code):
+    """Return the number that a binary16 code stands for."""
+    bits = np.int32(code)
+    magnitude = (bits & 0x7FFF) << 13
+    shifted = magnitude + np.int32(0x38000000)
+    small = float_of(magnitude + np.int32(0x38800000)) - float_of(np.int32(0x38800000))
+    value = small if magnitude < 0x00800000 else float_of(shifted)
+    value = float_of(shifted + np.int32(0x38000000)) if magnitude >= 0x0F800000 else value
+    return float_of(bits_of(value) | ((bits & 0x8000) << 16))
+
+
+@kernel
+def encode_float16(vector, residual, codes):
+    for i in range(codes.size):
+        x = given(vector, residual, i)
+        codes[i] = half_of(x)
+        keep(residual, i, x - number_of_half(codes[i]))
+
+
+@kernel
+def decode_float16(codes, vector):
+    for i in range(vector.size):
+        vector[i] = number_of_half(codes[i])
+
+
+@kernel
+def add_float16(codes, total):
+    for i in range(total.size):
+        total[i] += number_of_half(codes[i])
+
+
+@kernel
+def number_of_bfloat16(code):
+    return float_of(np.int32(code) << 16)
+
+
+@kernel
+def encode_bfloat16(vector, residual, codes):
+    for i in range(codes.size):
+        x = given(vector, residual, i)
+        bits = bits_of(x)
+        code = (bits + np.int32(0x7FFF) + ((bits >> 16) & 1)) >> 16
+        codes[i] = np.uint16(np.int32(0x7FC0) if (bits & MAGNITUDE) > INFINITY else code)
+        keep(residual, i, x - number_of_bfloat16(codes[i]))
+
+
+@kernel
+def decode_bfloat16(codes, vector):
+    for i in range(vector.size):
+        vector[i] = number_of_bfloat16(codes[i])
+
+
+@kernel
+def add_bfloat16(codes, total):
+    for i in range(total.size):
+        total[i] += number_of_bfloat16(codes[i])
+
+
+@kernel
+def mixed(x, half):
+    """Return the keyed hash of `dither`; numba widens sums and products: each is cut back."""
+    x = np.uint32(x ^ half)
+    x = np.uint32(np.uint32(x ^ (x >> np.uint32(16))) * np.uint32(0x7FEB352D))
+    x = np.uint32(np.uint32(x ^ (x >> np.uint32(15))) * np.uint32(0x846CA68B))
+    return np.uint32(x ^ (x >> np.uint32(16)))
+
+
+@kernel
+def dithered(key, y, number):
+    """Return y plus the dither of entry `number`; y itself where there is no key."""
+    if key is None:
+        return y
+    x = mixed(mixed(number, np.uint32(key)), np.uint32(np.uint64(key) >> np.uint64(32)))
+    y += np.float32(np.int32(x >> np.uint32(8))) * np.float32(2**-24) - np.float32(0.5)
+    return min(max(y, np.float32(-127)), np.float32(127))
+
+
+@kernel
+def largest_bits(vector, residual):
+    top = np.int32(0)
+    for i in range(vector.size):
+        top = max(top, bits_of(given(vector, residual, i)) & MAGNITUDE)
+    return top
+
+
+@kernel
+def encode_int8_block(vector, residual, key, first, maximum, codes):
+    inverse = np.float32(127) / maximum
+    for i in range(codes.size):
+        x = given(vector, residual, i)
+        y = dithered(key, x * inverse, np.uint32(first + i)) + ROUND
+        codes[i] = np.int8(bits_of(y))
+        keep(residual, i, x - (y - ROUND) * STEP * maximum)
+
+
+@kernel
+def encode_int8(vector, residual, block, key, first, maxima, codes):
+    for number in range(maxima.size):
+        start = number * block
+        stop = min(start + block, vector.size)
+        entries, kept = vector[start:stop], part_of(residual, start, stop)
+        top = largest_bits(entries, kept)
+        if SMALLEST_MAXIMUM_BITS <= top < INFINITY:
+            maxima[number] = float_of(top)
+            encode_int8_block(entries, kept, key, first + start, float_of(top), codes[start:stop])
+        elif top >= INFINITY:
+            maxima[number] = QUIET_NAN
+            codes[start:stop] = 0
+        else:
+            maxima[number] = ZERO
+            codes[start:stop] = 0
+            for i in range(entries.size):
+                keep(kept, i, given(entries, kept, i))
+
+
+@kernel
+def decode_int8(maxima, codes, block, vector):
+    for number in range(maxima.size):
+        start = number * block
+        entries, part = vector[start:start + block], codes[start:start + block]
+        for i in range(entries.size):
+            entries[i] = np.float32(part[i]) * STEP * maxima[number]
+
+
+@kernel
+def add_int8(maxima, codes, block, total):
+    for number in range(maxima.size):
+        start = number * block
+        entries, part = total[start:start + block], codes[start:start + block]
+        maximum = maxima[number]
+        for i in range(entries.size):
+            entries[i] += np.float32(part[i]) * STEP * maximum
+
+
+@kernel
+def threshold_of(values, wanted):
+    """Return the bits of the `wanted`-th largest magnitude and how many equal to it to take.
+
+    Two passes over histograms of the upper and of the lower 16 bits: exact, whatever the values.
+    """
+    histogram = np.zeros(POSITIONS, np.int64)
+    for i in range(values.size):
+        histogram[(bits_of(values[i]) & MAGNITUDE) >> 16] += 1
+    upper, left = fullest(histogram, wanted)
+    histogram[:] = 0
+    for i in range(values.size):
+        bits = bits_of(values[i]) & MAGNITUDE
+        if bits >> 16 == upper:
+            histogram[bits & 0xFFFF] += 1
+    lower, left = fullest(histogram, left)
+    return np.int32((upper << 16) | lower), left
+
+
+@kernel
+def fullest(histogram, wanted):
+    """Return the bin that holds the `wanted`-th largest, and which one of that bin it is."""
+    digit = histogram.size - 1
+    while histogram[digit] < wanted:
+        wanted -= histogram[digit]
+        digit -= 1
+    return digit, wanted
+
+
+@kernel
+def encode_top_k(vector, residual, counts, entries, positions):
+    counts[:] = 0
+    values = vector
+    if residual is not None:
+        for i in range(residual.size):
+            residual[i] += vector[i]
+        values = residual
+    if entries.size == 0:
+        return
+    threshold, ties = threshold_of(values, entries.size)
+    taken = 0
+    for i in range(values.size):
+        bits = bits_of(values[i]) & MAGNITUDE
+        if bits < threshold or (bits == threshold and ties == 0):
+            continue
+        if bits == threshold:
+            ties -= 1
+        entries[taken] = values[i]
+        positions[taken] = i % POSITIONS
+        counts[i // POSITIONS] += 1
+        taken += 1
+        keep(residual, i, ZERO)
+
+
+@kernel
+def add_top_k(counts, entries, positions, total):
+    taken = 0
+    for number in range(counts.size):
+        for _ in range(counts[number]):
+            if taken == entries.size:
+                return
+            place = number * POSITIONS + np.int64(positions[taken])
+            if place < total.size:
+                total[place] += entries[taken]
+            taken += 1

@@ -1,0 +1,174 @@
+"""The kernels in NumPy: what each one means, bit for bit, without regard to speed.
+
+Every kernel writes into the arrays that it is given. `residual` may be None: then nothing is added
+to the vector, and what the wire does not say is lost. Floats are compared as integers where only
+their magnitude counts (`bits & 0x7fffffff`), so that a NaN is larger than an infinity, and an
+infinity larger than everything else.
+"""
+
+import numpy as np
+
+QUIET_NAN = np.float32(np.nan)
+SMALLEST_MAXIMUM_BITS = 0x04000000  # 1.5e-36: below it 127 / maximum overflows
+STEP = np.float32(1 / 127)          # 127 * STEP == 1 in float32: a constant block comes back exactly
+POSITIONS = 65536                   # positions of one block of TopK fit in 16 bits
+
+
+def add(vector, total):
+    """Add `vector` to `total`."""
+    total += vector
+
+
+def scale(vector, factor, scaled):
+    """Write `vector * factor` into `scaled`."""
+    np.multiply(vector, np.float32(factor), out=scaled)
+
+
+def all_finite(vector):
+    """Return whether `vector` holds neither a NaN nor an infinity."""
+    return bool(np.isfinite(vector).all())
+
+
+def encode_dense(vector, residual, entries):
+    """Write vector + residual into float32 `entries`; nothing is left to keep."""
+    entries[:] = _given(vector, residual)
+    if residual is not None:
+        residual[:] = 0
+
+
+def encode_float16(vector, residual, codes):
+    """Write vector + residual into uint16 `codes` as IEEE binary16, to nearest even."""
+    given = _given(vector, residual)
+    with np.errstate(over="ignore"):
+        codes[:] = given.astype(np.float16).view(np.uint16)
+    codes[np.isnan(given)] = 0x7E00
+    _keep(given, decode_float16, codes, residual)
+
+
+def decode_float16(codes, vector):
+    """Write the numbers that `codes` hold into `vector`."""
+    vector[:] = codes.view(np.float16)
+
+
+def add_float16(codes, total):
+    """Add the numbers that `codes` hold to `total`."""
+    total += codes.view(np.float16)
+
+
+def encode_bfloat16(vector, residual, codes):
+    """Write vector + residual into uint16 `codes`: the upper half of a float32, to nearest even."""
+    given = _given(vector, residual)
+    bits = given.view(np.uint32)
+    codes[:] = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    codes[np.isnan(given)] = 0x7FC0
+    _keep(given, decode_bfloat16, codes, residual)
+
+
+def decode_bfloat16(codes, vector):
+    """Write the numbers that `codes` hold into `vector`."""
+    vector.view(np.uint32)[:] = codes.astype(np.uint32) << 16
+
+
+def add_bfloat16(codes, total):
+    """Add the numbers that `codes` hold to `total`."""
+    total += (codes.astype(np.uint32) << 16).view(np.float32)
+
+
+def encode_int8(vector, residual, block, key, first, maxima, codes):
+    """Write vector + residual as int8 `codes` and the largest magnitude of each block.
+
+    A code is round(127 x / maximum). With `key` (a 64-bit integer) rounding is stochastic: the
+    dither of an entry depends on `key` and on its number, counted from `first`, alone. A block with
+    a NaN or an infinity becomes NaN as a whole and leaves its residual as it was.
+    """
+    given = _given(vector, residual)
+    for number, start in enumerate(range(0, vector.size, block)):
+        part = slice(start, start + block)
+        x = given[part]
+        top = (x.view(np.int32) & 0x7FFFFFFF).max()
+        codes[part] = 0
+        if top >= 0x7F800000:
+            maxima[number] = QUIET_NAN
+            continue
+        if top < SMALLEST_MAXIMUM_BITS:
+            maxima[number] = 0
+        else:
+            maximum = maxima[number] = top.view(np.float32)
+            y = x * (np.float32(127) / maximum)
+            if key is not None:
+                y = y + dither(key, first + start, x.size)
+            codes[part] = np.clip(np.rint(y), -127, 127)
+        if residual is not None:
+            residual[part] = x - codes[part].astype(np.float32) * STEP * maxima[number]
+
+
+def decode_int8(maxima, codes, block, vector):
+    """Write the numbers code / 127 x maximum into `vector`."""
+    for number, start in enumerate(range(0, vector.size, block)):
+        part = slice(start, start + block)
+        vector[part] = codes[part].astype(np.float32) * STEP * maxima[number]
+
+
+def add_int8(maxima, codes, block, total):
+    """Add the numbers code / 127 x maximum to `total`."""
+    for number, start in enumerate(range(0, total.size, block)):
+        part = slice(start, start + block)
+        total[part] += codes[part].astype(np.float32) * STEP * maxima[number]
+
+
+def encode_top_k(vector, residual, counts, entries, positions):
+    """Write the entries of largest magnitude of vector + residual, in the order of their places.
+
+    As many as `entries` holds are taken, of equal ones the first. `positions` (uint16) count inside
+    blocks of 65536; `counts` says how many entries each block has.
+    """
+    given = _given(vector, residual)
+    order = np.argsort(-(given.view(np.int32) & 0x7FFFFFFF), kind="stable")
+    chosen = np.sort(order[:entries.size])
+    entries[:] = given[chosen]
+    positions[:] = chosen % POSITIONS
+    counts[:] = np.bincount(chosen // POSITIONS, minlength=counts.size)
+    if residual is not None:
+        given[chosen] = 0
+        residual[:] = given
+
+
+def add_top_k(counts, entries, positions, total):
+    """Add `entries` to `total` at their places; a place outside `total` is passed over."""
+    taken = 0
+    for number, count in enumerate(counts):
+        part = slice(taken, min(taken + int(count), entries.size))
+        places = positions[part].astype(np.int64) + number * POSITIONS
+        inside = places < total.size
+        np.add.at(total, places[inside], entries[part][inside])
+        taken = part.stop
+
+
+def dither(key, first, size):
+    """Return float32[size] in [-1/2, 1/2): entry i depends on (`key`, first + i) alone.
+
+    A counter-based generator: two rounds of the 32-bit finaliser `lowbias32` (C. Wellons, 2018),
+    keyed before each; the upper 24 bits count.
+    """
+    x = (np.arange(first, first + size, dtype=np.uint64)).astype(np.uint32)
+    for half in (key & 0xFFFFFFFF, key >> 32):
+        x ^= np.uint32(half)
+        x ^= x >> np.uint32(16)
+        x *= np.uint32(0x7FEB352D)
+        x ^= x >> np.uint32(15)
+        x *= np.uint32(0x846CA68B)
+        x ^= x >> np.uint32(16)
+    return (x >> np.uint32(8)).astype(np.float32) * np.float32(2**-24) - np.float32(0.5)
+
+
+def _given(vector, residual):
+    """Return vector + residual as a new array."""
+    return vector.copy() if residual is None else vector + residual
+
+
+def _keep(given, decode, codes, residual):
+    """Leave in `residual` what `codes` do not say of `given`."""
+    if residual is not None:
+        decoded = np.empty_like(given)
+        decode(codes, decoded)
+        residual[:] = given - decoded

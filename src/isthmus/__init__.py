@@ -1,0 +1,36 @@
+"""Train one model over machines on both sides of a narrow link: plan, run, check."""
+
+import importlib
+
+_HOME = {
+    "Cluster": "isthmus.topology.cluster",
+    "split_tiers": "isthmus.topology.tiers",
+    "Dense": "isthmus.compression.dense",
+    "Int8": "isthmus.compression.quantized",
+    "TopK": "isthmus.compression.top_k",
+    "Allreduce": "isthmus.collectives.allreduce",
+    "pack_shards": "isthmus.shards.packing",
+    "ShardSet": "isthmus.shards.shard_file",
+    "scatter_shards": "isthmus.shards.scattering",
+    "Workload": "isthmus.planning.time_model",
+    "predict_allreduce": "isthmus.planning.time_model",
+    "allocate_shards": "isthmus.planning.allocation",
+    "plan_shards": "isthmus.planning.allocation",
+    "IsthmusError": "isthmus.errors",
+}
+"""Public name -> module. Loaded on first use, so that `import isthmus` stays light."""
+
+__all__ = sorted(_HOME)
+__version__ = "0.1.0"
+
+
+def __getattr__(name):
+    if name not in _HOME:
+        raise AttributeError(f"module 'isthmus' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__():
+    return sorted([*globals(), *_HOME])

@@ -1,0 +1,1 @@
+"""Sums over ranks: what travels, between whom, in which order."""

@@ -1,0 +1,168 @@
+"""The weighted mean of every rank's vector, on every rank, bit for bit the same.
+
+The one front of all algorithms: `ring` and `hierarchical` are isthmus' own, `mpi` is MPI's.
+"""
+
+import numpy as np
+from mpi4py import MPI
+
+from isthmus import kernels
+from isthmus.collectives.counting import CountedComm, StageClock
+from isthmus.collectives.hierarchical import Hierarchical
+from isthmus.collectives.ring import Ring
+from isthmus.compression.dense import Dense
+from isthmus.topology.agreement import gather_json
+
+ALGORITHMS = ("mpi", "ring", "hierarchical")
+
+
+class Allreduce:
+    """Planned once for vectors of one size, called often.
+
+    tiers: the communicators that `split_tiers` gives. size: entries of the float32 vector.
+    compressor: used on the links between sites, by `hierarchical` alone; None is dense float32.
+    error_feedback: keep what a wire does not say and add it to the next vector (Seide et al. 2014,
+    Karimireddy et al. 2019, arXiv:1901.09847). weight: this rank's share, not yet normalised.
+
+    Making one is collective: ValueError on every rank if any rank disagrees or is wrong. Afterwards
+
+    sent_nbytes         {"site": bytes, "link": bytes} that this rank has handed to MPI so far
+    residual            float32[size], what this rank has not yet sent over a link (zeros off the
+                        leaders); mean = given - sum over ranks of the change of residual
+    finite              whether the last mean was free of NaN and infinity; if not, on all ranks
+                        alike, and the residuals are as they were before
+    stage_seconds       seconds of the last call by stage
+    """
+
+    def __init__(self, tiers, size, algorithm="hierarchical", compressor=None,
+                 error_feedback=True, weight=1.0):
+        world = tiers.world
+        share = _share(world, size, algorithm, compressor, weight)
+        self.size, self.algorithm, self.share = size, algorithm, np.float32(share)
+        self.sent_nbytes = {"site": 0, "link": 0}
+        self.finite = True
+        self.calls = 0
+        self._clock = StageClock()
+        site_of_rank = tiers.cluster.site_of_rank
+        kinds = ["site" if site == tiers.site_index else "link" for site in site_of_rank]
+        if algorithm == "mpi":
+            self._exchange = _OfMPI(world, size, self.sent_nbytes,
+                                    "site" if len(set(kinds)) == 1 else "link", self._clock)
+        elif algorithm == "ring":
+            self._exchange = Ring(CountedComm(world, self.sent_nbytes, kinds), size, self._clock)
+        else:
+            self._exchange = self._hierarchical(tiers, size, compressor, error_feedback)
+        self._kinds = kinds
+        self._residual_before = None if self._residual is None else np.empty(size, "f4")
+        self._compile(compressor)
+
+    def __call__(self, vector):
+        """Return the weighted mean of all ranks' float32[size] `vector` as a new array."""
+        if vector.dtype != np.float32 or vector.shape != (self.size,):
+            raise ValueError(f"vector must be float32 of shape ({self.size},), not "
+                             f"{vector.dtype} of shape {vector.shape}")
+        if self._residual is not None:
+            np.copyto(self._residual_before, self._residual)
+        mean = np.empty(self.size, np.float32)
+        kernel = kernels.for_array(mean)
+        self._clock.start()
+        kernel.scale(vector, self.share, mean)
+        if self.algorithm == "hierarchical":
+            self._exchange(mean, key=self.calls)
+        else:
+            self._exchange(mean)
+        self.calls += 1
+        self.finite = kernel.all_finite(mean)
+        if not self.finite and self._residual is not None:
+            np.copyto(self._residual, self._residual_before)
+        return mean
+
+    def predicted_nbytes(self):
+        """Return the bytes that one call makes this rank send, from the formula alone."""
+        predicted = {"site": 0, "link": 0}
+        for where, nbytes in self._exchange.predicted():
+            predicted[where if isinstance(where, str) else self._kinds[where]] += nbytes
+        return predicted
+
+    @property
+    def residual(self):
+        return np.zeros(self.size, np.float32) if self._residual is None else self._residual
+
+    @residual.setter
+    def residual(self, values):
+        if self._residual is not None:
+            np.copyto(self._residual, values)
+
+    @property
+    def stage_seconds(self):
+        return self._clock.seconds
+
+    @property
+    def _residual(self):
+        return getattr(self._exchange, "residual", None)
+
+    def _hierarchical(self, tiers, size, compressor, error_feedback):
+        index, sites = tiers.site_index, len(tiers.cluster.sites)
+        leaders = None
+        if tiers.leaders != MPI.COMM_NULL:
+            leaders = CountedComm(tiers.leaders, self.sent_nbytes, ["link"] * sites)
+        site = CountedComm(tiers.site, self.sent_nbytes,
+                           ["site"] * tiers.cluster.sites[index].ranks)
+        if compressor is None:
+            compressor, error_feedback = Dense(), False
+        return Hierarchical(site, leaders, tiers.cluster.hub, sites, size, compressor,
+                            error_feedback, self._clock)
+
+    def _compile(self, compressor):
+        """Run each kernel once, so that numba's compiler is not part of the first call."""
+        one, wire = np.zeros(1, "f4"), None
+        kernel = kernels.for_array(one)
+        kernel.scale(one, self.share, one)
+        kernel.add(one, one.copy())
+        kernel.all_finite(one)
+        if compressor is not None:
+            wire = np.zeros(compressor.wire_nbytes(1), np.uint8)
+            compressor.encode(one, wire, None if self._residual is None else one.copy())
+            compressor.decode(wire, one)
+            compressor.add_decoded(wire, one)
+
+
+class _OfMPI:
+    """MPI's own Allreduce, whatever algorithm the library picks."""
+
+    def __init__(self, comm, size, counts, kind, clock):
+        self.comm, self.counts, self.kind, self.clock = comm, counts, kind, clock
+        self.nbytes = 4 * size if comm.size > 1 else 0
+
+    def __call__(self, total):
+        self.counts[self.kind] += self.nbytes
+        self.comm.Allreduce(MPI.IN_PLACE, total)
+        self.clock.lap("links")
+
+    def predicted(self):
+        yield self.kind, self.nbytes
+
+
+def _share(world, size, algorithm, compressor, weight):
+    """Return this rank's normalised weight; raise ValueError on all ranks if they do not agree."""
+    asked = gather_json(world, [size, algorithm, repr(compressor), weight])
+    problem = None
+    if size < 0:
+        problem = f"size must not be negative, not {size}"
+    elif algorithm not in ALGORITHMS:
+        problem = f"algorithm must be one of {', '.join(ALGORITHMS)}, not {algorithm!r}"
+    elif compressor is not None and algorithm != "hierarchical":
+        problem = (f"algorithm {algorithm!r} sends exact float32: a compressor needs "
+                   "algorithm='hierarchical'")
+    elif any(others[:3] != asked[0][:3] for others in asked):
+        problem = "ranks ask for different allreduces (size, algorithm, compressor): " + "; ".join(
+            f"rank {rank}: {', '.join(map(str, others[:3]))}" for rank, others in enumerate(asked))
+    elif not all(0 <= others[3] < float("inf") for others in asked):
+        problem = f"weights must be finite and not negative, not {[o[3] for o in asked]}"
+    elif (whole := sum(others[3] for others in asked)) == 0:
+        problem = "the weights of all ranks are 0: give at least one rank a positive weight"
+    problems = gather_json(world, problem)
+    first = next((text for text in problems if text), None)
+    if first:
+        raise ValueError(first)
+    return weight / whole

@@ -1,0 +1,40 @@
+"""What an allreduce spends: bytes at the send call, seconds by stage."""
+
+import time
+
+
+class CountedComm:
+    """A communicator that adds the bytes of each send to `counts[kind of the peer]`."""
+
+    def __init__(self, comm, counts, kind_of_peer):
+        self.comm, self.counts, self.kind_of_peer = comm, counts, kind_of_peer
+        self.rank, self.size = comm.rank, comm.size
+
+    def Isend(self, buffer, dest):  # noqa: N802
+        self.counts[self.kind_of_peer[dest]] += buffer.nbytes
+        return self.comm.Isend(buffer, dest)
+
+    def Irecv(self, buffer, source):  # noqa: N802
+        return self.comm.Irecv(buffer, source)
+
+    def Recv(self, buffer, source):  # noqa: N802
+        self.comm.Recv(buffer, source)
+
+
+class StageClock:
+    """Seconds by stage: `lap` gives the time since the last lap to one of them."""
+
+    STAGES = ("reduce", "encode", "links", "decode", "broadcast")
+
+    def __init__(self):
+        self.seconds = dict.fromkeys(self.STAGES, 0.0)
+        self.last = 0.0
+
+    def start(self):
+        self.seconds = dict.fromkeys(self.STAGES, 0.0)
+        self.last = time.perf_counter()
+
+    def lap(self, stage):
+        now = time.perf_counter()
+        self.seconds[stage] += now - self.last
+        self.last = now

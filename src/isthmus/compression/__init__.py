@@ -1,0 +1,13 @@
+"""Vectors as wires: how a float vector becomes fewer bytes, and comes back.
+
+To add a compressor: a frozen dataclass with the five names of `compressor.Compressor`, its loops in
+`kernels/reference.py` and `kernels/cpu.py`, and a line in `COMPRESSORS`; the tests of all compressors
+then run on it too.
+"""
+
+from isthmus.compression.dense import Dense
+from isthmus.compression.quantized import Int8
+from isthmus.compression.top_k import TopK
+
+COMPRESSORS = {"dense": Dense, "int8": Int8, "top_k": TopK}
+"""Name in a settings file -> class."""

@@ -1,0 +1,24 @@
+"""How long a chunk is: the piece of a vector that is reduced, encoded and sent as one message."""
+
+WIRE_NBYTES = 60 * 1024
+"""Most bytes of a chunk's wire. Messages under Open MPI's eager limit for TCP (64 KiB) need no
+rendezvous, which would queue behind the data that is already on a narrow link."""
+
+SITE_ENTRIES = 64 * 1024
+"""Entries of a chunk inside a site where the compressor must see the whole vector."""
+
+
+def chunk_entries(compressor, size):
+    """Return the entries of a chunk on a link: most whole grains of at most `WIRE_NBYTES` wire.
+
+    A compressor that must see the whole vector makes one chunk of it.
+    """
+    if size == 0 or compressor.grain is None or compressor.wire_nbytes(size) <= WIRE_NBYTES:
+        return max(size, 1)
+    grain = compressor.grain
+    return max(1, WIRE_NBYTES // compressor.wire_nbytes(grain)) * grain
+
+
+def site_chunk_entries(compressor, size):
+    """Return the entries of a chunk inside a site: the link's, cut further where that is long."""
+    return min(chunk_entries(compressor, size), SITE_ENTRIES)

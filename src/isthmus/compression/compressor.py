@@ -1,0 +1,51 @@
+"""What every compressor offers, and the checks of the arrays that they are given."""
+
+from typing import Protocol
+
+import numpy as np
+
+
+class Compressor(Protocol):
+    """Two verbs and a size: a wire's length is known beforehand and never travels.
+
+    `grain`: a vector cut at multiples of `grain` entries gives, piece by piece, wires that hold the
+    same numbers as the wire of the whole; None where only the whole can be encoded.
+    """
+
+    grain: int | None
+
+    def wire_nbytes(self, size: int) -> int:
+        """Return the bytes of the wire of a vector of `size` entries."""
+
+    def encode(self, vector, wire, residual=None, *, key=0, first=0) -> None:
+        """Write float32[n] `vector` into uint8[wire_nbytes(n)] `wire`.
+
+        `residual`, float32[n], is added first, and left holding what the wire does not say. `key`
+        seeds stochastic rounding; `first` is the number of the vector's first entry in the whole of
+        which it is a piece, so that a wire does not depend on how the whole was cut.
+        """
+
+    def decode(self, wire, vector) -> None:
+        """Overwrite float32[n] `vector` with the numbers that `wire` holds."""
+
+    def add_decoded(self, wire, total) -> None:
+        """Add the numbers that `wire` holds to float32[n] `total`."""
+
+
+def check_arrays(vector, wire, wire_nbytes, residual=None):
+    """Raise ValueError unless the arrays of an encode or a decode fit each other."""
+    _check(vector, "vector", np.float32)
+    if residual is not None:
+        _check(residual, "residual", np.float32)
+        if residual.size != vector.size:
+            raise ValueError(f"residual has {residual.size} entries, the vector {vector.size}")
+    _check(wire, "wire", np.uint8)
+    if wire.size != wire_nbytes:
+        raise ValueError(f"wire has {wire.size} bytes; a vector of {vector.size} entries takes "
+                         f"{wire_nbytes}")
+
+
+def _check(array, name, dtype):
+    if array.dtype != dtype or array.ndim != 1 or not array.flags.c_contiguous:
+        raise ValueError(f"{name} must be a contiguous {np.dtype(dtype).name} vector, not "
+                         f"{array.dtype} with shape {array.shape}")

@@ -1,0 +1,74 @@
+"""The errors a user of isthmus can meet: one class and one exit code for each kind of cause."""
+
+
+class IsthmusError(Exception):
+    """Something that the user can mend; the message says what, where and how.
+
+    `everywhere` is true when all ranks of a job raise the same error together, so that it is
+    printed once and the job can end without an abort.
+    """
+
+    exit_code = 1
+    everywhere = False
+
+
+class SettingsError(IsthmusError):
+    """A run's settings file is missing, unreadable or wrong."""
+
+    exit_code = 3
+
+
+class ClusterError(IsthmusError):
+    """A cluster file is wrong, or does not describe the ranks of this job."""
+
+    exit_code = 4
+
+
+class ShardError(IsthmusError):
+    """A shard, its manifest or the data to be packed is missing, damaged or unsuitable."""
+
+    exit_code = 5
+
+
+class PlanError(IsthmusError):
+    """No allocation of shards satisfies the limits."""
+
+    exit_code = 6
+
+
+class NonFiniteError(IsthmusError):
+    """A gradient holds a NaN or an infinity, and the settings say to stop."""
+
+    exit_code = 7
+
+
+class OutputError(IsthmusError):
+    """A file or folder cannot be written."""
+
+    exit_code = 8
+
+
+class CheckpointError(IsthmusError):
+    """A checkpoint is missing, damaged or belongs to another run."""
+
+    exit_code = 9
+
+
+class NoDeviceError(IsthmusError):
+    """A device was asked for that this machine or this version cannot offer."""
+
+    exit_code = 10
+
+
+class ReplicaError(IsthmusError):
+    """The ranks no longer hold the same parameters, bit for bit."""
+
+    exit_code = 11
+
+
+EXIT_CODES = {
+    kind.__name__: kind.exit_code
+    for kind in (SettingsError, ClusterError, ShardError, PlanError, NonFiniteError, OutputError,
+                 CheckpointError, NoDeviceError, ReplicaError)
+}
+"""Exit code by class name: how an error keeps its kind when one rank tells it to the others."""

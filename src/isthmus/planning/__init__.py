@@ -1,0 +1,1 @@
+"""Which rank holds what, and how long that takes: numbers in, numbers out, no MPI."""

@@ -1,0 +1,1 @@
+"""Data in shards: files with checksums, their delivery by plan, and batches."""

@@ -1,0 +1,1 @@
+"""What the machines are: sites, ranks and links (`cluster`), and their communicators (`tiers`)."""

@@ -1,0 +1,85 @@
+"""What the ranks of a communicator decide together, so that none waits for one that has failed."""
+
+import json
+
+import numpy as np
+
+from isthmus import errors
+from isthmus.errors import IsthmusError
+
+
+def require(comm, holds, error, message):
+    """Raise `error(message)` on every rank of `comm` if `holds` is false on any of them."""
+    flags = np.empty(comm.size, np.uint8)
+    comm.Allgather(np.array([bool(holds)], np.uint8), flags)
+    bad = np.flatnonzero(flags == 0)
+    if bad.size:
+        _raise_everywhere(error, message if bad.size == comm.size else
+                          f"{message} ({_ranks(bad)})")
+
+
+def together(comm, make):
+    """Return `make()`; if it raises an IsthmusError on any rank, every rank raises the first."""
+    problem, result = None, None
+    try:
+        result = make()
+    except IsthmusError as caught:
+        problem = caught
+    flags = np.empty(comm.size, np.uint8)
+    comm.Allgather(np.array([problem is not None], np.uint8), flags)
+    bad = np.flatnonzero(flags)
+    if bad.size:
+        first = int(bad[0])
+        told = broadcast_json(comm, problem and [type(problem).__name__, str(problem)], first)
+        everyone = bad.size == comm.size
+        _raise_everywhere(getattr(errors, told[0]),
+                          told[1] if everyone or comm.size == 1 else f"{told[1]} ({_ranks(bad)})")
+    return result
+
+
+def from_root(comm, make, root=0):
+    """Return on every rank the JSON value that `make()` gives on `root`, or raise its error."""
+    told = None
+    if comm.rank == root:
+        try:
+            told = {"value": make()}
+        except IsthmusError as problem:
+            told = {"error": type(problem).__name__, "message": str(problem)}
+    told = broadcast_json(comm, told, root)
+    if "error" in told:
+        _raise_everywhere(getattr(errors, told["error"]), told["message"])
+    return told["value"]
+
+
+def broadcast_json(comm, value, root=0):
+    """Return the JSON `value` of `root` on every rank; it travels as a length and bytes."""
+    text = json.dumps(value).encode() if comm.rank == root else b""
+    nbytes = np.array([len(text)], np.int64)
+    comm.Bcast(nbytes, root)
+    buffer = np.frombuffer(text, np.uint8).copy() if comm.rank == root else np.empty(
+        nbytes[0], np.uint8)
+    comm.Bcast(buffer, root)
+    return json.loads(buffer.tobytes())
+
+
+def gather_json(comm, value):
+    """Return on every rank the list of each rank's JSON `value`, in rank order."""
+    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    sizes = np.empty(comm.size, np.int64)
+    comm.Allgather(np.array([text.size], np.int64), sizes)
+    starts = np.concatenate([[0], np.cumsum(sizes)])
+    everything = np.empty(starts[-1], np.uint8)
+    comm.Allgatherv(text.copy(), [everything, sizes, starts[:-1], None])
+    return [json.loads(everything[first:last].tobytes())
+            for first, last in zip(starts[:-1], starts[1:])]
+
+
+def _raise_everywhere(kind, message):
+    error = kind(message)
+    if isinstance(error, IsthmusError):
+        error.everywhere = True
+    raise error
+
+
+def _ranks(bad):
+    return f"on rank{'s' if bad.size > 1 else ''} {', '.join(map(str, bad))}"

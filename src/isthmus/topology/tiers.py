@@ -1,0 +1,112 @@
+"""The communicators of a cluster: the world, each site, its leaders, and the two tiers."""
+
+from dataclasses import dataclass, replace
+
+from mpi4py import MPI
+
+from isthmus.errors import ClusterError
+from isthmus.topology.agreement import gather_json, together
+from isthmus.topology.cluster import Cluster
+from isthmus.topology.paced import PacedComm
+
+
+@dataclass(frozen=True)
+class Tiers:
+    """One rank's view of the cluster's communicators.
+
+    `world` has every rank, in the order of the cluster file: `world.rank` is the cluster rank.
+    `leaders` has the first rank of each site, in the order of the sites; it is COMM_NULL off the
+    leaders. `cloud` and `edge` are COMM_NULL for a rank of the other tier.
+    """
+
+    cluster: Cluster
+    world: MPI.Comm
+    site: MPI.Comm
+    leaders: MPI.Comm
+    cloud: MPI.Comm
+    edge: MPI.Comm
+    tier: str
+    site_name: str
+
+    @property
+    def site_index(self):
+        """Index of this rank's site in the cluster file."""
+        return self.cluster.names.index(self.site_name)
+
+    def paced(self):
+        """Return these tiers with links that hold every message as long as the file says."""
+        cluster, rank = self.cluster, self.world.rank
+        world = PacedComm(self.world, cluster, cluster.site_of_rank, cluster.site_of_rank[rank])
+        leaders = self.leaders
+        if leaders != MPI.COMM_NULL:
+            leaders = PacedComm(leaders, cluster, range(len(cluster.sites)), self.site_index)
+        return replace(self, world=world, leaders=leaders)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, error_type, *_):
+        # Free is collective: freeing while one rank unwinds an exception would hang the others.
+        if error_type is None:
+            for comm in (self.leaders, self.cloud, self.edge, self.site, self.world):
+                if comm != MPI.COMM_NULL:
+                    comm.Free()
+
+
+def split_tiers(comm, cluster):
+    """Split `comm`, of `cluster.size` ranks in any order, into the communicators of `cluster`.
+
+    A site takes the ranks of `comm` that run on its `hosts`, or those of its `world_ranks`; sites
+    with neither take what is left, in order. Collective. Raises ClusterError on every rank if the
+    ranks do not fit the sites.
+    """
+    hosts = gather_json(comm, MPI.Get_processor_name())
+    order = together(comm, lambda: cluster_ranks(cluster, hosts))
+    world = comm.Split(0, key=order[comm.rank])
+    index = cluster.site_of_rank[world.rank]
+    site = world.Split(index, key=world.rank)
+    leaders = world.Split(0 if site.rank == 0 else MPI.UNDEFINED, key=index)
+    tier = cluster.sites[index].tier
+    mine = world.Split(0 if tier == "cloud" else 1, key=world.rank)
+    return Tiers(cluster, world, site, leaders,
+                 cloud=mine if tier == "cloud" else MPI.COMM_NULL,
+                 edge=mine if tier == "edge" else MPI.COMM_NULL,
+                 tier=tier, site_name=cluster.names[index])
+
+
+def cluster_ranks(cluster, hosts):
+    """Return the cluster rank of each rank of a job whose rank r runs on `hosts[r]`."""
+    if len(hosts) != cluster.size:
+        raise ClusterError(
+            f"{cluster.source}: the sites have {cluster.size} ranks, this job has {len(hosts)}; "
+            f"start it with mpirun -n {cluster.size}, or change `ranks` of a site")
+    taken = {}
+    for site in cluster.sites:
+        if site.hosts or site.world_ranks:
+            taken[site.name] = _named_ranks(cluster, site, hosts)
+    placed = {rank for ranks in taken.values() for rank in ranks}
+    left = iter(rank for rank in range(len(hosts)) if rank not in placed)
+    order = [0] * len(hosts)
+    for site in cluster.sites:
+        ranks = taken.get(site.name) or [next(left) for _ in range(site.ranks)]
+        for here, rank in zip(cluster.ranks_of_site(site.name), ranks):
+            order[rank] = here
+    return order
+
+
+def _named_ranks(cluster, site, hosts):
+    """Return the ranks that `site` names by number or by host."""
+    if site.world_ranks:
+        beyond = [rank for rank in site.world_ranks if rank >= len(hosts)]
+        if beyond:
+            raise ClusterError(f"{cluster.source}: site {site.name!r}: world_ranks names rank "
+                               f"{beyond[0]}, this job has ranks 0 to {len(hosts) - 1}")
+        return list(site.world_ranks)
+    short = {host.partition(".")[0] for host in site.hosts}
+    ranks = [rank for rank, host in enumerate(hosts) if host.partition(".")[0] in short]
+    if len(ranks) != site.ranks:
+        raise ClusterError(
+            f"{cluster.source}: site {site.name!r} wants {site.ranks} ranks on hosts "
+            f"{', '.join(site.hosts)}, but {len(ranks)} ranks run there (this job's hosts: "
+            f"{', '.join(dict.fromkeys(hosts))}); change `hosts` or how ranks are mapped")
+    return ranks

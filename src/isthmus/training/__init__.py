@@ -1,0 +1,1 @@
+"""One model, one step at a time, the same bits on every rank."""

@@ -1,0 +1,116 @@
+"""Tests that need ranks: `@pytest.mark.ranks(4)` and the fixture `comm`.
+
+A test that needs ranks is an ordinary test. Started by plain pytest, all tests of one rank count run
+in one mpirun, the first time one of them comes up; each then reports its own outcome. The launching
+process imports no MPI: a process that has initialised MPI must not start mpirun.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+INSIDE = "ISTHMUS_TEST_RANKS"
+OUTCOMES = "ISTHMUS_TEST_OUTCOMES"
+SECONDS_FOR_ALL = 240
+_outcomes = {}
+
+
+def ranks_of(item):
+    mark = item.get_closest_marker("ranks")
+    return mark.args[0] if mark else None
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config, items):
+    if INSIDE in os.environ:
+        items[:] = [item for item in items if ranks_of(item) == int(os.environ[INSIDE])]
+    else:
+        items.sort(key=lambda item: ranks_of(item) or 0)
+
+
+@pytest.fixture
+def comm():
+    """COMM_WORLD in the ranks; None in the launcher, which sets fixtures up too."""
+    if INSIDE not in os.environ:
+        yield None
+        return
+    from mpi4py import MPI
+    world = MPI.COMM_WORLD.Dup()
+    yield world
+    world.Free()
+
+
+@pytest.fixture
+def shared_folder(comm, tmp_path):
+    """One temporary folder for all ranks of a test (rank 0's)."""
+    if comm is None:
+        return tmp_path
+    from isthmus.topology.agreement import broadcast_json
+    return Path(broadcast_json(comm, str(tmp_path)))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem):
+    ranks = ranks_of(pyfuncitem)
+    if ranks is None or INSIDE in os.environ:
+        return None
+    if (ranks, pyfuncitem.nodeid) not in _outcomes:
+        run_together(ranks, [item.nodeid for item in pyfuncitem.session.items
+                             if ranks_of(item) == ranks])
+    outcome, text = _outcomes[ranks, pyfuncitem.nodeid]
+    if outcome == "skipped":
+        pytest.skip(text)
+    if outcome != "passed":
+        pytest.fail(text, pytrace=False)
+    return True
+
+
+def run_together(ranks, nodeids):
+    """Run the tests `nodeids` in one mpirun and note what became of each."""
+    from isthmus.runs.launch import rank_command, rank_environment
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "outcomes.jsonl")
+        command = rank_command(ranks, "-m", "pytest", *nodeids)
+        try:
+            done = subprocess.run(
+                command, timeout=SECONDS_FOR_ALL, text=True, stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                env=rank_environment(**{INSIDE: str(ranks), OUTCOMES: str(path)}))
+            output = done.stdout
+        except subprocess.TimeoutExpired as late:
+            output = f"no end after {SECONDS_FOR_ALL} s\n{(late.stdout or b'').decode()}"
+        lines = path.read_text().splitlines() if path.exists() else []
+    for nodeid, outcome, text in map(json.loads, lines):
+        _outcomes[ranks, nodeid] = outcome, text
+    for nodeid in nodeids:
+        _outcomes.setdefault((ranks, nodeid), ("failed", f"did not end in {ranks} ranks:\n{output}"))
+
+
+def pytest_runtest_logreport(report):
+    """In rank 0, note the outcome of each test for the launcher."""
+    if OUTCOMES not in os.environ or report.failed or (report.when != "call"
+                                                       and not report.skipped):
+        return
+    from mpi4py import MPI
+    if MPI.COMM_WORLD.rank == 0:
+        text = str(report.longrepr[2]) if report.skipped else ""
+        with open(os.environ[OUTCOMES], "a") as file:
+            file.write(json.dumps([report.nodeid, report.outcome, text]) + "\n")
+
+
+def pytest_exception_interact(report):
+    """A test that fails on one rank ends the job: the other ranks would wait for ever."""
+    if INSIDE in os.environ:
+        from mpi4py import MPI
+        with open(os.environ[OUTCOMES], "a") as file:
+            file.write(json.dumps([report.nodeid, "failed",
+                                   f"rank {MPI.COMM_WORLD.rank} of {MPI.COMM_WORLD.size}:\n"
+                                   f"{report.longreprtext}"]) + "\n")
+        print(f"rank {MPI.COMM_WORLD.rank} failed:\n{report.longreprtext}", file=sys.stderr,
+              flush=True)
+        MPI.COMM_WORLD.Abort(1)
