@@ -39,20 +39,18 @@ class Allreduce:
         world = tiers.world
         share = _share(world, size, algorithm, compressor, weight)
         self.size, self.algorithm, self.share = size, algorithm, np.float32(share)
-        self.sent_nbytes = {"site": 0, "link": 0}
         self.finite = True
         self.calls = 0
+        self._site, self._site_of_rank = tiers.site_index, tiers.cluster.site_of_rank
+        self._sent = np.zeros(len(tiers.cluster.sites) + 1, np.int64)
         self._clock = StageClock()
-        site_of_rank = tiers.cluster.site_of_rank
-        kinds = ["site" if site == tiers.site_index else "link" for site in site_of_rank]
         if algorithm == "mpi":
-            self._exchange = _OfMPI(world, size, self.sent_nbytes,
-                                    "site" if len(set(kinds)) == 1 else "link", self._clock)
+            self._exchange = _OfMPI(world, size, self._sent, self._clock)
         elif algorithm == "ring":
-            self._exchange = Ring(CountedComm(world, self.sent_nbytes, kinds), size, self._clock)
+            counted = CountedComm(world, self._sent, self._site_of_rank)
+            self._exchange = Ring(counted, self._site_of_rank, size, self._clock)
         else:
             self._exchange = self._hierarchical(tiers, size, compressor, error_feedback)
-        self._kinds = kinds
         self._residual_before = None if self._residual is None else np.empty(size, "f4")
         self._compile(compressor)
 
@@ -77,12 +75,21 @@ class Allreduce:
             np.copyto(self._residual, self._residual_before)
         return mean
 
+    @property
+    def sent_nbytes(self):
+        return self._site_and_link(self._sent)
+
     def predicted_nbytes(self):
         """Return the bytes that one call makes this rank send, from the formula alone."""
-        predicted = {"site": 0, "link": 0}
-        for where, nbytes in self._exchange.predicted():
-            predicted[where if isinstance(where, str) else self._kinds[where]] += nbytes
-        return predicted
+        return self._site_and_link(self._predicted())
+
+    def sent_nbytes_to(self, site):
+        """Return the bytes that this rank has sent to site number `site` so far."""
+        return int(self._sent[site])
+
+    def predicted_nbytes_to(self, site):
+        """Return the bytes that one call makes this rank send to site number `site`."""
+        return int(self._predicted()[site])
 
     @property
     def residual(self):
@@ -94,6 +101,11 @@ class Allreduce:
             np.copyto(self._residual, values)
 
     @property
+    def has_residual(self):
+        """Whether this rank keeps a residual: a leader with error feedback."""
+        return self._residual is not None
+
+    @property
     def stage_seconds(self):
         return self._clock.seconds
 
@@ -101,16 +113,25 @@ class Allreduce:
     def _residual(self):
         return getattr(self._exchange, "residual", None)
 
+    def _predicted(self):
+        predicted = np.zeros_like(self._sent)
+        for site, nbytes in self._exchange.predicted():
+            predicted[site] += nbytes
+        return predicted
+
+    def _site_and_link(self, nbytes_to_site):
+        within = int(nbytes_to_site[self._site])
+        return {"site": within, "link": int(nbytes_to_site.sum()) - within}
+
     def _hierarchical(self, tiers, size, compressor, error_feedback):
         index, sites = tiers.site_index, len(tiers.cluster.sites)
-        leaders = None
-        if tiers.leaders != MPI.COMM_NULL:
-            leaders = CountedComm(tiers.leaders, self.sent_nbytes, ["link"] * sites)
-        site = CountedComm(tiers.site, self.sent_nbytes,
-                           ["site"] * tiers.cluster.sites[index].ranks)
         if compressor is None:
             compressor, error_feedback = Dense(), False
-        return Hierarchical(site, leaders, tiers.cluster.hub, sites, size, compressor,
+        leaders = None
+        if tiers.leaders != MPI.COMM_NULL:
+            leaders = CountedComm(tiers.leaders, self._sent, range(sites))
+        site = CountedComm(tiers.site, self._sent, [index] * tiers.cluster.sites[index].ranks)
+        return Hierarchical(site, leaders, index, tiers.cluster.hub, sites, size, compressor,
                             error_feedback, self._clock)
 
     def _compile(self, compressor):
@@ -128,19 +149,22 @@ class Allreduce:
 
 
 class _OfMPI:
-    """MPI's own Allreduce, whatever algorithm the library picks."""
+    """MPI's own Allreduce, whatever algorithm the library picks, to whatever peers."""
 
-    def __init__(self, comm, size, counts, kind, clock):
-        self.comm, self.counts, self.kind, self.clock = comm, counts, kind, clock
+    UNKNOWN = -1  # the last place of `sent`: no site's
+
+    def __init__(self, comm, size, sent, clock):
+        self.comm, self.sent, self.clock = comm, sent, clock
+        self.site = 0 if sent.size == 2 else self.UNKNOWN
         self.nbytes = 4 * size if comm.size > 1 else 0
 
     def __call__(self, total):
-        self.counts[self.kind] += self.nbytes
+        self.sent[self.site] += self.nbytes
         self.comm.Allreduce(MPI.IN_PLACE, total)
         self.clock.lap("links")
 
     def predicted(self):
-        yield self.kind, self.nbytes
+        yield self.site, self.nbytes
 
 
 def _share(world, size, algorithm, compressor, weight):

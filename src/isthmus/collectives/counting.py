@@ -4,14 +4,14 @@ import time
 
 
 class CountedComm:
-    """A communicator that adds the bytes of each send to `counts[kind of the peer]`."""
+    """A communicator that adds the bytes of each send to `sent[site of the peer]`."""
 
-    def __init__(self, comm, counts, kind_of_peer):
-        self.comm, self.counts, self.kind_of_peer = comm, counts, kind_of_peer
+    def __init__(self, comm, sent, site_of_peer):
+        self.comm, self.sent, self.site_of_peer = comm, sent, site_of_peer
         self.rank, self.size = comm.rank, comm.size
 
     def Isend(self, buffer, dest):  # noqa: N802
-        self.counts[self.kind_of_peer[dest]] += buffer.nbytes
+        self.sent[self.site_of_peer[dest]] += buffer.nbytes
         return self.comm.Isend(buffer, dest)
 
     def Irecv(self, buffer, source):  # noqa: N802

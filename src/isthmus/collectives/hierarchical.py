@@ -24,12 +24,14 @@ from isthmus.vectors import chunk_slices
 class Hierarchical:
     """The sum of float32[size] over all ranks, in place.
 
-    site, leaders: communicators (`leaders` None off the leaders); hub: rank in `leaders`.
+    site, leaders: communicators (`leaders` None off the leaders); index, hub: numbers of this site
+    and of the hub among `sites` sites, which are the ranks in `leaders`.
     residual: float32[size] on a leader with error feedback, else None.
     """
 
-    def __init__(self, site, leaders, hub, sites, size, compressor, error_feedback, clock):
-        self.site, self.leaders, self.hub, self.sites = site, leaders, hub, sites
+    def __init__(self, site, leaders, index, hub, sites, size, compressor, error_feedback, clock):
+        self.site, self.leaders = site, leaders
+        self.index, self.hub, self.sites = index, hub, sites
         self.compressor, self.clock = compressor, clock
         self.left = site.rank - 1 if site.rank > 0 else None
         self.right = site.rank + 1 if site.rank + 1 < site.size else None
@@ -39,9 +41,9 @@ class Hierarchical:
         self.inbox = np.empty((2, min(site_chunk, size)), "f4")
         speaks = leaders is not None and sites > 1
         self.residual = np.zeros(size, "f4") if speaks and error_feedback else None
-        self.peers = _peers(leaders.rank, hub, sites) if speaks else []
+        self.peers = _peers(index, hub, sites) if speaks else []
         self.wires = {leader: self._new_wires()
-                      for leader in ([*self.peers, leaders.rank] if speaks else [])}
+                      for leader in ([*self.peers, index] if speaks else [])}
 
     def __call__(self, total, key):
         arriving = [[self.leaders.Irecv(self.wires[peer][number], peer) for peer in self.peers]
@@ -50,13 +52,13 @@ class Hierarchical:
         self._to_everyone(total, key, arriving, sent)
 
     def predicted(self):
-        """Yield ("site" or "link", bytes) for every message that this rank sends in one call."""
+        """Yield (site, bytes) for every message that this rank sends in one call."""
         for whole, pieces in self.chunks:
             for neighbour in (self.left, self.right):
                 if neighbour is not None:
-                    yield "site", 4 * (whole.stop - whole.start)
-            for _ in self.peers:
-                yield "link", self.compressor.wire_nbytes(whole.stop - whole.start)
+                    yield self.index, 4 * (whole.stop - whole.start)
+            for peer in self.peers:
+                yield peer, self.compressor.wire_nbytes(whole.stop - whole.start)
 
     def _to_the_leader(self, total, key):
         """Reduce to the leader, who encodes each chunk of the sum and sends it on."""
@@ -116,7 +118,7 @@ class Hierarchical:
     def _combine(self, total, number, whole, key):
         """Leave in chunk `number` of `total` the sum over all sites, as all leaders have it."""
         part = total[whole]
-        mine = self.wires[self.leaders.rank][number]
+        mine = self.wires[self.index][number]
         wires = [self.wires[peer][number] for peer in self.peers]
         if self._adds_up:
             for wire in wires:
@@ -127,7 +129,7 @@ class Hierarchical:
             self.clock.lap("decode")
             return requests
         if self.sites == 2:
-            first, second = (mine, *wires) if self.leaders.rank == 0 else (*wires, mine)
+            first, second = (mine, *wires) if self.index == 0 else (*wires, mine)
             self.compressor.decode(first, part)
             self.compressor.add_decoded(second, part)
         else:
@@ -137,7 +139,7 @@ class Hierarchical:
 
     def _encode_and_send(self, total, number, whole, key):
         """Encode chunk `number` with this leader's residual and send the wire to its peers."""
-        wire = self.wires[self.leaders.rank][number]
+        wire = self.wires[self.index][number]
         residual = None if self.residual is None else self.residual[whole]
         self.compressor.encode(total[whole], wire, residual, key=key, first=whole.start)
         self.clock.lap("encode")
@@ -146,7 +148,7 @@ class Hierarchical:
     @property
     def _adds_up(self):
         """Whether this leader is the hub of three sites or more."""
-        return self.sites > 2 and self.leaders is not None and self.leaders.rank == self.hub
+        return self.sites > 2 and self.index == self.hub
 
     def _new_wires(self):
         """Return a wire for every chunk."""

@@ -13,8 +13,9 @@ from isthmus.vectors import part_bounds
 class Ring:
     """The exact sum of float32[size] over `comm`, on every rank, in place."""
 
-    def __init__(self, comm, size, clock):
+    def __init__(self, comm, site_of_rank, size, clock):
         self.comm, self.clock = comm, clock
+        self.right_site = site_of_rank[(comm.rank + 1) % comm.size]
         bounds = part_bounds(size, comm.size)
         self.parts = [slice(first, last) for first, last in zip(bounds, bounds[1:])]
         self.inbox = np.empty(max(last - first for first, last in zip(bounds, bounds[1:])), "f4")
@@ -26,12 +27,12 @@ class Ring:
         self.clock.lap("broadcast")
 
     def predicted(self):
-        """Yield (peer, bytes) for every message that this rank sends in one call."""
+        """Yield (site, bytes) for every message that this rank sends in one call."""
         ranks, rank = self.comm.size, self.comm.rank
         for step in range(ranks - 1):
             for part in (rank - step, rank - step + 1):
                 part = self.parts[part % ranks]
-                yield (rank + 1) % ranks, 4 * (part.stop - part.start)
+                yield self.right_site, 4 * (part.stop - part.start)
 
 
 def reduce_scatter(comm, total, parts, inbox):

@@ -1,0 +1,111 @@
+"""The folder of a run: what made it, what was planned, what was measured. Rank 0 alone writes it."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import isthmus
+from isthmus.errors import CheckpointError, OutputError
+from isthmus.files import write_text
+
+PACKAGES = ("isthmus", "mpi4py", "numpy", "numba", "scipy", "h5py")
+
+
+class RunFolder:
+    """One run's files, each whole or not at all; `metrics.jsonl` alone grows, line by line."""
+
+    def __init__(self, path):
+        self.path = Path(path)
+        self.metrics = self.path / "metrics.jsonl"
+        self.checkpoint = self.path / "checkpoint.h5"
+        self._lines = None
+
+    @classmethod
+    def create(cls, parent, name):
+        """Make a new folder `parent`/`name`-DATE; OutputError if that is not possible."""
+        stem = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+        for suffix in ("", *(f"-{number}" for number in range(2, 100))):
+            path = Path(parent, stem + suffix)
+            try:
+                path.mkdir(parents=True)
+                return cls(path)
+            except FileExistsError:
+                continue
+            except OSError as problem:
+                raise OutputError(f"{path}: cannot be made: {problem.strerror}; set run.folder to a "
+                                  "folder that you may write in") from None
+        raise OutputError(f"{parent}: holds 99 runs called {stem}; set run.folder to another folder")
+
+    def write_json(self, name, table):
+        write_text(self.path / name, json.dumps(table, indent=1) + "\n")
+
+    def read_json(self, name):
+        try:
+            return json.loads((self.path / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as problem:
+            raise CheckpointError(f"{self.path / name}: cannot be read ({problem}); is this the folder "
+                                  "of a run?") from None
+
+    def note(self, kind, **values):
+        """Add a line to metrics.jsonl."""
+        if self._lines is None:
+            try:
+                self._lines = open(self.metrics, "a", encoding="utf-8")  # noqa: SIM115
+            except OSError as problem:
+                raise OutputError(f"{self.metrics}: cannot be written: {problem.strerror}") from None
+        self._lines.write(json.dumps({"kind": kind, **values}) + "\n")
+
+    def flush(self):
+        if self._lines is not None:
+            self._lines.flush()
+
+    def cut_back(self, step):
+        """Drop what metrics.jsonl tells of steps after `step`: they will be made again."""
+        if not self.metrics.exists():
+            return
+        kept = []
+        for line in self.metrics.read_text(encoding="utf-8").splitlines():
+            try:
+                if json.loads(line).get("step", 0) <= step:
+                    kept.append(line + "\n")
+            except ValueError:  # the line that was being written when the run was killed
+                break
+        write_text(self.metrics, "".join(kept))
+
+    def close(self):
+        if self._lines is not None:
+            self._lines.close()
+            self._lines = None
+
+
+def provenance(settings, hosts, mpi_library, model_size):
+    """Return what made a run, for its run.json."""
+    return {
+        "version": isthmus.__version__,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in PACKAGES},
+        "mpi_library": mpi_library,
+        "hosts": hosts,
+        "processor": f"{platform.machine()}, {os.cpu_count()} cores",
+        "settings": settings.to_json(),
+        "model_size": model_size,
+    }
+
+
+def _commit():
+    """Return the commit of the source that runs, "-dirty" if it was changed; None outside git."""
+    try:
+        done = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12"],
+                              cwd=Path(isthmus.__file__).parent, capture_output=True, text=True,
+                              timeout=5)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None if done.returncode == 0 else None

@@ -1,0 +1,179 @@
+"""The settings of a run: one TOML file, checked whole before anything starts."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from isthmus.compression import COMPRESSORS
+from isthmus.errors import SettingsError
+from isthmus.planning.time_model import Workload
+from isthmus.toml_files import FrozenModel, check_table, read_toml
+from isthmus.topology.cluster import Cluster
+from isthmus.training.models import MODELS
+from isthmus.training.recipe import Recipe
+
+Count = Annotated[int, Field(ge=1)]
+
+
+class ClusterSettings(FrozenModel):
+    """Which cluster, and whether this machine stands in for it."""
+
+    file: Path
+    links: Literal["real", "paced"] = "real"
+    compute: Literal["real", "paced"] = "real"
+
+
+class DataSettings(FrozenModel):
+    """Folders of packed shards."""
+
+    train: Path
+    test: Path
+
+
+class KindSettings(FrozenModel):
+    """A class by its name in the file, and its arguments."""
+
+    kind: str
+    arguments: dict[str, Any]
+
+    @classmethod
+    def of(cls, value, known, what):
+        """Make one from a name or a table with `kind`, trying the arguments out."""
+        table = {"kind": value} if isinstance(value, str) else dict(value)
+        kind = table.pop("kind", None)
+        if kind not in known:
+            raise ValueError(f"kind must be one of {', '.join(known)}, not {kind!r}")
+        arguments = {key: tuple(given) if isinstance(given, list) else given
+                     for key, given in table.items()}
+        try:
+            known[kind](**arguments)
+        except TypeError:
+            names = ", ".join(known[kind].__dataclass_fields__)
+            raise ValueError(f"{what} {kind!r} takes {names}; not all of "
+                             f"{', '.join(arguments)}") from None
+        return cls(kind=kind, arguments=arguments)
+
+
+class AllreduceSettings(FrozenModel):
+    """How gradients are summed."""
+
+    algorithm: Literal["mpi", "ring", "hierarchical"] = "hierarchical"
+    compressor: KindSettings | None = None
+    error_feedback: bool = True
+
+    @field_validator("compressor", mode="before")
+    @classmethod
+    def _by_name(cls, value):
+        if value in (None, "none") or isinstance(value, KindSettings):
+            return None if value == "none" else value
+        return KindSettings.of(value, COMPRESSORS, "compressor")
+
+    @model_validator(mode="after")
+    def _exact_algorithms_do_not_compress(self):
+        if self.compressor and self.algorithm != "hierarchical":
+            raise ValueError(f"algorithm {self.algorithm!r} sends exact float32; "
+                             'a compressor needs algorithm = "hierarchical"')
+        return self
+
+
+class TrainingSettings(FrozenModel):
+    """How the model learns."""
+
+    epochs: Count = 1
+    batch_size: Count = 256
+    learning_rate: Annotated[float, Field(gt=0)] = 0.1
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    seed: Annotated[int, Field(ge=0)] = 0
+    on_non_finite: Literal["stop", "skip"] = "stop"
+    compare_replicas_every: Count = 50
+
+
+class PlanSettings(FrozenModel):
+    """What the plan is for, and the shards that must stay at a site."""
+
+    objective: Literal["makespan"] = "makespan"
+    pinned: dict[int, str] = {}
+
+
+class OutputSettings(FrozenModel):
+    """Where results go, how often, and the threads of each rank's arithmetic."""
+
+    folder: Path = Path("runs")
+    checkpoint_every: Count | None = None
+    report_every: Count = 50
+    threads: Count = 1
+
+
+class RunSettings(FrozenModel):
+    """A run's settings file, with every path made absolute."""
+
+    cluster: ClusterSettings
+    data: DataSettings
+    model: KindSettings
+    training: TrainingSettings = TrainingSettings()
+    allreduce: AllreduceSettings = AllreduceSettings()
+    plan: PlanSettings = PlanSettings()
+    run: OutputSettings = OutputSettings()
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _by_name(cls, value):
+        return value if isinstance(value, KindSettings) else KindSettings.of(value, MODELS, "model")
+
+    @model_validator(mode="after")
+    def _paced_links_need_own_messages(self):
+        if self.cluster.links == "paced" and self.allreduce.algorithm == "mpi":
+            raise ValueError('allreduce.algorithm "mpi" cannot be paced: MPI sends its messages '
+                             'itself; use "ring" or "hierarchical", or cluster.links = "real"')
+        return self
+
+    @classmethod
+    def from_toml(cls, path):
+        """Read a run's settings; paths in it are relative to its folder. Raises SettingsError."""
+        settings = check_table(cls, read_toml(path, SettingsError), path, SettingsError)
+        return settings.with_paths_from(Path(path).resolve().parent)
+
+    @classmethod
+    def from_json(cls, table, source):
+        """Return the settings that `to_json` wrote."""
+        table = {**table, "model": {"kind": table["model"]["kind"], **table["model"]["arguments"]}}
+        if (compressor := table["allreduce"]["compressor"]) is not None:
+            flat = {"kind": compressor["kind"], **compressor["arguments"]}
+            table["allreduce"] = {**table["allreduce"], "compressor": flat}
+        return check_table(cls, table, source, SettingsError)
+
+    def to_json(self):
+        return self.model_dump(mode="json")
+
+    def with_paths_from(self, folder):
+        """Return the settings with relative paths taken from `folder`."""
+        def absolute(section, *names):
+            return section.model_copy(update={
+                name: folder / getattr(section, name) for name in names})
+        return self.model_copy(update={
+            "cluster": absolute(self.cluster, "file"),
+            "data": absolute(self.data, "train", "test"),
+            "run": absolute(self.run, "folder")})
+
+    def read_cluster(self):
+        return Cluster.from_toml(self.cluster.file)
+
+    def make_model(self):
+        return MODELS[self.model.kind](**self.model.arguments)
+
+    def make_compressor(self):
+        chosen = self.allreduce.compressor
+        return None if chosen is None else COMPRESSORS[chosen.kind](**chosen.arguments)
+
+    def workload(self, sample_nbytes=0):
+        """Return what one epoch asks of the cluster."""
+        return Workload(size=self.make_model().size, batch_size=self.training.batch_size,
+                        algorithm=self.allreduce.algorithm, compressor=self.make_compressor(),
+                        sample_nbytes=sample_nbytes)
+
+    def recipe(self, steps):
+        """Return how to train for epochs of `steps` steps."""
+        return Recipe(steps=steps, checkpoint_every=self.run.checkpoint_every,
+                      report_every=self.run.report_every,
+                      **self.training.model_dump(exclude={"batch_size"}))

@@ -1,0 +1,108 @@
+"""A checkpoint: all that decides the steps to come, in one HDF5 file, whole or not at all."""
+
+import json
+
+import numpy as np
+
+from isthmus.errors import CheckpointError
+from isthmus.files import replacing
+from isthmus.topology.agreement import from_root, together
+
+VERSION = 1
+
+
+def write_checkpoint(path, world, state, allreduce, identity):
+    """Write `state` and every rank's residual to `path`, from rank 0. Collective.
+
+    The residuals of the leaders cross the links for this: float32[size] a site and checkpoint.
+    identity: JSON table of what a run that resumes from this must share with the one that wrote it.
+    All random numbers follow from the seed (in `identity`), the step and the allreduce's count of
+    calls: they are the random state and the data position.
+    """
+    speakers = _ranks_with_residual(world, allreduce)
+    residuals = {}
+    for rank in speakers:
+        residual = allreduce.residual
+        if world.rank == 0 and rank != 0:
+            residual = np.empty(allreduce.size, np.float32)
+            world.Recv(residual, rank)
+        elif world.rank == rank and rank != 0:
+            world.Send(np.ascontiguousarray(residual), 0)
+        residuals[rank] = residual
+    together(world, lambda: _write(path, state, allreduce, residuals, identity)
+             if world.rank == 0 else None)
+
+
+def read_checkpoint(path, world, state, allreduce, identity):
+    """Set `state` and `allreduce` to what rank 0 finds in `path`. Collective.
+
+    CheckpointError on every rank if the file is missing, damaged or of a run unlike `identity`.
+    """
+    found = {}
+    step, calls, speakers = from_root(world, lambda: _read(path, found, state, identity))
+    for name, array in (("parameters", state.parameters), ("momentum", state.momentum)):
+        if world.rank == 0:
+            array[:] = found[name]
+        world.Bcast(array, 0)
+    for rank in speakers:
+        residual = found[f"residuals/{rank}"] if world.rank == 0 else np.empty(
+            allreduce.size, np.float32)
+        if world.rank == 0 and rank != 0:
+            world.Send(residual, rank)
+        elif world.rank == rank and rank != 0:
+            world.Recv(residual, 0)
+        if world.rank == rank:
+            allreduce.residual = residual
+    state.step, allreduce.calls = step, calls
+
+
+def _ranks_with_residual(world, allreduce):
+    flags = np.empty(world.size, np.uint8)
+    world.Allgather(np.array([allreduce.has_residual], np.uint8), flags)
+    return [int(rank) for rank in np.flatnonzero(flags)]
+
+
+def _write(path, state, allreduce, residuals, identity):
+    import h5py
+    with replacing(path) as partial, h5py.File(partial, "w") as file:
+        file.attrs.update(version=VERSION, step=state.step, calls=allreduce.calls,
+                          identity=json.dumps(identity))
+        arrays = {"parameters": state.parameters, "momentum": state.momentum}
+        arrays |= {f"residuals/{rank}": residual for rank, residual in residuals.items()}
+        for name, array in arrays.items():
+            file.create_dataset(name, data=array, chunks=(max(1, min(array.size, 1 << 18)),),
+                                fletcher32=True)
+
+
+def _read(path, found, state, identity):
+    """Read the arrays into `found`; return what the other ranks are told."""
+    import h5py
+    try:
+        with h5py.File(path, "r") as file:
+            written = json.loads(file.attrs["identity"])
+            _check_identity(path, written, identity)
+            if file.attrs["version"] != VERSION:
+                raise CheckpointError(f"{path}: is of version {file.attrs['version']}, this program "
+                                      f"reads {VERSION}; use the isthmus that wrote it")
+            names = ["parameters", "momentum"] + [
+                f"residuals/{rank}" for rank in file.get("residuals", ())]
+            for name in names:
+                found[name] = file[name][:]
+                if found[name].shape != state.parameters.shape:
+                    raise CheckpointError(f"{path}: {name} has shape {found[name].shape}, this model "
+                                          f"{state.parameters.shape}; resume with the same model")
+            return [int(file.attrs["step"]), int(file.attrs["calls"]),
+                    sorted(int(name.partition("/")[2]) for name in names[2:])]
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such checkpoint; set run.checkpoint_every, or start "
+                              "without --resume") from None
+    except (OSError, KeyError, ValueError, RuntimeError) as problem:
+        raise CheckpointError(f"{path}: is damaged ({problem}); start without --resume") from None
+
+
+def _check_identity(path, written, identity):
+    for key in sorted(written.keys() | identity.keys()):
+        if written.get(key) != identity.get(key):
+            raise CheckpointError(f"{path}: was written with {key} = {json.dumps(written.get(key))}, "
+                                  f"this run has {json.dumps(identity.get(key))}; "
+                                  "resume with the same settings")

@@ -1,0 +1,77 @@
+"""How fast ranks and links really are: the times that calibration fits."""
+
+import time
+
+import numpy as np
+
+from isthmus import kernels
+
+MESSAGE_NBYTES = (8, 1024, 16 * 1024, 60 * 1024, 256 * 1024, 1024 * 1024)
+
+
+def gradient_seconds(comm, model, features, targets, batch_sizes, repetitions):
+    """Return float64[ranks, batch sizes]: median seconds of a gradient, all ranks at once."""
+    parameters, gradient = model.initial(0), np.zeros(model.size, np.float32)
+    medians = []
+    for size in batch_sizes:
+        pick = np.arange(size) % len(targets)
+        batch = features[pick], targets[pick]
+        seconds = []
+        for _ in range(repetitions + 1):
+            comm.Barrier()
+            start = time.perf_counter()
+            model.gradient(parameters, *batch, gradient)
+            seconds.append(time.perf_counter() - start)
+        medians.append(np.median(seconds[1:]))
+    everyone = np.empty((comm.size, len(batch_sizes)))
+    comm.Allgather(np.array(medians), everyone)
+    return everyone
+
+
+def message_seconds(comm, source, target, repetitions, sizes=MESSAGE_NBYTES):
+    """Return float64[sizes] on every rank: seconds from the start of a send until all has arrived.
+
+    One way: the receiver answers with an empty message, whose time, half of an empty round trip, is
+    taken off. Both directions of a link are measured on their own by swapping source and target.
+    """
+    empty = np.zeros(1, np.uint8)
+    times = np.zeros(1 + len(sizes))
+    for number, nbytes in enumerate((1, *sizes)):
+        message = np.zeros(nbytes, np.uint8)
+        seconds = []
+        comm.Barrier()
+        for _ in range(repetitions + 1):
+            if comm.rank == source:
+                start = time.perf_counter()
+                comm.Send(message, target)
+                comm.Recv(empty, target)
+                seconds.append(time.perf_counter() - start)
+            elif comm.rank == target:
+                comm.Recv(message, source)
+                comm.Send(empty, source)
+        if comm.rank == source:
+            times[number] = np.median(seconds[1:])
+    comm.Bcast(times, source)
+    return np.maximum(times[1:] - times[0] / 2, 1e-9)
+
+
+def kernel_bytes_per_second(compressor, size, repetitions):
+    """Return the rates of add, encode and decode on this rank, in bytes of the float32 vector."""
+    vector, total = np.random.default_rng(0).normal(size=(2, size)).astype("f4")
+    residual, wire = np.zeros(size, "f4"), np.zeros(compressor.wire_nbytes(size), np.uint8)
+    add = kernels.for_array(total).add
+    return [4 * size / _best_seconds(call, repetitions) for call in (
+        lambda: add(vector, total),
+        lambda: compressor.encode(vector, wire, residual),
+        lambda: (compressor.decode(wire, vector), compressor.add_decoded(wire, total)))]
+
+
+def _best_seconds(call, repetitions):
+    """Return the least seconds that `call()` took, compilation left out."""
+    call()
+    seconds = []
+    for _ in range(repetitions):
+        start = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)

@@ -1,0 +1,150 @@
+"""Synchronous stochastic gradient descent: the same step, the same bits, on every rank.
+
+A step: each rank computes the gradient of its own batch, one allreduce gives all of them the mean,
+and every rank makes the same update. A rank without samples takes part with a gradient of zeros.
+
+Weights: rank i holds D_i of D samples and takes D_i / K of them a step. It sends its summed gradient
+times K / D_i with weight D_i / D, so that every sample counts alike in an epoch, also where
+D_i / K is not whole.
+"""
+
+import hashlib
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from isthmus.collectives.counting import StageClock
+from isthmus.errors import NonFiniteError, ReplicaError
+
+MEASURED = ("loss", "samples", "compute", "allreduce", *StageClock.STAGES, "update", "step",
+            "sent_site_nbytes", "sent_link_nbytes")
+"""What each rank notes of each step: a row of float64, gathered now and then to rank 0."""
+
+
+@dataclass
+class State:
+    """What a step changes; with the seed it decides everything that follows."""
+
+    parameters: np.ndarray
+    momentum: np.ndarray
+    step: int = 0
+
+    @classmethod
+    def initial(cls, model, seed):
+        return cls(model.initial(seed), np.zeros(model.size, np.float32))
+
+
+class Training:
+    """One rank's part in a job.
+
+    hold_seconds: seconds that computing a batch of n samples shall take at least, or None for as
+    long as it takes (a paced job passes the cluster file's rate).
+    """
+
+    def __init__(self, tiers, model, local, allreduce, recipe, state, hold_seconds=None):
+        self.tiers, self.model, self.local, self.allreduce = tiers, model, local, allreduce
+        self.recipe, self.state, self.hold_seconds = recipe, state, hold_seconds
+        self.gradient = np.zeros(model.size, np.float32)
+        self.rows = []  # of the steps since the last `gather_rows`
+        self.replica_hash = None
+        self.non_finite_ranks = []
+
+    def steps(self):
+        """Make the steps that are left, and yield after each."""
+        recipe, state = self.recipe, self.state
+        while state.step < recipe.total_steps:
+            epoch, done = divmod(state.step, recipe.steps)
+            for features, targets in self.local.batches(
+                    steps=recipe.steps, seed=recipe.seed, epoch=epoch, start=done):
+                self._step(features, targets)
+                state.step += 1
+                if state.step % recipe.compare_replicas_every == 0:
+                    self.compare_replicas()
+                yield
+
+    def _step(self, features, targets):
+        start = time.perf_counter()
+        loss = self._compute(features, targets, start)
+        computed = time.perf_counter()
+        mean = self.allreduce(self.gradient)
+        reduced = time.perf_counter()
+        if self.allreduce.finite:
+            self._update(mean)
+        else:
+            self._refuse_non_finite()
+        end = time.perf_counter()
+        stages = self.allreduce.stage_seconds
+        self.rows.append([
+            loss, len(targets), computed - start, reduced - computed, *stages.values(),
+            end - reduced, end - start, *self.allreduce.sent_nbytes.values()])
+
+    def _compute(self, features, targets, start):
+        """Leave this rank's scaled gradient in `gradient`; return the summed loss."""
+        loss = self.model.gradient(self.state.parameters, features, targets, self.gradient)
+        if self.local.samples:
+            self.gradient *= np.float32(self.recipe.steps / self.local.samples)
+        if self.hold_seconds is not None:
+            left = start + self.hold_seconds(len(targets)) - time.perf_counter()
+            if left > 0:
+                time.sleep(left)
+        return loss
+
+    def _update(self, mean):
+        state, recipe = self.state, self.recipe
+        state.momentum *= np.float32(recipe.momentum)
+        state.momentum += mean
+        state.parameters -= np.float32(recipe.learning_rate) * state.momentum
+
+    def _refuse_non_finite(self):
+        """Every rank is here in the same step: all saw the same mean."""
+        flags = np.empty(self.tiers.world.size, np.uint8)
+        mine = np.isfinite(self.gradient).all()
+        self.tiers.world.Allgather(np.array([not mine], np.uint8), flags)
+        self.non_finite_ranks = [int(rank) for rank in np.flatnonzero(flags)]
+        if self.recipe.on_non_finite == "stop":
+            ranks = ", ".join(map(str, self.non_finite_ranks)) or "none by itself: their sum overflows"
+            error = NonFiniteError(
+                f"step {self.state.step + 1}: a gradient holds a NaN or an infinity (ranks: {ranks}); "
+                'lower training.learning_rate, look at the data, or set training.on_non_finite = "skip"')
+            error.everywhere = True
+            raise error
+
+    def compare_replicas(self):
+        """Return the parameters' SHA-256; ReplicaError on every rank if it differs on any."""
+        digest = hashlib.sha256(self.state.parameters).digest()
+        world = self.tiers.world
+        everyone = np.empty((world.size, 32), np.uint8)
+        world.Allgather(np.frombuffer(digest, np.uint8).copy(), everyone)
+        other = [rank for rank in range(world.size) if everyone[rank].tobytes() != everyone[0].tobytes()]
+        if other:
+            error = ReplicaError(f"step {self.state.step}: parameters on ranks {other} differ from "
+                                 "rank 0's; check these machines' memory and library versions, and "
+                                 "resume from the last checkpoint")
+            error.everywhere = True
+            raise error
+        self.replica_hash = digest.hex()
+        return self.replica_hash
+
+    def evaluate(self, local):
+        """Return mean loss and accuracy over all ranks' samples `local`, the same on every rank."""
+        sums = np.zeros(3)
+        for features, targets in local.batches(size=500, seed=0):
+            scores = self.model.scores(self.state.parameters, features)
+            top = scores.max(axis=1, keepdims=True)
+            logs = scores - top - np.log(np.exp(scores - top).sum(axis=1, keepdims=True))
+            sums += (-logs[np.arange(len(targets)), targets].sum(dtype="f8"),
+                     (scores.argmax(axis=1) == targets).sum(), len(targets))
+        everyone = np.empty((self.tiers.world.size, 3))
+        self.tiers.world.Allgather(sums, everyone)
+        loss, right, samples = everyone.sum(axis=0)
+        return loss / samples, right / samples
+
+    def gather_rows(self):
+        """Return float64[ranks, steps since the last call, MEASURED] on rank 0, None elsewhere."""
+        world = self.tiers.world
+        rows = np.array(self.rows, np.float64).reshape(-1, len(MEASURED))
+        self.rows.clear()
+        everyone = np.empty((world.size, *rows.shape)) if world.rank == 0 else None
+        world.Gather(rows, everyone)
+        return everyone
