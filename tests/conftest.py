@@ -12,7 +12,11 @@ import sys
 import tempfile
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+hypothesis.settings.register_profile("isthmus", deadline=None)  # a shared machine has slow moments
+hypothesis.settings.load_profile("isthmus")
 
 INSIDE = "ISTHMUS_TEST_RANKS"
 OUTCOMES = "ISTHMUS_TEST_OUTCOMES"
@@ -114,3 +118,8 @@ def pytest_exception_interact(report):
         print(f"rank {MPI.COMM_WORLD.rank} failed:\n{report.longreprtext}", file=sys.stderr,
               flush=True)
         MPI.COMM_WORLD.Abort(1)
+
+
+@pytest.fixture(scope="session")
+def repository():
+    return Path(__file__).resolve().parent.parent

@@ -27,6 +27,8 @@ class Allreduce:
     Making one is collective: ValueError on every rank if any rank disagrees or is wrong. Afterwards
 
     sent_nbytes         {"site": bytes, "link": bytes} that this rank has handed to MPI so far
+    sent_to_sites       the same by site, int64[sites + 1]; the last counts what MPI's own
+                        algorithm sends to peers that it does not tell
     residual            float32[size], what this rank has not yet sent over a link (zeros off the
                         leaders); mean = given - sum over ranks of the change of residual
     finite              whether the last mean was free of NaN and infinity; if not, on all ranks
@@ -42,12 +44,12 @@ class Allreduce:
         self.finite = True
         self.calls = 0
         self._site, self._site_of_rank = tiers.site_index, tiers.cluster.site_of_rank
-        self._sent = np.zeros(len(tiers.cluster.sites) + 1, np.int64)
+        self.sent_to_sites = np.zeros(len(tiers.cluster.sites) + 1, np.int64)
         self._clock = StageClock()
         if algorithm == "mpi":
-            self._exchange = _OfMPI(world, size, self._sent, self._clock)
+            self._exchange = _OfMPI(world, size, self.sent_to_sites, self._clock)
         elif algorithm == "ring":
-            counted = CountedComm(world, self._sent, self._site_of_rank)
+            counted = CountedComm(world, self.sent_to_sites, self._site_of_rank)
             self._exchange = Ring(counted, self._site_of_rank, size, self._clock)
         else:
             self._exchange = self._hierarchical(tiers, size, compressor, error_feedback)
@@ -77,19 +79,18 @@ class Allreduce:
 
     @property
     def sent_nbytes(self):
-        return self._site_and_link(self._sent)
+        return self._site_and_link(self.sent_to_sites)
 
     def predicted_nbytes(self):
         """Return the bytes that one call makes this rank send, from the formula alone."""
-        return self._site_and_link(self._predicted())
+        return self._site_and_link(self.predicted_to_sites())
 
-    def sent_nbytes_to(self, site):
-        """Return the bytes that this rank has sent to site number `site` so far."""
-        return int(self._sent[site])
-
-    def predicted_nbytes_to(self, site):
-        """Return the bytes that one call makes this rank send to site number `site`."""
-        return int(self._predicted()[site])
+    def predicted_to_sites(self):
+        """Return `sent_to_sites` after one call, from the formula alone."""
+        predicted = np.zeros_like(self.sent_to_sites)
+        for site, nbytes in self._exchange.predicted():
+            predicted[site] += nbytes
+        return predicted
 
     @property
     def residual(self):
@@ -113,12 +114,6 @@ class Allreduce:
     def _residual(self):
         return getattr(self._exchange, "residual", None)
 
-    def _predicted(self):
-        predicted = np.zeros_like(self._sent)
-        for site, nbytes in self._exchange.predicted():
-            predicted[site] += nbytes
-        return predicted
-
     def _site_and_link(self, nbytes_to_site):
         within = int(nbytes_to_site[self._site])
         return {"site": within, "link": int(nbytes_to_site.sum()) - within}
@@ -129,8 +124,8 @@ class Allreduce:
             compressor, error_feedback = Dense(), False
         leaders = None
         if tiers.leaders != MPI.COMM_NULL:
-            leaders = CountedComm(tiers.leaders, self._sent, range(sites))
-        site = CountedComm(tiers.site, self._sent, [index] * tiers.cluster.sites[index].ranks)
+            leaders = CountedComm(tiers.leaders, self.sent_to_sites, range(sites))
+        site = CountedComm(tiers.site, self.sent_to_sites, [index] * tiers.cluster.sites[index].ranks)
         return Hierarchical(site, leaders, index, tiers.cluster.hub, sites, size, compressor,
                             error_feedback, self._clock)
 

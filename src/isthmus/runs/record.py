@@ -65,17 +65,20 @@ class RunFolder:
             self._lines.flush()
 
     def cut_back(self, step):
-        """Drop what metrics.jsonl tells of steps after `step`: they will be made again."""
-        if not self.metrics.exists():
-            return
+        """Drop what metrics.jsonl tells of steps after `step`: they will be made again.
+
+        Returns the lines that are kept, as dicts.
+        """
         kept = []
         for line in self.metrics.read_text(encoding="utf-8").splitlines():
             try:
-                if json.loads(line).get("step", 0) <= step:
-                    kept.append(line + "\n")
+                table = json.loads(line)
             except ValueError:  # the line that was being written when the run was killed
                 break
-        write_text(self.metrics, "".join(kept))
+            if table["step"] <= step:
+                kept.append(table)
+        write_text(self.metrics, "".join(json.dumps(table) + "\n" for table in kept))
+        return kept
 
     def close(self):
         if self._lines is not None:

@@ -83,6 +83,7 @@ class TrainingSettings(FrozenModel):
     epochs: Count = 1
     batch_size: Count = 256
     learning_rate: Annotated[float, Field(gt=0)] = 0.1
+    schedule: Literal["constant", "linear"] = "constant"
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     seed: Annotated[int, Field(ge=0)] = 0
     on_non_finite: Literal["stop", "skip"] = "stop"
@@ -101,7 +102,7 @@ class OutputSettings(FrozenModel):
 
     folder: Path = Path("runs")
     checkpoint_every: Count | None = None
-    report_every: Count = 50
+    report_every: Count = 100
     threads: Count = 1
 
 
@@ -150,11 +151,16 @@ class RunSettings(FrozenModel):
         """Return the settings with relative paths taken from `folder`."""
         def absolute(section, *names):
             return section.model_copy(update={
-                name: folder / getattr(section, name) for name in names})
+                name: (folder / getattr(section, name)).resolve() for name in names})
         return self.model_copy(update={
             "cluster": absolute(self.cluster, "file"),
             "data": absolute(self.data, "train", "test"),
             "run": absolute(self.run, "folder")})
+
+    def with_cluster(self, path):
+        """Return the settings with another cluster file."""
+        file = Path(path).resolve()
+        return self.model_copy(update={"cluster": self.cluster.model_copy(update={"file": file})})
 
     def read_cluster(self):
         return Cluster.from_toml(self.cluster.file)

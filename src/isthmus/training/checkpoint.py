@@ -6,7 +6,7 @@ import numpy as np
 
 from isthmus.errors import CheckpointError
 from isthmus.files import replacing
-from isthmus.topology.agreement import from_root, together
+from isthmus.topology.agreement import from_root, gather_json, together
 
 VERSION = 1
 
@@ -20,6 +20,7 @@ def write_checkpoint(path, world, state, allreduce, identity):
     calls: they are the random state and the data position.
     """
     speakers = _ranks_with_residual(world, allreduce)
+    sent = gather_json(world, allreduce.sent_to_sites.tolist())
     residuals = {}
     for rank in speakers:
         residual = allreduce.residual
@@ -29,7 +30,7 @@ def write_checkpoint(path, world, state, allreduce, identity):
         elif world.rank == rank and rank != 0:
             world.Send(np.ascontiguousarray(residual), 0)
         residuals[rank] = residual
-    together(world, lambda: _write(path, state, allreduce, residuals, identity)
+    together(world, lambda: _write(path, state, allreduce.calls, sent, residuals, identity)
              if world.rank == 0 else None)
 
 
@@ -39,7 +40,7 @@ def read_checkpoint(path, world, state, allreduce, identity):
     CheckpointError on every rank if the file is missing, damaged or of a run unlike `identity`.
     """
     found = {}
-    step, calls, speakers = from_root(world, lambda: _read(path, found, state, identity))
+    step, calls, sent, speakers = from_root(world, lambda: _read(path, found, state, identity))
     for name, array in (("parameters", state.parameters), ("momentum", state.momentum)):
         if world.rank == 0:
             array[:] = found[name]
@@ -54,6 +55,7 @@ def read_checkpoint(path, world, state, allreduce, identity):
         if world.rank == rank:
             allreduce.residual = residual
     state.step, allreduce.calls = step, calls
+    allreduce.sent_to_sites[:] = sent[world.rank]
 
 
 def _ranks_with_residual(world, allreduce):
@@ -62,10 +64,10 @@ def _ranks_with_residual(world, allreduce):
     return [int(rank) for rank in np.flatnonzero(flags)]
 
 
-def _write(path, state, allreduce, residuals, identity):
+def _write(path, state, calls, sent, residuals, identity):
     import h5py
     with replacing(path) as partial, h5py.File(partial, "w") as file:
-        file.attrs.update(version=VERSION, step=state.step, calls=allreduce.calls,
+        file.attrs.update(version=VERSION, step=state.step, calls=calls, sent=json.dumps(sent),
                           identity=json.dumps(identity))
         arrays = {"parameters": state.parameters, "momentum": state.momentum}
         arrays |= {f"residuals/{rank}": residual for rank, residual in residuals.items()}
@@ -92,6 +94,7 @@ def _read(path, found, state, identity):
                     raise CheckpointError(f"{path}: {name} has shape {found[name].shape}, this model "
                                           f"{state.parameters.shape}; resume with the same model")
             return [int(file.attrs["step"]), int(file.attrs["calls"]),
+                    json.loads(file.attrs["sent"]),
                     sorted(int(name.partition("/")[2]) for name in names[2:])]
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such checkpoint; set run.checkpoint_every, or start "

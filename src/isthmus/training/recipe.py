@@ -5,18 +5,27 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Recipe:
-    """`steps` a epoch on every rank; a checkpoint and a look at the replicas every so many."""
+    """`steps` an epoch on every rank; a checkpoint and a look at the replicas every so many.
+
+    schedule: "constant", or "linear" for a learning rate that falls to 0 with the last step.
+    """
 
     epochs: int
     steps: int
     learning_rate: float
+    schedule: str = "constant"
     momentum: float = 0.9
     seed: int = 0
     on_non_finite: str = "stop"
     compare_replicas_every: int = 50
     checkpoint_every: int | None = None
-    report_every: int = 50
+    report_every: int = 100
 
     @property
     def total_steps(self):
         return self.epochs * self.steps
+
+    def learning_rate_of(self, step):
+        """Return the learning rate of step number `step`, counted from 0."""
+        left = 1 - step / self.total_steps if self.schedule == "linear" else 1.0
+        return self.learning_rate * left

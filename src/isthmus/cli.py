@@ -1,0 +1,199 @@
+"""The command line: one verb a function, no logic of its own."""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from isthmus.errors import IsthmusError
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, rich_markup_mode="rich",
+    help="Train one model over machines on both sides of a narrow link: plan, run, check.",
+    epilog="Exit codes: 0 done, 2 wrong arguments, 3 to 11 as listed in the README, 130 interrupted.")
+# Click's ClickException, wherever Typer has it: newer versions bring their own copy of click.
+CommandLineError = typer.BadParameter.__mro__[2]
+text = Console(stderr=True, highlight=False, soft_wrap=True)
+
+RunFile = Annotated[Path, typer.Argument(metavar="RUN.toml", help="The run's settings file.")]
+OtherCluster = Annotated[Path | None, typer.Option(
+    metavar="FILE", help="A cluster file to take instead of the one in the settings.")]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
+
+
+@app.callback()
+def options(debug: Annotated[bool, typer.Option(
+        "--debug", help="Show the traceback of an error.")] = False):
+    global show_tracebacks
+    show_tracebacks = debug
+
+
+show_tracebacks = False
+
+
+@app.command()
+def pack(
+        folder: Annotated[Path, typer.Argument(help="Where the shards and their manifest go.")],
+        array: Annotated[list[str], typer.Option(
+            "--array", "-a", metavar="NAME=FILE[:MEMBER]",
+            help="An array by name: IDX (also .gz), file.npz:array or file.h5:dataset. Give "
+                 "features first, then targets.")],
+        shards: Annotated[int, typer.Option(min=1, help="Number of shards.")] = 64,
+        compression: Annotated[str, typer.Option(help="lz4, zstd, gzip or none.")] = "lz4",
+        overwrite: Annotated[bool, typer.Option(help="Replace a packed set.")] = False,
+        as_json: AsJson = False):
+    """Turn arrays into a folder of HDF5 shards with checksums."""
+    from isthmus.shards.packing import pack_shards, read_arrays
+    sources = {}
+    for item in array:
+        name, equals, source = item.partition("=")
+        if not equals:
+            raise typer.BadParameter(f"{item!r}: write NAME=FILE, as in features=images.npz:x",
+                                     param_hint="--array")
+        sources[name] = source
+    packed = pack_shards(read_arrays(sources), folder, shards=shards, compression=compression,
+                         overwrite=overwrite)
+    answer(as_json, {"folder": str(folder), "shards": len(packed.samples),
+                     "samples": sum(packed.samples), "nbytes": sum(packed.nbytes)},
+           f"{folder}: {sum(packed.samples)} samples in {len(packed.samples)} shards, "
+           f"{sum(packed.nbytes) / 1e6:.1f} MB")
+
+
+@app.command()
+def calibrate(
+        run: RunFile,
+        output: Annotated[Path, typer.Option("--output", "-o", help="The cluster file to write.")],
+        repetitions: Annotated[int, typer.Option(min=1, help="Times of which to take the median.")]
+        = 20,
+        as_json: AsJson = False):
+    """Measure ranks and links (under mpirun); write a cluster file."""
+    from isthmus.runs.calibrate import calibrate
+    table = calibrate(world(), run, output, repetitions, tell)
+    answer(as_json, table, f"{output}: written; name it under \\[cluster] file in {run}")
+
+
+@app.command()
+def plan(
+        run: RunFile,
+        cluster: OtherCluster = None,
+        as_json: AsJson = False):
+    """Decide which rank holds which shard, and predict the times."""
+    from isthmus.runs.plan import make_plan, plan_table
+    chosen, its_cluster = make_plan(run, cluster)
+    answer(as_json, chosen.to_dict(), plan_table(chosen, its_cluster))
+
+
+@app.command()
+def train(
+        run: RunFile,
+        resume: Annotated[Path | None, typer.Option(
+            metavar="FOLDER", help="Go on with the run in this folder from its checkpoint.")] = None,
+        cluster: OtherCluster = None,
+        as_json: AsJson = False):
+    """Plan, scatter and train (under mpirun); leave a folder with a report."""
+    from isthmus.runs.report import write_report
+    from isthmus.runs.train import train
+    from isthmus.topology.agreement import from_root
+    comm = world()
+    summary = train(comm, run, tell, resume=resume, cluster=cluster)
+    page = from_root(comm, lambda: str(write_report(Path(summary["folder"]))))
+    step = summary["step"]
+    answer(as_json, summary | {"report": page},
+           f"accuracy {summary['accuracy']:.4f} after {summary['steps']} steps; a step took "
+           f"{1e3 * step['measured_seconds']:.1f} ms, predicted "
+           f"{1e3 * step['predicted_seconds']:.1f} ms\nreport: {page}")
+
+
+@app.command()
+def report(
+        folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder of a run.")],
+        as_json: AsJson = False):
+    """Write a run's report: one page that needs nothing else."""
+    from isthmus.runs.report import write_report
+    page = write_report(folder)
+    answer(as_json, {"report": str(page)}, f"report: {page}")
+
+
+def answer(as_json, table, words):
+    """Print what a verb has to say, from one rank: an object on stdout, or words on stderr."""
+    if not speaks():
+        return
+    if as_json:
+        print(json.dumps(table))
+    else:
+        for part in [words] if isinstance(words, str) else words:
+            text.print(part)
+
+
+def tell(line):
+    """Print a line of progress, from one rank."""
+    if speaks():
+        text.print(line, markup=False)
+
+
+def speaks():
+    """Whether this process prints what all ranks have to say: rank 0, or no rank at all."""
+    names = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "SLURM_PROCID")
+    return next((os.environ[name] for name in names if name in os.environ), "0") == "0"
+
+
+def world():
+    """Return COMM_WORLD: the one place where the library is told of it."""
+    from mpi4py import MPI
+    return MPI.COMM_WORLD
+
+
+def main():
+    """Run a verb; every error becomes one line, printed once, and a numbered exit code."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        code = app(standalone_mode=False) or 0
+        together = True
+    except CommandLineError as problem:
+        if speaks():
+            problem.show()
+        code, together = problem.exit_code, True
+    except typer.Abort:
+        code, together = 130, False
+    except IsthmusError as problem:
+        code, together = problem.exit_code, problem.everywhere
+        explain(str(problem), once=together)
+    except KeyboardInterrupt:
+        code, together = 130, False
+        explain("interrupted; a run with checkpoints goes on with `isthmus train RUN.toml "
+                "--resume FOLDER`", once=True)
+    except Exception as problem:
+        if show_tracebacks:
+            raise
+        code, together = 1, False
+        explain(f"unexpected {type(problem).__name__}: {problem}; run again with "
+                "`isthmus --debug ...` and report the traceback", once=False)
+    end(code, together)
+
+
+def explain(line, once):
+    """Print an error: from rank 0 where all ranks have it, else from the rank that has it."""
+    if once and not speaks():
+        return
+    if show_tracebacks:
+        text.print_exception()
+    rank = "" if once or speaks() else f"rank {os.environ.get('OMPI_COMM_WORLD_RANK', '?')}: "
+    text.print(f"isthmus: {rank}{line}", markup=False, style="red")
+
+
+def end(code, together):
+    """Leave with `code`; one rank that fails alone takes the others with it."""
+    MPI = sys.modules.get("mpi4py.MPI")  # noqa: N806
+    if code and not together and MPI is not None and MPI.COMM_WORLD.size > 1:
+        sys.stderr.flush()
+        MPI.COMM_WORLD.Abort(code)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

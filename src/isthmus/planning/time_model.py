@@ -1,0 +1,252 @@
+"""How long things take, in seconds, term by term: the model that plans are made with.
+
+Pure functions of numbers (L latency in seconds, B bytes per second, n bytes, p ranks, m chunks).
+The formulas are those of alpha-beta models (Thakur, Rabenseifner and Gropp 2005, "Optimization of
+collective communication operations in MPICH"), widened by compression and by links that share.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from isthmus.compression.chunks import chunk_entries
+from isthmus.compression.dense import Dense
+
+ALGORITHMS = ("mpi", "ring", "hierarchical")
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What one epoch asks of a cluster.
+
+    size: entries of the gradient, float32. batch_size: samples of a step, all ranks together.
+    sample_nbytes: bytes of a sample where shards are given as counts alone. data_site: name of the
+    site where the shards lie; None where every rank sees them.
+    """
+
+    size: int = 0
+    batch_size: int = 256
+    algorithm: str = "hierarchical"
+    compressor: Any = None
+    sample_nbytes: float = 0.0
+    data_site: str | None = None
+
+
+@dataclass(frozen=True)
+class AllreduceTime:
+    """Predicted seconds of one allreduce, from the arrival of the last rank.
+
+    Each field is the time for which its stage is what the others wait for, so that they add up to
+    `seconds`: the slowest stage counts with all its chunks, the others with one.
+    """
+
+    reduce_seconds: float = 0.0
+    encode_seconds: float = 0.0
+    links_seconds: float = 0.0
+    decode_seconds: float = 0.0
+    broadcast_seconds: float = 0.0
+
+    @property
+    def seconds(self):
+        return sum(self.terms.values())
+
+    @property
+    def terms(self):
+        """Stage -> seconds."""
+        return {"reduce": self.reduce_seconds, "encode": self.encode_seconds,
+                "links": self.links_seconds, "decode": self.decode_seconds,
+                "broadcast": self.broadcast_seconds}
+
+
+def predict_allreduce(cluster, size, *, algorithm, compressor=None):
+    """Return the AllreduceTime of a float32 vector of `size` entries.
+
+    Raises ValueError for an algorithm that does not exist, or that cannot use the compressor.
+    """
+    if algorithm not in ALGORITHMS:
+        raise ValueError(f"algorithm must be one of {', '.join(ALGORITHMS)}, not {algorithm!r}")
+    if compressor is not None and algorithm != "hierarchical":
+        raise ValueError(f"algorithm {algorithm!r} sends exact float32: a compressor needs "
+                         "algorithm='hierarchical'")
+    if size == 0 or cluster.size == 1:
+        return AllreduceTime()
+    if algorithm == "hierarchical":
+        return _hierarchical(cluster, size, compressor or Dense(), compressor is not None)
+    ring = ring_seconds(*_ring_hops(cluster), 4 * size, _slowest(cluster, "add_bytes_per_second"))
+    if algorithm == "ring":
+        return AllreduceTime(reduce_seconds=ring[0], broadcast_seconds=ring[1])
+    latency, rate = _worst_route(cluster)
+    return AllreduceTime(links_seconds=min(
+        sum(ring), recursive_seconds(cluster.size, 4 * size, latency, rate)))
+
+
+def compute_seconds(samples, samples_per_second, fixed_seconds=0.0):
+    """Return fixed + samples / rate; ranks run side by side, so a tier takes the maximum."""
+    return np.asarray(fixed_seconds) + np.asarray(samples) / np.asarray(samples_per_second)
+
+
+def narrow_link_bound_seconds(nbytes, latency_seconds, bytes_per_second, wire_share=1.0):
+    """Return L + n b / B: no exact allreduce over one link is faster, whatever p.
+
+    wire_share: bytes on the wire for one byte of the vector (b).
+    """
+    return latency_seconds + nbytes * wire_share / bytes_per_second
+
+
+def ring_seconds(latency_seconds, bytes_per_second, nbytes, add_bytes_per_second=math.inf):
+    """Return the seconds of a ring's reduce-scatter and of its all-gather.
+
+    latency_seconds, bytes_per_second: float[p], of the way from rank i to rank i + 1. A rank starts
+    a step when it has what the step before brought it; a link carries one part after another. On a
+    uniform ring this is 2 (p - 1) (L + n / (p B)) and the additions (Patarasuk and Yuan 2009); with
+    one slow link it is less than 2 (p - 1) times that link's time, because a part crosses it once a
+    lap.
+    """
+    latency, rate = np.broadcast_arrays(np.asarray(latency_seconds, float),
+                                        np.asarray(bytes_per_second, float))
+    ranks = latency.size
+    part = nbytes / max(ranks, 1)
+    ready, free, halves = np.zeros(ranks), np.zeros(ranks), []
+    for add_seconds in (part / add_bytes_per_second, 0.0):
+        for _ in range(ranks - 1):
+            free = np.maximum(ready, free) + part / rate
+            ready = np.maximum(ready, np.roll(free + latency, 1)) + add_seconds
+        halves.append(float(ready.max(initial=0.0)))
+    return halves[0], halves[1] - halves[0]
+
+
+def recursive_seconds(ranks, nbytes, latency_seconds, bytes_per_second):
+    """Return 2 log2(p) L + 2 (p - 1) / p n / B: recursive halving and doubling."""
+    return (2 * math.ceil(math.log2(ranks)) * latency_seconds
+            + 2 * (ranks - 1) / ranks * nbytes / bytes_per_second)
+
+
+def overlapped_seconds(ready_seconds, seconds):
+    """Return when each of m buckets is done: f_b = max(r_b, f_(b-1)) + t_b."""
+    done, last = [], 0.0
+    for ready, duration in zip(ready_seconds, seconds):
+        last = max(ready, last) + duration
+        done.append(last)
+    return done
+
+
+def steps_per_epoch(samples, batch_size):
+    """Return K, the same on every rank: whole steps of about `batch_size` samples together."""
+    return max(1, round(samples / batch_size))
+
+
+def predict_step(cluster, samples_of_rank, workload):
+    """Return term -> seconds of one step in which rank i computes `samples_of_rank[i]` samples.
+
+    "compute" is the slowest rank's; the terms of the allreduce start when that rank arrives.
+    """
+    fixed = [cluster.sites[site].fixed_seconds for site in cluster.site_of_rank]
+    allreduce = predict_allreduce(cluster, workload.size, algorithm=workload.algorithm,
+                                  compressor=workload.compressor)
+    compute = compute_seconds(samples_of_rank, cluster.rates, fixed)
+    return {"compute": float(compute.max()), **allreduce.terms}
+
+
+def staging_seconds(cluster, nbytes_of_rank, data_site):
+    """Return max over shared pipes of bytes / B: the fluid bound for bringing shards to ranks.
+
+    data_site: name of the site where the shards lie; None: every rank sees them, nothing moves.
+    """
+    if data_site is None:
+        return 0.0
+    load, rate = {}, {}
+    for rank, nbytes in enumerate(nbytes_of_rank):
+        for link in cluster.route(data_site, cluster.names[cluster.site_of_rank[rank]]):
+            load[link.pipe] = load.get(link.pipe, 0.0) + nbytes
+            rate[link.pipe] = link.bytes_per_second
+    return max((load[pipe] / rate[pipe] for pipe in load), default=0.0)
+
+
+def _ring_hops(cluster):
+    """Return latency and rate from each rank to the next, ranks in cluster order."""
+    latency, rate = [], []
+    sites = cluster.site_of_rank
+    for here, there in zip(sites, (*sites[1:], sites[0])):
+        route = cluster.route(cluster.names[here], cluster.names[there])
+        network = cluster.sites[here].network
+        latency.append(sum(link.latency_seconds for link in route) if route
+                       else network.latency_seconds)
+        rate.append(min(link.bytes_per_second for link in route) if route
+                    else network.bytes_per_second)
+    return latency, rate
+
+
+def _worst_route(cluster):
+    """Return the largest latency and the smallest rate between any two neighbouring ranks."""
+    latency, rate = _ring_hops(cluster)
+    return max(latency), min(rate)
+
+
+def _slowest(cluster, rate):
+    return min(getattr(site, rate) for site in cluster.sites)
+
+
+def _hierarchical(cluster, size, compressor, encodes):
+    """Pipeline of chunks: every stage once, then the slowest stage for all other chunks.
+
+    The leader's own work (reduce, encode, decode, broadcast) is done by one thread, so it counts as
+    one stage; each crossing of the links is one, in which a shared pipe carries all its wires.
+    """
+    entries = min(size, chunk_entries(compressor, size))
+    chunks = -(-size // entries)
+    up, down = _chains(cluster, 4 * entries)
+    stages = {"reduce": up, "encode": (0.0, 0.0), "links": (0.0, 0.0), "decode": (0.0, 0.0),
+              "broadcast": down}
+    sites = len(cluster.sites)
+    if sites > 1:
+        # A hub of three sites or more adds, encodes once more, and decodes what it has encoded.
+        wires, encodings = (2, 1) if sites == 2 else (sites, 2)
+        if encodes:
+            work = 4 * entries / _slowest(cluster, "encode_bytes_per_second") * encodings
+            stages["encode"] = (work, work)
+        work = 4 * entries / _slowest(cluster, "decode_bytes_per_second") * wires / 2
+        stages["decode"] = (work, work)
+        stages["links"] = _crossings(cluster, compressor.wire_nbytes(entries))
+    own_work = [name for name in stages if name != "links"]
+    interval = sum(stages[name][1] for name in own_work)
+    slowest = ["links"] if stages["links"][1] >= interval else own_work
+    rest = (size - entries) / entries if chunks > 1 else 0.0
+    return AllreduceTime(**{f"{name}_seconds": first + (rest * each if name in slowest else 0.0)
+                            for name, (first, each) in stages.items()})
+
+
+def _chains(cluster, chunk_nbytes):
+    """Return (first chunk, every other chunk) of the slowest site's reduce and broadcast."""
+    up, down = [(0.0, 0.0)], [(0.0, 0.0)]
+    for site in cluster.sites:
+        if site.ranks > 1:
+            each = site.message_seconds + chunk_nbytes / site.network.bytes_per_second
+            hop = each + site.network.latency_seconds
+            add = chunk_nbytes / site.add_bytes_per_second
+            up.append(((site.ranks - 1) * (hop + add), each + add))
+            down.append(((site.ranks - 1) * hop, each))
+    return max(up), max(down)
+
+
+def _crossings(cluster, wire_nbytes):
+    """Return (first chunk, every other chunk) of the crossings between leaders.
+
+    Two sites: one crossing, both ways at once. More: up to the hub and down again.
+    """
+    hub = cluster.names[cluster.hub]
+    others = [name for name in cluster.names if name != hub]
+    ways = [[cluster.route(name, hub) for name in others],
+            [cluster.route(hub, name) for name in others]]
+    crossings = []
+    for routes in ways:
+        load = {}
+        for link in (link for route in routes for link in route):
+            load[link.pipe] = load.get(link.pipe, 0.0) + wire_nbytes / link.bytes_per_second
+        each = max(load.values())
+        crossings.append((max(sum(link.latency_seconds for link in route)
+                              + max(load[link.pipe] for link in route) for route in routes), each))
+    if len(others) == 1:
+        return max(crossings)
+    return sum(first for first, _ in crossings), max(each for _, each in crossings)

@@ -1,0 +1,35 @@
+"""A plan before a run: from the settings alone, without MPI."""
+
+from rich.table import Table
+
+from isthmus.planning.allocation import plan_shards
+from isthmus.runs.settings import RunSettings
+from isthmus.shards.shard_file import ShardSet
+
+
+def make_plan(settings_path, cluster_path=None):
+    """Return the plan of a run's training shards and its cluster (or that of `cluster_path`)."""
+    settings = RunSettings.from_toml(settings_path)
+    if cluster_path:
+        settings = settings.with_cluster(cluster_path)
+    cluster = settings.read_cluster()
+    shards = ShardSet.open(settings.data.train)
+    return plan_shards(cluster, shards, settings.workload(), settings.plan.objective,
+                       settings.plan.pinned), cluster
+
+
+def plan_table(plan, cluster):
+    """Return what to print: a table of site, rank, shards, samples, seconds; what bounds it all."""
+    table = Table()
+    table.add_column("site")
+    for column in ("rank", "shards", "samples", "compute, ms a step"):
+        table.add_column(column, justify="right")
+    for rank, site in enumerate(cluster.site_of_rank):
+        table.add_row(cluster.names[site], str(rank), str(len(plan.shards_of_rank[rank])),
+                      str(plan.samples_of_rank[rank]), f"{1e3 * plan.seconds_of_rank[rank]:.2f}")
+    terms = ", ".join(f"{name} {1e3 * seconds:.2f}" for name, seconds in plan.terms.items()
+                      if seconds > 0)
+    return [table,
+            f"an epoch: {plan.steps} steps, {plan.epoch_seconds:.3f} s; at least "
+            f"{plan.lower_bound_seconds:.3f} s on this cluster, gap {100 * plan.gap:.2f} %",
+            f"a step: {1e3 * plan.step_seconds:.2f} ms ({terms})", plan.bound_by]

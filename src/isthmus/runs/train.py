@@ -1,0 +1,318 @@
+"""The main job: read the settings, plan, scatter, train, check, and leave a folder that tells it."""
+
+import statistics
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from mpi4py import MPI
+from threadpoolctl import threadpool_limits
+
+from isthmus.collectives.allreduce import Allreduce
+from isthmus.collectives.counting import StageClock
+from isthmus.compression.dense import Dense
+from isthmus.devices import array_library
+from isthmus.errors import ShardError
+from isthmus.planning.allocation import Plan, plan_shards
+from isthmus.runs.record import RunFolder, provenance
+from isthmus.runs.settings import RunSettings
+from isthmus.shards.scattering import scatter_shards
+from isthmus.shards.shard_file import ShardSet
+from isthmus.topology.agreement import (
+    broadcast_json,
+    from_root,
+    gather_json,
+    require,
+    together,
+)
+from isthmus.topology.cluster import Cluster
+from isthmus.topology.tiers import split_tiers
+from isthmus.training.checkpoint import read_checkpoint, write_checkpoint
+from isthmus.training.synchronous import MEASURED, State, Training
+
+TERMS = ("compute", *StageClock.STAGES, "update")
+
+
+def train(comm, settings_path, tell, *, resume=None, cluster=None):
+    """Run the job that `settings_path` describes on all ranks of `comm`; return its summary.
+
+    tell: called with lines of progress on rank 0. resume: the folder of a run to go on with.
+    cluster: a cluster file that takes the place of the settings'. The summary, with the folder's
+    path, is returned on every rank.
+    """
+    settings = shared_settings(comm, settings_path, cluster)
+    with threadpool_limits(settings.run.threads), shared_tiers(comm, settings) as tiers:
+        plan, local, test = place_data(tiers, settings, tell)
+        model = settings.make_model()
+        allreduce = Allreduce(tiers, model.size, settings.allreduce.algorithm,
+                              settings.make_compressor(), settings.allreduce.error_feedback,
+                              weight=float(local.samples))
+        recipe = settings.recipe(plan.steps)
+        state = State.initial(model, recipe.seed)
+        training = Training(tiers, model, local, allreduce, recipe, state,
+                            hold_seconds(tiers, settings))
+        job = Job(tiers, settings, plan, training, test, tell)
+        job.open_folder(comm, Path(settings_path).stem, resume)
+        job.run()
+        return job.finish()
+
+
+def shared_settings(comm, path, cluster=None):
+    """Return the settings in `path`, as rank 0 reads them, on every rank."""
+    def read():
+        settings = RunSettings.from_toml(path)
+        return (settings.with_cluster(cluster) if cluster else settings).to_json()
+
+    return RunSettings.from_json(from_root(comm, read), path)
+
+
+@contextmanager
+def shared_tiers(comm, settings):
+    """Give the tiers of the settings' cluster, as rank 0 reads it, paced where that is asked for."""
+    table = from_root(comm, lambda: settings.read_cluster().to_table())
+    cluster = Cluster(table, source=settings.cluster.file)
+    with split_tiers(comm, cluster) as tiers:
+        site = cluster.sites[tiers.site_index]
+        together(tiers.world, lambda: array_library(site.device))
+        yield tiers.paced() if settings.cluster.links == "paced" else tiers
+
+
+def place_data(tiers, settings, tell):
+    """Plan on rank 0, scatter by plan; return the plan and this rank's training and test samples."""
+    world = tiers.world
+    train_set = open_where_seen(world, settings.data.train)
+    test_set = open_where_seen(world, settings.data.test)
+    planner = next(rank for rank, sees in enumerate(gather_json(
+        world, train_set is not None and test_set is not None)) if sees)
+
+    def make_plans():
+        workload = settings.workload()
+        return [plan_shards(tiers.cluster, train_set, workload, settings.plan.objective,
+                            settings.plan.pinned).to_dict(),
+                plan_shards(tiers.cluster, list(test_set.samples), workload).to_dict()]
+
+    plan, test_plan = map(Plan.from_dict, from_root(world, make_plans, planner))
+    if world.rank == 0:
+        tell(f"plan: samples a rank {', '.join(map(str, plan.samples_of_rank))}; "
+             f"{plan.steps} steps an epoch, {1e3 * plan.step_seconds:.1f} ms each, predicted")
+    return (plan, scatter_shards(tiers, train_set, plan), scatter_shards(tiers, test_set, test_plan))
+
+
+def open_where_seen(world, folder):
+    """Return the ShardSet in `folder`, or None on a rank that does not see it."""
+    shards = together(world, lambda: ShardSet.open(folder) if Path(folder).is_dir() else None)
+    seen = gather_json(world, shards is not None)
+    if not any(seen):
+        require(world, False, ShardError, f"{folder}: no rank sees this folder; pack the data with "
+                "`isthmus pack`, or mend the path under [data] in the settings")
+    return shards
+
+
+def hold_seconds(tiers, settings):
+    """Return how long a batch of n samples shall take on this rank, or None where it is not paced."""
+    if settings.cluster.compute != "paced":
+        return None
+    site = tiers.cluster.sites[tiers.site_index]
+    rate = tiers.cluster.rates[tiers.world.rank]
+    return lambda samples: site.fixed_seconds + samples / rate
+
+
+class Job:
+    """A run under way: its training, its folder (rank 0 alone has one) and its clock."""
+
+    def __init__(self, tiers, settings, plan, training, test, tell):
+        self.tiers, self.settings, self.plan = tiers, settings, plan
+        self.training, self.test = training, test
+        self.leads = tiers.world.rank == 0
+        self.tell = tell if self.leads else lambda line: None
+        self.folder = None
+        self.path = None
+        self.seconds = 0.0  # of training so far; evaluation and checkpoints are not counted
+        self.link_nbytes = 0
+        self.measured = []  # rows of terms, one a step, on rank 0
+        self.evaluation = (None, None)
+        self.loss = None
+        cluster = tiers.cluster
+        self._leaders = None
+        if settings.allreduce.algorithm == "hierarchical" and len(cluster.sites) > 1:
+            self._leaders = [cluster.ranks_of_site(name)[0] for name in cluster.names]
+            if len(self._leaders) > 2:  # the hub waits for one crossing, the others for two
+                self._leaders.pop(cluster.hub)
+
+    def open_folder(self, comm, name, resume):
+        """Make the run's folder and write down what is about to run; or go on with an old one."""
+        hosts = gather_json(self.tiers.world, MPI.Get_processor_name())
+
+        def make():
+            folder = RunFolder(resume) if resume else RunFolder.create(self.settings.run.folder, name)
+            if not resume:
+                table = provenance(self.settings, hosts, MPI.Get_library_version().strip("\0"),
+                                   self.training.model.size)
+                folder.write_json("run.json", table)
+                self.tiers.cluster.to_toml(folder.path / "cluster.toml")
+                folder.write_json("plan.json", self.plan.to_dict())
+            return str(folder.path)
+
+        self.path = Path(from_root(self.tiers.world, make))
+        self.folder = RunFolder(self.path) if self.leads else None
+        if resume:
+            self._resume()
+        self.tell(f"run folder: {self.path}")
+
+    def run(self):
+        """Make every step; report, evaluate and write checkpoints where the settings say so."""
+        recipe, state = self.training.recipe, self.training.state
+        self.training.compare_replicas()
+        for _ in self.training.steps():
+            ends_epoch = state.step % recipe.steps == 0
+            if self.training.non_finite_ranks:
+                self._note("non_finite", ranks=self.training.non_finite_ranks, action="skip")
+                self.tell(f"step {state.step}: skipped, not finite on ranks "
+                          f"{self.training.non_finite_ranks}")
+            if state.step % recipe.compare_replicas_every == 0:
+                self._note("replicas", hash=self.training.replica_hash)
+            if ends_epoch or state.step % recipe.report_every == 0:
+                self._report()
+            if ends_epoch:
+                self._evaluate()
+            if recipe.checkpoint_every and state.step % recipe.checkpoint_every == 0:
+                self._report()
+                self._write_checkpoint()
+
+    def finish(self):
+        """Compare replicas, write summary.json, and return it with the folder on every rank."""
+        digest = self.training.compare_replicas()
+        links = self._links()
+        if self.leads:
+            self._note("replicas", hash=digest)
+            summary = self._summary(digest, links)
+            self.folder.write_json("summary.json", summary)
+            self.folder.close()
+        else:
+            summary = None
+        return broadcast_json(self.tiers.world, summary) | {"folder": str(self.path)}
+
+    def _note(self, kind, **values):
+        if self.leads:
+            state, steps = self.training.state, self.training.recipe.steps
+            self.folder.note(kind, **({"step": state.step, "epoch": (state.step - 1) // steps}
+                                      | values))
+
+    def _report(self):
+        """Gather what all ranks measured since the last report, and write a line a step."""
+        rows = self.training.gather_rows()
+        if rows is None or rows.shape[1] == 0:
+            return
+        first = self.training.state.step - rows.shape[1] + 1
+        for number in range(rows.shape[1]):
+            self._report_step(first + number, dict(zip(MEASURED, rows[:, number].T)))
+        self.folder.flush()
+        self.tell(f"step {self.training.state.step}/{self.training.recipe.total_steps}: "
+                  f"loss {self.loss:.4f}, {1e3 * self._median_step():.1f} ms a step, "
+                  f"{self.link_nbytes / 1e6:.1f} MB over links")
+
+    def _median_step(self):
+        return statistics.median(sum(terms.values()) for terms in self.measured)
+
+    def _report_step(self, step, of_rank):
+        """Write the line of one step from what each rank measured of it."""
+        self.loss = of_rank["loss"].sum() / max(of_rank["samples"].sum(), 1)
+        step_seconds = of_rank["step"][0]
+        self.seconds += step_seconds
+        terms = critical_terms(of_rank, self._leaders)
+        terms["wait"] = max(0.0, step_seconds - sum(terms.values()))
+        self.measured.append(terms)
+        self.link_nbytes = int(of_rank["sent_link_nbytes"].sum())
+        self.folder.note(
+            "step", step=step, epoch=(step - 1) // self.training.recipe.steps,
+            seconds=self.seconds, loss=self.loss, step_seconds=step_seconds, terms=terms,
+            sent_nbytes={"site": int(of_rank["sent_site_nbytes"].sum()), "link": self.link_nbytes})
+
+    def _evaluate(self):
+        loss, accuracy = self.evaluation = self.training.evaluate(self.test)
+        self._note("evaluation", seconds=self.seconds, link_nbytes=self.link_nbytes,
+                   loss=loss, accuracy=accuracy)
+        self.tell(f"epoch {self.training.state.step // self.training.recipe.steps}: "
+                  f"test loss {loss:.4f}, accuracy {accuracy:.4f}")
+
+    def _identity(self):
+        """Return what a run that resumes must share with the one that wrote the checkpoint."""
+        table = self.settings.to_json()
+        training = table["training"]
+        if training["schedule"] == "constant":  # then more epochs change nothing that was
+            training = {key: value for key, value in training.items() if key != "epochs"}
+        return {"model": table["model"], "training": training, "allreduce": table["allreduce"],
+                "plan": self.plan.hash, "ranks": self.tiers.world.size}
+
+    def _write_checkpoint(self):
+        path = self.path / "checkpoint.h5"
+        write_checkpoint(path, self.tiers.world, self.training.state, self.training.allreduce,
+                         self._identity())
+        self.tell(f"step {self.training.state.step}: checkpoint written")
+
+    def _resume(self):
+        state = self.training.state
+        read_checkpoint(self.path / "checkpoint.h5", self.tiers.world, state,
+                        self.training.allreduce, self._identity())
+        if self.leads:
+            self._recall(self.folder.cut_back(state.step))
+        self._note("resumed")
+        self.tell(f"resumed at step {state.step}")
+
+    def _recall(self, lines):
+        """Take up the clock, the bytes and the terms where the earlier part of the run left them."""
+        for line in lines:
+            if line["kind"] == "step":
+                self.seconds = line["seconds"]
+                self.loss = line["loss"]
+                self.measured.append(line["terms"])
+
+    def _links(self):
+        """Return, on rank 0, the bytes sent over each link and what the formula says."""
+        allreduce, names = self.training.allreduce, self.tiers.cluster.names
+        predicted = allreduce.calls * allreduce.predicted_to_sites()
+        everyone = np.array(gather_json(self.tiers.world, np.stack(
+            [allreduce.sent_to_sites, predicted], axis=1).tolist()))
+        site_of_rank = np.array(self.tiers.cluster.site_of_rank)
+        return [{"source": names[i], "target": names[j], "sent_nbytes": int(nbytes[0]),
+                 "predicted_nbytes": int(nbytes[1])}
+                for i in range(len(names)) for j in range(len(names)) if i != j
+                and (nbytes := everyone[site_of_rank == i, j].sum(axis=0)).any()]
+
+    def _summary(self, digest, links):
+        """Return what the run came to, predicted beside measured."""
+        median = {name: statistics.median(terms[name] for terms in self.measured)
+                  for name in (*TERMS, "wait")}
+        predicted = {**dict.fromkeys(median, 0.0), **self.plan.terms}
+        loss, accuracy = self.evaluation
+        wire = self.settings.make_compressor() or Dense()
+        ratio = Dense().wire_nbytes(self.training.model.size) / wire.wire_nbytes(
+            self.training.model.size)
+        return {
+            "outcome": "finished", "steps": self.training.state.step, "seconds": self.seconds,
+            "loss": loss, "accuracy": accuracy, "parameter_hash": digest, "links": links,
+            "dense_link_nbytes": round(ratio * sum(link["sent_nbytes"] for link in links)),
+            "terms": [{"name": name, "predicted_seconds": predicted[name],
+                       "measured_seconds": median[name]} for name in median],
+            "step": {"predicted_seconds": self.plan.step_seconds,
+                     "measured_seconds": self._median_step()}}
+
+
+def critical_terms(of_rank, leaders):
+    """Return the seconds of one step's terms, waiting for the slowest rank left out.
+
+    of_rank: what each rank measured, name -> float64[ranks]. Computing lasts as long as the slowest
+    rank's. The allreduce is charged from the moment the last rank arrives. Two leaders that exchange
+    their wires wait for each other: what one waits too long the other waits too little, and the
+    mean is the crossing. Elsewhere the rank that arrives last waits for none, so the least time is
+    the allreduce's. What the stages leave of it is the broadcast to the ranks behind the leaders.
+    """
+    charged = np.mean if leaders is not None and len(leaders) == 2 else np.min
+    speakers = slice(None) if leaders is None else leaders
+    terms = {"compute": of_rank["compute"].max()}
+    allreduce = charged(of_rank["allreduce"][speakers])
+    for stage in StageClock.STAGES[:-1]:
+        terms[stage] = charged(of_rank[stage][speakers])
+    terms["broadcast"] = max(0.0, allreduce - sum(terms[stage] for stage in StageClock.STAGES[:-1]))
+    terms["update"] = of_rank["update"].max()
+    return {name: float(seconds) for name, seconds in terms.items()}

@@ -1,0 +1,39 @@
+"""The samples that a rank holds, and the batches that it makes of them."""
+
+import numpy as np
+
+from isthmus.vectors import part_bounds
+
+
+class LocalSamples:
+    """A rank's own samples in memory.
+
+    arrays: name -> array with one row a sample, in the manifest's order; `samples` may be 0.
+    received_nbytes: bytes that came over MPI rather than from this rank's own disk.
+    """
+
+    def __init__(self, arrays, received_nbytes=0):
+        self.arrays, self.received_nbytes = arrays, received_nbytes
+        self.samples = len(next(iter(arrays.values())))
+
+    @property
+    def nbytes(self):
+        return sum(values.nbytes for values in self.arrays.values())
+
+    def batches(self, size=None, seed=0, *, steps=None, epoch=0, start=0):
+        """Yield tuples of the arrays' rows, in one random order that depends on (seed, epoch) alone.
+
+        size: samples of a batch, the last may be short. Or steps: exactly so many batches, of sizes
+        that differ by at most one, empty where there are fewer samples than steps. start: the first
+        batch to give; the others are the same as if all had been given.
+        """
+        if (size is None) == (steps is None):
+            raise ValueError("give either size or steps")
+        if min(size or 1, steps or 1) < 1:
+            raise ValueError(f"size and steps must be at least 1, not {size or steps}")
+        bounds = (part_bounds(self.samples, steps) if steps else
+                  [*range(0, self.samples, size), self.samples])
+        order = np.random.Generator(np.random.PCG64([seed, epoch])).permutation(self.samples)
+        for first, last in list(zip(bounds, bounds[1:]))[start:]:
+            rows = order[first:last]
+            yield tuple(values[rows] for values in self.arrays.values())

@@ -1,0 +1,187 @@
+"""Shards to ranks, by plan: from a rank's own disk where it can, over MPI where it must."""
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+
+from isthmus.errors import ShardError
+from isthmus.shards.batches import LocalSamples
+from isthmus.shards.manifest import Manifest
+from isthmus.shards.shard_file import rows_of_piece
+from isthmus.topology.agreement import broadcast_json, gather_json, require, together
+
+PIECE_NBYTES = 4 << 20
+"""Bytes of a message; a rank that receives holds its own samples and at most two of these."""
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """One array of one shard: from the rank that reads it, or by the rank that needs it (`None`)."""
+
+    shard: int
+    name: str
+    source: int | None
+    target: int
+
+
+def scatter_shards(tiers, shards, plan, piece_nbytes=PIECE_NBYTES):
+    """Return this rank's LocalSamples, verified on arrival. Collective over `tiers.world`.
+
+    shards: a ShardSet on ranks that see the folder, None elsewhere. plan: anything with
+    `shards_of_rank`, the shards of each cluster rank. A rank that sees the folder reads its own
+    files; for the others, ranks that see it read and send, in pieces of at most `piece_nbytes`, each
+    array compared with the manifest's digest on both sides. A rank without shards gets arrays of no
+    rows. Raises ShardError on every rank alike.
+    """
+    world = tiers.world
+    sees = gather_json(world, shards is not None)
+    require(world, any(sees), ShardError, "no rank sees the folder of shards; mend its path, or "
+            "start a rank where the folder is")
+    table = broadcast_json(world, shards and shards.manifest.model_dump(mode="json"),
+                           sees.index(True))
+    manifest = Manifest.of(table, "manifest")
+    together(world, lambda: _check_plan(manifest, shards, plan, world.size))
+    mine = plan.shards_of_rank[world.rank]
+    arrays = together(world, lambda: _room_for(manifest, mine))
+    places = _places(manifest, mine, arrays)
+    deliveries = [delivery for delivery in _deliveries(manifest, plan, sees)
+                  if world.rank in (delivery.source, delivery.target)]
+    return together(world, lambda: _deliver(world, shards, manifest, deliveries, places, arrays,
+                                            piece_nbytes))
+
+
+def _deliver(world, shards, manifest, deliveries, places, arrays, piece_nbytes):
+    """Carry out this rank's share of the deliveries, in the order that all ranks have in common.
+
+    Every piece is preceded by one byte that says whether it could be read, so that a sender that
+    meets a broken file goes on, and its receivers stop waiting.
+    """
+    problem, received = None, 0
+    for delivery in deliveries:
+        try:
+            pieces = _sizes(manifest, delivery, piece_nbytes)
+            if delivery.source is None:
+                _read_own(shards, delivery, places[delivery.shard, delivery.name])
+            elif delivery.source == world.rank:
+                _send(world, shards, manifest, delivery, pieces, piece_nbytes)
+            else:
+                received += _receive(world, manifest, delivery, pieces,
+                                     places[delivery.shard, delivery.name])
+        except ShardError as caught:
+            problem = problem or caught
+    if problem is not None:
+        raise problem
+    return LocalSamples(arrays, received)
+
+
+def _read_own(shards, delivery, place):
+    first = 0
+    for piece in shards.pieces(delivery.shard, delivery.name):
+        place[first:first + len(piece)] = piece
+        first += len(piece)
+
+
+def _send(world, shards, manifest, delivery, pieces, piece_nbytes):
+    """Send an array piece by piece; the next is read while the last is on its way.
+
+    A file that breaks half-way is told with the remaining pieces, which carry nothing of worth.
+    """
+    sent, problem = None, None
+    reader = shards.pieces(delivery.shard, delivery.name, piece_nbytes)
+    for _ in pieces:
+        piece = None
+        if problem is None:
+            try:
+                piece = np.ascontiguousarray(next(reader))
+            except ShardError as caught:
+                problem = caught
+        if sent is not None:
+            sent[0].Wait()
+        well = np.array([problem is None], np.uint8)
+        world.Send(well, delivery.target)
+        if problem is not None:
+            break
+        sent = world.Isend(piece.reshape(-1).view(np.uint8), delivery.target), piece
+    if sent is not None:
+        sent[0].Wait()
+    if problem is None:
+        for _ in reader:  # lets the reader compare the digest
+            pass
+    else:
+        raise problem
+
+
+def _receive(world, manifest, delivery, pieces, place):
+    """Receive an array straight into its place; return its bytes."""
+    digest, well, first = hashlib.sha256(), np.zeros(1, np.uint8), 0
+    for rows in pieces:
+        world.Recv(well, delivery.source)
+        if not well[0]:
+            raise ShardError(f"{manifest.shards[delivery.shard].file}: rank {delivery.source} could "
+                             "not read it")
+        piece = place[first:first + rows]
+        world.Recv(piece.reshape(-1).view(np.uint8), delivery.source)
+        digest.update(piece.data if piece.size else b"")
+        first += rows
+    if digest.hexdigest() != manifest.shards[delivery.shard].arrays_sha256[delivery.name]:
+        raise ShardError(f"{manifest.shards[delivery.shard].file}: dataset {delivery.name!r} is not "
+                         "what the manifest says after its way from rank "
+                         f"{delivery.source}; check that machine's memory and network")
+    return place.nbytes
+
+
+def _sizes(manifest, delivery, piece_nbytes):
+    """Return the rows of each piece of a delivery."""
+    rows = rows_of_piece(manifest.arrays[delivery.name], piece_nbytes)
+    samples = manifest.shards[delivery.shard].samples
+    return [min(rows, samples - first) for first in range(0, samples, rows)]
+
+
+def _deliveries(manifest, plan, sees):
+    """Yield every delivery, in one order for all ranks; readers take turns in sending."""
+    readers = [rank for rank, can in enumerate(sees) if can]
+    turn = 0
+    for target, shards in enumerate(plan.shards_of_rank):
+        source = None
+        if not sees[target]:
+            source, turn = readers[turn % len(readers)], turn + 1
+        for shard in shards:
+            for name in manifest.arrays:
+                yield Delivery(shard, name, source, target)
+
+
+def _room_for(manifest, mine):
+    """Return name -> empty array with a row for each sample of the shards `mine`."""
+    rows = sum(manifest.shards[shard].samples for shard in mine)
+    try:
+        return {name: np.empty((rows, *array.shape), array.dtype)
+                for name, array in manifest.arrays.items()}
+    except (MemoryError, ValueError):
+        raise ShardError(f"{rows} samples do not fit in this rank's memory; set storage_nbytes of "
+                         "its site in the cluster file") from None
+
+
+def _places(manifest, mine, arrays):
+    """Return (shard, name) -> the rows of `arrays` where that shard goes."""
+    places, first = {}, 0
+    for shard in mine:
+        last = first + manifest.shards[shard].samples
+        for name, values in arrays.items():
+            places[shard, name] = values[first:last]
+        first = last
+    return places
+
+
+def _check_plan(manifest, shards, plan, ranks):
+    if len(plan.shards_of_rank) != ranks:
+        raise ShardError(f"the plan is for {len(plan.shards_of_rank)} ranks, this job has {ranks}; "
+                         "plan again")
+    for mine in plan.shards_of_rank:
+        for shard in mine:
+            if not 0 <= shard < len(manifest.shards):
+                raise ShardError(f"the plan names shard {shard}, the set has shards 0 to "
+                                 f"{len(manifest.shards) - 1}; plan again")
+    if shards is not None and shards.manifest != manifest:
+        raise ShardError(f"{shards.folder}: holds another set than the other ranks see; "
+                         "copy one set to all of them")

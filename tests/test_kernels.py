@@ -1,0 +1,186 @@
+"""Kernels: one list of names, one signature, and the same bytes from NumPy and Numba."""
+
+import inspect
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from isthmus import kernels
+from isthmus.errors import NoDeviceError
+from isthmus.kernels import cpu, reference
+
+BLOCK = 16
+SPECIAL = [0.0, -0.0, 1e-45, -1e-40, 1e-36, 1.6e-36, 5.9e-8, 6.2e-5, 65504.0, 65520.0, 1e38, -1e38,
+           3.4028235e38, float("nan"), float("inf"), float("-inf")]
+numbers = st.one_of(st.sampled_from(SPECIAL), st.floats(width=32), st.floats(-4, 4, width=32))
+vectors = st.sampled_from([0, 1, 2, BLOCK - 1, BLOCK, BLOCK + 1, 37, 100]).flatmap(
+    lambda size: arrays.arrays(np.float32, size, elements=numbers))
+
+
+@pytest.mark.parametrize("name", kernels.NAMES)
+def test_every_kernel_has_one_signature(name):
+    assert inspect.signature(getattr(cpu, name).py_func) == inspect.signature(
+        getattr(reference, name))
+
+
+def test_the_list_of_names_is_that_of_the_reference():
+    public = {name for name, value in vars(reference).items()
+              if inspect.isfunction(value) and not name.startswith("_")} - {"dither"}
+    assert public == set(kernels.NAMES)
+
+
+def same(call, outputs):
+    """Run `call(module, *copies of outputs)` with both modules and compare every byte.
+
+    NaNs count as equal whatever their payload: arithmetic may choose it.
+    """
+    results = []
+    for module in (reference, cpu):
+        copies = [None if output is None else output.copy() for output in outputs]
+        with np.errstate(all="ignore"):
+            call(module, *copies)
+        results.append(copies)
+    for one, other in zip(*results):
+        if one is not None:
+            if one.dtype == np.float32:
+                one[np.isnan(one)], other[np.isnan(other)] = np.nan, np.nan
+            assert one.tobytes() == other.tobytes()
+    return results[1]
+
+
+def residual_for(vector, has_residual):
+    draw = np.random.default_rng(vector.size)
+    return draw.normal(size=vector.size).astype("f4") if has_residual else None
+
+
+@given(vectors, st.booleans(), st.sampled_from(["dense", "float16", "bfloat16"]))
+@settings(deadline=None)
+def test_dense_kernels_write_the_bytes_of_the_reference(vector, has_residual, name):
+    codes = np.zeros(vector.size, "f4" if name == "dense" else "u2")
+    codes, _ = same(lambda module, codes, residual: getattr(module, f"encode_{name}")(
+        vector, residual, codes), [codes, residual_for(vector, has_residual)])
+    if name != "dense":
+        for verb in ("decode", "add"):
+            same(lambda module, total, verb=verb: getattr(module, f"{verb}_{name}")(codes, total),
+                 [np.ones(vector.size, "f4")])
+
+
+def test_all_float16_codes_decode_as_ieee_says():
+    codes = np.arange(65536, dtype="u2")
+    decoded = np.empty(65536, "f4")
+    cpu.decode_float16(codes, decoded)
+    np.testing.assert_array_equal(decoded, codes.view("f2").astype("f4"))
+
+
+@given(vectors, st.booleans(), st.one_of(st.none(), st.integers(0, 2**64 - 1)),
+       st.integers(0, 2**33))
+@settings(deadline=None)
+@example(np.full(40, 3.7, "f4"), False, None, 0)
+@example(np.full(40, 3.4028235e38, "f4"), True, 2**64 - 1, 2**32 - 3)
+def test_int8_kernels_write_the_bytes_of_the_reference(vector, has_residual, key, first):
+    maxima, codes = np.zeros(-(-vector.size // BLOCK), "f4"), np.zeros(vector.size, "i1")
+    maxima, codes, _ = same(
+        lambda module, maxima, codes, residual: module.encode_int8(
+            vector, residual, BLOCK, key, first, maxima, codes),
+        [maxima, codes, residual_for(vector, has_residual)])
+    for verb in ("decode_int8", "add_int8"):
+        same(lambda module, total, verb=verb: getattr(module, verb)(maxima, codes, BLOCK, total),
+             [np.ones(vector.size, "f4")])
+
+
+@given(vectors, st.booleans(), st.floats(0, 1))
+@settings(deadline=None)
+def test_top_k_kernels_write_the_bytes_of_the_reference(vector, has_residual, ratio):
+    wanted = round(ratio * vector.size)
+    counts, entries, positions, _ = same(
+        lambda module, counts, entries, positions, residual: module.encode_top_k(
+            vector, residual, counts, entries, positions),
+        [np.ones(-(-vector.size // 65536), "u4"), np.zeros(wanted, "f4"), np.zeros(wanted, "u2"),
+         residual_for(vector, has_residual)])
+    same(lambda module, total: module.add_top_k(counts, entries, positions, total),
+         [np.ones(vector.size, "f4")])
+
+
+def test_top_k_places_go_past_one_block():
+    vector = np.random.default_rng(0).normal(size=200_000).astype("f4")
+    same(lambda module, *outputs: module.encode_top_k(vector, None, *outputs),
+         [np.zeros(4, "u4"), np.zeros(5000, "f4"), np.zeros(5000, "u2")])
+
+
+@given(vectors)
+@settings(deadline=None)
+def test_the_plain_kernels_do_what_the_reference_does(vector):
+    same(lambda module, total: module.add(vector, total), [np.ones(vector.size, "f4")])
+    same(lambda module, scaled: module.scale(vector, 0.3, scaled), [np.ones(vector.size, "f4")])
+    assert cpu.all_finite(vector) == reference.all_finite(vector)
+
+
+@given(st.data())
+@settings(deadline=None)
+def test_stochastic_rounding_does_not_depend_on_how_a_vector_is_cut(data):
+    blocks = data.draw(st.integers(1, 8))
+    cut = BLOCK * data.draw(st.integers(0, blocks))
+    vector = np.random.default_rng(blocks).normal(size=BLOCK * blocks).astype("f4")
+    whole, parts = np.zeros(vector.size, "i1"), np.zeros(vector.size, "i1")
+    maxima = np.zeros(blocks, "f4")
+    cpu.encode_int8(vector, None, BLOCK, 5, 0, maxima, whole)
+    for piece in (slice(0, cut), slice(cut, vector.size)):
+        cpu.encode_int8(vector[piece], None, BLOCK, 5, piece.start,
+                        maxima[piece.start // BLOCK:], parts[piece])
+    np.testing.assert_array_equal(whole, parts)
+
+
+def test_stochastic_rounding_is_unbiased():
+    """The mean over 4,000 keys is within five standard errors of the value."""
+    vector = np.array([1.0, 0.3337, -0.1234, 0.0039], "f4")
+    sums = np.zeros(4)
+    maxima, codes, decoded = np.zeros(1, "f4"), np.zeros(4, "i1"), np.zeros(4, "f4")
+    for key in range(4000):
+        cpu.encode_int8(vector, None, 4, key * 2654435761, 0, maxima, codes)
+        cpu.decode_int8(maxima, codes, 4, decoded)
+        sums += decoded
+    np.testing.assert_allclose(sums / 4000, vector, atol=5 * 0.5 / 127 / 4000**0.5)
+
+
+@given(st.binary(min_size=0, max_size=300), st.sampled_from([0, 1, 5, 64, 70]))
+@settings(deadline=None)
+def test_any_bytes_decode_without_touching_what_is_outside(junk, size):
+    """A wire from elsewhere may say anything; canaries on both sides must live."""
+    from isthmus.compression import Int8, TopK
+    for compressor in (Int8(block=BLOCK), TopK(0.2)):
+        nbytes = compressor.wire_nbytes(size)
+        wire = np.resize(np.frombuffer(junk or b"\xff", "u1"), nbytes)
+        guarded = np.full(size + 2, 7, "f4")
+        with np.errstate(all="ignore"):
+            compressor.decode(wire, guarded[1:-1])
+            compressor.add_decoded(wire, guarded[1:-1])
+        assert guarded[0] == guarded[-1] == 7
+
+
+@pytest.mark.slow
+def test_the_kernels_stay_inside_their_arrays(tmp_path):
+    """The whole file once more with numba's bounds checks on."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", __file__, "-k", "reference or any_bytes or one_block"],
+        env={**os.environ, "NUMBA_BOUNDSCHECK": "1", "NUMBA_CACHE_DIR": str(tmp_path)},
+        capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_an_array_of_a_device_without_kernels_is_refused():
+    stranger = type("ndarray", (), {"__module__": "cupy"})()
+    with pytest.raises(NoDeviceError, match="cupy"):
+        kernels.for_array(stranger)
+
+
+def test_the_folder_refuses_to_be_imported_under_another_name():
+    root = os.path.dirname(os.path.dirname(__file__))
+    done = subprocess.run([sys.executable, "-c", "import kernels"], cwd=root, text=True,
+                          capture_output=True)
+    assert "isthmus.kernels" in done.stderr.splitlines()[-1]

@@ -1,0 +1,159 @@
+"""The time model: against closed forms, against bounds, and term by term."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import isthmus
+from clusters import cluster_of
+from isthmus.planning.calibration import fit_link
+from isthmus.planning.time_model import (
+    Workload,
+    compute_seconds,
+    narrow_link_bound_seconds,
+    overlapped_seconds,
+    predict_step,
+    recursive_seconds,
+    ring_seconds,
+    staging_seconds,
+    steps_per_epoch,
+)
+
+COMPRESSORS = [None, isthmus.Int8(), isthmus.TopK(0.01), isthmus.Dense("float16")]
+
+
+def test_a_uniform_ring_takes_the_textbook_time():
+    """p = 8, 100 MB, 1.25 GB/s, 50 us: 2 (p - 1) (L + n / (p B))."""
+    seconds = sum(ring_seconds([50e-6] * 8, [1.25e9] * 8, 100e6))
+    assert seconds == pytest.approx(0.1407, abs=1e-12)
+
+
+@given(st.lists(st.tuples(st.floats(0, 0.1), st.floats(1e5, 1e9)), min_size=2, max_size=8),
+       st.floats(1, 1e8))
+def test_a_ring_is_between_its_bounds(hops, nbytes):
+    """Never more than the slowest hop in every step; never less than what that hop must carry."""
+    latency, rate = zip(*hops)
+    ranks = len(hops)
+    seconds = sum(ring_seconds(latency, rate, nbytes))
+    part = nbytes / ranks
+    slowest = max(l + part / b for l, b in hops)  # noqa: E741
+    assert seconds <= 2 * (ranks - 1) * slowest * (1 + 1e-9)
+    assert seconds >= max(2 * (ranks - 1) * part / b + l for l, b in hops) * (1 - 1e-9)  # noqa: E741
+
+
+def test_one_narrow_link_in_a_ring_is_crossed_once_a_lap():
+    """By hand: of four ranks one hop takes 1 s, the others nothing; a part passes it in each lap."""
+    seconds = sum(ring_seconds([1.0, 0, 0, 0], [math.inf] * 4, 4.0))
+    assert seconds == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("compressor", COMPRESSORS, ids=repr)
+@pytest.mark.parametrize("sites", [(1, 1), (4, 2), (2, 2, 2), (1, 1, 1, 5)])
+@given(size=st.integers(1, 10**7))
+def test_no_prediction_beats_the_bound_of_the_narrow_link(sites, compressor, size):
+    cluster = isthmus.Cluster(cluster_of(*sites, bytes_per_second=1e6))
+    wire = (compressor or isthmus.Dense()).wire_nbytes(size)
+    bound = narrow_link_bound_seconds(4 * size, 0.001, 1e6, wire / (4 * size))
+    predicted = isthmus.predict_allreduce(cluster, size, algorithm="hierarchical",
+                                          compressor=compressor)
+    assert predicted.seconds >= bound * (1 - 1e-3)
+    assert predicted.seconds == pytest.approx(sum(predicted.terms.values()))
+
+
+def test_a_dense_vector_over_100_megabit_is_within_a_tenth_of_the_bound():
+    cluster = isthmus.Cluster(cluster_of(2, 2, bytes_per_second=12.5e6, latency_seconds=1e-4))
+    predicted = isthmus.predict_allreduce(cluster, 4_000_000, algorithm="hierarchical")
+    assert 1.28 <= predicted.seconds <= 1.1 * 1.28
+    assert predicted.links_seconds == max(predicted.terms.values())
+
+
+def test_links_that_share_take_turns():
+    def links_seconds(**shared):
+        cluster = isthmus.Cluster(cluster_of(1, 1, 1, latency_seconds=0.0, **shared))
+        return isthmus.predict_allreduce(cluster, 10**6, algorithm="hierarchical").links_seconds
+
+    assert links_seconds(shared="uplink") == pytest.approx(2 * links_seconds(), rel=0.05)
+
+
+@pytest.mark.parametrize("algorithm", ["mpi", "ring", "hierarchical"])
+def test_nothing_to_send_takes_no_time(algorithm):
+    two = isthmus.Cluster(cluster_of(1, 1))
+    one = isthmus.Cluster(cluster_of(1))
+    assert isthmus.predict_allreduce(two, 0, algorithm=algorithm).seconds == 0
+    assert isthmus.predict_allreduce(one, 1000, algorithm=algorithm).seconds == 0
+
+
+def test_one_site_has_no_link_to_cross():
+    predicted = isthmus.predict_allreduce(isthmus.Cluster(cluster_of(4)), 10**6,
+                                          algorithm="hierarchical", compressor=isthmus.Int8())
+    assert predicted.links_seconds == predicted.encode_seconds == 0
+    assert predicted.reduce_seconds > 0
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    ({"algorithm": "star"}, "'star'"),
+    ({"algorithm": "ring", "compressor": isthmus.Int8()}, "needs algorithm='hierarchical'")])
+def test_what_cannot_run_is_not_predicted(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        isthmus.predict_allreduce(isthmus.Cluster(cluster_of(1, 1)), 10, **arguments)
+
+
+def test_ranks_compute_side_by_side():
+    cluster = isthmus.Cluster(cluster_of(2, 1))
+    terms = predict_step(cluster, [10, 20, 30], Workload(size=0))
+    assert terms["compute"] == pytest.approx(max(10 / 1000, 20 / 1000, 30 / 500))
+    np.testing.assert_allclose(compute_seconds([1, 2], [10, 10], 0.5), [0.6, 0.7])
+
+
+def test_buckets_wait_for_the_backward_pass_and_for_each_other():
+    assert overlapped_seconds([1, 2, 10], [3, 3, 1]) == [4, 7, 11]
+
+
+def test_halving_and_doubling():
+    assert recursive_seconds(8, 8e6, 1e-3, 1e6) == pytest.approx(6e-3 + 14)
+
+
+@given(st.integers(1, 10**6), st.integers(1, 10**4))
+def test_there_is_at_least_one_step(samples, batch):
+    steps = steps_per_epoch(samples, batch)
+    assert steps >= 1
+    assert abs(samples / batch - steps) <= max(1, 0.5)
+
+
+def test_staging_is_bound_by_the_pipe_that_carries_most():
+    cluster = isthmus.Cluster(cluster_of(1, 1, 1, bytes_per_second=1e6, shared="uplink"))
+    assert staging_seconds(cluster, [5e6, 1e6, 2e6], "site0") == pytest.approx(3.0)
+    assert staging_seconds(cluster, [5e6, 1e6, 2e6], None) == 0
+
+
+@given(st.floats(0, 1), st.floats(1e3, 1e11), st.integers(0, 99))
+def test_exact_times_give_back_latency_and_rate(latency, rate, seed):
+    nbytes = np.array([8, 1e3, 1e5, 1e6, 1e8])
+    fit = fit_link(nbytes, latency + nbytes / rate)
+    predicted = fit.latency_seconds + nbytes / fit.bytes_per_second
+    np.testing.assert_allclose(predicted, latency + nbytes / rate, rtol=2e-6)
+    noise = np.random.default_rng(seed).uniform(0.95, 1.05, nbytes.size)
+    fit = fit_link(nbytes, (latency + nbytes / rate) * noise)
+    assert fit.latency_seconds >= 0
+    assert fit.bytes_per_second > 0
+    assert fit.largest_relative_error <= 0.15
+
+
+def test_one_outlier_in_five_repetitions_does_not_matter():
+    nbytes = np.repeat([1e3, 1e6], 5)
+    seconds = 0.001 + nbytes / 1e8
+    seconds[[1, 7]] *= 50
+    fit = fit_link(nbytes, seconds)
+    assert fit.latency_seconds == pytest.approx(0.001, rel=1e-6)
+    assert fit.bytes_per_second == pytest.approx(1e8, rel=1e-6)
+
+
+@pytest.mark.parametrize(("nbytes", "seconds", "message"), [
+    ([8], [1.0], "two sizes"), ([8, 8], [1.0, 2.0], "two sizes"), ([8, 9], [1.0, 0.0], "positive"),
+    ([8, 9], [1.0, float("nan")], "positive"), ([8, 9], [1.0], "one length")])
+def test_times_that_say_nothing_are_refused(nbytes, seconds, message):
+    with pytest.raises(ValueError, match=message):
+        fit_link(nbytes, seconds)
