@@ -15,7 +15,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 .PHONY: demo test test-fast lint bench data clean
 
 demo: $(INSTALLED)
-	$(BIN)/mpirun -n 4 $(BIN)/isthmus train experiments/fashion_two_sites.toml
+	$(BIN)/mpirun -n 4 $(BIN)/isthmus calibrate experiments/fashion_two_sites.toml -o runs/two_sites_here.toml
+	$(BIN)/mpirun -n 4 $(BIN)/isthmus train experiments/fashion_two_sites.toml --cluster runs/two_sites_here.toml
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest

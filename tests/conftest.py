@@ -79,7 +79,7 @@ def run_together(ranks, nodeids):
     from isthmus.runs.launch import rank_command, rank_environment
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "outcomes.jsonl")
-        command = rank_command(ranks, "-m", "pytest", *nodeids)
+        command = rank_command(ranks, "-m", "pytest", "--color=no", *nodeids)
         try:
             done = subprocess.run(
                 command, timeout=SECONDS_FOR_ALL, text=True, stdout=subprocess.PIPE,

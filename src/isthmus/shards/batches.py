@@ -29,8 +29,8 @@ class LocalSamples:
         """
         if (size is None) == (steps is None):
             raise ValueError("give either size or steps")
-        if min(size or 1, steps or 1) < 1:
-            raise ValueError(f"size and steps must be at least 1, not {size or steps}")
+        if (size if steps is None else steps) < 1:
+            raise ValueError("size and steps must be at least 1")
         bounds = (part_bounds(self.samples, steps) if steps else
                   [*range(0, self.samples, size), self.samples])
         order = np.random.Generator(np.random.PCG64([seed, epoch])).permutation(self.samples)

@@ -90,7 +90,11 @@ class ShardSet:
             raise ShardError(f"{path}: cannot be opened as HDF5 ({_first_line(problem)}); it is "
                              "missing, cut or damaged: fetch it again, or pack again") from None
         with file:
-            dataset = _dataset(file, path, name, (shard.samples, *array.shape), array.dtype)
+            try:
+                dataset = _dataset(file, path, name, (shard.samples, *array.shape), array.dtype)
+            except (OSError, RuntimeError, KeyError, ValueError, TypeError) as problem:
+                raise ShardError(f"{path}: dataset {name!r} is damaged where HDF5 describes it "
+                                 f"({_first_line(problem)}); fetch it again, or pack again") from None
             rows = rows_of_piece(array, piece_nbytes)
             for first in range(0, shard.samples, rows):
                 last = min(first + rows, shard.samples)

@@ -69,6 +69,7 @@ class Training:
         computed = time.perf_counter()
         mean = self.allreduce(self.gradient)
         reduced = time.perf_counter()
+        self.non_finite_ranks = []
         if self.allreduce.finite:
             self._update(mean)
         else:
