@@ -8,11 +8,10 @@ sees no other.
 """
 
 import numpy as np
+from isthmus.kernels.reference import POSITIONS, QUIET_NAN, SMALLEST_MAXIMUM_BITS, STEP
 from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
-
-from isthmus.kernels.reference import POSITIONS, QUIET_NAN, SMALLEST_MAXIMUM_BITS, STEP
 
 kernel = njit(cache=True, nogil=True, error_model="numpy")
 

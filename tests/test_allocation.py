@@ -5,11 +5,11 @@ import math
 
 import numpy as np
 import pytest
+from clusters import cluster_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import isthmus
-from clusters import cluster_of
 from isthmus.errors import PlanError
 from isthmus.planning.allocation import Plan
 

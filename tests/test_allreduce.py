@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from clusters import cluster_of
 
 import isthmus
-from clusters import cluster_of
 from isthmus.topology.agreement import gather_json
 
 SIZES = (0, 1, 2, 3, 7, 255, 1000, 70_001)

@@ -3,10 +3,10 @@
 import copy
 
 import pytest
+from clusters import cluster_of
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clusters import cluster_of
 from isthmus import Cluster
 from isthmus.errors import ClusterError
 from isthmus.topology.tiers import cluster_ranks

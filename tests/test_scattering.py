@@ -6,9 +6,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from clusters import cluster_of
 
 import isthmus
-from clusters import cluster_of
 from isthmus.errors import ShardError
 from isthmus.topology.agreement import gather_json
 

@@ -4,9 +4,9 @@ import time
 
 import numpy as np
 import pytest
+from clusters import cluster_of
 
 import isthmus
-from clusters import cluster_of
 from isthmus.errors import ClusterError, PlanError, ShardError
 from isthmus.topology.agreement import broadcast_json, from_root, gather_json, require, together
 

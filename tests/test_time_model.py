@@ -4,11 +4,11 @@ import math
 
 import numpy as np
 import pytest
+from clusters import cluster_of
 from hypothesis import given
 from hypothesis import strategies as st
 
 import isthmus
-from clusters import cluster_of
 from isthmus.planning.calibration import fit_link
 from isthmus.planning.time_model import (
     Workload,

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from clusters import cluster_of
 
 import isthmus
-from clusters import cluster_of
 from isthmus.errors import CheckpointError, NonFiniteError, OutputError, ReplicaError
 from isthmus.shards.batches import LocalSamples
 from isthmus.topology.agreement import gather_json

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated
 
@@ -29,6 +30,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standar
 @app.callback()
 def options(debug: Annotated[bool, typer.Option(
         "--debug", help="Show the traceback of an error.")] = False):
+    """Note what holds for every verb."""
     global show_tracebacks
     show_tracebacks = debug
 
@@ -168,8 +170,6 @@ def main():
         explain("interrupted; a run with checkpoints goes on with `isthmus train RUN.toml "
                 "--resume FOLDER`", once=True)
     except Exception as problem:
-        if show_tracebacks:
-            raise
         code, together = 1, False
         explain(f"unexpected {type(problem).__name__}: {problem}; run again with "
                 "`isthmus --debug ...` and report the traceback", once=False)
@@ -181,7 +181,7 @@ def explain(line, once):
     if once and not speaks():
         return
     if show_tracebacks:
-        text.print_exception()
+        traceback.print_exc()
     rank = "" if once or speaks() else f"rank {os.environ.get('OMPI_COMM_WORLD_RANK', '?')}: "
     text.print(f"isthmus: {rank}{line}", markup=False, style="red")
 
@@ -189,6 +189,8 @@ def explain(line, once):
 def end(code, together):
     """Leave with `code`; one rank that fails alone takes the others with it."""
     MPI = sys.modules.get("mpi4py.MPI")  # noqa: N806
+    if MPI is None and not speaks():
+        code = 0  # a code here would have mpirun end rank 0 before it has told what is wrong
     if code and not together and MPI is not None and MPI.COMM_WORLD.size > 1:
         sys.stderr.flush()
         MPI.COMM_WORLD.Abort(code)

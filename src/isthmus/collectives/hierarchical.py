@@ -53,7 +53,7 @@ class Hierarchical:
 
     def predicted(self):
         """Yield (site, bytes) for every message that this rank sends in one call."""
-        for whole, pieces in self.chunks:
+        for whole, _ in self.chunks:
             for neighbour in (self.left, self.right):
                 if neighbour is not None:
                     yield self.index, 4 * (whole.stop - whole.start)

@@ -4,6 +4,8 @@ Bandwidth-optimal among ranks that are all alike (Patarasuk and Yuan 2009, "Band
 all-reduce algorithms for clusters of workstations"): each rank sends 2 (p - 1) / p of the vector.
 """
 
+import itertools
+
 import numpy as np
 
 from isthmus import kernels
@@ -17,8 +19,8 @@ class Ring:
         self.comm, self.clock = comm, clock
         self.right_site = site_of_rank[(comm.rank + 1) % comm.size]
         bounds = part_bounds(size, comm.size)
-        self.parts = [slice(first, last) for first, last in zip(bounds, bounds[1:])]
-        self.inbox = np.empty(max(last - first for first, last in zip(bounds, bounds[1:])), "f4")
+        self.parts = [slice(first, last) for first, last in itertools.pairwise(bounds)]
+        self.inbox = np.empty(max(last - first for first, last in itertools.pairwise(bounds)), "f4")
 
     def __call__(self, total):
         reduce_scatter(self.comm, total, self.parts, self.inbox)

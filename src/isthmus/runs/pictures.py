@@ -11,12 +11,13 @@ STYLE = {"svg.fonttype": "none", "svg.hashsalt": "isthmus", "font.size": 10,
 
 
 def draw_all(run, plan, summary, metrics, cluster):
-    """Return name -> SVG of every picture that the run has numbers for."""
+    """Return name -> SVG of every picture, empty where the run has no numbers for it."""
     import matplotlib
     steps = [line for line in metrics if line["kind"] == "step"]
     evaluations = [line for line in metrics if line["kind"] == "evaluation"]
     with matplotlib.rc_context(STYLE):
-        pictures = {"allocation": _svg(_allocation(plan, cluster))}
+        pictures = {"learning": "", "terms": "", "links": "",
+                    "allocation": _svg(_allocation(plan, cluster))}
         if steps:
             pictures["learning"] = _svg(_learning(steps, evaluations))
         if summary:

@@ -5,6 +5,7 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -40,6 +41,21 @@ class RunFolder:
                 raise OutputError(f"{path}: cannot be made: {problem.strerror}; set run.folder to a "
                                   "folder that you may write in") from None
         raise OutputError(f"{parent}: holds 99 runs called {stem}; set run.folder to another folder")
+
+    @staticmethod
+    def check(parent, resume):
+        """Raise OutputError or CheckpointError now for what would fail later."""
+        if resume is not None:
+            if not Path(resume, "checkpoint.h5").is_file():
+                raise CheckpointError(f"{Path(resume, 'checkpoint.h5')}: no such checkpoint; set "
+                                      "run.checkpoint_every, or start without --resume")
+            return
+        try:
+            Path(parent).mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=parent).close()
+        except OSError as problem:
+            raise OutputError(f"{parent}: cannot be written: {problem.strerror}; set run.folder to a "
+                              "folder that you may write in") from None
 
     def write_json(self, name, table):
         write_text(self.path / name, json.dumps(table, indent=1) + "\n")

@@ -94,7 +94,7 @@ class PlanSettings(FrozenModel):
     """What the plan is for, and the shards that must stay at a site."""
 
     objective: Literal["makespan"] = "makespan"
-    pinned: dict[int, str] = {}
+    pinned: dict[int, str] = Field(default_factory=dict)
 
 
 class OutputSettings(FrozenModel):

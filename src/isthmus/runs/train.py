@@ -41,6 +41,7 @@ def train(comm, settings_path, tell, *, resume=None, cluster=None):
     path, is returned on every rank.
     """
     settings = shared_settings(comm, settings_path, cluster)
+    from_root(comm, lambda: RunFolder.check(settings.run.folder, resume))
     with threadpool_limits(settings.run.threads), shared_tiers(comm, settings) as tiers:
         plan, local, test = place_data(tiers, settings, tell)
         model = settings.make_model()
@@ -132,6 +133,7 @@ class Job:
         self.measured = []  # rows of terms, one a step, on rank 0
         self.evaluation = (None, None)
         self.loss = None
+        self.skipped = 0
         cluster = tiers.cluster
         self._leaders = None
         if settings.allreduce.algorithm == "hierarchical" and len(cluster.sites) > 1:
@@ -166,9 +168,7 @@ class Job:
         for _ in self.training.steps():
             ends_epoch = state.step % recipe.steps == 0
             if self.training.non_finite_ranks:
-                self._note("non_finite", ranks=self.training.non_finite_ranks, action="skip")
-                self.tell(f"step {state.step}: skipped, not finite on ranks "
-                          f"{self.training.non_finite_ranks}")
+                self._note_skipped()
             if state.step % recipe.compare_replicas_every == 0:
                 self._note("replicas", hash=self.training.replica_hash)
             if ends_epoch or state.step % recipe.report_every == 0:
@@ -191,6 +191,15 @@ class Job:
         else:
             summary = None
         return broadcast_json(self.tiers.world, summary) | {"folder": str(self.path)}
+
+    def _note_skipped(self):
+        ranks = self.training.non_finite_ranks
+        self._note("non_finite", ranks=ranks, action="skipped")
+        self.skipped += 1
+        if self.skipped <= 3:
+            more = "; more of these are in metrics.jsonl" if self.skipped == 3 else ""
+            self.tell(f"step {self.training.state.step}: skipped, gradients of ranks {ranks} are not "
+                      f"finite{more}")
 
     def _note(self, kind, **values):
         if self.leads:

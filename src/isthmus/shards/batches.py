@@ -1,5 +1,7 @@
 """The samples that a rank holds, and the batches that it makes of them."""
 
+import itertools
+
 import numpy as np
 
 from isthmus.vectors import part_bounds
@@ -34,6 +36,6 @@ class LocalSamples:
         bounds = (part_bounds(self.samples, steps) if steps else
                   [*range(0, self.samples, size), self.samples])
         order = np.random.Generator(np.random.PCG64([seed, epoch])).permutation(self.samples)
-        for first, last in list(zip(bounds, bounds[1:]))[start:]:
+        for first, last in list(itertools.pairwise(bounds))[start:]:
             rows = order[first:last]
             yield tuple(values[rows] for values in self.arrays.values())

@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import io
+import itertools
 import math
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,7 +52,7 @@ def pack_shards(arrays, folder, shards=64, compression="lz4", overwrite=False):
             old.unlink()
     entries = []
     bounds = part_bounds(samples, shards)
-    for number, (first, last) in enumerate(zip(bounds, bounds[1:])):
+    for number, (first, last) in enumerate(itertools.pairwise(bounds)):
         part = {name: values[first:last] for name, values in arrays.items()}
         file = f"shard-{number:05d}.h5"
         entries.append({

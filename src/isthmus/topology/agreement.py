@@ -1,5 +1,6 @@
 """What the ranks of a communicator decide together, so that none waits for one that has failed."""
 
+import itertools
 import json
 
 import numpy as np
@@ -71,7 +72,7 @@ def gather_json(comm, value):
     everything = np.empty(starts[-1], np.uint8)
     comm.Allgatherv(text.copy(), [everything, sizes, starts[:-1], None])
     return [json.loads(everything[first:last].tobytes())
-            for first, last in zip(starts[:-1], starts[1:])]
+            for first, last in itertools.pairwise(starts)]
 
 
 def _raise_everywhere(kind, message):

@@ -14,6 +14,7 @@ Features are images, [batch, ...] of any number type: uint8 is taken as 0 ... 25
 -1/2 ... 1/2, anything else is taken as it is. Parameters of float64 are computed in float64.
 """
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -93,7 +94,7 @@ class Perceptron(FlatModel):
     def shapes(self):
         widths = (self.inputs, *self.hidden, self.classes)
         shapes = {}
-        for number, (before, after) in enumerate(zip(widths, widths[1:])):
+        for number, (before, after) in enumerate(itertools.pairwise(widths)):
             shapes[f"layer{number}.weight"] = (before, after)
             shapes[f"layer{number}.bias"] = (after,)
         return shapes

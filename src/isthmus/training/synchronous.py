@@ -82,7 +82,8 @@ class Training:
 
     def _compute(self, features, targets, start):
         """Leave this rank's scaled gradient in `gradient`; return the summed loss."""
-        loss = self.model.gradient(self.state.parameters, features, targets, self.gradient)
+        with np.errstate(all="ignore"):  # what is not finite is found by every rank, together
+            loss = self.model.gradient(self.state.parameters, features, targets, self.gradient)
         if self.local.samples:
             self.gradient *= np.float32(self.recipe.steps / self.local.samples)
         if self.hold_seconds is not None:

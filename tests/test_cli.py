@@ -1,0 +1,298 @@
+"""The command line as a user meets it: a run from start to report, and every mistake in one line."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tomli_w
+from clusters import cluster_of
+
+import isthmus
+from isthmus.runs.launch import mpirun, rank_environment
+
+ISTHMUS = [sys.executable, "-m", "isthmus.cli"]
+RUN = {
+    "cluster": {"file": "cluster.toml"},
+    "data": {"train": "data/train", "test": "data/test"},
+    "model": {"kind": "perceptron", "inputs": 16, "hidden": [8], "classes": 3},
+    "training": {"epochs": 4, "batch_size": 30, "learning_rate": 0.1, "seed": 3},
+    "allreduce": {"compressor": {"kind": "int8", "block": 16}},
+    "run": {"folder": "runs", "checkpoint_every": 15, "report_every": 7},
+}
+
+
+def command(ranks, *arguments):
+    start = [mpirun(), "-n", str(ranks)] if ranks else []
+    return [*start, *ISTHMUS, *map(str, arguments)]
+
+
+def call(folder, ranks, *arguments):
+    return subprocess.run(command(ranks, *arguments), cwd=folder, env=rank_environment(COLUMNS="200"),
+                          text=True, capture_output=True, timeout=120)
+
+
+@pytest.fixture
+def lab(tmp_path):
+    """A folder with a cluster of three ranks, 300 samples in 20 shards, and a run's settings."""
+    draw = np.random.default_rng(0)
+    targets = draw.integers(0, 3, 360, dtype="u1")
+    features = (draw.normal(size=(360, 16)) + 2 * (np.arange(16) % 3 == targets[:, None])).astype("f4")
+    for part, rows, shards in (("train", slice(0, 300), 20), ("test", slice(300, 360), 3)):
+        isthmus.pack_shards({"features": features[rows], "targets": targets[rows]},
+                            tmp_path / "data" / part, shards)
+    write(tmp_path, cluster=cluster_of(1, 2), run=RUN)
+    return tmp_path
+
+
+def write(folder, **tables):
+    for name, table in tables.items():
+        (folder / f"{name}.toml").write_text(tomli_w.dumps(table))
+
+
+def with_changes(table, changes):
+    """Return a copy of `table` with "section.key" set, or dropped where the value is None."""
+    table = json.loads(json.dumps(table))
+    for path, value in changes.items():
+        *sections, key = path.split(".")
+        place = table
+        for section in sections:
+            place = place.setdefault(section, {})
+        place.pop(key, None) if value is None else place.update({key: value})
+    return table
+
+
+def test_a_run_from_settings_to_report(lab):
+    done = call(lab, 3, "train", "run.toml", "--json")
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)
+    folder = Path(summary["folder"])
+    assert summary["outcome"] == "finished"
+    assert summary["steps"] == 40
+    assert summary["accuracy"] > 0.6
+    assert {(link["source"], link["target"]) for link in summary["links"]} == {
+        ("site0", "site1"), ("site1", "site0")}
+    model = isthmus.Int8(16).wire_nbytes(16 * 8 + 8 + 8 * 3 + 3)
+    for link in summary["links"]:
+        assert link["sent_nbytes"] == link["predicted_nbytes"] == 40 * model
+    assert {path.name for path in folder.iterdir()} == {
+        "run.json", "cluster.toml", "plan.json", "metrics.jsonl", "summary.json", "checkpoint.h5",
+        "report.html"}
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if line["kind"] == "step"] == list(range(1, 41))
+    assert sum(line["kind"] == "evaluation" for line in lines) == 4
+    assert "accuracy" in done.stderr
+    assert done.stderr.count("run folder") == 1
+    run = json.loads((folder / "run.json").read_text())
+    assert run["settings"]["training"]["epochs"] == 4
+    assert len(run["hosts"]) == 3
+    (folder / "report.html").unlink()
+    again = call(lab, 0, "report", folder)
+    assert again.returncode == 0, again.stderr
+    assert (folder / "report.html").exists()
+
+
+def test_a_run_that_was_killed_and_resumed_ends_with_the_same_bits(lab):
+    write(lab, run=with_changes(RUN, {"training.epochs": 40}))
+    whole = json.loads(call(lab, 3, "train", "run.toml", "--json").stdout)
+    shutil.rmtree(lab / "runs")
+    process = subprocess.Popen(command(3, "train", "run.toml"), cwd=lab, env=rank_environment(),
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not list(lab.glob("runs/*/checkpoint.h5")) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGTERM)
+    process.wait(timeout=60)
+    (folder,) = lab.glob("runs/*")
+    assert not (folder / "summary.json").exists(), "the run ended before it was stopped"
+    resumed = call(lab, 3, "train", "run.toml", "--resume", folder, "--json")
+    assert resumed.returncode == 0, resumed.stderr
+    summary = json.loads(resumed.stdout)
+    assert summary["parameter_hash"] == whole["parameter_hash"]
+    assert summary["links"] == whole["links"]
+    assert summary["accuracy"] == whole["accuracy"]
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if line["kind"] == "step"] == list(range(1, 401))
+    changed = with_changes(RUN, {"training.epochs": 41, "training.learning_rate": 0.2})
+    write(lab, run=changed)
+    refused = call(lab, 3, "train", "run.toml", "--resume", folder)
+    assert refused.returncode == 9
+    assert "training" in refused.stderr
+
+
+@pytest.mark.parametrize("algorithm", ["ring", "mpi"])
+def test_other_algorithms_train_too(lab, algorithm):
+    write(lab, run=with_changes(RUN, {"allreduce": {"algorithm": algorithm}, "training.epochs": 1}))
+    done = call(lab, 3, "train", "run.toml", "--json")
+    assert done.returncode == 0, done.stderr
+    for link in json.loads(done.stdout)["links"]:
+        assert link["sent_nbytes"] == link["predicted_nbytes"]
+
+
+def test_calibration_finds_the_paced_links_and_the_plan_uses_them(lab):
+    table = cluster_of(1, 2, latency_seconds=0.005, bytes_per_second=2e7)
+    write(lab, cluster=table, run=with_changes(RUN, {"cluster.links": "paced"}))
+    done = call(lab, 3, "calibrate", "run.toml", "-o", "measured.toml", "--repetitions", 3, "--json")
+    assert done.returncode == 0, done.stderr
+    cluster = isthmus.Cluster.from_toml(lab / "measured.toml")
+    assert json.loads(done.stdout) == cluster.to_table()
+    for link in cluster.links:
+        # Never early; a busy machine may be late.
+        assert 0.0049 <= link.latency_seconds <= 0.02
+        assert link.bytes_per_second <= 2.1e7
+    assert cluster.rates != (1000.0, 500.0, 500.0)
+    assert cluster.sites[0].encode_bytes_per_second < float("inf")
+    planned = call(lab, 0, "plan", "run.toml", "--cluster", "measured.toml", "--json")
+    assert planned.returncode == 0, planned.stderr
+    plan = json.loads(planned.stdout)
+    assert sum(plan["samples_of_rank"]) == 300
+    assert plan["terms"]["links"] >= 0.0049
+
+
+def test_the_plan_is_printed_as_a_table(lab):
+    done = call(lab, 0, "plan", "run.toml")
+    assert done.returncode == 0
+    for text in ("site0", "site1", "150", "75", "gap", "a step"):
+        assert text in done.stderr
+
+
+def test_files_are_packed_from_the_command_line(lab):
+    np.savez(lab / "images.npz", x=np.zeros((10, 4), "u1"), y=np.arange(10))
+    done = call(lab, 0, "pack", "set", "-a", "features=images.npz:x", "-a", "targets=images.npz:y",
+                "--shards", 3, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["samples"] == 10
+    shards = isthmus.ShardSet.open(lab / "set")
+    shards.verify()
+    assert list(shards.arrays) == ["features", "targets"]
+    assert call(lab, 0, "pack", "set", "-a", "a=images.npz:x").returncode == 5
+
+
+def damaged(kind):
+    """Return what to do to a lab before the run."""
+    def act(lab):
+        path = lab / "data/train/shard-00003.h5"
+        content = bytearray(path.read_bytes())
+        if kind == "cut":
+            path.write_bytes(content[:500])
+        elif kind == "flipped":
+            import h5py
+            with h5py.File(path) as file:
+                chunk = file["features"].id.get_chunk_info(0)
+            content[chunk.byte_offset + chunk.size // 2] ^= 4
+            path.write_bytes(content)
+        elif kind == "no shard":
+            path.unlink()
+        elif kind == "no data":
+            shutil.rmtree(lab / "data/train")
+        elif kind == "a file for runs":
+            (lab / "runs").write_text("")
+        elif kind == "text targets":
+            (lab / "data/train/manifest.json").write_text((
+                lab / "data/train/manifest.json").read_text().replace('"|u1"', '"O"'))
+    return act
+
+
+MISTAKES = {
+    # name: (changes of the settings, changes of the cluster, what is done, ranks, code, words)
+    "an unknown key": ({"training.batchsize": 3}, {}, None, 3, 3, ["run.toml: training.batchsize",
+                                                                   "did you mean 'batch_size'"]),
+    "an unknown section": ({"trainings": {}}, {}, None, 3, 3, ["trainings", "'training'"]),
+    "a negative rate of learning": ({"training.learning_rate": -1}, {}, None, 3, 3,
+                                    ["training.learning_rate", "greater than 0", "-1"]),
+    "no model": ({"model": None}, {}, None, 3, 3, ["model", "missing"]),
+    "an unknown model": ({"model": "transformer"}, {}, None, 3, 3, ["perceptron", "'transformer'"]),
+    "an unknown compressor": ({"allreduce.compressor": "zip"}, {}, None, 3, 3, ["int8", "'zip'"]),
+    "a ratio of 2": ({"allreduce.compressor": {"kind": "top_k", "ratio": 2}}, {}, None, 3, 3,
+                     ["ratio must be in (0, 1], not 2"]),
+    "a ring that compresses": ({"allreduce.algorithm": "ring"}, {}, None, 3, 3,
+                               ["'ring'", "hierarchical"]),
+    "paced MPI": ({"allreduce": {"algorithm": "mpi"}, "cluster.links": "paced"}, {}, None, 3, 3,
+                  ["cannot be paced"]),
+    "no cluster file": ({"cluster.file": "no.toml"}, {}, None, 3, 4, ["no.toml: no such file"]),
+    "a bad cluster": ({}, {"site": []}, None, 3, 4, ["cluster.toml: site"]),
+    "too few ranks": ({}, {}, None, 2, 4, ["3 ranks, this job has 2", "mpirun -n 3"]),
+    "no mpirun": ({}, {}, None, 0, 4, ["3 ranks, this job has 1", "mpirun -n 3"]),
+    "a site that does not exist": ({"plan.pinned": {"0": "moon"}}, {}, None, 3, 6,
+                                   ["'moon'", "known sites: site0, site1"]),
+    "a GPU": ({}, {"gpu": True}, None, 3, 10, ['device = "gpu"', 'set device = "cpu"']),
+    "no room": ({}, {"storage": 100.0}, None, 3, 6, ["storage", "smaller shards"]),
+    "no data": ({}, {}, "no data", 3, 5, ["data/train", "isthmus pack"]),
+    "a missing shard": ({}, {}, "no shard", 3, 5, ["shard-00003.h5", "again"]),
+    "a cut shard": ({}, {}, "cut", 3, 5, ["shard-00003.h5", "again"]),
+    "a flipped byte": ({}, {}, "flipped", 3, 5, ["shard-00003.h5: dataset 'features', chunk 0"]),
+    "a wrong dtype": ({}, {}, "text targets", 3, 5, ["manifest.json", "dtype"]),
+    "a folder that cannot be made": ({}, {}, "a file for runs", 3, 8, ["runs: cannot be written",
+                                                                       "run.folder"]),
+    "a gradient that explodes": ({"training.learning_rate": 1e38}, {}, None, 3, 7,
+                                 ["NaN or an infinity", "on_non_finite"]),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_told_once_in_one_line(lab, name):
+    settings, cluster, act, ranks, code, words = MISTAKES[name]
+    table = cluster_of(1, 2)
+    for site in table["site"]:
+        site.update({"device": "gpu"} if "gpu" in cluster else {})
+        site.update({"storage_nbytes": cluster["storage"]} if "storage" in cluster else {})
+    if "site" in cluster:
+        table["site"] = []
+    write(lab, cluster=table, run=with_changes(RUN, settings))
+    if act:
+        damaged(act)(lab)
+    done = call(lab, ranks, "train", "run.toml")
+    told = [line for line in done.stderr.splitlines() if line.startswith("isthmus:")]
+    assert done.returncode == code, done.stderr
+    assert len(told) == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    for word in words:
+        assert word in told[0]
+    if name != "a gradient that explodes":
+        first = next(line for line in done.stderr.splitlines() if not line.startswith("plan:"))
+        assert first == told[0]
+        assert not list(lab.glob("runs/*/*")) or act == "a file for runs"
+    assert not list(lab.rglob("*.partial"))
+
+
+@pytest.mark.parametrize("arguments", [
+    ("frain",), ("plan",), ("plan", "run.toml", "--colour"), ("pack", "set", "-a", "features"),
+    ("train", "run.toml", "--resume")])
+def test_wrong_arguments_end_with_code_2_once(lab, arguments):
+    done = call(lab, 2, *arguments)
+    assert done.returncode == 2
+    assert done.stderr.count("Error") == 1
+
+
+def test_one_rank_that_fails_alone_ends_the_job(lab):
+    """A rank that raises what nobody foresaw: told in one line, the others do not wait for ever."""
+    (lab / "sitecustomize.py").write_text(
+        "import os\n"
+        "if os.environ.get('OMPI_COMM_WORLD_RANK') == '1':\n"
+        "    import isthmus.training.models as models\n"
+        "    def broken(*_): raise ZeroDivisionError('planted')\n"
+        "    models.Perceptron.gradient = broken\n")
+    environment = rank_environment(PYTHONPATH=str(lab))
+    done = subprocess.run(command(3, "train", "run.toml"), cwd=lab, env=environment, text=True,
+                          capture_output=True, timeout=60)
+    assert done.returncode == 1
+    told = [line for line in done.stderr.splitlines() if line.startswith("isthmus:")]
+    assert told == ["isthmus: rank 1: unexpected ZeroDivisionError: planted; run again with "
+                    "`isthmus --debug ...` and report the traceback"]
+    shown = subprocess.run(command(3, "--debug", "train", "run.toml"), cwd=lab, env=environment,
+                           text=True, capture_output=True, timeout=60)
+    assert "Traceback" in shown.stderr
+
+
+def test_help_fits_a_terminal_of_80_columns(lab):
+    for verb in ((), ("train",), ("plan",), ("pack",), ("calibrate",), ("report",)):
+        done = subprocess.run([*ISTHMUS, *verb, "--help"], text=True, capture_output=True,
+                              env={**os.environ, "COLUMNS": "80"})
+        assert done.returncode == 0
+        assert max(map(len, done.stdout.splitlines())) <= 80

@@ -1,0 +1,147 @@
+"""The report: one page, nothing from outside, every number of the run, and no way to break it."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+from clusters import cluster_of
+
+import isthmus
+from isthmus.errors import SettingsError
+from isthmus.runs.report import write_report
+
+TERMS = ("compute", "reduce", "encode", "links", "decode", "broadcast", "update", "wait")
+
+
+def write_run(folder, steps=40, finished=True, name="site0"):
+    """Write the folder of a run of `steps` steps on two sites."""
+    folder.mkdir(parents=True, exist_ok=True)
+    table = cluster_of(2, 1)
+    table["site"][0]["name"] = name
+    table["link"][0]["between"] = [name, "site1"]
+    isthmus.Cluster(table).to_toml(folder / "cluster.toml")
+    terms = dict.fromkeys(TERMS, 0.001)
+    write = lambda file, table: (folder / file).write_text(json.dumps(table))  # noqa: E731
+    write("run.json", {
+        "version": "0.1", "started": "2026-11-21T10:00:00", "command": ["isthmus", "train"],
+        "commit": None, "python": "3.11", "versions": {"numpy": "2"}, "mpi_library": "Open MPI\nx",
+        "hosts": ["a", "a", "b"], "processor": "x86_64", "model_size": 1234,
+        "settings": {"cluster": {"links": "paced", "compute": "real"}, "model": {"kind": "perceptron"},
+                     "allreduce": {"algorithm": "hierarchical", "compressor": {"kind": "int8"}}}})
+    write("plan.json", {
+        "shards_of_rank": [[0, 1], [2], []], "samples_of_rank": [20, 10, 0], "steps": 10,
+        "seconds_of_rank": [0.2, 0.1, 0.0], "step_seconds": 0.0123, "epoch_seconds": 0.123,
+        "staging_seconds": 0, "lower_bound_seconds": 0.12, "gap": 0.025, "terms": terms,
+        "bound_by": "bound by the moon", "hash": "f" * 64})
+    lines = []
+    for step in range(1, steps + 1):
+        lines.append({"kind": "step", "step": step, "epoch": step // 10, "seconds": 0.01 * step,
+                      "loss": 1 / step, "step_seconds": 0.01, "terms": terms,
+                      "sent_nbytes": {"site": step, "link": 1000 * step}})
+        if step % 10 == 0:
+            lines.append({"kind": "evaluation", "step": step, "epoch": step // 10,
+                          "seconds": 0.01 * step, "link_nbytes": 1000 * step, "loss": 0.5,
+                          "accuracy": 0.8125})
+    lines.append({"kind": "non_finite", "step": 7, "ranks": [1, 2], "action": "skipped"})
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    if finished:
+        write("summary.json", {
+            "outcome": "finished", "steps": steps, "seconds": 0.4, "loss": 0.5, "accuracy": 0.8125,
+            "parameter_hash": "abcdef123456" * 5, "dense_link_nbytes": 4_000_000,
+            "links": [{"source": name, "target": "site1", "sent_nbytes": 1_015_625,
+                       "predicted_nbytes": 1_015_625},
+                      {"source": "site1", "target": name, "sent_nbytes": 7, "predicted_nbytes": 8}],
+            "terms": [{"name": term, "predicted_seconds": 0.0021, "measured_seconds": 0.0020}
+                      for term in TERMS],
+            "step": {"predicted_seconds": 0.0168, "measured_seconds": 0.0160}})
+    return folder
+
+
+class Page(HTMLParser):
+    """Collects what a browser would fetch, run or show."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.fetched, self.tags, self.shown = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        for name, value in attributes:
+            if name in ("src", "href", "xlink:href", "data", "action") and not value.startswith("#"):
+                self.fetched.append(value)
+            assert not name.startswith("on"), f"{tag} runs a script: {name}"
+
+    def handle_data(self, data):
+        self.shown.append(data)
+
+
+def page_of(folder):
+    text = write_report(folder).read_text(encoding="utf-8")
+    return text, Page(text)
+
+
+def test_the_page_needs_nothing_else(tmp_path):
+    text, page = page_of(write_run(tmp_path))
+    assert page.fetched == []
+    assert "script" not in page.tags
+    assert "@import" not in text
+    assert "url(http" not in text
+    assert page.tags.count("svg") == 4
+    assert 'name="viewport"' in text
+    assert "prefers-color-scheme: dark" in text
+
+
+def test_the_page_tells_the_numbers_of_the_run(tmp_path):
+    _, page = page_of(write_run(tmp_path))
+    shown = re.sub(r"\s+", " ", " ".join(page.shown))
+    for text in ("81.2 %", "16.0 ms", "predicted 16.8 ms", "+5.0 %", "1,015,625", "abcdef123456",
+                 "1.0 MB", "4.0 MB", "Bound by the moon", "gap 2.50 %", "Paced: links",
+                 "step 7: a gradient was not finite (ranks 1, 2); skipped", "equal", "differ"):
+        assert text in shown, text
+    for term in TERMS:
+        assert term in shown
+
+
+def test_the_same_run_gives_the_same_page(tmp_path):
+    folder = write_run(tmp_path)
+    assert write_report(folder).read_bytes() == write_report(folder).read_bytes()
+
+
+def test_names_cannot_break_the_page(tmp_path):
+    _, page = page_of(write_run(tmp_path, name="<script>alert(1)</script>"))
+    assert "script" not in page.tags
+
+
+@pytest.mark.parametrize("steps", [0, 3])
+def test_a_run_that_stopped_early_has_a_page_too(tmp_path, steps):
+    _, page = page_of(write_run(tmp_path, steps, finished=False))
+    assert "This run did not finish." in " ".join(page.shown)
+    assert page.tags.count("svg") == (2 if steps else 1)
+
+
+def test_a_line_that_was_being_written_is_passed_over(tmp_path):
+    folder = write_run(tmp_path, finished=False)
+    with open(folder / "metrics.jsonl", "a") as file:
+        file.write('{"kind": "st')
+    page_of(folder)
+
+
+def test_a_long_run_makes_a_small_page(tmp_path):
+    text, _ = page_of(write_run(tmp_path, 10_000))
+    assert len(text) < 1_000_000
+
+
+@pytest.mark.parametrize(("spoil", "message"), [
+    (lambda folder: (folder / "run.json").unlink(), "run.json: no such file"),
+    (lambda folder: (folder / "plan.json").write_text("{"), "plan.json: cannot be read"),
+    (lambda folder: (folder / "summary.json").write_text("x"), "summary.json: cannot be read"),
+    (lambda folder: (folder / "metrics.jsonl").write_text("{}x\n{}\n"), "line 1 is not JSON"),
+])
+def test_a_damaged_folder_is_named(tmp_path, spoil, message):
+    folder = write_run(tmp_path)
+    spoil(folder)
+    with pytest.raises(SettingsError, match=message) as caught:
+        write_report(folder)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,150 @@
+"""The house: floors, packaging, what an import loads, and what files must not say."""
+
+import ast
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+FLOORS = {
+    "errors": 0, "files": 0, "toml_files": 0, "devices": 0,
+    "kernels": 1, "vectors": 1,
+    "topology": 2, "compression": 2,
+    "collectives": 3, "shards": 3, "planning": 3,
+    "training": 4,
+    "runs": 5,
+    "cli": 6,
+}
+MODULES = sorted([*(ROOT / "src/isthmus").rglob("*.py"), *(ROOT / "kernels").rglob("*.py")])
+
+
+def room_of(path):
+    """Return the folder or module of the package that a file is in; None for the package itself."""
+    if path.is_relative_to(ROOT / "kernels"):
+        return "kernels"
+    inside = path.relative_to(ROOT / "src/isthmus")
+    first = inside.parts[0]
+    return None if first == "__init__.py" else first.removesuffix(".py")
+
+
+def rooms_imported(path):
+    """Yield (line, room) of every import of isthmus in a file, late ones included."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: {node.lineno}: imports are absolute"
+            modules = [f"{node.module}.{alias.name}" if node.module == "isthmus" else node.module
+                       for alias in node.names]
+        elif isinstance(node, ast.Import):
+            modules = [alias.name for alias in node.names]
+        else:
+            continue
+        for module in modules:
+            package, _, rest = module.partition(".")
+            if package == "isthmus" and rest:
+                yield node.lineno, rest.partition(".")[0]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_module_imports_from_lower_floors_only(path):
+    room = room_of(path)
+    if room is None:
+        return
+    assert room in FLOORS, f"{path} is on no floor"
+    for line, other in rooms_imported(path):
+        assert other in FLOORS, f"{path}:{line} imports {other}, which is on no floor"
+        assert other in (room, "errors") or FLOORS[other] < FLOORS[room], (
+            f"{path}:{line}: {room} (floor {FLOORS[room]}) imports {other} (floor {FLOORS[other]})")
+
+
+def test_planning_knows_no_mpi_and_no_data():
+    for path in (ROOT / "src/isthmus/planning").glob("*.py"):
+        text = path.read_text()
+        assert "mpi4py" not in text
+        assert "h5py" not in text
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_only_a_main_program_says_comm_world(path):
+    if room_of(path) != "cli":
+        assert "COMM_WORLD" not in path.read_text()
+
+
+def test_nothing_is_pickled():
+    """No lower-case MPI calls, no pickle, no NumPy object files."""
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute):
+                assert node.attr not in ("allgather", "gather", "scatter", "bcast", "alltoall", "isend",
+                                         "irecv", "sendrecv"), f"{path}:{node.lineno} {node.attr}"
+            if isinstance(node, (ast.Import, ast.ImportFrom)):
+                names = [alias.name for alias in node.names] + [getattr(node, "module", "") or ""]
+                assert "pickle" not in names, path
+
+
+def test_the_packages_are_those_on_the_disk():
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    found = {"isthmus", "isthmus.kernels"} | {
+        "isthmus." + ".".join(path.parent.relative_to(ROOT / "src/isthmus").parts)
+        for path in (ROOT / "src/isthmus").rglob("*/__init__.py")}
+    assert set(declared) == found
+
+
+def test_every_function_and_class_that_is_public_has_a_docstring_or_is_told_by_its_twin():
+    """Kernels of `cpu` are told by `reference`; verbs of compressors and models by their protocol."""
+    told_elsewhere = {"cpu.py", "dense.py", "quantized.py", "top_k.py", "models.py", "paced.py",
+                      "counting.py"}
+    for path in MODULES:
+        if path.name in told_elsewhere:
+            continue
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
+                assert ast.get_docstring(node), f"{path}:{node.lineno}: {node.name}"
+
+
+def python(program):
+    return subprocess.run([sys.executable, "-c", program], text=True, capture_output=True)
+
+
+def test_importing_isthmus_loads_nothing_heavy():
+    done = python("import sys, isthmus; print(*(name for name in ('scipy', 'h5py', 'matplotlib', "
+                  "'numba', 'mpi4py', 'numpy', 'pydantic', 'jinja2') if name in sys.modules))")
+    assert done.stdout.split() == []
+
+
+def test_planning_runs_without_mpi(tmp_path):
+    """On a laptop: a plan must not initialise MPI."""
+    done = python(
+        "import sys, isthmus\n"
+        "c = isthmus.Cluster.from_toml('experiments/two_sites.toml')\n"
+        "isthmus.plan_shards(c, [10] * 9, isthmus.Workload(size=100, batch_size=10,"
+        " compressor=isthmus.Int8()))\n"
+        "print('mpi4py.MPI' in sys.modules)")
+    assert done.stdout.strip() == "False", done.stderr
+
+
+def test_every_public_name_is_there_and_nothing_else():
+    done = python("import isthmus\n"
+                  "for name in isthmus.__all__: assert getattr(isthmus, name).__name__ == name\n"
+                  "try: isthmus.nonsense\n"
+                  "except AttributeError as error: print(error)")
+    assert "no attribute 'nonsense'" in done.stdout, done.stderr
+
+
+def test_files_are_not_longer_than_a_screenful_of_screens():
+    for path in MODULES:
+        assert len(path.read_text().splitlines()) <= 330, path
+
+
+def test_the_environment_of_ranks_is_explicit():
+    from isthmus.runs.launch import rank_command, rank_environment
+    environment = rank_environment(EXTRA="1")
+    assert environment["EXTRA"] == "1"
+    assert environment["PRTE_MCA_rmaps_default_mapping_policy"] == ":oversubscribe"
+    assert environment["PATH"] == os.environ["PATH"]
+    command = rank_command(3, "program.py", 7)
+    assert command[1:3] == ["-n", "3"]
+    assert command[-2:] == ["program.py", "7"]
