@@ -77,7 +77,7 @@ def add_bfloat16(codes, total):
 def encode_int8(vector, residual, block, key, first, maxima, codes):
     """Write vector + residual as int8 `codes` and the largest magnitude of each block.
 
-    A code is round(127 x / maximum). With `key` (a 64-bit integer) rounding is stochastic: the
+    A code is round(127 x / maximum). With `key` (np.uint64) rounding is stochastic: the
     dither of an entry depends on `key` and on its number, counted from `first`, alone. A block with
     a NaN or an infinity becomes NaN as a whole and leaves its residual as it was.
     """
@@ -151,7 +151,7 @@ def dither(key, first, size):
     keyed before each; the upper 24 bits count.
     """
     x = (np.arange(first, first + size, dtype=np.uint64)).astype(np.uint32)
-    for half in (key & 0xFFFFFFFF, key >> 32):
+    for half in (int(key) & 0xFFFFFFFF, int(key) >> 32):
         x ^= np.uint32(half)
         x ^= x >> np.uint32(16)
         x *= np.uint32(0x7FEB352D)

@@ -78,11 +78,11 @@ def test_all_float16_codes_decode_as_ieee_says():
     np.testing.assert_array_equal(decoded, codes.view("f2").astype("f4"))
 
 
-@given(vectors, st.booleans(), st.one_of(st.none(), st.integers(0, 2**64 - 1)),
+@given(vectors, st.booleans(), st.one_of(st.none(), st.integers(0, 2**64 - 1).map(np.uint64)),
        st.integers(0, 2**33))
 @settings(deadline=None)
 @example(np.full(40, 3.7, "f4"), False, None, 0)
-@example(np.full(40, 3.4028235e38, "f4"), True, 2**64 - 1, 2**32 - 3)
+@example(np.full(40, 3.4028235e38, "f4"), True, np.uint64(2**64 - 1), 2**32 - 3)
 def test_int8_kernels_write_the_bytes_of_the_reference(vector, has_residual, key, first):
     maxima, codes = np.zeros(-(-vector.size // BLOCK), "f4"), np.zeros(vector.size, "i1")
     maxima, codes, _ = same(
@@ -129,9 +129,9 @@ def test_stochastic_rounding_does_not_depend_on_how_a_vector_is_cut(data):
     vector = np.random.default_rng(blocks).normal(size=BLOCK * blocks).astype("f4")
     whole, parts = np.zeros(vector.size, "i1"), np.zeros(vector.size, "i1")
     maxima = np.zeros(blocks, "f4")
-    cpu.encode_int8(vector, None, BLOCK, 5, 0, maxima, whole)
+    cpu.encode_int8(vector, None, BLOCK, np.uint64(5), 0, maxima, whole)
     for piece in (slice(0, cut), slice(cut, vector.size)):
-        cpu.encode_int8(vector[piece], None, BLOCK, 5, piece.start,
+        cpu.encode_int8(vector[piece], None, BLOCK, np.uint64(5), piece.start,
                         maxima[piece.start // BLOCK:], parts[piece])
     np.testing.assert_array_equal(whole, parts)
 
@@ -142,7 +142,7 @@ def test_stochastic_rounding_is_unbiased():
     sums = np.zeros(4)
     maxima, codes, decoded = np.zeros(1, "f4"), np.zeros(4, "i1"), np.zeros(4, "f4")
     for key in range(4000):
-        cpu.encode_int8(vector, None, 4, key * 2654435761, 0, maxima, codes)
+        cpu.encode_int8(vector, None, 4, np.uint64(key * 2654435761), 0, maxima, codes)
         cpu.decode_int8(maxima, codes, 4, decoded)
         sums += decoded
     np.testing.assert_allclose(sums / 4000, vector, atol=5 * 0.5 / 127 / 4000**0.5)

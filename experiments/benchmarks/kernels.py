@@ -43,7 +43,7 @@ class ShareOfTriad:
             "encode_int8": lambda: cpu.encode_int8(
                 self.vector, self.residual, BLOCK, None, 0, self.maxima, self.codes),
             "encode_int8_stochastic": lambda: cpu.encode_int8(
-                self.vector, self.residual, BLOCK, 7, 0, self.maxima, self.codes),
+                self.vector, self.residual, BLOCK, np.uint64(7), 0, self.maxima, self.codes),
             "decode_int8": lambda: cpu.decode_int8(self.maxima, self.codes, BLOCK, self.other),
             "add_int8": lambda: cpu.add_int8(self.maxima, self.codes, BLOCK, self.other),
             "encode_float16": lambda: cpu.encode_float16(self.vector, self.residual, self.codes),

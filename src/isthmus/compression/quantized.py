@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from isthmus import kernels
 from isthmus.compression.compressor import check_arrays
 
@@ -36,7 +38,8 @@ class Int8:
 
     def encode(self, vector, wire, residual=None, *, key=0, first=0):
         check_arrays(vector, wire, self.wire_nbytes(vector.size), residual)
-        key = key if self.rounding == "stochastic" else None
+        # As uint64: numba takes the type of the first int that it sees for that of all ints.
+        key = np.uint64(key & 0xFFFFFFFFFFFFFFFF) if self.rounding == "stochastic" else None
         maxima, codes = self._parts(wire, vector.size)
         kernels.for_array(vector).encode_int8(vector, residual, self.block, key, first,
                                               maxima, codes)
