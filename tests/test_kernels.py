@@ -18,6 +18,7 @@ from isthmus.errors import NoDeviceError
 BLOCK = 16
 SPECIAL = [0.0, -0.0, 1e-45, -1e-40, 1e-36, 1.6e-36, 5.9e-8, 6.2e-5, 65504.0, 65520.0, 1e38, -1e38,
            3.4028235e38, float("nan"), float("inf"), float("-inf")]
+SPECIAL = [float(np.float32(number)) for number in SPECIAL]
 numbers = st.one_of(st.sampled_from(SPECIAL), st.floats(width=32), st.floats(-4, 4, width=32))
 vectors = st.sampled_from([0, 1, 2, BLOCK - 1, BLOCK, BLOCK + 1, 37, 100]).flatmap(
     lambda size: arrays.arrays(np.float32, size, elements=numbers))
