@@ -98,6 +98,7 @@ def test_a_run_from_settings_to_report(lab):
     assert (folder / "report.html").exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_and_resumed_ends_with_the_same_bits(lab):
     write(lab, run=with_changes(RUN, {"training.epochs": 40}))
     whole = json.loads(call(lab, 3, "train", "run.toml", "--json").stdout)
@@ -126,15 +127,20 @@ def test_a_run_that_was_killed_and_resumed_ends_with_the_same_bits(lab):
     assert "training" in refused.stderr
 
 
-@pytest.mark.parametrize("algorithm", ["ring", "mpi"])
-def test_other_algorithms_train_too(lab, algorithm):
-    write(lab, run=with_changes(RUN, {"allreduce": {"algorithm": algorithm}, "training.epochs": 1}))
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [
+    {"allreduce": {"algorithm": "ring"}}, {"allreduce": {"algorithm": "mpi"}},
+    {"model": {"kind": "convolutional", "height": 4, "width": 4, "channels": [3], "classes": 3},
+     "allreduce": {"compressor": {"kind": "top_k", "ratio": 0.1}}}])
+def test_other_algorithms_and_models_train_too(lab, changes):
+    write(lab, run=with_changes(RUN, {**changes, "training.epochs": 1}))
     done = call(lab, 3, "train", "run.toml", "--json")
     assert done.returncode == 0, done.stderr
     for link in json.loads(done.stdout)["links"]:
         assert link["sent_nbytes"] == link["predicted_nbytes"]
 
 
+@pytest.mark.slow
 def test_calibration_finds_the_paced_links_and_the_plan_uses_them(lab):
     table = cluster_of(1, 2, latency_seconds=0.005, bytes_per_second=2e7)
     write(lab, cluster=table, run=with_changes(RUN, {"cluster.links": "paced"}))
@@ -235,6 +241,7 @@ MISTAKES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_mistake_is_told_once_in_one_line(lab, name):
     settings, cluster, act, ranks, code, words = MISTAKES[name]
@@ -270,6 +277,7 @@ def test_wrong_arguments_end_with_code_2_once(lab, arguments):
     assert done.stderr.count("Error") == 1
 
 
+@pytest.mark.slow
 def test_one_rank_that_fails_alone_ends_the_job(lab):
     """A rank that raises what nobody foresaw: told in one line, the others do not wait for ever."""
     (lab / "sitecustomize.py").write_text(

@@ -18,6 +18,7 @@ def program(readme, heading):
     return re.search(rf"## {heading}.*?```python\n(.*?)```", readme, re.S)[1]
 
 
+@pytest.mark.slow
 def test_the_ten_lines_plan_and_the_twenty_lines_train(readme, repository, tmp_path):
     plan, train = (program(readme, heading) for heading in ("Plan in ten lines", "Train in twenty"))
     assert len([line for line in plan.splitlines() if line.strip()]) <= 10

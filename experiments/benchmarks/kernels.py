@@ -8,9 +8,8 @@ import statistics
 import time
 
 import numpy as np
-from numba import njit
-
 from isthmus.kernels import cpu
+from numba import njit
 
 SIZE = 96_000_000
 BLOCK = 256

@@ -132,9 +132,13 @@ def answer(as_json, table, words):
             text.print(part)
 
 
-def tell(line):
-    """Print a line of progress, from one rank."""
-    if speaks():
+def tell(line, passing=False):
+    """Print a line of progress, from one rank; on a terminal the next one replaces a passing one."""
+    if not speaks():
+        return
+    if passing and text.is_terminal:
+        text.print(line, markup=False, end="\r")
+    else:
         text.print(line, markup=False)
 
 

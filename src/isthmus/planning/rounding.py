@@ -7,8 +7,9 @@ from isthmus.planning.makespan import classes_of, lower_bound_seconds
 
 INTEGER_VARIABLES = 1500
 """Most integer variables that are left to the solver; more would take more than a second or two."""
-SECONDS = 2.0
-"""After which the solver returns the best it has found."""
+NODES = 300
+"""Of the search tree, after which the solver returns the best it has found. Nodes, not seconds: the
+same plan on every machine, however busy."""
 GOOD_ENOUGH = 1e-3
 """Gap at which a plan of many kinds of shards is not searched further."""
 
@@ -123,7 +124,7 @@ def _solve_integers(problem, shards, kinds, rank_of_shard):
                     constraints=LinearConstraint(matrix.tocsc(), lower, upper),
                     bounds=Bounds(0, np.append(most, np.inf)),
                     integrality=np.append(np.ones(variables), 0),
-                    options={"time_limit": SECONDS, "mip_rel_gap": 1e-9})
+                    options={"node_limit": NODES, "mip_rel_gap": 1e-9})
         if done.x is None:
             return None
         amount = np.rint(done.x[:-1]).astype(int).reshape(names.size, ranks)

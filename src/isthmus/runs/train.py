@@ -125,7 +125,7 @@ class Job:
         self.tiers, self.settings, self.plan = tiers, settings, plan
         self.training, self.test = training, test
         self.leads = tiers.world.rank == 0
-        self.tell = tell if self.leads else lambda line: None
+        self.tell = tell if self.leads else lambda line, passing=False: None
         self.folder = None
         self.path = None
         self.seconds = 0.0  # of training so far; evaluation and checkpoints are not counted
@@ -218,7 +218,7 @@ class Job:
         self.folder.flush()
         self.tell(f"step {self.training.state.step}/{self.training.recipe.total_steps}: "
                   f"loss {self.loss:.4f}, {1e3 * self._median_step():.1f} ms a step, "
-                  f"{self.link_nbytes / 1e6:.1f} MB over links")
+                  f"{self.link_nbytes / 1e6:.1f} MB over links", passing=True)
 
     def _median_step(self):
         return statistics.median(sum(terms.values()) for terms in self.measured)
