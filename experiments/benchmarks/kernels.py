@@ -26,7 +26,7 @@ def triad(a, b, s, c):
 class ShareOfTriad:
     """Interleaved, so that a slow moment of the machine hits both."""
 
-    params = list(BYTES)
+    params = tuple(BYTES)
     param_names = ("kernel",)
     unit = "share"
     timeout = 300

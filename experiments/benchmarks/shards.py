@@ -8,13 +8,14 @@ import isthmus
 
 
 class Shards:
-    params = ["lz4", "zstd", "none"]
+    params = ("lz4", "zstd", "none")
     param_names = ("compression",)
     timeout = 120
 
     def setup(self, compression):
         draw = np.random.default_rng(0)
-        self.arrays = {"features": (draw.normal(size=(20_000, 28, 28)) ** 2 * 40).clip(0, 255).astype("u1")}
+        images = (40 * draw.normal(size=(20_000, 28, 28)) ** 2).clip(0, 255).astype("u1")
+        self.arrays = {"features": images}
         self.folder = tempfile.TemporaryDirectory()
         self.shards = isthmus.pack_shards(self.arrays, f"{self.folder.name}/set", 16, compression)
 

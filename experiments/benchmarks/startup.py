@@ -6,7 +6,7 @@ import time
 
 
 class Startup:
-    params = ["import isthmus", "isthmus.cli --help"]
+    params = ("import isthmus", "isthmus.cli --help")
     param_names = ("what",)
     unit = "seconds"
 

@@ -3,7 +3,7 @@
     inside a site      the ranks form a chain; chunk by chunk each adds its own to what came from the
                        right and passes it to the left, so the first rank, the leader, has the sum
     between two sites  the leaders exchange the wires of their sums, both ways at once, and both add
-                       the same two decoded vectors in the same order
+                       the same two decoded vectors
     between more       the leaders send to the hub; the hub adds, encodes the sum once, and sends
                        that wire to all; the hub, too, keeps what the wire says, not what it had
     inside a site      the result goes down the chain, chunk by chunk
@@ -11,7 +11,7 @@
 A chunk travels on as soon as it is there, so while one is on a link the next is being reduced. Each
 vector is quantised once on its way up and once on its way down, never once a hop: the error does
 not grow with the number of ranks. All ranks end with the same bits, because all decode the same
-wires in the same order.
+wires.
 """
 
 import numpy as np
@@ -128,12 +128,9 @@ class Hierarchical:
             self.compressor.decode(mine, part)
             self.clock.lap("decode")
             return requests
-        if self.sites == 2:
-            first, second = (mine, *wires) if self.index == 0 else (*wires, mine)
-            self.compressor.decode(first, part)
-            self.compressor.add_decoded(second, part)
-        else:
-            self.compressor.decode(wires[0], part)
+        self.compressor.decode(wires[0], part)
+        if self.sites == 2:  # a + b is b + a to the bit, so both leaders get the same
+            self.compressor.add_decoded(mine, part)
         self.clock.lap("decode")
         return []
 

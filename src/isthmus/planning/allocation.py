@@ -63,7 +63,9 @@ def allocate_shards(sizes, seconds_per_unit, *, fixed_seconds=None, storage=None
 
 def _allocation(problem, rank_of_shard, lp_seconds, prices):
     seconds = problem.seconds_of(loads(problem, rank_of_shard)[0])
-    bound = min(lower_bound_seconds(problem, lp_seconds), float(seconds.max()))
+    bound = lower_bound_seconds(problem, lp_seconds)
+    assert bound <= seconds.max() * (1 + 1e-6) + 1e-9, "a bound above a plan is no bound"
+    bound = min(bound, float(seconds.max()))  # what is left is the solver's tolerance
     order = np.argsort(rank_of_shard, kind="stable")
     cuts = np.searchsorted(rank_of_shard[order], np.arange(1, problem.ranks))
     return Allocation(
