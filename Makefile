@@ -28,7 +28,8 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 
 bench: $(INSTALLED)
-	$(BIN)/asv run --quick --python=same --set-commit-hash $$(git rev-parse HEAD)
+	$(BIN)/asv machine --yes
+	$(BIN)/asv run --quick --show-stderr --python=same --set-commit-hash $$(git rev-parse HEAD)
 
 data: $(INSTALLED)
 	$(BIN)/python data/make_fashion_mnist.py

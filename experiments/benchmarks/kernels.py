@@ -68,7 +68,23 @@ def seconds(call):
 
 
 if __name__ == "__main__":
+    import json
+    import platform
+    import subprocess
+    from pathlib import Path
+
+    here = Path(__file__).resolve().parent
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=here, text=True,
+                            capture_output=True).stdout.strip()
+    lines = []
     for name in BYTES:
         benchmark = ShareOfTriad()
         benchmark.setup(name)
-        print(f"{name:24s} {benchmark.track_share_of_triad(name):5.2f} of the triad")
+        share = benchmark.track_share_of_triad(name)
+        print(f"{name:24s} {share:5.2f} of the triad")
+        lines.append({"kernel": name, "share_of_triad": round(share, 3), "bytes_an_element": BYTES[name],
+                      "elements": SIZE, "date": time.strftime("%Y-%m-%d"), "commit": commit,
+                      "processor": platform.machine(), "numpy": np.__version__,
+                      "command": "python experiments/benchmarks/kernels.py"})
+    (here.parent.parent / "data/measurements/kernels.jsonl").write_text(
+        "".join(json.dumps(line) + "\n" for line in lines))
