@@ -100,7 +100,9 @@ def test_a_run_from_settings_to_report(lab):
 
 @pytest.mark.slow
 def test_a_run_that_was_killed_and_resumed_ends_with_the_same_bits(lab):
-    write(lab, run=with_changes(RUN, {"training.epochs": 40}))
+    """Paced links make each step last long enough for the signal to come in time."""
+    long = {"training.epochs": 40, "cluster.links": "paced"}
+    write(lab, cluster=cluster_of(1, 2, latency_seconds=0.006), run=with_changes(RUN, long))
     whole = json.loads(call(lab, 3, "train", "run.toml", "--json").stdout)
     shutil.rmtree(lab / "runs")
     process = subprocess.Popen(command(3, "train", "run.toml"), cwd=lab, env=rank_environment(),
@@ -120,11 +122,31 @@ def test_a_run_that_was_killed_and_resumed_ends_with_the_same_bits(lab):
     assert summary["accuracy"] == whole["accuracy"]
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if line["kind"] == "step"] == list(range(1, 401))
-    changed = with_changes(RUN, {"training.epochs": 41, "training.learning_rate": 0.2})
+    changed = with_changes(RUN, {**long, "training.learning_rate": 0.2})
     write(lab, run=changed)
     refused = call(lab, 3, "train", "run.toml", "--resume", folder)
     assert refused.returncode == 9
     assert "training" in refused.stderr
+
+
+@pytest.mark.slow
+def test_ranks_in_another_order_leave_the_same_bits_and_the_same_folder(lab):
+    """The job's rank 0 writes the results, whichever cluster rank it is."""
+    hashes = []
+    for places in ([0], [1, 2]), ([2], [0, 1]):
+        table = cluster_of(1, 2)
+        for site, ranks in zip(table["site"], places):
+            site["world_ranks"] = ranks
+        write(lab, cluster=table)
+        done = call(lab, 3, "train", "run.toml", "--json")
+        assert done.returncode == 0, done.stderr
+        assert "accuracy" in done.stderr
+        summary = json.loads(done.stdout)
+        assert (Path(summary["folder"]) / "checkpoint.h5").exists()
+        hashes.append(summary["parameter_hash"])
+        resumed = call(lab, 3, "train", "run.toml", "--resume", summary["folder"], "--json")
+        assert json.loads(resumed.stdout)["parameter_hash"] == summary["parameter_hash"]
+    assert hashes[0] == hashes[1]
 
 
 @pytest.mark.slow

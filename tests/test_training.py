@@ -75,9 +75,9 @@ def test_a_run_that_was_stopped_ends_with_the_bits_of_one_that_was_not(
             if half.state.step == stop:
                 break
         path = shared_folder / "checkpoint.h5"
-        write_checkpoint(path, tiers.world, half.state, half.allreduce, {"run": 1})
+        write_checkpoint(path, tiers, half.state, half.allreduce, {"run": 1})
         again = training_of(tiers, (17, 9, 3, 0), compressor=compressor)
-        read_checkpoint(path, tiers.world, again.state, again.allreduce, {"run": 1})
+        read_checkpoint(path, tiers, again.state, again.allreduce, {"run": 1})
         assert again.state.step == stop
         assert again.allreduce.sent_nbytes == half.allreduce.sent_nbytes
         assert run(again) == whole
@@ -95,17 +95,17 @@ def test_a_checkpoint_that_cannot_be_used_is_refused_on_all_ranks(
     path = shared_folder / "checkpoint.h5"
     with isthmus.split_tiers(comm, isthmus.Cluster(cluster_of(1, 1))) as tiers:
         training = training_of(tiers, (5, 5))
-        write_checkpoint(path, tiers.world, training.state, training.allreduce, {"run": 1})
+        write_checkpoint(path, tiers, training.state, training.allreduce, {"run": 1})
         if comm.rank == 0:
             spoil(path)
         comm.Barrier()
         with pytest.raises(CheckpointError, match=message) as caught:
-            read_checkpoint(path, tiers.world, training.state, training.allreduce, {"run": 2})
+            read_checkpoint(path, tiers, training.state, training.allreduce, {"run": 2})
         assert caught.value.everywhere
         other = training_of(tiers, (5, 5), model=Perceptron(6, (4,), 3))
         if message.startswith("written"):
             with pytest.raises(CheckpointError, match="shape"):
-                read_checkpoint(path, tiers.world, other.state, other.allreduce, {"run": 1})
+                read_checkpoint(path, tiers, other.state, other.allreduce, {"run": 1})
 
 
 @pytest.mark.ranks(2)
@@ -113,7 +113,7 @@ def test_a_checkpoint_that_cannot_be_written_is_an_error_on_all_ranks(comm):
     with isthmus.split_tiers(comm, isthmus.Cluster(cluster_of(1, 1))) as tiers:
         training = training_of(tiers, (5, 5))
         with pytest.raises(OutputError, match="cannot be written"):
-            write_checkpoint(Path("/proc/no/checkpoint.h5"), tiers.world, training.state,
+            write_checkpoint(Path("/proc/no/checkpoint.h5"), tiers, training.state,
                              training.allreduce, {})
 
 

@@ -5,7 +5,7 @@ from threadpoolctl import threadpool_limits
 
 from isthmus.compression.dense import Dense
 from isthmus.planning.calibration import fit_link
-from isthmus.runs.train import open_where_seen, shared_settings, shared_tiers
+from isthmus.runs.preparation import open_where_seen, shared_settings, shared_tiers
 from isthmus.topology.agreement import from_root, gather_json
 from isthmus.topology.cluster import Cluster
 from isthmus.training.measuring import (
@@ -36,7 +36,7 @@ def calibrate(comm, settings_path, output, repetitions, tell):
             tell(f"measuring the link {link['from']} > {link['to']} ({settings.cluster.links})")
             ends = [tiers.cluster.ranks_of_site(link[end])[0] for end in ("from", "to")]
             link.update(network(tiers.world, *ends, repetitions))
-        from_root(tiers.world, lambda: Cluster(table, source=output).to_toml(output))
+        from_root(comm, lambda: Cluster(table, source=output).to_toml(output))
         return table
 
 
@@ -63,7 +63,7 @@ def measure_ranks(tiers, settings, repetitions, table, tell):
 
 def compute_fits(world, settings, model, repetitions):
     """Return a fit of seconds = fixed + samples / rate for each rank."""
-    shards = open_where_seen(world, settings.data.train)
+    shards, _ = open_where_seen(world, settings.data.train)
     shapes = next(shape for shape in gather_json(world, shards and {
         name: [list(shape), str(dtype)] for name, (shape, dtype) in shards.arrays.items()}) if shape)
     share = max(2, settings.training.batch_size // world.size)

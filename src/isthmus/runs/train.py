@@ -1,7 +1,6 @@
 """The main job: read the settings, plan, scatter, train, check, and leave a folder that tells it."""
 
 import statistics
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -11,22 +10,9 @@ from threadpoolctl import threadpool_limits
 from isthmus.collectives.allreduce import Allreduce
 from isthmus.collectives.counting import StageClock
 from isthmus.compression.dense import Dense
-from isthmus.devices import array_library
-from isthmus.errors import ShardError
-from isthmus.planning.allocation import Plan, plan_shards
+from isthmus.runs.preparation import hold_seconds, place_data, shared_settings, shared_tiers
 from isthmus.runs.record import RunFolder, provenance
-from isthmus.runs.settings import RunSettings
-from isthmus.shards.scattering import scatter_shards
-from isthmus.shards.shard_file import ShardSet
-from isthmus.topology.agreement import (
-    broadcast_json,
-    from_root,
-    gather_json,
-    require,
-    together,
-)
-from isthmus.topology.cluster import Cluster
-from isthmus.topology.tiers import split_tiers
+from isthmus.topology.agreement import broadcast_json, from_root, gather_json
 from isthmus.training.checkpoint import read_checkpoint, write_checkpoint
 from isthmus.training.synchronous import MEASURED, State, Training
 
@@ -53,84 +39,24 @@ def train(comm, settings_path, tell, *, resume=None, cluster=None):
         training = Training(tiers, model, local, allreduce, recipe, state,
                             hold_seconds(tiers, settings))
         job = Job(tiers, settings, plan, training, test, tell)
-        job.open_folder(comm, Path(settings_path).stem, resume)
+        job.open_folder(Path(settings_path).stem, resume)
         job.run()
         return job.finish()
 
 
-def shared_settings(comm, path, cluster=None):
-    """Return the settings in `path`, as rank 0 reads them, on every rank."""
-    def read():
-        settings = RunSettings.from_toml(path)
-        return (settings.with_cluster(cluster) if cluster else settings).to_json()
-
-    return RunSettings.from_json(from_root(comm, read), path)
-
-
-@contextmanager
-def shared_tiers(comm, settings):
-    """Give the tiers of the settings' cluster, as rank 0 reads it, paced where that is asked for."""
-    table = from_root(comm, lambda: settings.read_cluster().to_table())
-    cluster = Cluster(table, source=settings.cluster.file)
-    with split_tiers(comm, cluster) as tiers:
-        site = cluster.sites[tiers.site_index]
-        together(tiers.world, lambda: array_library(site.device))
-        yield tiers.paced() if settings.cluster.links == "paced" else tiers
-
-
-def place_data(tiers, settings, tell):
-    """Plan on rank 0, scatter by plan; return the plan and this rank's training and test samples."""
-    world = tiers.world
-    train_set = open_where_seen(world, settings.data.train)
-    test_set = open_where_seen(world, settings.data.test)
-    planner = next(rank for rank, sees in enumerate(gather_json(
-        world, train_set is not None and test_set is not None)) if sees)
-
-    def make_plans():
-        workload = settings.workload()
-        return [plan_shards(tiers.cluster, train_set, workload, settings.plan.objective,
-                            settings.plan.pinned).to_dict(),
-                plan_shards(tiers.cluster, list(test_set.samples), workload).to_dict()]
-
-    plan, test_plan = map(Plan.from_dict, from_root(world, make_plans, planner))
-    if world.rank == 0:
-        tell(f"plan: samples a rank {', '.join(map(str, plan.samples_of_rank))}; "
-             f"{plan.steps} steps an epoch, {1e3 * plan.step_seconds:.1f} ms each, predicted")
-    return (plan, scatter_shards(tiers, train_set, plan), scatter_shards(tiers, test_set, test_plan))
-
-
-def open_where_seen(world, folder):
-    """Return the ShardSet in `folder`, or None on a rank that does not see it."""
-    shards = together(world, lambda: ShardSet.open(folder) if Path(folder).is_dir() else None)
-    seen = gather_json(world, shards is not None)
-    if not any(seen):
-        require(world, False, ShardError, f"{folder}: no rank sees this folder; pack the data with "
-                "`isthmus pack`, or mend the path under [data] in the settings")
-    return shards
-
-
-def hold_seconds(tiers, settings):
-    """Return how long a batch of n samples shall take on this rank, or None where it is not paced."""
-    if settings.cluster.compute != "paced":
-        return None
-    site = tiers.cluster.sites[tiers.site_index]
-    rate = tiers.cluster.rates[tiers.world.rank]
-    return lambda samples: site.fixed_seconds + samples / rate
-
-
 class Job:
-    """A run under way: its training, its folder (rank 0 alone has one) and its clock."""
+    """A run under way: its training, its clock, and its folder, which the job's rank 0 alone has."""
 
     def __init__(self, tiers, settings, plan, training, test, tell):
         self.tiers, self.settings, self.plan = tiers, settings, plan
         self.training, self.test = training, test
-        self.leads = tiers.world.rank == 0
+        self.leads = tiers.world.rank == tiers.home
         self.tell = tell if self.leads else lambda line, passing=False: None
         self.folder = None
         self.path = None
         self.seconds = 0.0  # of training so far; evaluation and checkpoints are not counted
         self.link_nbytes = 0
-        self.measured = []  # rows of terms, one a step, on rank 0
+        self.measured = []  # terms of each step so far
         self.evaluation = (None, None)
         self.loss = None
         self.skipped = 0
@@ -141,7 +67,7 @@ class Job:
             if len(self._leaders) > 2:  # the hub waits for one crossing, the others for two
                 self._leaders.pop(cluster.hub)
 
-    def open_folder(self, comm, name, resume):
+    def open_folder(self, name, resume):
         """Make the run's folder and write down what is about to run; or go on with an old one."""
         hosts = gather_json(self.tiers.world, MPI.Get_processor_name())
 
@@ -155,7 +81,7 @@ class Job:
                 folder.write_json("plan.json", self.plan.to_dict())
             return str(folder.path)
 
-        self.path = Path(from_root(self.tiers.world, make))
+        self.path = Path(from_root(self.tiers.world, make, self.tiers.home))
         self.folder = RunFolder(self.path) if self.leads else None
         if resume:
             self._resume()
@@ -190,7 +116,7 @@ class Job:
             self.folder.close()
         else:
             summary = None
-        return broadcast_json(self.tiers.world, summary) | {"folder": str(self.path)}
+        return broadcast_json(self.tiers.world, summary, self.tiers.home) | {"folder": str(self.path)}
 
     def _note_skipped(self):
         ranks = self.training.non_finite_ranks
@@ -255,13 +181,13 @@ class Job:
 
     def _write_checkpoint(self):
         path = self.path / "checkpoint.h5"
-        write_checkpoint(path, self.tiers.world, self.training.state, self.training.allreduce,
+        write_checkpoint(path, self.tiers, self.training.state, self.training.allreduce,
                          self._identity())
         self.tell(f"step {self.training.state.step}: checkpoint written")
 
     def _resume(self):
         state = self.training.state
-        read_checkpoint(self.path / "checkpoint.h5", self.tiers.world, state,
+        read_checkpoint(self.path / "checkpoint.h5", self.tiers, state,
                         self.training.allreduce, self._identity())
         if self.leads:
             self._recall(self.folder.cut_back(state.step))
@@ -277,7 +203,7 @@ class Job:
                 self.measured.append(line["terms"])
 
     def _links(self):
-        """Return, on rank 0, the bytes sent over each link and what the formula says."""
+        """Return the bytes sent over each link and what the formula says."""
         allreduce, names = self.training.allreduce, self.tiers.cluster.names
         predicted = allreduce.calls * allreduce.predicted_to_sites()
         everyone = np.array(gather_json(self.tiers.world, np.stack(

@@ -16,7 +16,8 @@ class Tiers:
 
     `world` has every rank, in the order of the cluster file: `world.rank` is the cluster rank.
     `leaders` has the first rank of each site, in the order of the sites; it is COMM_NULL off the
-    leaders. `cloud` and `edge` are COMM_NULL for a rank of the other tier.
+    leaders. `cloud` and `edge` are COMM_NULL for a rank of the other tier. `home` is the cluster rank
+    of the job's own rank 0, which reads settings and writes results.
     """
 
     cluster: Cluster
@@ -27,6 +28,7 @@ class Tiers:
     edge: MPI.Comm
     tier: str
     site_name: str
+    home: int = 0
 
     @property
     def site_index(self):
@@ -71,7 +73,7 @@ def split_tiers(comm, cluster):
     return Tiers(cluster, world, site, leaders,
                  cloud=mine if tier == "cloud" else MPI.COMM_NULL,
                  edge=mine if tier == "edge" else MPI.COMM_NULL,
-                 tier=tier, site_name=cluster.names[index])
+                 tier=tier, site_name=cluster.names[index], home=order[0])
 
 
 def cluster_ranks(cluster, hosts):

@@ -11,47 +11,49 @@ from isthmus.topology.agreement import from_root, gather_json, together
 VERSION = 1
 
 
-def write_checkpoint(path, world, state, allreduce, identity):
-    """Write `state` and every rank's residual to `path`, from rank 0. Collective.
+def write_checkpoint(path, tiers, state, allreduce, identity):
+    """Write `state` and every rank's residual to `path`, from the job's rank 0. Collective.
 
     The residuals of the leaders cross the links for this: float32[size] a site and checkpoint.
     identity: JSON table of what a run that resumes from this must share with the one that wrote it.
     All random numbers follow from the seed (in `identity`), the step and the allreduce's count of
     calls: they are the random state and the data position.
     """
+    world, home = tiers.world, tiers.home
     speakers = _ranks_with_residual(world, allreduce)
     sent = gather_json(world, allreduce.sent_to_sites.tolist())
     residuals = {}
     for rank in speakers:
         residual = allreduce.residual
-        if world.rank == 0 and rank != 0:
+        if world.rank == home != rank:
             residual = np.empty(allreduce.size, np.float32)
             world.Recv(residual, rank)
-        elif world.rank == rank and rank != 0:
-            world.Send(np.ascontiguousarray(residual), 0)
+        elif world.rank == rank != home:
+            world.Send(residual, home)
         residuals[rank] = residual
     together(world, lambda: _write(path, state, allreduce.calls, sent, residuals, identity)
-             if world.rank == 0 else None)
+             if world.rank == home else None)
 
 
-def read_checkpoint(path, world, state, allreduce, identity):
-    """Set `state` and `allreduce` to what rank 0 finds in `path`. Collective.
+def read_checkpoint(path, tiers, state, allreduce, identity):
+    """Set `state` and `allreduce` to what the job's rank 0 finds in `path`. Collective.
 
     CheckpointError on every rank if the file is missing, damaged or of a run unlike `identity`.
     """
+    world, home = tiers.world, tiers.home
     found = {}
-    step, calls, sent, speakers = from_root(world, lambda: _read(path, found, state, identity))
+    step, calls, sent, speakers = from_root(world, lambda: _read(path, found, state, identity), home)
     for name, array in (("parameters", state.parameters), ("momentum", state.momentum)):
-        if world.rank == 0:
+        if world.rank == home:
             array[:] = found[name]
-        world.Bcast(array, 0)
+        world.Bcast(array, home)
     for rank in speakers:
-        residual = found[f"residuals/{rank}"] if world.rank == 0 else np.empty(
+        residual = found[f"residuals/{rank}"] if world.rank == home else np.empty(
             allreduce.size, np.float32)
-        if world.rank == 0 and rank != 0:
+        if world.rank == home != rank:
             world.Send(residual, rank)
-        elif world.rank == rank and rank != 0:
-            world.Recv(residual, 0)
+        elif world.rank == rank != home:
+            world.Recv(residual, home)
         if world.rank == rank:
             allreduce.residual = residual
     state.step, allreduce.calls = step, calls

@@ -19,7 +19,7 @@ from isthmus.errors import NonFiniteError, ReplicaError
 
 MEASURED = ("loss", "samples", "compute", "allreduce", *StageClock.STAGES, "update", "step",
             "sent_site_nbytes", "sent_link_nbytes")
-"""What each rank notes of each step: a row of float64, gathered now and then to rank 0."""
+"""What each rank notes of each step: a row of float64, gathered now and then to the job's rank 0."""
 
 
 @dataclass
@@ -143,10 +143,10 @@ class Training:
         return loss / samples, right / samples
 
     def gather_rows(self):
-        """Return float64[ranks, steps since the last call, MEASURED] on rank 0, None elsewhere."""
-        world = self.tiers.world
+        """Return float64[ranks, steps since the last call, MEASURED] at home, None elsewhere."""
+        world, home = self.tiers.world, self.tiers.home
         rows = np.array(self.rows, np.float64).reshape(-1, len(MEASURED))
         self.rows.clear()
-        everyone = np.empty((world.size, *rows.shape)) if world.rank == 0 else None
-        world.Gather(rows, everyone)
+        everyone = np.empty((world.size, *rows.shape)) if world.rank == home else None
+        world.Gather(rows, everyone, home)
         return everyone
