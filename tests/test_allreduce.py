@@ -182,6 +182,7 @@ def test_a_bad_number_anywhere_is_known_everywhere(comm, sites, compressor, bad)
     ({"size": -1}, 0, {}, "negative"),
     ({"algorithm": "ring", "compressor": isthmus.Int8()}, 0, {}, "needs algorithm='hierarchical'"),
     ({}, 1, {"compressor": isthmus.Int8(64)}, "ranks ask for different"),
+    ({}, 1, {"error_feedback": False}, "ranks ask for different"),
     ({}, 3, {"weight": -1.0}, "weights"),
     ({}, 3, {"weight": float("nan")}, "weights"),
     ({"weight": 0.0}, 0, {}, "weights of all ranks are 0"),
@@ -200,6 +201,21 @@ def test_a_vector_of_another_shape_or_dtype_is_refused(comm, vector):
         allreduce = isthmus.Allreduce(tiers, 10)
         with pytest.raises(ValueError, match="float32 of shape"):
             allreduce(vector)
+
+
+@pytest.mark.ranks(2)
+def test_two_sites_round_independently(comm):
+    """Stochastic errors of one and the same vector, sent by both sites, are not the same errors."""
+    with isthmus.split_tiers(comm, isthmus.Cluster(cluster_of(1, 1))) as tiers:
+        vector = vector_of(0, 100_000)
+        mean = isthmus.Allreduce(tiers, vector.size, error_feedback=False,
+                                 compressor=isthmus.Int8(rounding="stochastic"))(vector)
+        alone = np.empty_like(vector)
+        wire = np.empty(isthmus.Int8().wire_nbytes(vector.size), "u1")
+        isthmus.Int8(rounding="stochastic").encode(vector, wire, key=99)
+        isthmus.Int8().decode(wire, alone)
+        # Two independent errors average to half the variance of one.
+        assert np.var(mean - vector) == pytest.approx(np.var(alone - vector) / 2, rel=0.05)
 
 
 @pytest.mark.ranks(4)

@@ -39,7 +39,7 @@ class Allreduce:
     def __init__(self, tiers, size, algorithm="hierarchical", compressor=None,
                  error_feedback=True, weight=1.0):
         world = tiers.world
-        share = _share(world, size, algorithm, compressor, weight)
+        share = _share(world, weight, [size, algorithm, repr(compressor), bool(error_feedback)])
         self.size, self.algorithm, self.share = size, algorithm, np.float32(share)
         self.finite = True
         self.calls = 0
@@ -162,26 +162,35 @@ class _OfMPI:
         yield self.site, self.nbytes
 
 
-def _share(world, size, algorithm, compressor, weight):
-    """Return this rank's normalised weight; raise ValueError on all ranks if they do not agree."""
-    asked = gather_json(world, [size, algorithm, repr(compressor), weight])
-    problem = None
-    if size < 0:
-        problem = f"size must not be negative, not {size}"
-    elif algorithm not in ALGORITHMS:
-        problem = f"algorithm must be one of {', '.join(ALGORITHMS)}, not {algorithm!r}"
-    elif compressor is not None and algorithm != "hierarchical":
-        problem = (f"algorithm {algorithm!r} sends exact float32: a compressor needs "
-                   "algorithm='hierarchical'")
-    elif any(others[:3] != asked[0][:3] for others in asked):
-        problem = "ranks ask for different allreduces (size, algorithm, compressor): " + "; ".join(
-            f"rank {rank}: {', '.join(map(str, others[:3]))}" for rank, others in enumerate(asked))
-    elif not all(0 <= others[3] < float("inf") for others in asked):
-        problem = f"weights must be finite and not negative, not {[o[3] for o in asked]}"
-    elif (whole := sum(others[3] for others in asked)) == 0:
+def _share(world, weight, plan):
+    """Return this rank's normalised weight; raise ValueError on all ranks if any of them is wrong.
+
+    plan: size, algorithm, compressor and error feedback, on which all ranks must agree.
+    """
+    everyone = gather_json(world, [weight, plan])
+    weights, plans = zip(*everyone)
+    problem = _problem_with(*plan[:3])
+    if problem is None and any(other != plans[0] for other in plans):
+        problem = ("ranks ask for different allreduces (size, algorithm, compressor, error feedback): "
+                   + "; ".join(f"rank {rank}: {', '.join(map(str, other))}"
+                               for rank, other in enumerate(plans)))
+    elif problem is None and not all(0 <= other < float("inf") for other in weights):
+        problem = f"weights must be finite and not negative, not {list(weights)}"
+    elif problem is None and sum(weights) == 0:
         problem = "the weights of all ranks are 0: give at least one rank a positive weight"
-    problems = gather_json(world, problem)
-    first = next((text for text in problems if text), None)
-    if first:
-        raise ValueError(first)
-    return weight / whole
+    told = next((text for text in gather_json(world, problem) if text), None)
+    if told:
+        raise ValueError(told)
+    return weight / sum(weights)
+
+
+def _problem_with(size, algorithm, compressor):
+    """Return what is wrong with one rank's wishes alone, or None."""
+    if size < 0:
+        return f"size must not be negative, not {size}"
+    if algorithm not in ALGORITHMS:
+        return f"algorithm must be one of {', '.join(ALGORITHMS)}, not {algorithm!r}"
+    if compressor != repr(None) and algorithm != "hierarchical":
+        return (f"algorithm {algorithm!r} sends exact float32: a compressor needs "
+                "algorithm='hierarchical'")
+    return None

@@ -138,7 +138,9 @@ class Hierarchical:
         """Encode chunk `number` with this leader's residual and send the wire to its peers."""
         wire = self.wires[self.index][number]
         residual = None if self.residual is None else self.residual[whole]
-        self.compressor.encode(total[whole], wire, residual, key=key, first=whole.start)
+        # Each site rounds by a key of its own, or their errors would not be independent.
+        self.compressor.encode(total[whole], wire, residual, key=key * self.sites + self.index,
+                               first=whole.start)
         self.clock.lap("encode")
         return [self.leaders.Isend(wire, peer) for peer in self.peers]
 

@@ -195,12 +195,14 @@ class Job:
         self.tell(f"resumed at step {state.step}")
 
     def _recall(self, lines):
-        """Take up the clock, the bytes and the terms where the earlier part of the run left them."""
+        """Take up the clock, the terms and the accuracy where the earlier part of the run left them."""
         for line in lines:
             if line["kind"] == "step":
                 self.seconds = line["seconds"]
                 self.loss = line["loss"]
                 self.measured.append(line["terms"])
+            elif line["kind"] == "evaluation":
+                self.evaluation = line["loss"], line["accuracy"]
 
     def _links(self):
         """Return the bytes sent over each link and what the formula says."""
