@@ -17,6 +17,7 @@ kernel = njit(cache=True, nogil=True, error_model="numpy")
 
 MAGNITUDE = np.int32(0x7FFFFFFF)
 INFINITY = np.int32(0x7F800000)
+SIGN = np.int32(-0x80000000)
 ROUND = np.float32(12582912.0)  # 1.5 x 2^23: adding it rounds to nearest even
 ZERO = np.float32(0)
 
@@ -229,6 +230,87 @@ def add_int8(maxima, codes, block, total):
         maximum = maxima[number]
         for i in range(entries.size):
             entries[i] += np.float32(part[i]) * STEP * maximum
+
+
+@kernel
+def mean_magnitude(vector, residual, block, sums):
+    """Return the mean of |vector + residual|, summed by halves in `sums`, float32[block / 2]."""
+    share, half = np.float32(1 / block), block // 2
+    if vector.size == block:
+        upper, kept = vector[half:], part_of(residual, half, block)
+        for i in range(sums.size):
+            low = float_of(bits_of(given(vector, residual, i)) & MAGNITUDE) * share
+            sums[i] = low + float_of(bits_of(given(upper, kept, i)) & MAGNITUDE) * share
+    else:
+        sums[:] = ZERO
+        for i in range(vector.size):  # the upper half comes after all of the lower one
+            sums[i % half] += float_of(bits_of(given(vector, residual, i)) & MAGNITUDE) * share
+    while half > 1:
+        half //= 2
+        upper = sums[half:2 * half]
+        for i in range(half):
+            sums[i] += upper[i]
+    return sums[0] * np.float32(block / vector.size)
+
+
+@kernel
+def encode_one_bit(vector, residual, block, scales, codes):
+    sums = np.empty(block // 2, np.float32)
+    for number in range(scales.size):
+        start = number * block
+        stop = min(start + block, vector.size)
+        entries, kept = vector[start:stop], part_of(residual, start, stop)
+        mean = mean_magnitude(entries, kept, block, sums)
+        part = codes[start // 8:start // 8 + (stop - start + 7) // 8]
+        part[:] = 0
+        if bits_of(mean) < INFINITY:
+            scales[number] = mean
+            for k in range(8):
+                write_signs(entries, kept, k, mean, part)
+        else:
+            scales[number] = QUIET_NAN
+
+
+@kernel
+def write_signs(vector, residual, k, mean, codes):
+    """Set bit k of each byte to the sign of its entry, and leave what that does not say."""
+    first, last = k * codes.size, min((k + 1) * codes.size, vector.size)
+    if first >= last:
+        return
+    row, kept = vector[first:last], part_of(residual, first, last)
+    for j in range(row.size):
+        x = given(row, kept, j)
+        minus = (bits_of(x) >> 31) & np.int32(1)
+        codes[j] |= np.uint8(minus << k)
+        keep(kept, j, x - float_of(bits_of(mean) | (minus << 31)))
+
+
+@kernel
+def signed(scale, code, k):
+    """Return `scale` with the sign that bit k of `code` says."""
+    return float_of(bits_of(scale) ^ ((np.int32(code) >> k) << 31))
+
+
+@kernel
+def decode_one_bit(scales, codes, block, vector):
+    for number in range(scales.size):
+        entries, part = vector[number * block:(number + 1) * block], codes[number * block // 8:]
+        length = (entries.size + 7) // 8
+        for k in range(8):
+            row, scale = entries[k * length:(k + 1) * length], scales[number]
+            for j in range(row.size):
+                row[j] = signed(scale, part[j], k)
+
+
+@kernel
+def add_one_bit(scales, codes, block, total):
+    for number in range(scales.size):
+        entries, part = total[number * block:(number + 1) * block], codes[number * block // 8:]
+        length = (entries.size + 7) // 8
+        for k in range(8):
+            row, scale = entries[k * length:(k + 1) * length], scales[number]
+            for j in range(row.size):
+                row[j] += signed(scale, part[j], k)
 
 
 @kernel

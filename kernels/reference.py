@@ -116,6 +116,51 @@ def add_int8(maxima, codes, block, total):
         total[part] += codes[part].astype(np.float32) * STEP * maxima[number]
 
 
+def encode_one_bit(vector, residual, block, scales, codes):
+    """Write the signs of vector + residual as bits, and the mean magnitude of each block.
+
+    In a block of n entries, L = ceil(n / 8), bit k of byte j is the sign of entry k L + j, 1 for
+    minus: neighbouring entries go to neighbouring bytes, which suits vectors and warps alike. The
+    mean is a sum of |x| / block by halves (upper half onto lower half, again and again, zeros
+    behind the end), so that it is the same on every device and exact for a constant block. A block
+    with a NaN or an infinity becomes NaN as a whole, its bits 0, and leaves its residual as it was.
+    """
+    given = _given(vector, residual)
+    codes[:] = 0
+    for number, start in enumerate(range(0, vector.size, block)):
+        part = slice(start, start + block)
+        x = given[part]
+        sums = np.zeros(block, np.float32)
+        sums[:x.size] = np.abs(x) * np.float32(1 / block)
+        while sums.size > 1:
+            sums = sums[:sums.size // 2] + sums[sums.size // 2:]
+        mean = scales[number] = sums[0] * np.float32(block / x.size)
+        if not np.isfinite(mean):
+            scales[number] = QUIET_NAN
+            continue
+        rows = np.zeros((8, -(-x.size // 8)), bool)
+        rows.ravel()[:x.size] = np.signbit(x)
+        codes[start // 8:start // 8 + rows.shape[1]] = np.packbits(rows, axis=0, bitorder="little")[0]
+        if residual is not None:
+            residual[part] = x - np.copysign(mean, x)
+
+
+def decode_one_bit(scales, codes, block, vector):
+    """Write plus or minus its block's scale into each entry of `vector`."""
+    for number, start in enumerate(range(0, vector.size, block)):
+        x = vector[start:start + block]
+        rows = np.unpackbits(codes[start // 8:start // 8 - (-x.size // 8)][None], axis=0,
+                             bitorder="little")
+        x[:] = np.where(rows.ravel()[:x.size], -scales[number], scales[number])
+
+
+def add_one_bit(scales, codes, block, total):
+    """Add plus or minus its block's scale to each entry of `total`."""
+    decoded = np.empty_like(total)
+    decode_one_bit(scales, codes, block, decoded)
+    total += decoded
+
+
 def encode_top_k(vector, residual, counts, entries, positions):
     """Write the entries of largest magnitude of vector + residual, in the order of their places.
 

@@ -13,7 +13,7 @@ from isthmus.topology.agreement import gather_json
 SIZES = (0, 1, 2, 3, 7, 255, 1000, 70_001)
 EXACT = (("mpi", None), ("ring", None), ("hierarchical", None))
 LOSSY = (isthmus.Dense("float16"), isthmus.Dense("bfloat16"), isthmus.Int8(),
-         isthmus.Int8(block=64, rounding="stochastic"), isthmus.TopK(0.1))
+         isthmus.Int8(block=64, rounding="stochastic"), isthmus.OneBit(), isthmus.TopK(0.1))
 
 
 def splits(ranks):
@@ -143,7 +143,7 @@ class SpyComm:
 @pytest.mark.ranks(4)
 @pytest.mark.parametrize(("compressor", "bytes_an_entry"), [
     (None, 4.05), (isthmus.Dense("float16"), 2.02), (isthmus.Int8(), 1.03),
-    (isthmus.TopK(0.01), 0.0601)])
+    (isthmus.OneBit(), 0.135), (isthmus.TopK(0.01), 0.0601)])
 def test_only_the_wire_crosses_the_link(comm, compressor, bytes_an_entry):
     size = 100_000
     with isthmus.split_tiers(comm, isthmus.Cluster(cluster_of(2, 2))) as tiers:
@@ -157,7 +157,7 @@ def test_only_the_wire_crosses_the_link(comm, compressor, bytes_an_entry):
 
 @pytest.mark.ranks(4)
 @pytest.mark.parametrize("sites", [(4,), (2, 2), (1, 2, 1)])
-@pytest.mark.parametrize("compressor", [None, isthmus.Int8(), isthmus.TopK(0.01)])
+@pytest.mark.parametrize("compressor", [None, isthmus.Int8(), isthmus.OneBit(), isthmus.TopK(0.01)])
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_bad_number_anywhere_is_known_everywhere(comm, sites, compressor, bad):
     with isthmus.split_tiers(comm, isthmus.Cluster(cluster_of(*sites))) as tiers:

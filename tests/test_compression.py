@@ -5,11 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from isthmus.compression import COMPRESSORS, Dense, Int8, TopK
+from isthmus.compression import COMPRESSORS, Dense, Int8, OneBit, TopK
 from isthmus.compression.chunks import WIRE_NBYTES, chunk_entries, site_chunk_entries
 
 ALL = [Dense(), Dense("float16"), Dense("bfloat16"), Int8(), Int8(block=7),
-       Int8(block=64, rounding="stochastic"), TopK(0.01), TopK(1.0)]
+       Int8(block=64, rounding="stochastic"), OneBit(), OneBit(block=8), TopK(0.01), TopK(1.0)]
 SIZES = [0, 1, 2, 255, 256, 257, 1001]
 every_compressor = pytest.mark.parametrize("compressor", ALL, ids=repr)
 SHAPES = {
@@ -48,8 +48,9 @@ def test_what_is_given_is_sent_or_kept(compressor, size, shape, seed):
         residual = residual.clip(-1e3, 1e3)
     given_whole = vector.astype("f8") + residual
     _, decoded = encoded(compressor, vector, residual, key=seed)
-    np.testing.assert_allclose(decoded.astype("f8") + residual, given_whole,
-                               rtol=2**-22, atol=2**-148)
+    kept = residual.astype("f8")
+    rounding = 2**-22 * (np.abs(given_whole) + np.abs(decoded)) + 2**-148
+    assert (np.abs(decoded + kept - given_whole) <= rounding).all()
 
 
 @every_compressor
@@ -78,7 +79,7 @@ def test_a_vector_cut_at_the_grain_gives_the_same_numbers(compressor, pieces):
 
 @pytest.mark.parametrize(("compressor", "bits"), [
     (Dense(), 32), (Dense("float16"), 16), (Dense("bfloat16"), 16), (Int8(), 8.125),
-    (Int8(block=64), 8.5), (TopK(0.01), 0.48 + 32 / 65536)])
+    (Int8(block=64), 8.5), (OneBit(), 1 + 32 / 1024), (TopK(0.01), 0.48 + 32 / 65536)])
 def test_the_wire_has_the_bits_an_entry_that_the_docstring_says(compressor, bits):
     size = 65536 * 10
     assert compressor.wire_nbytes(size) * 8 / size == pytest.approx(bits, rel=1e-3)
@@ -98,10 +99,26 @@ def test_the_error_is_within_the_contraction_factor(compressor, delta, shape, se
     assert error <= (1 - delta) * (vector.astype("f8") ** 2).sum() * (1 + 1e-6) + 1e-30
 
 
-@pytest.mark.parametrize("value", [3.7, -1e-3, 1e38, 1.6e-36, 0.0])
-def test_int8_sends_constants_exactly(value):
-    vector = np.full(600, value, "f4")
-    np.testing.assert_array_equal(encoded(Int8(), vector)[1], vector)
+@pytest.mark.parametrize("value", [3.7, -1e-3, 1e38, 1.6e-33, 0.0])
+@pytest.mark.parametrize("compressor", [Int8(), OneBit()])
+def test_constants_are_sent_exactly(compressor, value):
+    vector = np.full(2048, value, "f4")
+    np.testing.assert_array_equal(encoded(compressor, vector)[1], vector)
+
+
+@given(seed=st.integers(0, 50), nonzero=st.integers(1, 64))
+@settings(max_examples=30)
+def test_one_bit_contracts_where_the_root_mean_square_would_not(seed, nonzero):
+    """On a sparse block the L1 mean leaves less than there was; the RMS scale leaves more."""
+    draw = np.random.default_rng(seed)
+    vector = np.zeros(1024, "f4")
+    vector[:nonzero] = draw.choice([-1, 1], nonzero) * draw.uniform(0.5, 1, nonzero)
+    norm = (vector.astype("f8") ** 2).sum()
+    contraction = np.abs(vector).sum(dtype="f8") ** 2 / (1024 * norm)
+    error = ((vector.astype("f8") - encoded(OneBit(), vector)[1]) ** 2).sum()
+    assert error == pytest.approx((1 - contraction) * norm, rel=1e-5)
+    root_mean_square = np.copysign((norm / 1024) ** 0.5, vector)
+    assert ((vector - root_mean_square) ** 2).sum() > norm
 
 
 def test_int8_has_the_error_of_one_quantisation():

@@ -95,6 +95,18 @@ def test_int8_kernels_write_the_bytes_of_the_reference(vector, has_residual, key
              [np.ones(vector.size, "f4")])
 
 
+@given(vectors, st.booleans())
+def test_one_bit_kernels_write_the_bytes_of_the_reference(vector, has_residual):
+    scales, codes, _ = same(
+        lambda module, scales, codes, residual: module.encode_one_bit(
+            vector, residual, BLOCK, scales, codes),
+        [np.zeros(-(-vector.size // BLOCK), "f4"), np.full(-(-vector.size // 8), 0xAA, "u1"),
+         residual_for(vector, has_residual)])
+    for verb in ("decode_one_bit", "add_one_bit"):
+        same(lambda module, total, verb=verb: getattr(module, verb)(scales, codes, BLOCK, total),
+             [np.ones(vector.size, "f4")])
+
+
 @given(vectors, st.booleans(), st.floats(0, 1))
 @settings(deadline=None)
 def test_top_k_kernels_write_the_bytes_of_the_reference(vector, has_residual, ratio):
@@ -153,8 +165,8 @@ def test_stochastic_rounding_is_unbiased():
 @settings(deadline=None)
 def test_any_bytes_decode_without_touching_what_is_outside(junk, size):
     """A wire from elsewhere may say anything; canaries on both sides must live."""
-    from isthmus.compression import Int8, TopK
-    for compressor in (Int8(block=BLOCK), TopK(0.2)):
+    from isthmus.compression import Int8, OneBit, TopK
+    for compressor in (Int8(block=BLOCK), OneBit(block=BLOCK), TopK(0.2)):
         nbytes = compressor.wire_nbytes(size)
         wire = np.resize(np.frombuffer(junk or b"\xff", "u1"), nbytes)
         guarded = np.full(size + 2, 7, "f4")

@@ -13,8 +13,10 @@ from numba import njit
 
 SIZE = 96_000_000
 BLOCK = 256
-BYTES = {"add": 12, "encode_int8": 13, "decode_int8": 5, "add_int8": 9, "encode_int8_stochastic": 13,
-         "encode_float16": 14, "add_float16": 10, "encode_bfloat16": 14, "add_bfloat16": 10}
+BYTES = {
+    "add": 12, "encode_int8": 13, "decode_int8": 5, "add_int8": 9, "encode_int8_stochastic": 13,
+    "encode_one_bit": 12.13, "add_one_bit": 8.13,
+    "encode_float16": 14, "add_float16": 10, "encode_bfloat16": 14, "add_bfloat16": 10}
 
 
 @njit
@@ -45,6 +47,11 @@ class ShareOfTriad:
                 self.vector, self.residual, BLOCK, np.uint64(7), 0, self.maxima, self.codes),
             "decode_int8": lambda: cpu.decode_int8(self.maxima, self.codes, BLOCK, self.other),
             "add_int8": lambda: cpu.add_int8(self.maxima, self.codes, BLOCK, self.other),
+            "encode_one_bit": lambda: cpu.encode_one_bit(
+                self.vector, self.residual, 1024, self.maxima[:-(-SIZE // 1024)],
+                self.codes[:SIZE // 8].view("u1")),
+            "add_one_bit": lambda: cpu.add_one_bit(
+                self.maxima[:-(-SIZE // 1024)], self.codes[:SIZE // 8].view("u1"), 1024, self.other),
             "encode_float16": lambda: cpu.encode_float16(self.vector, self.residual, self.codes),
             "add_float16": lambda: cpu.add_float16(self.codes, self.other),
             "encode_bfloat16": lambda: cpu.encode_bfloat16(self.vector, self.residual, self.codes),
