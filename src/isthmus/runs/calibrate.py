@@ -36,8 +36,9 @@ def calibrate(comm, settings_path, output, repetitions, tell):
             tell(f"measuring the link {link['from']} > {link['to']} ({settings.cluster.links})")
             ends = [tiers.cluster.ranks_of_site(link[end])[0] for end in ("from", "to")]
             link.update(network(tiers.world, *ends, repetitions))
-        from_root(comm, lambda: Cluster(table, source=output).to_toml(output))
-        return table
+        measured = Cluster(table, source=output)
+        from_root(comm, lambda: measured.to_toml(output))
+        return measured.to_table()
 
 
 def measure_ranks(tiers, settings, repetitions, table, tell):
