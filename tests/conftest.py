@@ -86,14 +86,17 @@ def run_together(ranks, nodeids):
                 command, timeout=SECONDS_FOR_ALL, text=True, stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 env=rank_environment(**{INSIDE: str(ranks), OUTCOMES: str(path)}))
-            output = done.stdout
+            output, failed = done.stdout, done.returncode != 0
         except subprocess.TimeoutExpired as late:
-            output = f"no end after {SECONDS_FOR_ALL} s\n{(late.stdout or b'').decode()}"
+            failed, output = True, f"no end after {SECONDS_FOR_ALL} s\n{(late.stdout or b'').decode()}"
         lines = path.read_text().splitlines() if path.exists() else []
     for nodeid, outcome, text in map(json.loads, lines):
-        _outcomes[ranks, nodeid] = outcome, text
+        if _outcomes.get((ranks, nodeid), ("",))[0] != "failed":  # on any rank
+            _outcomes[ranks, nodeid] = outcome, text
     for nodeid in nodeids:
         _outcomes.setdefault((ranks, nodeid), ("failed", f"did not end in {ranks} ranks:\n{output}"))
+    if failed and all(_outcomes[ranks, nodeid][0] != "failed" for nodeid in nodeids):
+        _outcomes[ranks, nodeids[-1]] = "failed", f"the job failed after its tests:\n{output}"
 
 
 def pytest_runtest_logreport(report):

@@ -136,10 +136,9 @@ def tell(line, passing=False):
     """Print a line of progress, from one rank; on a terminal the next one replaces a passing one."""
     if not speaks():
         return
-    if passing and text.is_terminal:
-        text.print(line, markup=False, end="\r")
-    else:
-        text.print(line, markup=False)
+    if text.is_terminal:
+        text.file.write("\r\x1b[2K")  # what the passing line has left there
+    text.print(line, markup=False, end="" if passing and text.is_terminal else "\n")
 
 
 def speaks():

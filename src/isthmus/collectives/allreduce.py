@@ -131,7 +131,7 @@ class Allreduce:
 
     def _compile(self, compressor):
         """Run each kernel once, so that numba's compiler is not part of the first call."""
-        one, wire = np.zeros(1, "f4"), None
+        one = np.zeros(1, "f4")
         kernel = kernels.for_array(one)
         kernel.scale(one, self.share, one)
         kernel.add(one, one.copy())

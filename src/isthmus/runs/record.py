@@ -23,7 +23,6 @@ class RunFolder:
     def __init__(self, path):
         self.path = Path(path)
         self.metrics = self.path / "metrics.jsonl"
-        self.checkpoint = self.path / "checkpoint.h5"
         self._lines = None
 
     @classmethod
@@ -60,13 +59,6 @@ class RunFolder:
     def write_json(self, name, table):
         write_text(self.path / name, json.dumps(table, indent=1) + "\n")
 
-    def read_json(self, name):
-        try:
-            return json.loads((self.path / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as problem:
-            raise CheckpointError(f"{self.path / name}: cannot be read ({problem}); is this the folder "
-                                  "of a run?") from None
-
     def note(self, kind, **values):
         """Add a line to metrics.jsonl."""
         if self._lines is None:
@@ -86,7 +78,12 @@ class RunFolder:
         Returns the lines that are kept, as dicts.
         """
         kept = []
-        for line in self.metrics.read_text(encoding="utf-8").splitlines():
+        try:
+            lines = self.metrics.read_text(encoding="utf-8").splitlines()
+        except OSError as problem:
+            raise CheckpointError(f"{self.metrics}: cannot be read: {problem.strerror}; resume in the "
+                                  "folder that the run has made") from None
+        for line in lines:
             try:
                 table = json.loads(line)
             except ValueError:  # the line that was being written when the run was killed

@@ -54,19 +54,18 @@ def scatter_shards(tiers, shards, plan, piece_nbytes=PIECE_NBYTES):
 def _deliver(world, shards, manifest, deliveries, places, arrays, piece_nbytes):
     """Carry out this rank's share of the deliveries, in the order that all ranks have in common.
 
-    Every piece is preceded by one byte that says whether it could be read, so that a sender that
-    meets a broken file goes on, and its receivers stop waiting.
+    A sender that meets a broken file says so to its receiver, and both go on with what comes next.
     """
     problem, received = None, 0
     for delivery in deliveries:
         try:
-            pieces = _sizes(manifest, delivery, piece_nbytes)
             if delivery.source is None:
                 _read_own(shards, delivery, places[delivery.shard, delivery.name])
             elif delivery.source == world.rank:
-                _send(world, shards, manifest, delivery, pieces, piece_nbytes)
+                _send(world, shards, delivery, piece_nbytes)
             else:
-                received += _receive(world, manifest, delivery, pieces,
+                received += _receive(world, manifest, delivery,
+                                     _sizes(manifest, delivery, piece_nbytes),
                                      places[delivery.shard, delivery.name])
         except ShardError as caught:
             problem = problem or caught
@@ -82,52 +81,46 @@ def _read_own(shards, delivery, place):
         first += len(piece)
 
 
-def _send(world, shards, manifest, delivery, pieces, piece_nbytes):
+def _send(world, shards, delivery, piece_nbytes):
     """Send an array piece by piece; the next is read while the last is on its way.
 
-    A file that breaks half-way is told with the remaining pieces, which carry nothing of worth.
+    A byte goes ahead of each piece, and one comes after the last: whether all was well until then.
     """
-    sent, problem = None, None
     reader = shards.pieces(delivery.shard, delivery.name, piece_nbytes)
-    for _ in pieces:
-        piece = None
-        if problem is None:
-            try:
-                piece = np.ascontiguousarray(next(reader))
-            except ShardError as caught:
-                problem = caught
+    sent = None
+    try:
+        for piece in reader:
+            piece = np.ascontiguousarray(piece)
+            if sent is not None:
+                sent[0].Wait()
+            world.Send(np.ones(1, np.uint8), delivery.target)
+            sent = world.Isend(piece.reshape(-1).view(np.uint8), delivery.target), piece
+        world.Send(np.ones(1, np.uint8), delivery.target)
+    except ShardError:
+        world.Send(np.zeros(1, np.uint8), delivery.target)
+        raise
+    finally:
         if sent is not None:
             sent[0].Wait()
-        well = np.array([problem is None], np.uint8)
-        world.Send(well, delivery.target)
-        if problem is not None:
-            break
-        sent = world.Isend(piece.reshape(-1).view(np.uint8), delivery.target), piece
-    if sent is not None:
-        sent[0].Wait()
-    if problem is None:
-        for _ in reader:  # lets the reader compare the digest
-            pass
-    else:
-        raise problem
 
 
 def _receive(world, manifest, delivery, pieces, place):
     """Receive an array straight into its place; return its bytes."""
     digest, well, first = hashlib.sha256(), np.zeros(1, np.uint8), 0
-    for rows in pieces:
+    shard = manifest.shards[delivery.shard]
+    for rows in [*pieces, 0]:
         world.Recv(well, delivery.source)
         if not well[0]:
-            raise ShardError(f"{manifest.shards[delivery.shard].file}: rank {delivery.source} could "
-                             "not read it")
-        piece = place[first:first + rows]
-        world.Recv(piece.reshape(-1).view(np.uint8), delivery.source)
-        digest.update(piece.data if piece.size else b"")
-        first += rows
-    if digest.hexdigest() != manifest.shards[delivery.shard].arrays_sha256[delivery.name]:
-        raise ShardError(f"{manifest.shards[delivery.shard].file}: dataset {delivery.name!r} is not "
-                         "what the manifest says after its way from rank "
-                         f"{delivery.source}; check that machine's memory and network")
+            raise ShardError(f"{shard.file}: rank {delivery.source} could not read it; fetch the file "
+                             "there again, or pack again")
+        if rows:
+            piece = place[first:first + rows]
+            world.Recv(piece.reshape(-1).view(np.uint8), delivery.source)
+            digest.update(piece.data if piece.size else b"")
+            first += rows
+    if digest.hexdigest() != shard.arrays_sha256[delivery.name]:
+        raise ShardError(f"{shard.file}: dataset {delivery.name!r} is not what the manifest says after "
+                         f"its way from rank {delivery.source}; check that machine's memory and network")
     return place.nbytes
 
 
