@@ -223,12 +223,21 @@ def damaged(kind):
             shutil.rmtree(lab / "data/train")
         elif kind == "a file for runs":
             (lab / "runs").write_text("")
+        elif kind in PACKED_OTHERWISE:
+            draw = np.random.default_rng(1)
+            arrays = {"features": draw.normal(size=(300, 16)), "targets": draw.integers(0, 3, 300)}
+            isthmus.pack_shards(PACKED_OTHERWISE[kind](arrays), lab / "data/train", 20, overwrite=True)
         elif kind == "text targets":
             (lab / "data/train/manifest.json").write_text((
                 lab / "data/train/manifest.json").read_text().replace('"|u1"', '"O"'))
     return act
 
 
+PACKED_OTHERWISE = {
+    "float targets": lambda arrays: arrays | {"targets": arrays["targets"] + 0.5},
+    "five classes": lambda arrays: arrays | {"targets": arrays["targets"] + 2},
+    "a third array": lambda arrays: arrays | {"weights": arrays["targets"]},
+}
 MISTAKES = {
     # name: (changes of the settings, changes of the cluster, what is done, ranks, code, words)
     "an unknown key": ({"training.batchsize": 3}, {}, None, 3, 3, ["run.toml: training.batchsize",
@@ -258,6 +267,10 @@ MISTAKES = {
     "a cut shard": ({}, {}, "cut", 3, 5, ["shard-00003.h5", "again"]),
     "a flipped byte": ({}, {}, "flipped", 3, 5, ["shard-00003.h5: dataset 'features', chunk 0"]),
     "a wrong dtype": ({}, {}, "text targets", 3, 5, ["manifest.json", "dtype"]),
+    "float targets": ({}, {}, "float targets", 3, 5, ["data/train", "whole number", "float64"]),
+    "classes beyond the model's": ({}, {}, "five classes", 3, 5, ["data/train", "0 ... 2", "classes"]),
+    "an array too many": ({}, {}, "a third array", 3, 5, ["features, targets, weights", "two"]),
+    "a model of other inputs": ({"model.inputs": 17}, {}, None, 3, 5, ["16 numbers a sample", "17"]),
     "a folder that cannot be made": ({}, {}, "a file for runs", 3, 8, ["runs: cannot be written",
                                                                        "run.folder"]),
     "a gradient that explodes": ({"training.learning_rate": 1e38}, {}, None, 3, 7,

@@ -5,8 +5,13 @@ from threadpoolctl import threadpool_limits
 
 from isthmus.compression.dense import Dense
 from isthmus.planning.calibration import fit_link
-from isthmus.runs.preparation import open_where_seen, shared_settings, shared_tiers
-from isthmus.topology.agreement import from_root, gather_json
+from isthmus.runs.preparation import (
+    check_shapes,
+    open_where_seen,
+    shared_settings,
+    shared_tiers,
+)
+from isthmus.topology.agreement import from_root, gather_json, together
 from isthmus.topology.cluster import Cluster
 from isthmus.training.measuring import (
     MESSAGE_NBYTES,
@@ -65,6 +70,7 @@ def measure_ranks(tiers, settings, repetitions, table, tell):
 def compute_fits(world, settings, model, repetitions):
     """Return a fit of seconds = fixed + samples / rate for each rank."""
     shards, _ = open_where_seen(world, settings.data.train)
+    together(world, lambda: check_shapes(model, shards))
     shapes = next(shape for shape in gather_json(world, shards and {
         name: [list(shape), str(dtype)] for name, (shape, dtype) in shards.arrays.items()}) if shape)
     share = max(2, settings.training.batch_size // world.size)

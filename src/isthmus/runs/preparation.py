@@ -1,5 +1,6 @@
 """What all ranks do before the first step: settings, communicators, the plan, the data."""
 
+import math
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -39,17 +40,44 @@ def shared_tiers(comm, settings):
 
 def place_data(tiers, settings, tell):
     """Plan and scatter; return the plan and this rank's training and test samples."""
-    workload = settings.workload()
+    workload, model = settings.workload(), settings.make_model()
     train, seen = open_where_seen(tiers.world, settings.data.train)
+    together(tiers.world, lambda: check_shapes(model, train))
     plan = Plan.from_dict(from_root(tiers.world, lambda: plan_shards(
         tiers.cluster, train, workload, settings.plan.objective, settings.plan.pinned).to_dict(), seen))
     if tiers.world.rank == tiers.home:
         tell(f"plan: samples a rank {', '.join(map(str, plan.samples_of_rank))}; "
              f"{plan.steps} steps an epoch, {1e3 * plan.step_seconds:.1f} ms each, predicted")
     test, seen = open_where_seen(tiers.world, settings.data.test)
+    together(tiers.world, lambda: check_shapes(model, test))
     test_plan = Plan.from_dict(from_root(tiers.world, lambda: plan_shards(
         tiers.cluster, test.samples, workload).to_dict(), seen))
-    return plan, scatter_shards(tiers, train, plan), scatter_shards(tiers, test, test_plan)
+    samples = scatter_shards(tiers, train, plan), scatter_shards(tiers, test, test_plan)
+    for local, folder in zip(samples, (settings.data.train, settings.data.test)):
+        _, targets = local.arrays.values()
+        require(tiers.world, not targets.size or 0 <= targets.min() <= targets.max() < model.classes,
+                ShardError, f"{folder}: targets go beyond 0 ... {model.classes - 1}; set classes under "
+                "[model], or pack other targets")
+    return plan, *samples
+
+
+def check_shapes(model, shards):
+    """Raise ShardError unless the set (None where it is not seen) is what `model` learns from."""
+    if shards is None:
+        return
+    if len(shards.arrays) != 2:
+        raise ShardError(f"{shards.folder}: holds the arrays {', '.join(shards.arrays)}; training takes "
+                         "two, features and then targets: pack those")
+    (features, (shape, dtype)), (targets, (labels, kind)) = shards.arrays.items()
+    if labels or kind.kind not in "iu":
+        raise ShardError(f"{shards.folder}: targets {targets!r} must be a whole number a sample, not "
+                         f"{kind} of shape {list(labels)}; pack class numbers, features first")
+    if math.prod(shape) != math.prod(model.inputs_shape):
+        raise ShardError(f"{shards.folder}: features {features!r} have {math.prod(shape)} numbers a "
+                         f"sample, the model takes {math.prod(model.inputs_shape)}; change [model]")
+    if dtype.kind not in "iuf":
+        raise ShardError(f"{shards.folder}: features {features!r} are of dtype {dtype}; pack integers "
+                         "or floats")
 
 
 def open_where_seen(world, folder):
