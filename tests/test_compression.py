@@ -79,7 +79,8 @@ def test_a_vector_cut_at_the_grain_gives_the_same_numbers(compressor, pieces):
 
 @pytest.mark.parametrize(("compressor", "bits"), [
     (Dense(), 32), (Dense("float16"), 16), (Dense("bfloat16"), 16), (Int8(), 8.125),
-    (Int8(block=64), 8.5), (Int4(), 4 + 18 / 64), (OneBit(), 1 + 32 / 1024), (TopK(0.01), 0.48 + 32 / 65536)])
+    (Int8(block=64), 8.5), (Int4(), 4 + 18 / 64),
+    (OneBit(), 1 + 32 / 1024), (TopK(0.01), 0.48 + 32 / 65536)])
 def test_the_wire_has_the_bits_an_entry_that_the_docstring_says(compressor, bits):
     size = 65536 * 10
     assert compressor.wire_nbytes(size) * 8 / size == pytest.approx(bits, rel=1e-3)
@@ -87,7 +88,8 @@ def test_the_wire_has_the_bits_an_entry_that_the_docstring_says(compressor, bits
 
 
 @pytest.mark.parametrize(("compressor", "delta"), [
-    (Int8(), 1 - 256 / 254**2), (Int4(), 1 - 64 / 14**2), (TopK(0.1), 0.1), (Dense("float16"), 1 - 2**-22),
+    (Int8(), 1 - 256 / 254**2), (Int4(), 1 - 64 / 14**2), (TopK(0.1), 0.1),
+    (Dense("float16"), 1 - 2**-22),
     (Dense("bfloat16"), 1 - 2**-16)])
 @given(shape=st.sampled_from(["normal", "constant", "sparse"]), seed=st.integers(0, 50))
 @settings(deadline=None, max_examples=30)
