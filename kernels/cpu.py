@@ -254,7 +254,8 @@ def encode_int4(vector, residual, block, key, first, maxima, shares, codes):
         start, stop = number * GROUP * block, min((number + 1) * GROUP * block, vector.size)
         entries, kept = vector[start:stop], part_of(residual, start, stop)
         half = (entries.size + 1) // 2
-        part, of_blocks = codes[start // 2:start // 2 + half], shares[number * GROUP:(number + 1) * GROUP]
+        part = codes[start // 2:start // 2 + half]
+        of_blocks = shares[number * GROUP:(number + 1) * GROUP]
         top = np.int32(0)
         for j in range(of_blocks.size):
             tops[j] = largest_bits(entries[j * block:(j + 1) * block],
@@ -360,9 +361,9 @@ def given_lanes(context, builder, types_of, arrays, index):
 
 
 def in_all_lanes(builder, number):
-    return builder.shuffle_vector(
-        builder.insert_element(ir.Constant(FLOATS, ir.Undefined), number, ir.Constant(ir.IntType(32), 0)),
-        ir.Constant(FLOATS, ir.Undefined), ir.Constant(INTS, [0] * LANES))
+    lanes = ir.Constant(FLOATS, ir.Undefined)
+    first = builder.insert_element(lanes, number, ir.Constant(ir.IntType(32), 0))
+    return builder.shuffle_vector(first, lanes, ir.Constant(INTS, [0] * LANES))
 
 
 @intrinsic

@@ -9,7 +9,8 @@ from isthmus.compression import COMPRESSORS, Dense, Int4, Int8, OneBit, TopK
 from isthmus.compression.chunks import WIRE_NBYTES, chunk_entries, site_chunk_entries
 
 ALL = [Dense(), Dense("float16"), Dense("bfloat16"), Int8(), Int8(block=7),
-       Int8(block=64, rounding="stochastic"), Int4(), Int4(block=6, rounding="stochastic"), OneBit(), OneBit(block=8), TopK(0.01), TopK(1.0)]
+       Int8(block=64, rounding="stochastic"), Int4(),
+       Int4(block=6, rounding="stochastic"), OneBit(), OneBit(block=8), TopK(0.01), TopK(1.0)]
 SIZES = [0, 1, 2, 255, 256, 257, 1001]
 every_compressor = pytest.mark.parametrize("compressor", ALL, ids=repr)
 SHAPES = {
