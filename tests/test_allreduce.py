@@ -11,7 +11,7 @@ import isthmus
 from isthmus.topology.agreement import gather_json
 
 SIZES = (0, 1, 2, 3, 7, 255, 1000, 70_001)
-EXACT = (("mpi", None), ("ring", None), ("hierarchical", None))
+EXACT = (("mpi", None), ("ring", None), ("tree", None), ("recursive", None), ("hierarchical", None))
 LOSSY = (isthmus.Dense("float16"), isthmus.Dense("bfloat16"), isthmus.Int8(),
          isthmus.Int8(block=64, rounding="stochastic"), isthmus.OneBit(), isthmus.TopK(0.1))
 

@@ -58,7 +58,7 @@ class KindSettings(FrozenModel):
 class AllreduceSettings(FrozenModel):
     """How gradients are summed."""
 
-    algorithm: Literal["mpi", "ring", "hierarchical"] = "hierarchical"
+    algorithm: Literal["mpi", "ring", "tree", "recursive", "hierarchical"] = "hierarchical"
     compressor: KindSettings | None = None
     error_feedback: bool = True
 
