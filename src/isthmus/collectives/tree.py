@@ -43,15 +43,16 @@ class DoubleTree:
         """Yield (site, bytes) for what this rank sends to each neighbour in one call."""
         for branch in self.branches:
             for other in branch.neighbours:
-                yield self.site_of_rank[other], 4 * sum(c.stop - c.start for c in branch.chunks)
+                yield self.site_of_rank[other], 4 * branch.entries
 
 
 class _Branch:
     """One tree as one rank sees it."""
 
     def __init__(self, comm, tree, tag):
-        self.comm, self.chunks, self.tag = comm, tree.chunks, tag
-        self.parent, self.children = tree.parents[comm.rank], tree.children(comm.rank)
+        self.comm, self.tag = comm, tag
+        self.chunks, self.entries = tree.chunks, tree.entries
+        self.parent, self.children = tree.parents[comm.rank], tree.children[comm.rank]
         self.ahead = TREE_CHUNKS_AHEAD * tree.depth(comm.rank)
         longest = max((chunk.stop - chunk.start for chunk in self.chunks), default=0)
         self.inbox = np.empty((2, len(self.children), longest), "f4")

@@ -5,6 +5,7 @@ and both schedules keep to neighbours where most bytes move.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from isthmus.vectors import chunk_slices
 
@@ -23,9 +24,19 @@ class Tree:
     parents: tuple
     chunks: tuple
 
-    def children(self, rank):
-        """Return the ranks below `rank`, lowest first."""
-        return [child for child, parent in enumerate(self.parents) if parent == rank]
+    @cached_property
+    def children(self):
+        """The ranks right below each rank, lowest first."""
+        below = tuple([] for _ in self.parents)
+        for child, parent in enumerate(self.parents):
+            if parent is not None:
+                below[parent].append(child)
+        return below
+
+    @property
+    def entries(self):
+        """Entries of the vector that go along this tree."""
+        return sum(chunk.stop - chunk.start for chunk in self.chunks)
 
     def depth(self, rank):
         """Return the number of hops from `rank` to the root."""
