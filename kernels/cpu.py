@@ -20,6 +20,7 @@ INFINITY = np.int32(0x7F800000)
 SIGN = np.int32(-0x80000000)
 ROUND = np.float32(12582912.0)  # 1.5 x 2^23: adding it rounds to nearest even
 ZERO = np.float32(0)
+RUN = 64  # entries that TopK's threshold is held against at once
 
 
 @intrinsic
@@ -344,14 +345,20 @@ def fullest(histogram, wanted):
 
 @kernel
 def encode_top_k(vector, residual, counts, entries, positions):
-    counts[:] = 0
     values = vector
     if residual is not None:
         for i in range(residual.size):
             residual[i] += vector[i]
         values = residual
+    take_largest(values, residual, counts, entries, positions)
+
+
+@kernel
+def take_largest(values, residual, counts, entries, positions):
+    """Do what `encode_top_k` does with `values`, which are `residual` itself where there is one."""
+    counts[:] = 0
     if entries.size == 0:
-        return
+        return np.int32(MAGNITUDE)
     threshold, ties = threshold_of(values, entries.size)
     taken = 0
     for i in range(values.size):
@@ -365,6 +372,63 @@ def encode_top_k(vector, residual, counts, entries, positions):
         counts[i // POSITIONS] += 1
         taken += 1
         keep(residual, i, ZERO)
+    return threshold
+
+
+@kernel
+def take_above(vector, residual, least, passed, entries, positions):
+    """Write what passes while there is room; return how many have passed, in this block and before.
+
+    Most runs of entries hold none that does: one vectorised maximum says so.
+    """
+    start = 0
+    while start < vector.size:
+        stop = min(start + RUN, vector.size)
+        row, kept = vector[start:stop], part_of(residual, start, stop)
+        if largest_bits_kept(row, kept) >= least:
+            for j in range(row.size):
+                x = row[j] if kept is None else kept[j]
+                if bits_of(x) & MAGNITUDE >= least:
+                    if passed < entries.size:
+                        entries[passed] = x
+                        positions[passed] = start + j
+                        keep(kept, j, ZERO)
+                    passed += 1
+        start = stop
+    return passed
+
+
+@kernel
+def largest_bits_kept(vector, residual):
+    """Add the vector to the residual and return the largest magnitude of the sum."""
+    top = np.int32(0)
+    for i in range(vector.size):
+        x = given(vector, residual, i)
+        keep(residual, i, x)
+        top = max(top, bits_of(x) & MAGNITUDE)
+    return top
+
+
+@kernel
+def encode_above(vector, residual, threshold, counts, entries, positions):
+    least, taken, passed = bits_of(threshold), 0, 0
+    for number in range(counts.size):
+        start = number * POSITIONS
+        stop = min(start + POSITIONS, vector.size)
+        passed = take_above(vector[start:stop], part_of(residual, start, stop), least, passed,
+                            entries, positions)
+        taken_now = min(passed, entries.size)
+        counts[number] = taken_now - taken
+        taken = taken_now
+    if least > 0 and 9 * entries.size <= 10 * passed <= 10 * entries.size:
+        entries[passed:] = ZERO
+        positions[passed:] = 0
+        return threshold
+    values = vector
+    if residual is not None:  # take back what was taken: nothing is left at its place
+        add_top_k(counts, entries, positions, residual)
+        values = residual
+    return float_of(take_largest(values, residual, counts, entries, positions))
 
 
 @kernel
@@ -378,3 +442,60 @@ def add_top_k(counts, entries, positions, total):
             if place < total.size:
                 total[place] += entries[taken]
             taken += 1
+
+
+@kernel
+def hashed(key, number):
+    """Return the keyed hash of `number` that `dither` is made of."""
+    return mixed(mixed(number, np.uint32(key)), np.uint32(np.uint64(key) >> np.uint64(32)))
+
+
+@kernel
+def random_place(size, key, strata, number):
+    """Return the place in stratum `number` of `strata` that `key` says."""
+    first, last = size * number // strata, size * (number + 1) // strata
+    word = np.uint64(hashed(key, np.uint32(number))) * np.uint64(last - first)
+    return first + np.int64(word >> np.uint64(32))
+
+
+@kernel
+def encode_random_k(vector, residual, key, entries):
+    bad = largest_bits_kept(vector, residual) >= INFINITY
+    for number in range(entries.size):
+        place = random_place(vector.size, key, entries.size, number)
+        entries[number] = vector[place] if residual is None else residual[place]
+        keep(residual, place, ZERO)
+    if bad:
+        entries[0] = QUIET_NAN
+
+
+@kernel
+def add_random_k(key, entries, total):
+    for number in range(entries.size):
+        total[random_place(total.size, key, entries.size, number)] += entries[number]
+
+
+@kernel
+def decode_low_rank(p, q, matrix):
+    for i in range(p.shape[0]):
+        write_row(p[i], q, matrix[i])
+
+
+@kernel
+def add_low_rank(p, q, matrix):
+    decoded = np.empty(q.shape[1], np.float32)
+    for i in range(p.shape[0]):
+        write_row(p[i], q, decoded)
+        add(decoded, matrix[i])
+
+
+@kernel
+def write_row(weights, q, row):
+    """Write the sum of the rows of q by weight, in their order."""
+    first = q[0]
+    for j in range(row.size):
+        row[j] = weights[0] * first[j]
+    for k in range(1, q.shape[0]):
+        more = q[k]
+        for j in range(row.size):
+            row[j] += weights[k] * more[j]

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from isthmus import kernels
-from isthmus.compression.compressor import check_arrays
+from isthmus.compression.compressor import Compressor, check_arrays
 
 
 @dataclass(frozen=True)
-class Int8:
+class Int8(Compressor):
     """Send 8 bits an entry and a float32 maximum a block: 8 + 32 / block bits an entry.
 
     Linear quantisation to 255 levels of each block's largest magnitude M (block-wise absmax, as in
@@ -36,7 +36,7 @@ class Int8:
     def wire_nbytes(self, size):
         return 4 * self._blocks(size) + size
 
-    def encode(self, vector, wire, residual=None, *, key=0, first=0):
+    def encode(self, vector, wire, residual=None, *, key=0, first=0, state=None):
         check_arrays(vector, wire, self.wire_nbytes(vector.size), residual)
         # As uint64: numba takes the type of the first int that it sees for that of all ints.
         key = np.uint64(key & 0xFFFFFFFFFFFFFFFF) if self.rounding == "stochastic" else None
