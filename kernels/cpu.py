@@ -20,7 +20,7 @@ INFINITY = np.int32(0x7F800000)
 SIGN = np.int32(-0x80000000)
 ROUND = np.float32(12582912.0)  # 1.5 x 2^23: adding it rounds to nearest even
 ZERO = np.float32(0)
-RUN = 64  # entries that TopK's threshold is held against at once
+RUN = 32  # entries that TopK's threshold is held against at once
 
 
 @intrinsic
@@ -381,21 +381,38 @@ def take_above(vector, residual, least, passed, entries, positions):
 
     Most runs of entries hold none that does: one vectorised maximum says so.
     """
-    start = 0
-    while start < vector.size:
-        stop = min(start + RUN, vector.size)
-        row, kept = vector[start:stop], part_of(residual, start, stop)
-        if largest_bits_kept(row, kept) >= least:
-            for j in range(row.size):
-                x = row[j] if kept is None else kept[j]
-                if bits_of(x) & MAGNITUDE >= least:
-                    if passed < entries.size:
-                        entries[passed] = x
-                        positions[passed] = start + j
-                        keep(kept, j, ZERO)
-                    passed += 1
-        start = stop
+    whole = vector.size // RUN * RUN
+    for start in range(0, whole, RUN):
+        row, kept = vector[start:start + RUN], part_of(residual, start, start + RUN)
+        if largest_bits_of_run(row, kept) >= least:
+            passed = take_run(row, kept, start, least, passed, entries, positions)
+    row, kept = vector[whole:], part_of(residual, whole, vector.size)
+    largest_bits_kept(row, kept)
+    return take_run(row, kept, whole, least, passed, entries, positions)
+
+
+@kernel
+def take_run(vector, residual, start, least, passed, entries, positions):
+    for i in range(vector.size):
+        x = vector[i] if residual is None else residual[i]
+        if bits_of(x) & MAGNITUDE >= least:
+            if passed < entries.size:
+                entries[passed] = x
+                positions[passed] = start + i
+                keep(residual, i, ZERO)
+            passed += 1
     return passed
+
+
+@kernel
+def largest_bits_of_run(vector, residual):
+    """Do what `largest_bits_kept` does; a length that LLVM knows needs no loop."""
+    top = np.int32(0)
+    for i in range(RUN):
+        x = given(vector, residual, i)
+        keep(residual, i, x)
+        top = max(top, bits_of(x) & MAGNITUDE)
+    return top
 
 
 @kernel
