@@ -20,7 +20,7 @@ INFINITY = np.int32(0x7F800000)
 SIGN = np.int32(-0x80000000)
 ROUND = np.float32(12582912.0)  # 1.5 x 2^23: adding it rounds to nearest even
 ZERO = np.float32(0)
-RUN = 32  # entries that TopK's threshold is held against at once
+RUN = 32  # entries that TopK's threshold is held against at once: the bits of a mask
 
 
 @intrinsic
@@ -35,6 +35,13 @@ def float_of(_, bits):
     """Return an int32 as the float32 with the same bits."""
     return types.float32(types.int32), lambda _c, builder, _s, arguments: builder.bitcast(
         arguments[0], ir.FloatType())
+
+
+@intrinsic
+def zeros_below(_, mask):
+    """Return how many bits are 0 below the lowest 1 of a uint32 that is not 0."""
+    return types.uint32(types.uint32), lambda _c, builder, _s, arguments: builder.cttz(
+        arguments[0], ir.Constant(ir.IntType(1), 1))
 
 
 @kernel
@@ -379,40 +386,41 @@ def take_largest(values, residual, counts, entries, positions):
 def take_above(vector, residual, least, passed, entries, positions):
     """Write what passes while there is room; return how many have passed, in this block and before.
 
-    Most runs of entries hold none that does: one vectorised maximum says so.
+    Unsigned indices, because numba looks whether others are negative.
     """
-    whole = vector.size // RUN * RUN
-    for start in range(0, whole, RUN):
-        row, kept = vector[start:start + RUN], part_of(residual, start, start + RUN)
-        if largest_bits_of_run(row, kept) >= least:
-            passed = take_run(row, kept, start, least, passed, entries, positions)
-    row, kept = vector[whole:], part_of(residual, whole, vector.size)
-    largest_bits_kept(row, kept)
-    return take_run(row, kept, whole, least, passed, entries, positions)
+    size, run = np.uint64(vector.size), np.uint64(RUN)
+    for start in range(np.uint64(0), size - size % run, run):
+        mask = passing(vector, residual, start, run, least)
+        if mask != 0:
+            passed = take(mask, vector, residual, start, passed, entries, positions)
+    start = size - size % run
+    mask = passing(vector, residual, start, size % run, least)
+    return take(mask, vector, residual, start, passed, entries, positions)
 
 
 @kernel
-def take_run(vector, residual, start, least, passed, entries, positions):
-    for i in range(vector.size):
-        x = vector[i] if residual is None else residual[i]
-        if bits_of(x) & MAGNITUDE >= least:
-            if passed < entries.size:
-                entries[passed] = x
-                positions[passed] = start + i
-                keep(residual, i, ZERO)
-            passed += 1
+def passing(vector, residual, start, length, least):
+    """Add vector to residual and return a bit for each sum that is not under `least`."""
+    mask = np.uint32(0)
+    for j in range(length):
+        x = given(vector, residual, start + j)
+        keep(residual, start + j, x)
+        hit = np.uint32(1) if bits_of(x) & MAGNITUDE >= least else np.uint32(0)
+        mask = np.uint32(mask | np.uint32(hit << np.uint32(j)))
+    return mask
+
+
+@kernel
+def take(mask, vector, residual, start, passed, entries, positions):
+    while mask != 0:
+        i = start + np.uint64(zeros_below(mask))
+        mask = np.uint32(mask & np.uint32(mask - np.uint32(1)))
+        if passed < entries.size:
+            entries[passed] = vector[i] if residual is None else residual[i]
+            positions[passed] = np.uint16(i)
+            keep(residual, i, ZERO)
+        passed += 1
     return passed
-
-
-@kernel
-def largest_bits_of_run(vector, residual):
-    """Do what `largest_bits_kept` does; a length that LLVM knows needs no loop."""
-    top = np.int32(0)
-    for i in range(RUN):
-        x = given(vector, residual, i)
-        keep(residual, i, x)
-        top = max(top, bits_of(x) & MAGNITUDE)
-    return top
 
 
 @kernel

@@ -38,8 +38,9 @@ class LowRank(Compressor):
     the entries travel as they are. (): the whole vector is one matrix, as square as can be, and what is
     left over travels as it is.
 
-    Carries Q' of length-1 rows as its state; where that is zero, as before the first call, a keyed
-    guess takes its place. Ranks may differ in their arithmetic of encoding; all decode the same bits.
+    Carries Q' as its state, each row of norm 1; where a row is zero, as before the first call, a keyed
+    guess takes its place. Encoding uses the machine's own matrix products, which may differ from one
+    to the other in the last bits; decoding does not.
 
     The wire, float32: P (n x r) and Q (r x m) of each matrix, then the entries that travel as they
     are. A NaN or an infinity anywhere, or a matrix whose rows or columns have a norm that float32 does
