@@ -15,7 +15,8 @@ NAMES = (
     "encode_int8", "decode_int8", "add_int8",
     "encode_int4", "decode_int4", "add_int4",
     "encode_one_bit", "decode_one_bit", "add_one_bit",
-    "encode_top_k", "add_top_k",
+    "encode_top_k", "encode_above", "add_top_k", "encode_random_k", "add_random_k",
+    "decode_low_rank", "add_low_rank",
 )
 
 

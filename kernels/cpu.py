@@ -31,6 +31,7 @@ SIGN = np.int32(-0x80000000)
 ROUND = np.float32(12582912.0)  # 1.5 x 2^23: adding it rounds to nearest even
 ROUND_4 = np.float32(12582920.0)  # the same plus 8: the low four bits are the code plus 8
 ZERO = np.float32(0)
+RUN = 32  # entries that TopK's threshold is held against at once: the bits of a mask
 
 
 @intrinsic
@@ -45,6 +46,13 @@ def float_of(_, bits):
     """Return an int32 as the float32 with the same bits."""
     return types.float32(types.int32), lambda _c, builder, _s, arguments: builder.bitcast(
         arguments[0], ir.FloatType())
+
+
+@intrinsic
+def zeros_below(_, mask):
+    """Return how many bits are 0 below the lowest 1 of a uint32 that is not 0."""
+    return types.uint32(types.uint32), lambda _c, builder, _s, arguments: builder.cttz(
+        arguments[0], ir.Constant(ir.IntType(1), 1))
 
 
 @kernel
@@ -523,14 +531,20 @@ def fullest(histogram, wanted):
 
 @kernel
 def encode_top_k(vector, residual, counts, entries, positions):
-    counts[:] = 0
     values = vector
     if residual is not None:
         for i in range(residual.size):
             residual[i] += vector[i]
         values = residual
+    take_largest(values, residual, counts, entries, positions)
+
+
+@kernel
+def take_largest(values, residual, counts, entries, positions):
+    """Do what `encode_top_k` does with `values`, which are `residual` itself where there is one."""
+    counts[:] = 0
     if entries.size == 0:
-        return
+        return np.int32(MAGNITUDE)
     threshold, ties = threshold_of(values, entries.size)
     taken = 0
     for i in range(values.size):
@@ -544,6 +558,81 @@ def encode_top_k(vector, residual, counts, entries, positions):
         counts[i // POSITIONS] += 1
         taken += 1
         keep(residual, i, ZERO)
+    return threshold
+
+
+@kernel
+def take_above(vector, residual, least, passed, entries, positions):
+    """Write what passes while there is room; return how many have passed, in this block and before.
+
+    Unsigned indices, because numba looks whether others are negative.
+    """
+    size, run = np.uint64(vector.size), np.uint64(RUN)
+    for start in range(np.uint64(0), size - size % run, run):
+        mask = passing(vector, residual, start, run, least)
+        if mask != 0:
+            passed = take(mask, vector, residual, start, passed, entries, positions)
+    start = size - size % run
+    mask = passing(vector, residual, start, size % run, least)
+    return take(mask, vector, residual, start, passed, entries, positions)
+
+
+@kernel
+def passing(vector, residual, start, length, least):
+    """Add vector to residual and return a bit for each sum that is not under `least`."""
+    mask = np.uint32(0)
+    for j in range(length):
+        x = given(vector, residual, start + j)
+        keep(residual, start + j, x)
+        hit = np.uint32(1) if bits_of(x) & MAGNITUDE >= least else np.uint32(0)
+        mask = np.uint32(mask | np.uint32(hit << np.uint32(j)))
+    return mask
+
+
+@kernel
+def take(mask, vector, residual, start, passed, entries, positions):
+    while mask != 0:
+        i = start + np.uint64(zeros_below(mask))
+        mask = np.uint32(mask & np.uint32(mask - np.uint32(1)))
+        if passed < entries.size:
+            entries[passed] = vector[i] if residual is None else residual[i]
+            positions[passed] = np.uint16(i)
+            keep(residual, i, ZERO)
+        passed += 1
+    return passed
+
+
+@kernel
+def largest_bits_kept(vector, residual):
+    """Add the vector to the residual and return the largest magnitude of the sum."""
+    top = np.int32(0)
+    for i in range(vector.size):
+        x = given(vector, residual, i)
+        keep(residual, i, x)
+        top = max(top, bits_of(x) & MAGNITUDE)
+    return top
+
+
+@kernel
+def encode_above(vector, residual, threshold, counts, entries, positions):
+    least, taken, passed = bits_of(threshold), 0, 0
+    for number in range(counts.size):
+        start = number * POSITIONS
+        stop = min(start + POSITIONS, vector.size)
+        passed = take_above(vector[start:stop], part_of(residual, start, stop), least, passed,
+                            entries, positions)
+        taken_now = min(passed, entries.size)
+        counts[number] = taken_now - taken
+        taken = taken_now
+    if least > 0 and 9 * entries.size <= 10 * passed <= 10 * entries.size:
+        entries[passed:] = ZERO
+        positions[passed:] = 0
+        return threshold
+    values = vector
+    if residual is not None:  # take back what was taken: nothing is left at its place
+        add_top_k(counts, entries, positions, residual)
+        values = residual
+    return float_of(take_largest(values, residual, counts, entries, positions))
 
 
 @kernel
@@ -557,3 +646,60 @@ def add_top_k(counts, entries, positions, total):
             if place < total.size:
                 total[place] += entries[taken]
             taken += 1
+
+
+@kernel
+def hashed(key, number):
+    """Return the keyed hash of `number` that `dither` is made of."""
+    return mixed(mixed(number, np.uint32(key)), np.uint32(np.uint64(key) >> np.uint64(32)))
+
+
+@kernel
+def random_place(size, key, strata, number):
+    """Return the place in stratum `number` of `strata` that `key` says."""
+    first, last = size * number // strata, size * (number + 1) // strata
+    word = np.uint64(hashed(key, np.uint32(number))) * np.uint64(last - first)
+    return first + np.int64(word >> np.uint64(32))
+
+
+@kernel
+def encode_random_k(vector, residual, key, entries):
+    bad = largest_bits_kept(vector, residual) >= INFINITY
+    for number in range(entries.size):
+        place = random_place(vector.size, key, entries.size, number)
+        entries[number] = vector[place] if residual is None else residual[place]
+        keep(residual, place, ZERO)
+    if bad:
+        entries[0] = QUIET_NAN
+
+
+@kernel
+def add_random_k(key, entries, total):
+    for number in range(entries.size):
+        total[random_place(total.size, key, entries.size, number)] += entries[number]
+
+
+@kernel
+def decode_low_rank(p, q, matrix):
+    for i in range(p.shape[0]):
+        write_row(p[i], q, matrix[i])
+
+
+@kernel
+def add_low_rank(p, q, matrix):
+    decoded = np.empty(q.shape[1], np.float32)
+    for i in range(p.shape[0]):
+        write_row(p[i], q, decoded)
+        add(decoded, matrix[i])
+
+
+@kernel
+def write_row(weights, q, row):
+    """Write the sum of the rows of q by weight, in their order."""
+    first = q[0]
+    for j in range(row.size):
+        row[j] = weights[0] * first[j]
+    for k in range(1, q.shape[0]):
+        more = q[k]
+        for j in range(row.size):
+            row[j] += weights[k] * more[j]

@@ -230,10 +230,38 @@ def encode_top_k(vector, residual, counts, entries, positions):
     blocks of 65536; `counts` says how many entries each block has.
     """
     given = _given(vector, residual)
+    _write_chosen(given, _largest(given, entries.size), residual, counts, entries, positions)
+
+
+def encode_above(vector, residual, threshold, counts, entries, positions):
+    """Write the entries of vector + residual of at least float32 `threshold`, if it is a good one.
+
+    It is where it lets through between 9/10 of what `entries` holds and all of that; what is not
+    used of `entries` and `positions` is then 0. Where it is not, and where it is 0, the choice is that
+    of `encode_top_k`. A NaN is over every threshold. Returns the threshold that chose: `threshold`, or
+    the smallest magnitude that was taken instead.
+    """
+    given = _given(vector, residual)
+    magnitudes = given.view(np.int32) & 0x7FFFFFFF
+    chosen = np.flatnonzero(magnitudes >= threshold.view(np.int32))
+    if not threshold > 0 or not 9 * entries.size <= 10 * chosen.size <= 10 * entries.size:
+        chosen = _largest(given, entries.size)
+        threshold = magnitudes[chosen].min(initial=0x7FFFFFFF).view(np.float32)
+    _write_chosen(given, chosen, residual, counts, entries, positions)
+    return threshold
+
+
+def _largest(given, wanted):
+    """Return the places of the `wanted` largest magnitudes in order, of equal ones the first."""
     order = np.argsort(-(given.view(np.int32) & 0x7FFFFFFF), kind="stable")
-    chosen = np.sort(order[:entries.size])
-    entries[:] = given[chosen]
-    positions[:] = chosen % POSITIONS
+    return np.sort(order[:wanted])
+
+
+def _write_chosen(given, chosen, residual, counts, entries, positions):
+    """Write the entries at the places `chosen`, and leave the others in `residual`."""
+    entries[:], positions[:] = 0, 0
+    entries[:chosen.size] = given[chosen]
+    positions[:chosen.size] = chosen % POSITIONS
     counts[:] = np.bincount(chosen // POSITIONS, minlength=counts.size)
     if residual is not None:
         given[chosen] = 0
@@ -251,12 +279,58 @@ def add_top_k(counts, entries, positions, total):
         taken = part.stop
 
 
+def encode_random_k(vector, residual, key, entries):
+    """Write one entry of each of `entries.size` equal strata of vector + residual.
+
+    Stratum s of k in a vector of n starts at s n // k; which of its places is taken depends on (`key`,
+    s) alone. A NaN or an infinity anywhere, taken or not, makes the first entry NaN.
+    """
+    given = _given(vector, residual)
+    places = _random_places(given.size, key, entries.size)
+    entries[:] = given[places]
+    if not np.isfinite(given).all():
+        entries[0] = QUIET_NAN
+    if residual is not None:
+        given[places] = 0
+        residual[:] = given
+
+
+def add_random_k(key, entries, total):
+    """Add `entries` to `total` at the places that `key` says."""
+    total[_random_places(total.size, key, entries.size)] += entries
+
+
+def _random_places(size, key, strata):
+    bounds = np.arange(strata + 1, dtype=np.uint64) * np.uint64(size) // np.uint64(max(strata, 1))
+    return bounds[:-1] + (_hashed(key, 0, strata).astype(np.uint64) * np.diff(bounds) >> np.uint64(32))
+
+
+def decode_low_rank(p, q, matrix):
+    """Write sum over k of p[i, k] q[k, j] into `matrix`: in the order of k, each step rounded."""
+    matrix[:] = p[:, :1] * q[:1]
+    for k in range(1, q.shape[0]):
+        matrix += p[:, k:k + 1] * q[k]
+
+
+def add_low_rank(p, q, matrix):
+    """Add what `decode_low_rank` writes to `matrix`."""
+    decoded = np.empty_like(matrix)
+    decode_low_rank(p, q, decoded)
+    matrix += decoded
+
+
 def dither(key, first, size):
     """Return float32[size] in [-1/2, 1/2): entry i depends on (`key`, first + i) alone.
 
     A counter-based generator: two rounds of the 32-bit finaliser `lowbias32` (C. Wellons, 2018),
     keyed before each; the upper 24 bits count.
     """
+    return (_hashed(key, first, size) >> np.uint32(8)).astype(np.float32) * np.float32(2**-24) - (
+        np.float32(0.5))
+
+
+def _hashed(key, first, size):
+    """Return the uint32[size] of `dither`."""
     x = (np.arange(first, first + size, dtype=np.uint64)).astype(np.uint32)
     for half in (int(key) & 0xFFFFFFFF, int(key) >> 32):
         x ^= np.uint32(half)
@@ -265,7 +339,7 @@ def dither(key, first, size):
         x ^= x >> np.uint32(15)
         x *= np.uint32(0x846CA68B)
         x ^= x >> np.uint32(16)
-    return (x >> np.uint32(8)).astype(np.float32) * np.float32(2**-24) - np.float32(0.5)
+    return x
 
 
 def _given(vector, residual):

@@ -13,7 +13,8 @@ from isthmus.topology.agreement import gather_json
 SIZES = (0, 1, 2, 3, 7, 255, 1000, 70_001)
 EXACT = (("mpi", None), ("ring", None), ("tree", None), ("recursive", None), ("hierarchical", None))
 LOSSY = (isthmus.Dense("float16"), isthmus.Dense("bfloat16"), isthmus.Int8(),
-         isthmus.Int8(block=64, rounding="stochastic"), isthmus.OneBit(), isthmus.TopK(0.1))
+         isthmus.Int8(block=64, rounding="stochastic"), isthmus.OneBit(), isthmus.TopK(0.1),
+         isthmus.TopK(0.1, "threshold"), isthmus.TopK(0.1, "random"), isthmus.LowRank())
 
 
 def splits(ranks):
@@ -143,7 +144,8 @@ class SpyComm:
 @pytest.mark.ranks(4)
 @pytest.mark.parametrize(("compressor", "bytes_an_entry"), [
     (None, 4.05), (isthmus.Dense("float16"), 2.02), (isthmus.Int8(), 1.03),
-    (isthmus.OneBit(), 0.135), (isthmus.TopK(0.01), 0.0601)])
+    (isthmus.OneBit(), 0.135), (isthmus.TopK(0.01), 0.0601), (isthmus.TopK(0.01, "random"), 0.0401),
+    (isthmus.LowRank(2, [(100, 1000)]), 0.0881)])
 def test_only_the_wire_crosses_the_link(comm, compressor, bytes_an_entry):
     size = 100_000
     with isthmus.split_tiers(comm, isthmus.Cluster(cluster_of(2, 2))) as tiers:
@@ -157,21 +159,23 @@ def test_only_the_wire_crosses_the_link(comm, compressor, bytes_an_entry):
 
 @pytest.mark.ranks(4)
 @pytest.mark.parametrize("sites", [(4,), (2, 2), (1, 2, 1)])
-@pytest.mark.parametrize("compressor", [None, isthmus.Int8(), isthmus.OneBit(), isthmus.TopK(0.01)])
+@pytest.mark.parametrize("compressor", [None, isthmus.Int8(), isthmus.OneBit(), isthmus.TopK(0.01),
+                                        isthmus.TopK(0.01, "threshold"),
+                                        isthmus.TopK(0.01, "random"), isthmus.LowRank()])
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_bad_number_anywhere_is_known_everywhere(comm, sites, compressor, bad):
     with isthmus.split_tiers(comm, isthmus.Cluster(cluster_of(*sites))) as tiers:
         allreduce = isthmus.Allreduce(tiers, 5000, compressor=compressor)
         allreduce(vector_of(comm.rank, 5000))
         assert allreduce.finite
-        before = allreduce.residual.copy()
+        before = allreduce.memory.copy()
         for culprit in range(comm.size):
             vector = vector_of(comm.rank, 5000, seed=1)
             if comm.rank == culprit:
                 vector[4321] = bad
             allreduce(vector)
             assert not allreduce.finite
-            assert allreduce.residual.tobytes() == before.tobytes()
+            assert allreduce.memory.tobytes() == before.tobytes()
         assert np.isfinite(allreduce(vector_of(comm.rank, 5000))).all()
 
 

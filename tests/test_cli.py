@@ -156,7 +156,9 @@ def test_ranks_in_another_order_leave_the_same_bits_and_the_same_folder(lab):
     {"allreduce": {"algorithm": "ring"}}, {"allreduce": {"algorithm": "mpi"}},
     {"allreduce": {"algorithm": "tree"}}, {"allreduce": {"algorithm": "recursive"}},
     {"model": {"kind": "convolutional", "height": 4, "width": 4, "channels": [3], "classes": 3},
-     "allreduce": {"compressor": {"kind": "top_k", "ratio": 0.1}}}])
+     "allreduce": {"compressor": {"kind": "top_k", "ratio": 0.1, "selector": "threshold"}}},
+    {"model": {"kind": "convolutional", "height": 4, "width": 4, "channels": [3], "classes": 3},
+     "allreduce": {"compressor": {"kind": "low_rank", "rank": 1}}}])
 def test_other_algorithms_and_models_train_too(lab, changes):
     write(lab, run=with_changes(RUN, {**changes, "training.epochs": 1}))
     done = call(lab, 3, "train", "run.toml", "--json")

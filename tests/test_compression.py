@@ -1,16 +1,20 @@
 """Compressors: what is given is sent or kept, and the wire has the length that was foretold."""
 
+import inspect
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from isthmus.compression import COMPRESSORS, Dense, Int4, Int8, OneBit, TopK
+from isthmus.compression import COMPRESSORS, Dense, Int4, Int8, LowRank, OneBit, TopK
 from isthmus.compression.chunks import WIRE_NBYTES, chunk_entries, site_chunk_entries
+from isthmus.compression.compressor import Compressor
 
 ALL = [Dense(), Dense("float16"), Dense("bfloat16"), Int8(), Int8(block=7),
-       Int8(block=64, rounding="stochastic"), Int4(),
-       Int4(block=6, rounding="stochastic"), OneBit(), OneBit(block=8), TopK(0.01), TopK(1.0)]
+       Int8(block=64, rounding="stochastic"), Int4(), Int4(block=6, rounding="stochastic"), OneBit(),
+       OneBit(block=8), TopK(0.01), TopK(1.0), TopK(0.1, "threshold"), TopK(0.1, "random"),
+       TopK(1.0, "random"), LowRank(), LowRank(rank=5)]
 SIZES = [0, 1, 2, 255, 256, 257, 1001]
 every_compressor = pytest.mark.parametrize("compressor", ALL, ids=repr)
 SHAPES = {
@@ -27,6 +31,13 @@ def test_every_compressor_by_name_is_tested_here():
     assert set(COMPRESSORS.values()) == {type(compressor) for compressor in ALL}
 
 
+@every_compressor
+def test_every_compressor_takes_the_arguments_of_the_protocol(compressor):
+    assert (list(inspect.signature(compressor.encode).parameters)
+            == list(inspect.signature(Compressor.encode).parameters)[1:])
+    assert compressor.state_entries(0) in (0, 1)
+
+
 def encoded(compressor, vector, residual=None, **keys):
     wire = np.full(compressor.wire_nbytes(vector.size), 0xAA, "u1")
     compressor.encode(vector, wire, residual, **keys)
@@ -39,19 +50,27 @@ def encoded(compressor, vector, residual=None, **keys):
 @given(size=st.sampled_from(SIZES), shape=st.sampled_from(sorted(SHAPES)), seed=st.integers(0, 99))
 @settings(deadline=None, max_examples=60)
 def test_what_is_given_is_sent_or_kept(compressor, size, shape, seed):
-    """given + residual == decoded + residual afterwards, to the rounding of one float32 sum."""
+    """given + residual == decoded + residual afterwards, to the rounding of one float32 sum.
+
+    Three times, so that what carries a state has one.
+    """
     draw = np.random.default_rng(seed)
     vector = SHAPES[shape](draw, size).astype("f4")
     if compressor == Dense("float16"):
         vector = vector.clip(-6e4, 6e4)
+    if isinstance(compressor, LowRank):  # norms of rows and columns must be float32
+        vector = vector.clip(-1e35, 1e35)
     residual = (0.1 * SHAPES[shape](draw, size)).astype("f4").clip(-2e37, 2e37)
     if compressor == Dense("float16"):
         residual = residual.clip(-1e3, 1e3)
-    given_whole = vector.astype("f8") + residual
-    _, decoded = encoded(compressor, vector, residual, key=seed)
-    kept = residual.astype("f8")
-    rounding = 2**-22 * (np.abs(given_whole) + np.abs(decoded)) + 2**-148
-    assert (np.abs(decoded + kept - given_whole) <= rounding).all()
+    state = np.zeros(compressor.state_entries(size), "f4")
+    for call in range(3):
+        given_whole = vector.astype("f8") + residual
+        _, decoded = encoded(compressor, vector, residual, key=seed + call, state=state)
+        kept = residual.astype("f8")
+        rounding = 2**-22 * (np.abs(given_whole) + np.abs(decoded)) + 2**-148
+        assert (np.abs(decoded + kept - given_whole) <= rounding).all()
+        vector *= np.float32(0.01)
 
 
 @every_compressor
@@ -80,8 +99,9 @@ def test_a_vector_cut_at_the_grain_gives_the_same_numbers(compressor, pieces):
 
 @pytest.mark.parametrize(("compressor", "bits"), [
     (Dense(), 32), (Dense("float16"), 16), (Dense("bfloat16"), 16), (Int8(), 8.125),
-    (Int8(block=64), 8.5), (Int4(), 4 + 18 / 64),
-    (OneBit(), 1 + 32 / 1024), (TopK(0.01), 0.48 + 32 / 65536)])
+    (Int8(block=64), 8.5), (Int4(), 4 + 18 / 64), (OneBit(), 1 + 32 / 1024),
+    (TopK(0.01), 0.48 + 32 / 65536), (TopK(0.01, "threshold"), 0.48 + 32 / 65536),
+    (TopK(0.01, "random"), 0.32), (LowRank(), 32 * 2 * (809 + 810) / 655360 + 32 * 70 / 655360)])
 def test_the_wire_has_the_bits_an_entry_that_the_docstring_says(compressor, bits):
     size = 65536 * 10
     assert compressor.wire_nbytes(size) * 8 / size == pytest.approx(bits, rel=1e-3)
@@ -89,7 +109,7 @@ def test_the_wire_has_the_bits_an_entry_that_the_docstring_says(compressor, bits
 
 
 @pytest.mark.parametrize(("compressor", "delta"), [
-    (Int8(), 1 - 256 / 254**2), (Int4(), 1 - 64 / 14**2), (TopK(0.1), 0.1),
+    (Int8(), 1 - 256 / 254**2), (Int4(), 1 - 64 / 14**2), (TopK(0.1), 0.1), (LowRank(), 0),
     (Dense("float16"), 1 - 2**-22),
     (Dense("bfloat16"), 1 - 2**-16)])
 @given(shape=st.sampled_from(["normal", "constant", "sparse"]), seed=st.integers(0, 50))
@@ -139,6 +159,129 @@ def test_top_k_sends_the_largest():
     np.testing.assert_array_equal(decoded[sent], vector[sent])
 
 
+def count_of(wire, compressor, size):
+    return int(wire[:4 * -(-size // 65536)].view("u4").sum())
+
+
+@given(seed=st.integers(0, 99), size=st.sampled_from([1000, 3001, 70_000]),
+       ratio=st.sampled_from([0.01, 0.1, 1.0]))
+@settings(deadline=None, max_examples=25)
+def test_a_threshold_lets_nearly_k_through_whatever_comes(seed, size, ratio):
+    """0.9 k <= sent <= k, and nothing is kept that is larger than what was sent."""
+    draw = np.random.default_rng(seed)
+    compressor, state = TopK(ratio, "threshold"), np.zeros(1, "f4")
+    k = compressor.entries(size)
+    for step in range(12):
+        shape = draw.choice(sorted(SHAPES)) if step % 3 == 0 else "normal"
+        vector = SHAPES[shape](draw, size).astype("f4") * np.float32(draw.choice([1, 0.97, 1e-3]))
+        if step == 5:
+            vector = np.round(vector)  # ties
+        before = state.copy()
+        wire, decoded = encoded(compressor, vector, state=state)
+        count = count_of(wire, compressor, size)
+        assert 0.9 * k <= count <= k
+        values = wire[-6 * k:].view("u2")[:2 * k].copy().view("f4")
+        if count < k:
+            assert before[0] > 0
+            assert not wire[-2 * k:].view("u2")[count:].any()
+            assert not values[count:].any()
+        np.testing.assert_array_equal(np.sort(decoded[decoded != 0]),
+                                      np.sort(values[:count][values[:count] != 0]))
+        kept = np.abs(vector - decoded)
+        assert kept.max() <= np.abs(values[:count]).min()
+
+
+def test_a_threshold_settles_so_that_the_exact_choice_is_seldom():
+    draw = np.random.default_rng(0)
+    compressor, state, short = TopK(0.01, "threshold"), np.zeros(1, "f4"), 0
+    for _ in range(30):
+        wire, _ = encoded(compressor, draw.normal(size=200_000).astype("f4"), state=state)
+        short += count_of(wire, compressor, 200_000) < compressor.entries(200_000)
+    assert short >= 25
+
+
+@pytest.mark.parametrize("value", [0.0, 3.7])
+def test_what_no_threshold_parts_is_chosen_as_exact_does(value):
+    state = np.zeros(1, "f4")
+    for _ in range(3):
+        wire, _ = encoded(TopK(0.1, "threshold"), np.full(1000, value, "f4"), state=state)
+        exact, _ = encoded(TopK(0.1), np.full(1000, value, "f4"))
+        assert wire.tobytes() == exact.tobytes()
+
+
+@pytest.mark.parametrize("state", [np.nan, np.inf, -1.0, 1e-45, 0.0])
+def test_no_threshold_is_too_strange(state):
+    vector, state = np.random.default_rng(0).normal(size=1000).astype("f4"), np.array([state], "f4")
+    wire, _ = encoded(TopK(0.1, "threshold"), vector, state=state)
+    assert wire.tobytes() == encoded(TopK(0.1), vector)[0].tobytes()
+    assert 1 < state[0] < 2
+
+
+def test_random_choice_takes_one_of_each_stratum_and_every_place_alike():
+    hits, size = np.zeros(103), 103
+    for key in range(4000):
+        decoded = encoded(TopK(0.1, "random"), np.ones(size, "f4"), key=key)[1]
+        hits += decoded
+        assert (np.add.reduceat(decoded, np.arange(10) * size // 10) == 1).all()
+    widths = np.diff(np.arange(11) * size // 10)
+    expected = np.repeat(4000 / widths, widths)
+    assert (np.abs(hits - expected) < 5 * expected**0.5).all()
+
+
+def low_rank_matrix(draw, rows, columns, values):
+    left, right = (np.linalg.qr(draw.normal(size=(n, len(values))))[0] for n in (rows, columns))
+    return (left * values @ right.T).astype("f4")
+
+
+@pytest.mark.parametrize("rank", [1, 2, 4])
+def test_a_matrix_of_low_rank_comes_out_whole(rank):
+    matrix = low_rank_matrix(np.random.default_rng(rank), 40, 70, np.linspace(1, 2, rank)).ravel()
+    compressor = LowRank(rank, [(40, 70)])
+    state = np.zeros(compressor.state_entries(2800), "f4")
+    for _ in range(3):
+        decoded = encoded(compressor, matrix, state=state)[1]
+    np.testing.assert_allclose(decoded, matrix, atol=2e-6)
+
+
+def test_calls_on_one_matrix_tend_to_its_best_approximation():
+    values = 0.7 ** np.arange(20)
+    matrix = low_rank_matrix(np.random.default_rng(0), 40, 70, values).ravel()
+    compressor, errors = LowRank(2, [(40, 70)]), []
+    state = np.zeros(compressor.state_entries(2800), "f4")
+    for _ in range(12):
+        errors.append(((matrix - encoded(compressor, matrix, state=state)[1]) ** 2).sum())
+    assert (np.diff(errors) <= 1e-6).all()
+    assert errors[0] > 1.1 * (values[2:] ** 2).sum()
+    assert errors[-1] == pytest.approx((values[2:] ** 2).sum(), rel=1e-3)
+
+
+def test_a_zero_gradient_does_not_stop_a_low_rank_for_ever():
+    draw = np.random.default_rng(0)
+    matrix = low_rank_matrix(draw, 40, 70, [1, 2]).ravel()
+    compressor, state = LowRank(2, [(40, 70)]), np.zeros(140, "f4")
+    for vector in (matrix, np.zeros(2800, "f4"), np.full(2800, np.nan, "f4"), matrix):
+        decoded = encoded(compressor, vector, state=state)[1]
+    np.testing.assert_allclose(decoded, matrix, atol=2e-6)
+
+
+def test_shapes_are_taken_apart_as_the_docstring_says():
+    """Vectors and small matrices travel as they are; four dimensions are (first, all others)."""
+    shapes = [(30, 40), (40,), (3, 3), (20, 3, 3, 2), (), (0, 5)]
+    compressor = LowRank(2, shapes)
+    size = 1200 + 40 + 9 + 360 + 1
+    assert compressor.wire_nbytes(size) == 4 * (2 * (30 + 40) + 40 + 9 + 2 * (20 + 18) + 1)
+    vector = np.random.default_rng(0).normal(size=size).astype("f4")
+    decoded = encoded(compressor, vector)[1]
+    plain = np.r_[1200:1249, size - 1]
+    np.testing.assert_array_equal(decoded[plain], vector[plain])
+    for first, shape in ((0, (30, 40)), (1249, (20, 18))):
+        part = slice(first, first + shape[0] * shape[1])
+        assert np.linalg.matrix_rank(decoded[part].reshape(shape), tol=1e-4) == 2
+        assert not np.array_equal(decoded[part], vector[part])
+    with pytest.raises(ValueError, match="shapes hold 1610 entries, the vector has 1611"):
+        compressor.wire_nbytes(size + 1)
+
+
 @pytest.mark.parametrize("compressor", [c for c in ALL if c != Dense()], ids=repr)
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_a_bad_number_comes_out_bad(compressor, bad):
@@ -150,6 +293,10 @@ def test_a_bad_number_comes_out_bad(compressor, bad):
 @pytest.mark.parametrize(("make", "message"), [
     (lambda: TopK(0), "ratio must be in"), (lambda: TopK(2), "ratio must be in"),
     (lambda: TopK(float("nan")), "ratio must be in"),
+    (lambda: TopK(selector="best"), "selector must be one of"),
+    (lambda: LowRank(0), "rank must be"), (lambda: LowRank(2, [(2, -3)]), "shapes must not be"),
+    (lambda: TopK(0.1, "threshold").encode(np.ones(9, "f4"), np.zeros(10, "u1"), state=np.ones(2, "f4")),
+     "state has 2 entries; this compressor carries 1"),
     (lambda: Int8(block=0), "block must be at least 1"),
     (lambda: Int8(rounding="up"), "rounding must be"), (lambda: Dense("float8"), "dtype must be"),
 ])

@@ -139,6 +139,57 @@ def test_top_k_kernels_write_the_bytes_of_the_reference(vector, has_residual, ra
          [np.ones(vector.size, "f4")])
 
 
+@given(vectors, st.booleans(), st.floats(0, 1), st.one_of(st.sampled_from(SPECIAL), st.none()),
+       st.floats(0.85, 1.05))
+@settings(deadline=None)
+def test_threshold_kernels_write_the_bytes_of_the_reference(
+        vector, has_residual, ratio, threshold, passing):
+    """Also with a threshold that lets about the right number pass, which random ones seldom do."""
+    wanted, residual = round(ratio * vector.size), residual_for(vector, has_residual)
+    with np.errstate(all="ignore"):
+        order = np.sort(np.abs(vector if residual is None else vector + residual))
+    if threshold is None and vector.size:
+        threshold = order[max(0, vector.size - max(1, round(passing * wanted)))]
+    outputs = [np.ones(-(-vector.size // 65536), "u4"), np.ones(wanted, "f4"), np.ones(wanted, "u2")]
+    threshold = np.float32(threshold or 0)
+    same(lambda module, used, counts, entries, positions, residual: used.fill(
+        module.encode_above(vector, residual, threshold, counts, entries, positions)),
+        [np.zeros(1, "f4"), *outputs, residual])
+
+
+@given(vectors, st.booleans(), st.floats(0, 1), st.integers(0, 2**64 - 1).map(np.uint64))
+@settings(deadline=None)
+def test_random_k_kernels_write_the_bytes_of_the_reference(vector, has_residual, ratio, key):
+    entries = np.zeros(min(vector.size, max(1, round(ratio * vector.size))), "f4")
+    entries, _ = same(lambda module, entries, residual: module.encode_random_k(
+        vector, residual, key, entries), [entries, residual_for(vector, has_residual)])
+    same(lambda module, total: module.add_random_k(key, entries, total),
+         [np.ones(vector.size, "f4")])
+
+
+@given(st.integers(1, 9), st.integers(1, 70), st.integers(1, 4), st.data())
+@settings(deadline=None)
+def test_low_rank_kernels_write_the_bytes_of_the_reference(rows, columns, rank, data):
+    """Sums of products that cancel show whether any step is rounded otherwise, or not at all."""
+    draw = np.random.default_rng(data.draw(st.integers(0, 99)))
+    p, q = draw.normal(size=(rows, rank)).astype("f4"), draw.normal(size=(rank, columns)).astype("f4")
+    p[draw.integers(rows), 0] = data.draw(numbers)
+    q[0, draw.integers(columns)] = data.draw(numbers)
+    for verb in ("decode_low_rank", "add_low_rank"):
+        same(lambda module, matrix, verb=verb: getattr(module, verb)(p, q, matrix),
+             [np.full((rows, columns), 0.1, "f4")])
+
+
+@pytest.mark.parametrize("has_residual", [False, True])
+@pytest.mark.parametrize("threshold", [0.0, 2.3, 2.36, 9.0])
+def test_thresholds_go_past_one_block_of_the_reference(has_residual, threshold):
+    vector = np.random.default_rng(0).normal(size=200_000).astype("f4")
+    residual = np.zeros(200_000, "f4") if has_residual else None
+    same(lambda module, *outputs: module.encode_above(
+        vector, outputs[3], np.float32(threshold), *outputs[:3]),
+        [np.zeros(4, "u4"), np.zeros(4000, "f4"), np.zeros(4000, "u2"), residual])
+
+
 def test_top_k_places_go_past_one_block():
     vector = np.random.default_rng(0).normal(size=200_000).astype("f4")
     same(lambda module, *outputs: module.encode_top_k(vector, None, *outputs),
@@ -184,8 +235,9 @@ def test_stochastic_rounding_is_unbiased():
 @settings(deadline=None)
 def test_any_bytes_decode_without_touching_what_is_outside(junk, size):
     """A wire from elsewhere may say anything; canaries on both sides must live."""
-    from isthmus.compression import Int8, OneBit, TopK
-    for compressor in (Int8(block=BLOCK), OneBit(block=BLOCK), TopK(0.2)):
+    from isthmus.compression import Int8, LowRank, OneBit, TopK
+    for compressor in (Int8(block=BLOCK), OneBit(block=BLOCK), TopK(0.2), TopK(0.2, "threshold"),
+                       TopK(0.2, "random"), LowRank(1)):
         nbytes = compressor.wire_nbytes(size)
         wire = np.resize(np.frombuffer(junk or b"\xff", "u1"), nbytes)
         guarded = np.full(size + 2, 7, "f4")

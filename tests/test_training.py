@@ -64,7 +64,9 @@ def test_unequal_ranks_learn_what_one_process_would(comm, counts):
 
 
 @pytest.mark.ranks(4)
-@pytest.mark.parametrize("compressor", [None, isthmus.Int8(8, "stochastic"), isthmus.TopK(0.2)])
+@pytest.mark.parametrize("compressor", [
+    None, isthmus.Int8(8, "stochastic"), isthmus.TopK(0.2), isthmus.TopK(0.5, "threshold"),
+    isthmus.TopK(0.2, "random"), isthmus.LowRank(1, MODEL.matrix_shapes)])
 @pytest.mark.parametrize("stop", [1, 4, 7])
 def test_a_run_that_was_stopped_ends_with_the_bits_of_one_that_was_not(
         comm, shared_folder, compressor, stop):
@@ -80,6 +82,7 @@ def test_a_run_that_was_stopped_ends_with_the_bits_of_one_that_was_not(
         read_checkpoint(path, tiers, again.state, again.allreduce, {"run": 1})
         assert again.state.step == stop
         assert again.allreduce.sent_nbytes == half.allreduce.sent_nbytes
+        assert again.allreduce.memory.tobytes() == half.allreduce.memory.tobytes()
         assert run(again) == whole
 
 
@@ -134,7 +137,8 @@ def poison(training, rank, step):
 
 
 @pytest.mark.ranks(4)
-@pytest.mark.parametrize("compressor", [None, isthmus.Int8(8), isthmus.TopK(0.2)])
+@pytest.mark.parametrize("compressor", [None, isthmus.Int8(8), isthmus.TopK(0.2),
+                                        isthmus.LowRank(1, MODEL.matrix_shapes)])
 @pytest.mark.parametrize("culprit", [0, 3])
 def test_a_step_with_a_nan_is_stopped_or_skipped_by_all(comm, compressor, culprit):
     with isthmus.split_tiers(comm, isthmus.Cluster(cluster_of(2, 2))) as tiers:
@@ -148,7 +152,7 @@ def test_a_step_with_a_nan_is_stopped_or_skipped_by_all(comm, compressor, culpri
         poison(skipped, culprit, 5)
         seen = []
         for _ in skipped.steps():
-            before = (skipped.state.parameters.copy(), skipped.allreduce.residual.copy())
+            before = (skipped.state.parameters.copy(), skipped.allreduce.memory.copy())
             seen.append((skipped.non_finite_ranks, before))
         assert [step for step, (ranks, _) in enumerate(seen) if ranks] == [5]
         np.testing.assert_array_equal(seen[4][1][0], seen[5][1][0])

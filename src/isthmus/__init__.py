@@ -9,6 +9,7 @@ _HOME = {
     "Int8": "isthmus.compression.quantized",
     "Int4": "isthmus.compression.quantized",
     "OneBit": "isthmus.compression.one_bit",
+    "LowRank": "isthmus.compression.low_rank",
     "TopK": "isthmus.compression.top_k",
     "Allreduce": "isthmus.collectives.allreduce",
     "pack_shards": "isthmus.shards.packing",

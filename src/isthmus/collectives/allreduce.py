@@ -12,6 +12,7 @@ from isthmus.collectives.hierarchical import Hierarchical
 from isthmus.collectives.recursive import Recursive
 from isthmus.collectives.ring import Ring
 from isthmus.collectives.tree import DoubleTree
+from isthmus.compression.chunks import chunk_entries
 from isthmus.compression.dense import Dense
 from isthmus.topology.agreement import gather_json
 
@@ -34,8 +35,10 @@ class Allreduce:
                         algorithm sends to peers that it does not tell
     residual            float32[size], what this rank has not yet sent over a link (zeros off the
                         leaders); mean = given - sum over ranks of the change of residual
+    memory              all that this rank carries from call to call, as one float32 vector: the
+                        residual, then the compressor's state; empty off the leaders
     finite              whether the last mean was free of NaN and infinity; if not, on all ranks
-                        alike, and the residuals are as they were before
+                        alike, and the memories are as they were before
     stage_seconds       seconds of the last call by stage
     """
 
@@ -56,7 +59,8 @@ class Allreduce:
             self._exchange = EXACT[algorithm](counted, self._site_of_rank, size, self._clock)
         else:
             self._exchange = self._hierarchical(tiers, size, compressor, error_feedback)
-        self._residual_before = None if self._residual is None else np.empty(size, "f4")
+        self.memory = getattr(self._exchange, "memory", np.empty(0, "f4"))
+        self._memory_before = self.memory.copy()
         self._compile(compressor)
 
     def __call__(self, vector):
@@ -64,8 +68,7 @@ class Allreduce:
         if vector.dtype != np.float32 or vector.shape != (self.size,):
             raise ValueError(f"vector must be float32 of shape ({self.size},), not "
                              f"{vector.dtype} of shape {vector.shape}")
-        if self._residual is not None:
-            np.copyto(self._residual_before, self._residual)
+        np.copyto(self._memory_before, self.memory)
         mean = np.empty(self.size, np.float32)
         kernel = kernels.for_array(mean)
         self._clock.start()
@@ -76,8 +79,8 @@ class Allreduce:
             self._exchange(mean)
         self.calls += 1
         self.finite = kernel.all_finite(mean)
-        if not self.finite and self._residual is not None:
-            np.copyto(self._residual, self._residual_before)
+        if not self.finite:
+            np.copyto(self.memory, self._memory_before)
         return mean
 
     @property
@@ -98,16 +101,6 @@ class Allreduce:
     @property
     def residual(self):
         return np.zeros(self.size, np.float32) if self._residual is None else self._residual
-
-    @residual.setter
-    def residual(self, values):
-        if self._residual is not None:
-            np.copyto(self._residual, values)
-
-    @property
-    def has_residual(self):
-        """Whether this rank keeps a residual: a leader with error feedback."""
-        return self._residual is not None
 
     @property
     def stage_seconds(self):
@@ -140,10 +133,12 @@ class Allreduce:
         kernel.add(one, one.copy())
         kernel.all_finite(one)
         if compressor is not None:
-            wire = np.zeros(compressor.wire_nbytes(1), np.uint8)
-            compressor.encode(one, wire, None if self._residual is None else one.copy())
-            compressor.decode(wire, one)
-            compressor.add_decoded(wire, one)
+            size = min(self.size, chunk_entries(compressor, self.size))
+            chunk, wire = np.zeros(size, "f4"), np.zeros(compressor.wire_nbytes(size), np.uint8)
+            compressor.encode(chunk, wire, None if self._residual is None else chunk.copy(),
+                              state=np.zeros(compressor.state_entries(size), "f4"))
+            compressor.decode(wire, chunk)
+            compressor.add_decoded(wire, chunk)
 
 
 class _OfMPI:

@@ -27,6 +27,8 @@ class Hierarchical:
     site, leaders: communicators (`leaders` None off the leaders); index, hub: numbers of this site
     and of the hub among `sites` sites, which are the ranks in `leaders`.
     residual: float32[size] on a leader with error feedback, else None.
+    memory: float32 vector of all that a leader carries from call to call: the residual, then the
+    compressor's state of each chunk.
     """
 
     def __init__(self, site, leaders, index, hub, sites, size, compressor, error_feedback, clock):
@@ -40,7 +42,12 @@ class Hierarchical:
                        for whole in chunk_slices(0, size, chunk_entries(compressor, size))]
         self.inbox = np.empty((2, min(site_chunk, size)), "f4")
         speaks = leaders is not None and sites > 1
-        self.residual = np.zeros(size, "f4") if speaks and error_feedback else None
+        kept = size if speaks and error_feedback else 0
+        carried = [compressor.state_entries(whole.stop - whole.start) if speaks else 0
+                   for whole, _ in self.chunks]
+        self.memory = np.zeros(kept + sum(carried), "f4")
+        self.residual = self.memory[:size] if speaks and error_feedback else None
+        self.states = np.split(self.memory[kept:], np.cumsum(carried, dtype=int))
         self.peers = _peers(index, hub, sites) if speaks else []
         self.wires = {leader: self._new_wires()
                       for leader in ([*self.peers, index] if speaks else [])}
@@ -140,7 +147,7 @@ class Hierarchical:
         residual = None if self.residual is None else self.residual[whole]
         # Each site rounds by a key of its own, or their errors would not be independent.
         self.compressor.encode(total[whole], wire, residual, key=key * self.sites + self.index,
-                               first=whole.start)
+                               first=whole.start, state=self.states[number])
         self.clock.lap("encode")
         return [self.leaders.Isend(wire, peer) for peer in self.peers]
 

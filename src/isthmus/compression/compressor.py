@@ -17,12 +17,18 @@ class Compressor(Protocol):
     def wire_nbytes(self, size: int) -> int:
         """Return the bytes of the wire of a vector of `size` entries."""
 
-    def encode(self, vector, wire, residual=None, *, key=0, first=0) -> None:
+    def state_entries(self, size: int) -> int:
+        """Return the entries of what `encode` carries from one call to the next; 0 for most."""
+        return 0
+
+    def encode(self, vector, wire, residual=None, *, key=0, first=0, state=None) -> None:
         """Write float32[n] `vector` into uint8[wire_nbytes(n)] `wire`.
 
         `residual`, float32[n], is added first, and left holding what the wire does not say. `key`
         seeds stochastic rounding; `first` is the number of the vector's first entry in the whole of
         which it is a piece, so that a wire does not depend on how the whole was cut.
+        `state`, float32[state_entries(n)], zeros before the first call, belongs to the caller and is
+        updated in place; without it every call is a first one.
         """
 
     def decode(self, wire, vector) -> None:
@@ -32,13 +38,17 @@ class Compressor(Protocol):
         """Add the numbers that `wire` holds to float32[n] `total`."""
 
 
-def check_arrays(vector, wire, wire_nbytes, residual=None):
+def check_arrays(vector, wire, wire_nbytes, residual=None, state=None, state_entries=0):
     """Raise ValueError unless the arrays of an encode or a decode fit each other."""
     _check(vector, "vector", np.float32)
     if residual is not None:
         _check(residual, "residual", np.float32)
         if residual.size != vector.size:
             raise ValueError(f"residual has {residual.size} entries, the vector {vector.size}")
+    if state is not None:
+        _check(state, "state", np.float32)
+        if state.size != state_entries:
+            raise ValueError(f"state has {state.size} entries; this compressor carries {state_entries}")
     _check(wire, "wire", np.uint8)
     if wire.size != wire_nbytes:
         raise ValueError(f"wire has {wire.size} bytes; a vector of {vector.size} entries takes "

@@ -4,13 +4,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from isthmus import kernels
-from isthmus.compression.compressor import check_arrays
+from isthmus.compression.compressor import Compressor, check_arrays
 
 BITS = {"float32": 32, "float16": 16, "bfloat16": 16}
 
 
 @dataclass(frozen=True)
-class Dense:
+class Dense(Compressor):
     """Send every entry; 32 or 16 bits an entry.
 
     float32 loses nothing. float16 (IEEE binary16, relative error 2^-11, infinite past 65504) and
@@ -28,7 +28,7 @@ class Dense:
     def wire_nbytes(self, size):
         return size * BITS[self.dtype] // 8
 
-    def encode(self, vector, wire, residual=None, *, key=0, first=0):
+    def encode(self, vector, wire, residual=None, *, key=0, first=0, state=None):
         check_arrays(vector, wire, self.wire_nbytes(vector.size), residual)
         kernel = kernels.for_array(vector)
         if self.dtype == "float32":

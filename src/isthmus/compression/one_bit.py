@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 
 from isthmus import kernels
-from isthmus.compression.compressor import check_arrays
+from isthmus.compression.compressor import Compressor, check_arrays
 
 
 @dataclass(frozen=True)
-class OneBit:
+class OneBit(Compressor):
     """Send 1 bit an entry and a float32 mean magnitude a block: 1 + 32 / block bits an entry.
 
     Sign with the L1 mean as scale (Karimireddy et al. 2019, arXiv:1901.09847, after Seide et al.
@@ -32,7 +32,7 @@ class OneBit:
     def wire_nbytes(self, size):
         return 4 * self._blocks(size) + -(-size // 8)
 
-    def encode(self, vector, wire, residual=None, *, key=0, first=0):
+    def encode(self, vector, wire, residual=None, *, key=0, first=0, state=None):
         check_arrays(vector, wire, self.wire_nbytes(vector.size), residual)
         kernels.for_array(vector).encode_one_bit(vector, residual, self.block,
                                                  *self._parts(wire, vector.size))

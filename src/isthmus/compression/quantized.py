@@ -5,12 +5,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from isthmus import kernels
-from isthmus.compression.compressor import check_arrays
+from isthmus.compression.compressor import Compressor, check_arrays
 from isthmus.kernels.reference import GROUP
 
 
 @dataclass(frozen=True)
-class Int8:
+class Int8(Compressor):
     """Send 8 bits an entry and a float32 maximum a block: 8 + 32 / block bits an entry.
 
     Linear quantisation to 255 levels of each block's largest magnitude M (block-wise absmax, as in
@@ -36,7 +36,7 @@ class Int8:
     def wire_nbytes(self, size):
         return 4 * self._blocks(size) + size
 
-    def encode(self, vector, wire, residual=None, *, key=0, first=0):
+    def encode(self, vector, wire, residual=None, *, key=0, first=0, state=None):
         check_arrays(vector, wire, self.wire_nbytes(vector.size), residual)
         maxima, codes = self._parts(wire, vector.size)
         kernels.for_array(vector).encode_int8(vector, residual, self.block, _dither_key(self, key),
@@ -61,7 +61,7 @@ class Int8:
 
 
 @dataclass(frozen=True)
-class Int4:
+class Int4(Compressor):
     """Send 4 bits an entry, 16 bits a block, 32 bits 16 blocks: 4 + 18 / block bits an entry.
 
     Linear quantisation to 15 levels of each block's largest magnitude M, which travels as a share of
@@ -91,7 +91,7 @@ class Int4:
         blocks = -(-size // self.block)
         return 4 * -(-blocks // GROUP) + 2 * blocks + -(-size // 2)
 
-    def encode(self, vector, wire, residual=None, *, key=0, first=0):
+    def encode(self, vector, wire, residual=None, *, key=0, first=0, state=None):
         check_arrays(vector, wire, self.wire_nbytes(vector.size), residual)
         kernels.for_array(vector).encode_int4(vector, residual, self.block, _dither_key(self, key),
                                               first, *self._parts(wire, vector.size))

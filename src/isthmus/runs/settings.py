@@ -173,8 +173,14 @@ class RunSettings(FrozenModel):
         return MODELS[self.model.kind](**self.model.arguments)
 
     def make_compressor(self):
+        """Return the compressor, which knows the model's shapes where it asks for them."""
         chosen = self.allreduce.compressor
-        return None if chosen is None else COMPRESSORS[chosen.kind](**chosen.arguments)
+        if chosen is None:
+            return None
+        kind = COMPRESSORS[chosen.kind]
+        known = {"shapes": self.make_model().matrix_shapes}
+        return kind(**{name: known[name] for name in known if name in kind.__dataclass_fields__}
+                    | chosen.arguments)
 
     def workload(self, sample_nbytes=0):
         """Return what one epoch asks of the cluster."""

@@ -8,30 +8,30 @@ from isthmus.errors import CheckpointError
 from isthmus.files import replacing
 from isthmus.topology.agreement import from_root, gather_json, together
 
-VERSION = 1
+VERSION = 2
 
 
 def write_checkpoint(path, tiers, state, allreduce, identity):
-    """Write `state` and every rank's residual to `path`, from the job's rank 0. Collective.
+    """Write `state` and every rank's memory to `path`, from the job's rank 0. Collective.
 
-    The residuals of the leaders cross the links for this: float32[size] a site and checkpoint.
+    The memories of the leaders (residual and compressor's state) cross the links for this: float32[size]
+    and more a site and checkpoint.
     identity: JSON table of what a run that resumes from this must share with the one that wrote it.
     All random numbers follow from the seed (in `identity`), the step and the allreduce's count of
     calls: they are the random state and the data position.
     """
     world, home = tiers.world, tiers.home
-    speakers = _ranks_with_residual(world, allreduce)
     sent = gather_json(world, allreduce.sent_to_sites.tolist())
-    residuals = {}
-    for rank in speakers:
-        residual = allreduce.residual
+    memories = {}
+    for rank, entries in _entries_of_memories(world, allreduce).items():
+        memory = allreduce.memory
         if world.rank == home != rank:
-            residual = np.empty(allreduce.size, np.float32)
-            world.Recv(residual, rank)
+            memory = np.empty(entries, np.float32)
+            world.Recv(memory, rank)
         elif world.rank == rank != home:
-            world.Send(residual, home)
-        residuals[rank] = residual
-    together(world, lambda: _write(path, state, allreduce.calls, sent, residuals, identity)
+            world.Send(memory, home)
+        memories[rank] = memory
+    together(world, lambda: _write(path, state, allreduce.calls, sent, memories, identity)
              if world.rank == home else None)
 
 
@@ -42,43 +42,43 @@ def read_checkpoint(path, tiers, state, allreduce, identity):
     """
     world, home = tiers.world, tiers.home
     found = {}
-    step, calls, sent, speakers = from_root(world, lambda: _read(path, found, state, identity), home)
+    memories = _entries_of_memories(world, allreduce)
+    step, calls, sent = from_root(
+        world, lambda: _read(path, found, state, memories, identity), home)
     for name, array in (("parameters", state.parameters), ("momentum", state.momentum)):
         if world.rank == home:
             array[:] = found[name]
         world.Bcast(array, home)
-    for rank in speakers:
-        residual = found[f"residuals/{rank}"] if world.rank == home else np.empty(
-            allreduce.size, np.float32)
+    for rank in memories:
         if world.rank == home != rank:
-            world.Send(residual, rank)
+            world.Send(found[f"memories/{rank}"], rank)
         elif world.rank == rank != home:
-            world.Recv(residual, home)
-        if world.rank == rank:
-            allreduce.residual = residual
+            world.Recv(allreduce.memory, home)
+        elif world.rank == rank:
+            allreduce.memory[:] = found[f"memories/{rank}"]
     state.step, allreduce.calls = step, calls
     allreduce.sent_to_sites[:] = sent[world.rank]
 
 
-def _ranks_with_residual(world, allreduce):
-    flags = np.empty(world.size, np.uint8)
-    world.Allgather(np.array([allreduce.has_residual], np.uint8), flags)
-    return [int(rank) for rank in np.flatnonzero(flags)]
+def _entries_of_memories(world, allreduce):
+    """Return rank -> entries for every rank that carries something from call to call."""
+    entries = gather_json(world, allreduce.memory.size)
+    return {rank: entries[rank] for rank in range(world.size) if entries[rank]}
 
 
-def _write(path, state, calls, sent, residuals, identity):
+def _write(path, state, calls, sent, memories, identity):
     import h5py
     with replacing(path) as partial, h5py.File(partial, "w") as file:
         file.attrs.update(version=VERSION, step=state.step, calls=calls, sent=json.dumps(sent),
                           identity=json.dumps(identity))
         arrays = {"parameters": state.parameters, "momentum": state.momentum}
-        arrays |= {f"residuals/{rank}": residual for rank, residual in residuals.items()}
+        arrays |= {f"memories/{rank}": memory for rank, memory in memories.items()}
         for name, array in arrays.items():
             file.create_dataset(name, data=array, chunks=(max(1, min(array.size, 1 << 18)),),
                                 fletcher32=True)
 
 
-def _read(path, found, state, identity):
+def _read(path, found, state, memories, identity):
     """Read the arrays into `found`; return what the other ranks are told."""
     import h5py
     try:
@@ -88,16 +88,16 @@ def _read(path, found, state, identity):
             if file.attrs["version"] != VERSION:
                 raise CheckpointError(f"{path}: is of version {file.attrs['version']}, this program "
                                       f"reads {VERSION}; use the isthmus that wrote it")
-            names = ["parameters", "momentum"] + [
-                f"residuals/{rank}" for rank in file.get("residuals", ())]
-            for name in names:
+            wanted = {"parameters": state.parameters.size, "momentum": state.momentum.size}
+            wanted |= {f"memories/{rank}": entries for rank, entries in memories.items()}
+            for name, entries in wanted.items():
                 found[name] = file[name][:]
-                if found[name].shape != state.parameters.shape:
-                    raise CheckpointError(f"{path}: {name} has shape {found[name].shape}, this model "
-                                          f"{state.parameters.shape}; resume with the same model")
+                if found[name].shape != (entries,):
+                    raise CheckpointError(f"{path}: {name} has shape {found[name].shape}, this run "
+                                          f"has ({entries},); resume with the same model, sites and "
+                                          "compressor")
             return [int(file.attrs["step"]), int(file.attrs["calls"]),
-                    json.loads(file.attrs["sent"]),
-                    sorted(int(name.partition("/")[2]) for name in names[2:])]
+                    json.loads(file.attrs["sent"])]
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such checkpoint; set run.checkpoint_every, or start "
                               "without --resume") from None

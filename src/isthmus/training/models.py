@@ -27,6 +27,12 @@ class FlatModel:
     def size(self):
         return sum(int(np.prod(shape)) for shape in self.shapes.values())
 
+    @property
+    def matrix_shapes(self):
+        """The shapes in order, inputs of more than one dimension as one: (inputs, outputs)."""
+        return tuple((int(np.prod(shape[:-1])), shape[-1]) if len(shape) > 2 else shape
+                     for shape in self.shapes.values())
+
     def views(self, vector):
         """Return name -> view of `vector` with the shape of that matrix."""
         if vector.shape != (self.size,):
