@@ -1,5 +1,6 @@
 """Ring, double tree, halving and doubling: the exact sum of integers, and the bytes of the formula."""
 
+import itertools
 import tracemalloc
 from collections import Counter
 
@@ -36,12 +37,14 @@ class SpyComm:
 
     def __init__(self, comm):
         self.comm, self.rank, self.size, self.sent = comm, comm.rank, comm.size, []
+        self.received = []
 
     def Isend(self, buffer, dest, tag=0):  # noqa: N802
         self.sent.append(buffer.nbytes)
         return self.comm.Isend(buffer, dest, tag)
 
     def Irecv(self, buffer, source, tag=0):  # noqa: N802
+        self.received.append((buffer, source, tag))
         return self.comm.Irecv(buffer, source, tag)
 
 
@@ -151,6 +154,18 @@ def test_rounded_sums_are_the_same_bits_on_every_rank(comm, kind):
         vector = np.random.default_rng(comm.rank).normal(size=size).astype("f4")
         kind(comm, range(comm.size), size, StageClock())(vector)
         assert len(set(gather_json(comm, vector.tobytes().hex()[:10**6]))) == 1
+
+
+@pytest.mark.ranks(3)
+def test_two_chunks_that_arrive_at_a_time_have_each_its_place(comm):
+    """What is received next must not overwrite what is being added, however fast it is."""
+    spy, size = SpyComm(comm), 100_000
+    DoubleTree(spy, range(comm.size), size, StageClock())(np.ones(size, "f4"))
+    places = {}
+    for buffer, *sender in spy.received:
+        places.setdefault(tuple(sender), []).append(buffer)
+    together(comm, [sender for sender, buffers in places.items()
+                    for one, other in itertools.pairwise(buffers) if np.shares_memory(one, other)])
 
 
 @pytest.mark.ranks(3)
