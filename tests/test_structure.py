@@ -15,7 +15,7 @@ FLOORS = {
     "kernels": 1, "vectors": 1,
     "topology": 2, "compression": 2,
     "collectives": 3, "shards": 3, "planning": 3,
-    "training": 4,
+    "training": 4, "testbed": 4,
     "runs": 5,
     "cli": 6,
 }
