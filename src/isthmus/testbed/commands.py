@@ -1,4 +1,4 @@
-"""Run `ip` and `tc`, and say in one line what is missing where they cannot run. Never through a shell."""
+"""Run `ip` and `tc`, and say in one line what is missing where they cannot run."""
 
 import os
 import shutil
@@ -29,8 +29,8 @@ def require_tools():
 def require_tun():
     """Raise EmulationError if latencies need a TUN device and there is none."""
     if not TUN.exists():
-        raise EmulationError(f"testbed: missing on this machine: {TUN}, and netem, of which latencies need "
-                             "one (modprobe tun or modprobe sch_netem; in a container --device /dev/net/tun)")
+        raise EmulationError(f"testbed: missing on this machine: {TUN}, and netem, of which latencies "
+                             "need one (modprobe tun or sch_netem; in a container --device /dev/net/tun)")
 
 
 def program_path(name):

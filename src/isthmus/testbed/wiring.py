@@ -175,8 +175,8 @@ class Wiring:
                 if ends in passing:
                     source, target = (self.cluster.names[number - 1] for number in ends)
                     raise ClusterError(
-                        f"{self.cluster.source}: the way from {source!r} to {target!r} passes the shared "
-                        f"link {link.pipe!r} twice, which the testbed cannot do; give one of its "
+                        f"{self.cluster.source}: the way from {source!r} to {target!r} passes the "
+                        f"shared link {link.pipe!r} twice, which the testbed cannot do; give one of its "
                         "[[link]] tables another `shared` name")
                 passing[ends] = link.latency_seconds
         def relayed(seconds):
