@@ -144,7 +144,7 @@ def up(cluster: ClusterFile, as_json: AsJson = False):
 def run_on_testbed(
         cluster: ClusterFile,
         command: Annotated[list[str], typer.Argument(
-            metavar="-- COMMAND...", help="What to start in each rank, as in: -- isthmus train RUN.toml")],
+            metavar="-- COMMAND...", help="What to start in each rank: -- isthmus train RUN.toml")],
         as_json: AsJson = False):
     """Start a command in every rank, messages going over the links."""
     from isthmus.testbed import run

@@ -30,7 +30,8 @@ def require_tun():
     """Raise EmulationError if latencies need a TUN device and there is none."""
     if not TUN.exists():
         raise EmulationError(f"testbed: missing on this machine: {TUN}, and netem, of which latencies "
-                             "need one (modprobe tun or sch_netem; in a container --device /dev/net/tun)")
+                             "need one (modprobe tun, or modprobe sch_netem; in a container: "
+                             "--device /dev/net/tun)")
 
 
 def program_path(name):
