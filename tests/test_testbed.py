@@ -68,11 +68,22 @@ def machine():
 
 
 @pytest.fixture
-def bed(machine):
-    """A machine without a testbed, before and after."""
+def bed(machine, tmp_path_factory):
+    """A machine without a testbed, before and after; one that is in use is waited for and left alone."""
+    def somebody_elses():
+        found = state.read_state()
+        ours = ("cluster", str(tmp_path_factory.getbasetemp()))
+        return found and state.is_whole(found) and not found["source"].startswith(ours)
+
+    deadline = time.monotonic() + 120
+    while somebody_elses():
+        if time.monotonic() > deadline:
+            pytest.fail("a testbed is up on this machine; end it with `isthmus testbed down`")
+        time.sleep(0.5)
     testbed.down()
     yield
-    testbed.down()
+    if not somebody_elses():
+        testbed.down()
 
 
 @contextmanager
@@ -314,7 +325,7 @@ def lab(tmp_path):
 
 @pytest.mark.slow
 def test_a_job_runs_on_the_testbed_and_says_that_its_links_are_emulated(bed, lab):
-    done = call(lab, "run", "--json", "cluster.toml", "--", sys.executable, "-m", "isthmus.cli", "train",
+    done = call(lab, "run", "--json", lab / "cluster.toml", "--", sys.executable, "-m", "isthmus.cli", "train",
                 "run.toml", "--json")
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
@@ -333,11 +344,11 @@ def test_a_job_runs_on_the_testbed_and_says_that_its_links_are_emulated(bed, lab
 
 @pytest.mark.slow
 def test_the_exit_code_is_passed_on_and_what_was_up_stays_up(bed, lab):
-    assert call(lab, "up", "cluster.toml").returncode == 0
-    done = call(lab, "run", "cluster.toml", "--", sys.executable, "-c", "raise SystemExit(7)")
+    assert call(lab, "up", lab / "cluster.toml").returncode == 0
+    done = call(lab, "run", lab / "cluster.toml", "--", sys.executable, "-c", "raise SystemExit(7)")
     assert done.returncode == 7, done.stderr
     assert testbed.describe()["sites"].keys() == {"site0", "site1"}
-    job = subprocess.Popen([*ISTHMUS, "run", "cluster.toml", "--", sys.executable, "-c",
+    job = subprocess.Popen([*ISTHMUS, "run", lab / "cluster.toml", "--", sys.executable, "-c",
                             "import time; open('started', 'w'); time.sleep(100)"], cwd=lab,
                            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60

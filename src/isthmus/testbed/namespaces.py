@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from contextlib import suppress
+from pathlib import Path
 
 from isthmus.errors import EmulationError
 from isthmus.testbed.commands import program_path, require_tools, require_tun, run
@@ -71,9 +72,14 @@ def down():
 
 
 def describe():
-    """Return what is up: each site's namespace and address, and what makes the latencies."""
+    """Return what is up: sites' namespaces and addresses, what makes latencies, and TCP's own control.
+
+    The control is the machine's: bbr spreads even short messages out in time, cubic does not.
+    """
     state = _state_of_what_is_up()
+    control = Path("/proc/sys/net/ipv4/tcp_congestion_control").read_text().strip()
     return {"source": state["source"], "emulated": True, "latency": state["latency"],
+            "congestion_control": control,
             "sites": {name: {"namespace": namespace, "address": site_address(number)}
                       for number, (name, namespace) in enumerate(state["sites"].items(), 1)}}
 

@@ -133,8 +133,8 @@ class Wiring:
             came_from = f"site{source}"
             for link in links:
                 pipe = self.pipes[link.pipe]
-                yield (f"rule add iif {came_from} from 198.18.{source}.0/24 to 198.18.{target}.0/24 "
-                       f"lookup {pipe.table}")
+                yield (f"rule add pref 100 iif {came_from} from 198.18.{source}.0/24 "
+                       f"to 198.18.{target}.0/24 lookup {pipe.table}")
                 came_from = pipe.exit
 
     def site_lines(self, number):
