@@ -10,7 +10,8 @@ def run_collectives(comm, cluster_path, options, folder, tell):
     return _run_between_ranks(
         comm, cluster_path, options, folder, tell, "collectives", bench_collectives,
         lambda results: draw_by_size(
-            results, lambda result: f"{result['algorithm']}, {result['compressor']}".removesuffix(", none"),
+            results,
+            lambda result: f"{result['algorithm']}, {result['compressor']}".removesuffix(", none"),
             (("predicted_seconds", "model", "--"), ("bound_seconds", "bound L + n b / B", ":")),
             folder, "bench_collectives", f"allreduce, slowest rank, {options.links} links"))
 

@@ -12,12 +12,13 @@ import time
 import numpy as np
 from mpi4py import MPI
 
+from isthmus.benchmarking.bounds import bound_seconds
 from isthmus.benchmarking.counters import interface_nbytes
 from isthmus.benchmarking.options import named_compressor, sizes_nbytes
 from isthmus.benchmarking.spread import spread_of
 from isthmus.collectives.allreduce import Allreduce
-from isthmus.errors import ReplicaError, SettingsError
-from isthmus.planning.time_model import ALGORITHMS, narrow_link_bound_seconds, predict_allreduce
+from isthmus.errors import ReplicaError
+from isthmus.planning.time_model import predict_allreduce
 from isthmus.topology.agreement import from_root, gather_json, require
 
 HEADER = (f"# {'nbytes':>11} {'median ms':>11} {'least ms':>11} {'most ms':>11} {'model ms':>11} "
@@ -31,7 +32,7 @@ def bench_collectives(tiers, options, tell, keep):
     ReplicaError on every rank if ranks end with different bits.
     """
     results = []
-    for algorithm, named in combinations(tiers.cluster, options):
+    for algorithm, named in options.combinations:
         tell(f"# allreduce {algorithm}, compressor {named}, {tiers.world.size} ranks on "
              f"{len(tiers.cluster.sites)} sites, {options.links} links")
         tell(HEADER)
@@ -40,28 +41,6 @@ def bench_collectives(tiers, options, tell, keep):
             keep(results)
             tell(row(results[-1]))
     return results
-
-
-def combinations(cluster, options):
-    """Return the (algorithm, name of the compressor) that go together.
-
-    Raises SettingsError for an algorithm that was named and goes with none of the compressors.
-    """
-    chosen = []
-    for algorithm in options.algorithms or ALGORITHMS:
-        if algorithm == "mpi" and options.links == "paced":
-            continue
-        fitting, problem = [], None
-        for named in options.compressors:
-            try:
-                predict_allreduce(cluster, 1, algorithm=algorithm, compressor=named_compressor(named))
-                fitting.append((algorithm, named))
-            except ValueError as refused:
-                problem = refused
-        if not fitting and options.algorithms:
-            raise SettingsError(f"{problem}; name it, or add --compressor none")
-        chosen += fitting
-    return chosen
 
 
 def measure(tiers, options, algorithm, named, nbytes):
@@ -79,7 +58,7 @@ def measure(tiers, options, algorithm, named, nbytes):
         seconds, mean = _timed(world, allreduce, vector)
         own.append(seconds)
     carried = _difference(_carried(tiers), carried_before, repetitions)
-    _check_same_bits(world, mean, algorithm, named, nbytes)
+    check_same_bits(world, mean, algorithm, named, nbytes)
     seconds = _slowest(world, own)
     counted = allreduce.sent_to_sites - sent_before
     predicted = predict_allreduce(tiers.cluster, size, algorithm=algorithm, compressor=compressor)
@@ -93,24 +72,12 @@ def measure(tiers, options, algorithm, named, nbytes):
         "cut": cut, "interface_nbytes": carried, "same_bits": True}
 
 
-def bound_seconds(cluster, nbytes, compressor=None):
-    """Return the largest L + n b / B over the ways into and out of each site, in seconds.
-
-    b: wire bytes for one byte of the vector; L: the least latency of the site's links that way; B:
-    the bytes per second of all of them together. Each site must send what it knows and be told what
-    the others know, so no allreduce with this wire is faster. 0 for a cluster of one site.
-    """
-    share = 1.0 if compressor is None else compressor.wire_nbytes(nbytes // 4) / nbytes
-    bounds = [0.0]
-    for name in cluster.names:
-        for end in ("source", "target"):
-            links = [link for link in cluster.links if getattr(link, end) == name]
-            if links:
-                rate_of_pipe = {link.pipe: link.bytes_per_second for link in links}
-                bounds.append(narrow_link_bound_seconds(
-                    nbytes, min(link.latency_seconds for link in links), sum(rate_of_pipe.values()),
-                    share))
-    return max(bounds)
+def check_same_bits(world, mean, algorithm, named, nbytes):
+    """Raise ReplicaError on every rank unless all of them hold the same bits."""
+    digests = gather_json(world, hashlib.sha256(mean).hexdigest())
+    require(world, digests[world.rank] == digests[0], ReplicaError,
+            f"allreduce {algorithm} with compressor {named} of {nbytes} bytes: ranks end with different "
+            "bits; please report")
 
 
 def row(result):
@@ -159,11 +126,3 @@ def _carried(tiers):
 
 def _difference(after, before, calls):
     return after and {way: (after[way] - before.get(way, 0)) / calls for way in after}
-
-
-def _check_same_bits(world, mean, algorithm, named, nbytes):
-    """Raise ReplicaError on every rank unless all of them hold the same bits."""
-    digests = gather_json(world, hashlib.sha256(mean).hexdigest())
-    require(world, digests[world.rank] == digests[0], ReplicaError,
-            f"allreduce {algorithm} with compressor {named} of {nbytes} bytes: ranks end with different "
-            "bits; please report")

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from isthmus.compression import COMPRESSORS
-from isthmus.planning.time_model import ALGORITHMS
+from isthmus.planning.time_model import ALGORITHMS, predict_allreduce
 
 LINKS = ("real", "paced")
 
@@ -36,6 +36,17 @@ class CollectivesOptions:
         if self.links == "paced" and "mpi" in self.algorithms:
             raise ValueError("algorithm 'mpi' cannot be paced: MPI sends its messages itself; use "
                              "another algorithm, or --links real")
+        for name in self.algorithms:
+            problems = [_problem_with(name, text) for text in self.compressors]
+            if all(problems):
+                raise ValueError(f"{problems[0]}; change that, or add --compressor none")
+
+    @property
+    def combinations(self):
+        """The (algorithm, name of its compressor) that go together, on such links."""
+        known = [name for name in ALGORITHMS if name != "mpi" or self.links == "real"]
+        return [(name, text) for name in self.algorithms or known for text in self.compressors
+                if _problem_with(name, text) is None]
 
 
 @dataclass(frozen=True)
@@ -97,6 +108,15 @@ def named_compressor(text):
         return COMPRESSORS[name](**given)
     except (TypeError, ValueError) as problem:
         raise ValueError(f"compressor {text!r}: {problem}") from None
+
+
+def _problem_with(algorithm, compressor):
+    """Return why the algorithm cannot use the compressor, by their names, or None."""
+    try:
+        predict_allreduce(None, 0, algorithm=algorithm, compressor=named_compressor(compressor))
+    except ValueError as refused:
+        return str(refused)
+    return None
 
 
 def _number_or_word(value, kind):
