@@ -50,6 +50,7 @@ def lab(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bench")
     table = cluster_of(1, 2, latency_seconds=LATENCY_SECONDS, bytes_per_second=BYTES_PER_SECOND)
     (folder / "cluster.toml").write_text(tomli_w.dumps(table))
+    (folder / "alone.toml").write_text(tomli_w.dumps(cluster_of(1)))
     return folder
 
 
@@ -178,6 +179,7 @@ def test_every_kernel_of_the_table_runs(name):
 
 @pytest.mark.parametrize(("ranks", "code", "arguments", "words"), [
     (2, 4, ("collectives", "cluster.toml"), ["3 ranks, this job has 2", "mpirun -n 3"]),
+    (0, 4, ("links", "alone.toml"), ["alone.toml: one site of one rank has no links"]),
     (2, 4, ("links", "no.toml"), ["no.toml: no such file"]),
     (3, 8, ("links", "cluster.toml", "-o", "cluster.toml/out"), ["cannot be written", "--output"]),
 ])

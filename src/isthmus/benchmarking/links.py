@@ -12,7 +12,8 @@ import numpy as np
 
 from isthmus.benchmarking.options import sizes_nbytes
 from isthmus.benchmarking.spread import spread_of
-from isthmus.topology.agreement import broadcast_json
+from isthmus.errors import ClusterError
+from isthmus.topology.agreement import broadcast_json, require
 
 STREAM_NBYTES = 60 * 1024
 """Bytes of a message of a stream: under the size at which MPI over TCP asks before it sends."""
@@ -23,19 +24,20 @@ FEWEST, MOST = 16, 512
 def bench_links(tiers, options, tell, keep):
     """Measure every pair of neighbours; return a result for each size and each stream, on every rank.
 
-    `tell(line)` is called for each result, and `keep(results)` with all so far. Collective.
+    `tell(line)` is called for each result, and `keep(results)` with all so far. Collective. Raises
+    ClusterError on every rank where there is nothing to measure.
     """
-    results = []
-    for first, second in pairs(tiers.cluster):
+    results, chosen = [], pairs(tiers.cluster)
+    require(tiers.world, chosen, ClusterError, f"{tiers.cluster.source}: one site of one rank has no "
+            "links to measure; name a cluster file of more")
+    for first, second in chosen:
         ways = [_way(tiers.cluster, first, second), _way(tiers.cluster, second, first)]
         facts = {"benchmark": "links", "links": options.links, **_names(tiers.cluster, first, second)}
         tell(f"# {facts['source']} rank {first} - {facts['target']} rank {second}, "
              f"{options.links} links")
         tell(f"# {'nbytes':>11} {'median us':>11} {'least us':>11} {'most us':>11} {'file us':>11}")
-        empty_seconds = None
         for nbytes in sizes_nbytes(options.smallest_nbytes, options.largest_nbytes):
             seconds = half_round_trips(tiers.world, first, second, nbytes, options)
-            empty_seconds = empty_seconds or float(np.median(seconds))
             expected = sum(latency + nbytes / rate for latency, rate in ways) / 2
             results.append(facts | {
                 "kind": "ping-pong", "nbytes": nbytes, "repetitions": len(seconds),
@@ -44,7 +46,7 @@ def bench_links(tiers, options, tell, keep):
             keep(results)
             tell(f"  {nbytes:11d} " + " ".join(f"{1e6 * each:11.1f}" for each in (
                 np.median(seconds), min(seconds), max(seconds), expected)))
-        for result in streams(tiers, first, second, ways, empty_seconds, options):
+        for result in streams(tiers, first, second, ways, options):
             results.append(facts | result)
             keep(results)
             tell(f"# {result['kind']:17} rank {result['ranks'][0]} > {result['ranks'][1]}: "
@@ -86,12 +88,13 @@ def half_round_trips(world, first, second, nbytes, options):
     return seconds
 
 
-def streams(tiers, first, second, ways, empty_seconds, options):
+def streams(tiers, first, second, ways, options):
     """Yield a result for the stream each way, and for each way while both flow.
 
-    ways: latency and bytes per second of both by the file. empty_seconds: one way of a message of
-    next to nothing, which is taken off: what is left is bytes by rate.
+    ways: latency and bytes per second of both by the file. The least half of a round trip of next to
+    nothing is taken off the seconds of a stream: what is left is bytes by rate.
     """
+    empty_seconds = min(half_round_trips(tiers.world, first, second, 4, options))
     ends, messages = [(first, second), (second, first)], [_messages(*way, options) for way in ways]
     repetitions = min(options.repetitions, 5)
     for kind, flowing in (("one way", [[0]]), ("one way", [[1]]), ("both ways at once", [[0, 1]])):
