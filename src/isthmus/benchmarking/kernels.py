@@ -16,7 +16,7 @@ from isthmus.kernels import cpu
 
 NBYTES = 384_000_000
 GRAIN_NBYTES = 4096
-BLOCK, BIT_BLOCK = 256, 1024
+BLOCK, BIT_BLOCK, SHARE_BLOCK = 256, 1024, 64
 KEY = np.uint64(7)
 
 KERNELS = {  # name: (bytes an element, the call on `Arrays` a)
@@ -26,6 +26,9 @@ KERNELS = {  # name: (bytes an element, the call on `Arrays` a)
     "add_int8": (9, lambda a: cpu.add_int8(a.maxima, a.int8, BLOCK, a.other)),
     "encode_int8_stochastic": (
         13, lambda a: cpu.encode_int8(a.vector, a.kept, BLOCK, KEY, 0, a.maxima, a.int8)),
+    "encode_int4": (12.54, lambda a: cpu.encode_int4(a.vector, a.kept, SHARE_BLOCK, None, 0, *a.int4)),
+    "decode_int4": (8.54, lambda a: cpu.decode_int4(*a.int4, SHARE_BLOCK, a.other)),
+    "add_int4": (8.54, lambda a: cpu.add_int4(*a.int4, SHARE_BLOCK, a.other)),
     "encode_one_bit": (
         12.13, lambda a: cpu.encode_one_bit(a.vector, a.kept, BIT_BLOCK, a.scales, a.bits)),
     "add_one_bit": (8.13, lambda a: cpu.add_one_bit(a.scales, a.bits, BIT_BLOCK, a.other)),
@@ -50,6 +53,8 @@ class Arrays:
         self.scales = np.ones(size // BIT_BLOCK, "f4")
         self.halves = np.full(size, 0x3B3B, "u2")  # a number of ordinary size as either 16-bit float
         self.int8 = self.halves.view("i1")[:size]
+        self.int4 = (np.ones(size // 1024, "f4"), np.ones(size // SHARE_BLOCK, "u2"),
+                     self.halves.view("u1")[:size // 2])
         self.bits = self.halves.view("u1")[:size // 8]
 
 

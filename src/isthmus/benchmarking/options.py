@@ -14,7 +14,8 @@ class CollectivesOptions:
 
     algorithms: none named: all that the links allow. compressors: as `named_compressor` reads them.
     smallest_nbytes, largest_nbytes: of the float32 vector, whole entries. repetitions: at most so
-    many for each result, and fewer, but no less than 2, where they would take more than `seconds`.
+    many for each result, and fewer, but no less than 2, where they would take more than `seconds`; a
+    call of more than twice that counts although it is the first.
     """
 
     algorithms: tuple[str, ...] = ()
