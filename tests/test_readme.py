@@ -40,8 +40,10 @@ def test_every_exit_code_is_told(readme):
 
 
 def test_every_verb_is_told(readme):
-    from isthmus.cli import app, testbed
+    from isthmus.cli import app
     for command in app.registered_commands:
         assert f"| `{command.callback.__name__}` |" in readme
-    for command in testbed.registered_commands:
-        assert f"isthmus testbed {command.name or command.callback.__name__}" in readme
+    for group in app.registered_groups:
+        assert f"| `{group.name}` |" in readme
+        for command in group.typer_instance.registered_commands:
+            assert f"isthmus {group.name} {command.name or command.callback.__name__}" in readme

@@ -11,12 +11,14 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from isthmus.benchmarking.verbs import Surroundings, bench
 from isthmus.errors import IsthmusError
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, rich_markup_mode="rich",
     help="Train one model over machines on both sides of a narrow link: plan, run, check.",
     epilog="Exit codes: 0 done, 2 wrong arguments, 3 to 12 as listed in the README, 130 interrupted.")
+app.add_typer(bench, name="bench")
 # Click's ClickException, wherever Typer has it: newer versions bring their own copy of click.
 CommandLineError = typer.BadParameter.__mro__[2]
 text = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -34,11 +36,12 @@ AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standar
 
 
 @app.callback()
-def options(debug: Annotated[bool, typer.Option(
+def options(context: typer.Context, debug: Annotated[bool, typer.Option(
         "--debug", help="Show the traceback of an error.")] = False):
     """Note what holds for every verb."""
     global show_tracebacks
     show_tracebacks = debug
+    context.obj = Surroundings(world, tell, answer)
 
 
 show_tracebacks = False

@@ -1,6 +1,7 @@
 """Write a file whole or not at all: under a temporary name, synced, then renamed."""
 
 import os
+import tempfile
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -34,6 +35,15 @@ def write_text(path, text):
     """Write `text` to `path`, whole or not at all."""
     with replacing(path) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+def check_folder(path, cure):
+    """Make the folder `path`; raise OutputError, which ends with `cure`, if it cannot be written."""
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()
+    except OSError as problem:
+        raise OutputError(f"{path}: cannot be written: {problem.strerror}; {cure}") from None
 
 
 def _sync(path):

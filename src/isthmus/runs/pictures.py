@@ -1,13 +1,12 @@
-"""The pictures of a report, as SVG text. Colours of Okabe and Ito: told apart by everybody."""
+"""The pictures of a report, as SVG text."""
 
 import io
 
-SITE_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
+from isthmus.picture_style import COLOURS as SITE_COLOURS
+from isthmus.picture_style import STYLE
+
 PREDICTED, MEASURED = "#999999", "#0072B2"
 POINTS = 1200  # of a curve; more cannot be seen
-STYLE = {"svg.fonttype": "none", "svg.hashsalt": "isthmus", "font.size": 10,
-         "font.family": "sans-serif", "axes.spines.top": False, "axes.spines.right": False,
-         "axes.titlesize": 11, "axes.titleweight": "bold", "axes.titlelocation": "left"}
 
 
 def draw_all(run, plan, summary, metrics, cluster):

@@ -1,10 +1,8 @@
 """What all ranks do before the first step: settings, communicators, the plan, the data."""
 
 import math
-from contextlib import contextmanager
 from pathlib import Path
 
-from isthmus.devices import array_library
 from isthmus.errors import ShardError
 from isthmus.planning.allocation import Plan, plan_shards
 from isthmus.runs.settings import RunSettings
@@ -12,8 +10,7 @@ from isthmus.shards.scattering import scatter_shards
 from isthmus.shards.shard_file import ShardSet
 from isthmus.testbed import on_testbed
 from isthmus.topology.agreement import from_root, gather_json, require, together
-from isthmus.topology.cluster import Cluster
-from isthmus.topology.tiers import split_tiers
+from isthmus.topology.tiers import tiers_of_file
 
 
 def shared_settings(comm, path, cluster=None):
@@ -31,15 +28,9 @@ def shared_settings(comm, path, cluster=None):
     return RunSettings.from_json(from_root(comm, read), path)
 
 
-@contextmanager
 def shared_tiers(comm, settings):
-    """Give the tiers of the settings' cluster, as rank 0 reads it, paced where that is asked for."""
-    table = from_root(comm, lambda: settings.read_cluster().to_table())
-    cluster = Cluster(table, source=settings.cluster.file)
-    with split_tiers(comm, cluster) as tiers:
-        site = cluster.sites[tiers.site_index]
-        together(tiers.world, lambda: array_library(site.device))
-        yield tiers.paced() if settings.cluster.links == "paced" else tiers
+    """Give the tiers of the settings' cluster, paced where that is asked for."""
+    return tiers_of_file(comm, settings.cluster.file, paced=settings.cluster.links == "paced")
 
 
 def place_data(tiers, settings, tell):

@@ -1,21 +1,13 @@
 """The folder of a run: what made it, what was planned, what was measured. Rank 0 alone writes it."""
 
 import json
-import os
-import platform
-import subprocess
-import sys
-import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 
-import isthmus
 from isthmus.errors import CheckpointError, OutputError
-from isthmus.files import write_text
+from isthmus.files import check_folder, write_text
+from isthmus.provenance import process_provenance
 from isthmus.testbed import on_testbed
-
-PACKAGES = ("isthmus", "mpi4py", "numpy", "numba", "scipy", "h5py")
 
 
 class RunFolder:
@@ -50,12 +42,7 @@ class RunFolder:
                 raise CheckpointError(f"{Path(resume, 'checkpoint.h5')}: no such checkpoint; set "
                                       "run.checkpoint_every, or start without --resume")
             return
-        try:
-            Path(parent).mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=parent).close()
-        except OSError as problem:
-            raise OutputError(f"{parent}: cannot be written: {problem.strerror}; set run.folder to a "
-                              "folder that you may write in") from None
+        check_folder(parent, "set run.folder to a folder that you may write in")
 
     def write_json(self, name, table):
         write_text(self.path / name, json.dumps(table, indent=1) + "\n")
@@ -102,28 +89,10 @@ class RunFolder:
 
 def provenance(settings, hosts, mpi_library, model_size):
     """Return what made a run, for its run.json."""
-    return {
-        "version": isthmus.__version__,
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        "commit": _commit(),
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in PACKAGES},
+    return process_provenance() | {
         "mpi_library": mpi_library,
         "hosts": hosts,
-        "processor": f"{platform.machine()}, {os.cpu_count()} cores",
         "settings": settings.to_json(),
         "emulated": ["links"] if on_testbed() else [],
         "model_size": model_size,
     }
-
-
-def _commit():
-    """Return the commit of the source that runs, "-dirty" if it was changed; None outside git."""
-    try:
-        done = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12"],
-                              cwd=Path(isthmus.__file__).parent, capture_output=True, text=True,
-                              timeout=5)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() or None if done.returncode == 0 else None

@@ -1,11 +1,13 @@
 """The communicators of a cluster: the world, each site, its leaders, and the two tiers."""
 
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from mpi4py import MPI
 
+from isthmus.devices import array_library
 from isthmus.errors import ClusterError
-from isthmus.topology.agreement import gather_json, together
+from isthmus.topology.agreement import from_root, gather_json, together
 from isthmus.topology.cluster import Cluster
 from isthmus.topology.paced import PacedComm
 
@@ -53,6 +55,20 @@ class Tiers:
             for comm in (self.leaders, self.cloud, self.edge, self.site, self.world):
                 if comm != MPI.COMM_NULL:
                     comm.Free()
+
+
+@contextmanager
+def tiers_of_file(comm, path, paced=False):
+    """Give the tiers of the cluster file `path`, as rank 0 reads it; links paced where asked for.
+
+    Collective. Raises on every rank if the file is wrong, does not fit the job's ranks, or names a
+    device that is not there.
+    """
+    cluster = Cluster(from_root(comm, lambda: Cluster.from_toml(path).to_table()), source=path)
+    with split_tiers(comm, cluster) as tiers:
+        device = cluster.sites[tiers.site_index].device
+        together(tiers.world, lambda: array_library(device))
+        yield tiers.paced() if paced else tiers
 
 
 def split_tiers(comm, cluster):

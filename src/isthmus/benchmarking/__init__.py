@@ -1,0 +1,1 @@
+"""Benchmarks that users run: `isthmus bench collectives | kernels | links`."""
