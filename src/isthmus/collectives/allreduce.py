@@ -8,6 +8,7 @@ from mpi4py import MPI
 
 from isthmus import kernels
 from isthmus.collectives.counting import CountedComm, StageClock
+from isthmus.collectives.exact import Exact
 from isthmus.collectives.hierarchical import Hierarchical
 from isthmus.collectives.recursive import Recursive
 from isthmus.collectives.ring import Ring
@@ -25,6 +26,8 @@ class Allreduce:
 
     tiers: the communicators that `split_tiers` gives. size: entries of the float32 vector.
     compressor: used on the links between sites, by `hierarchical` alone; None is dense float32.
+    buckets: slices of the vector, in the order in which they are given to `start`; None is one, the
+    whole.
     error_feedback: keep what a wire does not say and add it to the next vector (Seide et al. 2014,
     Karimireddy et al. 2019, arXiv:1901.09847). weight: this rank's share, not yet normalised.
 
@@ -43,12 +46,15 @@ class Allreduce:
     """
 
     def __init__(self, tiers, size, algorithm="hierarchical", compressor=None,
-                 error_feedback=True, weight=1.0):
+                 error_feedback=True, weight=1.0, buckets=None):
         world = tiers.world
-        share = _share(world, weight, [size, algorithm, repr(compressor), bool(error_feedback)])
+        self.buckets = [slice(0, size)] if buckets is None else list(buckets)
+        share = _share(world, weight, [size, algorithm, repr(compressor), bool(error_feedback),
+                                       [[part.start, part.stop] for part in self.buckets]])
         self.size, self.algorithm, self.share = size, algorithm, np.float32(share)
         self.finite = True
         self.calls = 0
+        self._mean, self._started = None, 0
         self._site, self._site_of_rank = tiers.site_index, tiers.cluster.site_of_rank
         self.sent_to_sites = np.zeros(len(tiers.cluster.sites) + 1, np.int64)
         self._clock = StageClock()
@@ -65,20 +71,42 @@ class Allreduce:
 
     def __call__(self, vector):
         """Return the weighted mean of all ranks' float32[size] `vector` as a new array."""
-        if vector.dtype != np.float32 or vector.shape != (self.size,):
-            raise ValueError(f"vector must be float32 of shape ({self.size},), not "
-                             f"{vector.dtype} of shape {vector.shape}")
-        np.copyto(self._memory_before, self.memory)
-        mean = np.empty(self.size, np.float32)
-        kernel = kernels.for_array(mean)
-        self._clock.start()
-        kernel.scale(vector, self.share, mean)
-        if self.algorithm == "hierarchical":
-            self._exchange(mean, key=self.calls)
-        else:
-            self._exchange(mean)
+        _check_vector(vector, self.size)
+        for bucket in self.buckets:
+            self.start(vector[bucket])
+        return self.finish()
+
+    def start(self, bucket):
+        """Send the next of the `buckets` on its way: a float32 array, which may be changed afterwards.
+
+        With `hierarchical` it travels between sites while the caller computes; the other algorithms
+        begin with `finish`. Every rank starts all buckets in the same order. ValueError for an array
+        of another shape, or one bucket too many.
+        """
+        if self._started == len(self.buckets):
+            raise ValueError(f"all {self._started} buckets are started; call finish")
+        part = self.buckets[self._started]
+        _check_vector(bucket, part.stop - part.start)
+        if self._started == 0:
+            np.copyto(self._memory_before, self.memory)
+            self._mean = np.empty(self.size, np.float32)
+            self._clock.start()
+        self._clock.resume()
+        kernels.for_array(self._mean).scale(bucket, self.share, self._mean[part])
+        self._exchange.start(self._mean, self._started, self.calls)
+        self._started += 1
+
+    def finish(self):
+        """Return the weighted mean of all ranks' vectors, of which every bucket was started."""
+        if self._started < len(self.buckets):
+            raise ValueError(f"{self._started} of {len(self.buckets)} buckets are started; start all of "
+                             "them before finish")
+        mean = self._mean
+        self._clock.resume()
+        self._exchange.finish(mean, self.calls)
         self.calls += 1
-        self.finite = kernel.all_finite(mean)
+        self._mean, self._started = None, 0
+        self.finite = kernels.for_array(mean).all_finite(mean)
         if not self.finite:
             np.copyto(self.memory, self._memory_before)
         return mean
@@ -122,8 +150,8 @@ class Allreduce:
         if tiers.leaders != MPI.COMM_NULL:
             leaders = CountedComm(tiers.leaders, self.sent_to_sites, range(sites))
         site = CountedComm(tiers.site, self.sent_to_sites, [index] * tiers.cluster.sites[index].ranks)
-        return Hierarchical(site, leaders, index, tiers.cluster.hub, sites, size, compressor,
-                            error_feedback, self._clock)
+        return Hierarchical(site, leaders, index, tiers.cluster.hub, sites, size, self.buckets,
+                            compressor, error_feedback, self._clock)
 
     def _compile(self, compressor):
         """Run each kernel once, so that numba's compiler is not part of the first call."""
@@ -141,7 +169,7 @@ class Allreduce:
             compressor.add_decoded(wire, chunk)
 
 
-class _OfMPI:
+class _OfMPI(Exact):
     """MPI's own Allreduce, whatever algorithm the library picks, to whatever peers."""
 
     UNKNOWN = -1  # the last place of `sent`: no site's
@@ -163,13 +191,14 @@ class _OfMPI:
 def _share(world, weight, plan):
     """Return this rank's normalised weight; raise ValueError on all ranks if any of them is wrong.
 
-    plan: size, algorithm, compressor and error feedback, on which all ranks must agree.
+    plan: size, algorithm, compressor, error feedback and buckets, on which all ranks must agree.
     """
     everyone = gather_json(world, [weight, plan])
     weights, plans = zip(*everyone)
-    problem = _problem_with(*plan[:3])
+    problem = _problem_with(*plan)
     if problem is None and any(other != plans[0] for other in plans):
-        problem = ("ranks ask for different allreduces (size, algorithm, compressor, error feedback): "
+        problem = ("ranks ask for different allreduces (size, algorithm, compressor, error feedback, "
+                   "buckets): "
                    + "; ".join(f"rank {rank}: {', '.join(map(str, other))}"
                                for rank, other in enumerate(plans)))
     elif problem is None and not all(0 <= other < float("inf") for other in weights):
@@ -182,7 +211,13 @@ def _share(world, weight, plan):
     return weight / sum(weights)
 
 
-def _problem_with(size, algorithm, compressor):
+def _check_vector(vector, size):
+    if vector.dtype != np.float32 or vector.shape != (size,):
+        raise ValueError(f"vector must be float32 of shape ({size},), not {vector.dtype} of shape "
+                         f"{vector.shape}")
+
+
+def _problem_with(size, algorithm, compressor, _, buckets):
     """Return what is wrong with one rank's wishes alone, or None."""
     if size < 0:
         return f"size must not be negative, not {size}"
@@ -191,4 +226,11 @@ def _problem_with(size, algorithm, compressor):
     if compressor != repr(None) and algorithm != "hierarchical":
         return (f"algorithm {algorithm!r} sends exact float32: a compressor needs "
                 "algorithm='hierarchical'")
+    covered = 0
+    for first, last in sorted(buckets):
+        covered = last if first == covered <= last else None
+        if covered is None:
+            break
+    if covered != size:
+        return f"buckets must cover the {size} entries once, in any order, not {buckets}"
     return None

@@ -32,6 +32,10 @@ class StageClock:
 
     def start(self):
         self.seconds = dict.fromkeys(self.STAGES, 0.0)
+        self.resume()
+
+    def resume(self):
+        """Leave out the time since the last lap."""
         self.last = time.perf_counter()
 
     def lap(self, stage):

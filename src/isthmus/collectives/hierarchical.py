@@ -8,85 +8,113 @@
                        that wire to all; the hub, too, keeps what the wire says, not what it had
     inside a site      the result goes down the chain, chunk by chunk
 
-A chunk travels on as soon as it is there, so while one is on a link the next is being reduced. Each
+A chunk travels on as soon as it is there, so while one is on a link the next is being reduced. A
+bucket is a run of chunks: `start` takes it as far as the link and returns, so that the rest of the
+vector is computed while it travels; `finish` does what is left. Each
 vector is quantised once on its way up and once on its way down, never once a hop: the error does
 not grow with the number of ranks. All ranks end with the same bits, because all decode the same
 wires.
 """
 
+import itertools
+from dataclasses import dataclass
+
 import numpy as np
 
 from isthmus import kernels
+from isthmus.collectives.messages import arrived, receiving, sending, wait_for
 from isthmus.compression.chunks import chunk_entries, site_chunk_entries
+from isthmus.compression.compressor import Compressor
 from isthmus.vectors import chunk_slices
+
+
+@dataclass
+class Chunk:
+    """A piece of the vector that is encoded as one wire, and what it needs on its way.
+
+    whole, pieces: slices of the vector; inside a site it travels in pieces. compressor: of its bucket.
+    wires: leader -> uint8, this leader's own among them; empty off the leaders. residual, state: what
+    the compressor keeps. arriving, sent: requests under way.
+    """
+
+    whole: slice
+    pieces: list[slice]
+    compressor: Compressor
+    wires: dict[int, np.ndarray]
+    residual: np.ndarray | None = None
+    state: np.ndarray | None = None
+    arriving: list = ()
+    sent: list = ()
 
 
 class Hierarchical:
     """The sum of float32[size] over all ranks, in place.
 
     site, leaders: communicators (`leaders` None off the leaders); index, hub: numbers of this site
-    and of the hub among `sites` sites, which are the ranks in `leaders`.
+    and of the hub among `sites` sites, which are the ranks in `leaders`. buckets: slices that cover
+    the vector, in the order in which they are started.
     residual: float32[size] on a leader with error feedback, else None.
     memory: float32 vector of all that a leader carries from call to call: the residual, then the
     compressor's state of each chunk.
     """
 
-    def __init__(self, site, leaders, index, hub, sites, size, compressor, error_feedback, clock):
-        self.site, self.leaders = site, leaders
+    def __init__(self, site, leaders, index, hub, sites, size, buckets, compressor, error_feedback,
+                 clock):
+        self.site, self.leaders, self.clock = site, leaders, clock
         self.index, self.hub, self.sites = index, hub, sites
-        self.compressor, self.clock = compressor, clock
         self.left = site.rank - 1 if site.rank > 0 else None
         self.right = site.rank + 1 if site.rank + 1 < site.size else None
-        site_chunk = site_chunk_entries(compressor, size)
-        self.chunks = [(whole, chunk_slices(whole.start, whole.stop, site_chunk))
-                       for whole in chunk_slices(0, size, chunk_entries(compressor, size))]
-        self.inbox = np.empty((2, min(site_chunk, size)), "f4")
-        speaks = leaders is not None and sites > 1
-        kept = size if speaks and error_feedback else 0
-        carried = [compressor.state_entries(whole.stop - whole.start) if speaks else 0
-                   for whole, _ in self.chunks]
-        self.memory = np.zeros(kept + sum(carried), "f4")
-        self.residual = self.memory[:size] if speaks and error_feedback else None
-        self.states = np.split(self.memory[kept:], np.cumsum(carried, dtype=int))
-        self.peers = _peers(index, hub, sites) if speaks else []
-        self.wires = {leader: self._new_wires()
-                      for leader in ([*self.peers, index] if speaks else [])}
+        self.peers = _peers(index, hub, sites) if leaders is not None and sites > 1 else []
+        self.buckets, self.memory = self._chunks(size, buckets, compressor, error_feedback)
+        self.residual = self.memory[:size] if self.peers and error_feedback else None
+        longest = max((_length(piece) for chunk in itertools.chain(*self.buckets)
+                       for piece in chunk.pieces), default=0)
+        self.inbox = np.empty((2, longest), "f4")
+        self.waiting = []  # chunks that were started and are not finished, in order
 
-    def __call__(self, total, key):
-        arriving = [[self.leaders.Irecv(self.wires[peer][number], peer) for peer in self.peers]
-                    for number in range(len(self.chunks))]
-        sent = self._to_the_leader(total, key)
-        self._to_everyone(total, key, arriving, sent)
+    def start(self, total, number, key):
+        """Reduce bucket `number` to the leader, who encodes each chunk and sends it on."""
+        while self.left is None and self.waiting and arrived(self.waiting[0].arriving):
+            self._finish_chunk(total, self.waiting.pop(0), key)
+        bucket = self.buckets[number]
+        for chunk in bucket:
+            chunk.sent = []
+            chunk.arriving = [request for peer in self.peers
+                              for request in receiving(self.leaders, chunk.wires[peer], peer)]
+        arriving = self._receive_ahead([piece for chunk in bucket for piece in chunk.pieces])
+        for chunk in bucket:
+            for piece in chunk.pieces:
+                if self.right is not None:
+                    request, theirs = next(arriving)
+                    request.Wait()
+                    kernels.for_array(total).add(theirs, total[piece])
+                if self.left is not None:
+                    chunk.sent.append(self.site.Isend(total[piece], self.left))
+            self.clock.lap("reduce")
+            if self.peers and not self._adds_up:
+                self._encode_and_send(total, chunk, key)
+        self.waiting += bucket
+
+    def finish(self, total, key):
+        """Take what the other sites sent, and pass the result down the chain."""
+        for chunk in self.waiting:
+            self._finish_chunk(total, chunk, key)
+        self.waiting = []
+        for chunk in itertools.chain(*self.buckets):
+            wait_for(chunk.sent)
+        self.clock.lap("links" if self.peers else "broadcast")
 
     def predicted(self):
         """Yield (site, bytes) for every message that this rank sends in one call."""
-        for whole, _ in self.chunks:
+        for chunk in itertools.chain(*self.buckets):
             for neighbour in (self.left, self.right):
                 if neighbour is not None:
-                    yield self.index, 4 * (whole.stop - whole.start)
+                    yield self.index, 4 * _length(chunk.whole)
             for peer in self.peers:
-                yield peer, self.compressor.wire_nbytes(whole.stop - whole.start)
+                yield peer, chunk.compressor.wire_nbytes(_length(chunk.whole))
 
-    def _to_the_leader(self, total, key):
-        """Reduce to the leader, who encodes each chunk of the sum and sends it on."""
-        sent = []
-        arriving = self._receive_ahead(total)
-        for number, (whole, pieces) in enumerate(self.chunks):
-            for piece in pieces:
-                if self.right is not None:
-                    request, arrived = next(arriving)
-                    request.Wait()
-                    kernels.for_array(total).add(arrived, total[piece])
-                if self.left is not None:
-                    sent.append(self.site.Isend(total[piece], self.left))
-            self.clock.lap("reduce")
-            if self.peers and not self._adds_up:
-                sent += self._encode_and_send(total, number, whole, key)
-        return sent
-
-    def _receive_ahead(self, total):
+    def _receive_ahead(self, pieces):
         """Yield the request and the inbox of each piece from the right, one piece ahead."""
-        pieces = [piece for _, pieces in self.chunks for piece in pieces]
         if self.right is None or not pieces:
             return
 
@@ -101,65 +129,78 @@ class Hierarchical:
             yield current
         yield ahead
 
-    def _to_everyone(self, total, key, arriving, sent):
-        """Take what the other sites sent, and pass the result down the chain."""
-        if self.left is not None:
-            for request in sent:  # these pieces are about to be overwritten
-                request.Wait()
-        for number, (whole, pieces) in enumerate(self.chunks):
-            if self.peers:
-                for request in arriving[number]:
-                    request.Wait()
-                self.clock.lap("links")
-                sent += self._combine(total, number, whole, key)
-            for piece in pieces:
-                if self.left is not None:
-                    self.site.Recv(total[piece], self.left)
-                if self.right is not None:
-                    sent.append(self.site.Isend(total[piece], self.right))
-            self.clock.lap("broadcast")
-        for request in sent:
-            request.Wait()
+    def _finish_chunk(self, total, chunk, key):
+        """Leave in a chunk of `total` the sum over all sites, and pass it on."""
+        wait_for(chunk.arriving)
         self.clock.lap("links" if self.peers else "broadcast")
+        if self.peers:
+            self._combine(total, chunk, key)
+        if self.left is not None:
+            wait_for(chunk.sent)  # these pieces are about to be overwritten
+            chunk.sent = []
+        for piece in chunk.pieces:
+            if self.left is not None:
+                self.site.Recv(total[piece], self.left)
+            if self.right is not None:
+                chunk.sent.append(self.site.Isend(total[piece], self.right))
+        self.clock.lap("broadcast")
 
-    def _combine(self, total, number, whole, key):
-        """Leave in chunk `number` of `total` the sum over all sites, as all leaders have it."""
-        part = total[whole]
-        mine = self.wires[self.index][number]
-        wires = [self.wires[peer][number] for peer in self.peers]
+    def _combine(self, total, chunk, key):
+        """Leave in a chunk of `total` the sum over all sites, as all leaders have it."""
+        part, mine = total[chunk.whole], chunk.wires[self.index]
+        wires = [chunk.wires[peer] for peer in self.peers]
         if self._adds_up:
             for wire in wires:
-                self.compressor.add_decoded(wire, part)
+                chunk.compressor.add_decoded(wire, part)
             self.clock.lap("decode")
-            requests = self._encode_and_send(total, number, whole, key)
-            self.compressor.decode(mine, part)
-            self.clock.lap("decode")
-            return requests
-        self.compressor.decode(wires[0], part)
-        if self.sites == 2:  # a + b is b + a to the bit, so both leaders get the same
-            self.compressor.add_decoded(mine, part)
+            self._encode_and_send(total, chunk, key)
+            chunk.compressor.decode(mine, part)
+        else:
+            chunk.compressor.decode(wires[0], part)
+            if self.sites == 2:  # a + b is b + a to the bit, so both leaders get the same
+                chunk.compressor.add_decoded(mine, part)
         self.clock.lap("decode")
-        return []
 
-    def _encode_and_send(self, total, number, whole, key):
-        """Encode chunk `number` with this leader's residual and send the wire to its peers."""
-        wire = self.wires[self.index][number]
-        residual = None if self.residual is None else self.residual[whole]
+    def _encode_and_send(self, total, chunk, key):
+        """Encode a chunk with this leader's residual and send the wire to its peers."""
+        wire = chunk.wires[self.index]
         # Each site rounds by a key of its own, or their errors would not be independent.
-        self.compressor.encode(total[whole], wire, residual, key=key * self.sites + self.index,
-                               first=whole.start, state=self.states[number])
+        chunk.compressor.encode(total[chunk.whole], wire, chunk.residual,
+                                key=key * self.sites + self.index, first=chunk.whole.start,
+                                state=chunk.state)
         self.clock.lap("encode")
-        return [self.leaders.Isend(wire, peer) for peer in self.peers]
+        for peer in self.peers:
+            chunk.sent += sending(self.leaders, wire, peer)
 
     @property
     def _adds_up(self):
         """Whether this leader is the hub of three sites or more."""
         return self.sites > 2 and self.index == self.hub
 
-    def _new_wires(self):
-        """Return a wire for every chunk."""
-        return [np.empty(self.compressor.wire_nbytes(whole.stop - whole.start), np.uint8)
-                for whole, _ in self.chunks]
+    def _chunks(self, size, buckets, compressor, error_feedback):
+        """Return the chunks of each bucket, and the memory in which they keep things."""
+        speakers = [*self.peers, self.index] if self.peers else []
+        kept = size if speakers and error_feedback else 0
+        chunks, states = [], [0]
+        for bucket in buckets:
+            own = compressor.piece(bucket)
+            chunks.append([])
+            for whole in chunk_slices(bucket.start, bucket.stop, chunk_entries(own, _length(bucket))):
+                pieces = chunk_slices(whole.start, whole.stop, site_chunk_entries(own, _length(whole)))
+                wires = {leader: np.empty(own.wire_nbytes(_length(whole)), np.uint8)
+                         for leader in speakers}
+                states.append(own.state_entries(_length(whole)) if speakers else 0)
+                chunks[-1].append(Chunk(whole, pieces, own, wires))
+        memory = np.zeros(kept + sum(states), "f4")
+        bounds = kept + np.cumsum(states)
+        for chunk, first, last in zip(itertools.chain(*chunks), bounds, bounds[1:]):
+            chunk.residual = memory[chunk.whole] if kept else None
+            chunk.state = memory[first:last]
+        return chunks, memory
+
+
+def _length(part):
+    return part.stop - part.start
 
 
 def _peers(rank, hub, sites):

@@ -30,6 +30,11 @@ def receiving(comm, vector, source):
     return [comm.Irecv(vector[piece], source) for piece in pieces(vector)]
 
 
+def arrived(requests):
+    """Return at once whether all `requests` are done."""
+    return all(request.Test() for request in requests)
+
+
 def wait_for(requests):
     """Return when all `requests` are done."""
     for request in requests:

@@ -21,6 +21,10 @@ class Compressor(Protocol):
         """Return the entries of what `encode` carries from one call to the next; 0 for most."""
         return 0
 
+    def piece(self, part: slice):
+        """Return the compressor of that part of the vector: itself for most."""
+        return self
+
     def encode(self, vector, wire, residual=None, *, key=0, first=0, state=None) -> None:
         """Write float32[n] `vector` into uint8[wire_nbytes(n)] `wire`.
 

@@ -1,8 +1,9 @@
 """Each matrix of the vector travels as the product of a thin and a flat one."""
 
 import functools
+import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -66,6 +67,18 @@ class LowRank(Compressor):
 
     def state_entries(self, size):
         return sum(self.rank * matrix.columns for matrix in self._layout(size)[0])
+
+    def piece(self, part):
+        """Return a LowRank of the tensors in that part of the vector; ValueError if it cuts one."""
+        if not self.shapes:
+            return self
+        lasts = list(itertools.accumulate(map(math.prod, self.shapes)))
+        inside = tuple(shape for shape, last in zip(self.shapes, lasts)
+                       if part.start <= last - math.prod(shape) and last <= part.stop)
+        if sum(map(math.prod, inside)) != part.stop - part.start:
+            raise ValueError(f"a bucket of the entries {part.start} to {part.stop} cuts a tensor, which "
+                             "LowRank needs whole; cut buckets between tensors")
+        return replace(self, shapes=inside)
 
     def encode(self, vector, wire, residual=None, *, key=0, first=0, state=None):
         size = vector.size

@@ -82,14 +82,23 @@ class _Sent:
 class _Received:
     def __init__(self, comm, hops, stamp, nbytes, requests):
         self.comm, self.hops, self.stamp, self.nbytes = comm, hops, stamp, nbytes
-        self.requests = requests
+        self.requests, self.due = requests, None
 
     def Wait(self):  # noqa: N802
         for request in self.requests:
             request.Wait()
-        left = self.comm.arrival(self.hops, self.stamp[0], self.nbytes) - time.monotonic()
+        left = self._due() - time.monotonic()
         if left > 0:
             time.sleep(left)
+
+    def Test(self):  # noqa: N802
+        return all(request.Test() for request in self.requests) and self._due() <= time.monotonic()
+
+    def _due(self):
+        """Return when the link delivers the message; asked for in the order of the messages."""
+        if self.due is None:
+            self.due = self.comm.arrival(self.hops, self.stamp[0], self.nbytes)
+        return self.due
 
 
 def _hops(cluster, source, target):
