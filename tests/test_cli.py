@@ -16,6 +16,7 @@ from clusters import cluster_of
 
 import isthmus
 from isthmus.runs.launch import mpirun, rank_environment
+from isthmus.runs.settings import RunSettings
 
 ISTHMUS = [sys.executable, "-m", "isthmus.cli"]
 RUN = {
@@ -149,6 +150,14 @@ def test_ranks_in_another_order_leave_the_same_bits_and_the_same_folder(lab):
         assert resumed.returncode == 0, resumed.stderr
         assert json.loads(resumed.stdout) == summary
     assert hashes[0] == hashes[1]
+
+
+def test_a_compressor_that_asks_for_the_models_shapes_gets_them():
+    for given, shapes in (({}, ((16, 8), (8,), (8, 3), (3,))), ({"shapes": [[163]]}, ((163,),))):
+        table = RUN | {"allreduce": {"compressor": {"kind": "low_rank", "rank": 3, **given}}}
+        settings = RunSettings.model_validate(table)
+        assert settings.make_compressor() == isthmus.LowRank(3, shapes)
+        assert RunSettings.from_json(settings.to_json(), "here") == settings
 
 
 @pytest.mark.slow

@@ -14,8 +14,8 @@ VERSION = 2
 def write_checkpoint(path, tiers, state, allreduce, identity):
     """Write `state` and every rank's memory to `path`, from the job's rank 0. Collective.
 
-    The memories of the leaders (residual and compressor's state) cross the links for this: float32[size]
-    and more a site and checkpoint.
+    The memories of the leaders cross the links for this: float32[size] and the compressor's state a
+    site and checkpoint.
     identity: JSON table of what a run that resumes from this must share with the one that wrote it.
     All random numbers follow from the seed (in `identity`), the step and the allreduce's count of
     calls: they are the random state and the data position.
@@ -91,7 +91,7 @@ def _read(path, found, state, memories, identity):
             wanted = {"parameters": state.parameters.size, "momentum": state.momentum.size}
             wanted |= {f"memories/{rank}": entries for rank, entries in memories.items()}
             for name, entries in wanted.items():
-                found[name] = file[name][:]
+                found[name] = file[name][:].astype(np.float32, copy=False)
                 if found[name].shape != (entries,):
                     raise CheckpointError(f"{path}: {name} has shape {found[name].shape}, this run "
                                           f"has ({entries},); resume with the same model, sites and "
