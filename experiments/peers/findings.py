@@ -1,0 +1,5 @@
+"""What the lines of compare_peers.jsonl say."""
+
+
+def tell_findings(path):
+    pass
