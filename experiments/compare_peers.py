@@ -84,7 +84,8 @@ class ProgramSettings(FrozenModel):
     name: str
     program: Literal["isthmus", "torch", "mpi"]
     tasks: tuple[Literal["allreduce", "train"], ...]
-    algorithm: str | int = "hierarchical"
+    algorithm: str = "hierarchical"
+    segment_nbytes: int = 0
     compressor: dict[str, Any] | None = None
     kind: Literal["gloo", "ddp"] | None = None
     dtype: Literal["float32", "float16"] = "float32"
@@ -175,10 +176,11 @@ def measure_cluster(study, settings, notebook, folder):
                 task |= {"sizes_nbytes": study.sizes_nbytes, "calls": settings.calls}
             else:
                 task |= training_task(study.training, shares, program, seed=what["turn"])
-            results = launch(place, program, task, Path(folder, "task.json"), study.launch_limit_seconds)
+            limit = study.launch_limit_seconds
+            results = launch(place, program, task, Path(folder, "task.json"), limit)
             notebook.write(what | facts, [result | wire(program, result, study) for result in results])
-            print(f"{settings.name}: {number}/{len(turns)} {what['task']} {what['turn']} {program.name}: "
-                  f"{results[-1].get('failed') or results[-1]['seconds']}", file=sys.stderr, flush=True)
+            print(f"{settings.name}: {number}/{len(turns)} {what['task']} {what['turn']}", program.name,
+                  results[-1].get("failed") or results[-1]["seconds"], file=sys.stderr, flush=True)
 
 
 def launch(place, program, task, task_path, limit_seconds):
@@ -196,7 +198,8 @@ def launch(place, program, task, task_path, limit_seconds):
         results.append({"failed": failed or "it printed no results"})
     sent = {site: count["sent_nbytes"] - before[site]["sent_nbytes"]
             for site, count in place.counters().items()}
-    return [result | {"launch_seconds": launch_seconds, "launch_sent_nbytes": sent} for result in results]
+    of_launch = {"launch_seconds": launch_seconds, "launch_sent_nbytes": sent}
+    return [result | of_launch for result in results]
 
 
 def wire(program, result, study):
@@ -258,8 +261,8 @@ def read_study(path):
     study = check_table(Study, read_toml(path, SettingsError), path, SettingsError)
     for cluster in study.clusters:
         if len(cluster.calls) != len(study.sizes_nbytes):
-            raise SettingsError(f"{path}: cluster {cluster.name!r}: calls needs a number for each of the "
-                                f"{len(study.sizes_nbytes)} sizes")
+            raise SettingsError(f"{path}: cluster {cluster.name!r}: calls needs a number for each of "
+                                f"the {len(study.sizes_nbytes)} sizes")
     return study
 
 

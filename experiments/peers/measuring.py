@@ -101,7 +101,7 @@ def sent_nbytes_of_hosts(peer):
     """
     peer.gather([])
     mine = [os.stat("/proc/self/ns/net").st_ino, link_sent_nbytes()]
-    of_host = {namespace: sent for namespace, sent in peer.gather(mine)}
+    of_host = dict(peer.gather(mine))
     return [int(sent) for sent in of_host.values()] if len(of_host) > 1 else []
 
 

@@ -1,4 +1,4 @@
-"""Open MPI's own allreduce: its default, or one of its tuned algorithms by number."""
+"""Open MPI's own allreduce: its default, or one of its tuned algorithms."""
 
 import os
 
@@ -7,10 +7,13 @@ from measuring import read_task, run_task
 
 if __name__ == "__main__":
     task = read_task()
-    if task["program"]["algorithm"]:
+    program = task["program"]
+    if program["algorithm"] != "default":
         # `han`, which Open MPI 5 prefers on several hosts, would not ask `tuned`.
-        os.environ |= {"OMPI_MCA_coll": "^han", "OMPI_MCA_coll_tuned_use_dynamic_rules": "1",
-                       "OMPI_MCA_coll_tuned_allreduce_algorithm": str(task["program"]["algorithm"])}
+        os.environ |= {
+            "OMPI_MCA_coll": "^han", "OMPI_MCA_coll_tuned_use_dynamic_rules": "1",
+            "OMPI_MCA_coll_tuned_allreduce_algorithm": program["algorithm"],
+            "OMPI_MCA_coll_tuned_allreduce_algorithm_segmentsize": str(program["segment_nbytes"])}
     from mpi4py import MPI
 
     class OpenMPI:

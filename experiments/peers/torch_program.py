@@ -64,15 +64,22 @@ if __name__ == "__main__":
             return reduce
 
         def distributed(self, model, start):
-            """Return `model` under DDP with the hook that is asked for; PowerSGD from step `start` on."""
-            model, hook = DistributedDataParallel(model), self.program["hook"]
-            if hook == "fp16":
-                model.register_comm_hook(None, default_hooks.fp16_compress_hook)
-            elif hook == "powersgd":
+            """Return `model` under DDP with the hook that is asked for.
+
+            PowerSGD, from step `start` on, gets one bucket: with more, callbacks of one bucket race
+            those of the next, ranks call Gloo in different orders, and the job hangs.
+            """
+            hook = self.program["hook"]
+            if hook == "powersgd":
+                size = sum(weights.numel() for weights in model.parameters())
+                model = DistributedDataParallel(model, bucket_cap_mb=1 + 4 * size / 2**20)
                 model.register_comm_hook(powerSGD_hook.PowerSGDState(
                     None, matrix_approximation_rank=self.program["matrix_rank"],
-                    start_powerSGD_iter=start),
-                    powerSGD_hook.powerSGD_hook)
+                    start_powerSGD_iter=start), powerSGD_hook.powerSGD_hook)
+                return model
+            model = DistributedDataParallel(model)
+            if hook == "fp16":
+                model.register_comm_hook(None, default_hooks.fp16_compress_hook)
             return model
 
         def learner(self, task):
@@ -128,15 +135,16 @@ if __name__ == "__main__":
             self.network = peer.distributed(network, peer.program.get("start_powersgd_iter"))
             self.optimizer = torch.optim.SGD(self.network.parameters(), self.recipe.learning_rate,
                                              momentum=self.recipe.momentum)
-            # DDP averages over ranks, isthmus weighs by samples: the same step (training/synchronous.py).
+            # DDP averages over ranks, isthmus weighs by samples: with this, both make the same step.
             everyone = sum(row[0] for row in peer.gather([self.train.samples]))
             self.loss_scale = peer.size * self.recipe.steps / everyone
             self.batches = self._batches()
             self.step = 0
 
         def _batches(self):
-            for epoch in range(self.recipe.epochs):
-                yield from self.train.batches(steps=self.recipe.steps, seed=self.recipe.seed, epoch=epoch)
+            recipe = self.recipe
+            for epoch in range(recipe.epochs):
+                yield from self.train.batches(steps=recipe.steps, seed=recipe.seed, epoch=epoch)
 
         def make_step(self):
             features, targets = map(torch.from_numpy, next(self.batches))
