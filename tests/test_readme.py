@@ -40,6 +40,8 @@ def test_every_exit_code_is_told(readme):
 
 
 def test_every_verb_is_told(readme):
-    from isthmus.cli import app
+    from isthmus.cli import app, testbed
     for command in app.registered_commands:
         assert f"| `{command.callback.__name__}` |" in readme
+    for command in testbed.registered_commands:
+        assert f"isthmus testbed {command.name or command.callback.__name__}" in readme

@@ -11,11 +11,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = {
-    "errors": 0, "files": 0, "toml_files": 0, "devices": 0,
+    "errors": 0, "files": 0, "mpirun": 0, "toml_files": 0, "devices": 0,
     "kernels": 1, "vectors": 1,
     "topology": 2, "compression": 2,
     "collectives": 3, "shards": 3, "planning": 3,
-    "training": 4,
+    "training": 4, "testbed": 4,
     "runs": 5,
     "cli": 6,
 }

@@ -66,9 +66,15 @@ class ReplicaError(IsthmusError):
     exit_code = 11
 
 
+class EmulationError(IsthmusError):
+    """The testbed cannot be made on this machine, or is not what it was when it was made."""
+
+    exit_code = 12
+
+
 EXIT_CODES = {
     kind.__name__: kind.exit_code
     for kind in (SettingsError, ClusterError, ShardError, PlanError, NonFiniteError, OutputError,
-                 CheckpointError, NoDeviceError, ReplicaError)
+                 CheckpointError, NoDeviceError, ReplicaError, EmulationError)
 }
 """Exit code by class name: how an error keeps its kind when one rank tells it to the others."""

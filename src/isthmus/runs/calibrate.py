@@ -11,6 +11,7 @@ from isthmus.runs.preparation import (
     shared_settings,
     shared_tiers,
 )
+from isthmus.testbed import on_testbed
 from isthmus.topology.agreement import from_root, gather_json, together
 from isthmus.topology.cluster import Cluster
 from isthmus.training.measuring import (
@@ -38,7 +39,8 @@ def calibrate(comm, settings_path, output, repetitions, tell):
                 tell(f"measuring the network of site {site['name']}")
                 site["network"] = network(tiers.world, ranks[0], ranks[1], repetitions)
         for link in table.get("link", ()):
-            tell(f"measuring the link {link['from']} > {link['to']} ({settings.cluster.links})")
+            kind = "emulated" if on_testbed() else settings.cluster.links
+            tell(f"measuring the link {link['from']} > {link['to']} ({kind})")
             ends = [tiers.cluster.ranks_of_site(link[end])[0] for end in ("from", "to")]
             link.update(network(tiers.world, *ends, repetitions))
         measured = Cluster(table, source=output)

@@ -10,6 +10,7 @@ from isthmus.planning.allocation import Plan, plan_shards
 from isthmus.runs.settings import RunSettings
 from isthmus.shards.scattering import scatter_shards
 from isthmus.shards.shard_file import ShardSet
+from isthmus.testbed import on_testbed
 from isthmus.topology.agreement import from_root, gather_json, require, together
 from isthmus.topology.cluster import Cluster
 from isthmus.topology.tiers import split_tiers
@@ -18,10 +19,13 @@ from isthmus.topology.tiers import split_tiers
 def shared_settings(comm, path, cluster=None):
     """Return the settings in `path`, as rank 0 reads them, on every rank.
 
-    cluster: a cluster file that takes the place of the settings'.
+    cluster: a cluster file that takes the place of the settings'. On a testbed links are real to a
+    run: pacing them as well would slow every message twice.
     """
     def read():
         settings = RunSettings.from_toml(path)
+        if on_testbed():
+            settings = settings.with_real_links()
         return (settings.with_cluster(cluster) if cluster else settings).to_json()
 
     return RunSettings.from_json(from_root(comm, read), path)

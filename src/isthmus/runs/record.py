@@ -13,6 +13,7 @@ from pathlib import Path
 import isthmus
 from isthmus.errors import CheckpointError, OutputError
 from isthmus.files import write_text
+from isthmus.testbed import on_testbed
 
 PACKAGES = ("isthmus", "mpi4py", "numpy", "numba", "scipy", "h5py")
 
@@ -112,6 +113,7 @@ def provenance(settings, hosts, mpi_library, model_size):
         "hosts": hosts,
         "processor": f"{platform.machine()}, {os.cpu_count()} cores",
         "settings": settings.to_json(),
+        "emulated": ["links"] if on_testbed() else [],
         "model_size": model_size,
     }
 

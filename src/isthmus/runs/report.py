@@ -30,6 +30,7 @@ def write_report(folder):
         headline=headline(run, plan, summary, metrics), terms=term_rows(plan, summary),
         links=link_rows(summary), ranks=rank_rows(plan, cluster), events=events(metrics),
         paced=[what for what in ("links", "compute") if run["settings"]["cluster"][what] == "paced"],
+        emulated=run.get("emulated", []),
         settings=json.dumps(run["settings"], indent=2),
         pictures=pictures.draw_all(run, plan, summary, metrics, cluster)))
     return path

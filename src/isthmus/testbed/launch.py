@@ -1,0 +1,99 @@
+"""Start a program under mpirun on the testbed: its ranks at their sites, its messages over the links."""
+
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from itertools import groupby
+
+from isthmus.errors import EmulationError
+from isthmus.mpirun import MORE_RANKS_THAN_CORES, mpirun
+from isthmus.testbed.commands import inside
+from isthmus.testbed.namespaces import counters, down, up
+from isthmus.testbed.wiring import CONTROL_NETWORK, RANKS_NETWORK, WIRES, Wiring
+
+TESTBED = "ISTHMUS_TESTBED"
+PATIENCE_SECONDS = 10.0
+
+
+def on_testbed():
+    """Whether this process is a rank on a testbed: the links that it measures are emulated."""
+    return os.environ.get(TESTBED) == "emulated"
+
+
+def run(cluster, command, stdout=None):
+    """Run `command` in all ranks of `cluster` on its testbed, which is up meanwhile.
+
+    stdout: where the ranks' standard output goes, a file; this process's own if None.
+    Returns mpirun's exit code, and the bytes that each site has sent and received (see `counters`).
+    A testbed that was not up before is taken down after. KeyboardInterrupt ends all ranks.
+    """
+    program = shutil.which(command[0])
+    if program is None:
+        raise EmulationError(f"testbed: no program is called {command[0]!r}; after `--` comes what to "
+                             "start in each rank, as in: isthmus train RUN.toml")
+    line = rank_command(cluster, [program, *command[1:]])
+    made = up(cluster)
+    try:
+        before = counters()
+        code = _wait_for(inside(WIRES, WIRES, *line), stdout)
+        after = counters()
+    finally:
+        if made:
+            down()
+    return code, {site: {key: after[site][key] - before[site][key] for key in after[site]}
+                  for site in after}
+
+
+def rank_command(cluster, command):
+    """Return the mpirun line: daemons through the agent, messages over the links alone."""
+    agent = shlex.join([sys.executable, "-m", "isthmus.testbed.ssh_agent"])
+    line = [mpirun(),
+            "--prtemca", "plm_ssh_agent", agent,
+            "--prtemca", "plm_ssh_no_tree_spawn", "1",
+            "--prtemca", "prte_if_include", CONTROL_NETWORK,
+            "--mca", "pml", "ob1",
+            "--mca", "btl", "tcp,self",
+            "--mca", "btl_tcp_if_include", RANKS_NETWORK]
+    for index, (host, ranks) in enumerate(groupby(host_of_rank(cluster))):
+        count = str(len(list(ranks)))
+        line += [":"] if index else []
+        line += ["-n", count, "--host", f"{host}:{count}", *command]
+    return line
+
+
+def host_of_rank(cluster):
+    """Return the host of each rank of the job: where the cluster file says that its site's ranks are."""
+    wiring = Wiring(cluster, netem=False)
+    hosts = [None] * cluster.size
+    placed = {rank: name for site, name in zip(cluster.sites, wiring.names) for rank in site.world_ranks}
+    left = []
+    for site, name in zip(cluster.sites, wiring.names):
+        if not site.world_ranks:
+            of_site = site.hosts or (name,)
+            left += sorted((of_site[i % len(of_site)] for i in range(site.ranks)), key=of_site.index)
+    unplaced = iter(left)
+    for rank in range(cluster.size):
+        hosts[rank] = placed.get(rank) or next(unplaced, None)
+    if None in hosts:
+        raise EmulationError(f"{cluster.source}: world_ranks name ranks beyond the {cluster.size} that "
+                             "the sites have; number them from 0")
+    return hosts
+
+
+def _wait_for(line, stdout):
+    """Run a command and return its exit code; an interrupt is passed on and ends it."""
+    job = subprocess.Popen(line, env={**os.environ, **MORE_RANKS_THAN_CORES, TESTBED: "emulated"},
+                           stdout=stdout, start_new_session=True)
+    try:
+        return job.wait()
+    finally:
+        if job.poll() is None:
+            job.send_signal(signal.SIGINT)
+            try:
+                job.wait(PATIENCE_SECONDS)
+            except subprocess.TimeoutExpired:
+                os.killpg(job.pid, signal.SIGKILL)
+                job.wait()

@@ -1,0 +1,156 @@
+"""Bring a cluster's namespaces and links up on this machine, count their bytes, take them down."""
+
+import json
+import os
+import subprocess
+import sys
+from contextlib import suppress
+
+from isthmus.errors import EmulationError
+from isthmus.testbed.commands import program_path, require_tools, require_tun, run
+from isthmus.testbed.state import (
+    NAMESPACES,
+    end_processes,
+    identity,
+    is_whole,
+    only_one,
+    process_started,
+    read_state,
+    refuse_others,
+    take_down,
+    write_state,
+)
+from isthmus.testbed.wiring import WIRES, Wiring, site_address
+
+ZERO = [f"/proc/sys/net/ipv4/conf/{which}/{name}" for which in ("all", "default")
+        for name in ("rp_filter", "send_redirects")]
+NO_IPV6 = [f"/proc/sys/net/ipv6/conf/{which}/disable_ipv6" for which in ("all", "default")]
+
+
+def up(cluster):
+    """Make the sites and links of `cluster` on this machine; nothing to do if they are there.
+
+    Returns whether it made them. What a crash has left is removed first. Needs root. Raises
+    EmulationError for what is missing, for a namespace that is somebody else's, and if the testbed
+    of another cluster is up.
+    """
+    require_tools()
+    with only_one():
+        state = read_state()
+        if state and is_whole(state):
+            if state["cluster"] == cluster.to_table():
+                return False
+            raise EmulationError(f"testbed: that of {state['source']} is up, not that of "
+                                 f"{cluster.source} as it is now; end it with `isthmus testbed down`")
+        wiring = Wiring(cluster, netem=False)  # a cluster that cannot be emulated changes nothing
+        if state:
+            take_down(state)
+        names = [WIRES, *wiring.namespaces]
+        refuse_others({name: [0, 0] for name in names})
+        state = {"cluster": cluster.to_table(), "source": cluster.source, "relay": None,
+                 "hosts": wiring.hosts, "sites": dict(zip(cluster.names, wiring.namespaces)),
+                 "namespaces": dict.fromkeys(names), "latency": None}
+        write_state(state)
+        try:
+            _make(cluster, state)
+        except BaseException:
+            take_down(state | {"namespaces": dict.fromkeys(names)})
+            raise
+        write_state(state)
+        return True
+
+
+def down():
+    """End the testbed and everything that runs in it; returns whether there was one."""
+    require_tools()
+    with only_one():
+        state = read_state()
+        if state:
+            take_down(state)
+        return state is not None
+
+
+def describe():
+    """Return what is up: each site's namespace and address, and what makes the latencies."""
+    state = _state_of_what_is_up()
+    return {"source": state["source"], "emulated": True, "latency": state["latency"],
+            "sites": {name: {"namespace": namespace, "address": site_address(number)}
+                      for number, (name, namespace) in enumerate(state["sites"].items(), 1)}}
+
+
+def counters():
+    """Return the bytes that each site has sent to and received from the links since `up`.
+
+    Site -> {"sent_nbytes": ..., "received_nbytes": ...}, as its network interface counts them, with
+    the headers of Ethernet, IP and TCP; what ranks of one site say to each other is not in it. TCP
+    segments that leave as one packet (on links beyond 50 Mbit/s) count one header.
+    """
+    return {name: _interface_nbytes(namespace)
+            for name, namespace in _state_of_what_is_up()["sites"].items()}
+
+
+def _state_of_what_is_up():
+    state = read_state()
+    if state is None or not is_whole(state):
+        raise EmulationError("testbed: none is up, or not all of it; start it with "
+                             "`isthmus testbed up CLUSTER.toml`")
+    return state
+
+
+def _interface_nbytes(namespace):
+    (table,) = json.loads(run("ip", "-n", namespace, "-json", "-stats", "link", "show", "uplink"))
+    return {"sent_nbytes": table["stats64"]["tx"]["bytes"],
+            "received_nbytes": table["stats64"]["rx"]["bytes"]}
+
+
+def _make(cluster, state):
+    """Make what `state` names, and write into it what tells it from others."""
+    for name in state["namespaces"]:
+        run("ip", "netns", "add", name)
+        state["namespaces"][name] = identity(name)
+        _set(name, "0", ZERO)
+        if os.path.exists(NO_IPV6[0]):
+            _set(name, "1", NO_IPV6)
+    _set(WIRES, "1", ["/proc/sys/net/ipv4/ip_forward"])
+    wiring = Wiring(cluster, netem=_has_netem())
+    state["latency"] = wiring.latency
+    if wiring.latency == "relay":
+        require_tun()
+    run("ip", "-n", WIRES, "-batch", "-", lines=wiring.wires_lines())
+    for number, namespace in zip(wiring.numbers, wiring.namespaces):
+        run("ip", "-n", namespace, "-batch", "-", lines=wiring.site_lines(number))
+    run("tc", "-n", WIRES, "-batch", "-", lines=wiring.queue_lines())
+    if wiring.latency == "relay":
+        state["relay"] = _start_relay(wiring.relay_table())
+
+
+def _set(namespace, value, paths):
+    """Write `value` into settings of a namespace's network."""
+    run("ip", "netns", "exec", namespace, "tee", *paths, lines=[value])
+
+
+def _has_netem():
+    """Whether the kernel can delay packets itself; tried out on the wires."""
+    with suppress(EmulationError):
+        run("tc", "-n", WIRES, "qdisc", "add", "dev", "lo", "root", "netem", "delay", "1ms")
+        run("tc", "-n", WIRES, "qdisc", "del", "dev", "lo", "root")
+        return True
+    return False
+
+
+def _start_relay(table):
+    """Start the relay in the wires and wait until it serves; return how to know it again."""
+    relay = subprocess.Popen(
+        [program_path("ip"), "netns", "exec", WIRES, sys.executable, "-m", "isthmus.testbed.tun_relay",
+         str(NAMESPACES / WIRES)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True, start_new_session=True, cwd="/")
+    with suppress(BrokenPipeError):
+        relay.stdin.write(json.dumps(table))
+        relay.stdin.close()
+    if relay.stdout.readline() != "ready\n":
+        end_processes({relay.pid})
+        last = (relay.stderr.read().splitlines() or ["no word"])[-1]
+        raise EmulationError(f"testbed: the relay that makes latencies did not start: {last}")
+    relay.stdout.close()
+    relay.stderr.close()
+    return {"pid": relay.pid, "started": process_started(relay.pid)}

@@ -1,0 +1,109 @@
+"""What the testbed of this machine is made of: one file, so that any process can use it or clean it up.
+
+The file is written before the first namespace is made and again once all are: whatever it names and
+does not identify yet was left by a crash in between, and is the testbed's own.
+"""
+
+import fcntl
+import json
+import os
+import signal
+import time
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from isthmus.errors import EmulationError
+from isthmus.files import write_text
+from isthmus.testbed.commands import run
+
+STATE = Path("/run/isthmus/testbed.json")
+NAMESPACES = Path("/run/netns")
+PATIENCE_SECONDS = 3.0
+
+
+@contextmanager
+def only_one():
+    """Keep other processes from making or removing the testbed meanwhile."""
+    try:
+        STATE.parent.mkdir(mode=0o755, exist_ok=True)
+        lock = open(STATE.with_suffix(".lock"), "w")  # noqa: SIM115
+    except OSError as problem:
+        raise EmulationError(f"testbed: {STATE.parent}: cannot be written: {problem.strerror}") from None
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def read_state():
+    """Return the state that was written last, or None."""
+    try:
+        return json.loads(STATE.read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as problem:
+        raise EmulationError(f"testbed: {STATE}: cannot be read ({problem}); remove it, and each "
+                             "namespace isthmus-* with `ip netns del`") from None
+
+
+def write_state(state):
+    """Write the state, whole or not at all."""
+    write_text(STATE, json.dumps(state, indent=1) + "\n")
+
+
+def identity(namespace):
+    """Return what tells a namespace from another of its name, or None if there is none."""
+    with suppress(FileNotFoundError):
+        found = os.stat(NAMESPACES / namespace)
+        return [found.st_dev, found.st_ino]
+
+
+def process_started(pid):
+    """Return when a process was started, in the kernel's ticks: it tells apart two of one number."""
+    with suppress(OSError, IndexError):
+        text = Path(f"/proc/{pid}/stat").read_text()
+        fields = text[text.rindex(")") + 2:].split()
+        return None if fields[0] == "Z" else int(fields[19])
+
+
+def is_whole(state):
+    """Whether all that the state names is there and is what was made."""
+    relay = state["relay"]
+    return (all(made and identity(name) == made for name, made in state["namespaces"].items())
+            and (relay is None or process_started(relay["pid"]) == relay["started"]))
+
+
+def refuse_others(namespaces):
+    """Raise EmulationError if one of the namespaces is there and is not the testbed's.
+
+    namespaces: name -> identity, None for one that a crash may have left half-made.
+    """
+    for name, made in namespaces.items():
+        found = identity(name)
+        if made and found and found != made:
+            raise EmulationError(f"testbed: namespace {name!r} was not made by this testbed and is left "
+                                 f"alone; remove it with `ip netns del {name}` if it is of no use")
+
+
+def take_down(state):
+    """End every process in the testbed's namespaces and remove them; then forget the state."""
+    refuse_others(state["namespaces"])
+    there = [name for name in state["namespaces"] if identity(name)]
+    processes = {int(pid) for name in there for pid in run("ip", "netns", "pids", name).split()}
+    end_processes(processes - {os.getpid()})
+    for name in there:
+        run("ip", "netns", "del", name)
+    STATE.unlink(missing_ok=True)
+
+
+def end_processes(pids):
+    """Ask processes to end, and make those end that do not."""
+    started = {pid: process_started(pid) for pid in pids}
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                if process_started(pid) == started[pid] is not None:
+                    os.kill(pid, number)
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while (any(process_started(pid) == started[pid] is not None for pid in pids)
+               and time.monotonic() < deadline):
+            time.sleep(0.01)

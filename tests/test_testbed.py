@@ -1,0 +1,361 @@
+"""The testbed: real namespaces, real packets, measured times. Root only; in CI none is left out."""
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tomli_w
+from clusters import cluster_of
+
+import isthmus
+from isthmus import testbed
+from isthmus.errors import ClusterError, EmulationError
+from isthmus.testbed import commands, launch, namespaces, state
+from isthmus.testbed.wiring import WIRES, Wiring
+
+ISTHMUS = [sys.executable, "-m", "isthmus.cli", "testbed"]
+PEER = str(Path(__file__).with_name("testbed_peer.py"))
+
+
+def cluster(*sites, **link):
+    return isthmus.Cluster(cluster_of(*sites, **link))
+
+
+def three_sites():
+    """A hub and two edges; the way to the hub is one shared uplink, slower than the way back."""
+    table = cluster_of(1, 1, 1)
+    table["link"] = [
+        *({"from": f"site{n}", "to": "site0", "latency_seconds": 0.002 * n, "bytes_per_second": 4e6,
+           "shared": "uplink"} for n in (1, 2)),
+        *({"from": "site0", "to": f"site{n}", "latency_seconds": 0.005, "bytes_per_second": 1e7}
+          for n in (1, 2))]
+    return isthmus.Cluster(table)
+
+
+def obstacle():
+    """Return why no testbed can be made here; in CI root is expected to be able to."""
+    if os.geteuid() != 0:
+        return "a testbed needs root"
+    if "CI" in os.environ:
+        return None
+    try:
+        commands.require_tools()
+        probe = f"isthmus-probe-{os.getpid()}"
+        commands.run("ip", "netns", "add", probe)
+        commands.run("ip", "netns", "del", probe)
+    except EmulationError as problem:
+        return str(problem)
+    return None
+
+
+@pytest.fixture(scope="module")
+def machine():
+    """This machine, for one test session at a time."""
+    if reason := obstacle():
+        pytest.skip(reason)
+    with open(Path(tempfile.gettempdir(), "isthmus-testbed-tests.lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@pytest.fixture
+def bed(machine):
+    """A machine without a testbed, before and after."""
+    testbed.down()
+    yield
+    testbed.down()
+
+
+@contextmanager
+def serving(*sites):
+    """A server in each of the sites, found by the numbers that addresses are made of."""
+    with ExitStack() as stack:
+        for name in sites:
+            server = subprocess.Popen(peer(name, "serve", name), stdout=subprocess.PIPE, text=True)
+            stack.callback(server.wait)
+            stack.callback(server.kill)
+            assert server.stdout.readline() == "ready\n"
+        yield
+
+
+def peer(site, verb, other, *amount):
+    sites = testbed.describe()["sites"]
+    return [commands.program_path("ip"), "netns", "exec", sites[site]["namespace"],
+            sys.executable, PEER, verb, sites[other]["address"], *map(str, amount)]
+
+
+def measure(*arguments):
+    """Return what a peer finds out; its last packets have arrived."""
+    done = subprocess.run(peer(*arguments), check=True, capture_output=True, timeout=60)
+    time.sleep(0.05)
+    return json.loads(done.stdout)
+
+
+def namespaces_here():
+    return {name for name in os.listdir("/run/netns") if name.startswith("isthmus-")}
+
+
+# --- what a cluster becomes, without root
+
+
+def test_every_rank_starts_where_the_cluster_file_puts_it():
+    table = cluster_of(2, 2, 1)
+    assert launch.host_of_rank(isthmus.Cluster(table)) == ["site0"] * 2 + ["site1"] * 2 + ["site2"]
+    table["site"][0]["world_ranks"] = [3, 1]
+    table["site"][1]["hosts"] = ["near", "far"]
+    placed = isthmus.Cluster(table)
+    assert launch.host_of_rank(placed) == ["near", "site0", "far", "site0", "site2"]
+    assert Wiring(placed, netem=False).hosts == {
+        "site0": "isthmus-site-site0", "near": "isthmus-site-site1", "far": "isthmus-site-site1",
+        "site2": "isthmus-site-site2"}
+    line = launch.rank_command(placed, ["program", "-x"])
+    assert line.count("program") == 5
+    assert line.count(":") == 4
+    assert line[line.index("btl") + 1] == "tcp,self"
+
+
+def test_a_site_whose_name_no_host_can_have_gets_another():
+    table = cluster_of(1, 1)
+    table["site"][1]["name"] = "../Zürich; rm"
+    table["link"][0]["between"] = ["site0", "../Zürich; rm"]
+    assert Wiring(isthmus.Cluster(table), netem=False).names == ["site0", "site-2"]
+
+
+def test_links_that_share_are_one_queue_and_each_keeps_its_latency():
+    wiring = Wiring(three_sites(), netem=False)
+    (up,) = {link.pipe for link in wiring.cluster.links if link.target == "site0"}
+    assert wiring.pipes[up].seconds_between == {(2, 1): 0.002, (3, 1): 0.004, (2, 3): 0.002,
+                                                (3, 2): 0.004}
+    assert len(wiring.pipes) == 3
+    assert sum("tbf rate 32000000bit" in line for line in wiring.queue_lines()) == 1
+
+
+def test_netem_is_used_where_a_queue_has_one_latency():
+    wiring = Wiring(three_sites(), netem=True)
+    assert [pipe.relayed for pipe in wiring.pipes.values()].count(True) == 1
+    lines = [line for line in wiring.queue_lines() if "netem" in line]
+    assert len(lines) == 2
+    assert all("delay 5000us" in line for line in lines)
+    assert Wiring(cluster(1, 1), netem=True).latency == "netem"
+
+
+def test_a_way_that_passes_a_shared_link_twice_is_refused():
+    table = cluster_of(1, 1, 1)
+    table["link"] = [{"between": ["site0", "site1"], "latency_seconds": 0.0, "bytes_per_second": 1e6,
+                      "shared": "one"}, {"between": ["site1", "site2"], "latency_seconds": 0.0,
+                                         "bytes_per_second": 1e6, "shared": "one"}]
+    with pytest.raises(ClusterError, match="passes the shared link 'one:down' twice"):
+        Wiring(isthmus.Cluster(table), netem=False)
+
+
+def test_what_is_missing_is_said_exactly(monkeypatch):
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(commands, "program_path", lambda name: None if name == "tc" else name)
+    with pytest.raises(EmulationError) as raised:
+        testbed.up(cluster(1, 1))
+    assert str(raised.value) == ("testbed: missing on this machine: root (start it with sudo), the "
+                                 "program `tc` (apt-get install iproute2)")
+    monkeypatch.setattr(commands, "TUN", Path("/dev/net/nothing"))
+    with pytest.raises(EmulationError, match="/dev/net/nothing, and netem"):
+        commands.require_tun()
+
+
+# --- what it does, as root
+
+
+def test_latency_and_rate_of_each_direction_are_those_of_the_file(bed):
+    """Never faster; a busy machine may be late."""
+    table = cluster_of(1, 1)
+    table["link"] = [
+        {"from": "site0", "to": "site1", "latency_seconds": 0.008, "bytes_per_second": 5e6},
+        {"from": "site1", "to": "site0", "latency_seconds": 0.004, "bytes_per_second": 2.5e6}]
+    testbed.up(isthmus.Cluster(table))
+    with serving("site0", "site1"):
+        round_trip = measure("site0", "ping", "site1", 20)
+        assert 0.012 <= round_trip["least_seconds"] <= 0.0135
+        before = testbed.counters()
+        for source, target, rate in (("site0", "site1", 5e6), ("site1", "site0", 2.5e6)):
+            found = measure(source, "send", target, 3_000_000)["bytes_per_second"]
+            assert 0.6 * rate <= found <= 1.01 * rate
+        after = testbed.counters()
+        nbytes = {site: {key: after[site][key] - before[site][key] for key in after[site]}
+                  for site in after}
+        for source, target in (("site0", "site1"), ("site1", "site0")):
+            assert nbytes[source]["sent_nbytes"] == nbytes[target]["received_nbytes"]
+            assert 3.0e6 <= nbytes[source]["sent_nbytes"] <= 3.3e6
+        measure("site1", "send", "site1", 3_000_000)
+        assert testbed.counters() == after, "what ranks of a site say passes no link"
+
+
+def test_links_that_share_share_their_rate_and_hops_add_up(bed):
+    testbed.up(three_sites())
+    with serving("site0", "site2"):
+        assert 0.011 <= measure("site1", "ping", "site2", 10)["least_seconds"] - 0.005 <= 0.0125
+        both = [subprocess.Popen(peer(site, "send", "site0", 2_000_000), stdout=subprocess.PIPE)
+                for site in ("site1", "site2")]
+        found = [json.loads(sender.communicate(timeout=60)[0]) for sender in both]
+        seconds = max(one["end"] for one in found) - min(one["start"] for one in found)
+        assert 1.0 <= seconds <= 2.5, "4 MB in all, at 4 MB/s"
+
+
+def test_a_link_without_latency_needs_no_relay(bed):
+    assert testbed.up(cluster(1, 1, latency_seconds=0.0, bytes_per_second=5e6))
+    assert testbed.describe()["latency"] == "none"
+    with serving("site1"):
+        assert measure("site0", "ping", "site1", 20)["least_seconds"] < 0.002
+        assert 3e6 <= measure("site0", "send", "site1", 2_000_000)["bytes_per_second"] <= 5.05e6
+
+
+def test_up_twice_and_down_twice(bed):
+    assert testbed.up(cluster(1, 1))
+    there = [state.identity(name) for name in sorted(namespaces_here())]
+    assert not testbed.up(cluster(1, 1))
+    assert [state.identity(name) for name in sorted(namespaces_here())] == there
+    with pytest.raises(EmulationError, match="is up, not that of"):
+        testbed.up(cluster(1, 1, latency_seconds=0.5))
+    assert testbed.down()
+    assert not testbed.down()
+    assert not namespaces_here()
+    with pytest.raises(EmulationError, match="none is up"):
+        testbed.counters()
+
+
+def test_what_a_crash_leaves_is_cleaned_up(bed):
+    testbed.up(cluster(1, 1))
+    relay = state.read_state()["relay"]
+    if relay:
+        os.kill(relay["pid"], signal.SIGKILL)
+        time.sleep(0.1)
+        with pytest.raises(EmulationError, match="not all of it"):
+            testbed.counters()
+        assert testbed.up(cluster(1, 1))
+    testbed.down()
+    crash = ("import os, isthmus\nfrom isthmus.testbed import namespaces\n"
+             "from clusters import cluster_of\n"
+             "namespaces._has_netem = lambda: os.kill(os.getpid(), 9)\n"
+             "namespaces.up(isthmus.Cluster(cluster_of(1, 1)))")
+    done = subprocess.run([sys.executable, "-c", crash], cwd=Path(__file__).parent)
+    assert done.returncode == -signal.SIGKILL
+    assert namespaces_here()
+    assert testbed.up(cluster(1, 1))
+    with serving("site1"):
+        assert measure("site0", "ping", "site1", 3)["least_seconds"] >= 0.002
+
+
+def test_the_relay_ends_with_its_namespace(bed):
+    testbed.up(cluster(1, 1))
+    relay = state.read_state()["relay"]
+    if relay is None:
+        return  # this kernel has netem
+    commands.run("ip", "netns", "del", WIRES)
+    deadline = time.monotonic() + 5
+    while state.process_started(relay["pid"]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert state.process_started(relay["pid"]) is None
+
+
+def test_a_namespace_of_somebody_else_is_left_alone(bed):
+    commands.run("ip", "netns", "add", "isthmus-site-site1")
+    try:
+        theirs = state.identity("isthmus-site-site1")
+        with pytest.raises(EmulationError, match="isthmus-site-site1' was not made by this testbed"):
+            testbed.up(cluster(1, 1))
+        assert namespaces_here() == {"isthmus-site-site1"}
+        assert state.identity("isthmus-site-site1") == theirs
+        assert not testbed.down()
+    finally:
+        commands.run("ip", "netns", "del", "isthmus-site-site1")
+    testbed.up(cluster(1, 1))
+    commands.run("ip", "netns", "del", "isthmus-site-site1")
+    commands.run("ip", "netns", "add", "isthmus-site-site1")
+    with pytest.raises(EmulationError, match="left alone"):
+        testbed.down()
+    assert "isthmus-site-site1" in namespaces_here()
+    commands.run("ip", "netns", "del", "isthmus-site-site1")
+
+
+def test_a_failure_while_it_is_made_leaves_nothing(bed, monkeypatch):
+    monkeypatch.setattr(namespaces, "_has_netem", lambda: (_ for _ in ()).throw(EmulationError("x")))
+    with pytest.raises(EmulationError):
+        testbed.up(cluster(1, 1))
+    assert not namespaces_here()
+    assert state.read_state() is None
+
+
+def call(folder, *arguments):
+    return subprocess.run([*ISTHMUS, *map(str, arguments)], cwd=folder, text=True, capture_output=True,
+                          timeout=120)
+
+
+@pytest.fixture
+def lab(tmp_path):
+    """A folder with a cluster of three ranks, 60 samples, and settings that pace the links."""
+    draw = np.random.default_rng(0)
+    for part in ("train", "test"):
+        isthmus.pack_shards({"features": draw.normal(size=(60, 4)).astype("f4"),
+                             "targets": draw.integers(0, 2, 60, dtype="u1")}, tmp_path / part, 6)
+    (tmp_path / "cluster.toml").write_text(tomli_w.dumps(cluster_of(1, 2)))
+    (tmp_path / "run.toml").write_text(tomli_w.dumps({
+        "cluster": {"file": "cluster.toml", "links": "paced"},
+        "data": {"train": "train", "test": "test"},
+        "model": {"kind": "perceptron", "inputs": 4, "hidden": [4], "classes": 2},
+        "training": {"epochs": 2, "batch_size": 12}}))
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_a_job_runs_on_the_testbed_and_says_that_its_links_are_emulated(bed, lab):
+    done = call(lab, "run", "--json", "cluster.toml", "--", sys.executable, "-m", "isthmus.cli", "train",
+                "run.toml", "--json")
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert answer["emulated"]
+    assert answer["exit_code"] == 0
+    (folder,) = lab.glob("runs/*")
+    run, summary = (json.loads((folder / f"{name}.json").read_text()) for name in ("run", "summary"))
+    assert run["hosts"] == ["site0", "site1", "site1"]
+    assert run["emulated"] == summary["emulated"] == ["links"]
+    assert run["settings"]["cluster"]["links"] == "real"
+    assert "Emulated: links" in (folder / "report.html").read_text()
+    for link in summary["links"]:
+        assert answer["sites"][link["source"]]["sent_nbytes"] > link["sent_nbytes"]
+    assert not namespaces_here(), "it was not up before"
+
+
+@pytest.mark.slow
+def test_the_exit_code_is_passed_on_and_what_was_up_stays_up(bed, lab):
+    assert call(lab, "up", "cluster.toml").returncode == 0
+    done = call(lab, "run", "cluster.toml", "--", sys.executable, "-c", "raise SystemExit(7)")
+    assert done.returncode == 7, done.stderr
+    assert testbed.describe()["sites"].keys() == {"site0", "site1"}
+    job = subprocess.Popen([*ISTHMUS, "run", "cluster.toml", "--", sys.executable, "-c",
+                            "import time; open('started', 'w'); time.sleep(100)"], cwd=lab,
+                           stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not (lab / "started").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    job.send_signal(signal.SIGINT)
+    assert job.wait(timeout=30) == 130
+    for name in namespaces_here() - {WIRES}:
+        assert not commands.run("ip", "netns", "pids", name).split()
+    assert json.loads(call(lab, "down", "--json").stdout) == {"was_up": True}
+
+
+def test_mistakes_are_told_in_one_line(machine, lab):
+    (lab / "other.toml").write_text("[[site]]")
+    for arguments, code, words in (
+            (("up", "other.toml"), 4, "other.toml: site"), (("up", "none.toml"), 4, "no such file"),
+            (("run", "cluster.toml", "--", "no-such-program"), 12, "no program is called")):
+        done = call(lab, *arguments)
+        assert done.returncode == code, done.stderr
+        assert done.stderr.count("isthmus:") == 1
+        assert words in done.stderr
