@@ -36,29 +36,36 @@ def read_task():
 
 
 def time_allreduce(peer, task):
-    """Yield, for each size, the seconds of each call on the slowest rank, and what it sent."""
+    """Yield, for each size, the seconds of each call on the slowest rank, and what it sent.
+
+    The first of several calls is not counted. What the measuring itself sends is measured, too, and
+    taken off; a few hundred bytes of acknowledgements are left.
+    """
     for nbytes, calls in zip(task["sizes_nbytes"], task["calls"]):
-        entries = nbytes // 4
-        base = np.random.default_rng(0).standard_normal(entries, dtype=np.float32)
-        mine, scratch = base * np.float32(peer.rank + 1), np.empty_like(base)
-        reduce = peer.reducer(entries)
-        warm_up = min(1, calls - 1)
-        seconds = []
-        for call in range(calls):
-            if call == warm_up:
-                before = sent_nbytes_of_hosts(peer)
-            np.copyto(scratch, mine)
-            peer.gather([])
-            start = time.perf_counter()
-            total = reduce(scratch)
-            elapsed = time.perf_counter() - start
-            slowest = max(row[0] for row in peer.gather([elapsed]))
-            if call >= warm_up:
-                seconds.append(round(slowest, 7))
-        sent = [after - earlier for earlier, after in zip(before, sent_nbytes_of_hosts(peer))]
-        yield {"nbytes": nbytes, "seconds": seconds,
-               "error": largest_error(peer, total, base),
-               "sent_nbytes_of_hosts": [round(host / len(seconds)) for host in sent]}
+        base = np.random.default_rng(0).standard_normal(nbytes // 4, dtype=np.float32)
+        reduce = peer.reducer(base.size)
+        if calls > 1:
+            timed_calls(peer, reduce, base, 1)
+        seconds, total, sent = timed_calls(peer, reduce, base, max(1, calls - 1))
+        _, _, overhead = timed_calls(peer, lambda vector: vector, base, len(seconds))
+        yield {"nbytes": nbytes, "seconds": seconds, "error": largest_error(peer, total, base),
+               "sent_nbytes_of_hosts": [max(0, round((host - extra) / len(seconds)))
+                                        for host, extra in zip(sent, overhead)]}
+
+
+def timed_calls(peer, reduce, base, calls):
+    """Return the seconds of each call, the last result, and the bytes that each host has sent."""
+    mine, scratch = base * np.float32(peer.rank + 1), np.empty_like(base)
+    seconds = []
+    before = sent_nbytes_of_hosts(peer)
+    for _ in range(calls):
+        np.copyto(scratch, mine)
+        peer.gather([])
+        start = time.perf_counter()
+        total = reduce(scratch)
+        elapsed = time.perf_counter() - start
+        seconds.append(round(max(row[0] for row in peer.gather([elapsed])), 7))
+    return seconds, total, growth(before, sent_nbytes_of_hosts(peer))
 
 
 def largest_error(peer, total, base):
@@ -84,13 +91,17 @@ def time_to_accuracy(peer, task):
             learner.make_step()
             step += 1
         seconds += max(row[0] for row in peer.gather([time.perf_counter() - start]))
-        spent = [after - earlier for earlier, after in zip(before, sent_nbytes_of_hosts(peer))]
+        spent = growth(before, sent_nbytes_of_hosts(peer))
         sent = spent if sent is None else [old + new for old, new in zip(sent, spent)]
         accuracy = learner.accuracy()
         curve.append([step, round(seconds, 4), max(sent, default=0), round(accuracy, 5)])
     yield {"reached": accuracy >= task["accuracy"], "steps": step, "seconds": round(seconds, 4),
            "accuracy": accuracy, "sent_nbytes_of_hosts": sent,
            "curve": curve, "curve_columns": ["step", "seconds", "largest host's sent bytes", "accuracy"]}
+
+
+def growth(before, after):
+    return [late - early for early, late in zip(before, after)]
 
 
 def sent_nbytes_of_hosts(peer):

@@ -1,4 +1,4 @@
-"""Open MPI's own allreduce: its default, or one of its tuned algorithms."""
+"""Open MPI's own allreduce: its default, what `tuned` picks, or one of `tuned`'s algorithms."""
 
 import os
 
@@ -10,8 +10,10 @@ if __name__ == "__main__":
     program = task["program"]
     if program["algorithm"] != "default":
         # `han`, which Open MPI 5 prefers on several hosts, would not ask `tuned`.
+        os.environ |= {"OMPI_MCA_coll": "^han"}
+    if program["algorithm"] not in ("default", "tuned"):
         os.environ |= {
-            "OMPI_MCA_coll": "^han", "OMPI_MCA_coll_tuned_use_dynamic_rules": "1",
+            "OMPI_MCA_coll_tuned_use_dynamic_rules": "1",
             "OMPI_MCA_coll_tuned_allreduce_algorithm": program["algorithm"],
             "OMPI_MCA_coll_tuned_allreduce_algorithm_segmentsize": str(program["segment_nbytes"])}
     from mpi4py import MPI
