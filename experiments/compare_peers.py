@@ -33,7 +33,7 @@ from pydantic import Field, model_validator
 
 import isthmus
 from isthmus.compression import COMPRESSORS
-from isthmus.errors import SettingsError
+from isthmus.errors import IsthmusError, SettingsError
 from isthmus.toml_files import FrozenModel, check_table, read_toml
 from isthmus.training.models import Perceptron
 
@@ -286,4 +286,7 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except IsthmusError as problem:
+        sys.exit(str(problem))

@@ -37,12 +37,13 @@ class Testbed:
         self.cluster_path = str(cluster_path)
 
     def __enter__(self):
-        subprocess.run(isthmus_command("testbed", "up", self.cluster_path), check=True,
-                       stdout=sys.stderr)
+        failed = subprocess.run(isthmus_command("testbed", "up", self.cluster_path)).returncode
+        if failed:  # it has said why
+            sys.exit(failed)
         return self
 
     def __exit__(self, *_):
-        subprocess.run(isthmus_command("testbed", "down"), check=True, stdout=sys.stderr)
+        subprocess.run(isthmus_command("testbed", "down"))
 
     def command(self, *program):
         return isthmus_command("testbed", "run", self.cluster_path, "--", *program)
