@@ -69,6 +69,7 @@ def draw_learning(axis, findings, cluster):
             axis.plot(seconds, [100 * value for value in accuracy], color=colour, linestyle=stroke,
                       linewidth=1, label=name if number == 0 else None)
     axis.set(xscale="log", xlabel="seconds of training", ylabel="test accuracy, %", title="learning")
+    plain_numbers(axis.xaxis)
 
 
 def draw_cost(axis, findings, cluster):
@@ -83,7 +84,17 @@ def draw_cost(axis, findings, cluster):
              title="cost of the accuracy")
     if any(line.get_ydata()[0] > 0 for line in axis.lines):
         axis.set_yscale("log")
+        plain_numbers(axis.yaxis)
+    plain_numbers(axis.xaxis)
     axis.margins(x=0.25)
+
+
+def plain_numbers(side):
+    """Write 1, 2, 5 and 10 times powers of ten on a logarithmic axis as plain numbers."""
+    from matplotlib.ticker import LogLocator, NullLocator
+    side.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    side.set_minor_locator(NullLocator())
+    side.set_major_formatter("{x:g}")
 
 
 MARKERS = {"DDP fp16 hook": "s", "DDP PowerSGD rank 2": "^", "isthmus mpi": "s"}
