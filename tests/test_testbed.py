@@ -1,12 +1,10 @@
 """The testbed: real namespaces, real packets, measured times. Root only; in CI none is left out."""
 
-import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -20,9 +18,12 @@ import isthmus
 from isthmus import testbed
 from isthmus.errors import ClusterError, EmulationError
 from isthmus.testbed import commands, launch, namespaces, state
-from isthmus.testbed.wiring import WIRES, Wiring
+from isthmus.testbed.wiring import Wiring
 
 ISTHMUS = [sys.executable, "-m", "isthmus.cli", "testbed"]
+OURS = f"test{os.getpid()}"          # beside a testbed that somebody has in use
+WIRES = f"isthmus-{OURS}-wires"
+SITE1 = f"isthmus-{OURS}-site-site1"
 PEER = str(Path(__file__).with_name("testbed_peer.py"))
 
 
@@ -59,20 +60,19 @@ def obstacle():
 
 @pytest.fixture(scope="module")
 def machine():
-    """This machine, for one test session at a time."""
+    """This machine, if it can have a testbed."""
     if reason := obstacle():
         pytest.skip(reason)
-    with open(Path(tempfile.gettempdir(), "isthmus-testbed-tests.lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+    yield
+    state.state_path(OURS).with_suffix(".lock").unlink(missing_ok=True)
 
 
 @pytest.fixture
 def bed(machine):
-    """A machine without a testbed, before and after."""
-    testbed.down()
+    """A machine without the tests' own testbed, before and after."""
+    testbed.down(OURS)
     yield
-    testbed.down()
+    testbed.down(OURS)
 
 
 @contextmanager
@@ -88,7 +88,7 @@ def serving(*sites):
 
 
 def peer(site, verb, other, *amount):
-    sites = testbed.describe()["sites"]
+    sites = testbed.describe(OURS)["sites"]
     return [commands.program_path("ip"), "netns", "exec", sites[site]["namespace"],
             sys.executable, PEER, verb, sites[other]["address"], *map(str, amount)]
 
@@ -101,7 +101,7 @@ def measure(*arguments):
 
 
 def namespaces_here():
-    return {name for name in os.listdir("/run/netns") if name.startswith("isthmus-")}
+    return {name for name in os.listdir("/run/netns") if name.startswith(f"isthmus-{OURS}-")}
 
 
 # --- what a cluster becomes, without root
@@ -114,9 +114,9 @@ def test_every_rank_starts_where_the_cluster_file_puts_it():
     table["site"][1]["hosts"] = ["near", "far"]
     placed = isthmus.Cluster(table)
     assert launch.host_of_rank(placed) == ["near", "site0", "far", "site0", "site2"]
-    assert Wiring(placed, netem=False).hosts == {
-        "site0": "isthmus-site-site0", "near": "isthmus-site-site1", "far": "isthmus-site-site1",
-        "site2": "isthmus-site-site2"}
+    assert Wiring(placed).hosts == {
+        "site0": "isthmus-testbed-site-site0", "near": "isthmus-testbed-site-site1",
+        "far": "isthmus-testbed-site-site1", "site2": "isthmus-testbed-site-site2"}
     line = launch.rank_command(placed, ["program", "-x"])
     assert line.count("program") == 5
     assert line.count(":") == 4
@@ -127,11 +127,11 @@ def test_a_site_whose_name_no_host_can_have_gets_another():
     table = cluster_of(1, 1)
     table["site"][1]["name"] = "../Zürich; rm"
     table["link"][0]["between"] = ["site0", "../Zürich; rm"]
-    assert Wiring(isthmus.Cluster(table), netem=False).names == ["site0", "site-2"]
+    assert Wiring(isthmus.Cluster(table)).names == ["site0", "site-2"]
 
 
 def test_links_that_share_are_one_queue_and_each_keeps_its_latency():
-    wiring = Wiring(three_sites(), netem=False)
+    wiring = Wiring(three_sites())
     (up,) = {link.pipe for link in wiring.cluster.links if link.target == "site0"}
     assert wiring.pipes[up].seconds_between == {(2, 1): 0.002, (3, 1): 0.004, (2, 3): 0.002,
                                                 (3, 2): 0.004}
@@ -154,14 +154,14 @@ def test_a_way_that_passes_a_shared_link_twice_is_refused():
                       "shared": "one"}, {"between": ["site1", "site2"], "latency_seconds": 0.0,
                                          "bytes_per_second": 1e6, "shared": "one"}]
     with pytest.raises(ClusterError, match="passes the shared link 'one:down' twice"):
-        Wiring(isthmus.Cluster(table), netem=False)
+        Wiring(isthmus.Cluster(table))
 
 
 def test_what_is_missing_is_said_exactly(monkeypatch):
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     monkeypatch.setattr(commands, "program_path", lambda name: None if name == "tc" else name)
     with pytest.raises(EmulationError) as raised:
-        testbed.up(cluster(1, 1))
+        testbed.up(cluster(1, 1), OURS)
     assert str(raised.value) == ("testbed: missing on this machine: root (start it with sudo), the "
                                  "program `tc` (apt-get install iproute2)")
     monkeypatch.setattr(commands, "TUN", Path("/dev/net/nothing"))
@@ -178,26 +178,26 @@ def test_latency_and_rate_of_each_direction_are_those_of_the_file(bed):
     table["link"] = [
         {"from": "site0", "to": "site1", "latency_seconds": 0.008, "bytes_per_second": 5e6},
         {"from": "site1", "to": "site0", "latency_seconds": 0.004, "bytes_per_second": 2.5e6}]
-    testbed.up(isthmus.Cluster(table))
+    testbed.up(isthmus.Cluster(table), OURS)
     with serving("site0", "site1"):
         round_trip = measure("site0", "ping", "site1", 20)
         assert 0.012 <= round_trip["least_seconds"] <= 0.0135
-        before = testbed.counters()
+        before = testbed.counters(OURS)
         for source, target, rate in (("site0", "site1", 5e6), ("site1", "site0", 2.5e6)):
             found = measure(source, "send", target, 3_000_000)["bytes_per_second"]
             assert 0.6 * rate <= found <= 1.01 * rate
-        after = testbed.counters()
+        after = testbed.counters(OURS)
         nbytes = {site: {key: after[site][key] - before[site][key] for key in after[site]}
                   for site in after}
         for source, target in (("site0", "site1"), ("site1", "site0")):
             assert nbytes[source]["sent_nbytes"] == nbytes[target]["received_nbytes"]
             assert 3.0e6 <= nbytes[source]["sent_nbytes"] <= 3.3e6
         measure("site1", "send", "site1", 3_000_000)
-        assert testbed.counters() == after, "what ranks of a site say passes no link"
+        assert testbed.counters(OURS) == after, "what ranks of a site say passes no link"
 
 
 def test_links_that_share_share_their_rate_and_hops_add_up(bed):
-    testbed.up(three_sites())
+    testbed.up(three_sites(), OURS)
     with serving("site0", "site2"):
         assert 0.011 <= measure("site1", "ping", "site2", 10)["least_seconds"] - 0.005 <= 0.0125
         both = [subprocess.Popen(peer(site, "send", "site0", 2_000_000), stdout=subprocess.PIPE)
@@ -208,52 +208,52 @@ def test_links_that_share_share_their_rate_and_hops_add_up(bed):
 
 
 def test_a_link_without_latency_needs_no_relay(bed):
-    assert testbed.up(cluster(1, 1, latency_seconds=0.0, bytes_per_second=5e6))
-    assert testbed.describe()["latency"] == "none"
+    assert testbed.up(cluster(1, 1, latency_seconds=0.0, bytes_per_second=5e6), OURS)
+    assert testbed.describe(OURS)["latency"] == "none"
     with serving("site1"):
         assert measure("site0", "ping", "site1", 20)["least_seconds"] < 0.002
         assert 3e6 <= measure("site0", "send", "site1", 2_000_000)["bytes_per_second"] <= 5.05e6
 
 
 def test_up_twice_and_down_twice(bed):
-    assert testbed.up(cluster(1, 1))
+    assert testbed.up(cluster(1, 1), OURS)
     there = [state.identity(name) for name in sorted(namespaces_here())]
-    assert not testbed.up(cluster(1, 1))
+    assert not testbed.up(cluster(1, 1), OURS)
     assert [state.identity(name) for name in sorted(namespaces_here())] == there
     with pytest.raises(EmulationError, match="is up, not that of"):
-        testbed.up(cluster(1, 1, latency_seconds=0.5))
-    assert testbed.down()
-    assert not testbed.down()
+        testbed.up(cluster(1, 1, latency_seconds=0.5), OURS)
+    assert testbed.down(OURS)
+    assert not testbed.down(OURS)
     assert not namespaces_here()
     with pytest.raises(EmulationError, match="none is up"):
-        testbed.counters()
+        testbed.counters(OURS)
 
 
 def test_what_a_crash_leaves_is_cleaned_up(bed):
-    testbed.up(cluster(1, 1))
-    relay = state.read_state()["relay"]
+    testbed.up(cluster(1, 1), OURS)
+    relay = state.read_state(OURS)["relay"]
     if relay:
         os.kill(relay["pid"], signal.SIGKILL)
         time.sleep(0.1)
         with pytest.raises(EmulationError, match="not all of it"):
-            testbed.counters()
-        assert testbed.up(cluster(1, 1))
-    testbed.down()
+            testbed.counters(OURS)
+        assert testbed.up(cluster(1, 1), OURS)
+    testbed.down(OURS)
     crash = ("import os, isthmus\nfrom isthmus.testbed import namespaces\n"
              "from clusters import cluster_of\n"
-             "namespaces._has_netem = lambda: os.kill(os.getpid(), 9)\n"
-             "namespaces.up(isthmus.Cluster(cluster_of(1, 1)))")
+             "namespaces._has_netem = lambda wires: os.kill(os.getpid(), 9)\n"
+             f"namespaces.up(isthmus.Cluster(cluster_of(1, 1)), {OURS!r})")
     done = subprocess.run([sys.executable, "-c", crash], cwd=Path(__file__).parent)
     assert done.returncode == -signal.SIGKILL
     assert namespaces_here()
-    assert testbed.up(cluster(1, 1))
+    assert testbed.up(cluster(1, 1), OURS)
     with serving("site1"):
         assert measure("site0", "ping", "site1", 3)["least_seconds"] >= 0.002
 
 
 def test_the_relay_ends_with_its_namespace(bed):
-    testbed.up(cluster(1, 1))
-    relay = state.read_state()["relay"]
+    testbed.up(cluster(1, 1), OURS)
+    relay = state.read_state(OURS)["relay"]
     if relay is None:
         return  # this kernel has netem
     commands.run("ip", "netns", "del", WIRES)
@@ -264,36 +264,39 @@ def test_the_relay_ends_with_its_namespace(bed):
 
 
 def test_a_namespace_of_somebody_else_is_left_alone(bed):
-    commands.run("ip", "netns", "add", "isthmus-site-site1")
+    commands.run("ip", "netns", "add", SITE1)
     try:
-        theirs = state.identity("isthmus-site-site1")
-        with pytest.raises(EmulationError, match="isthmus-site-site1' was not made by this testbed"):
-            testbed.up(cluster(1, 1))
-        assert namespaces_here() == {"isthmus-site-site1"}
-        assert state.identity("isthmus-site-site1") == theirs
-        assert not testbed.down()
+        theirs = state.identity(SITE1)
+        with pytest.raises(EmulationError, match=f"{SITE1}' was not made by this testbed"):
+            testbed.up(cluster(1, 1), OURS)
+        assert namespaces_here() == {SITE1}
+        assert state.identity(SITE1) == theirs
+        assert not testbed.down(OURS)
     finally:
-        commands.run("ip", "netns", "del", "isthmus-site-site1")
-    testbed.up(cluster(1, 1))
-    commands.run("ip", "netns", "del", "isthmus-site-site1")
-    commands.run("ip", "netns", "add", "isthmus-site-site1")
+        commands.run("ip", "netns", "del", SITE1)
+    testbed.up(cluster(1, 1), OURS)
+    commands.run("ip", "netns", "del", SITE1)
+    commands.run("ip", "netns", "add", SITE1)
     with pytest.raises(EmulationError, match="left alone"):
-        testbed.down()
-    assert "isthmus-site-site1" in namespaces_here()
-    commands.run("ip", "netns", "del", "isthmus-site-site1")
+        testbed.down(OURS)
+    assert SITE1 in namespaces_here()
+    commands.run("ip", "netns", "del", SITE1)
 
 
 def test_a_failure_while_it_is_made_leaves_nothing(bed, monkeypatch):
-    monkeypatch.setattr(namespaces, "_has_netem", lambda: (_ for _ in ()).throw(EmulationError("x")))
-    with pytest.raises(EmulationError):
-        testbed.up(cluster(1, 1))
+    def refuse(wires):
+        raise EmulationError("refused")
+    monkeypatch.setattr(namespaces, "_has_netem", refuse)
+    with pytest.raises(EmulationError, match="refused"):
+        testbed.up(cluster(1, 1), OURS)
     assert not namespaces_here()
-    assert state.read_state() is None
+    assert state.read_state(OURS) is None
 
 
 def call(folder, *arguments):
-    return subprocess.run([*ISTHMUS, *map(str, arguments)], cwd=folder, text=True, capture_output=True,
-                          timeout=120)
+    verb, *rest = map(str, arguments)
+    return subprocess.run([*ISTHMUS, verb, "--name", OURS, *rest], cwd=folder, text=True,
+                          capture_output=True, timeout=120)
 
 
 @pytest.fixture
@@ -336,8 +339,8 @@ def test_the_exit_code_is_passed_on_and_what_was_up_stays_up(bed, lab):
     assert call(lab, "up", "cluster.toml").returncode == 0
     done = call(lab, "run", "cluster.toml", "--", sys.executable, "-c", "raise SystemExit(7)")
     assert done.returncode == 7, done.stderr
-    assert testbed.describe()["sites"].keys() == {"site0", "site1"}
-    job = subprocess.Popen([*ISTHMUS, "run", "cluster.toml", "--", sys.executable, "-c",
+    assert testbed.describe(OURS)["sites"].keys() == {"site0", "site1"}
+    job = subprocess.Popen([*ISTHMUS, "run", "--name", OURS, "cluster.toml", "--", sys.executable, "-c",
                             "import time; open('started', 'w'); time.sleep(100)"], cwd=lab,
                            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60

@@ -29,6 +29,7 @@ RunFile = Annotated[Path, typer.Argument(metavar="RUN.toml", help="The run's set
 OtherCluster = Annotated[Path | None, typer.Option(
     metavar="FILE", help="A cluster file to take instead of the one in the settings.")]
 ClusterFile = Annotated[Path, typer.Argument(metavar="CLUSTER.toml", help="The cluster file.")]
+BedName = Annotated[str, typer.Option("--name", help="Which testbed, where there are several.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 
 
@@ -127,14 +128,14 @@ def report(
 
 
 @testbed.command()
-def up(cluster: ClusterFile, as_json: AsJson = False):
+def up(cluster: ClusterFile, name: BedName = "testbed", as_json: AsJson = False):
     """Make the cluster's sites and links; nothing to do if they are up."""
     from isthmus.testbed import describe, up
     from isthmus.topology.cluster import Cluster
-    made = up(Cluster.from_toml(cluster))
-    found = describe()
-    sites = "; ".join(f"site {name} in {site['namespace']} at {site['address']}"
-                      for name, site in found["sites"].items())
+    made = up(Cluster.from_toml(cluster), name)
+    found = describe(name)
+    sites = "; ".join(f"site {site_name} in {site['namespace']} at {site['address']}"
+                      for site_name, site in found["sites"].items())
     answer(as_json, found | {"made": made},
            f"testbed: {'up' if made else 'was up already'}, emulated, latencies by {found['latency']}: "
            f"{sites}")
@@ -145,23 +146,25 @@ def run_on_testbed(
         cluster: ClusterFile,
         command: Annotated[list[str], typer.Argument(
             metavar="-- COMMAND...", help="What to start in each rank: -- isthmus train RUN.toml")],
+        name: BedName = "testbed",
         as_json: AsJson = False):
     """Start a command in every rank, messages going over the links."""
     from isthmus.testbed import run
     from isthmus.topology.cluster import Cluster
-    code, sites = run(Cluster.from_toml(cluster), command, sys.stderr if as_json else None)
+    code, sites = run(Cluster.from_toml(cluster), command, sys.stderr if as_json else None,
+                      name)
     answer(as_json, {"exit_code": code, "emulated": True, "sites": sites},
            "testbed: emulated links; " + "; ".join(
-               f"site {name} sent {nbytes['sent_nbytes'] / 1e6:.1f} MB, received "
-               f"{nbytes['received_nbytes'] / 1e6:.1f} MB" for name, nbytes in sites.items()))
+               f"site {site} sent {nbytes['sent_nbytes'] / 1e6:.1f} MB, received "
+               f"{nbytes['received_nbytes'] / 1e6:.1f} MB" for site, nbytes in sites.items()))
     raise typer.Exit(code)
 
 
 @testbed.command()
-def down(as_json: AsJson = False):
+def down(name: BedName = "testbed", as_json: AsJson = False):
     """End the testbed and all that runs on it."""
     from isthmus.testbed import down
-    was_up = down()
+    was_up = down(name)
     answer(as_json, {"was_up": was_up}, f"testbed: {'down' if was_up else 'none was up'}")
 
 

@@ -12,7 +12,7 @@ from isthmus.errors import EmulationError
 from isthmus.mpirun import MORE_RANKS_THAN_CORES, mpirun
 from isthmus.testbed.commands import inside
 from isthmus.testbed.namespaces import counters, down, up
-from isthmus.testbed.wiring import CONTROL_NETWORK, RANKS_NETWORK, WIRES, Wiring
+from isthmus.testbed.wiring import CONTROL_NETWORK, NAME, RANKS_NETWORK, Wiring
 
 TESTBED = "ISTHMUS_TESTBED"
 PATIENCE_SECONDS = 10.0
@@ -23,7 +23,7 @@ def on_testbed():
     return os.environ.get(TESTBED) == "emulated"
 
 
-def run(cluster, command, stdout=None):
+def run(cluster, command, stdout=None, name=NAME):
     """Run `command` in all ranks of `cluster` on its testbed, which is up meanwhile.
 
     stdout: where the ranks' standard output goes, a file; this process's own if None.
@@ -34,22 +34,23 @@ def run(cluster, command, stdout=None):
     if program is None:
         raise EmulationError(f"testbed: no program is called {command[0]!r}; after `--` comes what to "
                              "start in each rank, as in: isthmus train RUN.toml")
-    line = rank_command(cluster, [program, *command[1:]])
-    made = up(cluster)
+    line = rank_command(cluster, [program, *command[1:]], name)
+    wires = Wiring(cluster, name=name).wires
+    made = up(cluster, name)
     try:
-        before = counters()
-        code = _wait_for(inside(WIRES, WIRES, *line), stdout)
-        after = counters()
+        before = counters(name)
+        code = _wait_for(inside(wires, wires, *line), stdout)
+        after = counters(name)
     finally:
         if made:
-            down()
+            down(name)
     return code, {site: {key: after[site][key] - before[site][key] for key in after[site]}
                   for site in after}
 
 
-def rank_command(cluster, command):
+def rank_command(cluster, command, name=NAME):
     """Return the mpirun line: daemons through the agent, messages over the links alone."""
-    agent = shlex.join([sys.executable, "-m", "isthmus.testbed.ssh_agent"])
+    agent = shlex.join([sys.executable, "-m", "isthmus.testbed.ssh_agent", name])
     line = [mpirun(),
             "--prtemca", "plm_ssh_agent", agent,
             "--prtemca", "plm_ssh_no_tree_spawn", "1",
@@ -66,7 +67,7 @@ def rank_command(cluster, command):
 
 def host_of_rank(cluster):
     """Return the host of each rank of the job: where the cluster file says that its site's ranks are."""
-    wiring = Wiring(cluster, netem=False)
+    wiring = Wiring(cluster)
     hosts = [None] * cluster.size
     placed = {rank: name for site, name in zip(cluster.sites, wiring.names) for rank in site.world_ranks}
     left = []

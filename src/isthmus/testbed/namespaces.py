@@ -5,11 +5,13 @@ import os
 import subprocess
 import sys
 from contextlib import suppress
+from pathlib import Path
 
 from isthmus.errors import EmulationError
 from isthmus.testbed.commands import program_path, require_tools, require_tun, run
 from isthmus.testbed.state import (
     NAMESPACES,
+    NOBODYS,
     end_processes,
     identity,
     is_whole,
@@ -20,35 +22,38 @@ from isthmus.testbed.state import (
     take_down,
     write_state,
 )
-from isthmus.testbed.wiring import WIRES, Wiring, site_address
+from isthmus.testbed.wiring import NAME, Wiring, site_address
 
 ZERO = [f"/proc/sys/net/ipv4/conf/{which}/{name}" for which in ("all", "default")
         for name in ("rp_filter", "send_redirects")]
 NO_IPV6 = [f"/proc/sys/net/ipv6/conf/{which}/disable_ipv6" for which in ("all", "default")]
 
 
-def up(cluster):
+def up(cluster, name=NAME):
     """Make the sites and links of `cluster` on this machine; nothing to do if they are there.
+
+    name: of the testbed; those of other names live beside it and know nothing of each other.
 
     Returns whether it made them. What a crash has left is removed first. Needs root. Raises
     EmulationError for what is missing, for a namespace that is somebody else's, and if the testbed
     of another cluster is up.
     """
     require_tools()
-    with only_one():
-        state = read_state()
+    with only_one(name):
+        state = read_state(name)
         if state and is_whole(state):
             if state["cluster"] == cluster.to_table():
                 return False
             raise EmulationError(f"testbed: that of {state['source']} is up, not that of "
                                  f"{cluster.source} as it is now; end it with `isthmus testbed down`")
-        wiring = Wiring(cluster, netem=False)  # a cluster that cannot be emulated changes nothing
+        wiring = Wiring(cluster, name=name)  # a cluster that cannot be emulated changes nothing
         if state:
             take_down(state)
-        names = [WIRES, *wiring.namespaces]
-        refuse_others({name: [0, 0] for name in names})
-        state = {"cluster": cluster.to_table(), "source": cluster.source, "relay": None,
-                 "hosts": wiring.hosts, "sites": dict(zip(cluster.names, wiring.namespaces)),
+        names = [wiring.wires, *wiring.namespaces]
+        refuse_others(dict.fromkeys(names, NOBODYS))
+        state = {"name": name, "cluster": cluster.to_table(), "source": cluster.source, "relay": None,
+                 "hosts": wiring.hosts, "wires": wiring.wires,
+                 "sites": dict(zip(cluster.names, wiring.namespaces)),
                  "namespaces": dict.fromkeys(names), "latency": None}
         write_state(state)
         try:
@@ -60,37 +65,42 @@ def up(cluster):
         return True
 
 
-def down():
+def down(name=NAME):
     """End the testbed and everything that runs in it; returns whether there was one."""
     require_tools()
-    with only_one():
-        state = read_state()
+    with only_one(name):
+        state = read_state(name)
         if state:
             take_down(state)
         return state is not None
 
 
-def describe():
-    """Return what is up: each site's namespace and address, and what makes the latencies."""
-    state = _state_of_what_is_up()
+def describe(name=NAME):
+    """Return what is up: sites' namespaces and addresses, what makes latencies, and TCP's own control.
+
+    The control is the machine's: bbr spreads even short messages out in time, cubic does not.
+    """
+    state = _state_of_what_is_up(name)
+    control = Path("/proc/sys/net/ipv4/tcp_congestion_control").read_text().strip()
     return {"source": state["source"], "emulated": True, "latency": state["latency"],
-            "sites": {name: {"namespace": namespace, "address": site_address(number)}
-                      for number, (name, namespace) in enumerate(state["sites"].items(), 1)}}
+            "congestion_control": control,
+            "sites": {site: {"namespace": namespace, "address": site_address(number)}
+                      for number, (site, namespace) in enumerate(state["sites"].items(), 1)}}
 
 
-def counters():
+def counters(name=NAME):
     """Return the bytes that each site has sent to and received from the links since `up`.
 
     Site -> {"sent_nbytes": ..., "received_nbytes": ...}, as its network interface counts them, with
     the headers of Ethernet, IP and TCP; what ranks of one site say to each other is not in it. TCP
     segments that leave as one packet (on links beyond 50 Mbit/s) count one header.
     """
-    return {name: _interface_nbytes(namespace)
-            for name, namespace in _state_of_what_is_up()["sites"].items()}
+    return {site: _interface_nbytes(namespace)
+            for site, namespace in _state_of_what_is_up(name)["sites"].items()}
 
 
-def _state_of_what_is_up():
-    state = read_state()
+def _state_of_what_is_up(name):
+    state = read_state(name)
     if state is None or not is_whole(state):
         raise EmulationError("testbed: none is up, or not all of it; start it with "
                              "`isthmus testbed up CLUSTER.toml`")
@@ -111,17 +121,17 @@ def _make(cluster, state):
         _set(name, "0", ZERO)
         if os.path.exists(NO_IPV6[0]):
             _set(name, "1", NO_IPV6)
-    _set(WIRES, "1", ["/proc/sys/net/ipv4/ip_forward"])
-    wiring = Wiring(cluster, netem=_has_netem())
+    _set(state["wires"], "1", ["/proc/sys/net/ipv4/ip_forward"])
+    wiring = Wiring(cluster, _has_netem(state["wires"]), state["name"])
     state["latency"] = wiring.latency
     if wiring.latency == "relay":
         require_tun()
-    run("ip", "-n", WIRES, "-batch", "-", lines=wiring.wires_lines())
+    run("ip", "-n", wiring.wires, "-batch", "-", lines=wiring.wires_lines())
     for number, namespace in zip(wiring.numbers, wiring.namespaces):
         run("ip", "-n", namespace, "-batch", "-", lines=wiring.site_lines(number))
-    run("tc", "-n", WIRES, "-batch", "-", lines=wiring.queue_lines())
+    run("tc", "-n", wiring.wires, "-batch", "-", lines=wiring.queue_lines())
     if wiring.latency == "relay":
-        state["relay"] = _start_relay(wiring.relay_table())
+        state["relay"] = _start_relay(wiring.wires, wiring.relay_table())
 
 
 def _set(namespace, value, paths):
@@ -129,20 +139,20 @@ def _set(namespace, value, paths):
     run("ip", "netns", "exec", namespace, "tee", *paths, lines=[value])
 
 
-def _has_netem():
+def _has_netem(wires):
     """Whether the kernel can delay packets itself; tried out on the wires."""
     with suppress(EmulationError):
-        run("tc", "-n", WIRES, "qdisc", "add", "dev", "lo", "root", "netem", "delay", "1ms")
-        run("tc", "-n", WIRES, "qdisc", "del", "dev", "lo", "root")
+        run("tc", "-n", wires, "qdisc", "add", "dev", "lo", "root", "netem", "delay", "1ms")
+        run("tc", "-n", wires, "qdisc", "del", "dev", "lo", "root")
         return True
     return False
 
 
-def _start_relay(table):
+def _start_relay(wires, table):
     """Start the relay in the wires and wait until it serves; return how to know it again."""
     relay = subprocess.Popen(
-        [program_path("ip"), "netns", "exec", WIRES, sys.executable, "-m", "isthmus.testbed.tun_relay",
-         str(NAMESPACES / WIRES)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        [program_path("ip"), "netns", "exec", wires, sys.executable, "-m", "isthmus.testbed.tun_relay",
+         str(NAMESPACES / wires)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, text=True, start_new_session=True, cwd="/")
     with suppress(BrokenPipeError):
         relay.stdin.write(json.dumps(table))

@@ -1,4 +1,4 @@
-"""What the testbed of this machine is made of: one file, so that any process can use it or clean it up.
+"""What a testbed is made of: one file for each, so that any process can use it or clean it up.
 
 The file is written before the first namespace is made and again once all are: whatever it names and
 does not identify yet was left by a crash in between, and is the testbed's own.
@@ -7,6 +7,7 @@ does not identify yet was left by a crash in between, and is the testbed's own.
 import fcntl
 import json
 import os
+import re
 import signal
 import time
 from contextlib import contextmanager, suppress
@@ -16,38 +17,49 @@ from isthmus.errors import EmulationError
 from isthmus.files import write_text
 from isthmus.testbed.commands import run
 
-STATE = Path("/run/isthmus/testbed.json")
+FOLDER = Path("/run/isthmus")
 NAMESPACES = Path("/run/netns")
+NOBODYS = [0, 0]  # the identity of no namespace
 PATIENCE_SECONDS = 3.0
 
 
+def state_path(name):
+    """Return where the state of the testbed called `name` is written."""
+    if not re.fullmatch("[a-z0-9]{1,16}", name):
+        raise EmulationError(f"testbed: a name is 1 to 16 letters a-z and digits, not {name!r}")
+    return FOLDER / f"{name}.json"
+
+
 @contextmanager
-def only_one():
-    """Keep other processes from making or removing the testbed meanwhile."""
+def only_one(name):
+    """Keep other processes from making or removing the testbed `name` meanwhile."""
+    path = state_path(name)
     try:
-        STATE.parent.mkdir(mode=0o755, exist_ok=True)
-        lock = open(STATE.with_suffix(".lock"), "w")  # noqa: SIM115
+        FOLDER.mkdir(mode=0o755, exist_ok=True)
+        lock = open(path.with_suffix(".lock"), "w")  # noqa: SIM115
     except OSError as problem:
-        raise EmulationError(f"testbed: {STATE.parent}: cannot be written: {problem.strerror}") from None
+        raise EmulationError(f"testbed: {FOLDER}: cannot be written: {problem.strerror}; make it a "
+                             "folder that root may write in") from None
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
-def read_state():
-    """Return the state that was written last, or None."""
+def read_state(name):
+    """Return the state of the testbed `name` that was written last, or None."""
+    path = state_path(name)
     try:
-        return json.loads(STATE.read_text())
+        return json.loads(path.read_text()) | {"name": name}
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as problem:
-        raise EmulationError(f"testbed: {STATE}: cannot be read ({problem}); remove it, and each "
-                             "namespace isthmus-* with `ip netns del`") from None
+        raise EmulationError(f"testbed: {path}: cannot be read ({problem}); remove it, and each "
+                             f"namespace isthmus-{name}-* with `ip netns del`") from None
 
 
 def write_state(state):
     """Write the state, whole or not at all."""
-    write_text(STATE, json.dumps(state, indent=1) + "\n")
+    write_text(state_path(state["name"]), json.dumps(state, indent=1) + "\n")
 
 
 def identity(namespace):
@@ -92,7 +104,7 @@ def take_down(state):
     end_processes(processes - {os.getpid()})
     for name in there:
         run("ip", "netns", "del", name)
-    STATE.unlink(missing_ok=True)
+    state_path(state["name"]).unlink(missing_ok=True)
 
 
 def end_processes(pids):

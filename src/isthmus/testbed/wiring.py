@@ -16,7 +16,7 @@ from functools import cached_property
 
 from isthmus.errors import ClusterError
 
-WIRES = "isthmus-wires"
+NAME = "testbed"                   # of the one testbed that most machines have
 RANKS_NETWORK = "198.18.0.0/16"    # addresses that RFC 2544 sets aside for tests
 CONTROL_NETWORK = "198.19.0.0/16"
 MOST_SITES = 254
@@ -72,17 +72,19 @@ class Pipe:
 class Wiring:
     """The namespaces, pipes and routes of a cluster on one machine.
 
-    netem: whether the kernel has it; without it the relay makes latencies. Raises ClusterError for
-    what one machine cannot stand in for.
+    netem: whether the kernel has it; without it the relay makes latencies. name: of the testbed; all
+    its namespaces begin with `isthmus-NAME-`. Raises ClusterError for what one machine cannot stand in
+    for.
     """
 
-    def __init__(self, cluster, netem):
+    def __init__(self, cluster, netem=False, name=NAME):
         if len(cluster.sites) > MOST_SITES:
             raise ClusterError(f"{cluster.source}: has {len(cluster.sites)} sites; the testbed takes "
                                f"at most {MOST_SITES}")
         self.cluster = cluster
         self.names = [_name_of(site.name, number) for number, site in enumerate(cluster.sites, 1)]
-        self.namespaces = [f"isthmus-site-{name}" for name in self.names]
+        self.wires = f"isthmus-{name}-wires"
+        self.namespaces = [f"isthmus-{name}-site-{site}" for site in self.names]
         self.routes = {(source, target): cluster.route(cluster.names[source - 1],
                                                        cluster.names[target - 1])
                        for source in self.numbers for target in self.numbers if source != target}
@@ -133,8 +135,8 @@ class Wiring:
             came_from = f"site{source}"
             for link in links:
                 pipe = self.pipes[link.pipe]
-                yield (f"rule add iif {came_from} from 198.18.{source}.0/24 to 198.18.{target}.0/24 "
-                       f"lookup {pipe.table}")
+                yield (f"rule add pref 100 iif {came_from} from 198.18.{source}.0/24 "
+                       f"to 198.18.{target}.0/24 lookup {pipe.table}")
                 came_from = pipe.exit
 
     def site_lines(self, number):
