@@ -13,6 +13,7 @@ NAMES = (
     "encode_float16", "decode_float16", "add_float16",
     "encode_bfloat16", "decode_bfloat16", "add_bfloat16",
     "encode_int8", "decode_int8", "add_int8",
+    "encode_int4", "decode_int4", "add_int4",
     "encode_one_bit", "decode_one_bit", "add_one_bit",
     "encode_top_k", "add_top_k",
 )

@@ -2,16 +2,26 @@
 
 What makes LLVM vectorise them: inner loops over slices of one block (no index can be negative, and
 the block is in the first-level cache when it is read again); maxima of floats taken as integers;
-rounding by adding 1.5 x 2^23, whose low bits then are the code. No fast-math: a product and a
-difference stay two roundings, as in NumPy. Jitted helpers live in this file because numba's cache
-sees no other.
+rounding by adding 1.5 x 2^23, whose low bits then are the code. What LLVM does not find by itself,
+bits for signs and a sum in a fixed order, is written with its vectors of 16 lanes, which it lowers to
+whatever the processor has. No fast-math: a product and a difference stay two roundings, as in NumPy.
+Jitted helpers live in this file because numba's cache sees no other.
 """
 
 import numpy as np
-from isthmus.kernels.reference import POSITIONS, QUIET_NAN, SMALLEST_MAXIMUM_BITS, STEP
+from isthmus.kernels.reference import (
+    CHUNK,
+    GROUP,
+    POSITIONS,
+    QUIET_NAN,
+    SHARE,
+    SMALLEST_MAXIMUM_BITS,
+    STEP,
+    STEP_4,
+)
 from llvmlite import ir
 from numba import njit, types
-from numba.extending import intrinsic
+from numba.extending import intrinsic, overload
 
 kernel = njit(cache=True, nogil=True, error_model="numpy")
 
@@ -19,6 +29,7 @@ MAGNITUDE = np.int32(0x7FFFFFFF)
 INFINITY = np.int32(0x7F800000)
 SIGN = np.int32(-0x80000000)
 ROUND = np.float32(12582912.0)  # 1.5 x 2^23: adding it rounds to nearest even
+ROUND_4 = np.float32(12582920.0)  # the same plus 8: the low four bits are the code plus 8
 ZERO = np.float32(0)
 
 
@@ -49,11 +60,15 @@ def keep(residual, i, value):
         residual[i] = value
 
 
-@kernel
 def part_of(residual, first, last):
-    if residual is None:
-        return None
-    return residual[first:last]
+    """Return residual[first:last], or None where there is none."""
+
+
+@overload(part_of)
+def _(residual, first, last):
+    if isinstance(residual, types.NoneType):
+        return lambda residual, first, last: None
+    return lambda residual, first, last: residual[first:last]
 
 
 @kernel
@@ -166,13 +181,13 @@ def mixed(x, half):
 
 
 @kernel
-def dithered(key, y, number):
-    """Return y plus the dither of entry `number`; y itself where there is no key."""
+def dithered(key, y, number, limit):
+    """Return y plus the dither of entry `number`, within `limit`; y itself where there is no key."""
     if key is None:
         return y
     x = mixed(mixed(number, np.uint32(key)), np.uint32(np.uint64(key) >> np.uint64(32)))
     y += np.float32(np.int32(x >> np.uint32(8))) * np.float32(2**-24) - np.float32(0.5)
-    return min(max(y, np.float32(-127)), np.float32(127))
+    return min(max(y, -limit), limit)
 
 
 @kernel
@@ -188,7 +203,7 @@ def encode_int8_block(vector, residual, key, first, maximum, codes):
     inverse = np.float32(127) / maximum
     for i in range(codes.size):
         x = given(vector, residual, i)
-        y = dithered(key, x * inverse, np.uint32(first + i)) + ROUND
+        y = dithered(key, x * inverse, np.uint32(first + i), np.float32(127)) + ROUND
         codes[i] = np.int8(bits_of(y))
         keep(residual, i, x - (y - ROUND) * STEP * maximum)
 
@@ -233,84 +248,248 @@ def add_int8(maxima, codes, block, total):
 
 
 @kernel
-def mean_magnitude(vector, residual, block, sums):
-    """Return the mean of |vector + residual|, summed by halves in `sums`, float32[block / 2]."""
-    share, half = np.float32(1 / block), block // 2
-    if vector.size == block:
-        upper, kept = vector[half:], part_of(residual, half, block)
-        for i in range(sums.size):
-            low = float_of(bits_of(given(vector, residual, i)) & MAGNITUDE) * share
-            sums[i] = low + float_of(bits_of(given(upper, kept, i)) & MAGNITUDE) * share
-    else:
-        sums[:] = ZERO
-        for i in range(vector.size):  # the upper half comes after all of the lower one
-            sums[i % half] += float_of(bits_of(given(vector, residual, i)) & MAGNITUDE) * share
+def encode_int4(vector, residual, block, key, first, maxima, shares, codes):
+    tops, scales = np.empty(GROUP, np.int32), np.empty(min(GROUP * block, vector.size), np.float32)
+    for number in range(maxima.size):
+        start, stop = number * GROUP * block, min((number + 1) * GROUP * block, vector.size)
+        entries, kept = vector[start:stop], part_of(residual, start, stop)
+        half = (entries.size + 1) // 2
+        part = codes[start // 2:start // 2 + half]
+        of_blocks = shares[number * GROUP:(number + 1) * GROUP]
+        top = np.int32(0)
+        for j in range(of_blocks.size):
+            tops[j] = largest_bits(entries[j * block:(j + 1) * block],
+                                   part_of(kept, j * block, (j + 1) * block))
+            top = max(top, tops[j])
+        if top >= INFINITY:
+            maxima[number], of_blocks[:], part[:] = QUIET_NAN, 0, 0x88
+            continue
+        maxima[number] = float_of(top) if top >= SMALLEST_MAXIMUM_BITS else ZERO
+        for j in range(of_blocks.size):
+            of_blocks[j] = share_of(tops[j], maxima[number])
+            scale = np.float32(of_blocks[j]) * SHARE * maxima[number]
+            row = scales[j * block:(j + 1) * block]
+            for i in range(row.size):
+                row[i] = scale
+        of_entry = scales[:entries.size]
+        encode_lower(entries[:half], part_of(kept, 0, half), key, first + start, of_entry[:half], part)
+        encode_upper(entries[half:], part_of(kept, half, entries.size), key, first + start + half,
+                     of_entry[half:], part)
+
+
+@kernel
+def share_of(top, maximum):
+    """Return a block's largest magnitude, as bits, in units of `SHARE` of its group's, rounded up."""
+    if top == 0 or maximum == 0:
+        return np.uint16(0)
+    share = min(np.int32(float_of(top) / maximum * np.float32(32768)) + 1, 32768)
+    share = 32768 if float_of(top) == maximum else share
+    enough = bits_of(np.float32(share) * SHARE * maximum) >= SMALLEST_MAXIMUM_BITS
+    return np.uint16(share if enough else 0)
+
+
+@kernel
+def int4_of(x, key, number, scale):
+    """Return the code of x, with a sum of `ROUND_4` for its low bits; a scale of 0 says nothing."""
+    inverse = np.float32(7) / scale if scale > 0 else ZERO
+    return dithered(key, x * inverse, number, np.float32(7)) + ROUND_4
+
+
+@kernel
+def encode_lower(vector, residual, key, first, scales, codes):
+    """Set the lower half of each byte to the code of its entry, the upper half to that of zero."""
+    for i in range(vector.size):
+        x = given(vector, residual, i)
+        y = int4_of(x, key, np.uint32(first + i), scales[i])
+        codes[i] = np.uint8(0x80) | (np.uint8(bits_of(y)) & np.uint8(15))
+        keep(residual, i, x - (y - ROUND_4) * STEP_4 * scales[i])
+
+
+@kernel
+def encode_upper(vector, residual, key, first, scales, codes):
+    """Set the upper half of each byte to the code of its entry."""
+    for i in range(vector.size):
+        x = given(vector, residual, i)
+        y = int4_of(x, key, np.uint32(first + i), scales[i])
+        codes[i] = (codes[i] & np.uint8(15)) | np.uint8(np.uint8(bits_of(y)) << np.uint8(4))
+        keep(residual, i, x - (y - ROUND_4) * STEP_4 * scales[i])
+
+
+@kernel
+def decode_int4(maxima, shares, codes, block, vector):
+    vector[:] = ZERO
+    add_int4(maxima, shares, codes, block, vector)
+
+
+@kernel
+def add_int4(maxima, shares, codes, block, total):
+    for number in range(maxima.size):
+        start, stop = number * GROUP * block, min((number + 1) * GROUP * block, total.size)
+        half = (stop - start + 1) // 2
+        entries, part = total[start:stop], codes[start // 2:start // 2 + half]
+        for j in range((stop - start + block - 1) // block):
+            scale = np.float32(shares[number * GROUP + j]) * SHARE * maxima[number]
+            begin, end = j * block, min((j + 1) * block, stop - start)
+            middle = min(max(begin, half), end)
+            row, packed = entries[begin:middle], part[begin:middle]
+            for i in range(row.size):
+                row[i] += np.float32(np.int32(packed[i] & 15) - 8) * STEP_4 * scale
+            row, packed = entries[middle:end], part[middle - half:]
+            for i in range(row.size):
+                row[i] += np.float32(np.int32(packed[i] >> 4) - 8) * STEP_4 * scale
+
+
+LANES = 16
+FLOATS, INTS = ir.VectorType(ir.FloatType(), LANES), ir.VectorType(ir.IntType(32), LANES)
+assert CHUNK == 8 * LANES
+
+
+def lanes_at(context, builder, array_type, array, index):
+    """Return a pointer to the 16 float32 of `array` from `index` on."""
+    data = context.make_array(array_type)(context, builder, array).data
+    return builder.bitcast(builder.gep(data, [index]), FLOATS.as_pointer())
+
+
+def given_lanes(context, builder, types_of, arrays, index):
+    """Return 16 entries of vector + residual as one LLVM value; a residual may be None."""
+    total = None
+    for array_type, array in zip(types_of, arrays):
+        if not isinstance(array_type, types.NoneType):
+            lanes = builder.load(lanes_at(context, builder, array_type, array, index), align=4)
+            total = lanes if total is None else builder.fadd(total, lanes)
+    return total
+
+
+def in_all_lanes(builder, number):
+    lanes = ir.Constant(FLOATS, ir.Undefined)
+    first = builder.insert_element(lanes, number, ir.Constant(ir.IntType(32), 0))
+    return builder.shuffle_vector(first, lanes, ir.Constant(INTS, [0] * LANES))
+
+
+@intrinsic
+def sign_bits(_, vector, residual, first):
+    """Return the signs of 16 entries of vector + residual from `first` on as the bits of a uint16."""
+    def codegen(context, builder, signature, arguments):
+        lanes = given_lanes(context, builder, signature.args[:2], arguments[:2], arguments[2])
+        minus = builder.icmp_signed("<", builder.bitcast(lanes, INTS), ir.Constant(INTS, [0] * LANES))
+        return builder.bitcast(minus, ir.IntType(LANES))
+    return types.uint16(vector, residual, types.intp), codegen
+
+
+@intrinsic
+def magnitude_sum(_, vector, residual, first, factor):
+    """Return the sum by halves of factor |vector + residual| over 128 entries from `first` on."""
+    def codegen(context, builder, signature, arguments):
+        factor = in_all_lanes(builder, arguments[3])
+        rows = []
+        for row in range(CHUNK // LANES):
+            index = builder.add(arguments[2], ir.Constant(arguments[2].type, row * LANES))
+            lanes = given_lanes(context, builder, signature.args[:2], arguments[:2], index)
+            magnitude = builder.and_(builder.bitcast(lanes, INTS),
+                                     ir.Constant(INTS, [int(MAGNITUDE)] * LANES))
+            rows.append(builder.fmul(builder.bitcast(magnitude, FLOATS), factor))
+        while len(rows) > 1:
+            half = len(rows) // 2
+            rows = [builder.fadd(low, high) for low, high in zip(rows[:half], rows[half:])]
+        lanes, half = rows[0], LANES
+        while half > 1:
+            half //= 2
+            low, high = (builder.shuffle_vector(lanes, lanes, ir.Constant(
+                ir.VectorType(ir.IntType(32), half), list(range(start, start + half))))
+                for start in (0, half))
+            lanes = builder.fadd(low, high)
+        return builder.extract_element(lanes, ir.Constant(ir.IntType(32), 0))
+    return types.float32(vector, residual, types.intp, types.float32), codegen
+
+
+@intrinsic
+def add_signed(_, total, first, bits, scale):
+    """Add `scale`, negated where one of 16 `bits` is set, to 16 entries of `total` from `first` on."""
+    def codegen(context, builder, signature, arguments):
+        place = lanes_at(context, builder, signature.args[0], arguments[0], arguments[1])
+        minus = builder.bitcast(arguments[2], ir.VectorType(ir.IntType(1), LANES))
+        scales = builder.select(minus, in_all_lanes(builder, builder.fneg(arguments[3])),
+                                in_all_lanes(builder, arguments[3]))
+        builder.store(builder.fadd(builder.load(place, align=4), scales), place, align=4)
+    return types.void(total, types.intp, types.uint16, types.float32), codegen
+
+
+@kernel
+def mean_magnitude(vector, residual, first, last, block, sums, rest):
+    """Return the mean of |vector + residual| over a block; `sums` and `rest` are scratch."""
+    share, whole = np.float32(1 / block), (last - first) // CHUNK
+    sums[:] = ZERO
+    for number in range(whole):
+        sums[number] = magnitude_sum(vector, residual, first + number * CHUNK, share)
+    start = first + whole * CHUNK
+    if start < last:
+        rest[:] = ZERO
+        for i in range(last - start):
+            rest[i] = given(vector, residual, start + i)
+        sums[whole] = magnitude_sum(rest, None, 0, share)
+    half = sums.size
     while half > 1:
         half //= 2
-        upper = sums[half:2 * half]
         for i in range(half):
-            sums[i] += upper[i]
-    return sums[0] * np.float32(block / vector.size)
+            sums[i] += sums[half + i]
+    return sums[0] * np.float32(block / (last - first))
 
 
 @kernel
 def encode_one_bit(vector, residual, block, scales, codes):
-    sums = np.empty(block // 2, np.float32)
+    sums, rest = np.empty(max(1, block // CHUNK), np.float32), np.empty(CHUNK, np.float32)
     for number in range(scales.size):
-        start = number * block
-        stop = min(start + block, vector.size)
-        entries, kept = vector[start:stop], part_of(residual, start, stop)
-        mean = mean_magnitude(entries, kept, block, sums)
-        part = codes[start // 8:start // 8 + (stop - start + 7) // 8]
-        part[:] = 0
+        first = number * block
+        last = min(first + block, vector.size)
+        mean = mean_magnitude(vector, residual, first, last, block, sums, rest)
+        part = codes[first // 8:(last + 7) // 8]
         if bits_of(mean) < INFINITY:
             scales[number] = mean
-            for k in range(8):
-                write_signs(entries, kept, k, mean, part)
+            write_signs(vector, residual, first, last, part)
+            keep_signed(vector[first:last], part_of(residual, first, last), mean)
         else:
             scales[number] = QUIET_NAN
+            part[:] = 0
 
 
 @kernel
-def write_signs(vector, residual, k, mean, codes):
-    """Set bit k of each byte to the sign of its entry, and leave what that does not say."""
-    first, last = k * codes.size, min((k + 1) * codes.size, vector.size)
-    if first >= last:
-        return
-    row, kept = vector[first:last], part_of(residual, first, last)
-    for j in range(row.size):
-        x = given(row, kept, j)
-        minus = (bits_of(x) >> 31) & np.int32(1)
-        codes[j] |= np.uint8(minus << k)
-        keep(kept, j, x - float_of(bits_of(mean) | (minus << 31)))
+def write_signs(vector, residual, first, last, codes):
+    whole = (last - first) // LANES
+    for group in range(whole):
+        bits = sign_bits(vector, residual, first + group * LANES)
+        codes[2 * group], codes[2 * group + 1] = np.uint8(bits), np.uint8(bits >> 8)
+    codes[2 * whole:] = 0
+    for i in range(whole * LANES, last - first):
+        minus = (bits_of(given(vector, residual, first + i)) >> 31) & np.int32(1)
+        codes[i // 8] |= np.uint8(minus << (i % 8))
 
 
 @kernel
-def signed(scale, code, k):
-    """Return `scale` with the sign that bit k of `code` says."""
-    return float_of(bits_of(scale) ^ ((np.int32(code) >> k) << 31))
+def keep_signed(vector, residual, mean):
+    """Leave in `residual` what plus or minus `mean` does not say."""
+    for i in range(vector.size):
+        x = given(vector, residual, i)
+        keep(residual, i, x - float_of(bits_of(mean) | (bits_of(x) & SIGN)))
 
 
 @kernel
 def decode_one_bit(scales, codes, block, vector):
-    for number in range(scales.size):
-        entries, part = vector[number * block:(number + 1) * block], codes[number * block // 8:]
-        length = (entries.size + 7) // 8
-        for k in range(8):
-            row, scale = entries[k * length:(k + 1) * length], scales[number]
-            for j in range(row.size):
-                row[j] = signed(scale, part[j], k)
+    vector[:] = ZERO
+    add_one_bit(scales, codes, block, vector)
 
 
 @kernel
 def add_one_bit(scales, codes, block, total):
     for number in range(scales.size):
-        entries, part = total[number * block:(number + 1) * block], codes[number * block // 8:]
-        length = (entries.size + 7) // 8
-        for k in range(8):
-            row, scale = entries[k * length:(k + 1) * length], scales[number]
-            for j in range(row.size):
-                row[j] += signed(scale, part[j], k)
+        first = number * block
+        last = min(first + block, total.size)
+        part, whole = codes[first // 8:(last + 7) // 8], (last - first) // LANES
+        for group in range(whole):
+            bits = np.uint16(part[2 * group]) | (np.uint16(part[2 * group + 1]) << np.uint16(8))
+            add_signed(total, first + group * LANES, np.uint16(bits), scales[number])
+        for i in range(whole * LANES, last - first):
+            minus = (np.int32(part[i // 8]) >> (i % 8)) & np.int32(1)
+            total[first + i] += float_of(bits_of(scales[number]) ^ (minus << 31))
 
 
 @kernel

@@ -11,7 +11,11 @@ import numpy as np
 QUIET_NAN = np.float32(np.nan)
 SMALLEST_MAXIMUM_BITS = 0x04000000  # 1.5e-36: below it 127 / maximum overflows
 STEP = np.float32(1 / 127)          # 127 * STEP == 1 in float32: a constant block comes back exactly
+STEP_4 = np.float32(1 / 7)           # 7 * STEP_4 == 1 too
+GROUP = 16                          # blocks of int4 whose scales are shares of one maximum
+SHARE = np.float32(2**-15)          # the unit of these shares
 POSITIONS = 65536                   # positions of one block of TopK fit in 16 bits
+CHUNK = 128                         # magnitudes are summed in chunks of as many
 
 
 def add(vector, total):
@@ -116,49 +120,107 @@ def add_int8(maxima, codes, block, total):
         total[part] += codes[part].astype(np.float32) * STEP * maxima[number]
 
 
-def encode_one_bit(vector, residual, block, scales, codes):
-    """Write the signs of vector + residual as bits, and the mean magnitude of each block.
+def encode_int4(vector, residual, block, key, first, maxima, shares, codes):
+    """Write vector + residual as codes of 4 bits, two a byte, with a scale for each block.
 
-    In a block of n entries, L = ceil(n / 8), bit k of byte j is the sign of entry k L + j, 1 for
-    minus: neighbouring entries go to neighbouring bytes, which suits vectors and warps alike. The
-    mean is a sum of |x| / block by halves (upper half onto lower half, again and again, zeros
-    behind the end), so that it is the same on every device and exact for a constant block. A block
-    with a NaN or an infinity becomes NaN as a whole, its bits 0, and leaves its residual as it was.
+    Sixteen blocks are a group and share a float32, their largest magnitude; a block's scale is a
+    share of it: its own largest magnitude in units of 1 / 32768, rounded up. A code is
+    8 + round(7 x / scale). In a group of n entries, L = ceil(n / 2), byte j holds entry j below and
+    entry L + j above (8 if there is none). With `key` rounding is stochastic, as in `encode_int8`. A
+    NaN or an infinity makes its group NaN and leaves its residual as it was.
     """
     given = _given(vector, residual)
-    codes[:] = 0
+    for number in range(maxima.size):
+        start = number * GROUP * block
+        part = slice(start, start + GROUP * block)
+        x, mine = given[part], slice(number * GROUP, (number + 1) * GROUP)
+        packed = codes[start // 2:start // 2 - (-x.size // 2)]
+        top = (x.view(np.int32) & 0x7FFFFFFF).max()
+        if top >= 0x7F800000:
+            maxima[number], shares[mine], packed[:] = QUIET_NAN, 0, 0x88
+            continue
+        maxima[number] = top.view(np.float32) if top >= SMALLEST_MAXIMUM_BITS else 0
+        shares[mine] = [_share_of(np.abs(x[j:j + block]).max(), maxima[number])
+                        for j in range(0, x.size, block)]
+        scale = _int4_scales(maxima[number], shares[mine], block, x.size)
+        inverse = np.divide(np.float32(7), scale, out=np.zeros_like(scale), where=scale > 0)
+        y = x * inverse
+        if key is not None:
+            y = y + dither(key, first + start, x.size)
+        q = np.zeros(2 * packed.size, np.float32)
+        q[:x.size] = np.clip(np.rint(y), -7, 7)
+        low, high = (q + 8).astype(np.uint8).reshape(2, -1)
+        packed[:] = low | high << 4
+        if residual is not None:
+            residual[part] = x - q[:x.size] * STEP_4 * scale
+
+
+def _int4_scales(maximum, shares, block, size):
+    """Return the scale of each entry of a group of `size` entries."""
+    return np.repeat(shares.astype(np.float32) * SHARE * maximum, block)[:size]
+
+
+def _share_of(top, maximum):
+    """Return a block's largest magnitude `top` in units of `SHARE` of `maximum`, rounded up."""
+    if top == 0 or maximum == 0:
+        return 0
+    share = 32768 if top == maximum else min(int(top / maximum * np.float32(32768)) + 1, 32768)
+    scale = np.float32(share) * SHARE * maximum
+    return share if scale.view(np.int32) >= SMALLEST_MAXIMUM_BITS else 0
+
+
+def decode_int4(maxima, shares, codes, block, vector):
+    """Write the numbers (code - 8) / 7 x scale into `vector`."""
+    vector[:] = 0
+    add_int4(maxima, shares, codes, block, vector)
+
+
+def add_int4(maxima, shares, codes, block, total):
+    """Add the numbers (code - 8) / 7 x scale to `total`."""
+    for number, start in enumerate(range(0, total.size, GROUP * block)):
+        x = total[start:start + GROUP * block]
+        packed = codes[start // 2:start // 2 - (-x.size // 2)]
+        q = np.concatenate([packed & 15, packed >> 4])[:x.size].astype(np.float32) - np.float32(8)
+        of_blocks = shares[number * GROUP:(number + 1) * GROUP]
+        x += q * STEP_4 * _int4_scales(maxima[number], of_blocks, block, x.size)
+
+
+def encode_one_bit(vector, residual, block, scales, codes):
+    """Write the signs of vector + residual as bits, 1 for minus, and the mean magnitude of each block.
+
+    The mean of n entries is the sum of |x| / block, times block / n; it is summed by halves (the
+    upper half onto the lower one, again and again) in chunks of 128, then over the chunks, zeros
+    behind the end: so it is the same on every device, and exact for a constant block. A block with a
+    NaN or an infinity becomes NaN as a whole, its bits 0, and leaves its residual as it was.
+    """
+    given = _given(vector, residual)
     for number, start in enumerate(range(0, vector.size, block)):
         part = slice(start, start + block)
         x = given[part]
-        sums = np.zeros(block, np.float32)
-        sums[:x.size] = np.abs(x) * np.float32(1 / block)
-        while sums.size > 1:
-            sums = sums[:sums.size // 2] + sums[sums.size // 2:]
-        mean = scales[number] = sums[0] * np.float32(block / x.size)
+        padded = np.zeros(max(block, CHUNK), np.float32)
+        padded[:x.size] = np.abs(x) * np.float32(1 / block)
+        mean = scales[number] = _sum_by_halves(_sum_by_halves(padded.reshape(-1, CHUNK))) * np.float32(
+            block / x.size)
+        bits = codes[start // 8:start // 8 - (-x.size // 8)]
         if not np.isfinite(mean):
-            scales[number] = QUIET_NAN
+            scales[number], bits[:] = QUIET_NAN, 0
             continue
-        rows = np.zeros((8, -(-x.size // 8)), bool)
-        rows.ravel()[:x.size] = np.signbit(x)
-        codes[start // 8:start // 8 + rows.shape[1]] = np.packbits(rows, axis=0, bitorder="little")[0]
+        bits[:] = np.packbits(np.signbit(x), bitorder="little")
         if residual is not None:
             residual[part] = x - np.copysign(mean, x)
 
 
 def decode_one_bit(scales, codes, block, vector):
     """Write plus or minus its block's scale into each entry of `vector`."""
-    for number, start in enumerate(range(0, vector.size, block)):
-        x = vector[start:start + block]
-        rows = np.unpackbits(codes[start // 8:start // 8 - (-x.size // 8)][None], axis=0,
-                             bitorder="little")
-        x[:] = np.where(rows.ravel()[:x.size], -scales[number], scales[number])
+    vector[:] = 0
+    add_one_bit(scales, codes, block, vector)
 
 
 def add_one_bit(scales, codes, block, total):
     """Add plus or minus its block's scale to each entry of `total`."""
-    decoded = np.empty_like(total)
-    decode_one_bit(scales, codes, block, decoded)
-    total += decoded
+    minus = np.unpackbits(codes, bitorder="little")[:total.size].astype(bool)
+    scale = np.repeat(scales, block)[:total.size]
+    total += np.where(minus, -scale, scale)
 
 
 def encode_top_k(vector, residual, counts, entries, positions):
@@ -209,6 +271,14 @@ def dither(key, first, size):
 def _given(vector, residual):
     """Return vector + residual as a new array."""
     return vector.copy() if residual is None else vector + residual
+
+
+def _sum_by_halves(terms):
+    """Return the sums along the last axis, whose length is a power of two."""
+    while terms.shape[-1] > 1:
+        half = terms.shape[-1] // 2
+        terms = terms[..., :half] + terms[..., half:]
+    return terms[..., 0]
 
 
 def _keep(given, decode, codes, residual):

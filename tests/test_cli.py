@@ -154,6 +154,7 @@ def test_ranks_in_another_order_leave_the_same_bits_and_the_same_folder(lab):
 @pytest.mark.slow
 @pytest.mark.parametrize("changes", [
     {"allreduce": {"algorithm": "ring"}}, {"allreduce": {"algorithm": "mpi"}},
+    {"allreduce": {"algorithm": "tree"}}, {"allreduce": {"algorithm": "recursive"}},
     {"model": {"kind": "convolutional", "height": 4, "width": 4, "channels": [3], "classes": 3},
      "allreduce": {"compressor": {"kind": "top_k", "ratio": 0.1}}}])
 def test_other_algorithms_and_models_train_too(lab, changes):
@@ -254,6 +255,8 @@ MISTAKES = {
                                ["'ring'", "hierarchical"]),
     "paced MPI": ({"allreduce": {"algorithm": "mpi"}, "cluster.links": "paced"}, {}, None, 3, 3,
                   ["cannot be paced"]),
+    "paced trees": ({"allreduce": {"algorithm": "tree"}, "cluster.links": "paced"}, {}, None, 3, 3,
+                    ["\"tree\" cannot be paced", "several ranks"]),
     "no cluster file": ({"cluster.file": "no.toml"}, {}, None, 3, 4, ["no.toml: no such file"]),
     "a bad cluster": ({}, {"site": []}, None, 3, 4, ["cluster.toml: site"]),
     "too few ranks": ({}, {}, None, 2, 4, ["3 ranks, this job has 2", "mpirun -n 3"]),

@@ -5,11 +5,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from isthmus.compression import COMPRESSORS, Dense, Int8, OneBit, TopK
+from isthmus.compression import COMPRESSORS, Dense, Int4, Int8, OneBit, TopK
 from isthmus.compression.chunks import WIRE_NBYTES, chunk_entries, site_chunk_entries
 
 ALL = [Dense(), Dense("float16"), Dense("bfloat16"), Int8(), Int8(block=7),
-       Int8(block=64, rounding="stochastic"), OneBit(), OneBit(block=8), TopK(0.01), TopK(1.0)]
+       Int8(block=64, rounding="stochastic"), Int4(),
+       Int4(block=6, rounding="stochastic"), OneBit(), OneBit(block=8), TopK(0.01), TopK(1.0)]
 SIZES = [0, 1, 2, 255, 256, 257, 1001]
 every_compressor = pytest.mark.parametrize("compressor", ALL, ids=repr)
 SHAPES = {
@@ -79,7 +80,8 @@ def test_a_vector_cut_at_the_grain_gives_the_same_numbers(compressor, pieces):
 
 @pytest.mark.parametrize(("compressor", "bits"), [
     (Dense(), 32), (Dense("float16"), 16), (Dense("bfloat16"), 16), (Int8(), 8.125),
-    (Int8(block=64), 8.5), (OneBit(), 1 + 32 / 1024), (TopK(0.01), 0.48 + 32 / 65536)])
+    (Int8(block=64), 8.5), (Int4(), 4 + 18 / 64),
+    (OneBit(), 1 + 32 / 1024), (TopK(0.01), 0.48 + 32 / 65536)])
 def test_the_wire_has_the_bits_an_entry_that_the_docstring_says(compressor, bits):
     size = 65536 * 10
     assert compressor.wire_nbytes(size) * 8 / size == pytest.approx(bits, rel=1e-3)
@@ -87,7 +89,8 @@ def test_the_wire_has_the_bits_an_entry_that_the_docstring_says(compressor, bits
 
 
 @pytest.mark.parametrize(("compressor", "delta"), [
-    (Int8(), 1 - 256 / 254**2), (TopK(0.1), 0.1), (Dense("float16"), 1 - 2**-22),
+    (Int8(), 1 - 256 / 254**2), (Int4(), 1 - 64 / 14**2), (TopK(0.1), 0.1),
+    (Dense("float16"), 1 - 2**-22),
     (Dense("bfloat16"), 1 - 2**-16)])
 @given(shape=st.sampled_from(["normal", "constant", "sparse"]), seed=st.integers(0, 50))
 @settings(deadline=None, max_examples=30)
@@ -100,7 +103,7 @@ def test_the_error_is_within_the_contraction_factor(compressor, delta, shape, se
 
 
 @pytest.mark.parametrize("value", [3.7, -1e-3, 1e38, 1.6e-33, 0.0])
-@pytest.mark.parametrize("compressor", [Int8(), OneBit()])
+@pytest.mark.parametrize("compressor", [Int8(), Int4(), OneBit()])
 def test_constants_are_sent_exactly(compressor, value):
     vector = np.full(2048, value, "f4")
     np.testing.assert_array_equal(encoded(compressor, vector)[1], vector)

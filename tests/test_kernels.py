@@ -95,6 +95,25 @@ def test_int8_kernels_write_the_bytes_of_the_reference(vector, has_residual, key
              [np.ones(vector.size, "f4")])
 
 
+@given(vectors, st.booleans(), st.one_of(st.none(), st.integers(0, 2**64 - 1).map(np.uint64)),
+       st.integers(0, 2**33))
+@settings(deadline=None)
+@example(np.full(300, 3.7, "f4"), False, None, 0)
+@example(np.geomspace(1e-44, 3e38, 333).astype("f4"), True, None, 0)
+@example(np.full(39, 3.4028235e38, "f4"), True, np.uint64(2**64 - 1), 2**32 - 3)
+def test_int4_kernels_write_the_bytes_of_the_reference(vector, has_residual, key, first):
+    block, size = 4, vector.size
+    blocks = -(-size // block)
+    maxima, shares, codes, _ = same(
+        lambda module, maxima, shares, codes, residual: module.encode_int4(
+            vector, residual, block, key, first, maxima, shares, codes),
+        [np.zeros(-(-blocks // 16), "f4"), np.zeros(blocks, "u2"), np.zeros(-(-size // 2), "u1"),
+         residual_for(vector, has_residual)])
+    for verb in ("decode_int4", "add_int4"):
+        same(lambda module, total, verb=verb: getattr(module, verb)(maxima, shares, codes, block, total),
+             [np.ones(size, "f4")])
+
+
 @given(vectors, st.booleans())
 def test_one_bit_kernels_write_the_bytes_of_the_reference(vector, has_residual):
     scales, codes, _ = same(

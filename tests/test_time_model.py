@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 import isthmus
 from isthmus.planning.calibration import fit_link
 from isthmus.planning.time_model import (
+    ALGORITHMS,
     Workload,
     compute_seconds,
     narrow_link_bound_seconds,
@@ -78,7 +79,7 @@ def test_links_that_share_take_turns():
     assert links_seconds(shared="uplink") == pytest.approx(2 * links_seconds(), rel=0.05)
 
 
-@pytest.mark.parametrize("algorithm", ["mpi", "ring", "hierarchical"])
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_nothing_to_send_takes_no_time(algorithm):
     two = isthmus.Cluster(cluster_of(1, 1))
     one = isthmus.Cluster(cluster_of(1))
@@ -114,6 +115,68 @@ def test_buckets_wait_for_the_backward_pass_and_for_each_other():
 
 def test_halving_and_doubling():
     assert recursive_seconds(8, 8e6, 1e-3, 1e6) == pytest.approx(6e-3 + 14)
+
+
+def alike(ranks, latency_seconds=1e-3, bytes_per_second=1e6, **site):
+    """One site of ranks that are all alike."""
+    table = cluster_of(ranks)
+    table["site"][0]["network"] = {"latency_seconds": latency_seconds,
+                                   "bytes_per_second": bytes_per_second}
+    table["site"][0].update(site)
+    return isthmus.Cluster(table)
+
+
+def seconds_of(algorithm, cluster, size):
+    return isthmus.predict_allreduce(cluster, size, algorithm=algorithm).seconds
+
+
+@pytest.mark.parametrize("ranks", [2, 4, 8, 64])
+def test_halving_among_ranks_that_are_alike_takes_the_textbook_time(ranks):
+    size = 64 * 1000
+    assert seconds_of("recursive", alike(ranks), size) == pytest.approx(
+        recursive_seconds(ranks, 4 * size, 1e-3, 1e6))
+    adds = (ranks - 1) / ranks * 4 * size / 2e6
+    assert seconds_of("recursive", alike(ranks, add_bytes_per_second=2e6), size) == pytest.approx(
+        recursive_seconds(ranks, 4 * size, 1e-3, 1e6) + adds)
+
+
+@pytest.mark.parametrize(("ranks", "core"), [(3, 2), (5, 4), (7, 4), (12, 8)])
+def test_folding_takes_the_whole_vector_there_and_back(ranks, core):
+    assert seconds_of("recursive", alike(ranks), 8000) == pytest.approx(
+        2 * (1e-3 + 0.032) + recursive_seconds(core, 32_000, 1e-3, 1e6))
+
+
+@pytest.mark.parametrize(("ranks", "depth"), [(2, 1), (4, 2), (8, 3), (9, 4), (64, 6)])
+def test_a_short_vector_takes_the_hops_of_a_tree(ranks, depth):
+    assert seconds_of("tree", alike(ranks, bytes_per_second=1e15), 1) == pytest.approx(2e-3 * depth)
+
+
+@pytest.mark.parametrize("ranks", [4, 5, 8, 33, 100])
+def test_a_long_vector_takes_a_double_tree_twice_its_bytes_whatever_the_ranks(ranks):
+    seconds = seconds_of("tree", alike(ranks, latency_seconds=0.0), 10_000_000)
+    assert (1.5 if ranks == 5 else 2) * 40 * (1 - 1e-9) <= seconds <= 2 * 40 * 1.05
+
+
+def test_the_ranks_of_a_site_take_turns_on_a_link():
+    """By hand, of two and two: halving sends n / 4 for each rank over the link, doubling again; of
+    the trees two edges of one and two of the other cross it, n / 2 each and both ways."""
+    table = cluster_of(2, 2, latency_seconds=0.0, bytes_per_second=1e6)
+    for site in table["site"]:
+        site["network"] = {}
+    cluster = isthmus.Cluster(table)
+    assert seconds_of("recursive", cluster, 1_000_000) == pytest.approx(4.0)
+    assert seconds_of("tree", cluster, 10_000_000) == pytest.approx(80.0, rel=0.02)
+
+
+@pytest.mark.parametrize("algorithm", ["tree", "recursive"])
+@pytest.mark.parametrize("sites", [(1, 1), (4, 2), (2, 2, 2), (1, 1, 1, 5)])
+@given(size=st.integers(64, 10**7))
+def test_no_exact_allreduce_beats_the_bound_of_the_narrow_link(sites, algorithm, size):
+    cluster = isthmus.Cluster(cluster_of(*sites, bytes_per_second=1e6))
+    predicted = isthmus.predict_allreduce(cluster, size, algorithm=algorithm)
+    assert predicted.seconds >= narrow_link_bound_seconds(4 * size, 0.001, 1e6) * (1 - 1e-9)
+    assert predicted.seconds == pytest.approx(predicted.reduce_seconds + predicted.broadcast_seconds)
+    assert min(predicted.reduce_seconds, predicted.broadcast_seconds) > 0
 
 
 @given(st.integers(1, 10**6), st.integers(1, 10**4))

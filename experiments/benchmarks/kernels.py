@@ -15,6 +15,7 @@ SIZE = 96_000_000
 BLOCK = 256
 BYTES = {
     "add": 12, "encode_int8": 13, "decode_int8": 5, "add_int8": 9, "encode_int8_stochastic": 13,
+    "encode_int4": 12.54, "decode_int4": 8.54, "add_int4": 8.54,
     "encode_one_bit": 12.13, "add_one_bit": 8.13,
     "encode_float16": 14, "add_float16": 10, "encode_bfloat16": 14, "add_bfloat16": 10}
 
@@ -39,6 +40,8 @@ class ShareOfTriad:
         self.other, self.residual = np.ones(SIZE, "f4"), np.zeros(SIZE, "f4")
         self.codes = np.zeros(SIZE, "u2" if "16" in kernel else "i1")
         self.maxima = np.zeros(-(-SIZE // BLOCK), "f4")
+        self.int4 = (np.zeros(-(-SIZE // 1024), "f4"), np.zeros(-(-SIZE // 64), "u2"),
+                     np.zeros(SIZE // 2, "u1"))
         self.call = {
             "add": lambda: cpu.add(self.vector, self.other),
             "encode_int8": lambda: cpu.encode_int8(
@@ -47,6 +50,10 @@ class ShareOfTriad:
                 self.vector, self.residual, BLOCK, np.uint64(7), 0, self.maxima, self.codes),
             "decode_int8": lambda: cpu.decode_int8(self.maxima, self.codes, BLOCK, self.other),
             "add_int8": lambda: cpu.add_int8(self.maxima, self.codes, BLOCK, self.other),
+            "encode_int4": lambda: cpu.encode_int4(
+                self.vector, self.residual, 64, None, 0, *self.int4),
+            "decode_int4": lambda: cpu.decode_int4(*self.int4, 64, self.other),
+            "add_int4": lambda: cpu.add_int4(*self.int4, 64, self.other),
             "encode_one_bit": lambda: cpu.encode_one_bit(
                 self.vector, self.residual, 1024, self.maxima[:-(-SIZE // 1024)],
                 self.codes[:SIZE // 8].view("u1")),

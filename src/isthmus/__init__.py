@@ -7,6 +7,7 @@ _HOME = {
     "split_tiers": "isthmus.topology.tiers",
     "Dense": "isthmus.compression.dense",
     "Int8": "isthmus.compression.quantized",
+    "Int4": "isthmus.compression.quantized",
     "OneBit": "isthmus.compression.one_bit",
     "TopK": "isthmus.compression.top_k",
     "Allreduce": "isthmus.collectives.allreduce",

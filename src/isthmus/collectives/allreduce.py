@@ -1,6 +1,6 @@
 """The weighted mean of every rank's vector, on every rank, bit for bit the same.
 
-The one front of all algorithms: `ring` and `hierarchical` are isthmus' own, `mpi` is MPI's.
+The one front of all algorithms: `mpi` is MPI's, all others are isthmus' own.
 """
 
 import numpy as np
@@ -9,11 +9,14 @@ from mpi4py import MPI
 from isthmus import kernels
 from isthmus.collectives.counting import CountedComm, StageClock
 from isthmus.collectives.hierarchical import Hierarchical
+from isthmus.collectives.recursive import Recursive
 from isthmus.collectives.ring import Ring
+from isthmus.collectives.tree import DoubleTree
 from isthmus.compression.dense import Dense
 from isthmus.topology.agreement import gather_json
 
-ALGORITHMS = ("mpi", "ring", "hierarchical")
+EXACT = {"ring": Ring, "tree": DoubleTree, "recursive": Recursive}
+ALGORITHMS = ("mpi", *EXACT, "hierarchical")
 
 
 class Allreduce:
@@ -48,9 +51,9 @@ class Allreduce:
         self._clock = StageClock()
         if algorithm == "mpi":
             self._exchange = _OfMPI(world, size, self.sent_to_sites, self._clock)
-        elif algorithm == "ring":
+        elif algorithm in EXACT:
             counted = CountedComm(world, self.sent_to_sites, self._site_of_rank)
-            self._exchange = Ring(counted, self._site_of_rank, size, self._clock)
+            self._exchange = EXACT[algorithm](counted, self._site_of_rank, size, self._clock)
         else:
             self._exchange = self._hierarchical(tiers, size, compressor, error_feedback)
         self._residual_before = None if self._residual is None else np.empty(size, "f4")

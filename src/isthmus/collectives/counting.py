@@ -10,12 +10,12 @@ class CountedComm:
         self.comm, self.sent, self.site_of_peer = comm, sent, site_of_peer
         self.rank, self.size = comm.rank, comm.size
 
-    def Isend(self, buffer, dest):  # noqa: N802
+    def Isend(self, buffer, dest, tag=0):  # noqa: N802
         self.sent[self.site_of_peer[dest]] += buffer.nbytes
-        return self.comm.Isend(buffer, dest)
+        return self.comm.Isend(buffer, dest, tag)
 
-    def Irecv(self, buffer, source):  # noqa: N802
-        return self.comm.Irecv(buffer, source)
+    def Irecv(self, buffer, source, tag=0):  # noqa: N802
+        return self.comm.Irecv(buffer, source, tag)
 
     def Recv(self, buffer, source):  # noqa: N802
         self.comm.Recv(buffer, source)

@@ -7,8 +7,8 @@ then run on it too.
 
 from isthmus.compression.dense import Dense
 from isthmus.compression.one_bit import OneBit
-from isthmus.compression.quantized import Int8
+from isthmus.compression.quantized import Int4, Int8
 from isthmus.compression.top_k import TopK
 
-COMPRESSORS = {"dense": Dense, "int8": Int8, "one_bit": OneBit, "top_k": TopK}
+COMPRESSORS = {"dense": Dense, "int8": Int8, "int4": Int4, "one_bit": OneBit, "top_k": TopK}
 """Name in a settings file -> class."""

@@ -13,8 +13,9 @@ import numpy as np
 
 from isthmus.compression.chunks import chunk_entries
 from isthmus.compression.dense import Dense
+from isthmus.planning.pipes import halving_seconds, tree_seconds
 
-ALGORITHMS = ("mpi", "ring", "hierarchical")
+ALGORITHMS = ("mpi", "ring", "tree", "recursive", "hierarchical")
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,11 @@ class AllreduceTime:
     decode_seconds: float = 0.0
     broadcast_seconds: float = 0.0
 
+    @classmethod
+    def of_two(cls, seconds):
+        """Make one of the seconds to the sum and the seconds from there to every rank."""
+        return cls(reduce_seconds=seconds[0], broadcast_seconds=seconds[1])
+
     @property
     def seconds(self):
         return sum(self.terms.values())
@@ -74,9 +80,14 @@ def predict_allreduce(cluster, size, *, algorithm, compressor=None):
         return AllreduceTime()
     if algorithm == "hierarchical":
         return _hierarchical(cluster, size, compressor or Dense(), compressor is not None)
-    ring = ring_seconds(*_ring_hops(cluster), 4 * size, _slowest(cluster, "add_bytes_per_second"))
+    adds = _slowest(cluster, "add_bytes_per_second")
+    if algorithm == "tree":
+        return AllreduceTime.of_two(tree_seconds(cluster, size, adds))
+    if algorithm == "recursive":
+        return AllreduceTime.of_two(halving_seconds(cluster, size, adds))
+    ring = ring_seconds(*_ring_hops(cluster), 4 * size, adds)
     if algorithm == "ring":
-        return AllreduceTime(reduce_seconds=ring[0], broadcast_seconds=ring[1])
+        return AllreduceTime.of_two(ring)
     latency, rate = _worst_route(cluster)
     return AllreduceTime(links_seconds=min(
         sum(ring), recursive_seconds(cluster.size, 4 * size, latency, rate)))

@@ -58,7 +58,7 @@ class KindSettings(FrozenModel):
 class AllreduceSettings(FrozenModel):
     """How gradients are summed."""
 
-    algorithm: Literal["mpi", "ring", "hierarchical"] = "hierarchical"
+    algorithm: Literal["mpi", "ring", "tree", "recursive", "hierarchical"] = "hierarchical"
     compressor: KindSettings | None = None
     error_feedback: bool = True
 
@@ -123,10 +123,14 @@ class RunSettings(FrozenModel):
         return value if isinstance(value, KindSettings) else KindSettings.of(value, MODELS, "model")
 
     @model_validator(mode="after")
-    def _paced_links_need_own_messages(self):
-        if self.cluster.links == "paced" and self.allreduce.algorithm == "mpi":
-            raise ValueError('allreduce.algorithm "mpi" cannot be paced: MPI sends its messages '
-                             'itself; use "ring" or "hierarchical", or cluster.links = "real"')
+    def _paced_links_need_one_rank_to_keep_them(self):
+        reasons = {"mpi": "MPI sends its messages itself",
+                   **dict.fromkeys(("tree", "recursive"), "several ranks of a site send over a link "
+                                   "at once, and each would be paced alone")}
+        algorithm = self.allreduce.algorithm
+        if self.cluster.links == "paced" and algorithm in reasons:
+            raise ValueError(f'allreduce.algorithm "{algorithm}" cannot be paced: {reasons[algorithm]}; '
+                             'use "ring" or "hierarchical", or cluster.links = "real"')
         return self
 
     @classmethod
