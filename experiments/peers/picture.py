@@ -10,7 +10,8 @@ STYLE = {"svg.fonttype": "none", "svg.hashsalt": "isthmus", "font.size": 9, "fon
 LINES = {
     "isthmus dense": ("#0072B2", "-"), "isthmus int8": ("#56B4E9", "-"),
     "isthmus int4": ("#009E73", "-"), "isthmus 1 bit": ("#CC79A7", "-"),
-    "isthmus ring": ("#0072B2", ":"), "isthmus mpi": ("#999999", "-"),
+    "isthmus ring": ("#0072B2", ":"), "isthmus tree": ("#0072B2", "--"),
+    "isthmus recursive": ("#0072B2", "-."), "isthmus mpi": ("#999999", "-"),
     "Gloo float32": ("#E69F00", "-"), "Gloo float16": ("#E69F00", "--"),
     "DDP float32": ("#D55E00", "-"), "DDP fp16 hook": ("#D55E00", "--"),
     "DDP PowerSGD rank 2": ("#D55E00", ":"),
