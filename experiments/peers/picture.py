@@ -16,7 +16,7 @@ LINES = {
     "DDP float32": ("#D55E00", "-"), "DDP fp16 hook": ("#D55E00", "--"),
     "DDP PowerSGD rank 2": ("#D55E00", ":"),
     "Open MPI default": ("#999999", "-"), "Open MPI, best of all": ("#000000", "--")}
-"""Program -> colour and stroke; those that are not here are drawn as part of `best of all`, or grey."""
+"""Program -> colour and stroke; the others are in the tables, Open MPI's also in its `best of all`."""
 
 
 def draw(findings):
