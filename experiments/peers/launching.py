@@ -7,6 +7,9 @@ import sys
 
 from isthmus.runs.launch import mpirun, rank_environment
 
+NAME = "peers"
+NAMED = ("--name", NAME)  # beside a testbed that somebody else may have up
+
 
 class Localhost:
     """All ranks on this machine, over shared memory and the loopback: for trials alone."""
@@ -37,16 +40,16 @@ class Testbed:
         self.cluster_path = str(cluster_path)
 
     def __enter__(self):
-        failed = subprocess.run(isthmus_command("testbed", "up", self.cluster_path)).returncode
+        failed = subprocess.run(isthmus_command("testbed", "up", self.cluster_path, *NAMED)).returncode
         if failed:  # it has said why
             sys.exit(failed)
         return self
 
     def __exit__(self, *_):
-        subprocess.run(isthmus_command("testbed", "down"))
+        subprocess.run(isthmus_command("testbed", "down", *NAMED))
 
     def command(self, *program):
-        return isthmus_command("testbed", "run", self.cluster_path, "--", *program)
+        return isthmus_command("testbed", "run", self.cluster_path, *NAMED, "--", *program)
 
     def environment(self):
         """Each site's daemon sees as many cores as ranks and would let them poll; but sites share them.
@@ -57,7 +60,7 @@ class Testbed:
 
     def counters(self):
         from isthmus import testbed
-        return testbed.counters()
+        return testbed.counters(NAME)
 
 
 PLACES = {"testbed": Testbed, "localhost": Localhost}
