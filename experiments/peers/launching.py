@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 
+from isthmus import testbed
 from isthmus.runs.launch import mpirun, rank_environment
 
 NAME = "peers"
@@ -30,6 +31,9 @@ class Localhost:
         return rank_environment()
 
     def counters(self):
+        return {}
+
+    def facts(self):
         return {}
 
 
@@ -59,8 +63,12 @@ class Testbed:
         return {**os.environ, "OMPI_MCA_mpi_yield_when_idle": "1"}
 
     def counters(self):
-        from isthmus import testbed
         return testbed.counters(NAME)
+
+    def facts(self):
+        """Return what a result should tell of the testbed."""
+        told = testbed.describe(NAME)
+        return {key: told[key] for key in ("latency", "congestion_control")}
 
 
 PLACES = {"testbed": Testbed, "localhost": Localhost}
