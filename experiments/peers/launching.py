@@ -1,0 +1,105 @@
+"""Where programs run: on the testbed, or on this machine without a narrow link. Imports no MPI."""
+
+import os
+import signal
+import subprocess
+import sys
+
+from isthmus import testbed
+from isthmus.runs.launch import mpirun, rank_environment
+
+NAME = "peers"
+NAMED = ("--name", NAME)  # beside a testbed that somebody else may have up
+
+
+class Localhost:
+    """All ranks on this machine, over shared memory and the loopback: for trials alone."""
+
+    def __init__(self, cluster_path, ranks):
+        self.ranks = ranks
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def command(self, *program):
+        return [mpirun(), "-n", str(self.ranks), *program]
+
+    def environment(self):
+        return rank_environment()
+
+    def counters(self):
+        return {}
+
+    def facts(self):
+        return {}
+
+
+class Testbed:
+    """A network namespace a site, with links between them as slow as the cluster file says."""
+
+    def __init__(self, cluster_path, ranks):
+        self.cluster_path = str(cluster_path)
+
+    def __enter__(self):
+        failed = subprocess.run(isthmus_command("testbed", "up", self.cluster_path, *NAMED)).returncode
+        if failed:  # it has said why
+            sys.exit(failed)
+        return self
+
+    def __exit__(self, *_):
+        subprocess.run(isthmus_command("testbed", "down", *NAMED))
+
+    def command(self, *program):
+        return isthmus_command("testbed", "run", self.cluster_path, *NAMED, "--", *program)
+
+    def environment(self):
+        """Each site's daemon sees as many cores as ranks and would let them poll; but sites share them.
+
+        Without this, a waiting rank keeps its core from a working one, in isthmus and Open MPI alike.
+        """
+        return {**os.environ, "OMPI_MCA_mpi_yield_when_idle": "1"}
+
+    def counters(self):
+        return testbed.counters(NAME)
+
+    def facts(self):
+        """Return what a result should tell of the testbed."""
+        told = testbed.describe(NAME)
+        return {key: told[key] for key in ("latency", "congestion_control")}
+
+
+PLACES = {"testbed": Testbed, "localhost": Localhost}
+
+
+def isthmus_command(*arguments):
+    return [sys.executable, "-m", "isthmus.cli", *arguments]
+
+
+def output_of(command, environment, limit_seconds):
+    """Run `command`; return what it prints, and what went wrong or None."""
+    process = subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, start_new_session=True)
+    try:
+        output, errors = process.communicate(timeout=limit_seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGTERM)
+        try:
+            output, errors = process.communicate(timeout=20)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            output, errors = process.communicate()
+        return output, f"no end after {limit_seconds} s"
+    except BaseException:
+        os.killpg(process.pid, signal.SIGTERM)
+        raise
+    return output, cause(errors) if process.returncode else None
+
+
+def cause(errors):
+    """Return the first line of a job's error output that names an error, or else its first line."""
+    lines = [line.strip() for line in errors.splitlines() if line.strip()]
+    telling = [line for line in lines if "Error" in line or "error" in line]
+    return (telling or lines or ["it failed without a word"])[0][:300]

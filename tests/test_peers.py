@@ -1,0 +1,94 @@
+"""The study of peers: its settings are read, and its programs sum right on a few ranks."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+
+import pytest
+
+from isthmus.errors import SettingsError
+from isthmus.runs.launch import rank_command, rank_environment
+
+
+@pytest.fixture
+def study(repository, monkeypatch):
+    """The module experiments/compare_peers.py."""
+    monkeypatch.syspath_prepend(str(repository / "experiments"))
+    import compare_peers
+    return compare_peers
+
+
+def results_of(study, program, tmp_path, **more):
+    """Run a program of the study on a tiny vector in three ranks at two sites; return its lines."""
+    cluster = study.ClusterSettings(name="2+1", ranks_of_sites=(2, 1), bytes_per_second=1e8,
+                                    calls=(2,), rounds=1)
+    (tmp_path / "cluster.toml").write_text(study.tomli_w.dumps(cluster.table()))
+    settings = study.ProgramSettings(name="tried", program=program, tasks=("allreduce",), **more)
+    task = {"task": "allreduce", "program": settings.model_dump(), "sizes_nbytes": [4_000], "calls": [3],
+            "cluster": str(tmp_path / "cluster.toml"), "rendezvous": str(tmp_path / "rendezvous")}
+    (tmp_path / "task.json").write_text(json.dumps(task))
+    command = [*rank_command(3)[:3], *settings.command(tmp_path / "task.json")]
+    done = subprocess.run(command, env=rank_environment(), text=True, capture_output=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    return list(map(json.loads, done.stdout.splitlines()))
+
+
+def test_the_settings_are_read_and_fit(study, repository):
+    settings = study.read_study(repository / "experiments/compare_peers.toml")
+    assert [cluster.ranks_of_sites for cluster in settings.clusters[:2]] == [(2, 2), (2, 2, 2)]
+    assert len({program.name for program in settings.programs}) == len(settings.programs)
+
+
+def test_settings_that_do_not_fit_are_refused(study, repository, tmp_path):
+    text = (repository / "experiments/compare_peers.toml").read_text()
+    (tmp_path / "short.toml").write_text(text.replace("calls = [20, 20, 6, 4, 1]", "calls = [20]"))
+    (tmp_path / "nonsense.toml").write_text(text.replace('"basic_linear"', '"fastest"'))
+    for name, words in (("short", "calls"), ("nonsense", "fastest")):
+        with pytest.raises(SettingsError, match=words):
+            study.read_study(tmp_path / f"{name}.toml")
+
+
+@pytest.mark.parametrize(("program", "more", "largest_error"), [
+    ("isthmus", {}, 1e-6),
+    ("isthmus", {"compressor": {"kind": "int8"}}, 0.02),
+    ("mpi", {"algorithm": "default"}, 1e-6),
+    ("mpi", {"algorithm": "ring"}, 1e-6),
+    ("torch", {"kind": "gloo"}, 1e-6),
+    ("torch", {"kind": "ddp", "hook": "fp16"}, 0.002)])
+def test_a_program_sums_right(study, tmp_path, program, more, largest_error):
+    if program == "torch" and importlib.util.find_spec("torch") is None:
+        pytest.skip("torch is not installed (pip install -e '.[peers]')")
+    (line,) = results_of(study, program, tmp_path, **more)
+    assert line["nbytes"] == 4_000
+    assert len(line["seconds"]) == 2
+    assert line["error"] <= largest_error
+
+
+def test_findings_are_computed_from_the_lines(study, tmp_path):
+    common = {"cluster": "narrow", "ranks_of_sites": [2, 2], "bytes_per_second": 12.5e6, "turn": 0,
+              "command": "c", "commit": "0", "processor": "p", "emulated": True}
+    sums = [{"task": "allreduce", "program": name, "nbytes": 16_000_000, "seconds": seconds, **common}
+            for name, seconds in (("isthmus dense", [1.3, 1.4, 9.0]), ("Gloo float32", [2.8]),
+                                  ("Open MPI ring", [2.1]))]
+    jobs = [{"task": "train", "program": name, "reached": True, "steps": 20, "seconds": seconds,
+             "sent_nbytes_of_hosts": [5_000_000, 4], "curve": [[20, seconds, 5_000_000, 0.9]], **common}
+            for name, seconds in (("isthmus dense", 2.0), ("DDP float32", 8.0))]
+    failed = {"task": "train", "program": "DDP fp16 hook", "failed": "no end", **common}
+    path = tmp_path / "lines.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in [*sums, *jobs, failed]))
+    study.tell_findings(path)
+    text = path.with_suffix(".md").read_text()
+    assert "| dense: seconds over bytes / rate, 16 MB | 1.09 | <= 1.1 | yes |" in text
+    assert "the best exact peer (Open MPI ring) | 1.50 | > 1 | yes |" in text
+    assert "(isthmus dense): times fewer seconds than DDP float32 | 4.00 | >= 5 | **no** |" in text
+    assert "DDP fp16 hook: no end" in text
+    assert path.with_suffix(".svg").read_text().startswith("<svg")
+
+
+def test_the_driver_imports_no_mpi(repository):
+    """A process that has initialised MPI must not start mpirun."""
+    done = subprocess.run([sys.executable, "-c", "import sys, compare_peers; "
+                           "print('mpi4py.MPI' in sys.modules, 'torch' in sys.modules)"],
+                          cwd=repository / "experiments", text=True, capture_output=True)
+    assert done.stdout.split() == ["False", "False"], done.stderr
