@@ -164,6 +164,7 @@ def test_a_compressor_that_asks_for_the_models_shapes_gets_them():
 @pytest.mark.parametrize("changes", [
     {"allreduce": {"algorithm": "ring"}}, {"allreduce": {"algorithm": "mpi"}},
     {"allreduce": {"algorithm": "tree"}}, {"allreduce": {"algorithm": "recursive"}},
+    {"allreduce": {"compressor": "int4", "buckets": 3}},
     {"model": {"kind": "convolutional", "height": 4, "width": 4, "channels": [3], "classes": 3},
      "allreduce": {"compressor": {"kind": "top_k", "ratio": 0.1, "selector": "threshold"}}},
     {"model": {"kind": "convolutional", "height": 4, "width": 4, "channels": [3], "classes": 3},

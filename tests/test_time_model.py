@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 
 import isthmus
 from isthmus.planning.calibration import fit_link
+from isthmus.planning.step import predict_overlapped, predict_step
 from isthmus.planning.time_model import (
     ALGORITHMS,
     Workload,
     compute_seconds,
     narrow_link_bound_seconds,
     overlapped_seconds,
-    predict_step,
     recursive_seconds,
     ring_seconds,
     staging_seconds,
@@ -220,3 +220,23 @@ def test_one_outlier_in_five_repetitions_does_not_matter():
 def test_times_that_say_nothing_are_refused(nbytes, seconds, message):
     with pytest.raises(ValueError, match=message):
         fit_link(nbytes, seconds)
+
+
+def test_buckets_hide_the_link_behind_the_computing():
+    """Two sites, fast inside: a step takes max(compute, links) and what cannot overlap, not the sum."""
+    cluster = isthmus.Cluster(cluster_of(1, 1, latency_seconds=0.0, bytes_per_second=1e6))
+    size = 250_000  # 1 s on the link
+    buckets = [slice(first, first + size // 10) for first in range(size - size // 10, -1, -size // 10)]
+    for compute in (0.1, 1.0, 10.0):
+        whole = predict_overlapped(cluster, [slice(0, size)], compute, algorithm="hierarchical").seconds
+        left = predict_overlapped(cluster, buckets, compute, algorithm="hierarchical").seconds
+        ready = compute * (1 / 3 + 2 / 3 * np.arange(1, 11) / 10)
+        expected = overlapped_seconds(ready, [whole / 10] * 10)[-1] - compute
+        assert left == pytest.approx(expected, rel=0.01)
+        assert left >= 0.1 * whole * 0.99
+
+
+def test_one_bucket_is_no_overlap():
+    cluster = isthmus.Cluster(cluster_of(2, 2))
+    whole = predict_overlapped(cluster, [slice(0, 1000)], 1.0, algorithm="hierarchical")
+    assert whole == isthmus.predict_allreduce(cluster, 1000, algorithm="hierarchical")

@@ -15,6 +15,7 @@ from isthmus.training.checkpoint import read_checkpoint, write_checkpoint
 from isthmus.training.models import Perceptron
 from isthmus.training.recipe import Recipe
 from isthmus.training.synchronous import MEASURED, State, Training
+from isthmus.vectors import bucket_slices
 
 MODEL = Perceptron(6, (5,), 3)
 RECIPE = Recipe(epochs=3, steps=4, learning_rate=0.1, seed=7)
@@ -26,10 +27,11 @@ def samples_of(rank, count):
     return LocalSamples({"features": features, "targets": draw.integers(0, 3, count)})
 
 
-def training_of(tiers, counts, recipe=RECIPE, compressor=None, model=MODEL, **options):
+def training_of(tiers, counts, recipe=RECIPE, compressor=None, model=MODEL, buckets=1, **options):
     local = samples_of(tiers.world.rank, counts[tiers.world.rank])
     allreduce = isthmus.Allreduce(tiers, model.size, compressor=compressor,
-                                  weight=float(local.samples))
+                                  weight=float(local.samples),
+                                  buckets=bucket_slices(model.tensor_slices, buckets))
     return Training(tiers, model, local, allreduce, recipe, State.initial(model, recipe.seed),
                     **options)
 
@@ -42,10 +44,11 @@ def run(training):
 
 @pytest.mark.ranks(4)
 @pytest.mark.parametrize("counts", [(10, 10, 10, 10), (17, 9, 3, 0), (40, 0, 0, 0)])
-def test_unequal_ranks_learn_what_one_process_would(comm, counts):
+@pytest.mark.parametrize("buckets", [1, 4])
+def test_unequal_ranks_learn_what_one_process_would(comm, counts, buckets):
     """Against plain SGD in float64 on the union of what every rank's batches hold."""
     with isthmus.split_tiers(comm, isthmus.Cluster(cluster_of(2, 2))) as tiers:
-        training = training_of(tiers, counts)
+        training = training_of(tiers, counts, buckets=buckets)
         run(training)
     everyone = [samples_of(rank, count) for rank, count in enumerate(counts)]
     parameters = MODEL.initial(RECIPE.seed).astype("f8")
@@ -129,11 +132,13 @@ def poison(training, rank, step):
     class Poisoned:
         size = training.model.size
 
-        def gradient(self, parameters, features, targets, gradient):
-            loss = honest(parameters, features, targets, gradient)
-            if training.state.step == step and training.tiers.world.rank == rank:
-                gradient[3] = np.nan
-            return loss
+        def gradient(self, parameters, features, targets, gradient, ready):
+            def poisoned(first):
+                if training.state.step == step and training.tiers.world.rank == rank:
+                    gradient[max(3, first)] = np.nan
+                ready(first)
+
+            return honest(parameters, features, targets, gradient, poisoned)
 
     training.model = Poisoned()
 

@@ -9,3 +9,17 @@ def part_bounds(size, parts):
 def chunk_slices(first, last, chunk):
     """Cut the entries from `first` to `last` every `chunk`; the last slice may be short."""
     return [slice(start, min(start + chunk, last)) for start in range(first, last, chunk)]
+
+
+def bucket_slices(tensors, buckets):
+    """Group `tensors`, slices in order, into at most `buckets` slices of like size, the last first.
+
+    No tensor is cut. A gradient becomes ready from its end to its start; so does this list.
+    """
+    size = tensors[-1].stop if tensors else 0
+    cut, last = [], size
+    for number, tensor in reversed(list(enumerate(tensors))):
+        if last - tensor.start >= size / buckets or number == 0:
+            cut.append(slice(tensor.start, last))
+            last = tensor.start
+    return cut

@@ -9,9 +9,9 @@ import numpy as np
 from isthmus.errors import PlanError
 from isthmus.planning.makespan import Problem, lower_bound_seconds, relax
 from isthmus.planning.rounding import loads, place_whole
+from isthmus.planning.step import predict_step
 from isthmus.planning.time_model import (
     predict_allreduce,
-    predict_step,
     staging_seconds,
     steps_per_epoch,
 )

@@ -22,7 +22,8 @@ ALGORITHMS = ("mpi", "ring", "tree", "recursive", "hierarchical")
 class Workload:
     """What one epoch asks of a cluster.
 
-    size: entries of the gradient, float32. batch_size: samples of a step, all ranks together.
+    size: entries of the gradient, float32. buckets: slices of it in the order in which they are
+    started; () is one, the whole. batch_size: samples of a step, all ranks together.
     sample_nbytes: bytes of a sample where shards are given as counts alone. data_site: name of the
     site where the shards lie; None where every rank sees them.
     """
@@ -33,6 +34,7 @@ class Workload:
     compressor: Any = None
     sample_nbytes: float = 0.0
     data_site: str | None = None
+    buckets: tuple[slice, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -146,18 +148,6 @@ def overlapped_seconds(ready_seconds, seconds):
 def steps_per_epoch(samples, batch_size):
     """Return K, the same on every rank: whole steps of about `batch_size` samples together."""
     return max(1, round(samples / batch_size))
-
-
-def predict_step(cluster, samples_of_rank, workload):
-    """Return term -> seconds of one step in which rank i computes `samples_of_rank[i]` samples.
-
-    "compute" is the slowest rank's; the terms of the allreduce start when that rank arrives.
-    """
-    fixed = [cluster.sites[site].fixed_seconds for site in cluster.site_of_rank]
-    allreduce = predict_allreduce(cluster, workload.size, algorithm=workload.algorithm,
-                                  compressor=workload.compressor)
-    compute = compute_seconds(samples_of_rank, cluster.rates, fixed)
-    return {"compute": float(compute.max()), **allreduce.terms}
 
 
 def staging_seconds(cluster, nbytes_of_rank, data_site):

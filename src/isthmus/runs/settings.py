@@ -12,6 +12,7 @@ from isthmus.toml_files import FrozenModel, check_table, read_toml
 from isthmus.topology.cluster import Cluster
 from isthmus.training.models import MODELS
 from isthmus.training.recipe import Recipe
+from isthmus.vectors import bucket_slices
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -61,6 +62,7 @@ class AllreduceSettings(FrozenModel):
     algorithm: Literal["mpi", "ring", "tree", "recursive", "hierarchical"] = "hierarchical"
     compressor: KindSettings | None = None
     error_feedback: bool = True
+    buckets: Count = 1
 
     @field_validator("compressor", mode="before")
     @classmethod
@@ -186,9 +188,14 @@ class RunSettings(FrozenModel):
         return kind(**{name: known[name] for name in known if name in kind.__dataclass_fields__}
                     | chosen.arguments)
 
+    def make_buckets(self):
+        """Return the slices of the gradient that are started as they become ready."""
+        return bucket_slices(self.make_model().tensor_slices, self.allreduce.buckets)
+
     def workload(self, sample_nbytes=0):
         """Return what one epoch asks of the cluster."""
         return Workload(size=self.make_model().size, batch_size=self.training.batch_size,
+                        buckets=tuple(self.make_buckets()),
                         algorithm=self.allreduce.algorithm, compressor=self.make_compressor(),
                         sample_nbytes=sample_nbytes)
 

@@ -34,7 +34,7 @@ def train(comm, settings_path, tell, *, resume=None, cluster=None):
         model = settings.make_model()
         allreduce = Allreduce(tiers, model.size, settings.allreduce.algorithm,
                               settings.make_compressor(), settings.allreduce.error_feedback,
-                              weight=float(local.samples))
+                              weight=float(local.samples), buckets=settings.make_buckets())
         recipe = settings.recipe(plan.steps)
         state = State.initial(model, recipe.seed)
         training = Training(tiers, model, local, allreduce, recipe, state,

@@ -4,9 +4,11 @@ Each model is a frozen dataclass with
 
     size, shapes            entries of the flat vector; name -> shape of each matrix in it, in order
     initial(seed)           float32[size], He initialisation (He et al. 2015, arXiv:1502.01852)
-    gradient(parameters, features, targets, gradient)
+    gradient(parameters, features, targets, gradient, ready=None)
                             overwrite `gradient` with that of the batch's summed softmax
-                            cross-entropy, and return that sum; an empty batch gives zeros
+                            cross-entropy, and return that sum; an empty batch gives zeros.
+                            `ready(first)` is called whenever the entries from `first` on are final:
+                            the backward pass goes from the last layer to the first
     scores(parameters, features)
                             [batch, classes], before the softmax
 
@@ -15,6 +17,7 @@ Features are images, [batch, ...] of any number type: uint8 is taken as 0 ... 25
 """
 
 import itertools
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,12 +41,14 @@ class FlatModel:
         if vector.shape != (self.size,):
             raise ValueError(f"this model has {self.size} parameters, the vector has shape "
                              f"{vector.shape}")
-        views, first = {}, 0
-        for name, shape in self.shapes.items():
-            last = first + int(np.prod(shape))
-            views[name] = vector[first:last].reshape(shape)
-            first = last
-        return views
+        return {name: vector[part].reshape(shape)
+                for (name, shape), part in zip(self.shapes.items(), self.tensor_slices)}
+
+    @property
+    def tensor_slices(self):
+        """Return where each tensor of `shapes` lies in the flat vector."""
+        lasts = list(itertools.accumulate(math.prod(shape) for shape in self.shapes.values()))
+        return [slice(first, last) for first, last in itertools.pairwise([0, *lasts])]
 
     def initial(self, seed):
         draw = np.random.Generator(np.random.PCG64(seed))
@@ -57,17 +62,21 @@ class FlatModel:
     def scores(self, parameters, features):
         return self.forward(self.views(parameters), self._prepared(parameters, features))[0]
 
-    def gradient(self, parameters, features, targets, gradient):
+    def gradient(self, parameters, features, targets, gradient, ready=None):
         if len(targets) != len(features):
             raise ValueError(f"{len(features)} features, but {len(targets)} targets")
         parts = self.views(gradient)
+        ready = ready or (lambda first: None)
         if len(features) == 0:
             gradient[:] = 0
+            ready(0)
             return 0.0
         weights = self.views(parameters)
         scores, trace = self.forward(weights, self._prepared(parameters, features))
         loss, slope = cross_entropy(scores, targets)
-        self.backward(weights, trace, slope, parts)
+        first = dict(zip(self.shapes, (part.start for part in self.tensor_slices)))
+        for name in self.backward(weights, trace, slope, parts):
+            ready(first[name])
         return loss
 
     def _prepared(self, parameters, features):
@@ -117,10 +126,11 @@ class Perceptron(FlatModel):
         return values, given
 
     def backward(self, weights, given, slope, parts):
-        """Write each matrix's gradient into `parts`, from the last layer to the first."""
+        """Write gradients into `parts`, from the last layer to the first; yield each finished one."""
         for number in reversed(range(len(given))):
             np.matmul(given[number].T, slope, out=parts[f"layer{number}.weight"])
             slope.sum(axis=0, out=parts[f"layer{number}.bias"])
+            yield f"layer{number}.weight"
             if number:
                 slope = (slope @ weights[f"layer{number}.weight"].T) * (given[number] > 0)
 
@@ -172,10 +182,11 @@ class Convolutional(FlatModel):
         return flat @ weights["linear.weight"] + weights["linear.bias"], trace
 
     def backward(self, weights, trace, slope, parts):
-        """Write each matrix's gradient into `parts`, from the last layer to the first."""
+        """Write gradients into `parts`, from the last layer to the first; yield each finished one."""
         shape, flat = trace[-1]
         np.matmul(flat.T, slope, out=parts["linear.weight"])
         slope.sum(axis=0, out=parts["linear.bias"])
+        yield "linear.weight"
         slope = (slope @ weights["linear.weight"].T).reshape(shape)
         for number in reversed(range(len(self.channels))):
             before, patches, sums_shape, pooled, place = trace[number]
@@ -185,6 +196,7 @@ class Convolutional(FlatModel):
             matrix = parts[f"convolution{number}.weight"].reshape(-1, kernel.shape[-1])
             np.matmul(patches.reshape(-1, matrix.shape[0]).T, rows, out=matrix)
             rows.sum(axis=0, out=parts[f"convolution{number}.bias"])
+            yield f"convolution{number}.weight"
             if number:
                 slope = summed_patches(slope @ kernel.reshape(-1, kernel.shape[-1]).T, before)
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from isthmus.collectives.counting import StageClock
 from isthmus.errors import NonFiniteError, ReplicaError
+from isthmus.planning.step import computed_share
 
 MEASURED = ("loss", "samples", "compute", "allreduce", *StageClock.STAGES, "update", "step",
             "sent_site_nbytes", "sent_link_nbytes")
@@ -46,6 +47,7 @@ class Training:
         self.tiers, self.model, self.local, self.allreduce = tiers, model, local, allreduce
         self.recipe, self.state, self.hold_seconds = recipe, state, hold_seconds
         self.gradient = np.zeros(model.size, np.float32)
+        self.starting_seconds = 0.0  # of the buckets of this step, inside the time of its computing
         self.rows = []  # of the steps since the last `gather_rows`
         self.replica_hash = None
         self.non_finite_ranks = []
@@ -66,8 +68,8 @@ class Training:
     def _step(self, features, targets):
         start = time.perf_counter()
         loss = self._compute(features, targets, start)
-        computed = time.perf_counter()
-        mean = self.allreduce(self.gradient)
+        computed = time.perf_counter() - self.starting_seconds
+        mean = self.allreduce.finish()
         reduced = time.perf_counter()
         self.non_finite_ranks = []
         if self.allreduce.finite:
@@ -81,16 +83,36 @@ class Training:
             end - reduced, end - start, *self.allreduce.sent_nbytes.values()])
 
     def _compute(self, features, targets, start):
-        """Leave this rank's scaled gradient in `gradient`; return the summed loss."""
+        """Start each bucket of this rank's scaled gradient as it is ready; return the summed loss."""
+        self.starting_seconds = 0.0
+        buckets = iter(self.allreduce.buckets)
+        waiting = next(buckets, None)
+
+        def ready(first):
+            nonlocal waiting
+            while waiting is not None and waiting.start >= first:
+                self._hold(start, len(targets), waiting.start)
+                self._start(self.gradient[waiting])
+                waiting = next(buckets, None)
+
         with np.errstate(all="ignore"):  # what is not finite is found by every rank, together
-            loss = self.model.gradient(self.state.parameters, features, targets, self.gradient)
+            return self.model.gradient(self.state.parameters, features, targets, self.gradient, ready)
+
+    def _start(self, bucket):
         if self.local.samples:
-            self.gradient *= np.float32(self.recipe.steps / self.local.samples)
+            bucket *= np.float32(self.recipe.steps / self.local.samples)
+        start = time.perf_counter()
+        self.allreduce.start(bucket)
+        self.starting_seconds += time.perf_counter() - start
+
+    def _hold(self, start, samples, first):
+        """Wait until a paced rank would have the entries from `first` on."""
         if self.hold_seconds is not None:
-            left = start + self.hold_seconds(len(targets)) - time.perf_counter()
+            share = computed_share(first, self.model.size)
+            left = (start + self.starting_seconds + share * self.hold_seconds(samples)
+                    - time.perf_counter())
             if left > 0:
                 time.sleep(left)
-        return loss
 
     def _update(self, mean):
         state, recipe = self.state, self.recipe

@@ -1,0 +1,60 @@
+"""A step: computing, and buckets of the gradient that travel while the rest of it is computed."""
+
+from isthmus.planning.time_model import (
+    AllreduceTime,
+    compute_seconds,
+    overlapped_seconds,
+    predict_allreduce,
+)
+
+FORWARD_SHARE = 1 / 3
+"""Of the time of a gradient: a layer is one matrix product on the way there and two on the way back."""
+
+
+def computed_share(first, size):
+    """Return the share of its computing after which a gradient's entries from `first` on are ready.
+
+    The backward pass goes from the last of `size` entries to the first, and takes time in proportion.
+    """
+    return FORWARD_SHARE + (1 - FORWARD_SHARE) * (size - first) / size if size else 1.0
+
+
+def predict_overlapped(cluster, buckets, computing_seconds, *, algorithm, compressor=None):
+    """Return the AllreduceTime, in seconds, of what is left of an allreduce after the computing.
+
+    buckets: slices of the float32 vector in the order in which they are ready. A bucket is reduced and
+    encoded between two pieces of computing; links carry it meanwhile, one bucket after another
+    (f_b = max(r_b, f_(b-1)) + t_b); it is decoded and passed on in the end. Algorithms other than
+    "hierarchical" begin when the whole is there.
+    """
+    size = max((bucket.stop for bucket in buckets), default=0)
+    if algorithm != "hierarchical" or len(buckets) < 2:
+        return predict_allreduce(cluster, size, algorithm=algorithm, compressor=compressor)
+    times = [predict_allreduce(cluster, bucket.stop - bucket.start, algorithm=algorithm,
+                               compressor=compressor and compressor.piece(bucket))
+             for bucket in buckets]
+    latency = min(predict_allreduce(cluster, 1, algorithm=algorithm).links_seconds,
+                  *(time.links_seconds for time in times))
+    own, ready = 0.0, []
+    for bucket, time in zip(buckets, times):
+        own += time.reduce_seconds + time.encode_seconds
+        ready.append(computed_share(bucket.start, size) * computing_seconds + own)
+    sent = overlapped_seconds(ready, [time.links_seconds - latency for time in times])
+    started = done = computing_seconds + own
+    for time, last_byte in zip(times, sent):
+        done = max(done, last_byte + latency) + time.decode_seconds + time.broadcast_seconds
+    total = {stage: sum(time.terms[stage] for time in times) for stage in times[0].terms}
+    total["links"] = done - started - total["decode"] - total["broadcast"]
+    return AllreduceTime(**{f"{stage}_seconds": seconds for stage, seconds in total.items()})
+
+
+def predict_step(cluster, samples_of_rank, workload):
+    """Return term -> seconds of one step in which rank i computes `samples_of_rank[i]` samples.
+
+    "compute" is the slowest rank's; the terms of the allreduce start when that rank arrives.
+    """
+    fixed = [cluster.sites[site].fixed_seconds for site in cluster.site_of_rank]
+    compute = float(compute_seconds(samples_of_rank, cluster.rates, fixed).max())
+    allreduce = predict_overlapped(cluster, workload.buckets or (slice(0, workload.size),), compute,
+                                   algorithm=workload.algorithm, compressor=workload.compressor)
+    return {"compute": compute, **allreduce.terms}
