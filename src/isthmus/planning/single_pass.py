@@ -86,16 +86,14 @@ def _at_once(star, chosen, through):
     root, workers, links, latencies = star
     unit = {i: max(workers[i], links[i]) if through else workers[i] + links[i] for i in chosen}
     rate, late = (1 / root if root is not None else 0), 0
-    part, seconds = [], math.inf
+    part, seconds = [], math.inf if root is None else root
     for worker in sorted(chosen, key=latencies.__getitem__):
-        if rate and seconds <= latencies[worker]:
+        if seconds <= latencies[worker]:
             break
         rate += 1 / unit[worker]
         late += latencies[worker] / unit[worker]
         part.append(worker)
         seconds = (1 + late) / rate
-    if not part:
-        seconds = 1 / rate
     shares = [0 * seconds] * len(workers)
     for worker in part:
         shares[worker] = (seconds - latencies[worker]) / unit[worker]
