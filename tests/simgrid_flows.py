@@ -8,11 +8,12 @@ import sys
 
 
 def main():
-    from simgrid import Actor, Comm, Engine, Link, LinkInRoute, NetZone, this_actor
+    from simgrid import Actor, Comm, Engine, LinkInRoute, NetZone, this_actor
     case = json.load(sys.stdin)
     engine = Engine(["flows", "--cfg=network/model:CM02", "--cfg=network/TCP-gamma:0",
                      "--cfg=network/crosstraffic:0", "--cfg=network/optim:Full",
-                     "--cfg=precision/work-amount:1e-9", "--cfg=precision/timing:1e-12",
+                     "--cfg=network/bandwidth-factor:1", "--cfg=network/latency-factor:1",
+                     "--cfg=maxmin/precision:1e-9", "--cfg=surf/precision:1e-9",
                      "--log=root.thres:critical"])
     zone = NetZone.create_full_zone("zone")
     pipes = [zone.create_link(f"pipe{number}", rate).seal()
@@ -24,7 +25,6 @@ def main():
                        [LinkInRoute(pipes[pipe]) for pipe in route], False)
         hosts.append(ends)
     zone.seal()
-    assert Link
     finish = [None] * len(hosts)
 
     def flow(number):
