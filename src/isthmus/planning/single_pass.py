@@ -95,10 +95,11 @@ def _at_once(star, chosen, through):
         part.append(worker)
         seconds = (1 + late) / rate
     shares = [0 * seconds] * len(workers)
+    taken = set(part)
     for worker in part:
         shares[worker] = (seconds - latencies[worker]) / unit[worker]
     return SinglePass(seconds, 0 if root is None else seconds / root, tuple(shares),
-                      tuple(worker for worker in chosen if worker in set(part)), seconds)
+                      tuple(worker for worker in chosen if worker in taken), seconds)
 
 
 def _of_rounds(star, order, rounds, one_port):

@@ -73,8 +73,8 @@ def worth_their_messages(root, workers, links, latencies, rounds, chosen):
                   if count or root is not None else np.inf)
         return rounds * latencies[delayed[count]] >= within
 
-    part = delayed[:bisect_left(range(len(delayed)), True, key=too_late)]
-    return [worker for worker in chosen if worker in set(part)]
+    part = set(delayed[:bisect_left(range(len(delayed)), True, key=too_late)])
+    return [worker for worker in chosen if worker in part]
 
 
 def _by_integers(root, workers, links, latencies, rounds, chosen, free):
