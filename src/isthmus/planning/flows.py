@@ -9,6 +9,7 @@ import math
 from collections import deque
 
 import numpy as np
+from numba import njit
 
 
 def max_min_rates(routes, capacities, caps=None):
@@ -16,9 +17,10 @@ def max_min_rates(routes, capacities, caps=None):
 
     routes: one tuple of pipes a flow, by number in `capacities`. caps: what a flow takes at most.
     """
-    flow_of, pipe_of = _incidence(routes)
-    caps = np.full(len(routes), math.inf) if caps is None else np.asarray(caps, float)
-    return _fill(flow_of, pipe_of, np.asarray(capacities, float), caps)
+    caps = np.full(len(routes), math.inf) if caps is None else np.array(caps, float)
+    rates = np.zeros(len(routes))
+    _fill(*_incidence(routes), np.array(capacities, float), caps, np.ones(len(routes), bool), rates)
+    return rates
 
 
 class FlowNetwork:
@@ -53,28 +55,9 @@ class FlowNetwork:
         return finish
 
     def _event_by_event(self, flows, starts, nbytes, caps):
-        """From one start or finish to the next, with rates constant in between."""
-        flow_of, pipe_of = _incidence([self.shared[flow] for flow in flows])
-        left, finish = nbytes.astype(float), np.full(len(flows), np.nan)
-        order, begun, now = np.argsort(starts, kind="stable"), 0, 0.0
-        active = np.zeros(len(flows), bool)
-        while begun < len(flows) or active.any():
-            if not active.any():
-                now = starts[order[begun]]
-            while begun < len(flows) and starts[order[begun]] <= now:
-                active[order[begun]] = True
-                begun += 1
-            rates = _fill(flow_of, pipe_of, self.capacities, caps, active)
-            running = np.flatnonzero(active)
-            needed = left[running] / rates[running]
-            later = starts[order[begun]] - now if begun < len(flows) else math.inf
-            passed = min(needed.min(), later)
-            through = running[needed <= passed * (1 + 1e-12)]
-            left[running] -= rates[running] * passed
-            now = now + passed if passed < later else starts[order[begun]]
-            finish[through] = now
-            active[through] = False
-        return finish
+        """Return when each of a group's flows is through, whatever their sizes and routes."""
+        return _events(*_incidence([self.shared[flow] for flow in flows]), self.capacities, caps,
+                       starts, nbytes.astype(float), np.argsort(starts, kind="stable"))
 
 
 def _alike(starts, nbytes, capacity, cap):
@@ -99,37 +82,77 @@ def _alike(starts, nbytes, capacity, cap):
     return finish
 
 
-def _fill(flow_of, pipe_of, capacities, caps, active=None):
+@njit(cache=True)
+def _events(first, pipe_of, capacities, caps, starts, left, order):
+    """From one start or finish to the next, with rates constant in between; uses `left` up."""
+    finish, rates = np.zeros(starts.size), np.zeros(starts.size)
+    active = np.zeros(starts.size, np.bool_)
+    begun, running, now = 0, 0, 0.0
+    while begun < starts.size or running:
+        if running == 0:
+            now = starts[order[begun]]
+        while begun < starts.size and starts[order[begun]] <= now:
+            active[order[begun]] = True
+            begun, running = begun + 1, running + 1
+        _fill(first, pipe_of, capacities, caps, active, rates)
+        later = starts[order[begun]] - now if begun < starts.size else math.inf
+        passed = later
+        for flow in range(starts.size):
+            if active[flow]:
+                passed = min(passed, left[flow] / rates[flow])
+        now = now + passed if passed < later else starts[order[begun]]
+        for flow in range(starts.size):
+            if active[flow]:
+                through = left[flow] / rates[flow] <= passed * (1 + 1e-12)
+                left[flow] -= rates[flow] * passed
+                if through:
+                    finish[flow] = now
+                    active[flow] = False
+                    running -= 1
+    return finish
+
+
+@njit(cache=True)
+def _fill(first, pipe_of, capacities, caps, active, rates):
     """Progressive filling: settle at once every flow at its cap and every pipe that binds its flows.
 
     A pipe's fair share only grows while flows are settled, so a cap below the shares of all its
     pipes holds, and so does a share that is the least of all pipes for every flow on the pipe.
     """
-    free = np.ones(caps.size, bool) if active is None else active.copy()
-    rates, left = np.zeros(caps.size), capacities.copy()
-    while free.any():
-        here = free[flow_of]
-        flow, pipe = flow_of[here], pipe_of[here]
-        users = np.bincount(pipe, minlength=left.size)
-        share = np.where(users > 0, left / np.maximum(users, 1), math.inf)
-        limit = np.where(free, caps, math.inf)
-        np.minimum.at(limit, flow, share[pipe])
-        least = np.full(left.size, math.inf)
-        np.minimum.at(least, pipe, limit[flow])
-        settled = free & (limit >= caps)
-        settled[flow[(least[pipe] >= share[pipe])]] = True
-        rates[settled] = limit[settled]
-        gone = settled[flow]
-        left -= np.bincount(pipe[gone], weights=rates[flow[gone]], minlength=left.size)
-        np.maximum(left, 0.0, out=left)
-        free &= ~settled
-    return rates
+    left, free, limits = capacities.copy(), active.copy(), caps.copy()
+    users = np.zeros(left.size, np.int64)
+    for flow in np.flatnonzero(free):
+        for place in range(first[flow], first[flow + 1]):
+            users[pipe_of[place]] += 1
+    while True:
+        waiting = np.flatnonzero(free)
+        if waiting.size == 0:
+            return
+        share, least = left / np.maximum(users, 1), np.full(left.size, math.inf)
+        for flow in waiting:
+            pipes = pipe_of[first[flow]:first[flow + 1]]
+            for pipe in pipes:
+                limits[flow] = min(limits[flow], share[pipe])
+            for pipe in pipes:
+                least[pipe] = min(least[pipe], limits[flow])
+        for flow in waiting:
+            pipes = pipe_of[first[flow]:first[flow + 1]]
+            settled = limits[flow] >= caps[flow]
+            for pipe in pipes:
+                settled |= least[pipe] >= share[pipe]
+            if settled:
+                free[flow], rates[flow] = False, limits[flow]
+                for pipe in pipes:
+                    left[pipe] = max(0.0, left[pipe] - limits[flow])
+                    users[pipe] -= 1
+            else:
+                limits[flow] = caps[flow]
 
 
 def _incidence(routes):
-    """Return the pairs (flow, pipe) of all routes as two vectors."""
-    flow_of = [flow for flow, route in enumerate(routes) for _ in route]
-    return np.array(flow_of, int), np.array([pipe for route in routes for pipe in route], int)
+    """Return all routes one after another: where each flow's begins (and the last ends), the pipes."""
+    first = np.cumsum([0] + [len(route) for route in routes])
+    return first, np.array([pipe for route in routes for pipe in route], np.int64)
 
 
 def _groups(shared):
