@@ -118,6 +118,13 @@ def test_the_verb_takes_a_run_s_settings_and_says_what_it_found(repository):
         assert words in done.stderr
 
 
+def test_a_run_is_simulated_on_another_cluster(repository, tmp_path):
+    isthmus.Cluster(cluster_of(1, 4, 4)).to_toml(tmp_path / "other.toml")
+    done = simulate(repository, "experiments/fashion_two_sites.toml", "--edge-sites", 0, "--json",
+                    "--cluster", tmp_path / "other.toml")
+    assert json.loads(done.stdout)["simulation"]["ranks"] == 9
+
+
 def test_stragglers_are_drawn_from_a_run_s_folder(tmp_path):
     isthmus.Cluster(cluster_of(1)).to_toml(tmp_path / "cluster.toml")
     lines = [{"kind": "step", "terms": {"compute": seconds}} for seconds in (0.1, 0.2, 0.6)]
@@ -137,6 +144,7 @@ def test_stragglers_are_drawn_from_a_run_s_folder(tmp_path):
     (["cluster.toml", "--stragglers", "nan"], 3, ["--stragglers nan"]),
     (["cluster.toml", "--stragglers", "nowhere"], 3, ["nowhere/metrics.jsonl", "a number such as"]),
     (["cluster.toml", "--stragglers", "."], 3, ["metrics.jsonl", "does not tell"]),
+    (["cluster.toml", "--cluster", "alone.toml"], 3, ["cluster.toml", "already"]),
     (["alone.toml"], 4, ["alone.toml", 'tier = "edge"']),
     (["bad.toml"], 4, ["bad.toml: site[0].ranks"]),
     (["cluster.toml", "--edge-sites", 2, "-o", "cluster.toml/out"], 8, ["cannot be written"])])

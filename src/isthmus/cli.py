@@ -130,6 +130,7 @@ def simulate(
         edge_sites: Annotated[int, typer.Option(
             min=0, help="Simulate up to so many edge sites, other links and compressors; 0: none.")]
         = 64,
+        cluster: OtherCluster = None,
         seed: Annotated[int, typer.Option(min=0, help="Of what is drawn.")] = 0,
         output: Annotated[Path | None, typer.Option(
             "--output", "-o", metavar="FOLDER", help="Where numbers and pictures go.")] = None,
@@ -138,7 +139,7 @@ def simulate(
     from isthmus.runs.simulate import simulate_file, simulation_words
     made = simulate_file(file, steps=steps, local_steps=local_steps, buckets=buckets, size=size,
                          stragglers=stragglers, seed=seed, batch_size=batch_size,
-                         edge_sites=edge_sites, output=output)
+                         edge_sites=edge_sites, output=output, other_cluster=cluster)
     answer(as_json, made, simulation_words(made))
 
 

@@ -21,14 +21,15 @@ LINK_FACTORS = tuple(float(f"{factor:.3g}") for factor in np.geomspace(0.01, 100
 
 
 def simulate_file(path, *, steps, local_steps, buckets, stragglers, seed, size, batch_size,
-                  edge_sites, output):
+                  edge_sites, output, other_cluster=None):
     """Simulate a cluster file or a run's, and how it scales; return a dict of all results.
 
     stragglers: the coefficient of variation of a rank's computing, or the folder of a run from whose
     steps factors are drawn. size, batch_size: of a step, None takes the run's. edge_sites: the most
     to try; 0 leaves scaling out. output: a folder for the pictures and the numbers, or None.
+    other_cluster: a cluster file to take instead of the run's.
     """
-    cluster, workload = _cluster_and_workload(path, size, batch_size)
+    cluster, workload = _cluster_and_workload(path, other_cluster, size, batch_size)
     options = {"steps": steps, "local_steps": local_steps, "buckets": buckets,
                "stragglers": read_stragglers(stragglers), "seed": seed}
     made = simulate(cluster, workload, **options)
@@ -102,11 +103,15 @@ def simulation_words(table):
     return lines + ([f"written: {', '.join(table['output'])}"] if "output" in table else [])
 
 
-def _cluster_and_workload(path, size, batch_size):
+def _cluster_and_workload(path, other_cluster, size, batch_size):
     """Return what a cluster file or a run's settings ask for; options win over settings."""
     if "cluster" in read_toml(path, SettingsError):
         settings = RunSettings.from_toml(path)
+        if other_cluster:
+            settings = settings.with_cluster(other_cluster)
         cluster, workload = settings.read_cluster(), settings.workload()
+    elif other_cluster:
+        raise SettingsError(f"{path}: is a cluster file already; --cluster goes with a run's settings")
     else:
         cluster, workload = Cluster.from_toml(path), Workload(size=1_000_000)
     given = {"size": size, "batch_size": batch_size}
