@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import isthmus
-from isthmus.planning.flows import FlowNetwork, max_min_rates
+from isthmus.planning.flows import FlowNetwork, _fill_one, max_min_rates
 from isthmus.planning.simulation import BACKWARD_SHARE, Stragglers, simulate
 from isthmus.planning.time_model import Workload, overlapped_seconds, predict_step
 
@@ -80,6 +80,15 @@ def test_a_fast_path_gives_what_going_event_by_event_gives(network, nbytes):
             group, np.array(starts, float)[group], np.full(len(group), float(nbytes)),
             flows.own_caps[group])
     np.testing.assert_allclose(fast, slow, rtol=1e-9)
+
+
+@given(st.lists(st.floats(0.1, 100), min_size=1, max_size=8), st.floats(1, 100), st.data())
+def test_one_pipe_is_shared_by_rising_cap_as_by_filling(caps, capacity, data):
+    caps, rates = np.array(caps), np.zeros(len(caps))
+    active = np.array(data.draw(st.lists(st.booleans(), min_size=caps.size, max_size=caps.size)))
+    _fill_one(capacity, caps, np.argsort(caps), active, active.sum(), rates)
+    np.testing.assert_allclose(rates[active], max_min_rates([[0]] * active.sum(), [capacity],
+                                                            caps[active]), rtol=1e-9)
 
 
 @given(networks())

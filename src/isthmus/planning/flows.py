@@ -87,6 +87,8 @@ def _events(first, pipe_of, capacities, caps, starts, left, order):
     """From one start or finish to the next, with rates constant in between; uses `left` up."""
     finish, rates = np.zeros(starts.size), np.zeros(starts.size)
     active = np.zeros(starts.size, np.bool_)
+    one_pipe = pipe_of.size == starts.size and (pipe_of == pipe_of[0]).all()
+    by_cap = np.argsort(caps)
     begun, running, now = 0, 0, 0.0
     while begun < starts.size or running:
         if running == 0:
@@ -94,7 +96,10 @@ def _events(first, pipe_of, capacities, caps, starts, left, order):
         while begun < starts.size and starts[order[begun]] <= now:
             active[order[begun]] = True
             begun, running = begun + 1, running + 1
-        _fill(first, pipe_of, capacities, caps, active, rates)
+        if one_pipe:
+            _fill_one(capacities[pipe_of[0]], caps, by_cap, active, running, rates)
+        else:
+            _fill(first, pipe_of, capacities, caps, active, rates)
         later = starts[order[begun]] - now if begun < starts.size else math.inf
         passed = later
         for flow in range(starts.size):
@@ -110,6 +115,16 @@ def _events(first, pipe_of, capacities, caps, starts, left, order):
                     active[flow] = False
                     running -= 1
     return finish
+
+
+@njit(cache=True)
+def _fill_one(capacity, caps, by_cap, active, running, rates):
+    """The same where all share one pipe: by rising cap, each takes its cap or an equal share."""
+    for flow in by_cap:
+        if active[flow]:
+            rates[flow] = min(caps[flow], capacity / running)
+            capacity -= rates[flow]
+            running -= 1
 
 
 @njit(cache=True)
