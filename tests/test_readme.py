@@ -5,6 +5,7 @@ import subprocess
 
 import pytest
 
+import isthmus
 from isthmus.errors import EXIT_CODES
 from isthmus.runs.launch import rank_command, rank_environment
 
@@ -32,6 +33,12 @@ def test_the_ten_lines_plan_and_the_twenty_lines_train(readme, repository, tmp_p
     losses = [float(line.split()[2]) for line in done.stdout.splitlines() if " cloud " in line]
     assert len(losses) == 6
     assert max(losses) < 1.0
+
+
+def test_the_single_pass_is_told_as_it_is(readme, capsys):
+    exec(program(readme, "Before there is a cluster"), {"isthmus": isthmus})
+    seconds = float(capsys.readouterr().out.split()[0])
+    assert seconds == pytest.approx(10 / 17)
 
 
 def test_every_exit_code_is_told(readme):

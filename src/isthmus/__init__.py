@@ -19,6 +19,9 @@ _HOME = {
     "predict_allreduce": "isthmus.planning.time_model",
     "allocate_shards": "isthmus.planning.allocation",
     "plan_shards": "isthmus.planning.allocation",
+    "plan_single_pass": "isthmus.planning.single_pass",
+    "plan_single_pass_tree": "isthmus.planning.single_pass_tree",
+    "TreeNode": "isthmus.planning.single_pass_tree",
     "IsthmusError": "isthmus.errors",
 }
 """Public name -> module. Loaded on first use, so that `import isthmus` stays light."""

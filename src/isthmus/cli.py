@@ -121,6 +121,38 @@ def train(
 
 
 @app.command()
+def simulate(
+        file: Annotated[Path, typer.Argument(
+            metavar="CLUSTER_OR_RUN.toml", help="A cluster file, or a run's settings file.")],
+        steps: Annotated[int, typer.Option(min=1, help="Steps to simulate.")] = 100,
+        stragglers: Annotated[str, typer.Option(
+            metavar="NUMBER|FOLDER", help="How much a rank's computing varies: standard deviation "
+            "over mean, or the folder of a run to draw from.")] = "0",
+        local_steps: Annotated[int, typer.Option(
+            min=1, help="Steps from one synchronisation to the next.")] = 1,
+        buckets: Annotated[int, typer.Option(
+            min=1, help="Parts of the gradient, summed while the rest is computed.")] = 1,
+        size: Annotated[int | None, typer.Option(
+            min=1, help="Entries of the gradient; else the run's, or a million.")] = None,
+        batch_size: Annotated[int | None, typer.Option(
+            min=1, help="Samples of a step, all ranks together; else the run's, or 256.")] = None,
+        edge_sites: Annotated[int, typer.Option(
+            min=0, help="Simulate up to so many edge sites, other links and compressors; 0: none.")]
+        = 64,
+        cluster: OtherCluster = None,
+        seed: Annotated[int, typer.Option(min=0, help="Of what is drawn.")] = 0,
+        output: Annotated[Path | None, typer.Option(
+            "--output", "-o", metavar="FOLDER", help="Where numbers and pictures go.")] = None,
+        as_json: AsJson = False):
+    """Simulate steps of a cluster of any size, and how it scales."""
+    from isthmus.runs.simulate import simulate_file, simulation_words
+    made = simulate_file(file, steps=steps, local_steps=local_steps, buckets=buckets, size=size,
+                         stragglers=stragglers, seed=seed, batch_size=batch_size,
+                         edge_sites=edge_sites, output=output, other_cluster=cluster)
+    answer(as_json, made, simulation_words(made))
+
+
+@app.command()
 def report(
         folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder of a run.")],
         as_json: AsJson = False):

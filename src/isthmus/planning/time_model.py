@@ -189,33 +189,66 @@ def _slowest(cluster, rate):
     return min(getattr(site, rate) for site in cluster.sites)
 
 
-def _hierarchical(cluster, size, compressor, encodes):
-    """Pipeline of chunks: every stage once, then the slowest stage for all other chunks.
+@dataclass(frozen=True)
+class Stages:
+    """What one hierarchical allreduce asks of a cluster: seconds by stage and by way over the links.
 
-    The leader's own work (reduce, encode, decode, broadcast) is done by one thread, so it counts as
-    one stage; each crossing of the links is one, in which a shared pipe carries all its wires.
+    first, each: stage -> seconds of the first chunk, of every other chunk; rest: how many others.
+    ways: (first chunk, every other chunk) of each crossing of the links, up and down; none on one
+    site. wire_nbytes: what a leader sends in a crossing, all chunks.
     """
+
+    first: dict
+    each: dict
+    rest: float
+    ways: tuple
+    wire_nbytes: float
+
+    @property
+    def interval(self):
+        """Seconds of the leader's own work on a chunk: done by one thread, it counts as one stage."""
+        return sum(self.each.values())
+
+
+def hierarchical_stages(cluster, size, compressor, encodes):
+    """Return the Stages of a vector of `size` entries in wires of `compressor`."""
     entries = min(size, chunk_entries(compressor, size))
-    chunks = -(-size // entries)
+    rest = (size - entries) / entries
     up, down = _chains(cluster, 4 * entries)
-    stages = {"reduce": up, "encode": (0.0, 0.0), "links": (0.0, 0.0), "decode": (0.0, 0.0),
-              "broadcast": down}
-    sites = len(cluster.sites)
+    first = {"reduce": up[0], "encode": 0.0, "links": 0.0, "decode": 0.0, "broadcast": down[0]}
+    each = {"reduce": up[1], "broadcast": down[1]}
+    sites, ways, wire_nbytes = len(cluster.sites), (), 0.0
     if sites > 1:
         # A hub of three sites or more adds, encodes once more, and decodes what it has encoded.
         wires, encodings = (2, 1) if sites == 2 else (sites, 2)
         if encodes:
-            work = 4 * entries / _slowest(cluster, "encode_bytes_per_second") * encodings
-            stages["encode"] = (work, work)
-        work = 4 * entries / _slowest(cluster, "decode_bytes_per_second") * wires / 2
-        stages["decode"] = (work, work)
-        stages["links"] = _crossings(cluster, compressor.wire_nbytes(entries))
-    own_work = [name for name in stages if name != "links"]
-    interval = sum(stages[name][1] for name in own_work)
-    slowest = ["links"] if stages["links"][1] >= interval else own_work
-    rest = (size - entries) / entries if chunks > 1 else 0.0
-    return AllreduceTime(**{f"{name}_seconds": first + (rest * each if name in slowest else 0.0)
-                            for name, (first, each) in stages.items()})
+            first["encode"] = 4 * entries / _slowest(cluster, "encode_bytes_per_second") * encodings
+        first["decode"] = 4 * entries / _slowest(cluster, "decode_bytes_per_second") * wires / 2
+        each |= {"encode": first["encode"], "decode": first["decode"]}
+        wire = compressor.wire_nbytes(entries)
+        ways = tuple(_crossing(routes, wire) for routes in link_routes(cluster))
+        wire_nbytes = wire * (1 + rest)
+    return Stages(first, each, rest, ways, wire_nbytes)
+
+
+def _hierarchical(cluster, size, compressor, encodes):
+    """Pipeline of chunks: every stage once, then the slowest stage for all other chunks.
+
+    Two sites cross once, both ways at the same time; more, up to the hub and down again.
+    """
+    stages = hierarchical_stages(cluster, size, compressor, encodes)
+    terms, slowest = dict(stages.first), stages.each
+    links = 0.0
+    if len(cluster.sites) == 2:
+        terms["links"], links = max(stages.ways)
+    elif stages.ways:
+        terms["links"] = sum(first for first, _ in stages.ways)
+        links = max(each for _, each in stages.ways)
+    if links >= stages.interval:
+        slowest = {"links": links}
+    for name, seconds in slowest.items():
+        terms[name] += stages.rest * seconds
+    return AllreduceTime(**{f"{name}_seconds": seconds for name, seconds in terms.items()})
 
 
 def _chains(cluster, chunk_nbytes):
@@ -231,23 +264,18 @@ def _chains(cluster, chunk_nbytes):
     return max(up), max(down)
 
 
-def _crossings(cluster, wire_nbytes):
-    """Return (first chunk, every other chunk) of the crossings between leaders.
-
-    Two sites: one crossing, both ways at once. More: up to the hub and down again.
-    """
+def link_routes(cluster):
+    """Return the routes of all other sites to the hub, and those from the hub to them."""
     hub = cluster.names[cluster.hub]
     others = [name for name in cluster.names if name != hub]
-    ways = [[cluster.route(name, hub) for name in others],
-            [cluster.route(hub, name) for name in others]]
-    crossings = []
-    for routes in ways:
-        load = {}
-        for link in (link for route in routes for link in route):
-            load[link.pipe] = load.get(link.pipe, 0.0) + wire_nbytes / link.bytes_per_second
-        each = max(load.values())
-        crossings.append((max(sum(link.latency_seconds for link in route)
-                              + max(load[link.pipe] for link in route) for route in routes), each))
-    if len(others) == 1:
-        return max(crossings)
-    return sum(first for first, _ in crossings), max(each for _, each in crossings)
+    return ([cluster.route(name, hub) for name in others],
+            [cluster.route(hub, name) for name in others])
+
+
+def _crossing(routes, wire_nbytes):
+    """Return (first chunk, every other chunk) of a wire on each of `routes` at the same time."""
+    load = {}
+    for link in (link for route in routes for link in route):
+        load[link.pipe] = load.get(link.pipe, 0.0) + wire_nbytes / link.bytes_per_second
+    return max(sum(link.latency_seconds for link in route)
+               + max(load[link.pipe] for link in route) for route in routes), max(load.values())

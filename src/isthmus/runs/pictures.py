@@ -1,4 +1,4 @@
-"""The pictures of a report, as SVG text."""
+"""The pictures of a report, as SVG text, and of a scaling study."""
 
 import io
 
@@ -24,6 +24,34 @@ def draw_all(run, plan, summary, metrics, cluster):
             if summary["links"]:
                 pictures["links"] = _svg(_links(summary))
     return pictures
+
+
+def draw_scaling(scaling, kind):
+    """Return the bytes of a picture ("svg" or "png") of a study: edge sites and link rates."""
+    import matplotlib
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _axes(1, 3, 12, 3.8)
+        for axis, study, key, scale, unit in (
+                (axes[0], "edge_sites", "step_seconds", 1e3, "ms a step"),
+                (axes[1], "link_rates", "step_seconds", 1e3, "ms a step"),
+                (axes[2], "edge_sites", "busiest_link", 100, "busiest link, % in use")):
+            points = scaling[study]
+            names = list(dict.fromkeys(point["compressor"] for point in points))
+            for name, colour, mark in zip(names, SITE_COLOURS, "osD^"):
+                own = [point for point in points if point["compressor"] == name]
+                axis.plot([point["value"] for point in own], [scale * point[key] for point in own],
+                          color=colour, marker=mark, markersize=4, linewidth=1.2, label=name)
+            axis.set(xlabel=study.replace("_", " ").replace("link rates", "link rate, times the file's"),
+                     ylabel=unit, xscale="log")
+            axis.grid(alpha=0.25)
+        axes[0].set(title="more edge sites", yscale="log")
+        axes[1].set(title="other links", yscale="log")
+        axes[2].set(title="use of the links", ylim=(0, 105))
+        figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, ncols=len(names),
+                      loc="outside lower center")
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else {})
+    return buffer.getvalue()
 
 
 def _axes(rows, columns, width, height, **options):

@@ -1,0 +1,194 @@
+"""Messages as fluids that share pipes fairly: what many TCP streams over the same links come to.
+
+Max-min fairness: no flow can have more without taking it from one that has no more (Bertsekas and
+Gallager 1992, "Data Networks", section 6.5.2). Bytes per second throughout; latencies are added by
+whoever asks.
+"""
+
+import math
+from collections import deque
+
+import numpy as np
+from numba import njit
+
+
+def max_min_rates(routes, capacities, caps=None):
+    """Return float64[flows]: the max-min fair bytes per second of flows that run at the same time.
+
+    routes: one tuple of pipes a flow, by number in `capacities`. caps: what a flow takes at most.
+    """
+    caps = np.full(len(routes), math.inf) if caps is None else np.array(caps, float)
+    rates = np.zeros(len(routes))
+    _fill(*_incidence(routes), np.array(capacities, float), caps, np.ones(len(routes), bool), rates)
+    return rates
+
+
+class FlowNetwork:
+    """Flows on fixed routes, once a call: when is each of them through?"""
+
+    def __init__(self, routes, capacities):
+        self.routes = [tuple(route) for route in routes]
+        self.capacities = np.asarray(capacities, float)
+        users = np.bincount([pipe for route in self.routes for pipe in route],
+                            minlength=self.capacities.size)
+        # A pipe that one flow has for itself is a cap of that flow.
+        self.own_caps = np.array([min((self.capacities[pipe] for pipe in route if users[pipe] == 1),
+                                      default=math.inf) for route in self.routes])
+        self.shared = [tuple(sorted(pipe for pipe in route if users[pipe] > 1))
+                       for route in self.routes]
+        self.groups = _groups(self.shared)
+
+    def finish_seconds(self, starts, nbytes, caps=math.inf):
+        """Return float64[flows]: when flows of `nbytes` (one number or one each) that start at
+        `starts` have sent their last byte; `caps`: what each can send at most, in bytes a second."""
+        starts = np.asarray(starts, float)
+        nbytes, caps = np.broadcast_to(nbytes, starts.shape), np.minimum(caps, self.own_caps)
+        finish = starts + nbytes / caps
+        for flows in self.groups:
+            alike = (len({self.shared[flow] for flow in flows}) == 1
+                     and np.ptp(nbytes[flows]) == 0 and len(set(caps[flows])) == 1)
+            if alike:
+                narrowest = self.capacities[list(self.shared[flows[0]])].min()
+                finish[flows] = _alike(starts[flows], nbytes[flows[0]], narrowest, caps[flows[0]])
+            else:
+                finish[flows] = self._event_by_event(flows, starts[flows], nbytes[flows], caps[flows])
+        return finish
+
+    def _event_by_event(self, flows, starts, nbytes, caps):
+        """Return when each of a group's flows is through, whatever their sizes and routes."""
+        return _events(*_incidence([self.shared[flow] for flow in flows]), self.capacities, caps,
+                       starts, nbytes.astype(float), np.argsort(starts, kind="stable"))
+
+
+def _alike(starts, nbytes, capacity, cap):
+    """Flows of one size on one route share equally, so the first to start is the first through."""
+    finish, order = np.empty(starts.size), np.argsort(starts, kind="stable")
+    running, through = deque(), 0
+    now = sent = 0.0  # what each of the running flows would have sent since the pipe was last idle
+    for start in [*starts[order].tolist(), math.inf]:
+        while running:
+            rate = min(cap, capacity / len(running))
+            done = now + (running[0] - sent) / rate
+            if done > start:
+                sent += rate * (start - now)
+                break
+            sent, now = running.popleft(), done
+            finish[order[through]] = done
+            through += 1
+        if not running:
+            sent = 0.0
+        now = start
+        running.append(sent + nbytes)
+    return finish
+
+
+@njit(cache=True)
+def _events(first, pipe_of, capacities, caps, starts, left, order):
+    """From one start or finish to the next, with rates constant in between; uses `left` up."""
+    finish, rates = np.zeros(starts.size), np.zeros(starts.size)
+    active = np.zeros(starts.size, np.bool_)
+    one_pipe = pipe_of.size == starts.size and (pipe_of == pipe_of[0]).all()
+    by_cap = np.argsort(caps)
+    begun, running, now = 0, 0, 0.0
+    while begun < starts.size or running:
+        if running == 0:
+            now = starts[order[begun]]
+        while begun < starts.size and starts[order[begun]] <= now:
+            active[order[begun]] = True
+            begun, running = begun + 1, running + 1
+        if one_pipe:
+            _fill_one(capacities[pipe_of[0]], caps, by_cap, active, running, rates)
+        else:
+            _fill(first, pipe_of, capacities, caps, active, rates)
+        later = starts[order[begun]] - now if begun < starts.size else math.inf
+        passed = later
+        for flow in range(starts.size):
+            if active[flow]:
+                passed = min(passed, left[flow] / rates[flow])
+        now = now + passed if passed < later else starts[order[begun]]
+        for flow in range(starts.size):
+            if active[flow]:
+                through = left[flow] / rates[flow] <= passed * (1 + 1e-12)
+                left[flow] -= rates[flow] * passed
+                if through:
+                    finish[flow] = now
+                    active[flow] = False
+                    running -= 1
+    return finish
+
+
+@njit(cache=True)
+def _fill_one(capacity, caps, by_cap, active, running, rates):
+    """The same where all share one pipe: by rising cap, each takes its cap or an equal share."""
+    for flow in by_cap:
+        if active[flow]:
+            rates[flow] = min(caps[flow], capacity / running)
+            capacity -= rates[flow]
+            running -= 1
+
+
+@njit(cache=True)
+def _fill(first, pipe_of, capacities, caps, active, rates):
+    """Progressive filling: settle at once every flow at its cap and every pipe that binds its flows.
+
+    A pipe's fair share only grows while flows are settled, so a cap below the shares of all its
+    pipes holds, and so does a share that is the least of all pipes for every flow on the pipe.
+    """
+    left, free, limits = capacities.copy(), active.copy(), caps.copy()
+    users = np.zeros(left.size, np.int64)
+    for flow in np.flatnonzero(free):
+        for place in range(first[flow], first[flow + 1]):
+            users[pipe_of[place]] += 1
+    while True:
+        waiting = np.flatnonzero(free)
+        if waiting.size == 0:
+            return
+        share, least = left / np.maximum(users, 1), np.full(left.size, math.inf)
+        for flow in waiting:
+            pipes = pipe_of[first[flow]:first[flow + 1]]
+            for pipe in pipes:
+                limits[flow] = min(limits[flow], share[pipe])
+            for pipe in pipes:
+                least[pipe] = min(least[pipe], limits[flow])
+        for flow in waiting:
+            pipes = pipe_of[first[flow]:first[flow + 1]]
+            settled = limits[flow] >= caps[flow]
+            for pipe in pipes:
+                settled |= least[pipe] >= share[pipe]
+            if settled:
+                free[flow], rates[flow] = False, limits[flow]
+                for pipe in pipes:
+                    left[pipe] = max(0.0, left[pipe] - limits[flow])
+                    users[pipe] -= 1
+            else:
+                limits[flow] = caps[flow]
+
+
+def _incidence(routes):
+    """Return all routes one after another: where each flow's begins (and the last ends), the pipes."""
+    first = np.cumsum([0] + [len(route) for route in routes])
+    return first, np.array([pipe for route in routes for pipe in route], np.int64)
+
+
+def _groups(shared):
+    """Return lists of the flows that share pipes with each other, directly or through others."""
+    flows_of = {}
+    for flow, route in enumerate(shared):
+        for pipe in route:
+            flows_of.setdefault(pipe, []).append(flow)
+    groups, seen = [], set()
+    for first in range(len(shared)):
+        if first in seen or not shared[first]:
+            continue
+        group, waiting, pipes = [], [first], set()
+        seen.add(first)
+        while waiting:
+            flow = waiting.pop()
+            group.append(flow)
+            for pipe in set(shared[flow]) - pipes:
+                pipes.add(pipe)
+                new = [other for other in flows_of[pipe] if other not in seen]
+                seen.update(new)
+                waiting += new
+        groups.append(sorted(group))
+    return groups
