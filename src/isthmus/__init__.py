@@ -16,7 +16,7 @@ _HOME = {
     "Workload": "isthmus.planning.time_model",
     "predict_allreduce": "isthmus.planning.time_model",
     "allocate_shards": "isthmus.planning.allocation",
-    "plan_shards": "isthmus.planning.allocation",
+    "plan_shards": "isthmus.planning.plan",
     "IsthmusError": "isthmus.errors",
 }
 """Public name -> module. Loaded on first use, so that `import isthmus` stays light."""
