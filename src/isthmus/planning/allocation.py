@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from isthmus.planning.classes import order_of
 from isthmus.planning.cuts import makespan_bound
 from isthmus.planning.integers import NODES
 from isthmus.planning.objectives import make_objective
@@ -60,7 +61,7 @@ class Allocation:
 
 def shards_by_rank(rank_of_shard, ranks):
     """Return a tuple with the shards of each rank, ascending, as a tuple."""
-    order = np.argsort(rank_of_shard, kind="stable")
+    order = order_of(rank_of_shard)
     ends = np.searchsorted(rank_of_shard[order], np.arange(ranks + 1)).tolist()
     shards = order.tolist()
     return tuple(tuple(shards[start:stop]) for start, stop in pairwise(ends))

@@ -22,9 +22,6 @@ class Pipes:
     share: float = 1.0
 
 
-NO_PIPES = Pipes((), np.zeros(0), np.zeros((0, 0), bool), 0.0)
-
-
 @dataclass(frozen=True)
 class Prices:
     """Money: per_second of computing and per_byte brought, float64[ranks]; budget: all there is."""
@@ -51,8 +48,8 @@ class Problem:
     least: np.ndarray
     place_of_shard: np.ndarray
     places: np.ndarray
-    pipes: Pipes = NO_PIPES
-    prices: Prices | None = None
+    pipes: Pipes
+    prices: Prices | None
     load: float = field(init=False)
     ideal_seconds: float = field(init=False)
 
@@ -137,11 +134,11 @@ def make_problem(sizes, seconds_per_unit, fixed_seconds=None, storage=None, allo
     room = np.full(ranks, np.inf) if storage is None else np.asarray(storage, float)
     if room.shape != (ranks,) or np.isnan(room).any() or (room < 0).any():
         raise ValueError(f"storage must hold {ranks} numbers that are not negative, one a rank")
-    if pipes is not None:
-        rate = vector("bytes_per_second", pipes.bytes_per_second, len(pipes.names), positive=True)
-        pipes = Pipes(tuple(pipes.names), rate, np.asarray(pipes.uses, bool), pipes.share)
-        if pipes.uses.shape != (len(pipes.names), ranks):
-            raise ValueError(f"uses must have one row a pipe and {ranks} columns, one a rank")
+    pipes = pipes or Pipes((), np.zeros(0), np.zeros((0, ranks), bool), 0.0)
+    rate = vector("bytes_per_second", pipes.bytes_per_second, len(pipes.names), positive=True)
+    pipes = Pipes(tuple(pipes.names), rate, np.asarray(pipes.uses, bool), pipes.share)
+    if pipes.uses.shape != (len(pipes.names), ranks):
+        raise ValueError(f"uses must have one row a pipe and {ranks} columns, one a rank")
     if prices is not None:
         prices = Prices(vector("per_second", prices.per_second, ranks),
                         vector("per_byte", prices.per_byte, ranks), float(prices.budget))
@@ -151,7 +148,7 @@ def make_problem(sizes, seconds_per_unit, fixed_seconds=None, storage=None, allo
         sizes, sizes if storage_sizes is None else vector("storage_sizes", storage_sizes, sizes.size),
         rates, vector("fixed_seconds", zeros if fixed_seconds is None else fixed_seconds, ranks), room,
         vector("least", zeros if least is None else least, ranks),
-        *_places(allowed, sizes.size, ranks), pipes or NO_PIPES, prices)
+        *_places(allowed, sizes.size, ranks), pipes, prices)
     _check_each_shard(problem)
     return problem
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from isthmus.errors import PlanError
-from isthmus.planning.classes import kinds_of
+from isthmus.planning.classes import kinds_of, order_of
 from isthmus.planning.integers import place_by_integers
 from isthmus.planning.objectives import TIE_BREAKS
 from isthmus.planning.problem import loads
@@ -115,8 +115,7 @@ def _in_order(kinds, of_shard, sizes):
     first[kinds[::-1]] = np.arange(kinds.size)[::-1]
     position = np.empty(first.size, np.int64)
     position[np.lexsort((-sizes[first], of_shard[first]))] = np.arange(first.size)
-    keys = position[kinds]
-    return np.argsort(keys.astype(np.uint16) if first.size < 2**16 else keys, kind="stable")
+    return order_of(position[kinds])
 
 
 def _within_storage(problem, rank_of_shard):

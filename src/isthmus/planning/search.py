@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from isthmus.planning.classes import order_of
 from isthmus.planning.problem import loads
 
 STEPS = 400_000
@@ -40,7 +41,7 @@ class _State:
         self.units, self.stored = loads(problem, rank_of_shard)
         self.waits = problem.waiting_seconds(self.stored)
         self.seconds = problem.seconds_of(self.units) + self.waits
-        self.order = np.argsort(rank_of_shard, kind="stable")
+        self.order = order_of(rank_of_shard)
         self.start = np.searchsorted(rank_of_shard[self.order], np.arange(problem.ranks + 1))
         self.held = {}
         self.money = problem.money(self.units, self.stored)
