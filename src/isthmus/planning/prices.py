@@ -56,7 +56,7 @@ def price_sentences(cluster, shadow_prices, whole_seconds):
             offers.append((float(storage.sum() * site.storage_nbytes),
                            f"10 % more storage on every rank of {site.name}"))
     offers = [(0.1 * worth, what) for worth, what in offers
-              if 0.1 * worth >= WORTH_SAYING * whole_seconds]  # a price that is not a number is not
+              if 0.1 * worth >= max(WORTH_SAYING * whole_seconds, 1e-12)]
     return tuple(f"{what} saves {saved:.3g} s an epoch"
                  for saved, what in sorted(offers, key=lambda offer: -offer[0]))
 

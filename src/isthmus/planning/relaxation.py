@@ -231,7 +231,7 @@ def _prices(model, objective, done):
         budget = float(dual["budget"][0]) * model.time / model.money
         per_second = per_second + budget * problem.prices.per_second[groups.first]
     if objective.imbalance:
-        per_second = per_second * np.nan  # the targets move with the rates: no price
+        per_second = per_second * 0.0  # the targets move with the rates: no price
     if model.pipes:
         pipes = problem.pipes
         seconds = pipes.uses[:, groups.first] @ (groups.members * stored) / pipes.bytes_per_second
