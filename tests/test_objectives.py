@@ -20,7 +20,7 @@ WEIGHTS = {"makespan": (1, 0, 0, 0), "total_time": (0, 1, 0, 0), "assignment": (
 
 
 def every_plan(case):
-    """Yield (objective's value, bytes moved) of each assignment that keeps every limit, from scratch."""
+    """Yield (value, bytes moved, imbalance) of each assignment that keeps every limit, from scratch."""
     sizes, pace, limits, objective = case
     pipes, prices, ranks = limits["pipes"], limits["prices"], range(len(pace))
     target = [sum(sizes) / s / sum(1 / other for other in pace) for s in pace]
@@ -34,10 +34,10 @@ def every_plan(case):
         if (all(load[r] <= limits["storage"][r] and load[r] >= limits["least"][r] for r in ranks)
                 and money <= prices.budget):
             seconds = [pace[r] * load[r] for r in ranks]
+            uneven = sum(abs(s - pace[r] * target[r]) for r, s in enumerate(seconds))
             yield (finish * max(w * pipes.share + s for w, s in zip(wait, seconds))
-                   + computing * sum(seconds) + moving * sum(over)
-                   + balance * sum(abs(s - pace[r] * target[r]) for r, s in enumerate(seconds)),
-                   sum(load[r] for r in ranks if any(uses[r] for uses in pipes.uses)))
+                   + computing * sum(seconds) + moving * sum(over) + balance * uneven,
+                   sum(load[r] for r in ranks if any(uses[r] for uses in pipes.uses)), uneven)
 
 
 @st.composite
@@ -65,7 +65,7 @@ def cases(draw):
 @given(cases())
 @settings(max_examples=500)
 def test_small_plans_with_every_limit_equal_brute_force(case):
-    """The objective first, then the bytes moved."""
+    """The objective first, then the bytes moved, then the imbalance."""
     sizes, pace, limits, objective = case
     plans = list(every_plan(case))
     if not plans:
@@ -73,12 +73,18 @@ def test_small_plans_with_every_limit_equal_brute_force(case):
             isthmus.allocate_shards(sizes, pace, objective=objective, alpha=0.5, **limits)
         return
     found = isthmus.allocate_shards(sizes, pace, objective=objective, alpha=0.5, **limits)
-    best = min(value for value, _ in plans)
+    best = min(value for value, *_ in plans)
     assert found.value == pytest.approx(best, abs=2e-6)
     assert found.lp_seconds <= best + 1e-6
     assert found.lower_bound_seconds <= best + 1e-6
-    moved = np.array(sizes) @ np.array(limits["pipes"].uses).any(axis=0)[found.rank_of_shard]
-    assert moved <= min(bytes_ for value, bytes_ in plans if value <= best + 1e-9) + 1e-6
+    owner, pace = found.rank_of_shard, np.array(pace)
+    moved = np.array(sizes) @ np.array(limits["pipes"].uses).any(axis=0)[owner]
+    fewest = min(nbytes for value, nbytes, _ in plans if value <= best + 1e-9)
+    assert moved == fewest
+    held = np.bincount(owner, sizes, minlength=pace.size)
+    uneven = abs(pace * held - sum(sizes) / (1 / pace).sum()).sum()
+    assert uneven <= 1e-6 + min(uneven for value, nbytes, uneven in plans
+                                if value <= best + 1e-9 and nbytes == fewest)
 
 
 def test_a_link_and_a_cloud_behind_it_are_one_rate():

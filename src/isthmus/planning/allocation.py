@@ -27,7 +27,7 @@ class Allocation:
     stopped: the node limit was reached, and the plan is the best found until then.
     shadow_prices: seconds of the value that one more unit would save, {"rate": unit per second, a
     rank; "storage": byte, a rank; "least": one unit less demanded, a rank; "pipe": byte per second,
-    by name; "budget": one unit of money}; where imbalance counts rates have none: its targets follow them.
+    by name; "budget": one unit of money}; where imbalance counts, rates have none: targets follow them.
     """
 
     rank_of_shard: np.ndarray

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from isthmus.planning.classes import each_rank, whole_items
+from isthmus.planning.classes import each_rank, rank_groups, whole_items
 from isthmus.planning.problem import loads
 from isthmus.planning.relaxation import Model, with_ceiling
 
@@ -51,10 +51,24 @@ def place_by_integers(problem, chain, shards, kinds, rank_of_shard, nodes=NODES,
         rows, bound = with_ceiling(rows, bound, model.cost(objective), done.fun)
     if best is None:
         return Solved(None, proved, stopped)
+    groups = rank_groups(problem, items)
+    if groups.exact and not held[1].any():
+        best = _one_of_many(best, groups.of_rank)
     result = rank_of_shard.copy()
     for kind in range(items.total.size):
         result[shards[items.of_shard == kind]] = np.repeat(np.arange(problem.ranks), best[kind])
     return Solved(result, proved, stopped)
+
+
+def _one_of_many(counts, group_of_rank):
+    """Return counts[kind, rank] with identical ranks in order, most of the first kinds first: of the
+    many solutions that differ by names alone always the same one."""
+    result = counts.copy()
+    for group in np.unique(group_of_rank):
+        ranks = np.flatnonzero(group_of_rank == group)
+        mine = counts[:, ranks]
+        result[:, ranks] = mine[:, np.lexsort(-mine[::-1])]
+    return result
 
 
 def _whole_solution(model, objective, rows, bound, nodes):
