@@ -278,6 +278,21 @@ def test_many_shards_are_dealt_within_a_percent(shape):
         assert limits["allowed"][1][limits["allowed"][0], owner].all()
 
 
+def test_the_second_and_third_objective_cost_the_first_nothing():
+    """In the relaxation, with and without bytes to be moved."""
+    from isthmus.planning.objectives import makespan
+    from isthmus.planning.problem import make_problem
+    from isthmus.planning.relaxation import relax
+    draw = np.random.default_rng(3)
+    pace, room = 1 / draw.choice([1.0, 2.0, 5.0], 40), draw.uniform(5, 60, 40)
+    for pipes in (None, Pipes(("a",), [9.0], [np.arange(40) % 2 == 0], 0.0)):
+        problem = make_problem(draw.uniform(0.1, 0.2, 3000), pace, storage=room, pipes=pipes)
+        alone, then = (relax(problem, makespan(), names) for names in ((), ("bytes", "imbalance")))
+        finish = pace * np.bincount(then.rank, then.units, minlength=40)
+        assert then.value == alone.value
+        assert finish.max() <= alone.value * (1 + 1e-6)
+
+
 def test_taking_ranks_together_keeps_the_bound_a_bound(monkeypatch):
     from isthmus.planning import classes
     draw = np.random.default_rng(2)

@@ -70,6 +70,11 @@ class Problem:
         return self.load / self.seconds_per_unit / (1 / self.seconds_per_unit).sum()
 
     @property
+    def budget(self):
+        """All the money there is; infinite where nothing has a price."""
+        return np.inf if self.prices is None else max(self.prices.budget, 1e-300)
+
+    @property
     def limits_bytes(self):
         """Whether the bytes of a shard matter, or its size alone."""
         return bool(np.isfinite(self.storage).any() or self.pipes.names

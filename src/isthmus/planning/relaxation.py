@@ -162,7 +162,8 @@ def relax(problem: Problem, objective: Objective, then=()):
     items = fluid_items(problem)
     groups = rank_groups(problem, items)
     small = items.total.size * groups.first.size <= TIE_BREAK_PAIRS
-    chain = [objective] + ([TIE_BREAKS[name] for name in then] if small else [])
+    ties = [name for name in then if small and (problem.pipes.names or name != "bytes")]
+    chain = [objective] + [TIE_BREAKS[name] for name in ties]
     model = Model(problem, items, groups,
                   deviations=any(each.imbalance for each in chain))
     rows, bound = model.rows()
@@ -170,8 +171,6 @@ def relax(problem: Problem, objective: Objective, then=()):
     if not done.success:
         refuse(model, done)
     for before, after in pairwise(chain):
-        if not model.cost(after).any():
-            continue
         rows, bound = with_ceiling(rows, bound, model.cost(before), done.fun)
         again = solve_lp(model, after, rows, bound)
         if not again.success:

@@ -40,7 +40,11 @@ def place_whole(problem, objective, relaxation, bound, then, nodes):
     exact = (int(kinds.max(initial=-1)) + 1) * problem.ranks <= INTEGER_VARIABLES
     floor = fill_shares(problem, relaxation, kinds)
     goal = bound * (1 + (1e-9 if exact else GOOD_ENOUGH))
-    best = deal(problem, objective, floor.copy())
+    for weight in (1.0, 10.0, 1000.0) if problem.prices is not None else (0.0,):
+        best = deal(problem, objective, floor.copy(), weight * max(
+            relaxation.prices["budget"], 1e-3 * problem.ideal_seconds / problem.budget))
+        if _keeps_limits(problem, best):
+            break
     if objective.makespan and not (objective.computing or objective.imbalance):
         best = improve(problem, objective, best, goal)
     best = best if _keeps_limits(problem, best) else None
@@ -51,7 +55,7 @@ def place_whole(problem, objective, relaxation, bound, then, nodes):
     left = np.arange(problem.sizes.size) if exact else np.flatnonzero(floor < 0)
     few = exact or np.unique(kinds[left]).size * problem.ranks <= INTEGER_VARIABLES
     if not left.size or not few:
-        return Placement(_found(best))
+        return Placement(_found(best, exact))
     start = np.where(np.isin(np.arange(floor.size), left), -1, floor)
     solved = place_by_integers(problem, [objective] + chain, left, kinds, start, nodes,
                                None if not done else _value(problem, objective, best))
@@ -63,16 +67,17 @@ def place_whole(problem, objective, relaxation, bound, then, nodes):
         if solved.stopped:
             raise PlanError(f"no plan: none was found within {nodes} nodes of the integer programme; "
                             "allow more nodes")
-        _found(None)
+        _found(None, exact)
     plan = min(plans, key=lambda each: round(  # of equals the first, which has the tie-breaks
         _value(problem, objective, each) / problem.ideal_seconds, 7))
     return Placement(plan, solved.bound if exact else -np.inf, solved.stopped)
 
 
-def _found(plan):
+def _found(plan, exact):
     if plan is None:
-        raise PlanError("no plan: the shards would fit in pieces, but not whole; give more "
-                        "storage_nbytes, or pack smaller shards")
+        raise PlanError("no plan: the shards would fit in pieces, but "
+                        + ("not whole" if exact else "no plan of whole ones was found")
+                        + "; give more storage_nbytes, or pack smaller shards")
     return plan
 
 
@@ -127,9 +132,10 @@ def _within_storage(problem, rank_of_shard):
     return rank_of_shard
 
 
-def deal(problem, objective, rank_of_shard):
+def deal(problem, objective, rank_of_shard, seconds_per_money=0.0):
     """Give each shard without a rank, largest first, to a rank where it costs the objective least.
 
+    seconds_per_money: what money counts for (the budget's shadow price, or more to keep to it).
     Many shards with the same places are dealt a handful at a time, one to a rank. Returns None if a
     shard fits nowhere.
     """
@@ -143,7 +149,10 @@ def deal(problem, objective, rank_of_shard):
         breadth = problem.places.sum(axis=1)
         rows = problem.place_of_shard[left]
         hands = [left[rows == row] for row in np.argsort(breadth, kind="stable")]
-    per_byte = objective.seconds_per_byte(problem)
+    per_byte, per_unit = objective.seconds_per_byte(problem), np.zeros(problem.ranks)
+    if problem.prices is not None:
+        per_byte = per_byte + seconds_per_money * problem.prices.per_byte
+        per_unit = seconds_per_money * problem.prices.per_second * problem.seconds_per_unit
     waits = problem.waiting_seconds(stored)  # as it stands; what is dealt now adds little
     for hand in hands:
         start = 0
@@ -160,8 +169,8 @@ def deal(problem, objective, rank_of_shard):
             ranks = ranks[fits]
             if not ranks.size:
                 return None
-            cost = _cost(problem, objective, per_byte, waits, units, ranks, problem.sizes[mine[0]],
-                         problem.nbytes[mine[0]])
+            cost = _cost(problem, objective, waits, units, ranks, problem.sizes[mine[0]])
+            cost += per_unit[ranks] * problem.sizes[mine[0]] + per_byte[ranks] * problem.nbytes[mine[0]]
             chosen = ranks[_least(cost, count)]
             rank_of_shard[mine] = chosen
             units[chosen] += problem.sizes[mine]
@@ -170,10 +179,11 @@ def deal(problem, objective, rank_of_shard):
     return rank_of_shard
 
 
-def _cost(problem, objective, per_byte, waits, units, ranks, size, nbytes):
-    """Return what one more shard costs on each of `ranks`; least where samples are still demanded."""
+def _cost(problem, objective, waits, units, ranks, size):
+    """Return what one more shard costs on each of `ranks`, but for its bytes and money; least where
+    samples are still demanded."""
     held, pace = units[ranks], problem.seconds_per_unit[ranks]
-    cost = (objective.computing * pace * size + per_byte[ranks] * nbytes)
+    cost = objective.computing * pace * size
     if objective.makespan:
         cost += objective.makespan * (problem.fixed_seconds[ranks] + waits[ranks] + pace * (held + size))
     if objective.imbalance:

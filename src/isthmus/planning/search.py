@@ -10,6 +10,8 @@ STEPS = 400_000
 EVERY_SHARD = 20_000
 """Shards up to which all ranks are partners for a swap; beyond that the first to be done are."""
 PARTNERS = 32
+KINDS = 64
+"""Most kinds of shards of the critical rank that are tried in one step, evenly over their sizes."""
 
 
 def improve(problem, objective, rank_of_shard, goal):
@@ -67,10 +69,14 @@ class _State:
             self.money = problem.money(self.units, self.stored)
 
     def _different(self, shards):
-        """Return the first of each kind among `shards` of one rank."""
+        """Return the first of each kind among `shards` of one rank, at most KINDS of them."""
         problem = self.problem
         rows = np.stack([problem.place_of_shard[shards], problem.sizes[shards], problem.nbytes[shards]])
-        return shards[np.sort(np.unique(rows, axis=1, return_index=True)[1])]
+        first = shards[np.sort(np.unique(rows, axis=1, return_index=True)[1])]
+        if first.size > KINDS:
+            first = first[np.argsort(problem.sizes[first], kind="stable")]
+            first = first[np.linspace(0, first.size - 1, KINDS).astype(int)]
+        return first
 
     def _may_change(self, critical, ranks, size, nbytes):
         """Return whether limits allow `size` and `nbytes` to go from `critical` to `ranks`, net."""
@@ -115,8 +121,9 @@ class _State:
         if problem.sizes.size <= EVERY_SHARD:
             others = np.flatnonzero(self.rank_of_shard != critical)
         else:
-            limit = np.partition(self.seconds, PARTNERS)[PARTNERS]
-            ranks = np.flatnonzero(self.seconds <= limit)[:PARTNERS]
+            count = min(PARTNERS, problem.ranks)
+            limit = np.partition(self.seconds, count - 1)[count - 1]
+            ranks = np.flatnonzero(self.seconds <= limit)[:count]
             others = np.concatenate([self.shards_of(int(rank)) for rank in ranks if rank != critical])
         there = self.rank_of_shard[others]
         for shard in self._different(self.shards_of(critical)):
