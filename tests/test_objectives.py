@@ -309,3 +309,25 @@ def test_the_hash_of_a_plan_is_known():
     found = isthmus.allocate_shards([3, 3, 3, 3, 2, 2, 2, 2, 2], [1.0, 1.0, 1.0], then=())
     assert found.shards_of_rank == ((0, 1, 5), (2, 3, 4), (6, 7, 8))
     assert found.hash == "1001da224d9efddbf7df02c5164cff4ef09447d978ed3ca10f9b94dbe533f44f"
+
+
+def test_a_tight_budget_is_kept_by_many_shards():
+    """The relaxation spends all of it; whole shards must not spend more."""
+    draw = np.random.default_rng(4)
+    sizes, pace = draw.uniform(1, 10, 3000), 1 / draw.uniform(1, 9, 120)
+    per_second = draw.uniform(0, 1, 120)
+    dear = (per_second * pace).mean() * sizes.sum()
+    found = isthmus.allocate_shards(sizes, pace, prices=Prices(per_second, np.zeros(120), 0.5 * dear))
+    held = np.bincount(found.rank_of_shard, sizes, minlength=120)
+    assert per_second @ (pace * held) <= 0.5 * dear
+    assert found.shadow_prices["budget"] > 0
+    assert found.gap <= 0.1
+
+
+def test_the_solver_writes_nothing_to_standard_output(capfd):
+    import ctypes
+
+    from isthmus.planning.integers import _output_to_stderr
+    with _output_to_stderr():
+        ctypes.CDLL(None).puts(b"stray")
+    assert capfd.readouterr() == ("", "stray\n")

@@ -1,12 +1,14 @@
 """Which rank holds which shard: numbers in, numbers out."""
 
 import hashlib
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
 
+from isthmus.errors import PlanError
 from isthmus.planning.classes import order_of
 from isthmus.planning.cuts import makespan_bound
 from isthmus.planning.integers import NODES
@@ -92,9 +94,24 @@ def allocate_shards(sizes, seconds_per_unit, *, fixed_seconds=None, storage=None
     relaxation = relax(problem, objective, then)
     plain = objective == make_objective("makespan")
     bound = makespan_bound(problem, relaxation.value) if plain else relaxation.value
-    placement = place_whole(problem, objective, relaxation, bound, then, nodes)
+    placement = _placed(problem, objective, relaxation, bound, then, nodes)
     _check_plan(problem, placement.rank_of_shard)
     return _allocation(problem, objective, placement, relaxation, max(bound, placement.bound))
+
+
+def _placed(problem, objective, relaxation, bound, then, nodes):
+    """Return the Placement; where rounding spends too much, from shares that leave some money over."""
+    try:
+        return place_whole(problem, objective, relaxation, bound, then, nodes)
+    except PlanError:
+        if problem.prices is None:
+            raise
+        for share in (0.99, 0.95):
+            with suppress(PlanError):
+                prices = replace(problem.prices, budget=share * problem.prices.budget)
+                thrifty = relax(replace(problem, prices=prices), objective, then)
+                return place_whole(problem, objective, thrifty, bound, then, nodes)
+        raise
 
 
 def _allocation(problem, objective, placement, relaxation, bound):

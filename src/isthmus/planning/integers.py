@@ -1,5 +1,9 @@
 """Whole shards by an integer programme over how many of each kind every rank takes."""
 
+import ctypes
+import os
+import sys
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,6 +64,24 @@ def place_by_integers(problem, chain, shards, kinds, rank_of_shard, nodes=NODES,
     return Solved(result, proved, stopped)
 
 
+@contextmanager
+def _output_to_stderr():
+    """HiGHS prints a stray line now and then: it must not spoil a JSON object on standard output."""
+    try:
+        sys.stdout.flush()
+        kept = os.dup(1)
+    except (OSError, ValueError, AttributeError):  # there is no standard output
+        yield
+        return
+    try:
+        os.dup2(2, 1)
+        yield
+    finally:
+        ctypes.CDLL(None).fflush(None)  # what C holds back would come later
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
 def _one_of_many(counts, group_of_rank):
     """Return counts[kind, rank] with identical ranks in order, most of the first kinds first: of the
     many solutions that differ by names alone always the same one."""
@@ -87,10 +109,11 @@ def _whole_solution(model, objective, rows, bound, nodes):
         if name in model.blocks:
             tight[model.blocks[name]] = 2e-6
     for margin in (0.0, 1.0):
-        done = milp(model.cost(objective), bounds=Bounds(0, top), integrality=whole,
-                    constraints=[LinearConstraint(rows, -np.inf, bound - margin * tight),
-                                 LinearConstraint(model.equal, model.items.total, model.items.total)],
-                    options={"node_limit": nodes, "mip_rel_gap": 1e-9})
+        with _output_to_stderr():
+            done = milp(model.cost(objective), bounds=Bounds(0, top), integrality=whole, constraints=[
+                LinearConstraint(rows, -np.inf, bound - margin * tight),
+                LinearConstraint(model.equal, model.items.total, model.items.total)],
+                options={"node_limit": nodes, "mip_rel_gap": 1e-9})
         if done.x is None:
             return done, None
         counts = np.zeros((model.items.total.size, problem.ranks), np.int64)
