@@ -335,6 +335,29 @@ def test_a_job_runs_on_the_testbed_and_says_that_its_links_are_emulated(bed, lab
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("ranks", "interleaved"), [(1, False), (2, False), (2, True)])
+def test_interfaces_see_the_bytes_that_are_counted(bed, tmp_path, ranks, interleaved):
+    """Over the cut, whatever the ranks and their order: the wire, and headers of a few per cent."""
+    table = cluster_of(ranks, ranks, bytes_per_second=1.25e7)
+    if interleaved:
+        for number, site in enumerate(table["site"]):
+            site["world_ranks"] = list(range(number, 2 * ranks, 2))
+    (tmp_path / "cluster.toml").write_text(tomli_w.dumps(table))
+    done = call(tmp_path, "run", "cluster.toml", "--", sys.executable, "-m", "isthmus.cli", "bench",
+                "collectives", "cluster.toml", "--algorithm", "hierarchical", "--smallest", "1000000",
+                "--largest", "1000000", "--repetitions", "3", "-o", "out")
+    assert done.returncode == 0, done.stderr
+    results = [json.loads(line) for line in (tmp_path / "out/bench_collectives.jsonl").open()]
+    assert [result["compressor"] for result in results] == ["none", "int8"]
+    for result, wire in zip(results, (isthmus.Dense(), isthmus.Int8())):
+        for way in result["cut"]:
+            assert way["counted_nbytes"] == wire.wire_nbytes(250_000)
+            for seen in (result["interface_nbytes"][way["source"]]["sent_nbytes"],
+                         result["interface_nbytes"][way["target"]]["received_nbytes"]):
+                assert 1.0 < seen / way["counted_nbytes"] < 1.06
+
+
+@pytest.mark.slow
 def test_the_exit_code_is_passed_on_and_what_was_up_stays_up(bed, lab):
     assert call(lab, "up", "cluster.toml").returncode == 0
     done = call(lab, "run", "cluster.toml", "--", sys.executable, "-c", "raise SystemExit(7)")
