@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -282,3 +283,20 @@ def test_help_fits_a_terminal_of_80_columns():
                               env={**os.environ, "COLUMNS": "80"})
         assert done.returncode == 0
         assert max(map(len, done.stdout.splitlines())) <= 80
+
+
+@pytest.mark.ranks(3)
+@pytest.mark.parametrize("same_machine", [True, False])
+def test_ranks_start_at_one_instant(comm, same_machine):
+    """Also where each machine's clock has a zero of its own, and where a rank comes late."""
+    from isthmus.benchmarking.clocks import CommonClock
+    zero = 0.0 if same_machine else 1000.0 * comm.rank
+    common = CommonClock(comm, lambda: time.perf_counter() + zero,
+                         machine=None if same_machine else f"machine {comm.rank}")
+    for late in range(3):
+        time.sleep(0.02 * (comm.rank == late))
+        before = common.clock()
+        instant = common.start()
+        assert before < instant <= common.clock()
+        instants = comm.allgather(instant - zero)
+        assert max(instants) - min(instants) < (1e-9 if same_machine else 0.02)

@@ -1,19 +1,19 @@
 """Allreduces as the OSU micro-benchmarks time them: by size, the slowest rank counts.
 
 A result is one size, algorithm and compressor: after calls to warm up, every repetition starts
-at a barrier and lasts until the last rank has the mean. Beside the seconds stand the model's, the
+at one instant and lasts until the last rank has the mean. Beside the seconds stand the model's, the
 bound that no exact allreduce over the narrowest link beats, and the bytes between sites: counted at the
 send calls, by the formula, and on a testbed by its interfaces: "sent bytes" of the site that sends
 most, headers included, which between two sites is what crosses the cut.
 """
 
 import hashlib
-import time
 
 import numpy as np
 from mpi4py import MPI
 
 from isthmus.benchmarking.bounds import bound_seconds
+from isthmus.benchmarking.clocks import CommonClock
 from isthmus.benchmarking.options import named_compressor, sizes_nbytes
 from isthmus.benchmarking.spread import spread_of
 from isthmus.collectives.allreduce import Allreduce
@@ -49,16 +49,17 @@ def measure(tiers, options, algorithm, named, nbytes):
     world, size, compressor = tiers.world, nbytes // 4, named_compressor(named)
     allreduce = Allreduce(tiers, size, algorithm, compressor)
     vector = np.random.default_rng(world.rank).standard_normal(size, dtype=np.float32)
-    own = [_timed(world, allreduce, vector)[0]]
+    clock = CommonClock(world)
+    own = [_timed(clock, allreduce, vector)[0]]
     first = _slowest(world, own)[0]
     if first < 2 * options.seconds:  # else the call to warm up counts: it is seconds of the link
         own = []
     repetitions = int(np.clip(options.seconds / first, 2 - len(own), options.repetitions))
     if 10 * first < options.seconds:
-        _timed(world, allreduce, vector)
+        _timed(clock, allreduce, vector)
     sent_before, carried_before = allreduce.sent_to_sites.copy(), _carried(tiers)
     for _ in range(repetitions):
-        seconds, mean = _timed(world, allreduce, vector)
+        seconds, mean = _timed(clock, allreduce, vector)
         own.append(seconds)
     carried = _per_call(_carried(tiers), carried_before, repetitions)
     check_same_bits(world, mean, algorithm, named, nbytes)
@@ -95,12 +96,11 @@ def row(result):
             + f" {cut:>11} {sent:>11} {result['repetitions']:6d}")
 
 
-def _timed(world, allreduce, vector):
+def _timed(clock, allreduce, vector):
     """Return the seconds of one call that all ranks start together, and its mean."""
-    world.Barrier()
-    start = time.perf_counter()
+    start = clock.start()
     mean = allreduce(vector)
-    return time.perf_counter() - start, mean
+    return clock.clock() - start, mean
 
 
 def _slowest(world, own_seconds):
