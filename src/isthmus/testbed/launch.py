@@ -9,10 +9,11 @@ import sys
 from itertools import groupby
 
 from isthmus.errors import EmulationError
-from isthmus.mpirun import MORE_RANKS_THAN_CORES, mpirun
+from isthmus.mpirun import MORE_RANKS_THAN_CORES, mca_arguments, mpirun
 from isthmus.testbed.commands import inside
 from isthmus.testbed.namespaces import counters, down, up
 from isthmus.testbed.wiring import CONTROL_NETWORK, NAME, RANKS_NETWORK, Wiring
+from isthmus.topology.transport import tcp_settings
 
 TESTBED = "ISTHMUS_TESTBED"  # in the environment of its ranks: the testbed's name
 PATIENCE_SECONDS = 10.0
@@ -62,7 +63,8 @@ def rank_command(cluster, command, name=NAME):
             "--prtemca", "prte_if_include", CONTROL_NETWORK,
             "--mca", "pml", "ob1",
             "--mca", "btl", "tcp,self",
-            "--mca", "btl_tcp_if_include", RANKS_NETWORK]
+            "--mca", "btl_tcp_if_include", RANKS_NETWORK,
+            *mca_arguments(tcp_settings(cluster).mca)]
     for index, (host, ranks) in enumerate(groupby(host_of_rank(cluster))):
         count = str(len(list(ranks)))
         line += [":"] if index else []

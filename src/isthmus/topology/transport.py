@@ -1,0 +1,72 @@
+"""What TCP and Open MPI must be told for the links of a cluster: what a long link needs to be full.
+
+Measured with 60 KiB messages on a testbed of 1 Gbit/s and 100 ms round trip, of which 12.5 MB are
+under way when it is full, with the kernel's usual 4 MB at most for a sender's buffer:
+
+    as it is                                          30 MB/s
+    btl_tcp_links = 4                                 30 MB/s  Open MPI 5 still opens one connection
+    btl_tcp_sndbuf = 25 MB                            56 MB/s  net.core.wmem_max, 4 MB, caps it
+    btl_tcp_sndbuf = btl_tcp_rcvbuf = 25 MB           52 MB/s  also where tcp_wmem allows 64 MB
+    tcp_wmem, tcp_rmem of 64 MB at most              107 MB/s  and 120 once it is up to speed
+
+So the kernel's own limits are what to change; Open MPI must leave the buffers alone then, for a fixed
+size ends their growth.
+"""
+
+from dataclasses import dataclass
+
+WINDOWS_HELD = 4              # a buffer's memory, in windows: it also counts what is around the data
+USUAL_BUFFER_NBYTES = 4 * 1024 * 1024  # what Linux allows a sender where nobody has changed it
+FIRST_SEGMENTS = 64           # more than 64 KiB
+USUAL_EAGER_NBYTES = 64 * 1024  # Open MPI's for TCP: longer messages ask first
+EAGER_NBYTES = 2 * 1024 * 1024
+EAGER_LIMITS = ("eager_limit", "rndv_eager_limit", "max_send_size")  # only together do they help
+
+
+@dataclass(frozen=True)
+class TcpSettings:
+    """What the links of a cluster want.
+
+    window_nbytes: under way when the fullest link is full: its rate by the round trip. kernel: sysctl
+    -> value, for root on every host (or in its network namespace). first_segments: `initcwnd` and
+    `initrwnd` of the route to other sites. mca: Open MPI's parameter -> value. mca_without_root: those
+    to add where the kernel's settings cannot be changed; where they are, these make it slower.
+    """
+
+    window_nbytes: int
+    kernel: dict
+    first_segments: int
+    mca: dict
+    mca_without_root: dict
+
+
+def tcp_settings(cluster):
+    """Return the TcpSettings of the cluster's links between its hub and its other sites.
+
+    Buffers may grow to what the longest link holds. A connection that has been idle, while ranks
+    computed, does not start slowly again, nor does a new one. Where asking first would take longer
+    than the message, Open MPI does not ask.
+    """
+    window = round(max(map(_window_nbytes, _ways(cluster)), default=0))
+    most = WINDOWS_HELD * window
+    kernel, mca, without_root = {"net.ipv4.tcp_slow_start_after_idle": "0"}, {}, {}
+    if most > USUAL_BUFFER_NBYTES:
+        kernel |= {"net.ipv4.tcp_rmem": f"4096 131072 {most}", "net.ipv4.tcp_wmem": f"4096 16384 {most}"}
+        without_root = {"btl_tcp_sndbuf": str(2 * window)}
+    if window > USUAL_EAGER_NBYTES:
+        mca = {f"btl_tcp_{name}": str(EAGER_NBYTES) for name in EAGER_LIMITS}
+    return TcpSettings(window, kernel, FIRST_SEGMENTS, mca, without_root)
+
+
+def _ways(cluster):
+    """Yield the routes (there, back) between the hub and each other site."""
+    hub = cluster.names[cluster.hub]
+    for name in cluster.names:
+        if name != hub:
+            yield cluster.route(hub, name), cluster.route(name, hub)
+
+
+def _window_nbytes(ways):
+    """Return the bytes that leave on the faster way before the first of them is acknowledged."""
+    round_trip = sum(link.latency_seconds for way in ways for link in way)
+    return round_trip * max(min(link.bytes_per_second for link in way) for way in ways)
