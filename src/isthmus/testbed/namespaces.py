@@ -23,7 +23,7 @@ from isthmus.testbed.state import (
     write_state,
 )
 from isthmus.testbed.wiring import NAME, Wiring, site_address
-from isthmus.topology.transport import tcp_settings
+from isthmus.topology.transport import buffer_limits, tcp_settings
 
 ZERO = [f"/proc/sys/net/ipv4/conf/{which}/{name}" for which in ("all", "default")
         for name in ("rp_filter", "send_redirects")]
@@ -140,7 +140,7 @@ def _tune(namespace, settings):
     The control is the machine's if it is cubic or reno, else reno: bbr spreads even short messages
     out in time, as if others were on the link.
     """
-    for key, value in settings.kernel.items():
+    for key, value in (settings.kernel | buffer_limits(settings.buffer_nbytes)).items():
         _set(namespace, value, ["/proc/sys/" + key.replace(".", "/")])
     if Path(CONTROL).read_text().strip() not in ("cubic", "reno"):
         _set(namespace, "reno", [CONTROL])

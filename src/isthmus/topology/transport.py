@@ -16,6 +16,7 @@ size ends their growth.
 from dataclasses import dataclass
 
 WINDOWS_HELD = 4              # a buffer's memory, in windows: it also counts what is around the data
+LEAST_BUFFER_NBYTES = 512 * 1024
 USUAL_BUFFER_NBYTES = 4 * 1024 * 1024  # what Linux allows a sender where nobody has changed it
 FIRST_SEGMENTS = 64           # more than 64 KiB
 USUAL_EAGER_NBYTES = 64 * 1024  # Open MPI's for TCP: longer messages ask first
@@ -27,13 +28,16 @@ EAGER_LIMITS = ("eager_limit", "rndv_eager_limit", "max_send_size")  # only toge
 class TcpSettings:
     """What the links of a cluster want.
 
-    window_nbytes: under way when the fullest link is full: its rate by the round trip. kernel: sysctl
-    -> value, for root on every host (or in its network namespace). first_segments: `initcwnd` and
-    `initrwnd` of the route to other sites. mca: Open MPI's parameter -> value. mca_without_root: those
-    to add where the kernel's settings cannot be changed; where they are, these make it slower.
+    window_nbytes: under way when the fullest link is full: its rate by the round trip. buffer_nbytes:
+    what a connection's buffer needs at most; far beyond it, a fast start fills queues until packets
+    are lost. kernel: sysctl -> value, for root on every host where the usual does not do.
+    first_segments: `initcwnd` and `initrwnd` of the route to other sites. mca: Open MPI's parameter
+    -> value. mca_without_root: those to add where the kernel's settings cannot be changed; where they
+    are, these make it slower.
     """
 
     window_nbytes: int
+    buffer_nbytes: int
     kernel: dict
     first_segments: int
     mca: dict
@@ -48,14 +52,19 @@ def tcp_settings(cluster):
     than the message, Open MPI does not ask.
     """
     window = round(max(map(_window_nbytes, _ways(cluster)), default=0))
-    most = WINDOWS_HELD * window
+    most = max(WINDOWS_HELD * window, LEAST_BUFFER_NBYTES)
     kernel, mca, without_root = {"net.ipv4.tcp_slow_start_after_idle": "0"}, {}, {}
     if most > USUAL_BUFFER_NBYTES:
-        kernel |= {"net.ipv4.tcp_rmem": f"4096 131072 {most}", "net.ipv4.tcp_wmem": f"4096 16384 {most}"}
+        kernel |= buffer_limits(most)
         without_root = {"btl_tcp_sndbuf": str(2 * window)}
     if window > USUAL_EAGER_NBYTES:
         mca = {f"btl_tcp_{name}": str(EAGER_NBYTES) for name in EAGER_LIMITS}
-    return TcpSettings(window, kernel, FIRST_SEGMENTS, mca, without_root)
+    return TcpSettings(window, most, kernel, FIRST_SEGMENTS, mca, without_root)
+
+
+def buffer_limits(nbytes):
+    """Return sysctl -> value that lets buffers grow from Linux's first sizes to `nbytes`."""
+    return {"net.ipv4.tcp_rmem": f"4096 131072 {nbytes}", "net.ipv4.tcp_wmem": f"4096 16384 {nbytes}"}
 
 
 def _ways(cluster):
