@@ -11,6 +11,14 @@ under way when it is full, with the kernel's usual 4 MB at most for a sender's b
 
 So the kernel's own limits are what to change; Open MPI must leave the buffers alone then, for a fixed
 size ends their growth.
+
+Short vectors: an allreduce of 64 KiB over three sites (a star, two crossings), 100 Mbit/s and 100 ms
+round trip, took 209 ms with bbr and 426 ms with reno as Linux sets them, which send 14 KB and wait,
+again after each pause; 117 ms with reno, no slow start after a pause and 64 segments to begin with.
+
+Messages of more than 64 KiB: Open MPI asks before it sends them, which costs a round trip each.
+`calibrate` fitted 6.8 to 9.5 MB/s to a link of 12.5 MB/s; with the limit at 2 MiB, 11.8 to 16.8 on
+the same busy machine.
 """
 
 from dataclasses import dataclass
