@@ -206,9 +206,9 @@ def test_calibration_finds_the_paced_links_and_the_plan_uses_them(lab):
 
 
 def test_the_plan_is_printed_as_a_table(lab):
-    done = call(lab, 0, "plan", "run.toml")
+    done = call(lab, 0, "plan", "run.toml", "--launch")
     assert done.returncode == 0
-    for text in ("site0", "site1", "150", "75", "gap", "a step"):
+    for text in ("site0", "site1", "150", "75", "gap", "a step", "mpirun -n 3", "slow_start"):
         assert text in done.stderr
 
 
