@@ -148,7 +148,7 @@ def test_a_link_works_while_the_ranks_compute(comm, sites):
     None, isthmus.Dense("bfloat16"), isthmus.Int8(), isthmus.Int8(rounding="stochastic"), isthmus.Int4(),
     isthmus.OneBit(), isthmus.TopK(0.01, "threshold"), isthmus.TopK(0.01, "random")], ids=str)
 def test_after_the_first_call_nothing_grows_with_the_vector_but_the_mean(comm, compressor):
-    """The new array that is returned is all; a sparse wire of 1 % may take a few times its own length."""
+    """The new array that is returned is all; a sparse wire may take a few times its own length."""
     size = 1_000_000
     with isthmus.split_tiers(comm, isthmus.Cluster(cluster_of(2, 2))) as tiers:
         allreduce = isthmus.Allreduce(tiers, size, compressor=compressor)
