@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rich.text import Text
 
-from isthmus.runs.check import gpu, hdf5, machine, mpi, ranks, run, slurm
+from isthmus.runs.check import gpu, hdf5, machine, mpi, ranks, slurm
 from isthmus.runs.check.findings import (
     Finding,
     exit_code,
@@ -31,7 +31,8 @@ def check(make_world, settings_path=None):
     job = Job(comm)
     settings = cluster = None
     of_run = []
-    if settings_path is not None:
+    if settings_path is not None and comm is not None:
+        from isthmus.runs.check import run  # needs MPI
         settings, of_run = run.settings_of(job, settings_path)
     if settings is not None:
         cluster, more = run.cluster_of(job, settings)
@@ -39,7 +40,7 @@ def check(make_world, settings_path=None):
     findings += [*_of_mpi(job, path, told), *_of_ranks(job, settings, cluster),
                  *_of_machine(job, settings), *of_run]
     groups = grouped([[Finding(**finding) for finding in theirs] for theirs in
-                      job.gather([finding.to_json() for finding in findings])], job.hosts)
+                      job.from_all([finding.to_json() for finding in findings])], job.hosts)
     return {"status": worst_status(groups), "exit_code": exit_code(groups), "ranks": job.size,
             "hosts": list(job.ranks_of_host()), "seconds": time.perf_counter() - start,
             "findings": groups}
@@ -73,7 +74,7 @@ def _of_mpi(job, path, told):
 
 def _of_ranks(job, settings, cluster):
     """Return what the ranks find together. Collective."""
-    facts = job.gather(ranks.cores_here())
+    facts = job.from_all(ranks.cores_here())
     alone_for_all = cluster and not job.started and not any(site.hosts for site in cluster.sites)
     found = [*ranks.cores_for_ranks(facts, job.ranks_of_host(),
                                     threads=settings.run.threads if settings else 1,
@@ -113,13 +114,14 @@ def _looked(subject, look):
 
 def _data_and_plan(job, settings, cluster):
     """Return the findings on the run's data, and on its plan where both it and the cluster are right."""
+    from isthmus.runs.check import run
     model = settings.make_model()
     found = []
     for name, folder in (("data train", settings.data.train), ("data test", settings.data.test)):
         found += run.data(job, name, folder, model)
-    free = job.gather(run.memory_nbytes())
-    seen = job.gather(found[0].status == "PASS")
-    broken = job.gather(any(finding.status == "FAIL" for finding in found))
+    free = job.from_all(machine.memory_nbytes())
+    seen = job.from_all(found[0].status == "PASS")
+    broken = job.from_all(any(finding.status == "FAIL" for finding in found))
     if cluster is not None and not any(broken):
         made = job.from_root(lambda: run.plan(job, settings, cluster, free).to_json(), seen.index(True))
         found.append(Finding(**made))

@@ -16,9 +16,9 @@ class Job:
         self.comm = comm
         self.rank, self.size = (comm.rank, comm.size) if comm else (0, 1)
         self.started = ranks_told() is not None
-        self.hosts = self.gather(_host(comm))
+        self.hosts = self.from_all(_host(comm))
 
-    def gather(self, value):
+    def from_all(self, value):
         """Return the JSON `value` of every rank, on every rank."""
         return gather_json(self.comm, value) if self.comm else [value]
 

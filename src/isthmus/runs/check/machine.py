@@ -6,7 +6,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from isthmus.errors import OutputError
+from isthmus.errors import OutputError, PlanError
 from isthmus.runs.check.findings import failed, passed, warned
 
 SHARED_NBYTES_A_RANK = 4 << 20
@@ -98,6 +98,30 @@ def numba_kernels():
     else:
         yield passed("Numba", f"{numba.__version__}, at most {threads} threads")
     yield _cache_folder(numba.config.CACHE_DIR)
+
+
+def memory(nbytes_of_rank, host_of_rank, free_nbytes_of_host):
+    """Return a finding if the samples of a host's ranks exceed its free memory, else None."""
+    needed = dict.fromkeys(host_of_rank, 0)
+    for nbytes, host in zip(nbytes_of_rank, host_of_rank):
+        needed[host] += nbytes
+    for host, nbytes in needed.items():
+        free = free_nbytes_of_host[host]
+        if free is not None and nbytes > free:
+            return failed("plan", f"it gives {host} {nbytes / 2**30:.3g} GiB of samples, and "
+                          f"{free / 2**30:.3g} GiB of memory are free", "set storage_nbytes in the "
+                          "cluster file, or use more hosts", PlanError)
+    return None
+
+
+def memory_nbytes(path="/proc/meminfo"):
+    """Return the bytes of memory that are free for programs, or None where it is not told."""
+    try:
+        with open(path, encoding="utf-8") as lines:
+            return next((1024 * int(line.split()[1]) for line in lines
+                         if line.startswith("MemAvailable")), None)
+    except OSError:
+        return None
 
 
 def _cache_folder(chosen):

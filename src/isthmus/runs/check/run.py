@@ -5,9 +5,10 @@ import os
 from pathlib import Path
 
 from isthmus.devices import array_library
-from isthmus.errors import IsthmusError, PlanError, SettingsError, ShardError
+from isthmus.errors import IsthmusError, SettingsError, ShardError
 from isthmus.planning.allocation import plan_shards
 from isthmus.runs.check.findings import failed, passed, refused, warned
+from isthmus.runs.check.machine import memory
 from isthmus.runs.preparation import check_shapes
 from isthmus.runs.settings import RunSettings
 from isthmus.shards.shard_file import ShardSet
@@ -76,8 +77,8 @@ def data(job, name, folder, model):
     Collective. Ranks that do not see the folder get their shards from those that do.
     """
     digest, mine = _folder(name, folder, model)
-    seen = job.gather(Path(folder).is_dir())
-    digests = job.gather(digest)
+    seen = job.from_all(Path(folder).is_dir())
+    digests = job.from_all(digest)
     if not any(seen):
         return [failed(name, f"{folder}: no rank sees this folder", "pack the data with `isthmus pack`, "
                        "or mend the path under [data] in the settings", ShardError)]
@@ -91,7 +92,7 @@ def data(job, name, folder, model):
 
 
 def _folder(name, folder, model):
-    """Return (digest of the manifest, finding) of a folder of shards; (None, None) if it is not there."""
+    """Return (digest of the manifest, finding) of a folder of shards; None twice if it is not there."""
     if not Path(folder).is_dir():
         return None, None
     digest = None
@@ -143,27 +144,3 @@ def plan(job, settings, cluster, free_nbytes):
     return memory(nbytes, hosts, dict(zip(job.hosts, free_nbytes))) or passed(
         "plan", f"{chosen.steps} steps an epoch, {1e3 * chosen.step_seconds:.1f} ms each, predicted; "
         f"{chosen.bound_by}")
-
-
-def memory(nbytes_of_rank, host_of_rank, free_nbytes_of_host):
-    """Return a finding if the samples of a host's ranks exceed its free memory, else None."""
-    needed = dict.fromkeys(host_of_rank, 0)
-    for nbytes, host in zip(nbytes_of_rank, host_of_rank):
-        needed[host] += nbytes
-    for host, nbytes in needed.items():
-        free = free_nbytes_of_host[host]
-        if free is not None and nbytes > free:
-            return failed("plan", f"it gives {host} {nbytes / 2**30:.3g} GiB of samples, and "
-                          f"{free / 2**30:.3g} GiB of memory are free", "set storage_nbytes in the "
-                          "cluster file, or use more hosts", PlanError)
-    return None
-
-
-def memory_nbytes(path="/proc/meminfo"):
-    """Return the bytes of memory that are free for programs, or None where it is not told."""
-    try:
-        with open(path, encoding="utf-8") as lines:
-            return next((1024 * int(line.split()[1]) for line in lines
-                         if line.startswith("MemAvailable")), None)
-    except OSError:
-        return None
