@@ -280,6 +280,13 @@ def test_words_are_lines_with_their_cures(lab):
     assert "1 FAIL" in lines[-1]
 
 
+def test_ranks_of_another_launcher_leave_the_word_to_the_first(lab):
+    """Each has a world of its own; a launcher ends all ranks when one of them ends with a code."""
+    done = subprocess.run(command(0, "check", "--json"), cwd=lab, text=True, capture_output=True,
+                          env=rank_environment(PMI_SIZE="3", PMI_RANK="1"), timeout=60)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+
+
 def test_equal_answers_are_one_line_and_the_first_failure_gives_the_code():
     a, b = passed("x", "well"), failed("x", "bad", "mend", isthmus.IsthmusError)
     groups = grouped([[a, warned("y", "slow", "wait")], [b], [a]], ["h0", "h1", "h0"])
@@ -299,6 +306,9 @@ def test_what_cannot_be_broken_here_is_judged_by_its_facts(monkeypatch, tmp_path
     monkeypatch.setenv("OMPI_MCA_btl", "self,sm")
     assert mpi.transports(["a", "a"]).status == "PASS"
     assert mpi.transports(["a", "b"]).status == "FAIL"
+    monkeypatch.setenv("OMPI_MCA_pml", "ucx")
+    assert mpi.transports(["a", "b"]) is None
+    monkeypatch.delenv("OMPI_MCA_pml")
     monkeypatch.setenv("OMPI_MCA_btl", "tcp,self")
     assert mpi.transports(["a", "b"]).status == "PASS"
     assert machine.cpu("x86_64", {"sse2"}).status == "WARN"

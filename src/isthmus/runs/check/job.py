@@ -18,6 +18,11 @@ class Job:
         self.started = ranks_told() is not None
         self.hosts = self.from_all(_host(comm))
 
+    @property
+    def speaks(self):
+        """Whether what this process finds is told: also where each rank has a world of its own."""
+        return self.rank == 0 and rank_told() == 0
+
     def from_all(self, value):
         """Return the JSON `value` of every rank, on every rank."""
         return gather_json(self.comm, value) if self.comm else [value]
@@ -38,6 +43,14 @@ def ranks_told():
         if os.environ.get(name, "").isdigit():
             return int(os.environ[name])
     return None
+
+
+def rank_told():
+    """Return this process's rank as the launcher tells it; 0 if there is no launcher."""
+    for name in ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID"):
+        if os.environ.get(name, "").isdigit():
+            return int(os.environ[name])
+    return 0
 
 
 def _host(comm):

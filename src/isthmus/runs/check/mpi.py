@@ -11,7 +11,8 @@ from pathlib import Path
 from isthmus.runs.check.findings import failed, passed, warned
 from isthmus.runs.check.job import ranks_told
 
-FAULT_TOLERANT, TRANSPORTS = "OMPI_MCA_mpi_ft_enable", "OMPI_MCA_btl"
+FAULT_TOLERANT = "OMPI_MCA_mpi_ft_enable"
+TRANSPORTS, MESSAGES = "OMPI_MCA_btl", "OMPI_MCA_pml"
 NEWEST_WITHOUT_FAULT_TOLERANCE = 4  # of Open MPI
 
 
@@ -120,7 +121,7 @@ def started_as_root(path):
 def transports(hosts):
     """Return whether messages can leave a host where the environment limits them, else None."""
     setting = os.environ.get(TRANSPORTS)
-    if not setting or setting.startswith("^"):
+    if not setting or setting.startswith("^") or os.environ.get(MESSAGES, "ob1") != "ob1":
         return None
     if len(set(hosts)) > 1 and "tcp" not in setting.split(","):
         return failed("transports", f"{TRANSPORTS}={setting}, but ranks are on {len(set(hosts))} hosts",
