@@ -364,3 +364,16 @@ def test_a_clock_that_is_ahead_is_found_to_half_a_round_trip(comm, monkeypatch):
     true = np.array([0, 0, -0.25])
     assert (np.abs(offsets[:, 0] - true) <= offsets[:, 1] + 1e-6).all()
     assert "rank 2" in ranks.clocks(comm).found
+
+
+@pytest.mark.ranks(3)
+def test_paced_links_are_for_one_host(comm):
+    from types import SimpleNamespace
+
+    from isthmus.runs.check import run  # it needs MPI, which the process that starts ranks must not
+    from isthmus.runs.settings import RunSettings
+    paced = RunSettings.model_validate(with_changes(RUN, {"cluster.links": "paced"}))
+    assert run.links(SimpleNamespace(hosts=["a", "a"]), paced).status == "PASS"
+    apart = run.links(SimpleNamespace(hosts=["a", "b"]), paced)
+    assert (apart.status, apart.error) == ("FAIL", "SettingsError")
+    assert run.links(SimpleNamespace(hosts=["a", "b"]), RunSettings.model_validate(RUN)) is None
