@@ -210,6 +210,9 @@ BROKEN_ENVIRONMENTS = {
         "data train", "FAIL", 5, ["16 numbers a sample", "17"], None),
     "a site that does not exist": (with_run({"plan.pinned": {"0": "moon"}}), 0, True,
         "plan", "FAIL", 6, ["'moon'", "known sites"], None),
+    "bits taken for bytes": (with_run(
+        cluster=lambda table: table["link"][0].update(bytes_per_second=1e9)), 0, True,
+        "plan", "WARN", 0, ["bits per second", "mend the link"], None),
     "no room": (with_run(cluster=lambda table: [site.update(storage_nbytes=100.0)
                                                 for site in table["site"]]), 3, True,
         "plan", "FAIL", 6, ["storage"], None),

@@ -6,9 +6,10 @@ from pathlib import Path
 
 from isthmus.devices import array_library
 from isthmus.errors import IsthmusError, SettingsError, ShardError
-from isthmus.planning.allocation import plan_shards
 from isthmus.runs.check.findings import failed, passed, refused, warned
 from isthmus.runs.check.machine import memory
+from isthmus.runs.choosing import choose
+from isthmus.runs.plan import plan_run
 from isthmus.runs.preparation import check_shapes
 from isthmus.runs.settings import RunSettings
 from isthmus.shards.shard_file import ShardSet
@@ -132,8 +133,7 @@ def plan(job, settings, cluster, free_nbytes):
     """
     try:
         shards = ShardSet.open(settings.data.train)
-        chosen = plan_shards(cluster, shards, settings.workload(), settings.plan.objective,
-                             settings.plan.pinned)
+        chosen = plan_run(choose(settings, cluster)[0], cluster, shards)
     except IsthmusError as problem:
         return refused("plan", problem)
     nbytes = [sum(shards.nbytes[shard] for shard in mine) for mine in chosen.shards_of_rank]
@@ -141,6 +141,9 @@ def plan(job, settings, cluster, free_nbytes):
     if job.started:
         for rank, here in enumerate(cluster_ranks(cluster, job.hosts)):
             hosts[here] = job.hosts[rank]
-    return memory(nbytes, hosts, dict(zip(job.hosts, free_nbytes))) or passed(
+    crowded = memory(nbytes, hosts, dict(zip(job.hosts, free_nbytes)))
+    if crowded is None and chosen.warnings:
+        return warned("plan", "; ".join(chosen.warnings), "mend the link in the cluster file")
+    return crowded or passed(
         "plan", f"{chosen.steps} steps an epoch, {1e3 * chosen.step_seconds:.1f} ms each, predicted; "
         f"{chosen.bound_by}")
