@@ -17,7 +17,7 @@ from isthmus.errors import IsthmusError
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, rich_markup_mode="rich",
     help="Train one model over machines on both sides of a narrow link: plan, run, check.",
-    epilog="Exit codes: 0 done, 2 wrong arguments, 3 to 12 as listed in the README, 130 interrupted.")
+    epilog="Exit codes: 0 done, 2 wrong arguments, 3 to 13 as listed in the README, 130 interrupted.")
 app.add_typer(bench, name="bench")
 # Click's ClickException, wherever Typer has it: newer versions bring their own copy of click.
 CommandLineError = typer.BadParameter.__mro__[2]
@@ -45,6 +45,19 @@ def options(context: typer.Context, debug: Annotated[bool, typer.Option(
 
 
 show_tracebacks = False
+
+
+@app.command()
+def check(
+        run: Annotated[Path | None, typer.Argument(
+            metavar="[RUN.toml]", help="A run's settings file, to check against this machine.",
+            show_default=False)] = None,
+        as_json: AsJson = False):
+    """Look for what would stop or slow a run (alone or under mpirun)."""
+    from isthmus.runs.check import check, check_words
+    made = check(world, run)
+    answer(as_json, made, check_words(made))
+    raise typer.Exit(made["exit_code"])
 
 
 @app.command()

@@ -72,9 +72,16 @@ class EmulationError(IsthmusError):
     exit_code = 12
 
 
+class MachineError(IsthmusError):
+    """MPI, or the machine under it, is not fit for a run."""
+
+    exit_code = 13
+
+
 EXIT_CODES = {
     kind.__name__: kind.exit_code
     for kind in (SettingsError, ClusterError, ShardError, PlanError, NonFiniteError, OutputError,
-                 CheckpointError, NoDeviceError, ReplicaError, EmulationError)
+                 CheckpointError, NoDeviceError, ReplicaError, EmulationError,
+                 MachineError)
 }
 """Exit code by class name: how an error keeps its kind when one rank tells it to the others."""
