@@ -1,4 +1,4 @@
-"""A CUDA device through CuPy: its memory, and kernels that are compiled from the sources beside this file.
+"""A CUDA device through CuPy: its memory, and kernels compiled from the sources beside this file.
 
 `gpu` asks a device for six things only; so a stand-in that plays the threads on the host can take its
 place in tests, and everything but the hardware runs there.
@@ -53,6 +53,6 @@ class CupyDevice:
 
 @functools.cache
 def the_device():
-    """Return the CupyDevice of this process, or raise NoDeviceError with the reason why there is none."""
+    """Return the CupyDevice of this process, or raise NoDeviceError with the reason."""
     from isthmus.devices import gpu_library
     return CupyDevice(gpu_library(OLDEST))

@@ -1,4 +1,4 @@
-"""The checks of the arrays that a kernel of a device is given: a wrong address there ends the process."""
+"""The checks of the arrays that a kernel of a device is given; a wrong address would end the process."""
 
 import numpy as np
 

@@ -147,8 +147,8 @@ def encode_above(vector, residual, threshold, counts, entries, positions):
 
 def add_top_k(counts, entries, positions, total):
     device = the_device()
-    check(device, counts=(counts, U4, _parts(total.size, POSITIONS)), entries=(entries, F4, entries.size),
-          positions=(positions, U2, entries.size), total=(total, F4, total.size))
+    check(device, counts=(counts, U4, _parts(total.size, POSITIONS)),
+          entries=(entries, F4, entries.size), positions=(positions, U2, entries.size), total=(total, F4, total.size))
     _run(device, "top_k", "add_top_k", counts.size, THREADS, counts, entries, positions, entries.size,
          total, total.size)
 
@@ -159,8 +159,8 @@ def encode_random_k(vector, residual, key, entries):
           entries=(entries, F4, entries.size))
     check_chosen(size, entries.size)
     bad = _keep_and_check(device, vector, residual)
-    _run(device, "random_k", "take_random", _parts(entries.size, THREADS), THREADS, vector, residual, size,
-         np.uint64(key), bad, entries, entries.size)
+    _run(device, "random_k", "take_random", _parts(entries.size, THREADS), THREADS, vector, residual,
+         size, np.uint64(key), bad, entries, entries.size)
 
 
 def add_random_k(key, entries, total):
@@ -207,7 +207,8 @@ def _rounding(key, first):
 def _keep_and_check(device, vector, residual):
     """Add the vector to the residual; return uint32[1], not 0 if there is a NaN or an infinity."""
     bad = device.zeros(1, "u4")
-    _run_rows(device, "dense", "keep_and_check", vector.size, DENSE_ROW, vector, residual, vector.size, bad)
+    _run_rows(device, "dense", "keep_and_check", vector.size, DENSE_ROW, vector, residual,
+              vector.size, bad)
     return bad
 
 
@@ -227,7 +228,8 @@ def _decode_blocks(device, source, verb, block, scales, codes, vector, adding):
     """Launch a warp for each block, or a thread for each entry where blocks are not in registers."""
     name, more = _of_block(verb, block)
     blocks = _parts(vector.size, THREADS if more else ROWS * block)
-    _run(device, source, name, blocks, THREADS, scales, codes, vector.size, vector, np.int32(adding), *more)
+    _run(device, source, name, blocks, THREADS, scales, codes, vector.size, vector, np.int32(adding),
+         *more)
 
 
 def _decode_int8(maxima, codes, block, vector, adding):
@@ -280,7 +282,8 @@ def _take_largest(device, values, residual, counts, entries, positions):
         histogram = device.zeros(1 << bits, "u4")
         _run(device, "top_k", "top_k_histogram", blocks, THREADS, values, values.size, np.int32(number),
              found, histogram)
-        _run(device, "top_k", "top_k_pick", 1, PICKERS, histogram, np.int32(1 << bits), np.int32(bits), found)
+        _run(device, "top_k", "top_k_pick", 1, PICKERS, histogram, np.int32(1 << bits),
+             np.int32(bits), found)
     marks = _mark(device, values, None, found)
     _write(device, values, residual, found, marks, counts, entries, positions)
     return found
@@ -291,8 +294,8 @@ def _mark(device, vector, residual, found):
     tiles = _parts(vector.size, TILE)
     larger, equal = device.empty(tiles * THREADS, "u4"), device.empty(tiles * THREADS, "u4")
     counts = device.zeros(tiles + 1, "u8")
-    _run(device, "top_k", "top_k_mark", tiles, THREADS, vector, residual, vector.size, found, larger, equal,
-         counts)
+    _run(device, "top_k", "top_k_mark", tiles, THREADS, vector, residual, vector.size, found, larger,
+         equal, counts)
     _run(device, "top_k", "top_k_scan", 1, PICKERS, counts, tiles)
     return larger, equal, counts
 
@@ -305,6 +308,7 @@ def _write(device, values, residual, found, marks, counts, entries, positions):
 
 def _decode_low_rank(p, q, matrix, adding):
     device, (rows, columns), rank = the_device(), matrix.shape, q.shape[0]
-    check(device, p=(p, F4, (rows, rank)), q=(q, F4, (rank, columns)), matrix=(matrix, F4, (rows, columns)))
+    check(device, p=(p, F4, (rows, rank)), q=(q, F4, (rank, columns)),
+          matrix=(matrix, F4, (rows, columns)))
     _run(device, "dense", "low_rank", _parts(matrix.size, THREADS), THREADS, p, q, matrix.size, columns,
          np.int32(rank), matrix, np.int32(adding))

@@ -37,8 +37,8 @@ class HostDevice:
         for name in SOURCES:
             source, library = folder / f"{name}.cpp", folder / f"{name}.so"
             source.write_text(source_text(name))
-            subprocess.run(["g++", "-std=c++17", "-O1", "-ffp-contract=off", "-fno-strict-aliasing", "-w",
-                            "-shared", "-fPIC", "-include", SHIM, source, "-o", library], check=True)
+            subprocess.run(["g++", "-std=c++17", "-O1", "-ffp-contract=off", "-fno-strict-aliasing",
+                            "-w", "-shared", "-fPIC", "-include", SHIM, source, "-o", library], check=True)
             self._libraries[name] = ctypes.CDLL(str(library))
 
     def to_host(self, array):
@@ -51,8 +51,8 @@ class HostDevice:
         library = self._libraries[source]
         words = np.array([_word(each) for each in arguments], np.int64)
         self.launches.append((name, blocks, threads))
-        fault = library.launch(getattr(library, name), blocks, threads, words.ctypes.data_as(ctypes.c_void_p),
-                               len(words))
+        fault = library.launch(getattr(library, name), blocks, threads,
+                               words.ctypes.data_as(ctypes.c_void_p), len(words))
         assert not fault, f"{name}: {FAULTS[fault]}"
 
 

@@ -12,7 +12,8 @@ from isthmus.kernels import reference
 
 SPECIAL = np.array([0.0, -0.0, 1e-45, -1e-40, 1e-36, 1.6e-36, 1.17549435e-38, 5.9e-8, 6.2e-5, 65504.0,
                     65520.0, 1e38, -1e38, 3.4028235e38, np.nan, np.inf, -np.inf, 1.0, -1.0, 0.5], "f4")
-SIZES = (0, 1, 2, 3, 15, 16, 17, 37, 127, 128, 129, 255, 256, 257, 1000, 1023, 1024, 1025, 2500, 8192, 8201)
+SIZES = (0, 1, 2, 3, 15, 16, 17, 37, 127, 128, 129, 255, 256, 257, 1000, 1023, 1024, 1025, 2500,
+         8192, 8201)
 INT8_BLOCKS, INT4_BLOCKS = (256, 128, 512, 1024, 1, 16, 100), (64, 2, 4, 66)
 BIT_BLOCKS = (1024, 128, 256, 512, 8, 16, 64, 2048, 4096)
 KEYS = (None, np.uint64(0), np.uint64(2**64 - 1), np.uint64(0x123456789ABCDEF))
@@ -30,7 +31,7 @@ class Case:
 
 
 def vectors(random, sizes=SIZES):
-    """Yield (what it is, vector, residual or None) of each size: special numbers, and magnitudes of all."""
+    """Yield (what it is, vector, residual or None) of each size, special numbers and all magnitudes."""
     for size in sizes:
         normal = random.normal(size=size).astype("f4")
         residual = random.normal(size=size).astype("f4")
@@ -87,16 +88,17 @@ def _quantized(random, vector, residual, total, key, first, one_of):
     size = vector.size
     for block in {INT8_BLOCKS[0], one_of(INT8_BLOCKS)}:
         wire = np.zeros(-(-size // block), "f4"), np.zeros(size, "i1")
-        yield Case("encode_int8", (vector,), (residual, *wire), lambda m, i, o, block=block: m.encode_int8(
-            i[0], o[0], block, key, first, *o[1:]))
+        yield Case("encode_int8", (vector,), (residual, *wire),
+                   lambda m, i, o, block=block: m.encode_int8(i[0], o[0], block, key, first, *o[1:]))
         wire = random.choice(SPECIAL, wire[0].size), random.integers(-128, 128, size).astype("i1")
         yield from _decodes("int8", wire, total, lambda i, o, block=block: (*i, block, o[0]))
     for block in {INT4_BLOCKS[0], one_of(INT4_BLOCKS)}:
         blocks = -(-size // block)
         wire = np.zeros(-(-blocks // 16), "f4"), np.zeros(blocks, "u2"), np.zeros(-(-size // 2), "u1")
-        yield Case("encode_int4", (vector,), (residual, *wire), lambda m, i, o, block=block: m.encode_int4(
-            i[0], o[0], block, key, first, *o[1:]))
-        wire = (random.normal(size=wire[0].size).astype("f4"), random.integers(0, 32769, blocks).astype("u2"),
+        yield Case("encode_int4", (vector,), (residual, *wire),
+                   lambda m, i, o, block=block: m.encode_int4(i[0], o[0], block, key, first, *o[1:]))
+        wire = (random.normal(size=wire[0].size).astype("f4"),
+                random.integers(0, 32769, blocks).astype("u2"),
                 random.integers(0, 256, wire[2].size).astype("u1"))
         yield from _decodes("int4", wire, total, lambda i, o, block=block: (*i, block, o[0]))
     for block in {BIT_BLOCKS[0], one_of(BIT_BLOCKS)}:
@@ -117,13 +119,15 @@ def _chosen(random, vector, residual, total, one_of):
     good = order[max(0, size - max(1, round(0.95 * wanted)))] if size else np.float32(1)
     for threshold in (good, one_of(SPECIAL), np.float32(0)):
         yield Case("encode_above", (vector,), (residual, *wire),
-                   lambda m, i, o, threshold=threshold: float(m.encode_above(i[0], o[0], threshold, *o[1:])))
+                   lambda m, i, o, threshold=threshold: float(
+                       m.encode_above(i[0], o[0], threshold, *o[1:])))
     ascending = np.sort(random.permutation(min(size + size // 8, 65536))[:wanted]).astype("u2")
     for places in (ascending, random.integers(0, 65536, ascending.size).astype("u2"),
                    random.integers(0, 3, ascending.size).astype("u2")):
         counts = np.full(wire[0].size, one_of((0, wanted // 2, wanted, 2**32 - 1)), "u4")
         entries = random.normal(size=places.size).astype("f4")
-        yield Case("add_top_k", (counts, entries, places), (total,), lambda m, i, o: m.add_top_k(*i, o[0]))
+        yield Case("add_top_k", (counts, entries, places), (total,),
+                   lambda m, i, o: m.add_top_k(*i, o[0]))
     key = one_of(KEYS[1:])
     yield Case("encode_random_k", (vector,), (residual, np.zeros(max(wanted, min(size, 1)), "f4")),
                lambda m, i, o: m.encode_random_k(i[0], o[0], key, o[1]))

@@ -1,4 +1,4 @@
-"""Importing this makes isthmus importable from its source tree, where it is not installed."""
+"""Importing this makes isthmus importable from its source tree, installed or not."""
 
 import importlib.util
 import sys
@@ -6,11 +6,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 
-if importlib.util.find_spec("isthmus") is None:
-    sys.path.insert(0, str(ROOT / "src"))
+sys.path.insert(0, str(ROOT / "src"))
 import isthmus  # noqa: E402
 
-if importlib.util.find_spec("isthmus.kernels") is None:  # the top-level folder kernels/
+if "isthmus.kernels" not in sys.modules:  # the top-level folder kernels/
     spec = importlib.util.spec_from_file_location("isthmus.kernels", ROOT / "kernels/__init__.py",
                                                   submodule_search_locations=[str(ROOT / "kernels")])
     isthmus.kernels = sys.modules["isthmus.kernels"] = importlib.util.module_from_spec(spec)
