@@ -8,6 +8,8 @@ import functools
 import re
 from pathlib import Path
 
+import numpy as np
+
 FOLDER = Path(__file__).parent
 SOURCES = ("dense", "int8", "int4", "one_bit", "top_k", "random_k")
 FLAGS = ("-std=c++17", "-fmad=false")
@@ -43,7 +45,7 @@ class CupyDevice:
 
     def run(self, source, name, blocks, threads, arguments):
         """Launch `blocks` thread blocks of a kernel; None is a null pointer."""
-        arguments = tuple(self.cupy.intp(0) if each is None else each for each in arguments)
+        arguments = tuple(np.intp(0) if each is None else each for each in arguments)
         with next(each for each in arguments if isinstance(each, self.ndarray)).device:
             self._module(source).get_function(name)((blocks,), (threads,), arguments)
 

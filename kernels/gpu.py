@@ -148,7 +148,8 @@ def encode_above(vector, residual, threshold, counts, entries, positions):
 def add_top_k(counts, entries, positions, total):
     device = the_device()
     check(device, counts=(counts, U4, _parts(total.size, POSITIONS)),
-          entries=(entries, F4, entries.size), positions=(positions, U2, entries.size), total=(total, F4, total.size))
+          entries=(entries, F4, entries.size), positions=(positions, U2, entries.size),
+          total=(total, F4, total.size))
     _run(device, "top_k", "add_top_k", counts.size, THREADS, counts, entries, positions, entries.size,
          total, total.size)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from isthmus.kernels.device import SOURCES, source_text
 
+FLAGS = ("-std=c++17", "-O1", "-ffp-contract=off", "-fno-strict-aliasing", "-w", "-shared", "-fPIC")
 SHIM = Path(__file__).parent / "cuda_on_host.h"
 FAULTS = {1: "a lane left its warp before a shuffle", 2: "a thread left before a barrier",
           3: "threads wait for each other for ever"}
@@ -37,8 +38,7 @@ class HostDevice:
         for name in SOURCES:
             source, library = folder / f"{name}.cpp", folder / f"{name}.so"
             source.write_text(source_text(name))
-            subprocess.run(["g++", "-std=c++17", "-O1", "-ffp-contract=off", "-fno-strict-aliasing",
-                            "-w", "-shared", "-fPIC", "-include", SHIM, source, "-o", library], check=True)
+            subprocess.run(["g++", *FLAGS, "-include", SHIM, source, "-o", library], check=True)
             self._libraries[name] = ctypes.CDLL(str(library))
 
     def to_host(self, array):

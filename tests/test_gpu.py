@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from isthmus.kernels import cpu, device, device_arrays, gpu, reference
 
+import isthmus
 from isthmus import devices, kernels
 from isthmus.errors import NoDeviceError
 
@@ -84,11 +85,11 @@ def test_the_geometry_of_launches_is_that_of_the_sources():
 @pytest.mark.parametrize("name", device.SOURCES)
 def test_every_source_compiles_without_spills(name, architecture, tmp_path):
     done = subprocess.run(
-        ["nvcc", *device.FLAGS, f"-arch={architecture}", "-Xptxas", "-v", "-Werror", "all-warnings", "-cubin",
-         "-o", tmp_path / "out", device.FOLDER / f"{name}.cu"], capture_output=True, text=True)
+        ["nvcc", *device.FLAGS, f"-arch={architecture}", "-Xptxas", "-v", "-Werror", "all-warnings",
+         "-cubin", "-o", tmp_path / "out", device.FOLDER / f"{name}.cu"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    compiled = re.findall(r"Compiling entry function '(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes spill "
-                          r"stores, (\d+) bytes spill loads", done.stderr, flags=re.DOTALL)
+    compiled = re.findall(r"Compiling entry function '(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes "
+                          r"spill stores, (\d+) bytes spill loads", done.stderr, flags=re.DOTALL)
     assert compiled
     for kernel, stack, *spills in compiled:
         assert spills == ["0", "0"], f"{kernel} spills"
@@ -102,7 +103,7 @@ def test_played_by_the_host_every_kernel_writes_the_bytes_of_the_reference(on_ho
 
 
 @pytest.mark.slow
-def test_played_by_the_host_every_kernel_writes_the_bytes_of_the_reference_for_all_sizes(on_host, programs):
+def test_played_by_the_host_every_kernel_writes_those_bytes_for_all_sizes(on_host, programs):
     import check_bytes
     assert check_bytes.check_all(gpu, np.copy, np.copy, print, random_count=20) == []
 
@@ -197,15 +198,18 @@ WRONG = {
 def test_arrays_that_do_not_fit_are_refused_before_any_launch(fault):
     spoil, message = WRONG[fault]
     good = np.zeros(8, "f4")
+
     class Host:
         ndarray, address = np.ndarray, staticmethod(lambda array: array.ctypes.data)
     with pytest.raises(ValueError, match=message):
-        device_arrays.check(Host, vector=(spoil(good), np.dtype("f4"), 8), total=(good, np.dtype("f4"), 8))
+        device_arrays.check(Host, vector=(spoil(good), np.dtype("f4"), 8),
+                            total=(good, np.dtype("f4"), 8))
 
 
 def test_more_entries_than_there_are_cannot_be_chosen(on_host):
     with pytest.raises(ValueError, match="5 entries cannot be chosen from 4"):
-        gpu.encode_top_k(np.zeros(4, "f4"), None, np.zeros(1, "u4"), np.zeros(5, "f4"), np.zeros(5, "u2"))
+        gpu.encode_top_k(np.zeros(4, "f4"), None, np.zeros(1, "u4"), np.zeros(5, "f4"),
+                         np.zeros(5, "u2"))
     with pytest.raises(ValueError, match="too long to choose from"):
         device_arrays.check_chosen(2**31, 1)
 
@@ -214,7 +218,7 @@ def test_every_kernel_checks_its_arrays(on_host):
     """A float64 vector in the place of the first array, whatever the kernel."""
     for name in kernels.NAMES:
         parameters = inspect.signature(getattr(gpu, name)).parameters
-        given = {"block": 256, "key": np.uint64(1), "first": 0, "factor": 1.0, "threshold": np.float32(1)}
+        given = {"block": 256, "key": np.uint64(1), "first": 0, "factor": 1.0, "threshold": 1.0}
         arguments = [given.get(each, np.zeros((1, 1) if "low_rank" in name else 1, "f8"))
                      for each in parameters]
         with pytest.raises(ValueError, match="must be"):
@@ -253,6 +257,36 @@ def test_a_gpu_that_cannot_be_used_is_an_error_with_the_reason(cupy, message, mo
         kernels.for_array(stranger)
 
 
+class Elsewhere(np.ndarray):
+    """An array of a library that is not NumPy."""
+
+
+Elsewhere.__module__ = "cupy"
+
+
+def test_a_wire_elsewhere_than_its_vector_is_refused():
+    with pytest.raises(ValueError, match="wire is an array of cupy, the vector of numpy"):
+        isthmus.Int8().encode(np.zeros(4, "f4"), np.zeros(8, "u1").view(Elsewhere))
+
+
+def test_compressors_give_the_same_wires_on_a_gpu(on_host, monkeypatch):
+    """Two steps, so that what is carried over is the same too."""
+    vector = np.random.default_rng(0).normal(size=5000).astype("f4")
+    for compressor in (isthmus.Dense(), isthmus.Dense("float16"), isthmus.Int8(rounding="stochastic"),
+                       isthmus.Int4(), isthmus.OneBit(), isthmus.TopK(), isthmus.TopK(0.1, "threshold"),
+                       isthmus.TopK(0.1, "random")):
+        ends = []
+        for module in (cpu, gpu):
+            monkeypatch.setattr(kernels, "for_array", lambda array, module=module: module)
+            wire, total = np.zeros(compressor.wire_nbytes(5000), "u1"), np.ones(5000, "f4")
+            residual, state = np.zeros(5000, "f4"), np.zeros(compressor.state_entries(5000), "f4")
+            for step in range(2):
+                compressor.encode(vector, wire, residual, key=step + 2**63, state=state)
+                compressor.add_decoded(wire, total)
+            ends.append([each.tobytes() for each in (wire, total, residual, state)])
+        assert ends[0] == ends[1], compressor
+
+
 def test_an_array_of_the_gpu_gets_the_kernels_of_the_gpu(on_host):
     assert kernels.for_array(type("ndarray", (), {"__module__": "cupy"})()) is gpu
     assert kernels.for_array(np.zeros(1)) is cpu
@@ -262,6 +296,6 @@ def test_an_array_of_the_gpu_gets_the_kernels_of_the_gpu(on_host):
 def test_the_programs_for_a_gpu_say_that_there_is_none_and_run_from_the_source_tree(program, tmp_path):
     (tmp_path / "cupy.py").write_text("raise ImportError('not here')")
     done = subprocess.run([sys.executable, ROOT / f"experiments/gpu/{program}.py"], text=True,
-                          capture_output=True, env={"PYTHONPATH": str(tmp_path), "PATH": "/usr/bin:/bin"})
+                          capture_output=True, env={"PYTHONPATH": str(tmp_path)})
     assert done.returncode == NoDeviceError.exit_code, done.stderr
     assert "no GPU can be used: CuPy cannot be imported (not here)" in done.stderr
