@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 from isthmus.compression import COMPRESSORS
 from isthmus.errors import SettingsError
 from isthmus.planning.time_model import Workload
+from isthmus.runs.slurm_settings import SlurmSettings
 from isthmus.toml_files import FrozenModel, check_table, read_toml
 from isthmus.topology.cluster import Cluster
 from isthmus.training.models import MODELS
@@ -118,6 +119,7 @@ class RunSettings(FrozenModel):
     allreduce: AllreduceSettings = AllreduceSettings()
     plan: PlanSettings = PlanSettings()
     run: OutputSettings = OutputSettings()
+    slurm: SlurmSettings = SlurmSettings()
 
     @field_validator("model", mode="before")
     @classmethod
