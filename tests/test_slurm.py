@@ -121,54 +121,6 @@ def test_a_job_that_does_not_fit_the_cluster_is_refused(lab, monkeypatch, change
         script_of_run(Path("run.toml"))
 
 
-@pytest.mark.slow
-def test_without_slurm_submit_says_so_and_status_lists_what_there_is(lab):
-    environment = rank_environment(PATH="/nowhere", COLUMNS="200")
-
-    def here(*arguments):
-        return subprocess.run([*ISTHMUS, *arguments], cwd=lab, env=environment, text=True,
-                              capture_output=True, timeout=60)
-    refused = here("submit", "run.toml")
-    assert refused.returncode == 13
-    assert refused.stderr == ("isthmus: sbatch is not found; run this where Slurm's commands are\n")
-    script = here("submit", "run.toml", "--dry-run").stdout
-    assert script.startswith("#!/bin/bash\n#SBATCH --job-name=run\n")
-    assert here("status", "nowhere").returncode == 3
-    (lab / "runs").mkdir(exist_ok=True)
-    assert "no runs yet" in here("status").stderr
-    summary = json.loads(call(lab, 3, "train", "run.toml", "--name", "mine", "--json").stdout)
-    (run,) = json.loads(here("status", "--json").stdout)["runs"]
-    assert run | {"loss": 0} == {"name": "mine", "state": "finished", "job": None, "step": 40,
-                                 "steps": 40, "loss": 0}
-    assert summary["folder"] == str(lab / "runs/mine")
-    assert call(lab, 3, "train", "run.toml", "--name", "../mine").returncode == 8
-
-
-@pytest.mark.slow
-def test_a_signal_has_a_run_write_its_checkpoint_and_a_run_of_that_name_goes_on(lab):
-    once = {"training.epochs": 40, "run.checkpoint_every": None}
-    write(lab, run=with_changes(RUN, once))
-    whole = json.loads(call(lab, 3, "train", "run.toml", "--json").stdout)
-    write(lab, cluster=cluster_of(1, 2, latency_seconds=0.006),
-          run=with_changes(RUN, {**once, "cluster.links": "paced", "run.report_every": 5}))
-    process = subprocess.Popen(command(3, "train", "run.toml", "--name", "again"), cwd=lab, text=True,
-                               env=rank_environment(), stderr=subprocess.PIPE)
-    wait_until(lambda: run_of(lab, "again")["step"] > 0, 60)
-    process.send_signal(signal.SIGUSR1)
-    _, told = process.communicate(timeout=60)
-    assert process.returncode == 14, told
-    assert told.count("stopped by a signal after step") == 1
-    stopped = run_of(lab, "again")
-    assert stopped["state"] == "stopped"
-    assert 0 < stopped["step"] < stopped["steps"] == 400
-    done = call(lab, 3, "train", "run.toml", "--name", "again", "--json")
-    assert done.returncode == 0, done.stderr
-    assert f"resumed at step {stopped['step']}" in done.stderr
-    resumed = json.loads(done.stdout)
-    for key in ("parameter_hash", "links", "accuracy", "steps"):
-        assert resumed[key] == whole[key]
-
-
 def obstacle():
     """Return why no Slurm can be started here; None in CI, where it has to be possible."""
     if "CI" in os.environ:
@@ -206,11 +158,10 @@ def slurm(repository):
             assert started.returncode == 0, started.stderr
             environment = {name: value for name, value in os.environ.items()
                            if not name.startswith("SLURM_")}
-            yield environment | {
-                "SLURM_CONF": f"{folder}/slurm.conf", "COLUMNS": "200",
-                "NUMBA_CACHE_DIR": f"{tempfile.gettempdir()}/isthmus-tests-numba-{os.getuid()}",
-                "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
-                "OMPI_MCA_btl_tcp_if_include": "lo", "OMPI_MCA_mpi_yield_when_idle": "1"}
+            here = dict(line.split("=", 1) for line in Path(folder, "environment").read_text().splitlines())
+            yield environment | here | {
+                "COLUMNS": "200",
+                "NUMBA_CACHE_DIR": f"{tempfile.gettempdir()}/isthmus-tests-numba-{os.getuid()}"}
         finally:
             subprocess.run([recipe / "down.sh", folder], timeout=60)
 
@@ -281,7 +232,7 @@ def jobs(desk):
     folder = desk.folder
     lab.__wrapped__(folder)
     limited = desk.submit("limited", {"cluster.links": "paced", "slurm.time": "00:01:00",
-                                      "slurm.warning_seconds": 30}, latency_seconds=0.05)
+                                      "slurm.warning_seconds": 20}, latency_seconds=0.07)
     write(folder, cluster=cluster_of(1, 1), run=TABLE)
     done = call(folder, 2, "train", "run.toml", "--json")
     assert done.returncode == 0, done.stderr
@@ -341,6 +292,54 @@ def test_a_job_sees_its_cluster_and_one_site_needs_no_groups(desk, jobs):
     assert [(site.name, site.tier, site.ranks) for site in cluster.sites] == [
         ("cloud", "cloud", 1), ("edge", "edge", 1)]
     assert desk.finish("alone", job, 60)["steps"] == 300
+
+
+@pytest.mark.slow
+def test_without_slurm_submit_says_so_and_status_lists_what_there_is(lab):
+    environment = rank_environment(PATH="/nowhere", COLUMNS="200")
+
+    def here(*arguments):
+        return subprocess.run([*ISTHMUS, *arguments], cwd=lab, env=environment, text=True,
+                              capture_output=True, timeout=60)
+    refused = here("submit", "run.toml")
+    assert refused.returncode == 13
+    assert refused.stderr == ("isthmus: sbatch is not found; run this where Slurm's commands are\n")
+    script = here("submit", "run.toml", "--dry-run").stdout
+    assert script.startswith("#!/bin/bash\n#SBATCH --job-name=run\n")
+    assert here("status", "nowhere").returncode == 3
+    (lab / "runs").mkdir(exist_ok=True)
+    assert "no runs yet" in here("status").stderr
+    summary = json.loads(call(lab, 3, "train", "run.toml", "--name", "mine", "--json").stdout)
+    (run,) = json.loads(here("status", "--json").stdout)["runs"]
+    assert run | {"loss": 0} == {"name": "mine", "state": "finished", "job": None, "step": 40,
+                                 "steps": 40, "loss": 0}
+    assert summary["folder"] == str(lab / "runs/mine")
+    assert call(lab, 3, "train", "run.toml", "--name", "../mine").returncode == 8
+
+
+@pytest.mark.slow
+def test_a_signal_has_a_run_write_its_checkpoint_and_a_run_of_that_name_goes_on(lab):
+    once = {"training.epochs": 40, "run.checkpoint_every": None}
+    write(lab, run=with_changes(RUN, once))
+    whole = json.loads(call(lab, 3, "train", "run.toml", "--json").stdout)
+    write(lab, cluster=cluster_of(1, 2, latency_seconds=0.006),
+          run=with_changes(RUN, {**once, "cluster.links": "paced", "run.report_every": 5}))
+    process = subprocess.Popen(command(3, "train", "run.toml", "--name", "again"), cwd=lab, text=True,
+                               env=rank_environment(), stderr=subprocess.PIPE)
+    wait_until(lambda: run_of(lab, "again")["step"] > 0, 60)
+    process.send_signal(signal.SIGUSR1)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 14, told
+    assert told.count("stopped by a signal after step") == 1
+    stopped = run_of(lab, "again")
+    assert stopped["state"] == "stopped"
+    assert 0 < stopped["step"] < stopped["steps"] == 400
+    done = call(lab, 3, "train", "run.toml", "--name", "again", "--json")
+    assert done.returncode == 0, done.stderr
+    assert f"resumed at step {stopped['step']}" in done.stderr
+    resumed = json.loads(done.stdout)
+    for key in ("parameter_hash", "links", "accuracy", "steps"):
+        assert resumed[key] == whole[key]
 
 
 @pytest.mark.slow

@@ -2,7 +2,7 @@
 # Start a real Slurm on this machine alone, as root: munge, a controller, and the nodes cloud0 and edge0.
 #
 #     slurm/one_machine/up.sh FOLDER [PORT]       # a new or empty folder; PORT and the two after it
-#     export SLURM_CONF=FOLDER/slurm.conf         # then sinfo, sbatch, isthmus submit ...
+#     set -a; . FOLDER/environment; set +a        # then sinfo, sbatch, isthmus submit ...
 #     slurm/one_machine/down.sh FOLDER
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -21,6 +21,16 @@ chmod 700 "$folder/munge"
 sed -e "s|@FOLDER@|$folder|g" -e "s|@HOST@|$(hostname -s)|g" -e "s|@CPUS@|$(nproc)|g" \
     -e "s|@PORT@|$port|g" -e "s|@PORT1@|$((port + 1))|g" -e "s|@PORT2@|$((port + 2))|g" \
     "$here/slurm.conf.in" > "$folder/slurm.conf"
+# Ranks of two "nodes" share a host name and an address, which Open MPI's collectives by node (han) take
+# for one node and wait for ever. Its connections are on the loopback, and its waiting lets others compute.
+cat > "$folder/environment" << END
+SLURM_CONF=$folder/slurm.conf
+OMPI_MCA_coll=^han
+OMPI_MCA_btl_tcp_if_include=lo
+OMPI_MCA_mpi_yield_when_idle=1
+OMPI_ALLOW_RUN_AS_ROOT=1
+OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+END
 export SLURM_CONF=$folder/slurm.conf
 
 head -c 1024 /dev/urandom > "$folder/munge/key"
