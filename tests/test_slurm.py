@@ -158,7 +158,8 @@ def slurm(repository):
             assert started.returncode == 0, started.stderr
             environment = {name: value for name, value in os.environ.items()
                            if not name.startswith("SLURM_")}
-            here = dict(line.split("=", 1) for line in Path(folder, "environment").read_text().splitlines())
+            lines = Path(folder, "environment").read_text().splitlines()
+            here = dict(line.split("=", 1) for line in lines)
             yield environment | here | {
                 "COLUMNS": "200",
                 "NUMBA_CACHE_DIR": f"{tempfile.gettempdir()}/isthmus-tests-numba-{os.getuid()}"}
@@ -199,10 +200,9 @@ class Desk:
         return path.read_text() if path.exists() else ""
 
     def finish(self, name, job, seconds):
-        """Wait for the end of a run and return its summary."""
+        """Wait for the end of a job, also of its cleaning up, and return its run's summary."""
         try:
-            wait_until(lambda: self.run(name, job)["state"] not in ("pending", "running", "completing"),
-                       seconds, 0.5)
+            wait_until(lambda: not self.ask("squeue", "--noheader", f"--jobs={job}"), seconds, 0.2)
             return json.loads((self.folder / f"runs/{name}-{job}/summary.json").read_text())
         except (AssertionError, OSError):
             pytest.fail(f"{self.run(name, job)}\n{self.log(name, job)}"
@@ -232,7 +232,7 @@ def jobs(desk):
     folder = desk.folder
     lab.__wrapped__(folder)
     limited = desk.submit("limited", {"cluster.links": "paced", "slurm.time": "00:01:00",
-                                      "slurm.warning_seconds": 20}, latency_seconds=0.07)
+                                      "slurm.warning_seconds": 20}, latency_seconds=0.14)
     write(folder, cluster=cluster_of(1, 1), run=TABLE)
     done = call(folder, 2, "train", "run.toml", "--json")
     assert done.returncode == 0, done.stderr
