@@ -10,6 +10,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -19,10 +20,12 @@ from clusters import cluster_of
 from test_cli import ISTHMUS, RUN, call, command, lab, with_changes, write
 
 import isthmus
-from isthmus.errors import ClusterError, SchedulerError, SettingsError
+from isthmus.errors import ClusterError, OutputError, SchedulerError, SettingsError
 from isthmus.runs.in_allocation import rank_command
 from isthmus.runs.launch import rank_environment
+from isthmus.runs.record import RunFolder
 from isthmus.runs.slurm_settings import SlurmSettings
+from isthmus.runs.status import describe_run, list_runs, status_table
 from isthmus.runs.submit import script_of_run
 from isthmus.toml_files import check_table
 from isthmus.topology.slurm import Node, cluster_table, tasks_of_nodes
@@ -161,7 +164,7 @@ def slurm(repository):
             lines = Path(folder, "environment").read_text().splitlines()
             here = dict(line.split("=", 1) for line in lines)
             yield environment | here | {
-                "COLUMNS": "200",
+                "COLUMNS": "200", "TMPDIR": tempfile.gettempdir(),
                 "NUMBA_CACHE_DIR": f"{tempfile.gettempdir()}/isthmus-tests-numba-{os.getuid()}"}
         finally:
             subprocess.run([recipe / "down.sh", folder], timeout=60)
@@ -217,7 +220,6 @@ def wait_until(holds, seconds, pause=0.05):
 
 
 def run_of(folder, name):
-    from isthmus.runs.status import describe_run
     return describe_run(Path(folder, "runs", name))
 
 
@@ -252,7 +254,7 @@ def test_a_heterogeneous_job_from_sbatch_to_its_result(desk, jobs):
     assert same_bits(summary, jobs["whole"])
     assert desk.run("plain", job)["state"] == "finished"
     assert "report.html" in os.listdir(desk.folder / f"runs/plain-{job}")
-    assert not Path(f"/tmp/isthmus-{job}").exists()
+    assert not Path(desk.environment["TMPDIR"], f"isthmus-{job}").exists()
 
 
 @pytest.mark.slow
@@ -285,7 +287,7 @@ def test_a_job_sees_its_cluster_and_one_site_needs_no_groups(desk, jobs):
     script = (
         "#!/bin/bash\n#SBATCH --partition=cloud --output=seen.log\n"
         "#SBATCH hetjob\n#SBATCH --partition=edge\n"
-        "python3 -c 'import isthmus; isthmus.Cluster.from_slurm().to_toml(\"seen.toml\")'\n")
+        f"{sys.executable} -c 'import isthmus; isthmus.Cluster.from_slurm().to_toml(\"seen.toml\")'\n")
     (desk.folder / "see.sbatch").write_text(script)
     desk.ask("sbatch", "--wait", "see.sbatch")
     cluster = isthmus.Cluster.from_toml(desk.folder / "seen.toml")
@@ -294,37 +296,52 @@ def test_a_job_sees_its_cluster_and_one_site_needs_no_groups(desk, jobs):
     assert desk.finish("alone", job, 60)["steps"] == 300
 
 
+def test_without_slurm_submit_says_so_in_one_line(lab):
+    done = subprocess.run([*ISTHMUS, "submit", "run.toml"], cwd=lab, text=True, capture_output=True,
+                          env=rank_environment(PATH="/nowhere"), timeout=60)
+    assert done.returncode == 13
+    assert done.stderr == "isthmus: sbatch is not found; run this where Slurm's commands are\n"
+
+
+def test_status_lists_runs_also_without_slurm(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert "no runs yet" in status_table(list_runs(tmp_path), tmp_path)
+    with pytest.raises(SettingsError, match="no such folder"):
+        list_runs(tmp_path / "nowhere")
+    run = {"settings": {"training": {"epochs": 2}}, "slurm_job": None}
+    files = {
+        "submitted-7": {"slurm.json": {"job": "7"}},
+        "under way": {"run.json": run, "plan.json": {"steps": 5}},
+        "stopped": {"run.json": run, "plan.json": {"steps": 5}},
+        "torn": {"run.json": run, "summary.json": {"steps": 10}}}
+    for name, tables in files.items():
+        (tmp_path / name).mkdir()
+        for file, table in tables.items():
+            (tmp_path / name / file).write_text(json.dumps(table))
+    lines = [{"kind": "step", "step": 3, "loss": 0.5}, {"kind": "stopped", "step": 3}]
+    (tmp_path / "stopped/metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "under way/metrics.jsonl").write_text('{"kind": "step", "step": 2, "loss": 1.5}\n{"ki')
+    found = {run["name"]: (run["state"], run["job"], run["step"], run["steps"], run["loss"])
+             for run in list_runs(tmp_path)}
+    assert found == {"submitted-7": ("submitted", "7", 0, None, None),
+                     "under way": ("unfinished", None, 2, 10, 1.5),
+                     "stopped": ("stopped", None, 3, 10, 0.5), "torn": ("finished", None, 0, None, None)}
+
+
+@pytest.mark.parametrize("name", ["../mine", "..", "", "a/b"])
+def test_the_name_of_a_run_is_one_word(tmp_path, name):
+    with pytest.raises(OutputError, match="one word"):
+        RunFolder.begun(tmp_path, name)
+
+
 @pytest.mark.slow
-def test_without_slurm_submit_says_so_and_status_lists_what_there_is(lab):
-    environment = rank_environment(PATH="/nowhere", COLUMNS="200")
-
-    def here(*arguments):
-        return subprocess.run([*ISTHMUS, *arguments], cwd=lab, env=environment, text=True,
-                              capture_output=True, timeout=60)
-    refused = here("submit", "run.toml")
-    assert refused.returncode == 13
-    assert refused.stderr == ("isthmus: sbatch is not found; run this where Slurm's commands are\n")
-    script = here("submit", "run.toml", "--dry-run").stdout
-    assert script.startswith("#!/bin/bash\n#SBATCH --job-name=run\n")
-    assert here("status", "nowhere").returncode == 3
-    (lab / "runs").mkdir(exist_ok=True)
-    assert "no runs yet" in here("status").stderr
-    summary = json.loads(call(lab, 3, "train", "run.toml", "--name", "mine", "--json").stdout)
-    (run,) = json.loads(here("status", "--json").stdout)["runs"]
-    assert run | {"loss": 0} == {"name": "mine", "state": "finished", "job": None, "step": 40,
-                                 "steps": 40, "loss": 0}
-    assert summary["folder"] == str(lab / "runs/mine")
-    assert call(lab, 3, "train", "run.toml", "--name", "../mine").returncode == 8
-
-
-@pytest.mark.slow
-def test_a_signal_has_a_run_write_its_checkpoint_and_a_run_of_that_name_goes_on(lab):
-    once = {"training.epochs": 40, "run.checkpoint_every": None}
-    write(lab, run=with_changes(RUN, once))
-    whole = json.loads(call(lab, 3, "train", "run.toml", "--json").stdout)
-    write(lab, cluster=cluster_of(1, 2, latency_seconds=0.006),
-          run=with_changes(RUN, {**once, "cluster.links": "paced", "run.report_every": 5}))
-    process = subprocess.Popen(command(3, "train", "run.toml", "--name", "again"), cwd=lab, text=True,
+def test_a_signal_has_a_run_write_its_checkpoint_and_a_run_of_that_name_goes_on(lab, monkeypatch):
+    monkeypatch.setenv("OMPI_MCA_mpi_yield_when_idle", "1")
+    write(lab, cluster=cluster_of(1, 1), run=TABLE)
+    whole = json.loads(call(lab, 2, "train", "run.toml", "--json").stdout)
+    write(lab, cluster=cluster_of(1, 1, latency_seconds=0.02),
+          run=with_changes(TABLE, {"cluster.links": "paced"}))
+    process = subprocess.Popen(command(2, "train", "run.toml", "--name", "again"), cwd=lab, text=True,
                                env=rank_environment(), stderr=subprocess.PIPE)
     wait_until(lambda: run_of(lab, "again")["step"] > 0, 60)
     process.send_signal(signal.SIGUSR1)
@@ -333,13 +350,13 @@ def test_a_signal_has_a_run_write_its_checkpoint_and_a_run_of_that_name_goes_on(
     assert told.count("stopped by a signal after step") == 1
     stopped = run_of(lab, "again")
     assert stopped["state"] == "stopped"
-    assert 0 < stopped["step"] < stopped["steps"] == 400
-    done = call(lab, 3, "train", "run.toml", "--name", "again", "--json")
+    assert 0 < stopped["step"] < stopped["steps"] == 300
+    write(lab, cluster=cluster_of(1, 1), run=TABLE)
+    done = call(lab, 2, "train", "run.toml", "--name", "again", "--json")
     assert done.returncode == 0, done.stderr
     assert f"resumed at step {stopped['step']}" in done.stderr
-    resumed = json.loads(done.stdout)
-    for key in ("parameter_hash", "links", "accuracy", "steps"):
-        assert resumed[key] == whole[key]
+    assert same_bits(json.loads(done.stdout), whole)
+    assert run_of(lab, "again")["state"] == "finished"
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ stop() {  # the process that wrote a pid file: TERM, and KILL after 5 s
   pid=$(cat "$1")
   kill "$pid" 2> /dev/null || return 0
   for _ in $(seq 50); do
-    kill -0 "$pid" 2> /dev/null || return 0
+    case $(ps -o stat= -p "$pid") in '' | Z*) return 0 ;; esac
     sleep 0.1
   done
   kill -KILL "$pid" 2> /dev/null || true

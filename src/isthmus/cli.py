@@ -13,12 +13,15 @@ from rich.console import Console
 
 from isthmus.benchmarking.verbs import Surroundings, bench
 from isthmus.errors import IsthmusError
+from isthmus.runs.verbs import status, submit
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, rich_markup_mode="rich",
     help="Train one model over machines on both sides of a narrow link: plan, run, check.",
     epilog="Exit codes: 0 done, 2 wrong arguments, 3 to 14 as listed in the README, 130 interrupted.")
 app.add_typer(bench, name="bench")
+app.command()(submit)
+app.command()(status)
 # Click's ClickException, wherever Typer has it: newer versions bring their own copy of click.
 CommandLineError = typer.BadParameter.__mro__[2]
 text = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -120,35 +123,6 @@ def train(
            f"accuracy {summary['accuracy']:.4f} after {summary['steps']} steps; a step took "
            f"{1e3 * step['measured_seconds']:.1f} ms, predicted "
            f"{1e3 * step['predicted_seconds']:.1f} ms\nreport: {page}")
-
-
-@app.command()
-def submit(
-        run: RunFile,
-        dry_run: Annotated[bool, typer.Option(
-            "--dry-run", help="Print the sbatch script and submit nothing.")] = False,
-        cluster: OtherCluster = None,
-        as_json: AsJson = False):
-    """Submit the run to Slurm: a heterogeneous job where there are several sites."""
-    from isthmus.runs.submit import script_of_run, submit_run
-    if dry_run:
-        script = script_of_run(run, cluster)
-        print(json.dumps({"script": script}) if as_json else script, end="\n" if as_json else "")
-        return
-    made = submit_run(run, cluster)
-    answer(as_json, made, f"job {made['job']}: submitted; its folder is {made['folder']}, its log "
-           f"{made['log']}")
-
-
-@app.command()
-def status(
-        folder: Annotated[Path, typer.Argument(
-            metavar="FOLDER", help="The folder of all runs.")] = Path("runs"),
-        as_json: AsJson = False):
-    """List runs with their state, step and loss."""
-    from isthmus.runs.status import list_runs, status_table
-    runs = list_runs(folder)
-    answer(as_json, {"runs": runs}, status_table(runs, folder))
 
 
 @app.command()
