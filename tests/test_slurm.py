@@ -51,7 +51,7 @@ ALLOCATIONS = {
         [("lab", "cloud", [0]), ("east", "edge", [1]), ("west", "edge", [2, 3])]),
     "two groups of one partition": (
         [Node("n0", 1, 0, "cloud"), Node("n1", 1, 1, "cloud")],
-        [("cloud-cloud-0", "cloud", [0]), ("cloud-cloud-1", "cloud", [1])]),
+        [("cloud-0", "cloud", [0]), ("cloud-1", "cloud", [1])]),
     "one site that says nothing": ([Node("n0", 4, None, "batch")], [("batch", "cloud", [0, 1, 2, 3])]),
 }
 

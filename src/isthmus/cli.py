@@ -20,8 +20,6 @@ app = typer.Typer(
     help="Train one model over machines on both sides of a narrow link: plan, run, check.",
     epilog="Exit codes: 0 done, 2 wrong arguments, 3 to 14 as listed in the README, 130 interrupted.")
 app.add_typer(bench, name="bench")
-app.command()(submit)
-app.command()(status)
 # Click's ClickException, wherever Typer has it: newer versions bring their own copy of click.
 CommandLineError = typer.BadParameter.__mro__[2]
 text = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -165,6 +163,10 @@ def report(
     from isthmus.runs.report import write_report
     page = write_report(folder)
     answer(as_json, {"report": str(page)}, f"report: {page}")
+
+
+app.command()(submit)
+app.command()(status)
 
 
 @testbed.command()

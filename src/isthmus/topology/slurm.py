@@ -119,7 +119,7 @@ def site_names(keys):
         group, *words = key
         alone = (word for place, word in enumerate(words, 1)
                  if word and [other[place] for other in unnamed].count(word) == 1)
-        names[key] = next(alone, "-".join(word for word in (*words, str(group)) if word))
+        names[key] = next(alone, "-".join(dict.fromkeys(word for word in (*words, str(group)) if word)))
     return names
 
 
