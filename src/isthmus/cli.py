@@ -13,11 +13,12 @@ from rich.console import Console
 
 from isthmus.benchmarking.verbs import Surroundings, bench
 from isthmus.errors import IsthmusError
+from isthmus.runs.verbs import status, submit
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, rich_markup_mode="rich",
     help="Train one model over machines on both sides of a narrow link: plan, run, check.",
-    epilog="Exit codes: 0 done, 2 wrong arguments, 3 to 13 as listed in the README, 130 interrupted.")
+    epilog="Exit codes: 0 done, 2 wrong arguments, 3 to 15 as listed in the README, 130 interrupted.")
 app.add_typer(bench, name="bench")
 # Click's ClickException, wherever Typer has it: newer versions bring their own copy of click.
 CommandLineError = typer.BadParameter.__mro__[2]
@@ -124,13 +125,15 @@ def train(
         resume: Annotated[Path | None, typer.Option(
             metavar="FOLDER", help="Go on with the run in this folder from its checkpoint.")] = None,
         cluster: OtherCluster = None,
+        name: Annotated[str | None, typer.Option(
+            help="What the run's folder is called; if it has a checkpoint, go on from that.")] = None,
         as_json: AsJson = False):
     """Plan, scatter and train (under mpirun); leave a folder with a report."""
     from isthmus.runs.report import write_report
     from isthmus.runs.train import train
     from isthmus.topology.agreement import from_root
     comm = world()
-    summary = train(comm, run, tell, resume=resume, cluster=cluster)
+    summary = train(comm, run, tell, resume=resume, cluster=cluster, name=name)
     page = from_root(comm, lambda: str(write_report(Path(summary["folder"]))))
     step = summary["step"]
     answer(as_json, summary | {"report": page},
@@ -179,6 +182,10 @@ def report(
     from isthmus.runs.report import write_report
     page = write_report(folder)
     answer(as_json, {"report": str(page)}, f"report: {page}")
+
+
+app.command()(submit)
+app.command()(status)
 
 
 @testbed.command()
