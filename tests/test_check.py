@@ -260,6 +260,7 @@ def test_a_machine_that_is_fit_passes(lab):
 
 
 def test_a_run_that_is_fit_passes_on_every_rank_and_leaves_nothing(lab):
+    write(lab, cluster=cluster_of(1, 2, bytes_per_second=9e7))
     before = sorted(lab.rglob("*"))
     code, made, done = check(lab, 3, "run.toml")
     assert code == 0, done.stdout
