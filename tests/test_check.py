@@ -137,17 +137,17 @@ BROKEN = "raise ImportError('planted')"
 BROKEN_ENVIRONMENTS = {
     "wrong mpirun first on the PATH": (with_program(
         "mpirun", "echo 'HYDRA build details:'; echo '    Version: 4.1.2'"), 0, False,
-        "launcher", "FAIL", 13, ["bin/mpirun", "HYDRA", "4.1.2", "Open MPI", f"{BESIDE}/mpirun"], None),
+        "launcher", "FAIL", 15, ["bin/mpirun", "HYDRA", "4.1.2", "Open MPI", f"{BESIDE}/mpirun"], None),
     "an older mpirun first on the PATH": (with_program("mpirun", "echo 'mpirun (Open MPI) 4.1.4'"), 0,
-        False, "launcher", "FAIL", 13, ["4.1.4", "start with"], None),
+        False, "launcher", "FAIL", 15, ["4.1.4", "start with"], None),
     "mpirun is not on the PATH": (with_environment(PATH="/nowhere"), 0, False,
         "launcher", "WARN", 0, ["not on the PATH", "export PATH"], None),
     "ranks of another launcher": (with_environment(PMI_SIZE="3", PMI_RANK="0"), 0, False,
-        "launcher", "FAIL", 13, ["started 3 ranks", "world of 1", "one build"], None),
+        "launcher", "FAIL", 15, ["started 3 ranks", "world of 1", "one build"], None),
     "a launcher of another version": (with_environment(OMPI_VERSION="4.1.4"), -2, False,
-        "launcher", "FAIL", 13, ["Open MPI 4.1.4", "start with"], None),
+        "launcher", "FAIL", 15, ["Open MPI 4.1.4", "start with"], None),
     "no MPI library": (with_environment(MPI4PY_LIBMPI="/nowhere/libmpi.so"), 0, False,
-        "MPI library", "FAIL", 13, ["cannot be loaded", "MPI4PY_LIBMPI"], None),
+        "MPI library", "FAIL", 15, ["cannot be loaded", "MPI4PY_LIBMPI"], None),
     "MPI without threads": (with_environment(MPI4PY_RC_THREAD_LEVEL="single"), 0, False,
         "MPI threads", "WARN", 0, ["single", "unset MPI4PY_RC_THREAD_LEVEL"], None),
     "ranks bound to one core": (with_module("sitecustomize", ONE_CORE), 2, False,
@@ -155,7 +155,7 @@ BROKEN_ENVIRONMENTS = {
     "a clock that is wrong": (with_module("sitecustomize", SLOW_CLOCK, [1]), 2, False,
         "clocks", "WARN", 0, ["rank 1", "5 s ahead", "chrony"], None),
     "hardly any shared memory": (with_module("sitecustomize", SMALL_SHM, [1]), 2, False,
-        "shared memory", "FAIL", 13, ["1 MiB free for 2 ranks", "--shm-size"], [1]),
+        "shared memory", "FAIL", 15, ["1 MiB free for 2 ranks", "--shm-size"], [1]),
     "a TMPDIR that is not there": (with_environment(TMPDIR="/proc/nowhere"), 0, False,
         "temporary folder", "FAIL", 8, ["/proc/nowhere", "No such file", "TMPDIR"], None),
     "kernels that are not compiled": (with_environment(NUMBA_DISABLE_JIT="1"), 0, False,
@@ -165,7 +165,7 @@ BROKEN_ENVIRONMENTS = {
     "no place for kernels": (with_environment(NUMBA_CACHE_DIR="/proc/nowhere"), 0, False,
         "kernel cache", "FAIL", 8, ["/proc/nowhere", "set NUMBA_CACHE_DIR"], None),
     "a Numba that is broken": (with_module("numba", BROKEN), 0, False,
-        "Numba", "FAIL", 13, ["planted", "pip install"], None),
+        "Numba", "FAIL", 15, ["planted", "pip install"], None),
     "no HDF5 filters": (with_module("hdf5plugin", BROKEN), 0, False,
         "HDF5 filters", "FAIL", 5, ["planted", "pip install", "hdf5plugin"], None),
     "a file system without locks": (with_module("sitecustomize", NO_LOCKS), 0, True,
@@ -297,7 +297,7 @@ def test_equal_answers_are_one_line_and_the_first_failure_gives_the_code():
     assert [(group["subject"], group["status"], group["ranks"], group["hosts"]) for group in groups] == [
         ("x", "PASS", [0, 2], ["h0"]), ("x", "FAIL", [1], ["h1"]), ("y", "WARN", [0], ["h0"])]
     machine_fails = failed("z", "bad", "mend")
-    assert exit_code(grouped([[machine_fails]], ["h"])) == 13
+    assert exit_code(grouped([[machine_fails]], ["h"])) == 15
     assert exit_code(grouped([[a]], ["h"])) == 0
     assert ranks_in_words([0, 1, 2, 5]) == "ranks 0-2, 5"
     assert ranks_in_words([3]) == "rank 3"

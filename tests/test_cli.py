@@ -206,9 +206,9 @@ def test_calibration_finds_the_paced_links_and_the_plan_uses_them(lab):
 
 
 def test_the_plan_is_printed_as_a_table(lab):
-    done = call(lab, 0, "plan", "run.toml")
+    done = call(lab, 0, "plan", "run.toml", "--launch")
     assert done.returncode == 0
-    for text in ("site0", "site1", "150", "75", "gap", "a step"):
+    for text in ("site0", "site1", "150", "75", "gap", "a step", "mpirun -n 3", "slow_start"):
         assert text in done.stderr
 
 
@@ -384,7 +384,8 @@ def test_one_rank_that_fails_alone_ends_the_job(lab):
 
 def test_help_fits_a_terminal_of_80_columns(lab):
     for verb in ((), ("check",), ("train",), ("plan",), ("pack",), ("calibrate",), ("simulate",),
-                 ("report",), ("testbed",), ("testbed", "up"), ("testbed", "run"), ("testbed", "down"),
+                 ("report",), ("submit",), ("status",),
+                 ("testbed",), ("testbed", "up"), ("testbed", "run"), ("testbed", "down"),
                  ("bench",), ("bench", "collectives"), ("bench", "links"), ("bench", "kernels")):
         done = subprocess.run([*ISTHMUS, *verb, "--help"], text=True, capture_output=True,
                               env={**os.environ, "COLUMNS": "80"})

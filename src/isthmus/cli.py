@@ -13,11 +13,12 @@ from rich.console import Console
 
 from isthmus.benchmarking.verbs import Surroundings, bench
 from isthmus.errors import IsthmusError
+from isthmus.runs.verbs import status, submit
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, rich_markup_mode="rich",
     help="Train one model over machines on both sides of a narrow link: plan, run, check.",
-    epilog="Exit codes: 0 done, 2 wrong arguments, 3 to 13 as listed in the README, 130 interrupted.")
+    epilog="Exit codes: 0 done, 2 wrong arguments, 3 to 15 as listed in the README, 130 interrupted.")
 app.add_typer(bench, name="bench")
 # Click's ClickException, wherever Typer has it: newer versions bring their own copy of click.
 CommandLineError = typer.BadParameter.__mro__[2]
@@ -105,11 +106,17 @@ def calibrate(
 def plan(
         run: RunFile,
         cluster: OtherCluster = None,
+        launch: Annotated[bool, typer.Option(
+            "--launch", help="Add the mpirun line, and what the links want of TCP.")] = False,
         as_json: AsJson = False):
     """Decide which rank holds which shard, and predict the times."""
+    from isthmus.runs.launch import launch_advice, launch_lines
     from isthmus.runs.plan import make_plan, plan_table
     chosen, its_cluster = make_plan(run, cluster)
-    answer(as_json, chosen.to_dict(), plan_table(chosen, its_cluster))
+    other = ["--cluster", cluster] if cluster else []
+    advice = launch_advice(its_cluster, "train", run, *other)
+    answer(as_json, chosen.to_dict() | ({"launch": advice} if launch else {}),
+           [*plan_table(chosen, its_cluster), *(launch_lines(advice) if launch else [])])
 
 
 @app.command()
@@ -118,13 +125,15 @@ def train(
         resume: Annotated[Path | None, typer.Option(
             metavar="FOLDER", help="Go on with the run in this folder from its checkpoint.")] = None,
         cluster: OtherCluster = None,
+        name: Annotated[str | None, typer.Option(
+            help="What the run's folder is called; if it has a checkpoint, go on from that.")] = None,
         as_json: AsJson = False):
     """Plan, scatter and train (under mpirun); leave a folder with a report."""
     from isthmus.runs.report import write_report
     from isthmus.runs.train import train
     from isthmus.topology.agreement import from_root
     comm = world()
-    summary = train(comm, run, tell, resume=resume, cluster=cluster)
+    summary = train(comm, run, tell, resume=resume, cluster=cluster, name=name)
     page = from_root(comm, lambda: str(write_report(Path(summary["folder"]))))
     step = summary["step"]
     answer(as_json, summary | {"report": page},
@@ -173,6 +182,10 @@ def report(
     from isthmus.runs.report import write_report
     page = write_report(folder)
     answer(as_json, {"report": str(page)}, f"report: {page}")
+
+
+app.command()(submit)
+app.command()(status)
 
 
 @testbed.command()
