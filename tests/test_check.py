@@ -16,6 +16,7 @@ from clusters import cluster_of
 from test_cli import RUN, command, with_changes, write
 
 import isthmus
+from isthmus.errors import NoDeviceError
 from isthmus.runs.check import gpu, hdf5, machine, mpi, ranks, slurm
 from isthmus.runs.check.findings import exit_code, failed, grouped, passed, ranks_in_words, warned
 from isthmus.runs.launch import rank_environment
@@ -325,6 +326,10 @@ def test_what_cannot_be_broken_here_is_judged_by_its_facts(monkeypatch, tmp_path
     driver.write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.65.06  Sun\n")
     (no_cupy,) = gpu.gpu(driver)
     assert (no_cupy.status, "580.65.06" in no_cupy.found) == ("WARN", True)
+    def too_old():
+        raise NoDeviceError("no GPU can be used: this one has compute capability 6.0")
+    monkeypatch.setattr(gpu, "gpu_library", too_old)
+    assert "580.65, but no GPU can be used" in gpu.devices("580.65").found
     assert gpu.cuda_aware("/nowhere/libmpi.so").status == "WARN"
     for name, tasks in (("SLURM_NTASKS_HET_GROUP_0", "2"), ("SLURM_NTASKS_HET_GROUP_1", "3")):
         monkeypatch.setenv(name, tasks)

@@ -4,6 +4,8 @@ import ctypes
 import importlib.util
 from pathlib import Path
 
+from isthmus.devices import gpu_library
+from isthmus.errors import NoDeviceError
 from isthmus.runs.check.findings import passed, warned
 from isthmus.runs.check.mpi import library_path
 
@@ -24,18 +26,18 @@ def gpu(driver=DRIVER):
     if not found:
         yield warned("GPU", f"driver {text}, but no CuPy", "pip install isthmus[gpu]")
         return
-    yield _cupy(text)
+    yield devices(text)
     yield cuda_aware(library_path())
 
 
-def _cupy(driver):
-    """Return whether CuPy finds a device."""
+def devices(driver):
+    """Return whether the kernels can use a device; `driver` is the version of the one that is here."""
     try:
-        import cupy
+        cupy = gpu_library()
         count = cupy.cuda.runtime.getDeviceCount()
         names = {cupy.cuda.runtime.getDeviceProperties(each)["name"].decode() for each in range(count)}
-    except Exception as problem:
-        return warned("GPU", f"driver {driver}, but CuPy cannot use it: {str(problem).splitlines()[0]}",
+    except NoDeviceError as problem:
+        return warned("GPU", f"driver {driver}, but {str(problem).splitlines()[0]}",
                       "install the CuPy that fits the driver (pip install isthmus[gpu])")
     return passed("GPU", f"{count} x {', '.join(sorted(names))}, driver {driver}, "
                   f"CuPy {cupy.__version__}")
