@@ -6,14 +6,15 @@ place in tests, and everything but the hardware runs there.
 
 import functools
 import re
+import tempfile
 from pathlib import Path
 
 import numpy as np
 
 FOLDER = Path(__file__).parent
 SOURCES = ("dense", "int8", "int4", "one_bit", "top_k", "random_k")
-FLAGS = ("-std=c++17", "-fmad=false")
-"""No fused multiply-add: NumPy rounds the product first. And no fast-math: denormals, NaN count."""
+FLAGS = ("-std=c++17", "-fmad=false", "-ftz=false", "-prec-div=true")
+"""No fused multiply-add: NumPy rounds the product first. Denormals are kept, and quotients rounded."""
 OLDEST = 75  # compute capability
 
 
@@ -38,6 +39,7 @@ class CupyDevice:
         self.cupy, self.ndarray = cupy, cupy.ndarray
         self.empty, self.zeros, self.to_host = cupy.empty, cupy.zeros, cupy.asnumpy
         self._module = functools.cache(self._load)
+        self._folder = tempfile.TemporaryDirectory(prefix="isthmus-kernels-")
 
     def address(self, array):
         """Return the address of the first entry."""
@@ -46,11 +48,28 @@ class CupyDevice:
     def run(self, source, name, blocks, threads, arguments):
         """Launch `blocks` thread blocks of a kernel; None is a null pointer."""
         arguments = tuple(np.intp(0) if each is None else each for each in arguments)
-        with next(each for each in arguments if isinstance(each, self.ndarray)).device:
-            self._module(source).get_function(name)((blocks,), (threads,), arguments)
+        gpu = next(each for each in arguments if isinstance(each, self.ndarray)).device
+        with gpu:
+            module = self._module(source, gpu.compute_capability)
+            module.get_function(name)((blocks,), (threads,), arguments)
 
-    def _load(self, source):
-        return self.cupy.RawModule(code=source_text(source), options=FLAGS, backend="nvrtc")
+    def compiled(self, source, capability):
+        """Return the machine code of a source for a compute capability such as "90"."""
+        nvrtc = self.cupy.cuda.nvrtc
+        program = nvrtc.createProgram(source_text(source), f"{source}.cu", (), ())
+        try:
+            nvrtc.compileProgram(program, (*FLAGS, f"-arch=sm_{capability}"))
+            return nvrtc.getCUBIN(program)
+        except nvrtc.NVRTCError as error:
+            raise RuntimeError(f"{source}.cu: {nvrtc.getProgramLog(program)}") from error
+        finally:
+            nvrtc.destroyProgram(program)
+
+    def _load(self, source, capability):
+        """Load machine code: from a source RawModule makes its own, always with -ftz=true."""
+        path = Path(self._folder.name) / f"{source}_{capability}.cubin"
+        path.write_bytes(self.compiled(source, capability))
+        return self.cupy.RawModule(path=str(path))
 
 
 @functools.cache

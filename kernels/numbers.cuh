@@ -2,7 +2,8 @@
 //
 // NumPy rounds after a product and again after a sum, so no product here may be fused with the sum
 // behind it: products are `__fmul_rn`, which nvcc never fuses, and the sources are compiled with
-// -fmad=false besides. Denormals count, so never -ftz=true nor --use_fast_math. Magnitudes are compared
+// -fmad=false besides. Denormals count, so never -ftz=true (which CuPy sets where it compiles) nor
+// --use_fast_math. Magnitudes are compared
 // as integers: a NaN is larger than an infinity. A NaN that arithmetic makes has the bits of its
 // machine; those on a wire that mean "this block is NaN" are always 0x7fc00000.
 #pragma once

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from contextlib import nullcontext
 from pathlib import Path
 
 import host_device
@@ -94,6 +95,16 @@ def test_every_source_compiles_without_spills(name, architecture, tmp_path):
     for kernel, stack, *spills in compiled:
         assert spills == ["0", "0"], f"{kernel} spills"
         assert stack == "0" or kernel in MAY_USE_LOCAL_MEMORY, f"{kernel} uses local memory"
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="there is no nvcc")
+@pytest.mark.parametrize("name", device.SOURCES)
+def test_no_product_is_fused_with_a_sum_and_no_denormal_is_flushed(name, tmp_path):
+    subprocess.run(["nvcc", *device.FLAGS, "-arch=sm_75", "-ptx", "-o", tmp_path / "out",
+                    device.FOLDER / f"{name}.cu"], check=True)
+    ptx = (tmp_path / "out").read_text()
+    assert ".visible .entry" in ptx
+    assert not re.search(r"\bfma\.|\bmad\.f|\.ftz|\.approx|div\.full", ptx)
 
 
 def test_played_by_the_host_every_kernel_writes_the_bytes_of_the_reference(on_host, programs):
@@ -224,6 +235,63 @@ def test_every_kernel_checks_its_arrays(on_host):
         with pytest.raises(ValueError, match="must be"):
             getattr(gpu, name)(*arguments)
     assert on_host.launches == []
+
+
+class FakeCupy:
+    """What CupyDevice asks of CuPy; a compiler that refuses what says so, and a list of launches."""
+
+    class NVRTCError(Exception):
+        pass
+
+    class ndarray(np.ndarray):  # noqa: N801
+        device = nullcontext()
+        device.compute_capability = "90"
+
+    def __init__(self):
+        self.cuda, self.nvrtc = self, self
+        self.empty, self.zeros, self.asnumpy = np.empty, np.zeros, np.asarray
+        self.compiled, self.launched, self.destroyed = [], [], 0
+
+    def createProgram(self, source, name, headers, names):  # noqa: N802
+        return name
+
+    def compileProgram(self, program, options):  # noqa: N802
+        self.compiled.append((program, options))
+        if program == "one_bit.cu":
+            raise self.NVRTCError
+
+    def getCUBIN(self, program):  # noqa: N802
+        return program.encode()
+
+    def getProgramLog(self, program):  # noqa: N802
+        return "line 1 is wrong"
+
+    def destroyProgram(self, program):  # noqa: N802
+        self.destroyed += 1
+
+    def RawModule(self, path):  # noqa: N802
+        assert Path(path).read_bytes() == b"int8.cu"
+        return self
+
+    def get_function(self, name):
+        return lambda grid, block, arguments: self.launched.append((name, grid, block, arguments))
+
+
+def test_sources_are_compiled_once_with_the_flags_and_loaded_as_machine_code():
+    """CuPy's own compiling flushes denormals, whatever the options say."""
+    cupy = FakeCupy()
+    there, array = device.CupyDevice(cupy), np.zeros(3, "f4").view(cupy.ndarray)
+    for _ in range(2):
+        there.run("int8", "encode_int8_256", 5, 256, (array, None, np.int64(3)))
+    assert cupy.compiled == [("int8.cu", (*device.FLAGS, "-arch=sm_90"))]
+    assert "-ftz=false" in device.FLAGS
+    name, grid, block, (first, null, size) = cupy.launched[1]
+    assert (name, grid, block, size) == ("encode_int8_256", (5,), (256,), 3)
+    assert first is array
+    assert (null, null.dtype) == (0, np.intp)
+    with pytest.raises(RuntimeError, match="one_bit.cu: line 1 is wrong"):
+        there.compiled("one_bit", "90")
+    assert cupy.destroyed == 2
 
 
 class FakeRuntime:

@@ -1,7 +1,7 @@
 """Vectors as wires: how a float vector becomes fewer bytes, and comes back.
 
 To add a compressor: a frozen dataclass, a `compressor.Compressor` with its names, its loops in
-`kernels/reference.py` and `kernels/cpu.py`, and a line in `COMPRESSORS`; the tests of all compressors
+`kernels/reference.py`, `cpu.py` and `gpu.py`, and a line in `COMPRESSORS`; the tests of all compressors
 then run on it too.
 """
 
