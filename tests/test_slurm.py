@@ -345,7 +345,7 @@ def test_the_name_of_a_run_is_one_word(tmp_path, name):
 
 
 @pytest.mark.slow
-def test_a_signal_has_a_run_write_its_checkpoint_and_a_run_of_that_name_goes_on(data, whole, monkeypatch):
+def test_a_signal_has_a_run_write_its_checkpoint_and_its_name_goes_on(data, whole, monkeypatch):
     monkeypatch.setenv("OMPI_MCA_mpi_yield_when_idle", "1")
     write(data, cluster=cluster_of(1, 1, latency_seconds=0.02),
           run=with_changes(TABLE, {"cluster.links": "paced"}))
