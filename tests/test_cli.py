@@ -1,5 +1,6 @@
 """The command line as a user meets it: a run from start to report, and every mistake in one line."""
 
+import html
 import json
 import os
 import shutil
@@ -165,6 +166,7 @@ def test_a_compressor_that_asks_for_the_models_shapes_gets_them():
     {"allreduce": {"algorithm": "ring"}}, {"allreduce": {"algorithm": "mpi"}},
     {"allreduce": {"algorithm": "tree"}}, {"allreduce": {"algorithm": "recursive"}},
     {"allreduce": {"compressor": "int4", "buckets": 3}},
+    {"allreduce": {"algorithm": "auto", "largest_error": 0.02}},
     {"model": {"kind": "convolutional", "height": 4, "width": 4, "channels": [3], "classes": 3},
      "allreduce": {"compressor": {"kind": "top_k", "ratio": 0.1, "selector": "threshold"}}},
     {"model": {"kind": "convolutional", "height": 4, "width": 4, "channels": [3], "classes": 3},
@@ -173,8 +175,13 @@ def test_other_algorithms_and_models_train_too(lab, changes):
     write(lab, run=with_changes(RUN, {**changes, "training.epochs": 1}))
     done = call(lab, 3, "train", "run.toml", "--json")
     assert done.returncode == 0, done.stderr
-    for link in json.loads(done.stdout)["links"]:
+    summary = json.loads(done.stdout)
+    for link in summary["links"]:
         assert link["sent_nbytes"] == link["predicted_nbytes"]
+    if changes.get("allreduce", {}).get("algorithm") == "auto":
+        why = json.loads((Path(summary["folder"]) / "run.json").read_text())["choice"]["reason"]
+        assert why in html.unescape(Path(summary["report"]).read_text())
+        assert f"allreduce: {why}" in done.stderr
 
 
 @pytest.mark.slow
@@ -199,10 +206,35 @@ def test_calibration_finds_the_paced_links_and_the_plan_uses_them(lab):
 
 
 def test_the_plan_is_printed_as_a_table(lab):
-    done = call(lab, 0, "plan", "run.toml")
+    done = call(lab, 0, "plan", "run.toml", "--launch")
     assert done.returncode == 0
-    for text in ("site0", "site1", "150", "75", "gap", "a step"):
+    for text in ("site0", "site1", "150", "75", "gap", "a step", "mpirun -n 3", "slow_start"):
         assert text in done.stderr
+
+
+def test_the_plan_takes_its_objective_and_limits_from_the_settings(lab):
+    """And says in sentences what more of each would save."""
+    def planned(**limits):
+        write(lab, run=with_changes(RUN, {"plan": limits, "data.site": "site1"}))
+        done = [call(lab, 0, "plan", "run.toml", *form) for form in (["--json"], [])]
+        assert [each.returncode for each in done] == [0, 0], done
+        return json.loads(done[0].stdout), done[1].stderr
+
+    plan, told = planned()
+    assert "10 % more computing on every rank of site0 saves" in told
+    assert "if it was meant in bits per second, write 1.25e+07" in told
+    assert plan["staging_seconds"] > 0
+    total, told = planned(objective="total_time", least_samples=30, forbidden={"0": ["site0"]})
+    assert "total_time:" in told
+    assert total["samples_of_rank"] == [240, 30, 30]
+    assert 0 not in total["shards_of_rank"][0]
+    weighted, _ = planned(objective="weighted", alpha=1e6, staged_epochs=2, pinned={"1": "site0"})
+    assert weighted["shards_of_rank"][0] == [1]
+    for name, value in (("objective", "beauty"), ("alpha", -1), ("least_samples", "many")):
+        write(lab, run=with_changes(RUN, {f"plan.{name}": value}))
+        done = call(lab, 0, "plan", "run.toml")
+        assert done.returncode == 3
+        assert f"plan.{name}" in done.stderr
 
 
 def test_files_are_packed_from_the_command_line(lab):
@@ -351,8 +383,8 @@ def test_one_rank_that_fails_alone_ends_the_job(lab):
 
 
 def test_help_fits_a_terminal_of_80_columns(lab):
-    for verb in ((), ("train",), ("plan",), ("pack",), ("calibrate",), ("simulate",), ("report",),
-                 ("submit",), ("status",),
+    for verb in ((), ("check",), ("train",), ("plan",), ("pack",), ("calibrate",), ("simulate",),
+                 ("report",), ("submit",), ("status",),
                  ("testbed",), ("testbed", "up"), ("testbed", "run"), ("testbed", "down"),
                  ("bench",), ("bench", "collectives"), ("bench", "links"), ("bench", "kernels")):
         done = subprocess.run([*ISTHMUS, *verb, "--help"], text=True, capture_output=True,

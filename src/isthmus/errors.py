@@ -84,10 +84,16 @@ class StoppedError(IsthmusError):
     exit_code = 14
 
 
+class MachineError(IsthmusError):
+    """MPI, or the machine under it, is not fit for a run."""
+
+    exit_code = 15
+
+
 EXIT_CODES = {
     kind.__name__: kind.exit_code
     for kind in (SettingsError, ClusterError, ShardError, PlanError, NonFiniteError, OutputError,
                  CheckpointError, NoDeviceError, ReplicaError, EmulationError, SchedulerError,
-                 StoppedError)
+                 StoppedError, MachineError)
 }
 """Exit code by class name: how an error keeps its kind when one rank tells it to the others."""
