@@ -224,21 +224,30 @@ def run_of(folder, name):
 
 
 @pytest.fixture(scope="module")
-def desk(slurm, tmp_path_factory):
-    return Desk(tmp_path_factory.mktemp("desk"), slurm)
+def data(tmp_path_factory):
+    """A folder with packed data."""
+    return lab.__wrapped__(tmp_path_factory.mktemp("desk"))
 
 
 @pytest.fixture(scope="module")
-def jobs(desk):
-    """The data, the job that will hit its time limit under way, and the bits of an uninterrupted run."""
-    folder = desk.folder
-    lab.__wrapped__(folder)
-    limited = desk.submit("limited", {"cluster.links": "paced", "slurm.time": "00:01:00",
-                                      "slurm.warning_seconds": 20}, latency_seconds=0.14)
-    write(folder, cluster=cluster_of(1, 1), run=TABLE)
-    done = call(folder, 2, "train", "run.toml", "--json")
+def whole(data):
+    """The summary of a run that nothing interrupts."""
+    write(data, cluster=cluster_of(1, 1), run=TABLE)
+    done = call(data, 2, "train", "run.toml", "--json")
     assert done.returncode == 0, done.stderr
-    return {"limited": limited, "whole": json.loads(done.stdout)}
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def desk(slurm, data):
+    return Desk(data, slurm)
+
+
+@pytest.fixture(scope="module")
+def limited(desk):
+    """A job that will hit its time limit: Slurm looks every 30 s, other tests go on meanwhile."""
+    return desk.submit("limited", {"cluster.links": "paced", "slurm.time": "00:01:00",
+                                   "slurm.warning_seconds": 30}, latency_seconds=0.11)
 
 
 def same_bits(one, other):
@@ -246,31 +255,31 @@ def same_bits(one, other):
 
 
 @pytest.mark.slow
-def test_a_heterogeneous_job_from_sbatch_to_its_result(desk, jobs):
+def test_a_heterogeneous_job_from_sbatch_to_its_result(desk, limited, whole):
     start = time.monotonic()
     job = desk.submit("plain", {"cluster.links": "real"})
     summary = desk.finish("plain", job, 90)
     assert time.monotonic() - start < 90
-    assert same_bits(summary, jobs["whole"])
+    assert same_bits(summary, whole)
     assert desk.run("plain", job)["state"] == "finished"
     assert "report.html" in os.listdir(desk.folder / f"runs/plain-{job}")
     assert not Path(desk.environment["TMPDIR"], f"isthmus-{job}").exists()
 
 
 @pytest.mark.slow
-def test_a_job_that_is_told_to_stop_comes_back_with_the_same_bits(desk, jobs):
+def test_a_job_that_is_told_to_stop_comes_back_with_the_same_bits(desk, whole):
     job = desk.submit("told", {"cluster.links": "paced"}, latency_seconds=0.02)
     wait_until(lambda: run_of(desk.folder, f"told-{job}")["step"] > 0, 60)
     desk.ask("scancel", "--signal=TERM", "--batch", job)
     summary = desk.finish("told", job, 60)
-    assert same_bits(summary, jobs["whole"])
+    assert same_bits(summary, whole)
     log = desk.log("told", job)
     assert "TERM: told to stop" in log
     assert "resumed at step" in log
 
 
 @pytest.mark.slow
-def test_a_job_that_is_cancelled_stays_cancelled(desk, jobs):
+def test_a_job_that_is_cancelled_stays_cancelled(desk):
     job = desk.submit("cancelled", {"cluster.links": "paced", "run.checkpoint_every": 5},
                       latency_seconds=0.1)
     wait_until(lambda: (desk.folder / f"runs/cancelled-{job}/checkpoint.h5").exists(), 60)
@@ -282,14 +291,15 @@ def test_a_job_that_is_cancelled_stays_cancelled(desk, jobs):
 
 
 @pytest.mark.slow
-def test_a_job_sees_its_cluster_and_one_site_needs_no_groups(desk, jobs):
+def test_a_job_sees_its_cluster_and_one_site_needs_no_groups(desk):
     job = desk.submit("alone", {"cluster.links": "real", "sites": (1,), "slurm.site.site1": None})
     script = (
         "#!/bin/bash\n#SBATCH --partition=cloud --output=seen.log\n"
         "#SBATCH hetjob\n#SBATCH --partition=edge\n"
         f"{sys.executable} -c 'import isthmus; isthmus.Cluster.from_slurm().to_toml(\"seen.toml\")'\n")
     (desk.folder / "see.sbatch").write_text(script)
-    desk.ask("sbatch", "--wait", "see.sbatch")
+    desk.ask("sbatch", "see.sbatch")
+    wait_until((desk.folder / "seen.toml").exists, 60)
     cluster = isthmus.Cluster.from_toml(desk.folder / "seen.toml")
     assert [(site.name, site.tier, site.ranks) for site in cluster.sites] == [
         ("cloud", "cloud", 1), ("edge", "edge", 1)]
@@ -335,35 +345,33 @@ def test_the_name_of_a_run_is_one_word(tmp_path, name):
 
 
 @pytest.mark.slow
-def test_a_signal_has_a_run_write_its_checkpoint_and_a_run_of_that_name_goes_on(lab, monkeypatch):
+def test_a_signal_has_a_run_write_its_checkpoint_and_its_name_goes_on(data, whole, monkeypatch):
     monkeypatch.setenv("OMPI_MCA_mpi_yield_when_idle", "1")
-    write(lab, cluster=cluster_of(1, 1), run=TABLE)
-    whole = json.loads(call(lab, 2, "train", "run.toml", "--json").stdout)
-    write(lab, cluster=cluster_of(1, 1, latency_seconds=0.02),
+    write(data, cluster=cluster_of(1, 1, latency_seconds=0.02),
           run=with_changes(TABLE, {"cluster.links": "paced"}))
-    process = subprocess.Popen(command(2, "train", "run.toml", "--name", "again"), cwd=lab, text=True,
+    process = subprocess.Popen(command(2, "train", "run.toml", "--name", "again"), cwd=data, text=True,
                                env=rank_environment(), stderr=subprocess.PIPE)
-    wait_until(lambda: run_of(lab, "again")["step"] > 0, 60)
+    wait_until(lambda: run_of(data, "again")["step"] > 0, 60)
     process.send_signal(signal.SIGUSR1)
     _, told = process.communicate(timeout=60)
     assert process.returncode == 14, told
     assert told.count("stopped by a signal after step") == 1
-    stopped = run_of(lab, "again")
+    stopped = run_of(data, "again")
     assert stopped["state"] == "stopped"
     assert 0 < stopped["step"] < stopped["steps"] == 300
-    write(lab, cluster=cluster_of(1, 1), run=TABLE)
-    done = call(lab, 2, "train", "run.toml", "--name", "again", "--json")
+    write(data, cluster=cluster_of(1, 1), run=TABLE)
+    done = call(data, 2, "train", "run.toml", "--name", "again", "--json")
     assert done.returncode == 0, done.stderr
     assert f"resumed at step {stopped['step']}" in done.stderr
     assert same_bits(json.loads(done.stdout), whole)
-    assert run_of(lab, "again")["state"] == "finished"
+    assert run_of(data, "again")["state"] == "finished"
 
 
 @pytest.mark.slow
-def test_a_job_that_hits_its_time_limit_comes_back_with_the_same_bits(desk, jobs):
-    summary = desk.finish("limited", jobs["limited"], 120)
-    log = desk.log("limited", jobs["limited"])
+def test_a_job_that_hits_its_time_limit_comes_back_with_the_same_bits(desk, limited, whole):
+    summary = desk.finish("limited", limited, 120)
+    log = desk.log("limited", limited)
     assert "USR1: the time is nearly over" in log
     assert "back into the queue" in log
     assert "resumed at step" in log
-    assert same_bits(summary, jobs["whole"])
+    assert same_bits(summary, whole)

@@ -12,10 +12,12 @@ import sys
 from isthmus.topology.slurm import read_allocation
 
 IN_SCRATCH = """
-[ -z "${ISTHMUS_SCRATCH:-}" ] || mkdir -p "$ISTHMUS_SCRATCH"
+export TMPDIR="${ISTHMUS_SCRATCH:-${TMPDIR:-/tmp}/isthmus-$SLURM_JOB_ID}/$SLURMD_NODENAME"
+mkdir -p "$TMPDIR"
 sh -c "$1"
 code=$?
-[ -z "${ISTHMUS_SCRATCH:-}" ] || rm -rf "$ISTHMUS_SCRATCH"
+rm -rf "$TMPDIR"
+rmdir "$(dirname "$TMPDIR")" 2> /dev/null
 exit $code
 """
 

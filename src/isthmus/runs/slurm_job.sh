@@ -17,8 +17,8 @@ job=$!
 
 # Told to stop, the run writes a checkpoint and ends with code 14. mpirun passes USR1 on, TERM it would obey.
 stopping=no
-trap 'stopping=yes; echo "USR1: the time is nearly over"; kill -USR1 "$job"' USR1
-trap 'stopping=yes; echo "TERM: told to stop"; kill -USR1 "$job"' TERM
+trap 'stopping=yes; echo "USR1: the time is nearly over"; kill -USR1 "$job" 2> /dev/null' USR1
+trap 'stopping=yes; echo "TERM: told to stop"; kill -USR1 "$job" 2> /dev/null' TERM
 while wait "$job"; code=$?; [ "$code" -gt 128 ] && kill -0 "$job" 2> /dev/null; do :; done
 [ "$code" -le 128 ] || { wait "$job"; code=$?; } # the run's own code, where a signal cut the wait short
 # A run that was told before it could listen has ended by the signal itself.

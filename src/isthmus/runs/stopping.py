@@ -48,10 +48,13 @@ class StopRequest:
 
 @contextmanager
 def stopping_on(number, world, home):
-    """Give a StopRequest that the signal `number` sets; mpirun passes SIGUSR1 on to every rank."""
+    """Give a StopRequest that the signal `number` sets; mpirun passes SIGUSR1 on to every rank.
+
+    Afterwards the signal is ignored: what is left, a report, is not worth stopping, nor repeating.
+    """
     request = StopRequest(world, home)
-    before = signal.signal(number, request.note)
+    signal.signal(number, request.note)
     try:
         yield request
     finally:
-        signal.signal(number, before)
+        signal.signal(number, signal.SIG_IGN)
