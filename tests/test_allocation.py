@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import isthmus
 from isthmus.errors import PlanError
-from isthmus.planning.allocation import Plan
+from isthmus.planning.plan import Plan
 
 SIZES, SECONDS = (6, 5, 4, 3, 3, 2, 1), (1 / 3, 3 / 4, 3 / 2)
 

@@ -205,6 +205,31 @@ def test_the_plan_is_printed_as_a_table(lab):
         assert text in done.stderr
 
 
+def test_the_plan_takes_its_objective_and_limits_from_the_settings(lab):
+    """And says in sentences what more of each would save."""
+    def planned(**limits):
+        write(lab, run=with_changes(RUN, {"plan": limits, "data.site": "site1"}))
+        done = [call(lab, 0, "plan", "run.toml", *form) for form in (["--json"], [])]
+        assert [each.returncode for each in done] == [0, 0], done
+        return json.loads(done[0].stdout), done[1].stderr
+
+    plan, told = planned()
+    assert "10 % more computing on every rank of site0 saves" in told
+    assert "if it was meant in bits per second, write 1.25e+07" in told
+    assert plan["staging_seconds"] > 0
+    total, told = planned(objective="total_time", least_samples=30, forbidden={"0": ["site0"]})
+    assert "total_time:" in told
+    assert total["samples_of_rank"] == [240, 30, 30]
+    assert 0 not in total["shards_of_rank"][0]
+    weighted, _ = planned(objective="weighted", alpha=1e6, staged_epochs=2, pinned={"1": "site0"})
+    assert weighted["shards_of_rank"][0] == [1]
+    for name, value in (("objective", "beauty"), ("alpha", -1), ("least_samples", "many")):
+        write(lab, run=with_changes(RUN, {f"plan.{name}": value}))
+        done = call(lab, 0, "plan", "run.toml")
+        assert done.returncode == 3
+        assert f"plan.{name}" in done.stderr
+
+
 def test_files_are_packed_from_the_command_line(lab):
     np.savez(lab / "images.npz", x=np.zeros((10, 4), "u1"), y=np.arange(10))
     done = call(lab, 0, "pack", "set", "-a", "features=images.npz:x", "-a", "targets=images.npz:y",

@@ -18,7 +18,7 @@ _HOME = {
     "Workload": "isthmus.planning.time_model",
     "predict_allreduce": "isthmus.planning.time_model",
     "allocate_shards": "isthmus.planning.allocation",
-    "plan_shards": "isthmus.planning.allocation",
+    "plan_shards": "isthmus.planning.plan",
     "plan_single_pass": "isthmus.planning.single_pass",
     "plan_single_pass_tree": "isthmus.planning.single_pass_tree",
     "TreeNode": "isthmus.planning.single_pass_tree",

@@ -1,194 +1,202 @@
-"""From divisible shards to whole ones: floor, a small integer programme, then local search."""
+"""From divisible shards to whole ones: floor, deal, local search, and an integer programme."""
+
+from dataclasses import dataclass
 
 import numpy as np
 
 from isthmus.errors import PlanError
-from isthmus.planning.makespan import classes_of, lower_bound_seconds
+from isthmus.planning.classes import kinds_of, order_of
+from isthmus.planning.integers import place_by_integers
+from isthmus.planning.objectives import TIE_BREAKS
+from isthmus.planning.problem import loads
+from isthmus.planning.search import improve
 
 INTEGER_VARIABLES = 1500
 """Most integer variables that are left to the solver; more would take more than a second or two."""
-NODES = 300
-"""Of the search tree, after which the solver returns the best it has found. Nodes, not seconds: the
-same plan on every machine, however busy."""
 GOOD_ENOUGH = 1e-3
 """Gap at which a plan of many kinds of shards is not searched further."""
 
 
-def place_whole(problem, relaxation):
-    """Return rank_of_shard, int64[shards]: whole shards, every limit obeyed, as early as possible.
+@dataclass(frozen=True)
+class Placement:
+    """rank_of_shard: int64[shards]; bound: what the integer programme proved, else -infinity;
+    stopped: the node limit was reached before the programme was done."""
 
-    What fits whole into the relaxation's shares stays there; the rest is placed by finish time, and
-    a local search follows. Where that leaves a gap, an integer programme is solved: over all shards
-    if their kinds times ranks are few (then the plan is optimal), else over the rest. Raises
-    PlanError if no whole-shard plan is found.
+    rank_of_shard: np.ndarray
+    bound: float = -np.inf
+    stopped: bool = False
+
+
+def place_whole(problem, objective, relaxation, bound, then, nodes):
+    """Return the Placement of whole shards: every limit obeyed, the objective as small as found.
+
+    What fits whole into the relaxation's shares stays there; the rest is dealt to the rank where it
+    costs least, and a local search follows. Where that leaves a gap to `bound`, an integer programme
+    is solved: over all shards if their kinds times ranks are few (then the plan is optimal unless
+    `stopped`, also in the objectives named in `then`), else over the rest. Raises PlanError if no
+    whole-shard plan is found.
     """
-    bound = lower_bound_seconds(problem, relaxation.seconds)
-    kinds = classes_of(problem.sizes, problem.storage_sizes, relaxation.class_of_shard)
-    exact = (kinds.max(initial=-1) + 1) * problem.ranks <= INTEGER_VARIABLES
-    floor = _floor(problem, relaxation)
-    best = _improve(problem, _placed_by_finish(problem, floor))
-    if best is not None and _seconds(problem, best) <= bound * (1 + (1e-9 if exact else GOOD_ENOUGH)):
-        return best
+    kinds = kinds_of(problem)
+    exact = (int(kinds.max(initial=-1)) + 1) * problem.ranks <= INTEGER_VARIABLES
+    floor = fill_shares(problem, relaxation, kinds)
+    goal = bound * (1 + (1e-9 if exact else GOOD_ENOUGH))
+    for weight in (1.0, 10.0, 1000.0) if problem.prices is not None else (0.0,):
+        best = deal(problem, objective, floor.copy(), weight * max(
+            relaxation.prices["budget"], 1e-3 * problem.ideal_seconds / problem.budget))
+        if _keeps_limits(problem, best):
+            break
+    if objective.makespan and not (objective.computing or objective.imbalance):
+        best = improve(problem, objective, best, goal)
+    best = best if _keeps_limits(problem, best) else None
+    chain = [TIE_BREAKS[name] for name in then if exact and (problem.pipes.names or name != "bytes")]
+    done = best is not None and _value(problem, objective, best) <= goal
+    if done and not chain:
+        return Placement(best)
     left = np.arange(problem.sizes.size) if exact else np.flatnonzero(floor < 0)
-    solved = None
-    if left.size and np.unique(kinds[left]).size * problem.ranks <= INTEGER_VARIABLES:
-        solved = _solve_integers(problem, left, kinds, np.where(np.isin(
-            np.arange(problem.sizes.size), left), -1, floor))
-        solved = solved if exact else _improve(problem, solved)
-    found = [plan for plan in (best, solved) if plan is not None]
-    if not found:
-        raise PlanError("no plan: the shards would fit in pieces, but not whole; give more "
-                        "storage_nbytes, or pack smaller shards")
-    return min(found, key=lambda plan: _seconds(problem, plan))
+    few = exact or np.unique(kinds[left]).size * problem.ranks <= INTEGER_VARIABLES
+    if not left.size or not few:
+        return Placement(_found(best, exact))
+    start = np.where(np.isin(np.arange(floor.size), left), -1, floor)
+    solved = place_by_integers(problem, [objective] + chain, left, kinds, start, nodes,
+                               None if not done else _value(problem, objective, best))
+    plan = solved.rank_of_shard
+    if not exact:
+        plan = improve(problem, objective, plan, goal) if objective.makespan else plan
+    plans = [each for each in (plan, best) if _keeps_limits(problem, each)]
+    if not plans:
+        if solved.stopped:
+            raise PlanError(f"no plan: none was found within {nodes} nodes of the integer programme; "
+                            "allow more nodes")
+        _found(None, exact)
+    plan = min(plans, key=lambda each: round(  # of equals the first, which has the tie-breaks
+        _value(problem, objective, each) / problem.ideal_seconds, 7))
+    return Placement(plan, solved.bound if exact else -np.inf, solved.stopped)
 
 
-def _seconds(problem, rank_of_shard):
-    return problem.seconds_of(loads(problem, rank_of_shard)[0]).max()
+def _found(plan, exact):
+    if plan is None:
+        raise PlanError("no plan: the shards would fit in pieces, but "
+                        + ("not whole" if exact else "no plan of whole ones was found")
+                        + "; give more storage_nbytes, or pack smaller shards")
+    return plan
 
 
-def _floor(problem, relaxation):
+def _value(problem, objective, plan):
+    return objective.value(problem, *loads(problem, plan))
+
+
+def _keeps_limits(problem, plan):
+    return plan is not None and problem.broken_limits(*loads(problem, plan)) is None
+
+
+def fill_shares(problem, relaxation, kinds):
     """Return rank_of_shard with what fits whole into each rank's share; -1 for what is left.
 
-    Largest shards first, each to the rank with most room left of its class.
+    The shards of a class in a row, largest first, and the shares of the ranks in a row, fastest
+    first: a shard that lies inside one share goes there.
     """
-    rank_of_shard = np.full(problem.sizes.size, -1)
-    order = np.lexsort((np.arange(problem.sizes.size), -problem.sizes))
-    room = relaxation.units.copy()
-    stored = np.zeros(problem.ranks)
-    for shard in order:
-        here = room[relaxation.class_of_shard[shard]]
-        rank = int(np.where(problem.may_hold(shard), here, -1.0).argmax())
-        if here[rank] >= problem.sizes[shard] * (1 - 1e-9) and (
-                stored[rank] + problem.storage_sizes[shard] <= problem.storage[rank]):
-            rank_of_shard[shard] = rank
-            here[rank] -= problem.sizes[shard]
-            stored[rank] += problem.storage_sizes[shard]
+    of_shard = relaxation.items.of_shard
+    order = _in_order(kinds, of_shard, problem.sizes)
+    by_item = np.lexsort((relaxation.rank, problem.seconds_per_unit[relaxation.rank], relaxation.item))
+    item, rank = relaxation.item[by_item], relaxation.rank[by_item]
+    units = relaxation.units[by_item]
+    classes = relaxation.items.total.size
+    have = np.bincount(of_shard, problem.sizes, minlength=classes)
+    shared = np.bincount(item, units, minlength=classes)
+    ends = np.cumsum(units * (have / np.where(shared > 0, shared, 1))[item])
+    size = problem.sizes[order]
+    stop = np.cumsum(size)
+    share = np.searchsorted(ends, stop - 0.999999 * size, "left").clip(max=max(ends.size - 1, 0))
+    result = np.full(order.size, -1)
+    if ends.size:
+        inside = (stop <= ends[share] + 1e-6 * size) & (item[share] == of_shard[order]) & (size > 0)
+        result[order[inside]] = rank[share[inside]]
+    return _within_storage(problem, result)
+
+
+def _in_order(kinds, of_shard, sizes):
+    """Return the shards by class, largest first, by way of their kinds (which are fewer)."""
+    first = np.zeros(int(kinds.max(initial=-1)) + 1, np.int64)
+    first[kinds[::-1]] = np.arange(kinds.size)[::-1]
+    position = np.empty(first.size, np.int64)
+    position[np.lexsort((-sizes[first], of_shard[first]))] = np.arange(first.size)
+    return order_of(position[kinds])
+
+
+def _within_storage(problem, rank_of_shard):
+    """Take back what exceeds a rank's storage: bytes were rounded down in the bound's classes."""
+    _, stored = loads(problem, rank_of_shard)
+    for rank in np.flatnonzero(stored > problem.storage):
+        mine = np.flatnonzero(rank_of_shard == rank)
+        rank_of_shard[mine[np.cumsum(problem.nbytes[mine]) > problem.storage[rank]]] = -1
     return rank_of_shard
 
 
-def _placed_by_finish(problem, rank_of_shard):
-    """Give each shard without a rank, largest first, to the rank that is then done first.
+def deal(problem, objective, rank_of_shard, seconds_per_money=0.0):
+    """Give each shard without a rank, largest first, to a rank where it costs the objective least.
 
-    Returns None if a shard fits nowhere.
+    seconds_per_money: what money counts for (the budget's shadow price, or more to keep to it).
+    Many shards with the same places are dealt a handful at a time, one to a rank. Returns None if a
+    shard fits nowhere.
     """
-    result = rank_of_shard.copy()
-    units, stored = loads(problem, result)
-    left = np.flatnonzero(result < 0)
-    for shard in left[np.argsort(-problem.sizes[left], kind="stable")]:
-        finish = problem.seconds_of(units + problem.sizes[shard])
-        fits = stored + problem.storage_sizes[shard] <= problem.storage
-        finish[~(fits & problem.may_hold(shard))] = np.inf
-        rank = int(finish.argmin())
-        if finish[rank] == np.inf:
-            return None
-        result[shard] = rank
-        units[rank] += problem.sizes[shard]
-        stored[rank] += problem.storage_sizes[shard]
-    return result
-
-
-def loads(problem, rank_of_shard):
-    """Return units and storage taken on each rank by the shards that are placed."""
-    placed = rank_of_shard >= 0
-    return tuple(np.bincount(rank_of_shard[placed], sizes[placed], minlength=problem.ranks)
-                 for sizes in (problem.sizes, problem.storage_sizes))
-
-
-def _solve_integers(problem, shards, kinds, rank_of_shard):
-    """Place `shards` by an integer programme over how many of each kind every rank takes.
-
-    Returns None if the solver finds no plan.
-    """
-    from scipy.optimize import Bounds, LinearConstraint, milp
-    from scipy.sparse import block_array, csr_array, diags_array, kron
-    names, first, counts = np.unique(kinds[shards], return_index=True, return_counts=True)
-    sample = shards[first]
     units, stored = loads(problem, rank_of_shard)
-    ranks, variables = problem.ranks, names.size * problem.ranks
-    time = (problem.sizes.sum() or 1.0) / (1 / problem.seconds_per_unit).sum()
-    # Variable k * ranks + r: shards of kind k on rank r; the last one is T.
-    work = kron(csr_array(problem.sizes[sample][None]),
-                diags_array(problem.seconds_per_unit / time))
-    storage_unit = problem.storage_sizes.sum() or 1.0
-    limited = np.flatnonzero(np.isfinite(problem.storage))
-    space = kron(csr_array(problem.storage_sizes[sample][None] / storage_unit),
-                 diags_array(np.ones(ranks))).tocsr()[limited]
-    placed = kron(diags_array(np.ones(names.size)), csr_array(np.ones((1, ranks))))
-    matrix = block_array([[work, csr_array(-np.ones((ranks, 1)))], [space, None], [placed, None]])
-    free = (problem.storage - stored)[limited] / storage_unit
-    lower = np.concatenate([np.full(ranks + limited.size, -np.inf), counts])
-    most = np.where([problem.may_hold(shard) for shard in sample], counts[:, None], 0).ravel()
-    for margin in (0.0, 2e-6):  # the solver may exceed a limit by its tolerance: then once more
-        upper = np.concatenate([-problem.seconds_of(units) / time, free - margin, counts])
-        done = milp(np.append(np.zeros(variables), 1.0),
-                    constraints=LinearConstraint(matrix.tocsc(), lower, upper),
-                    bounds=Bounds(0, np.append(most, np.inf)),
-                    integrality=np.append(np.ones(variables), 0),
-                    options={"node_limit": NODES, "mip_rel_gap": 1e-9})
-        if done.x is None:
-            return None
-        amount = np.rint(done.x[:-1]).astype(int).reshape(names.size, ranks)
-        result = rank_of_shard.copy()
-        for name, row in zip(names, amount):
-            result[shards[kinds[shards] == name]] = np.repeat(np.arange(ranks), row)
-        if (loads(problem, result)[1] <= problem.storage * (1 + 1e-12)).all():
-            return result
-    return None
-
-
-def _improve(problem, rank_of_shard):
-    """Move or swap a shard of the critical rank as long as that rank is done sooner."""
-    if rank_of_shard is None:
-        return None
-    units, stored = loads(problem, rank_of_shard)
-    for _ in range(10 * problem.ranks + 100):
-        seconds = problem.seconds_of(units)
-        critical = int(seconds.argmax())
-        change = _best_move(problem, rank_of_shard, units, stored, critical) or _best_swap(
-            problem, rank_of_shard, units, stored, critical)
-        if change is None:
-            break
-        for shard, rank in change:
-            old = rank_of_shard[shard]
-            for total, sizes in ((units, problem.sizes), (stored, problem.storage_sizes)):
-                total[old] -= sizes[shard]
-                total[rank] += sizes[shard]
-            rank_of_shard[shard] = rank
+    left = np.flatnonzero(rank_of_shard < 0)
+    left = left[np.lexsort((left, -problem.nbytes[left], -problem.sizes[left]))]
+    handful = 1 if left.size <= 2000 else 4
+    if handful == 1:
+        hands = [left]
+    else:
+        breadth = problem.places.sum(axis=1)
+        rows = problem.place_of_shard[left]
+        hands = [left[rows == row] for row in np.argsort(breadth, kind="stable")]
+    per_byte, per_unit = objective.seconds_per_byte(problem), np.zeros(problem.ranks)
+    if problem.prices is not None:
+        per_byte = per_byte + seconds_per_money * problem.prices.per_byte
+        per_unit = seconds_per_money * problem.prices.per_second * problem.seconds_per_unit
+    waits = problem.waiting_seconds(stored)  # as it stands; what is dealt now adds little
+    for hand in hands:
+        start = 0
+        while start < hand.size:
+            ranks = np.flatnonzero(problem.may_hold(hand[start]))
+            count = 1 if handful == 1 else max(1, min(hand.size - start, ranks.size) // handful)
+            room = problem.storage[ranks] - stored[ranks]
+            while True:  # as many as there are ranks with room for the one with most bytes
+                mine = hand[start:start + count]
+                fits = room >= problem.nbytes[mine].max()
+                if count == 1 or fits.sum() >= count:
+                    break
+                count = max(1, min(count // 2, int(fits.sum())))
+            ranks = ranks[fits]
+            if not ranks.size:
+                return None
+            cost = _cost(problem, objective, waits, units, ranks, problem.sizes[mine[0]])
+            cost += per_unit[ranks] * problem.sizes[mine[0]] + per_byte[ranks] * problem.nbytes[mine[0]]
+            chosen = ranks[_least(cost, count)]
+            rank_of_shard[mine] = chosen
+            units[chosen] += problem.sizes[mine]
+            stored[chosen] += problem.nbytes[mine]
+            start += mine.size
     return rank_of_shard
 
 
-def _best_move(problem, rank_of_shard, units, stored, critical):
-    """Return the move of one shard off `critical` that leaves both ranks done earliest, or None."""
-    best, change = problem.seconds_of(units)[critical] * (1 - 1e-12), None
-    for shard in np.flatnonzero(rank_of_shard == critical):
-        finish = problem.seconds_of(units + problem.sizes[shard])
-        fits = stored + problem.storage_sizes[shard] <= problem.storage
-        finish[~(fits & problem.may_hold(shard))] = np.inf
-        finish[critical] = np.inf
-        rank = int(finish.argmin())
-        rest = problem.seconds_of(units - problem.sizes[shard])[critical]
-        if max(finish[rank], rest) < best:
-            best, change = max(finish[rank], rest), [(shard, rank)]
-    return change
+def _cost(problem, objective, waits, units, ranks, size):
+    """Return what one more shard costs on each of `ranks`, but for its bytes and money; least where
+    samples are still demanded."""
+    held, pace = units[ranks], problem.seconds_per_unit[ranks]
+    cost = objective.computing * pace * size
+    if objective.makespan:
+        cost += objective.makespan * (problem.fixed_seconds[ranks] + waits[ranks] + pace * (held + size))
+    if objective.imbalance:
+        target = problem.targets[ranks]
+        cost += objective.imbalance * pace * (abs(held + size - target) - abs(held - target))
+    return cost - 1e6 * problem.ideal_seconds * (held < problem.least[ranks])
 
 
-def _best_swap(problem, rank_of_shard, units, stored, critical):
-    """Return the swap of a shard of `critical` with a smaller one elsewhere that helps most."""
-    best, change = problem.seconds_of(units)[critical] * (1 - 1e-12), None
-    others = np.flatnonzero(rank_of_shard != critical)
-    there = rank_of_shard[others]
-    for shard in np.flatnonzero(rank_of_shard == critical):
-        gain = problem.sizes[shard] - problem.sizes[others]
-        taken = problem.storage_sizes[shard] - problem.storage_sizes[others]
-        here = problem.seconds_of(units)[critical] - problem.seconds_per_unit[critical] * gain
-        away = problem.seconds_of(units)[there] + problem.seconds_per_unit[there] * gain
-        fits = ((gain > 0) & (stored[there] + taken <= problem.storage[there])
-                & (stored[critical] - taken <= problem.storage[critical])
-                & problem.may_hold(shard)[there])
-        if problem.allowed is not None:
-            fits &= problem.allowed[others, critical]
-        worst = np.where(fits, np.maximum(here, away), np.inf)
-        pick = int(worst.argmin()) if worst.size else None
-        if pick is not None and worst[pick] < best:
-            best, change = worst[pick], [(shard, there[pick]), (others[pick], critical)]
-    return change
+def _least(cost, count):
+    """Return the places of the `count` smallest, in order; ties by place, whatever the machine."""
+    if count == 1:
+        return np.array([int(cost.argmin())])
+    limit = np.partition(cost, count - 1)[count - 1]
+    below = np.flatnonzero(cost < limit)
+    chosen = np.concatenate([below, np.flatnonzero(cost == limit)[:count - below.size]])
+    return chosen[np.argsort(cost[chosen], kind="stable")]

@@ -158,8 +158,9 @@ def staging_seconds(cluster, nbytes_of_rank, data_site):
     if data_site is None:
         return 0.0
     load, rate = {}, {}
-    for rank, nbytes in enumerate(nbytes_of_rank):
-        for link in cluster.route(data_site, cluster.names[cluster.site_of_rank[rank]]):
+    nbytes_of_site = np.bincount(cluster.site_of_rank, nbytes_of_rank, minlength=len(cluster.sites))
+    for name, nbytes in zip(cluster.names, nbytes_of_site.tolist()):
+        for link in cluster.route(data_site, name):
             load[link.pipe] = load.get(link.pipe, 0.0) + nbytes
             rate[link.pipe] = link.bytes_per_second
     return max((load[pipe] / rate[pipe] for pipe in load), default=0.0)

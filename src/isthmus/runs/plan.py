@@ -1,8 +1,10 @@
 """A plan before a run: from the settings alone, without MPI."""
 
+import warnings
+
 from rich.table import Table
 
-from isthmus.planning.allocation import plan_shards
+from isthmus.planning.plan import plan_shards
 from isthmus.runs.settings import RunSettings
 from isthmus.shards.shard_file import ShardSet
 
@@ -14,8 +16,18 @@ def make_plan(settings_path, cluster_path=None):
         settings = settings.with_cluster(cluster_path)
     cluster = settings.read_cluster()
     shards = ShardSet.open(settings.data.train)
-    return plan_shards(cluster, shards, settings.workload(), settings.plan.objective,
-                       settings.plan.pinned), cluster
+    return plan_run(settings, cluster, shards), cluster
+
+
+def plan_run(settings, cluster, shards, limits=None):
+    """Return the plan of `shards` that the settings ask for; what looks wrong is in its `warnings`.
+
+    limits: keyword arguments of `plan_shards` in place of those of the settings' [plan].
+    """
+    limits = settings.plan.model_dump() if limits is None else limits
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return plan_shards(cluster, shards, settings.workload(), **limits)
 
 
 def plan_table(plan, cluster):
@@ -29,7 +41,13 @@ def plan_table(plan, cluster):
                       str(plan.samples_of_rank[rank]), f"{1e3 * plan.seconds_of_rank[rank]:.2f}")
     terms = ", ".join(f"{name} {1e3 * seconds:.2f}" for name, seconds in plan.terms.items()
                       if seconds > 0)
-    return [table,
-            f"an epoch: {plan.steps} steps, {plan.epoch_seconds:.3f} s; at least "
-            f"{plan.lower_bound_seconds:.3f} s on this cluster, gap {100 * plan.gap:.2f} %",
-            f"a step: {1e3 * plan.step_seconds:.2f} ms ({terms})", plan.bound_by]
+    lines = [f"an epoch: {plan.steps} steps, {plan.epoch_seconds:.3f} s",
+             f"{plan.objective}: {plan.objective_seconds:.3f} s; at least "
+             f"{plan.lower_bound_seconds:.3f} s on this cluster, gap {100 * plan.gap:.2f} %"
+             + (" (stopped at the node limit)" if plan.stopped else "")]
+    if plan.staging_seconds:
+        lines.append(f"staging: {plan.staging_seconds:.3f} s, once")
+    if plan.money:
+        lines.append(f"money: {plan.money:.6g} an epoch")
+    return [table, *lines, f"a step: {1e3 * plan.step_seconds:.2f} ms ({terms})", plan.bound_by,
+            *plan.sentences, *(f"warning: {line}" for line in plan.warnings)]

@@ -4,7 +4,8 @@ import math
 from pathlib import Path
 
 from isthmus.errors import ShardError
-from isthmus.planning.allocation import Plan, plan_shards
+from isthmus.planning.plan import Plan
+from isthmus.runs.plan import plan_run
 from isthmus.runs.settings import RunSettings
 from isthmus.shards.scattering import scatter_shards
 from isthmus.shards.shard_file import ShardSet
@@ -35,18 +36,18 @@ def shared_tiers(comm, settings):
 
 def place_data(tiers, settings, tell):
     """Plan and scatter; return the plan and this rank's training and test samples."""
-    workload, model = settings.workload(), settings.make_model()
+    model = settings.make_model()
     train, seen = open_where_seen(tiers.world, settings.data.train)
     together(tiers.world, lambda: check_shapes(model, train))
-    plan = Plan.from_dict(from_root(tiers.world, lambda: plan_shards(
-        tiers.cluster, train, workload, settings.plan.objective, settings.plan.pinned).to_dict(), seen))
+    plan = Plan.from_dict(from_root(tiers.world, lambda: plan_run(
+        settings, tiers.cluster, train).to_dict(), seen))
     if tiers.world.rank == tiers.home:
         tell(f"plan: samples a rank {', '.join(map(str, plan.samples_of_rank))}; "
              f"{plan.steps} steps an epoch, {1e3 * plan.step_seconds:.1f} ms each, predicted")
     test, seen = open_where_seen(tiers.world, settings.data.test)
     together(tiers.world, lambda: check_shapes(model, test))
-    test_plan = Plan.from_dict(from_root(tiers.world, lambda: plan_shards(
-        tiers.cluster, test.samples, workload).to_dict(), seen))
+    test_plan = Plan.from_dict(from_root(tiers.world, lambda: plan_run(
+        settings, tiers.cluster, test.samples, limits={}).to_dict(), seen))
     samples = scatter_shards(tiers, train, plan), scatter_shards(tiers, test, test_plan)
     for local, folder in zip(samples, (settings.data.train, settings.data.test)):
         _, targets = local.arrays.values()

@@ -7,9 +7,11 @@ from pydantic import Field, field_validator, model_validator
 
 from isthmus.compression import COMPRESSORS
 from isthmus.errors import SettingsError
+from isthmus.planning.integers import NODES
+from isthmus.planning.objectives import OBJECTIVES, TIE_BREAKS
 from isthmus.planning.time_model import Workload
 from isthmus.toml_files import FrozenModel, check_table, read_toml
-from isthmus.topology.cluster import Cluster
+from isthmus.topology.cluster import Cluster, NotNegative
 from isthmus.training.models import MODELS
 from isthmus.training.recipe import Recipe
 from isthmus.vectors import bucket_slices
@@ -30,6 +32,7 @@ class DataSettings(FrozenModel):
 
     train: Path
     test: Path
+    site: str | None = None  # where the shards lie before they are brought to the ranks
 
 
 class KindSettings(FrozenModel):
@@ -93,10 +96,17 @@ class TrainingSettings(FrozenModel):
 
 
 class PlanSettings(FrozenModel):
-    """What the plan is for, and the shards that must stay at a site."""
+    """What the plan is for, and its limits: the keyword arguments of `plan_shards`."""
 
-    objective: Literal["makespan"] = "makespan"
+    objective: Literal[tuple(OBJECTIVES)] = "makespan"
+    alpha: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
     pinned: dict[int, str] = Field(default_factory=dict)
+    forbidden: dict[int, str | tuple[str, ...]] = Field(default_factory=dict)
+    least_samples: NotNegative | dict[str, NotNegative] = 0.0
+    budget: NotNegative | None = None
+    staged_epochs: Annotated[float, Field(ge=1)] | None = None
+    then: tuple[Literal[tuple(TIE_BREAKS)], ...] = tuple(TIE_BREAKS)
+    nodes: Count = NODES
 
 
 class OutputSettings(FrozenModel):
@@ -197,7 +207,7 @@ class RunSettings(FrozenModel):
         return Workload(size=self.make_model().size, batch_size=self.training.batch_size,
                         buckets=tuple(self.make_buckets()),
                         algorithm=self.allreduce.algorithm, compressor=self.make_compressor(),
-                        sample_nbytes=sample_nbytes)
+                        sample_nbytes=sample_nbytes, data_site=self.data.site)
 
     def recipe(self, steps):
         """Return how to train for epochs of `steps` steps."""

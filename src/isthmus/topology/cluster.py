@@ -40,6 +40,7 @@ class Site(FrozenModel):
     hosts: tuple[str, ...] = ()
     world_ranks: tuple[Annotated[int, Field(ge=0)], ...] = ()
     network: Network = Network()
+    price_per_second: NotNegative = 0.0  # money, for a second of computing on one rank
     # Written by `isthmus calibrate`; an unmeasured cost counts as nothing.
     fixed_seconds: NotNegative = 0.0
     message_seconds: NotNegative = 0.0
@@ -76,6 +77,7 @@ class Link(FrozenModel):
     latency_seconds: float
     bytes_per_second: float
     pipe: str
+    price_per_byte: float = 0.0
 
 
 class _LinkTable(FrozenModel):
@@ -87,6 +89,7 @@ class _LinkTable(FrozenModel):
     latency_seconds: NotNegative
     bytes_per_second: Positive
     shared: str | None = None
+    price_per_byte: NotNegative = 0.0  # money
 
     @model_validator(mode="after")
     def _one_way_of_naming_ends(self):
@@ -171,6 +174,7 @@ class Cluster:
         links = [{"from": link.source, "to": link.target, "latency_seconds": link.latency_seconds,
                   "bytes_per_second": link.bytes_per_second}
                  | ({"shared": link.pipe.rpartition(":")[0]} if ":" in link.pipe else {})
+                 | ({"price_per_byte": link.price_per_byte} if link.price_per_byte else {})
                  for link in self.links]
         sites = [site.model_dump(mode="json", exclude_defaults=True) for site in self.sites]
         return {"site": sites} | ({"link": links} if links else {})
@@ -241,7 +245,8 @@ class Cluster:
                 return self.sites[index].tier == "edge", index
             pipe = f"{table.shared}:{'up' if depth(source) > depth(target) else 'down'}"
         return Link(source=source, target=target, latency_seconds=table.latency_seconds,
-                    bytes_per_second=table.bytes_per_second, pipe=pipe)
+                    bytes_per_second=table.bytes_per_second, pipe=pipe,
+                    price_per_byte=table.price_per_byte)
 
     def _check_shared_rates(self):
         rate_of_pipe = {}

@@ -1,0 +1,84 @@
+"""What one more unit of a rate, a link or a storage is worth, in numbers and in sentences."""
+
+import numpy as np
+
+from isthmus.planning.time_model import predict_allreduce
+from isthmus.topology.cluster import Cluster
+
+BIT_RATES = (1e8, 2e8, 5e8, 1e9, 2e9, 2.5e9, 5e9, 1e10, 2.5e10, 4e10, 5e10, 1e11, 2e11, 4e11)
+"""Rates at which networks are sold, in bits per second: as bytes per second they are suspicious."""
+WORTH_SAYING = 1e-3
+"""Share of the objective that 10 % more must save to be told in a sentence."""
+
+
+def link_name(link):
+    """Return the name of what a link's rate belongs to: what it shares, or its two sites."""
+    return link.pipe.rpartition(":")[0] or "-".join(sorted((link.source, link.target)))
+
+
+def link_prices(cluster, workload, steps):
+    """Return link -> seconds of an epoch's exchange saved by one more byte per second, by differences.
+
+    Both directions of a link grow together; links that share a rate are one.
+    """
+    def epoch(changed):
+        return steps * predict_allreduce(changed, workload.size, algorithm=workload.algorithm,
+                                         compressor=workload.compressor).seconds
+
+    names = [link_name(link) for link in cluster.links]
+    now, prices = epoch(cluster), dict.fromkeys(names, 0.0)
+    for name in prices if now else ():
+        table = cluster.to_table()
+        chosen = [entry for entry, other in zip(table["link"], names) if other == name]
+        added = 0.001 * min(entry["bytes_per_second"] for entry in chosen)
+        for entry in chosen:
+            entry["bytes_per_second"] += added
+        prices[name] = max(0.0, (now - epoch(Cluster(table))) / added)
+    return prices
+
+
+def price_sentences(cluster, shadow_prices, whole_seconds):
+    """Return what 10 % more of each link, site's rate and storage saves, the most worthwhile first.
+
+    To first order: from the slopes, which hold while the same limits bind.
+    """
+    sites = np.array(cluster.site_of_rank)
+    offers = []
+    for name, price in shadow_prices["link"].items():
+        links = [link for link in cluster.links if link_name(link) == name]
+        offers.append((price * min(link.bytes_per_second for link in links),
+                       f"10 % more on {_called(cluster, links[0], name)}"))
+    for index, site in enumerate(cluster.sites):
+        rate, storage = (np.array(shadow_prices[name])[sites == index] for name in ("rate", "storage"))
+        offers.append((float(rate @ np.array(site.samples_per_second)),
+                       f"10 % more computing on every rank of {site.name}"))
+        if np.isfinite(site.storage_nbytes):
+            offers.append((float(storage.sum() * site.storage_nbytes),
+                           f"10 % more storage on every rank of {site.name}"))
+    offers = [(0.1 * worth, what) for worth, what in offers
+              if 0.1 * worth >= max(WORTH_SAYING * whole_seconds, 1e-12)]
+    return tuple(f"{what} saves {saved:.3g} s an epoch"
+                 for saved, what in sorted(offers, key=lambda offer: -offer[0]))
+
+
+def _called(cluster, link, name):
+    if ":" in link.pipe:
+        return f"the shared link {name}"
+    tiers = {site.name: site.tier for site in cluster.sites}
+    edges = [end for end in (link.source, link.target) if tiers[end] == "edge"]
+    return f"{edges[0]}'s uplink" if len(edges) == 1 else f"the link {name}"
+
+
+def bits_taken_for_bytes(cluster):
+    """Return a sentence for each link whose bytes_per_second looks like bits per second."""
+    network = {site.name: site.network.bytes_per_second for site in cluster.sites}
+    told = {}
+    for link in cluster.links:
+        rate = link.bytes_per_second
+        faster = rate > 4 * min(network[link.source], network[link.target])
+        if rate in BIT_RATES or faster:
+            why = "faster than the network of a site it joins" if faster else "a usual rate in bits"
+            told.setdefault(link_name(link), (
+                f"link {link_name(link)}: bytes_per_second = {rate:g} is {why}; if it was meant in "
+                f"bits per second, write {rate / 8:g}"))
+    return tuple(told.values())
