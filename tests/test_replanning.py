@@ -1,4 +1,4 @@
-"""Plans that follow measured rates: never worse than staying, quiet under noise, quick to see a change."""
+"""Plans that follow measured rates: never worse than staying, quiet under noise, quick."""
 
 import numpy as np
 import pytest
@@ -149,7 +149,8 @@ def test_noise_in_every_step_moves_nothing():
     batch = np.bincount(place, samples, minlength=5)[:, None] / 20 * np.ones((5, 20))
     for left in range(50, 0, -1):
         seconds = batch / np.array(cluster.rates)[:, None] * draw.normal(1, 0.1, (5, 20))
-        if any([followed.add(rates) for rates in measured_rates(batch, seconds, np.zeros(5))]):
+        changed = [followed.add(rates) for rates in measured_rates(batch, seconds, np.zeros(5))]
+        if any(changed):
             moves += len(planner.plan_again(place, followed.rates, left).moved)
     assert moves == 0
 

@@ -24,7 +24,7 @@ class MovingProgramme:
     def __init__(self, cluster, problem, warm=True):
         """warm: start from the last solution if highspy is there."""
         self.cluster, self.problem = cluster, problem
-        self.items, self.time = fluid_items(problem), problem.ideal_seconds
+        self.items, self.time = fluid_items(problem, bytes_count=True), problem.ideal_seconds
         self.site_of_rank = np.array(cluster.site_of_rank)
         self.kind, self.rank = np.nonzero(problem.places[self.items.place])
         self.pairs = self.kind.size

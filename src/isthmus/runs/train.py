@@ -11,7 +11,8 @@ from isthmus.collectives.allreduce import Allreduce
 from isthmus.collectives.counting import StageClock
 from isthmus.compression.dense import Dense
 from isthmus.runs.preparation import hold_seconds, place_data, shared_settings, shared_tiers
-from isthmus.runs.record import RunFolder, provenance
+from isthmus.runs.rebalancing import Rebalancing
+from isthmus.runs.record import RunFolder, provenance, replanned_sentence
 from isthmus.testbed import on_testbed
 from isthmus.topology.agreement import broadcast_json, from_root, gather_json
 from isthmus.training.checkpoint import read_checkpoint, write_checkpoint
@@ -61,6 +62,7 @@ class Job:
         self.evaluation = (None, None)
         self.loss = None
         self.skipped = 0
+        self.rebalancing = Rebalancing(tiers, settings, plan, training)
         cluster = tiers.cluster
         self._leaders = None
         if settings.allreduce.algorithm == "hierarchical" and len(cluster.sites) > 1:
@@ -102,6 +104,8 @@ class Job:
                 self._report()
             if ends_epoch:
                 self._evaluate()
+            if ends_epoch and self.settings.plan.replan:
+                self._rebalance()
             if recipe.checkpoint_every and state.step % recipe.checkpoint_every == 0:
                 self._report()
                 self._write_checkpoint()
@@ -158,6 +162,7 @@ class Job:
         terms = critical_terms(of_rank, self._leaders)
         terms["wait"] = max(0.0, step_seconds - sum(terms.values()))
         self.measured.append(terms)
+        self.rebalancing.measure(of_rank)
         self.link_nbytes = int(of_rank["sent_link_nbytes"].sum())
         self.folder.note(
             "step", step=step, epoch=(step - 1) // self.training.recipe.steps,
@@ -171,6 +176,16 @@ class Job:
         self.tell(f"epoch {self.training.state.step // self.training.recipe.steps}: "
                   f"test loss {loss:.4f}, accuracy {accuracy:.4f}")
 
+    def _rebalance(self):
+        """Move shards if ranks have changed their pace and it pays; that takes time of the run."""
+        told = self.rebalancing.after_epoch()
+        if told:
+            self.seconds += told["moving_seconds"]
+            self._note("replanned", seconds=self.seconds, **told)
+            if self.leads:
+                self.folder.flush()
+            self.tell(f"step {self.training.state.step}: {replanned_sentence(told)}")
+
     def _identity(self):
         """Return what a run that resumes must share with the one that wrote the checkpoint."""
         table = self.settings.to_json()
@@ -183,13 +198,14 @@ class Job:
     def _write_checkpoint(self):
         path = self.path / "checkpoint.h5"
         write_checkpoint(path, self.tiers, self.training.state, self.training.allreduce,
-                         self._identity())
+                         self._identity(), self.rebalancing.to_json())
         self.tell(f"step {self.training.state.step}: checkpoint written")
 
     def _resume(self):
         state = self.training.state
-        read_checkpoint(self.path / "checkpoint.h5", self.tiers, state,
-                        self.training.allreduce, self._identity())
+        notes = read_checkpoint(self.path / "checkpoint.h5", self.tiers, state,
+                                self.training.allreduce, self._identity())
+        self.rebalancing.resume(notes)
         if self.leads:
             self._recall(self.folder.cut_back(state.step))
         self._note("resumed")
@@ -202,6 +218,8 @@ class Job:
                 self.seconds = line["seconds"]
                 self.loss = line["loss"]
                 self.measured.append(line["terms"])
+            elif line["kind"] == "replanned":
+                self.seconds = line["seconds"]
             elif line["kind"] == "evaluation":
                 self.evaluation = line["loss"], line["accuracy"]
 
