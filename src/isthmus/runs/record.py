@@ -107,5 +107,5 @@ def replanned_sentence(line):
     saved = line["staying_seconds"] - line["predicted_seconds"]
     return (f"{why}; {line['shards']} shards ({line['nbytes'] / 1e6:.2f} MB) moved in "
             f"{line['moving_seconds']:.3f} s ({line['predicted_moving_seconds']:.3f} s predicted), "
-            f"to save {saved:.3g} s of the {line['staying_seconds']:.3g} s that are left; samples a rank now "
-            f"{', '.join(map(str, line['samples_of_rank']))}")
+            f"to save {saved:.3g} s of the {line['staying_seconds']:.3g} s that are left; "
+            f"samples a rank now {', '.join(map(str, line['samples_of_rank']))}")
