@@ -20,6 +20,11 @@ from isthmus.planning.time_model import steps_per_epoch
 LEAST_GAIN = 0.02
 """Share of the seconds to come that a move must save: less is within what the time model knows."""
 
+GOOD_ENOUGH = 5e-3
+"""How near to the finish of divisible shards whole ones are searched."""
+SMALL = 20_000
+"""Shards times ranks up to which a search from where shards are is tried as well."""
+
 
 def moving_seconds(cluster, nbytes, old, new):
     """Return the seconds of moving shards from the ranks `old` to the ranks `new`, int64[shards] both.
@@ -91,7 +96,7 @@ class Replanner:
             storage=[site.storage_nbytes for site in sites], storage_sizes=nbytes,
             allowed=allowed_ranks(cluster, pinned or {}, forbidden or {}, samples.size),
             least=least_of_ranks(cluster, least_samples))
-        self._programme = MovingProgramme(cluster, self.problem, warm)
+        self.programme = MovingProgramme(cluster, self.problem, warm)
         self._exchanges = {}
 
     def plan_again(self, rank_of_shard, samples_per_second, epochs):
@@ -104,7 +109,7 @@ class Replanner:
         problem = self._with_rates(samples_per_second)
         stay = self._seconds(problem, old, old, epochs)
         best, chosen, bound = stay, old, 0.0
-        found = epochs > 0 and self._programme.solve(samples_per_second, old, epochs)
+        found = epochs > 0 and self.programme.solve(samples_per_second, old, epochs)
         if found:
             bound = found[0] + epochs * self.steps * self._exchange(
                 problem.seconds_of(loads(problem, old)[0]).max() / self.steps)
@@ -132,8 +137,10 @@ class Replanner:
         """Yield plans that are worth a look: towards the target of divisible shards, then searched."""
         towards = move_towards(problem, np.array(self.cluster.site_of_rank), old, target)
         yield towards
-        for start in (towards, old):
-            yield improve(problem, makespan(), start.copy(), 0.0)
+        enough = (1 + GOOD_ENOUGH) * problem.seconds_of(target).max()
+        yield improve(problem, makespan(), towards.copy(), enough)
+        if old.size * problem.ranks <= SMALL:
+            yield improve(problem, makespan(), old.copy(), enough)
 
     def _seconds(self, problem, old, new, epochs):
         """Return the seconds of moving from `old` to `new` and of `epochs` epochs there."""
