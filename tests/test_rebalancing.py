@@ -15,6 +15,7 @@ from clusters import cluster_of
 import isthmus
 from isthmus.runs import train as job
 from isthmus.runs.report import write_report
+from isthmus.runs.settings import PlanSettings
 from isthmus.shards.scattering import scatter_shards
 from isthmus.topology.agreement import gather_json
 
@@ -185,3 +186,10 @@ def test_a_rank_with_a_third_of_a_processor_is_relieved(comm, shared_folder, mon
         after = [line["samples_of_rank"][3] for line in moved if 2 * STEPS < line["step"] <= 4 * STEPS]
         assert after, moved
         assert after[-1] < 0.75 * before[-1], moved
+
+
+@pytest.mark.parametrize("limits", [{"objective": "total_time"}, {"budget": 3.0}])
+def test_replanning_for_anything_but_time_is_refused(limits):
+    with pytest.raises(ValueError, match="replan = true needs"):
+        PlanSettings(replan=True, **limits)
+    assert "replan" not in PlanSettings(replan=True).limits()
