@@ -1,11 +1,10 @@
 """`isthmus bench`: what it measures adds up, what it writes can be read, what is wrong is told once."""
 
-import importlib.util
 import json
 import os
 import subprocess
 import sys
-from types import SimpleNamespace
+import time
 
 import numpy as np
 import pytest
@@ -16,7 +15,6 @@ from matplotlib.image import imread
 
 import isthmus
 from isthmus.benchmarking.bounds import bound_seconds
-from isthmus.benchmarking.counters import interface_nbytes
 from isthmus.benchmarking.kernels import KERNELS, Arrays, KernelOptions, share_of_triad
 from isthmus.benchmarking.links import pairs
 from isthmus.benchmarking.options import (
@@ -26,8 +24,9 @@ from isthmus.benchmarking.options import (
     sizes_nbytes,
 )
 from isthmus.benchmarking.spread import spread_of
-from isthmus.errors import ReplicaError, SettingsError
+from isthmus.errors import EmulationError, ReplicaError
 from isthmus.runs.launch import mpirun, rank_environment
+from isthmus.testbed import own_counters
 
 ISTHMUS = [sys.executable, "-m", "isthmus.cli"]
 LATENCY_SECONDS, BYTES_PER_SECOND = 0.003, 2e7
@@ -261,13 +260,10 @@ def test_a_spread_is_in_order():
 
 def test_interfaces_are_read_on_a_testbed_alone(monkeypatch):
     monkeypatch.delenv("ISTHMUS_TESTBED", raising=False)
-    assert interface_nbytes() is None
-    monkeypatch.setenv("ISTHMUS_TESTBED", "1")
-    if importlib.util.find_spec("isthmus.testbed") is None:
-        with pytest.raises(SettingsError, match="no testbed"):
-            interface_nbytes()
-    monkeypatch.setitem(sys.modules, "isthmus.testbed", SimpleNamespace(counters=lambda: {"a>b": 7}))
-    assert interface_nbytes() == {"a>b": 7}
+    assert own_counters() is None
+    monkeypatch.setenv("ISTHMUS_TESTBED", "nobodys")
+    with pytest.raises(EmulationError, match="none is up"):
+        own_counters()
 
 
 @pytest.mark.ranks(2)
@@ -287,3 +283,20 @@ def test_help_fits_a_terminal_of_80_columns():
                               env={**os.environ, "COLUMNS": "80"})
         assert done.returncode == 0
         assert max(map(len, done.stdout.splitlines())) <= 80
+
+
+@pytest.mark.ranks(3)
+@pytest.mark.parametrize("same_machine", [True, False])
+def test_ranks_start_at_one_instant(comm, same_machine):
+    """Also where each machine's clock has a zero of its own, and where a rank comes late."""
+    from isthmus.benchmarking.clocks import CommonClock
+    zero = 0.0 if same_machine else 1000.0 * comm.rank
+    common = CommonClock(comm, lambda: time.perf_counter() + zero,
+                         machine=None if same_machine else f"machine {comm.rank}")
+    for late in range(3):
+        time.sleep(0.02 * (comm.rank == late))
+        before = common.clock()
+        instant = common.start()
+        assert before < instant <= common.clock()
+        instants = comm.allgather(instant - zero)
+        assert max(instants) - min(instants) < (1e-9 if same_machine else 0.02)

@@ -1,5 +1,6 @@
 """The command line as a user meets it: a run from start to report, and every mistake in one line."""
 
+import html
 import json
 import os
 import shutil
@@ -165,6 +166,7 @@ def test_a_compressor_that_asks_for_the_models_shapes_gets_them():
     {"allreduce": {"algorithm": "ring"}}, {"allreduce": {"algorithm": "mpi"}},
     {"allreduce": {"algorithm": "tree"}}, {"allreduce": {"algorithm": "recursive"}},
     {"allreduce": {"compressor": "int4", "buckets": 3}},
+    {"allreduce": {"algorithm": "auto", "largest_error": 0.02}},
     {"model": {"kind": "convolutional", "height": 4, "width": 4, "channels": [3], "classes": 3},
      "allreduce": {"compressor": {"kind": "top_k", "ratio": 0.1, "selector": "threshold"}}},
     {"model": {"kind": "convolutional", "height": 4, "width": 4, "channels": [3], "classes": 3},
@@ -173,8 +175,13 @@ def test_other_algorithms_and_models_train_too(lab, changes):
     write(lab, run=with_changes(RUN, {**changes, "training.epochs": 1}))
     done = call(lab, 3, "train", "run.toml", "--json")
     assert done.returncode == 0, done.stderr
-    for link in json.loads(done.stdout)["links"]:
+    summary = json.loads(done.stdout)
+    for link in summary["links"]:
         assert link["sent_nbytes"] == link["predicted_nbytes"]
+    if changes.get("allreduce", {}).get("algorithm") == "auto":
+        why = json.loads((Path(summary["folder"]) / "run.json").read_text())["choice"]["reason"]
+        assert why in html.unescape(Path(summary["report"]).read_text())
+        assert f"allreduce: {why}" in done.stderr
 
 
 @pytest.mark.slow
@@ -199,9 +206,9 @@ def test_calibration_finds_the_paced_links_and_the_plan_uses_them(lab):
 
 
 def test_the_plan_is_printed_as_a_table(lab):
-    done = call(lab, 0, "plan", "run.toml")
+    done = call(lab, 0, "plan", "run.toml", "--launch")
     assert done.returncode == 0
-    for text in ("site0", "site1", "150", "75", "gap", "a step"):
+    for text in ("site0", "site1", "150", "75", "gap", "a step", "mpirun -n 3", "slow_start"):
         assert text in done.stderr
 
 

@@ -207,6 +207,14 @@ def test_links_that_share_share_their_rate_and_hops_add_up(bed):
         assert 1.0 <= seconds <= 2.5, "4 MB in all, at 4 MB/s"
 
 
+@pytest.mark.slow
+def test_one_stream_fills_a_long_link(bed):
+    """1 Gbit/s and 100 ms there and back; with Linux's usual 4 MB for a sender it is 40 MB/s at most."""
+    testbed.up(cluster(1, 1, latency_seconds=0.05, bytes_per_second=1.25e8), OURS)
+    with serving("site1"):
+        assert measure("site0", "send", "site1", 150_000_000)["bytes_per_second"] >= 4.5e7
+
+
 def test_a_link_without_latency_needs_no_relay(bed):
     assert testbed.up(cluster(1, 1, latency_seconds=0.0, bytes_per_second=5e6), OURS)
     assert testbed.describe(OURS)["latency"] == "none"
@@ -332,6 +340,50 @@ def test_a_job_runs_on_the_testbed_and_says_that_its_links_are_emulated(bed, lab
     for link in summary["links"]:
         assert answer["sites"][link["source"]]["sent_nbytes"] > link["sent_nbytes"]
     assert not namespaces_here(), "it was not up before"
+
+
+def results_in(folder):
+    return [json.loads(line) for line in (folder / "out/bench_collectives.jsonl").open()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("ranks", "interleaved"), [(1, False), (2, False), (2, True)])
+def test_interfaces_see_the_bytes_that_are_counted(bed, tmp_path, ranks, interleaved):
+    """Over the cut, whatever the ranks and their order: the wire, and headers of a few per cent."""
+    table = cluster_of(ranks, ranks, bytes_per_second=1.25e7)
+    if interleaved:
+        for number, site in enumerate(table["site"]):
+            site["world_ranks"] = list(range(number, 2 * ranks, 2))
+    (tmp_path / "cluster.toml").write_text(tomli_w.dumps(table))
+    done = call(tmp_path, "run", "cluster.toml", "--", sys.executable, "-m", "isthmus.cli", "bench",
+                "collectives", "cluster.toml", "--algorithm", "hierarchical", "--smallest", "1000000",
+                "--largest", "1000000", "--repetitions", "3", "-o", "out")
+    assert done.returncode == 0, done.stderr
+    results = results_in(tmp_path)
+    assert [result["compressor"] for result in results] == ["none", "int8"]
+    for result, wire in zip(results, (isthmus.Dense(), isthmus.Int8())):
+        for way in result["cut"]:
+            assert way["counted_nbytes"] == wire.wire_nbytes(250_000)
+            for seen in (result["interface_nbytes"][way["source"]]["sent_nbytes"],
+                         result["interface_nbytes"][way["target"]]["received_nbytes"]):
+                assert 1.0 < seen / way["counted_nbytes"] < 1.06
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sites", [2, 3])
+def test_up_to_64_kib_cross_once_each_way(bed, tmp_path, sites):
+    """Sites that exchange directly cross once, a star twice; no wait for a window or an answer."""
+    latency, rate = 0.05, 1.25e7
+    table = cluster_of(*[1] * sites, latency_seconds=latency, bytes_per_second=rate)
+    (tmp_path / "cluster.toml").write_text(tomli_w.dumps(table))
+    done = call(tmp_path, "run", "cluster.toml", "--", sys.executable, "-m", "isthmus.cli", "bench",
+                "collectives", "cluster.toml", "--algorithm", "hierarchical", "--compressor", "none",
+                "--smallest", "32768", "--largest", "65536", "--repetitions", "5", "-o", "out")
+    assert done.returncode == 0, done.stderr
+    crossings = sites - 1
+    for result in results_in(tmp_path):
+        most = 1.15 * crossings * latency + 0.001 + crossings * result["nbytes"] / rate
+        assert crossings * latency < result["seconds_spread"]["least"] <= most
 
 
 @pytest.mark.slow

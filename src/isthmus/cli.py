@@ -92,11 +92,17 @@ def calibrate(
 def plan(
         run: RunFile,
         cluster: OtherCluster = None,
+        launch: Annotated[bool, typer.Option(
+            "--launch", help="Add the mpirun line, and what the links want of TCP.")] = False,
         as_json: AsJson = False):
     """Decide which rank holds which shard, and predict the times."""
+    from isthmus.runs.launch import launch_advice, launch_lines
     from isthmus.runs.plan import make_plan, plan_table
     chosen, its_cluster = make_plan(run, cluster)
-    answer(as_json, chosen.to_dict(), plan_table(chosen, its_cluster))
+    other = ["--cluster", cluster] if cluster else []
+    advice = launch_advice(its_cluster, "train", run, *other)
+    answer(as_json, chosen.to_dict() | ({"launch": advice} if launch else {}),
+           [*plan_table(chosen, its_cluster), *(launch_lines(advice) if launch else [])])
 
 
 @app.command()

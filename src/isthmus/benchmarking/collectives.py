@@ -1,28 +1,29 @@
 """Allreduces as the OSU micro-benchmarks time them: by size, the slowest rank counts.
 
 A result is one size, algorithm and compressor: after calls to warm up, every repetition starts
-at a barrier and lasts until the last rank has the mean. Beside the seconds stand the model's, the
+at one instant and lasts until the last rank has the mean. Beside the seconds stand the model's, the
 bound that no exact allreduce over the narrowest link beats, and the bytes between sites: counted at the
-send calls, by the formula, and on a testbed by its interfaces.
+send calls, by the formula, and on a testbed by its interfaces: "sent bytes" of the site that sends
+most, headers included, which between two sites is what crosses the cut.
 """
 
 import hashlib
-import time
 
 import numpy as np
 from mpi4py import MPI
 
 from isthmus.benchmarking.bounds import bound_seconds
-from isthmus.benchmarking.counters import interface_nbytes
+from isthmus.benchmarking.clocks import CommonClock
 from isthmus.benchmarking.options import named_compressor, sizes_nbytes
 from isthmus.benchmarking.spread import spread_of
 from isthmus.collectives.allreduce import Allreduce
 from isthmus.errors import ReplicaError
 from isthmus.planning.time_model import predict_allreduce
+from isthmus.testbed import own_counters
 from isthmus.topology.agreement import from_root, gather_json, require
 
 HEADER = (f"# {'nbytes':>11} {'median ms':>11} {'least ms':>11} {'most ms':>11} {'model ms':>11} "
-          f"{'bound ms':>11} {'cut bytes':>11} {'times':>6}")
+          f"{'bound ms':>11} {'cut bytes':>11} {'sent bytes':>11} {'times':>6}")
 
 
 def bench_collectives(tiers, options, tell, keep):
@@ -48,18 +49,19 @@ def measure(tiers, options, algorithm, named, nbytes):
     world, size, compressor = tiers.world, nbytes // 4, named_compressor(named)
     allreduce = Allreduce(tiers, size, algorithm, compressor)
     vector = np.random.default_rng(world.rank).standard_normal(size, dtype=np.float32)
-    own = [_timed(world, allreduce, vector)[0]]
+    clock = CommonClock(world)
+    own = [_timed(clock, allreduce, vector)[0]]
     first = _slowest(world, own)[0]
     if first < 2 * options.seconds:  # else the call to warm up counts: it is seconds of the link
         own = []
     repetitions = int(np.clip(options.seconds / first, 2 - len(own), options.repetitions))
     if 10 * first < options.seconds:
-        _timed(world, allreduce, vector)
+        _timed(clock, allreduce, vector)
     sent_before, carried_before = allreduce.sent_to_sites.copy(), _carried(tiers)
     for _ in range(repetitions):
-        seconds, mean = _timed(world, allreduce, vector)
+        seconds, mean = _timed(clock, allreduce, vector)
         own.append(seconds)
-    carried = _difference(_carried(tiers), carried_before, repetitions)
+    carried = _per_call(_carried(tiers), carried_before, repetitions)
     check_same_bits(world, mean, algorithm, named, nbytes)
     seconds = _slowest(world, own)
     counted = allreduce.sent_to_sites - sent_before
@@ -88,16 +90,17 @@ def row(result):
     milliseconds = (result["median_seconds"], spread["least"], spread["most"],
                     result["predicted_seconds"], result["bound_seconds"])
     cut = max((way["counted_nbytes"] for way in result["cut"]), default="-")
+    sites = (result["interface_nbytes"] or {}).values()
+    sent = max((round(site["sent_nbytes"]) for site in sites), default="-")
     return (f"  {result['nbytes']:11d} " + " ".join(f"{1e3 * each:11.3f}" for each in milliseconds)
-            + f" {cut:>11} {result['repetitions']:6d}")
+            + f" {cut:>11} {sent:>11} {result['repetitions']:6d}")
 
 
-def _timed(world, allreduce, vector):
+def _timed(clock, allreduce, vector):
     """Return the seconds of one call that all ranks start together, and its mean."""
-    world.Barrier()
-    start = time.perf_counter()
+    start = clock.start()
     mean = allreduce(vector)
-    return time.perf_counter() - start, mean
+    return clock.clock() - start, mean
 
 
 def _slowest(world, own_seconds):
@@ -121,10 +124,12 @@ def _cut(tiers, counted, predicted, calls):
 
 
 def _carried(tiers):
-    """Return the testbed's counters, the same on every rank, or None."""
+    """Return the testbed's counters, the same on every rank, or None off a testbed."""
     tiers.world.Barrier()
-    return from_root(tiers.world, interface_nbytes, tiers.home)
+    return from_root(tiers.world, own_counters, tiers.home)
 
 
-def _difference(after, before, calls):
-    return after and {way: (after[way] - before.get(way, 0)) / calls for way in after}
+def _per_call(after, before, calls):
+    """Return site -> bytes sent and received a call, as interfaces counted them, or None."""
+    return after and {site: {key: (after[site][key] - before[site][key]) / calls for key in after[site]}
+                      for site in after}

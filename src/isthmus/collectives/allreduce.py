@@ -13,7 +13,7 @@ from isthmus.collectives.hierarchical import Hierarchical
 from isthmus.collectives.recursive import Recursive
 from isthmus.collectives.ring import Ring
 from isthmus.collectives.tree import DoubleTree
-from isthmus.compression.chunks import chunk_entries
+from isthmus.compression.chunks import WIRE_NBYTES, chunk_entries
 from isthmus.compression.dense import Dense
 from isthmus.topology.agreement import gather_json
 
@@ -27,7 +27,7 @@ class Allreduce:
     tiers: the communicators that `split_tiers` gives. size: entries of the float32 vector.
     compressor: used on the links between sites, by `hierarchical` alone; None is dense float32.
     buckets: slices of the vector, in the order in which they are given to `start`; None is one, the
-    whole.
+    whole. chunk_nbytes: most bytes of a wire (see `isthmus.compression.chunks`).
     error_feedback: keep what a wire does not say and add it to the next vector (Seide et al. 2014,
     Karimireddy et al. 2019, arXiv:1901.09847). weight: this rank's share, not yet normalised.
 
@@ -46,12 +46,12 @@ class Allreduce:
     """
 
     def __init__(self, tiers, size, algorithm="hierarchical", compressor=None,
-                 error_feedback=True, weight=1.0, buckets=None):
+                 error_feedback=True, weight=1.0, buckets=None, chunk_nbytes=WIRE_NBYTES):
         world = tiers.world
         self.buckets = [slice(0, size)] if buckets is None else list(buckets)
         self._agreed = world, [size, algorithm, repr(compressor), bool(error_feedback),
-                               [[part.start, part.stop] for part in self.buckets]]
-        self.size, self.algorithm = size, algorithm
+                               [[part.start, part.stop] for part in self.buckets], chunk_nbytes]
+        self.size, self.algorithm, self.chunk_nbytes = size, algorithm, chunk_nbytes
         self.reweigh(weight)
         self.finite = True
         self.calls = 0
@@ -158,7 +158,7 @@ class Allreduce:
             leaders = CountedComm(tiers.leaders, self.sent_to_sites, range(sites))
         site = CountedComm(tiers.site, self.sent_to_sites, [index] * tiers.cluster.sites[index].ranks)
         return Hierarchical(site, leaders, index, tiers.cluster.hub, sites, size, self.buckets,
-                            compressor, error_feedback, self._clock)
+                            compressor, error_feedback, self.chunk_nbytes, self._clock)
 
     def _compile(self, compressor):
         """Run each kernel once, so that numba's compiler is not part of the first call."""
@@ -168,7 +168,7 @@ class Allreduce:
         kernel.add(one, one.copy())
         kernel.all_finite(one)
         if compressor is not None:
-            size = min(self.size, chunk_entries(compressor, self.size))
+            size = min(self.size, chunk_entries(compressor, self.size, self.chunk_nbytes))
             chunk, wire = np.zeros(size, "f4"), np.zeros(compressor.wire_nbytes(size), np.uint8)
             compressor.encode(chunk, wire, None if self._residual is None else chunk.copy(),
                               state=np.zeros(compressor.state_entries(size), "f4"))
@@ -198,14 +198,15 @@ class _OfMPI(Exact):
 def _share(world, weight, plan):
     """Return this rank's normalised weight; raise ValueError on all ranks if any of them is wrong.
 
-    plan: size, algorithm, compressor, error feedback and buckets, on which all ranks must agree.
+    plan: size, algorithm, compressor, error feedback, buckets and chunk_nbytes, on which all ranks must
+    agree.
     """
     everyone = gather_json(world, [weight, plan])
     weights, plans = zip(*everyone)
     problem = _problem_with(*plan)
     if problem is None and any(other != plans[0] for other in plans):
         problem = ("ranks ask for different allreduces (size, algorithm, compressor, error feedback, "
-                   "buckets): "
+                   "buckets, chunk_nbytes): "
                    + "; ".join(f"rank {rank}: {', '.join(map(str, other))}"
                                for rank, other in enumerate(plans)))
     elif problem is None and not all(0 <= other < float("inf") for other in weights):
@@ -224,7 +225,7 @@ def _check_vector(vector, size):
                          f"{vector.shape}")
 
 
-def _problem_with(size, algorithm, compressor, _, buckets):
+def _problem_with(size, algorithm, compressor, _, buckets, chunk_nbytes):
     """Return what is wrong with one rank's wishes alone, or None."""
     if size < 0:
         return f"size must not be negative, not {size}"
@@ -233,6 +234,8 @@ def _problem_with(size, algorithm, compressor, _, buckets):
     if compressor != repr(None) and algorithm != "hierarchical":
         return (f"algorithm {algorithm!r} sends exact float32: a compressor needs "
                 "algorithm='hierarchical'")
+    if chunk_nbytes < 1:
+        return f"chunk_nbytes must be at least 1, not {chunk_nbytes}"
     covered = 0
     for first, last in sorted(buckets):
         covered = last if first == covered <= last else None

@@ -52,20 +52,21 @@ class Hierarchical:
 
     site, leaders: communicators (`leaders` None off the leaders); index, hub: numbers of this site
     and of the hub among `sites` sites, which are the ranks in `leaders`. buckets: slices that cover
-    the vector, in the order in which they are started.
+    the vector, in the order in which they are started. chunk_nbytes: most bytes of a wire.
     residual: float32[size] on a leader with error feedback, else None.
     memory: float32 vector of all that a leader carries from call to call: the residual, then the
     compressor's state of each chunk.
     """
 
     def __init__(self, site, leaders, index, hub, sites, size, buckets, compressor, error_feedback,
-                 clock):
+                 chunk_nbytes, clock):
         self.site, self.leaders, self.clock = site, leaders, clock
         self.index, self.hub, self.sites = index, hub, sites
         self.left = site.rank - 1 if site.rank > 0 else None
         self.right = site.rank + 1 if site.rank + 1 < site.size else None
         self.peers = _peers(index, hub, sites) if leaders is not None and sites > 1 else []
-        self.buckets, self.memory = self._chunks(size, buckets, compressor, error_feedback)
+        self.buckets, self.memory = self._chunks(
+            size, buckets, compressor, error_feedback, chunk_nbytes)
         self.residual = self.memory[:size] if self.peers and error_feedback else None
         longest = max((_length(piece) for chunk in itertools.chain(*self.buckets)
                        for piece in chunk.pieces), default=0)
@@ -177,16 +178,18 @@ class Hierarchical:
         """Whether this leader is the hub of three sites or more."""
         return self.sites > 2 and self.index == self.hub
 
-    def _chunks(self, size, buckets, compressor, error_feedback):
+    def _chunks(self, size, buckets, compressor, error_feedback, chunk_nbytes):
         """Return the chunks of each bucket, and the memory in which they keep things."""
         speakers = [*self.peers, self.index] if self.peers else []
         kept = size if speakers and error_feedback else 0
         chunks, states = [], [0]
         for bucket in buckets:
-            own = compressor.piece(bucket)
+            own, longest = compressor.piece(bucket), _length(bucket)
+            of_link = chunk_entries(own, longest, chunk_nbytes)
+            of_site = site_chunk_entries(own, longest, chunk_nbytes)
             chunks.append([])
-            for whole in chunk_slices(bucket.start, bucket.stop, chunk_entries(own, _length(bucket))):
-                pieces = chunk_slices(whole.start, whole.stop, site_chunk_entries(own, _length(whole)))
+            for whole in chunk_slices(bucket.start, bucket.stop, of_link):
+                pieces = chunk_slices(whole.start, whole.stop, of_site)
                 wires = {leader: np.empty(own.wire_nbytes(_length(whole)), np.uint8)
                          for leader in speakers}
                 states.append(own.state_entries(_length(whole)) if speakers else 0)

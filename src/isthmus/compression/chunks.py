@@ -8,17 +8,17 @@ SITE_ENTRIES = 64 * 1024
 """Entries of a chunk inside a site where the compressor must see the whole vector."""
 
 
-def chunk_entries(compressor, size):
-    """Return the entries of a chunk on a link: most whole grains of at most `WIRE_NBYTES` wire.
+def chunk_entries(compressor, size, chunk_nbytes=WIRE_NBYTES):
+    """Return the entries of a chunk on a link: most whole grains of at most `chunk_nbytes` of wire.
 
     A compressor that must see the whole vector makes one chunk of it.
     """
-    if size == 0 or compressor.grain is None or compressor.wire_nbytes(size) <= WIRE_NBYTES:
+    if size == 0 or compressor.grain is None or compressor.wire_nbytes(size) <= chunk_nbytes:
         return max(size, 1)
     grain = compressor.grain
-    return max(1, WIRE_NBYTES // compressor.wire_nbytes(grain)) * grain
+    return max(1, chunk_nbytes // compressor.wire_nbytes(grain)) * grain
 
 
-def site_chunk_entries(compressor, size):
+def site_chunk_entries(compressor, size, chunk_nbytes=WIRE_NBYTES):
     """Return the entries of a chunk inside a site: the link's, cut further where that is long."""
-    return min(chunk_entries(compressor, size), SITE_ENTRIES)
+    return min(chunk_entries(compressor, size, chunk_nbytes), SITE_ENTRIES)

@@ -14,7 +14,7 @@ from isthmus.planning.objectives import makespan
 from isthmus.planning.plan import allowed_ranks, least_of_ranks, samples_and_nbytes
 from isthmus.planning.problem import loads, make_problem
 from isthmus.planning.search import improve
-from isthmus.planning.step import predict_overlapped
+from isthmus.planning.step import exchange_terms
 from isthmus.planning.time_model import steps_per_epoch
 
 LEAST_GAIN = 0.02
@@ -150,12 +150,9 @@ class Replanner:
 
     def _exchange(self, computing_seconds):
         """Return the seconds of a step beyond its computing: less where buckets travel meanwhile."""
-        buckets = self.workload.buckets or (slice(0, self.workload.size),)
-        key = computing_seconds if len(buckets) > 1 else 0.0
+        key = computing_seconds if len(self.workload.buckets) > 1 else 0.0
         if key not in self._exchanges:
-            self._exchanges[key] = sum(predict_overlapped(
-                self.cluster, buckets, key, algorithm=self.workload.algorithm,
-                compressor=self.workload.compressor).terms.values())
+            self._exchanges[key] = sum(exchange_terms(self.cluster, key, self.workload).values())
         return self._exchanges[key]
 
 

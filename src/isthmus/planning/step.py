@@ -1,5 +1,6 @@
 """A step: computing, and buckets of the gradient that travel while the rest of it is computed."""
 
+from isthmus.compression.chunks import WIRE_NBYTES
 from isthmus.planning.time_model import (
     AllreduceTime,
     compute_seconds,
@@ -19,7 +20,8 @@ def computed_share(first, size):
     return FORWARD_SHARE + (1 - FORWARD_SHARE) * (size - first) / size if size else 1.0
 
 
-def predict_overlapped(cluster, buckets, computing_seconds, *, algorithm, compressor=None):
+def predict_overlapped(cluster, buckets, computing_seconds, *, algorithm, compressor=None,
+                       chunk_nbytes=WIRE_NBYTES):
     """Return the AllreduceTime, in seconds, of what is left of an allreduce after the computing.
 
     buckets: slices of the float32 vector in the order in which they are ready. A bucket is reduced and
@@ -29,9 +31,11 @@ def predict_overlapped(cluster, buckets, computing_seconds, *, algorithm, compre
     """
     size = max((bucket.stop for bucket in buckets), default=0)
     if algorithm != "hierarchical" or len(buckets) < 2:
-        return predict_allreduce(cluster, size, algorithm=algorithm, compressor=compressor)
+        return predict_allreduce(cluster, size, algorithm=algorithm, compressor=compressor,
+                                 chunk_nbytes=chunk_nbytes)
     times = [predict_allreduce(cluster, bucket.stop - bucket.start, algorithm=algorithm,
-                               compressor=compressor and compressor.piece(bucket))
+                               compressor=compressor and compressor.piece(bucket),
+                               chunk_nbytes=chunk_nbytes)
              for bucket in buckets]
     latency = min(predict_allreduce(cluster, 1, algorithm=algorithm).links_seconds,
                   *(time.links_seconds for time in times))
@@ -55,6 +59,11 @@ def predict_step(cluster, samples_of_rank, workload):
     """
     fixed = [cluster.sites[site].fixed_seconds for site in cluster.site_of_rank]
     compute = float(compute_seconds(samples_of_rank, cluster.rates, fixed).max())
-    allreduce = predict_overlapped(cluster, workload.buckets or (slice(0, workload.size),), compute,
-                                   algorithm=workload.algorithm, compressor=workload.compressor)
-    return {"compute": compute, **allreduce.terms}
+    return {"compute": compute, **exchange_terms(cluster, compute, workload)}
+
+
+def exchange_terms(cluster, computing_seconds, workload):
+    """Return term -> seconds of what a step takes beyond the slowest rank's `computing_seconds`."""
+    return predict_overlapped(cluster, workload.buckets or (slice(0, workload.size),), computing_seconds,
+                              algorithm=workload.algorithm, compressor=workload.compressor,
+                              chunk_nbytes=workload.chunk_nbytes).terms

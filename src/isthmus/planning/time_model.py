@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from isthmus.compression.chunks import chunk_entries
+from isthmus.compression.chunks import WIRE_NBYTES, chunk_entries
 from isthmus.compression.dense import Dense
 from isthmus.planning.pipes import halving_seconds, tree_seconds
 
@@ -23,9 +23,9 @@ class Workload:
     """What one epoch asks of a cluster.
 
     size: entries of the gradient, float32. buckets: slices of it in the order in which they are
-    started; () is one, the whole. batch_size: samples of a step, all ranks together.
-    sample_nbytes: bytes of a sample where shards are given as counts alone. data_site: name of the
-    site where the shards lie; None where every rank sees them.
+    started; () is one, the whole. chunk_nbytes: most bytes of a wire of "hierarchical". batch_size:
+    samples of a step, all ranks together. sample_nbytes: bytes of a sample where shards are given as
+    counts alone. data_site: name of the site where the shards lie; None where every rank sees them.
     """
 
     size: int = 0
@@ -35,6 +35,7 @@ class Workload:
     sample_nbytes: float = 0.0
     data_site: str | None = None
     buckets: tuple[slice, ...] = ()
+    chunk_nbytes: int = WIRE_NBYTES
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,10 @@ class AllreduceTime:
                 "broadcast": self.broadcast_seconds}
 
 
-def predict_allreduce(cluster, size, *, algorithm, compressor=None):
+def predict_allreduce(cluster, size, *, algorithm, compressor=None, chunk_nbytes=WIRE_NBYTES):
     """Return the AllreduceTime of a float32 vector of `size` entries.
+
+    chunk_nbytes: most bytes of a wire of "hierarchical".
 
     Raises ValueError for an algorithm that does not exist, or that cannot use the compressor.
     """
@@ -81,7 +84,7 @@ def predict_allreduce(cluster, size, *, algorithm, compressor=None):
     if size == 0 or cluster.size == 1:
         return AllreduceTime()
     if algorithm == "hierarchical":
-        return _hierarchical(cluster, size, compressor or Dense(), compressor is not None)
+        return _hierarchical(cluster, size, compressor or Dense(), compressor is not None, chunk_nbytes)
     adds = _slowest(cluster, "add_bytes_per_second")
     if algorithm == "tree":
         return AllreduceTime.of_two(tree_seconds(cluster, size, adds))
@@ -211,9 +214,9 @@ class Stages:
         return sum(self.each.values())
 
 
-def hierarchical_stages(cluster, size, compressor, encodes):
+def hierarchical_stages(cluster, size, compressor, encodes, chunk_nbytes=WIRE_NBYTES):
     """Return the Stages of a vector of `size` entries in wires of `compressor`."""
-    entries = min(size, chunk_entries(compressor, size))
+    entries = min(size, chunk_entries(compressor, size, chunk_nbytes))
     rest = (size - entries) / entries
     up, down = _chains(cluster, 4 * entries)
     first = {"reduce": up[0], "encode": 0.0, "links": 0.0, "decode": 0.0, "broadcast": down[0]}
@@ -225,6 +228,8 @@ def hierarchical_stages(cluster, size, compressor, encodes):
         if encodes:
             first["encode"] = 4 * entries / _slowest(cluster, "encode_bytes_per_second") * encodings
         first["decode"] = 4 * entries / _slowest(cluster, "decode_bytes_per_second") * wires / 2
+        # The leader with most peers hands a wire to each of them and takes one from each.
+        first["encode"] += (sites - 1) * max(site.message_seconds for site in cluster.sites)
         each |= {"encode": first["encode"], "decode": first["decode"]}
         wire = compressor.wire_nbytes(entries)
         ways = tuple(_crossing(routes, wire) for routes in link_routes(cluster))
@@ -232,12 +237,12 @@ def hierarchical_stages(cluster, size, compressor, encodes):
     return Stages(first, each, rest, ways, wire_nbytes)
 
 
-def _hierarchical(cluster, size, compressor, encodes):
+def _hierarchical(cluster, size, compressor, encodes, chunk_nbytes):
     """Pipeline of chunks: every stage once, then the slowest stage for all other chunks.
 
     Two sites cross once, both ways at the same time; more, up to the hub and down again.
     """
-    stages = hierarchical_stages(cluster, size, compressor, encodes)
+    stages = hierarchical_stages(cluster, size, compressor, encodes, chunk_nbytes)
     terms, slowest = dict(stages.first), stages.each
     links = 0.0
     if len(cluster.sites) == 2:

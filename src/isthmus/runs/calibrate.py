@@ -5,6 +5,7 @@ from threadpoolctl import threadpool_limits
 
 from isthmus.compression.dense import Dense
 from isthmus.planning.calibration import fit_link
+from isthmus.runs.choosing import choose
 from isthmus.runs.preparation import (
     check_shapes,
     open_where_seen,
@@ -19,6 +20,7 @@ from isthmus.training.measuring import (
     gradient_seconds,
     kernel_bytes_per_second,
     message_seconds,
+    own_message_seconds,
 )
 
 
@@ -31,6 +33,7 @@ def calibrate(comm, settings_path, output, repetitions, tell):
     """
     settings = shared_settings(comm, settings_path)
     with threadpool_limits(settings.run.threads), shared_tiers(comm, settings) as tiers:
+        settings, _ = choose(settings, tiers.cluster)
         table = tiers.cluster.to_table()
         measure_ranks(tiers, settings, repetitions, table, tell)
         for site in table["site"]:
@@ -53,6 +56,7 @@ def measure_ranks(tiers, settings, repetitions, table, tell):
     world, cluster, model = tiers.world, tiers.cluster, settings.make_model()
     rates = gather_json(world, kernel_bytes_per_second(
         settings.make_compressor() or Dense(), model.size, repetitions))
+    own_seconds = gather_json(world, own_message_seconds(world, repetitions))
     computing = None
     if settings.cluster.compute == "paced":
         tell("computing is paced: the ranks keep the rates of the cluster file")
@@ -64,6 +68,7 @@ def measure_ranks(tiers, settings, repetitions, table, tell):
         for number, kernel in enumerate(("add", "encode", "decode")):
             slowest = min(rates[rank][number] for rank in ranks)
             site[f"{kernel}_bytes_per_second"] = _rounded(slowest)
+        site["message_seconds"] = _rounded(max(own_seconds[rank] for rank in ranks))
         if computing:
             site["samples_per_second"] = [_rounded(computing[r].bytes_per_second) for r in ranks]
             site["fixed_seconds"] = _rounded(max(computing[r].latency_seconds for r in ranks))

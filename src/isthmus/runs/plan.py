@@ -5,6 +5,7 @@ import warnings
 from rich.table import Table
 
 from isthmus.planning.plan import plan_shards
+from isthmus.runs.choosing import choose
 from isthmus.runs.settings import RunSettings
 from isthmus.shards.shard_file import ShardSet
 
@@ -15,6 +16,7 @@ def make_plan(settings_path, cluster_path=None):
     if cluster_path:
         settings = settings.with_cluster(cluster_path)
     cluster = settings.read_cluster()
+    settings, _ = choose(settings, cluster)
     shards = ShardSet.open(settings.data.train)
     return plan_run(settings, cluster, shards), cluster
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from isthmus.compression import COMPRESSORS
+from isthmus.compression.chunks import WIRE_NBYTES
 from isthmus.errors import SettingsError
 from isthmus.planning.integers import NODES
 from isthmus.planning.objectives import OBJECTIVES, TIE_BREAKS
@@ -17,6 +18,11 @@ from isthmus.training.recipe import Recipe
 from isthmus.vectors import bucket_slices
 
 Count = Annotated[int, Field(ge=1)]
+
+PACED_APART = {"mpi": "MPI sends its messages itself",
+               **dict.fromkeys(("tree", "recursive"), "several ranks of a site send over a link at "
+                               "once, and each would be paced alone")}
+"""Algorithms that paced links cannot hold, and why."""
 
 
 class ClusterSettings(FrozenModel):
@@ -62,10 +68,12 @@ class KindSettings(FrozenModel):
 class AllreduceSettings(FrozenModel):
     """How gradients are summed."""
 
-    algorithm: Literal["mpi", "ring", "tree", "recursive", "hierarchical"] = "hierarchical"
+    algorithm: Literal["mpi", "ring", "tree", "recursive", "hierarchical", "auto"] = "hierarchical"
     compressor: KindSettings | None = None
     error_feedback: bool = True
     buckets: Count = 1
+    chunk_nbytes: Count = WIRE_NBYTES
+    largest_error: Annotated[float, Field(ge=0, le=1)] = 1e-4  # of the sum, for "auto"
 
     @field_validator("compressor", mode="before")
     @classmethod
@@ -76,7 +84,7 @@ class AllreduceSettings(FrozenModel):
 
     @model_validator(mode="after")
     def _exact_algorithms_do_not_compress(self):
-        if self.compressor and self.algorithm != "hierarchical":
+        if self.compressor and self.algorithm not in ("hierarchical", "auto"):
             raise ValueError(f"algorithm {self.algorithm!r} sends exact float32; "
                              'a compressor needs algorithm = "hierarchical"')
         return self
@@ -150,13 +158,11 @@ class RunSettings(FrozenModel):
 
     @model_validator(mode="after")
     def _paced_links_need_one_rank_to_keep_them(self):
-        reasons = {"mpi": "MPI sends its messages itself",
-                   **dict.fromkeys(("tree", "recursive"), "several ranks of a site send over a link "
-                                   "at once, and each would be paced alone")}
         algorithm = self.allreduce.algorithm
-        if self.cluster.links == "paced" and algorithm in reasons:
-            raise ValueError(f'allreduce.algorithm "{algorithm}" cannot be paced: {reasons[algorithm]}; '
-                             'use "ring" or "hierarchical", or cluster.links = "real"')
+        if self.cluster.links == "paced" and algorithm in PACED_APART:
+            raise ValueError(f'allreduce.algorithm "{algorithm}" cannot be paced: '
+                             f'{PACED_APART[algorithm]}; use "ring" or "hierarchical", or '
+                             'cluster.links = "real"')
         return self
 
     @classmethod
@@ -220,6 +226,7 @@ class RunSettings(FrozenModel):
         """Return what one epoch asks of the cluster."""
         return Workload(size=self.make_model().size, batch_size=self.training.batch_size,
                         buckets=tuple(self.make_buckets()),
+                        chunk_nbytes=self.allreduce.chunk_nbytes,
                         algorithm=self.allreduce.algorithm, compressor=self.make_compressor(),
                         sample_nbytes=sample_nbytes, data_site=self.data.site)
 

@@ -12,6 +12,7 @@ from isthmus.files import replacing, write_text
 from isthmus.planning.scaling import Study, edge_counts
 from isthmus.planning.simulation import Stragglers, simulate
 from isthmus.planning.time_model import Workload
+from isthmus.runs.choosing import choose
 from isthmus.runs.pictures import draw_scaling
 from isthmus.runs.settings import RunSettings
 from isthmus.toml_files import read_toml
@@ -109,7 +110,8 @@ def _cluster_and_workload(path, other_cluster, size, batch_size):
         settings = RunSettings.from_toml(path)
         if other_cluster:
             settings = settings.with_cluster(other_cluster)
-        cluster, workload = settings.read_cluster(), settings.workload()
+        cluster = settings.read_cluster()
+        workload = choose(settings, cluster)[0].workload()
     elif other_cluster:
         raise SettingsError(f"{path}: is a cluster file already; --cluster goes with a run's settings")
     else:

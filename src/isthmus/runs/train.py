@@ -10,6 +10,7 @@ from threadpoolctl import threadpool_limits
 from isthmus.collectives.allreduce import Allreduce
 from isthmus.collectives.counting import StageClock
 from isthmus.compression.dense import Dense
+from isthmus.runs.choosing import choose
 from isthmus.runs.preparation import hold_seconds, place_data, shared_settings, shared_tiers
 from isthmus.runs.rebalancing import Rebalancing
 from isthmus.runs.record import RunFolder, provenance, replanned_sentence
@@ -31,17 +32,21 @@ def train(comm, settings_path, tell, *, resume=None, cluster=None):
     settings = shared_settings(comm, settings_path, cluster)
     from_root(comm, lambda: RunFolder.check(settings.run.folder, resume))
     with threadpool_limits(settings.run.threads), shared_tiers(comm, settings) as tiers:
+        settings, why = choose(settings, tiers.cluster)
+        if why and tiers.world.rank == tiers.home:
+            tell(f"allreduce: {why['reason']}")
         plan, local, test = place_data(tiers, settings, tell)
         model = settings.make_model()
         allreduce = Allreduce(tiers, model.size, settings.allreduce.algorithm,
                               settings.make_compressor(), settings.allreduce.error_feedback,
-                              weight=float(local.samples), buckets=settings.make_buckets())
+                              weight=float(local.samples), buckets=settings.make_buckets(),
+                              chunk_nbytes=settings.allreduce.chunk_nbytes)
         recipe = settings.recipe(plan.steps)
         state = State.initial(model, recipe.seed)
         training = Training(tiers, model, local, allreduce, recipe, state,
                             hold_seconds(tiers, settings))
         job = Job(tiers, settings, plan, training, test, tell)
-        job.open_folder(Path(settings_path).stem, resume)
+        job.open_folder(Path(settings_path).stem, resume, why)
         job.run()
         return job.finish()
 
@@ -70,7 +75,7 @@ class Job:
             if len(self._leaders) > 2:  # the hub waits for one crossing, the others for two
                 self._leaders.pop(cluster.hub)
 
-    def open_folder(self, name, resume):
+    def open_folder(self, name, resume, why=None):
         """Make the run's folder and write down what is about to run; or go on with an old one."""
         hosts = gather_json(self.tiers.world, MPI.Get_processor_name())
 
@@ -79,7 +84,7 @@ class Job:
             if not resume:
                 table = provenance(self.settings, hosts, MPI.Get_library_version().strip("\0"),
                                    self.training.model.size)
-                folder.write_json("run.json", table)
+                folder.write_json("run.json", table | {"choice": why})
                 self.tiers.cluster.to_toml(folder.path / "cluster.toml")
                 folder.write_json("plan.json", self.plan.to_dict())
             return str(folder.path)

@@ -3,7 +3,7 @@
 Everything measured on a testbed is emulated, and is labelled so.
 """
 
-from isthmus.testbed.launch import on_testbed, run
+from isthmus.testbed.launch import on_testbed, own_counters, run
 from isthmus.testbed.namespaces import counters, describe, down, up
 
-__all__ = ["counters", "describe", "down", "on_testbed", "run", "up"]
+__all__ = ["counters", "describe", "down", "on_testbed", "own_counters", "run", "up"]

@@ -9,18 +9,24 @@ import sys
 from itertools import groupby
 
 from isthmus.errors import EmulationError
-from isthmus.mpirun import MORE_RANKS_THAN_CORES, mpirun
+from isthmus.mpirun import MORE_RANKS_THAN_CORES, mca_arguments, mpirun
 from isthmus.testbed.commands import inside
 from isthmus.testbed.namespaces import counters, down, up
 from isthmus.testbed.wiring import CONTROL_NETWORK, NAME, RANKS_NETWORK, Wiring
+from isthmus.topology.transport import tcp_settings
 
-TESTBED = "ISTHMUS_TESTBED"
+TESTBED = "ISTHMUS_TESTBED"  # in the environment of its ranks: the testbed's name
 PATIENCE_SECONDS = 10.0
 
 
 def on_testbed():
     """Whether this process is a rank on a testbed: the links that it measures are emulated."""
-    return os.environ.get(TESTBED) == "emulated"
+    return TESTBED in os.environ
+
+
+def own_counters():
+    """Return `counters` of the testbed that this process is a rank on; None off a testbed."""
+    return counters(os.environ[TESTBED]) if on_testbed() else None
 
 
 def run(cluster, command, stdout=None, name=NAME):
@@ -39,7 +45,7 @@ def run(cluster, command, stdout=None, name=NAME):
     made = up(cluster, name)
     try:
         before = counters(name)
-        code = _wait_for(inside(wires, wires, *line), stdout)
+        code = _wait_for(inside(wires, wires, *line), name, stdout)
         after = counters(name)
     finally:
         if made:
@@ -57,7 +63,8 @@ def rank_command(cluster, command, name=NAME):
             "--prtemca", "prte_if_include", CONTROL_NETWORK,
             "--mca", "pml", "ob1",
             "--mca", "btl", "tcp,self",
-            "--mca", "btl_tcp_if_include", RANKS_NETWORK]
+            "--mca", "btl_tcp_if_include", RANKS_NETWORK,
+            *mca_arguments(tcp_settings(cluster).mca)]
     for index, (host, ranks) in enumerate(groupby(host_of_rank(cluster))):
         count = str(len(list(ranks)))
         line += [":"] if index else []
@@ -84,9 +91,9 @@ def host_of_rank(cluster):
     return hosts
 
 
-def _wait_for(line, stdout):
+def _wait_for(line, name, stdout):
     """Run a command and return its exit code; an interrupt is passed on and ends it."""
-    job = subprocess.Popen(line, env={**os.environ, **MORE_RANKS_THAN_CORES, TESTBED: "emulated"},
+    job = subprocess.Popen(line, env={**os.environ, **MORE_RANKS_THAN_CORES, TESTBED: name},
                            stdout=stdout, start_new_session=True)
     try:
         return job.wait()

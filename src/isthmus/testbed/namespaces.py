@@ -23,9 +23,11 @@ from isthmus.testbed.state import (
     write_state,
 )
 from isthmus.testbed.wiring import NAME, Wiring, site_address
+from isthmus.topology.transport import buffer_limits, tcp_settings
 
 ZERO = [f"/proc/sys/net/ipv4/conf/{which}/{name}" for which in ("all", "default")
         for name in ("rp_filter", "send_redirects")]
+CONTROL = "/proc/sys/net/ipv4/tcp_congestion_control"
 NO_IPV6 = [f"/proc/sys/net/ipv6/conf/{which}/disable_ipv6" for which in ("all", "default")]
 
 
@@ -76,12 +78,9 @@ def down(name=NAME):
 
 
 def describe(name=NAME):
-    """Return what is up: sites' namespaces and addresses, what makes latencies, and TCP's own control.
-
-    The control is the machine's: bbr spreads even short messages out in time, cubic does not.
-    """
+    """Return what is up: sites' namespaces and addresses, what makes latencies, and TCP's control."""
     state = _state_of_what_is_up(name)
-    control = Path("/proc/sys/net/ipv4/tcp_congestion_control").read_text().strip()
+    control = run("ip", "netns", "exec", next(iter(state["sites"].values())), "cat", CONTROL).strip()
     return {"source": state["source"], "emulated": True, "latency": state["latency"],
             "congestion_control": control,
             "sites": {site: {"namespace": namespace, "address": site_address(number)}
@@ -129,9 +128,22 @@ def _make(cluster, state):
     run("ip", "-n", wiring.wires, "-batch", "-", lines=wiring.wires_lines())
     for number, namespace in zip(wiring.numbers, wiring.namespaces):
         run("ip", "-n", namespace, "-batch", "-", lines=wiring.site_lines(number))
+        _tune(namespace, tcp_settings(cluster))
     run("tc", "-n", wiring.wires, "-batch", "-", lines=wiring.queue_lines())
     if wiring.latency == "relay":
         state["relay"] = _start_relay(wiring.wires, wiring.relay_table())
+
+
+def _tune(namespace, settings):
+    """Let TCP fill the links, each of which is the job's own here.
+
+    The control is the machine's if it is cubic or reno, else reno: bbr spreads even short messages
+    out in time, as if others were on the link.
+    """
+    for key, value in (settings.kernel | buffer_limits(settings.buffer_nbytes)).items():
+        _set(namespace, value, ["/proc/sys/" + key.replace(".", "/")])
+    if Path(CONTROL).read_text().strip() not in ("cubic", "reno"):
+        _set(namespace, "reno", [CONTROL])
 
 
 def _set(namespace, value, paths):

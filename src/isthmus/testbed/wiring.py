@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from isthmus.errors import ClusterError
+from isthmus.topology.transport import tcp_settings
 
 NAME = "testbed"                   # of the one testbed that most machines have
 RANKS_NETWORK = "198.18.0.0/16"    # addresses that RFC 2544 sets aside for tests
@@ -144,7 +145,8 @@ class Wiring:
         yield "link set lo up"
         yield f"link set uplink arp off gso_max_segs {self._segments(number)} up"
         yield f"address add {site_address(number)}/24 dev uplink"
-        yield f"route add default via 198.18.{number}.1"
+        first = tcp_settings(self.cluster).first_segments
+        yield f"route add default via 198.18.{number}.1 initcwnd {first} initrwnd {first}"
         yield f"address add {control_address(number)}/16 dev control"
         yield "link set control up"
 

@@ -1,0 +1,105 @@
+"""The planner's choice of an allreduce: the fastest within the error that is allowed."""
+
+import pytest
+from clusters import cluster_of
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import isthmus
+from isthmus.compression.chunks import WIRE_NBYTES
+from isthmus.planning.choice import CHUNK_NBYTES, choose_allreduce, error_of, gaussian_error
+from isthmus.runs.choosing import choose
+from isthmus.runs.settings import RunSettings
+
+RUN = {"cluster": {"file": "c.toml"}, "data": {"train": "a", "test": "b"},
+       "model": {"kind": "perceptron", "inputs": 100, "hidden": [200]}}
+
+
+@given(st.sampled_from([(4,), (2, 2), (1, 3), (1, 2, 1)]), st.integers(0, 10**7), st.floats(0, 1),
+       st.floats(1e5, 1e11), st.floats(0, 0.1))
+@settings(max_examples=60)
+def test_nothing_within_the_error_is_predicted_to_be_faster(sites, size, error, rate, latency):
+    cluster = isthmus.Cluster(cluster_of(*sites, bytes_per_second=rate, latency_seconds=latency))
+    choice = choose_allreduce(cluster, size, largest_error=error)
+    assert choice.best.error <= error
+    for other in choice.candidates:
+        assert other.error > error or other.seconds >= choice.best.seconds
+    again = isthmus.predict_allreduce(
+        cluster, size, algorithm=choice.best.algorithm, compressor=choice.best.compressor,
+        chunk_nbytes=choice.best.chunk_nbytes)
+    assert again.seconds == choice.best.seconds
+
+
+def test_a_narrow_link_compresses_as_far_as_the_error_allows():
+    cluster = isthmus.Cluster(cluster_of(2, 2, bytes_per_second=1e6))
+    chosen = [choose_allreduce(cluster, 10**6, largest_error=error).best.compressor
+              for error in (0, 1e-6, 1e-4, 0.016, 0.37)]
+    assert chosen == [None, isthmus.Dense("float16"), isthmus.Int8(), isthmus.Int4(), isthmus.OneBit()]
+
+
+def test_encoding_that_is_slower_than_the_link_does_not_pay():
+    table = cluster_of(2, 2, bytes_per_second=1e9)
+    for site in table["site"]:
+        site["encode_bytes_per_second"] = 1e8
+    choice = choose_allreduce(isthmus.Cluster(table), 10**6, largest_error=1.0)
+    assert choice.best.compressor is None
+
+
+def test_a_message_that_costs_much_makes_chunks_long():
+    table = cluster_of(2, 2, bytes_per_second=1.25e7)
+    for site in table["site"]:
+        site["network"] = {"latency_seconds": 0.0, "bytes_per_second": 1e7}
+    short = choose_allreduce(isthmus.Cluster(table), 20_000, algorithms=()).best.chunk_nbytes
+    for site in table["site"]:
+        site["message_seconds"] = 0.01
+    long = choose_allreduce(isthmus.Cluster(table), 20_000, algorithms=()).best.chunk_nbytes
+    assert short in CHUNK_NBYTES
+    assert short < long == WIRE_NBYTES
+
+
+@pytest.mark.parametrize(("compressor", "largest"), [
+    (isthmus.Int8(), 5.2e-5), (isthmus.Int4(), 1.6e-2), (isthmus.OneBit(), 0.364),
+    (isthmus.Dense("float16"), 1e-7), (isthmus.Dense(), 0)])
+def test_the_error_on_gaussian_vectors_is_what_it_is_said_to_be(compressor, largest):
+    assert gaussian_error(compressor) <= largest
+    two, three, one = (isthmus.Cluster(cluster_of(*sites)) for sites in ((1, 1), (1, 1, 1), (2,)))
+    assert error_of(three, 100, compressor) == 2 * error_of(two, 100, compressor)
+    assert error_of(one, 100, compressor) == 0
+
+
+def test_what_cannot_be_chosen_is_said():
+    cluster = isthmus.Cluster(cluster_of(2, 2))
+    with pytest.raises(ValueError, match="from 0 to 1, not 2"):
+        choose_allreduce(cluster, 10, largest_error=2)
+    with pytest.raises(ValueError, match="no candidate keeps an error of 0"):
+        choose_allreduce(cluster, 10, compressors=(isthmus.Int8(),), algorithms=())
+
+
+@pytest.mark.parametrize(("allreduce", "links", "expected"), [
+    ({}, "real", ("hierarchical", None)),
+    ({"algorithm": "auto"}, "paced", ("hierarchical", "int8")),
+    ({"algorithm": "auto", "compressor": "one_bit"}, "real", ("hierarchical", "one_bit")),
+    ({"algorithm": "auto", "compressor": {"kind": "low_rank", "rank": 2}}, "real",
+     ("hierarchical", "low_rank"))])
+def test_settings_that_say_auto_get_an_algorithm_and_a_reason(allreduce, links, expected):
+    wanted = RunSettings.model_validate(RUN | {"allreduce": allreduce,
+                                               "cluster": {"file": "c.toml", "links": links}})
+    got, why = choose(wanted, isthmus.Cluster(cluster_of(2, 2, bytes_per_second=1e6)))
+    compressor = got.allreduce.compressor
+    assert (got.allreduce.algorithm, compressor and compressor.kind) == expected
+    assert (why is None) == ("algorithm" not in allreduce)
+    assert RunSettings.from_json(got.to_json(), "here").make_compressor() == got.make_compressor()
+    if why:
+        assert why["reason"].startswith("hierarchical with")
+
+
+def test_auto_never_chooses_what_cannot_be_paced():
+    """One fast network and ranks that are alike: halving wins where it may."""
+    table = cluster_of(8, bytes_per_second=1e9)
+    run = RUN | {"allreduce": {"algorithm": "auto", "largest_error": 0}}
+    for links in ("real", "paced"):
+        wanted = RunSettings.model_validate(run | {"cluster": {"file": "c.toml", "links": links}})
+        got, why = choose(wanted, isthmus.Cluster(table))
+        names = [each["name"] for each in why["candidates"]]
+        assert ("recursive" in names) == (links == "real")
+        assert got.allreduce.algorithm != "auto"
