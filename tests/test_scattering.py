@@ -1,6 +1,7 @@
 """Scattering: every rank gets its own samples, wherever the files are, or all get one error."""
 
 import os
+import time
 import tracemalloc
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ from clusters import cluster_of
 
 import isthmus
 from isthmus.errors import ShardError
+from isthmus.planning.replanning import moving_seconds
 from isthmus.shards.moving import move_shards
 from isthmus.topology.agreement import gather_json
 
@@ -227,3 +229,24 @@ def test_only_ranks_that_give_and_take_exchange_shards(comm, shared_folder):
 
         move_shards(SimpleNamespace(world=Watched()), local, old, new)
     assert peers == {1: [("from", 3)] * 4, 3: [("to", 1)] * 4}.get(comm.rank, [])
+
+
+@pytest.mark.ranks(4)
+def test_moving_over_paced_links_takes_what_is_predicted(comm, shared_folder):
+    """Both ways at once over a slow link, and beyond the hub to a third site."""
+    shards = packed(comm, shared_folder / "set")
+    table = cluster_of(2, 1, 1, bytes_per_second=2e4, latency_seconds=0.02)
+    with isthmus.split_tiers(comm, isthmus.Cluster(table)) as tiers:
+        tiers = tiers.paced()
+        old = np.arange(SHARDS) % 4
+        new = old.copy()
+        new[[0, 4, 2, 3]] = 2, 2, 1, 2
+        plan = SimpleNamespace(shards_of_rank=[np.flatnonzero(old == rank) for rank in range(4)])
+        local = isthmus.scatter_shards(tiers, shards, plan)
+        comm.Barrier()
+        start = time.perf_counter()
+        move_shards(tiers, local, old, new)
+        seconds = time.perf_counter() - start
+    predicted = moving_seconds(tiers.cluster, shards.nbytes, old, new)
+    assert predicted == pytest.approx(0.04 + 3 * shards.nbytes[0] / 2e4)
+    assert 0.9 * predicted < seconds < 1.25 * predicted + 0.1
