@@ -12,7 +12,7 @@ export OMPI_ALLOW_RUN_AS_ROOT = 1
 export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM = 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test test-fast lint bench data clean
+.PHONY: demo test test-fast lint bench data gpu-test gpu-bench clean
 
 demo: $(INSTALLED)
 	$(BIN)/mpirun -n 4 $(BIN)/isthmus calibrate experiments/fashion_two_sites.toml -o runs/two_sites_here.toml
@@ -33,6 +33,13 @@ bench: $(INSTALLED)
 
 data: $(INSTALLED)
 	$(BIN)/python data/make_fashion_mnist.py
+
+# On a bare machine with a GPU: from the source tree, with $(PYTHON)'s own packages; nothing is installed.
+gpu-test:
+	$(PYTHON) experiments/gpu/check_bytes.py
+
+gpu-bench:
+	$(PYTHON) experiments/gpu/bandwidth.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -1,6 +1,6 @@
-"""The inner loops: `reference` (NumPy) defines them, `cpu` (Numba) makes them fast.
+"""The inner loops: `reference` (NumPy) defines them, `cpu` (Numba) and `gpu` (CUDA) make them fast.
 
-Both offer the same names with the same arguments; a test holds them equal, byte for byte.
+All offer the same names with the same arguments; tests hold them equal, byte for byte.
 """
 
 if __name__ != "isthmus.kernels":
@@ -23,12 +23,15 @@ NAMES = (
 def for_array(array):
     """Return the kernel module that runs where `array` lives.
 
-    Raises NoDeviceError for an array of a device that this version has no kernels for.
+    Raises NoDeviceError, with the reason, for an array of a device that is not there or has no kernels.
     """
     library = type(array).__module__.partition(".")[0]
-    if library != "numpy":
-        from isthmus.errors import NoDeviceError
-        raise NoDeviceError(f"no kernels for arrays of {library!r} in this version: "
-                            "pass a NumPy array")
-    from isthmus.kernels import cpu
-    return cpu
+    if library == "numpy":
+        from isthmus.kernels import cpu
+        return cpu
+    if library == "cupy":
+        from isthmus.kernels import gpu
+        gpu.the_device()
+        return gpu
+    from isthmus.errors import NoDeviceError
+    raise NoDeviceError(f"no kernels for arrays of {library!r}: pass a NumPy or a CuPy array")

@@ -148,7 +148,7 @@ def encode_int4(vector, residual, block, key, first, maxima, shares, codes):
         if key is not None:
             y = y + dither(key, first + start, x.size)
         q = np.zeros(2 * packed.size, np.float32)
-        q[:x.size] = np.clip(np.rint(y), -7, 7)
+        q[:x.size] = np.clip(np.rint(y), -7, 7) + np.float32(0)  # no -0
         low, high = (q + 8).astype(np.uint8).reshape(2, -1)
         packed[:] = low | high << 4
         if residual is not None:

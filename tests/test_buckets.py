@@ -2,6 +2,7 @@
 
 import itertools
 import time
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -140,3 +141,21 @@ def test_a_link_works_while_the_ranks_compute(comm, sites):
         # The last bucket's crossing (two past a hub) cannot be hidden, nor the latencies.
         crossings = 1 if len(sites) == 2 else 2
         assert seconds < m * pause + crossings * (0.05 + 0.01) * 1.1 + 0.1
+
+
+@pytest.mark.ranks(4)
+@pytest.mark.parametrize("compressor", [
+    None, isthmus.Dense("bfloat16"), isthmus.Int8(), isthmus.Int8(rounding="stochastic"), isthmus.Int4(),
+    isthmus.OneBit(), isthmus.TopK(0.01, "threshold"), isthmus.TopK(0.01, "random")], ids=str)
+def test_after_the_first_call_nothing_grows_with_the_vector_but_the_mean(comm, compressor):
+    """The new array that is returned is all; a sparse wire may take a few times its own length."""
+    size = 1_000_000
+    with isthmus.split_tiers(comm, isthmus.Cluster(cluster_of(2, 2))) as tiers:
+        allreduce = isthmus.Allreduce(tiers, size, compressor=compressor)
+        vector = vector_of(comm.rank, size)
+        allreduce(vector)
+        tracemalloc.start()
+        allreduce(vector)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert 4 * size <= peak < 1.15 * 4 * size

@@ -13,25 +13,22 @@ from rich.console import Console
 
 from isthmus.benchmarking.verbs import Surroundings, bench
 from isthmus.errors import IsthmusError
+from isthmus.runs.verbs import status, submit
+from isthmus.testbed.verbs import testbed
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, rich_markup_mode="rich",
     help="Train one model over machines on both sides of a narrow link: plan, run, check.",
-    epilog="Exit codes: 0 done, 2 wrong arguments, 3 to 12 as listed in the README, 130 interrupted.")
+    epilog="Exit codes: 0 done, 2 wrong arguments, 3 to 15 as listed in the README, 130 interrupted.")
 app.add_typer(bench, name="bench")
+app.add_typer(testbed, name="testbed")
 # Click's ClickException, wherever Typer has it: newer versions bring their own copy of click.
 CommandLineError = typer.BadParameter.__mro__[2]
 text = Console(stderr=True, highlight=False, soft_wrap=True)
 
-testbed = typer.Typer(
-    no_args_is_help=True, help="A cluster on this machine alone: emulated sites and links (root).")
-app.add_typer(testbed, name="testbed")
-
 RunFile = Annotated[Path, typer.Argument(metavar="RUN.toml", help="The run's settings file.")]
 OtherCluster = Annotated[Path | None, typer.Option(
     metavar="FILE", help="A cluster file to take instead of the one in the settings.")]
-ClusterFile = Annotated[Path, typer.Argument(metavar="CLUSTER.toml", help="The cluster file.")]
-BedName = Annotated[str, typer.Option("--name", help="Which testbed, where there are several.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 
 
@@ -45,6 +42,19 @@ def options(context: typer.Context, debug: Annotated[bool, typer.Option(
 
 
 show_tracebacks = False
+
+
+@app.command()
+def check(
+        run: Annotated[Path | None, typer.Argument(
+            metavar="[RUN.toml]", help="A run's settings file, to check against this machine.",
+            show_default=False)] = None,
+        as_json: AsJson = False):
+    """Look for what would stop or slow a run (alone or under mpirun)."""
+    from isthmus.runs.check import check, check_words
+    made = check(world, run)
+    answer(as_json, made, check_words(made))
+    raise typer.Exit(made["exit_code"])
 
 
 @app.command()
@@ -111,13 +121,15 @@ def train(
         resume: Annotated[Path | None, typer.Option(
             metavar="FOLDER", help="Go on with the run in this folder from its checkpoint.")] = None,
         cluster: OtherCluster = None,
+        name: Annotated[str | None, typer.Option(
+            help="What the run's folder is called; if it has a checkpoint, go on from that.")] = None,
         as_json: AsJson = False):
     """Plan, scatter and train (under mpirun); leave a folder with a report."""
     from isthmus.runs.report import write_report
     from isthmus.runs.train import train
     from isthmus.topology.agreement import from_root
     comm = world()
-    summary = train(comm, run, tell, resume=resume, cluster=cluster)
+    summary = train(comm, run, tell, resume=resume, cluster=cluster, name=name)
     page = from_root(comm, lambda: str(write_report(Path(summary["folder"]))))
     step = summary["step"]
     answer(as_json, summary | {"report": page},
@@ -168,45 +180,8 @@ def report(
     answer(as_json, {"report": str(page)}, f"report: {page}")
 
 
-@testbed.command()
-def up(cluster: ClusterFile, name: BedName = "testbed", as_json: AsJson = False):
-    """Make the cluster's sites and links; nothing to do if they are up."""
-    from isthmus.testbed import describe, up
-    from isthmus.topology.cluster import Cluster
-    made = up(Cluster.from_toml(cluster), name)
-    found = describe(name)
-    sites = "; ".join(f"site {site_name} in {site['namespace']} at {site['address']}"
-                      for site_name, site in found["sites"].items())
-    answer(as_json, found | {"made": made},
-           f"testbed: {'up' if made else 'was up already'}, emulated, latencies by {found['latency']}: "
-           f"{sites}")
-
-
-@testbed.command("run")
-def run_on_testbed(
-        cluster: ClusterFile,
-        command: Annotated[list[str], typer.Argument(
-            metavar="-- COMMAND...", help="What to start in each rank: -- isthmus train RUN.toml")],
-        name: BedName = "testbed",
-        as_json: AsJson = False):
-    """Start a command in every rank, messages going over the links."""
-    from isthmus.testbed import run
-    from isthmus.topology.cluster import Cluster
-    code, sites = run(Cluster.from_toml(cluster), command, sys.stderr if as_json else None,
-                      name)
-    answer(as_json, {"exit_code": code, "emulated": True, "sites": sites},
-           "testbed: emulated links; " + "; ".join(
-               f"site {site} sent {nbytes['sent_nbytes'] / 1e6:.1f} MB, received "
-               f"{nbytes['received_nbytes'] / 1e6:.1f} MB" for site, nbytes in sites.items()))
-    raise typer.Exit(code)
-
-
-@testbed.command()
-def down(name: BedName = "testbed", as_json: AsJson = False):
-    """End the testbed and all that runs on it."""
-    from isthmus.testbed import down
-    was_up = down(name)
-    answer(as_json, {"was_up": was_up}, f"testbed: {'down' if was_up else 'none was up'}")
+app.command()(submit)
+app.command()(status)
 
 
 def answer(as_json, table, words):

@@ -72,9 +72,28 @@ class EmulationError(IsthmusError):
     exit_code = 12
 
 
+class SchedulerError(IsthmusError):
+    """Slurm is not there, refuses, or was asked for what it cannot give."""
+
+    exit_code = 13
+
+
+class StoppedError(IsthmusError):
+    """A run was told to stop by a signal; its checkpoint is written, and it goes on from there."""
+
+    exit_code = 14
+
+
+class MachineError(IsthmusError):
+    """MPI, or the machine under it, is not fit for a run."""
+
+    exit_code = 15
+
+
 EXIT_CODES = {
     kind.__name__: kind.exit_code
     for kind in (SettingsError, ClusterError, ShardError, PlanError, NonFiniteError, OutputError,
-                 CheckpointError, NoDeviceError, ReplicaError, EmulationError)
+                 CheckpointError, NoDeviceError, ReplicaError, EmulationError, SchedulerError,
+                 StoppedError, MachineError)
 }
 """Exit code by class name: how an error keeps its kind when one rank tells it to the others."""

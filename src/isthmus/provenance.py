@@ -23,6 +23,7 @@ def process_provenance():
         "python": platform.python_version(),
         "versions": {name: version(name) for name in PACKAGES},
         "processor": f"{platform.machine()}, {os.cpu_count()} cores",
+        "slurm_job": os.environ.get("SLURM_JOB_ID"),
     }
 
 

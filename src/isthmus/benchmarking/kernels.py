@@ -36,7 +36,7 @@ KERNELS = {  # name: (bytes an element, the call on `Arrays` a)
     "add_float16": (10, lambda a: cpu.add_float16(a.halves, a.other)),
     "encode_bfloat16": (14, lambda a: cpu.encode_bfloat16(a.vector, a.kept, a.halves)),
     "add_bfloat16": (10, lambda a: cpu.add_bfloat16(a.halves, a.other)),
-    "encode_top_1%_by_threshold": (  # 0.95 % are over it
+    "encode_above": (  # the top 1 % by threshold: 0.95 % are over it
         12.06, lambda a: cpu.encode_above(a.vector, a.kept, np.float32(2.594), *a.chosen)),
 }
 

@@ -45,6 +45,10 @@ class Compressor(Protocol):
 def check_arrays(vector, wire, wire_nbytes, residual=None, state=None, state_entries=0):
     """Raise ValueError unless the arrays of an encode or a decode fit each other."""
     _check(vector, "vector", np.float32)
+    for name, array in (("wire", wire), ("residual", residual), ("state", state)):
+        if array is not None and _library(array) != _library(vector):
+            raise ValueError(f"{name} is an array of {_library(array)}, the vector of "
+                             f"{_library(vector)}; all must be on one device")
     if residual is not None:
         _check(residual, "residual", np.float32)
         if residual.size != vector.size:
@@ -57,6 +61,10 @@ def check_arrays(vector, wire, wire_nbytes, residual=None, state=None, state_ent
     if wire.size != wire_nbytes:
         raise ValueError(f"wire has {wire.size} bytes; a vector of {vector.size} entries takes "
                          f"{wire_nbytes}")
+
+
+def _library(array):
+    return type(array).__module__.partition(".")[0]
 
 
 def _check(array, name, dtype):

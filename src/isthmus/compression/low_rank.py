@@ -10,6 +10,7 @@ import numpy as np
 
 from isthmus import kernels
 from isthmus.compression.compressor import Compressor, check_arrays
+from isthmus.errors import NoDeviceError
 from isthmus.kernels import reference
 
 KEY = 0x9E3779B97F4A7C15  # of the first guess: the same on every rank
@@ -38,6 +39,8 @@ class LowRank(Compressor):
     taken as (first, all others). Fewer than two, or so small that factors would not be smaller, and
     the entries travel as they are. (): the whole vector is one matrix, as square as can be, and what is
     left over travels as it is.
+
+    Encodes NumPy arrays alone: a device whose products differ would start another sequence of Q.
 
     Carries Q' as its state, each row of norm 1; where a row is zero, as before the first call, a keyed
     guess takes its place. Encoding uses the machine's own matrix products, which may differ from one
@@ -83,6 +86,9 @@ class LowRank(Compressor):
     def encode(self, vector, wire, residual=None, *, key=0, first=0, state=None):
         size = vector.size
         check_arrays(vector, wire, self.wire_nbytes(size), residual, state, self.state_entries(size))
+        if not isinstance(vector, np.ndarray):
+            raise NoDeviceError("LowRank encodes on CPUs alone: products of matrices differ from device "
+                                "to device in the last bits; pass NumPy arrays")
         kernel, given, words = kernels.for_array(vector), vector, wire.view("f4")
         if residual is not None:
             kernel.add(vector, residual)

@@ -63,14 +63,16 @@ class TopK(Compressor):
         check_arrays(vector, wire, self.wire_nbytes(size), residual, state, self.state_entries(size))
         kernel = kernels.for_array(vector)
         if self.selector == "random":
-            wire[:8].view("u8")[:] = key & 0xFFFFFFFFFFFFFFFF
+            wire[:8].view("u8")[:] = np.uint64(key & 0xFFFFFFFFFFFFFFFF)
             kernel.encode_random_k(vector, residual, *self._key_and_entries(wire))
         elif self.selector == "exact" or state is None:
             kernel.encode_top_k(vector, residual, *self._parts(wire, size))
         else:
             counts, entries, positions = self._parts(wire, size)
             threshold = kernel.encode_above(vector, residual, state[0], counts, entries, positions)
-            state[0] = _next_threshold(threshold, entries[:counts.sum()], 0.95 * entries.size)
+            sent = entries[:int(counts.sum())]
+            sent = sent.get() if hasattr(sent, "get") else sent  # summed in one order on all devices
+            state[0] = _next_threshold(threshold, sent, 0.95 * entries.size)
 
     def decode(self, wire, vector):
         check_arrays(vector, wire, self.wire_nbytes(vector.size))
@@ -94,7 +96,7 @@ class TopK(Compressor):
                 wire[counts + entries:].view("u2"))
 
     def _key_and_entries(self, wire):
-        return np.uint64(wire[:8].view("u8")[0] if wire.size else 0), wire[8:].view("f4")
+        return np.uint64(int(wire[:8].view("u8")[0]) if wire.size else 0), wire[8:].view("f4")
 
 
 def _next_threshold(threshold, sent, wanted):

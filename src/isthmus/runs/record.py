@@ -19,9 +19,16 @@ class RunFolder:
         self._lines = None
 
     @classmethod
-    def create(cls, parent, name):
-        """Make a new folder `parent`/`name`-DATE; OutputError if that is not possible."""
-        stem = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    def create(cls, parent, stem, name=None):
+        """Make a new folder `parent`/`stem`-DATE; OutputError if that is not possible.
+
+        With a `name` it is called so, and what an earlier start measured there is forgotten.
+        """
+        if name is not None:
+            folder = cls(Path(parent, name))
+            write_text(folder.metrics, "")
+            return folder
+        stem = f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
         for suffix in ("", *(f"-{number}" for number in range(2, 100))):
             path = Path(parent, stem + suffix)
             try:
@@ -33,6 +40,14 @@ class RunFolder:
                 raise OutputError(f"{path}: cannot be made: {problem.strerror}; set run.folder to a "
                                   "folder that you may write in") from None
         raise OutputError(f"{parent}: holds 99 runs called {stem}; set run.folder to another folder")
+
+    @staticmethod
+    def begun(parent, name):
+        """Return the path of the run called `name` if it has a checkpoint to go on with, else None."""
+        if name in ("", ".", "..") or Path(name).name != name:
+            raise OutputError(f"--name {name!r}: cannot be the name of a folder; give one word")
+        path = Path(parent, name)
+        return str(path) if (path / "checkpoint.h5").is_file() else None
 
     @staticmethod
     def check(parent, resume):

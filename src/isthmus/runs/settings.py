@@ -11,6 +11,7 @@ from isthmus.errors import SettingsError
 from isthmus.planning.integers import NODES
 from isthmus.planning.objectives import OBJECTIVES, TIE_BREAKS
 from isthmus.planning.time_model import Workload
+from isthmus.runs.slurm_settings import SlurmSettings
 from isthmus.toml_files import FrozenModel, check_table, read_toml
 from isthmus.topology.cluster import Cluster, NotNegative
 from isthmus.training.models import MODELS
@@ -150,6 +151,7 @@ class RunSettings(FrozenModel):
     allreduce: AllreduceSettings = AllreduceSettings()
     plan: PlanSettings = PlanSettings()
     run: OutputSettings = OutputSettings()
+    slurm: SlurmSettings = SlurmSettings()
 
     @field_validator("model", mode="before")
     @classmethod

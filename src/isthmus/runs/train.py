@@ -1,5 +1,6 @@
 """The main job: read the settings, plan, scatter, train, check, and leave a folder that tells it."""
 
+import signal
 import statistics
 from pathlib import Path
 
@@ -10,10 +11,12 @@ from threadpoolctl import threadpool_limits
 from isthmus.collectives.allreduce import Allreduce
 from isthmus.collectives.counting import StageClock
 from isthmus.compression.dense import Dense
+from isthmus.errors import StoppedError
 from isthmus.runs.choosing import choose
 from isthmus.runs.preparation import hold_seconds, place_data, shared_settings, shared_tiers
 from isthmus.runs.rebalancing import Rebalancing
 from isthmus.runs.record import RunFolder, provenance, replanned_sentence
+from isthmus.runs.stopping import stopping_on
 from isthmus.testbed import on_testbed
 from isthmus.topology.agreement import broadcast_json, from_root, gather_json
 from isthmus.training.checkpoint import read_checkpoint, write_checkpoint
@@ -22,16 +25,20 @@ from isthmus.training.synchronous import MEASURED, State, Training
 TERMS = ("compute", *StageClock.STAGES, "update")
 
 
-def train(comm, settings_path, tell, *, resume=None, cluster=None):
+def train(comm, settings_path, tell, *, resume=None, cluster=None, name=None):
     """Run the job that `settings_path` describes on all ranks of `comm`; return its summary.
 
     tell: called with lines of progress on rank 0. resume: the folder of a run to go on with.
-    cluster: a cluster file that takes the place of the settings'. The summary, with the folder's
-    path, is returned on every rank.
+    cluster: a cluster file that takes the place of the settings'. name: what the run's folder is
+    called; if it has a checkpoint the run goes on with that. The summary, with the folder's path, is
+    returned on every rank. SIGUSR1 has the run write a checkpoint and raise StoppedError.
     """
     settings = shared_settings(comm, settings_path, cluster)
+    if name is not None:
+        resume = from_root(comm, lambda: RunFolder.begun(settings.run.folder, name)) or resume
     from_root(comm, lambda: RunFolder.check(settings.run.folder, resume))
-    with threadpool_limits(settings.run.threads), shared_tiers(comm, settings) as tiers:
+    with (threadpool_limits(settings.run.threads), shared_tiers(comm, settings) as tiers,
+          stopping_on(signal.SIGUSR1, tiers.world, tiers.home) as stop):
         settings, why = choose(settings, tiers.cluster)
         if why and tiers.world.rank == tiers.home:
             tell(f"allreduce: {why['reason']}")
@@ -46,8 +53,8 @@ def train(comm, settings_path, tell, *, resume=None, cluster=None):
         training = Training(tiers, model, local, allreduce, recipe, state,
                             hold_seconds(tiers, settings))
         job = Job(tiers, settings, plan, training, test, tell)
-        job.open_folder(Path(settings_path).stem, resume, why)
-        job.run()
+        job.open_folder(Path(settings_path).stem, resume, name, why)
+        job.run(stop)
         return job.finish()
 
 
@@ -75,12 +82,13 @@ class Job:
             if len(self._leaders) > 2:  # the hub waits for one crossing, the others for two
                 self._leaders.pop(cluster.hub)
 
-    def open_folder(self, name, resume, why=None):
+    def open_folder(self, stem, resume, name, why=None):
         """Make the run's folder and write down what is about to run; or go on with an old one."""
         hosts = gather_json(self.tiers.world, MPI.Get_processor_name())
 
         def make():
-            folder = RunFolder(resume) if resume else RunFolder.create(self.settings.run.folder, name)
+            folder = RunFolder(resume) if resume else RunFolder.create(
+                self.settings.run.folder, stem, name)
             if not resume:
                 table = provenance(self.settings, hosts, MPI.Get_library_version().strip("\0"),
                                    self.training.model.size)
@@ -95,8 +103,11 @@ class Job:
             self._resume()
         self.tell(f"run folder: {self.path}")
 
-    def run(self):
-        """Make every step; report, evaluate and write checkpoints where the settings say so."""
+    def run(self, stop):
+        """Make every step; report, evaluate and write checkpoints where the settings say so.
+
+        Raises StoppedError on every rank once `stop` has told them to, after a checkpoint.
+        """
         recipe, state = self.training.recipe, self.training.state
         self.training.compare_replicas()
         for _ in self.training.steps():
@@ -111,9 +122,21 @@ class Job:
                 self._evaluate()
             if ends_epoch and self.settings.plan.replan:
                 self._rebalance()
-            if recipe.checkpoint_every and state.step % recipe.checkpoint_every == 0:
+            stops = state.step < recipe.total_steps and stop.told(state.step)
+            if stops or (recipe.checkpoint_every and state.step % recipe.checkpoint_every == 0):
                 self._report()
                 self._write_checkpoint()
+            if stops:
+                self._stop()
+
+    def _stop(self):
+        self._note("stopped")
+        if self.leads:
+            self.folder.close()
+        error = StoppedError(f"stopped by a signal after step {self.training.state.step}; go on with "
+                             f"`isthmus train RUN.toml --resume {self.path}`")
+        error.everywhere = True
+        raise error
 
     def finish(self):
         """Compare replicas, write summary.json, and return it with the folder on every rank."""

@@ -61,6 +61,9 @@ def rank_command(cluster, command, name=NAME):
             "--prtemca", "plm_ssh_agent", agent,
             "--prtemca", "plm_ssh_no_tree_spawn", "1",
             "--prtemca", "prte_if_include", CONTROL_NETWORK,
+            # Each daemon sees the ranks of its site alone, not that all sites share these cores: told
+            # nothing, waiting ranks would poll and keep the others from computing.
+            "--mca", "mpi_yield_when_idle", "1",
             "--mca", "pml", "ob1",
             "--mca", "btl", "tcp,self",
             "--mca", "btl_tcp_if_include", RANKS_NETWORK,

@@ -169,6 +169,16 @@ class Cluster:
         """Read a cluster file; raises ClusterError with the file, the key and the cure."""
         return cls(read_toml(path, ClusterError), source=path)
 
+    @classmethod
+    def from_slurm(cls):
+        """Return the cluster of the Slurm job around this process; its rates and links are assumed.
+
+        Sites and tiers come from heterogeneous groups, partitions and node features, as
+        `isthmus.topology.slurm.cluster_table` says; `isthmus calibrate` measures the rest.
+        """
+        from isthmus.topology.slurm import cluster_table, read_allocation
+        return cls(cluster_table(read_allocation()), source="Slurm")
+
     def to_table(self):
         """Return the dict that `Cluster(...)` takes, with every key that differs from its default."""
         links = [{"from": link.source, "to": link.target, "latency_seconds": link.latency_seconds,

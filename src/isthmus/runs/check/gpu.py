@@ -1,0 +1,55 @@
+"""GPUs: the driver, CuPy, and whether MPI takes arrays that are on one."""
+
+import ctypes
+import importlib.util
+from pathlib import Path
+
+from isthmus.devices import gpu_library
+from isthmus.errors import NoDeviceError
+from isthmus.runs.check.findings import passed, warned
+from isthmus.runs.check.mpi import library_path
+
+DRIVER = Path("/proc/driver/nvidia/version")
+
+
+def gpu(driver=DRIVER):
+    """Yield findings on what ranks with device = "gpu" would need; never more than a warning."""
+    here, found = driver.exists(), importlib.util.find_spec("cupy") is not None
+    if not here:
+        if found:
+            yield warned("GPU", "CuPy is installed, but there is no NVIDIA driver", "install the "
+                         "driver; in a container, start it with --gpus all")
+        else:
+            yield passed("GPU", "no NVIDIA driver: ranks compute on CPUs")
+        return
+    text = next((word for word in driver.read_text().split() if word[0].isdigit() and "." in word), "?")
+    if not found:
+        yield warned("GPU", f"driver {text}, but no CuPy", "pip install isthmus[gpu]")
+        return
+    yield devices(text)
+    yield cuda_aware(library_path())
+
+
+def devices(driver):
+    """Return whether the kernels can use a device; `driver` is the version of the one that is here."""
+    try:
+        cupy = gpu_library()
+        count = cupy.cuda.runtime.getDeviceCount()
+        names = {cupy.cuda.runtime.getDeviceProperties(each)["name"].decode() for each in range(count)}
+    except NoDeviceError as problem:
+        return warned("GPU", f"driver {driver}, but {str(problem).splitlines()[0]}",
+                      "install the CuPy that fits the driver (pip install isthmus[gpu])")
+    return passed("GPU", f"{count} x {', '.join(sorted(names))}, driver {driver}, "
+                  f"CuPy {cupy.__version__}")
+
+
+def cuda_aware(path):
+    """Return whether the MPI library in the file `path` takes arrays on a GPU."""
+    try:
+        aware = bool(ctypes.CDLL(path).MPIX_Query_cuda_support()) if path else False
+    except (OSError, AttributeError):
+        aware = False
+    if aware:
+        return passed("CUDA-aware MPI", "yes")
+    return warned("CUDA-aware MPI", "no: arrays on a GPU travel through the host's memory",
+                  "load an MPI that was built with CUDA")

@@ -1,0 +1,37 @@
+"""Run a command on a node of this Slurm job as `ssh HOST COMMAND` would: mpirun starts daemons with it.
+
+    python -m isthmus.runs.slurm_agent HOST COMMAND ...
+
+As with ssh, the words of COMMAND are joined and read by the shell of that host. ISTHMUS_SCRATCH, the
+job's scratch folder, is made there before and removed after.
+"""
+
+import os
+import sys
+
+from isthmus.topology.slurm import read_allocation
+
+IN_SCRATCH = """
+[ -z "${ISTHMUS_SCRATCH:-}" ] || mkdir -p "$ISTHMUS_SCRATCH"
+sh -c "$1"
+code=$?
+[ -z "${ISTHMUS_SCRATCH:-}" ] || rm -rf "$ISTHMUS_SCRATCH"
+exit $code
+"""
+
+
+def main():
+    """Become the command, on the node, in its heterogeneous group."""
+    host, *command = sys.argv[1:]
+    node = next((node for node in read_allocation() if node.name == host), None)
+    if node is None:
+        sys.exit(f"isthmus: Slurm: this job has no node {host!r}")
+    line = ["srun", "--overlap", "--nodes=1", "--ntasks=1", f"--nodelist={host}", "--cpu-bind=none",
+            "--input=none", "--kill-on-bad-exit=0"]
+    if node.group is not None:
+        line.append(f"--het-group={node.group}")
+    os.execvp("srun", [*line, "sh", "-c", IN_SCRATCH, "isthmus", " ".join(command)])
+
+
+if __name__ == "__main__":
+    main()

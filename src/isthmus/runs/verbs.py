@@ -1,0 +1,39 @@
+"""`isthmus submit | status`: one verb a function, no logic of its own."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
+
+
+def submit(
+        context: typer.Context,
+        run: Annotated[Path, typer.Argument(metavar="RUN.toml", help="The run's settings file.")],
+        dry_run: Annotated[bool, typer.Option(
+            "--dry-run", help="Print the sbatch script and submit nothing.")] = False,
+        cluster: Annotated[Path | None, typer.Option(
+            metavar="FILE", help="A cluster file to take instead of the one in the settings.")] = None,
+        as_json: AsJson = False):
+    """Submit the run to Slurm: a heterogeneous job where there are several sites."""
+    from isthmus.runs.submit import script_of_run, submit_run
+    if dry_run:
+        script = script_of_run(run, cluster)
+        print(json.dumps({"script": script}) if as_json else script, end="\n" if as_json else "")
+        return
+    made = submit_run(run, cluster)
+    context.obj.answer(as_json, made, f"job {made['job']}: submitted; its folder is {made['folder']}, "
+                       f"its log {made['log']}")
+
+
+def status(
+        context: typer.Context,
+        folder: Annotated[Path, typer.Argument(
+            metavar="FOLDER", help="The folder of all runs.")] = Path("runs"),
+        as_json: AsJson = False):
+    """List runs with their state, step and loss."""
+    from isthmus.runs.status import list_runs, status_table
+    runs = list_runs(folder)
+    context.obj.answer(as_json, {"runs": runs}, status_table(runs, folder))

@@ -1,0 +1,33 @@
+"""Stopping by a signal: every rank after the same step."""
+
+import signal
+
+import pytest
+
+from isthmus.runs.stopping import stopping_on
+from isthmus.topology.agreement import gather_json
+
+
+@pytest.mark.ranks(3)
+def test_all_ranks_stop_after_the_same_step_though_one_was_told(comm):
+    with stopping_on(signal.SIGUSR1, comm, 1) as stop:
+        for step in range(1, 1000):
+            if comm.rank == 1 and step == 50:
+                signal.raise_signal(signal.SIGUSR1)
+            if stop.told(step):
+                break
+        assert 50 <= step < 999
+        assert gather_json(comm, step) == [step] * 3
+    assert signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
+
+
+@pytest.mark.ranks(3)
+def test_ranks_that_are_not_told_go_on_and_seldom_ask(comm):
+    asked = []
+    with stopping_on(signal.SIGUSR1, comm, 0) as stop:
+        for step in range(7, 1007):
+            before = stop.next_step
+            assert not stop.told(step)
+            asked += [step] if stop.next_step != before else []
+    assert len(asked) <= 12
+    assert gather_json(comm, asked) == [asked] * 3
