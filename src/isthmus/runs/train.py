@@ -9,7 +9,6 @@ from mpi4py import MPI
 from threadpoolctl import threadpool_limits
 
 from isthmus.collectives.allreduce import Allreduce
-from isthmus.collectives.counting import StageClock
 from isthmus.compression.dense import Dense
 from isthmus.errors import StoppedError
 from isthmus.runs.choosing import choose
@@ -17,12 +16,11 @@ from isthmus.runs.preparation import hold_seconds, place_data, shared_settings, 
 from isthmus.runs.rebalancing import Rebalancing
 from isthmus.runs.record import RunFolder, provenance, replanned_sentence
 from isthmus.runs.stopping import stopping_on
+from isthmus.runs.terms import TERMS, critical_terms
 from isthmus.testbed import on_testbed
 from isthmus.topology.agreement import broadcast_json, from_root, gather_json
 from isthmus.training.checkpoint import read_checkpoint, write_checkpoint
 from isthmus.training.synchronous import MEASURED, State, Training
-
-TERMS = ("compute", *StageClock.STAGES, "update")
 
 
 def train(comm, settings_path, tell, *, resume=None, cluster=None, name=None):
@@ -281,23 +279,3 @@ class Job:
                        "measured_seconds": median[name]} for name in median],
             "step": {"predicted_seconds": self.plan.step_seconds,
                      "measured_seconds": self._median_step()}}
-
-
-def critical_terms(of_rank, leaders):
-    """Return the seconds of one step's terms, waiting for the slowest rank left out.
-
-    of_rank: what each rank measured, name -> float64[ranks]. Computing lasts as long as the slowest
-    rank's. The allreduce is charged from the moment the last rank arrives. Two leaders that exchange
-    their wires wait for each other: what one waits too long the other waits too little, and the
-    mean is the crossing. Elsewhere the rank that arrives last waits for none, so the least time is
-    the allreduce's. What the stages leave of it is the broadcast to the ranks behind the leaders.
-    """
-    charged = np.mean if leaders is not None and len(leaders) == 2 else np.min
-    speakers = slice(None) if leaders is None else leaders
-    terms = {"compute": of_rank["compute"].max()}
-    allreduce = charged(of_rank["allreduce"][speakers])
-    for stage in StageClock.STAGES[:-1]:
-        terms[stage] = charged(of_rank[stage][speakers])
-    terms["broadcast"] = max(0.0, allreduce - sum(terms[stage] for stage in StageClock.STAGES[:-1]))
-    terms["update"] = of_rank["update"].max()
-    return {name: float(seconds) for name, seconds in terms.items()}
