@@ -1,6 +1,7 @@
 """Scattering: every rank gets its own samples, wherever the files are, or all get one error."""
 
 import os
+import time
 import tracemalloc
 from types import SimpleNamespace
 
@@ -12,6 +13,8 @@ from clusters import cluster_of
 
 import isthmus
 from isthmus.errors import ShardError
+from isthmus.planning.replanning import moving_seconds
+from isthmus.shards.moving import move_shards
 from isthmus.topology.agreement import gather_json
 
 SAMPLES, SHARDS = 600, 12
@@ -159,3 +162,91 @@ def test_a_rank_holds_its_samples_and_at_most_two_pieces(comm, shared_folder):
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert peak <= local.nbytes + (2 << 20) + 300_000
+
+
+@pytest.mark.ranks(4)
+@pytest.mark.parametrize("paced", [False, True])
+def test_shards_that_move_leave_what_scattering_would_have_given(comm, shared_folder, paced):
+    """From plan to plan, from memory alone; what is moved is the union of what there was."""
+    shards = packed(comm, shared_folder / "set")
+    with isthmus.split_tiers(comm, isthmus.Cluster(cluster_of(2, 2))) as tiers:
+        tiers = tiers.paced() if paced else tiers
+        plans = [random_plan(comm.size, seed) for seed in range(6)]
+        places = [np.argsort(np.concatenate(plan.shards_of_rank)).astype(int) for plan in plans]
+        places = [np.repeat(range(4), list(map(len, plan.shards_of_rank)))[place]
+                  for plan, place in zip(plans, places)]
+        local = isthmus.scatter_shards(tiers, shards, plans[0])
+        for plan, old, new in zip(plans[1:], places, places[1:]):
+            before = local.received_nbytes
+            local = move_shards(tiers, local, old, new, piece_nbytes=1000)
+            fresh = isthmus.scatter_shards(tiers, shards, plan)
+            assert local.shards == fresh.shards
+            for name, values in fresh.arrays.items():
+                assert local.arrays[name].tobytes() == values.tobytes()
+            arrived = [shards.nbytes[shard] for shard in local.shards if old[shard] != comm.rank]
+            assert local.received_nbytes - before == sum(arrived)
+        everyone = np.sort(np.concatenate(comm.allgather(local.arrays["targets"])))
+        np.testing.assert_array_equal(everyone, np.arange(SAMPLES))
+
+
+@pytest.mark.ranks(3)
+def test_a_shard_that_is_damaged_on_its_way_is_an_error_on_all_ranks(comm, shared_folder):
+    shards = packed(comm, shared_folder / "set")
+    with isthmus.split_tiers(comm, isthmus.Cluster(cluster_of(2, 1))) as tiers:
+        plan = SimpleNamespace(shards_of_rank=[list(range(SHARDS)), [], []])
+        local = isthmus.scatter_shards(tiers, shards, plan)
+        if comm.rank == 0:
+            local.arrays["features"][-1] ^= 1
+        new = np.zeros(SHARDS, int)
+        new[-1] = 2
+        with pytest.raises(ShardError, match=r"after its way from rank 0; .*on rank 2") as caught:
+            move_shards(tiers, local, np.zeros(SHARDS, int), new)
+        assert caught.value.everywhere
+        assert local.samples == (SAMPLES if comm.rank == 0 else 0)
+
+
+@pytest.mark.ranks(4)
+def test_only_ranks_that_give_and_take_exchange_shards(comm, shared_folder):
+    shards = packed(comm, shared_folder / "set")
+    with isthmus.split_tiers(comm, isthmus.Cluster(cluster_of(2, 2))) as tiers:
+        old = np.arange(SHARDS) % 4
+        plan = SimpleNamespace(shards_of_rank=[np.flatnonzero(old == rank) for rank in range(4)])
+        local = isthmus.scatter_shards(tiers, shards, plan)
+        new, peers = old.copy(), []
+        new[[3, 7]] = 1
+
+        class Watched:
+            def __getattr__(self, name):
+                return getattr(tiers.world, name)
+
+            def Isend(self, buffer, dest):  # noqa: N802
+                peers.append(("to", dest))
+                return tiers.world.Isend(buffer, dest)
+
+            def Irecv(self, buffer, source):  # noqa: N802
+                peers.append(("from", source))
+                return tiers.world.Irecv(buffer, source)
+
+        move_shards(SimpleNamespace(world=Watched()), local, old, new)
+    assert peers == {1: [("from", 3)] * 4, 3: [("to", 1)] * 4}.get(comm.rank, [])
+
+
+@pytest.mark.ranks(4)
+def test_moving_over_paced_links_takes_what_is_predicted(comm, shared_folder):
+    """Both ways at once over a slow link, and beyond the hub to a third site."""
+    shards = packed(comm, shared_folder / "set")
+    table = cluster_of(2, 1, 1, bytes_per_second=2e4, latency_seconds=0.02)
+    with isthmus.split_tiers(comm, isthmus.Cluster(table)) as tiers:
+        tiers = tiers.paced()
+        old = np.arange(SHARDS) % 4
+        new = old.copy()
+        new[[0, 4, 2, 3]] = 2, 2, 1, 2
+        plan = SimpleNamespace(shards_of_rank=[np.flatnonzero(old == rank) for rank in range(4)])
+        local = isthmus.scatter_shards(tiers, shards, plan)
+        comm.Barrier()
+        start = time.perf_counter()
+        move_shards(tiers, local, old, new)
+        seconds = time.perf_counter() - start
+    predicted = moving_seconds(tiers.cluster, shards.nbytes, old, new)
+    assert predicted == pytest.approx(0.04 + 3 * shards.nbytes[0] / 2e4)
+    assert 0.9 * predicted < seconds < 1.25 * predicted + 0.1

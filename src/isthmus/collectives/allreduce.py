@@ -49,11 +49,10 @@ class Allreduce:
                  error_feedback=True, weight=1.0, buckets=None, chunk_nbytes=WIRE_NBYTES):
         world = tiers.world
         self.buckets = [slice(0, size)] if buckets is None else list(buckets)
-        share = _share(world, weight, [size, algorithm, repr(compressor), bool(error_feedback),
-                                       [[part.start, part.stop] for part in self.buckets],
-                                       chunk_nbytes])
-        self.size, self.algorithm, self.share = size, algorithm, np.float32(share)
-        self.chunk_nbytes = chunk_nbytes
+        self._agreed = world, [size, algorithm, repr(compressor), bool(error_feedback),
+                               [[part.start, part.stop] for part in self.buckets], chunk_nbytes]
+        self.size, self.algorithm, self.chunk_nbytes = size, algorithm, chunk_nbytes
+        self.reweigh(weight)
         self.finite = True
         self.calls = 0
         self._mean, self._started = None, 0
@@ -77,6 +76,12 @@ class Allreduce:
         for bucket in self.buckets:
             self.start(vector[bucket])
         return self.finish()
+
+    def reweigh(self, weight):
+        """Give this rank another share, not yet normalised, between two calls. Collective, and refused
+        like the share that it was made with."""
+        world, agreed = self._agreed
+        self.share = np.float32(_share(world, weight, agreed))
 
     def start(self, bucket):
         """Send the next of the `buckets` on its way: a float32 array, which may be changed afterwards.

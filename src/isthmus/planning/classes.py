@@ -82,13 +82,14 @@ def _pattern(flags):
     return np.unique(packed.view(f"V{packed.shape[1]}").ravel(), return_inverse=True)[1].ravel()
 
 
-def fluid_items(problem):
+def fluid_items(problem, bytes_count=False):
     """Return Items that are as divisible as water: one is the whole load, totals are shares of it.
 
-    A class is where shards may go, and their bytes a unit where bytes count.
+    A class is where shards may go, and their bytes a unit where bytes count: where the problem limits
+    them, or if `bytes_count`.
     """
     density = np.ones(problem.sizes.size)
-    if problem.limits_bytes and problem.nbytes is not problem.sizes:
+    if (bytes_count or problem.limits_bytes) and problem.nbytes is not problem.sizes:
         with np.errstate(divide="ignore", invalid="ignore"):
             density = np.where(problem.sizes > 0, problem.nbytes / problem.sizes, 0.0)
         digits = 10.0 ** (np.floor(np.log10(np.where(density > 0, density, 1))) - 12)

@@ -95,7 +95,7 @@ def plan_shards(cluster, shards_or_counts, workload, objective="makespan", pinne
     no plan satisfies the limits or a site does not exist.
     """
     weights = make_objective(objective, alpha)
-    samples, nbytes = _shards(shards_or_counts, workload)
+    samples, nbytes = samples_and_nbytes(shards_or_counts, workload)
     if samples.sum() == 0:
         raise PlanError("no plan: the shards hold no samples; pack some data")
     if staged_epochs is not None and not staged_epochs >= 1:
@@ -113,8 +113,8 @@ def plan_shards(cluster, shards_or_counts, workload, objective="makespan", pinne
     found = allocate_shards(
         samples, 1 / np.array(cluster.rates), fixed_seconds=fixed,
         storage=[site.storage_nbytes for site in sites], storage_sizes=nbytes,
-        allowed=_allowed(cluster, pinned or {}, forbidden or {}, samples.size), objective=objective,
-        alpha=alpha, least=_least(cluster, least_samples), pipes=pipes, prices=prices, then=then,
+        allowed=allowed_ranks(cluster, pinned or {}, forbidden or {}, samples.size), objective=objective,
+        alpha=alpha, least=least_of_ranks(cluster, least_samples), pipes=pipes, prices=prices, then=then,
         nodes=nodes)
     held, stored = (np.bincount(found.rank_of_shard, column, minlength=cluster.size)
                     for column in (samples, nbytes))
@@ -144,7 +144,7 @@ def plan_shards(cluster, shards_or_counts, workload, objective="makespan", pinne
         sentences=price_sentences(cluster, shadow, value), warnings=doubts)
 
 
-def _shards(shards_or_counts, workload):
+def samples_and_nbytes(shards_or_counts, workload):
     """Return samples and bytes of each shard."""
     if hasattr(shards_or_counts, "samples"):
         return tuple(np.array(column, float)
@@ -172,7 +172,7 @@ def _pipes(cluster, data_site, staged_epochs):
                  1 / staged_epochs if staged_epochs else 0.0), money[sites]
 
 
-def _allowed(cluster, pinned, forbidden, shards):
+def allowed_ranks(cluster, pinned, forbidden, shards):
     """Return (row of each shard, bool[rows, ranks]) of where shards may go."""
     pin, ban = np.full(shards, -1), {}
     for word, table in (("pinned to", pinned), ("forbidden at", forbidden)):
@@ -201,7 +201,7 @@ def _allowed(cluster, pinned, forbidden, shards):
     return of_shard, np.array(rows)
 
 
-def _least(cluster, least_samples):
+def least_of_ranks(cluster, least_samples):
     """Return the samples that each rank must hold."""
     if not isinstance(least_samples, dict):
         return np.full(cluster.size, float(least_samples))

@@ -59,7 +59,11 @@ def predict_step(cluster, samples_of_rank, workload):
     """
     fixed = [cluster.sites[site].fixed_seconds for site in cluster.site_of_rank]
     compute = float(compute_seconds(samples_of_rank, cluster.rates, fixed).max())
-    allreduce = predict_overlapped(cluster, workload.buckets or (slice(0, workload.size),), compute,
-                                   algorithm=workload.algorithm, compressor=workload.compressor,
-                                   chunk_nbytes=workload.chunk_nbytes)
-    return {"compute": compute, **allreduce.terms}
+    return {"compute": compute, **exchange_terms(cluster, compute, workload)}
+
+
+def exchange_terms(cluster, computing_seconds, workload):
+    """Return term -> seconds of what a step takes beyond the slowest rank's `computing_seconds`."""
+    return predict_overlapped(cluster, workload.buckets or (slice(0, workload.size),), computing_seconds,
+                              algorithm=workload.algorithm, compressor=workload.compressor,
+                              chunk_nbytes=workload.chunk_nbytes).terms

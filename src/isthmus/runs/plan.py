@@ -26,7 +26,7 @@ def plan_run(settings, cluster, shards, limits=None):
 
     limits: keyword arguments of `plan_shards` in place of those of the settings' [plan].
     """
-    limits = settings.plan.model_dump() if limits is None else limits
+    limits = settings.plan.limits() if limits is None else limits
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         return plan_shards(cluster, shards, settings.workload(), **limits)

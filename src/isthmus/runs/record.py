@@ -111,3 +111,16 @@ def provenance(settings, hosts, mpi_library, model_size):
         "emulated": ["links"] if on_testbed() else [],
         "model_size": model_size,
     }
+
+
+def replanned_sentence(line):
+    """Return what a line of kind "replanned" tells: who changed, what moved, what that saves."""
+    why = "; ".join(f"rank {each['rank']} computes {each['after']:.4g} samples/s, not "
+                    f"{each['before']:.4g}" for each in line["changed"])
+    if not line["shards"]:
+        return f"{why}; moving shards would not pay"
+    saved = line["staying_seconds"] - line["predicted_seconds"]
+    return (f"{why}; {line['shards']} shards ({line['nbytes'] / 1e6:.2f} MB) moved in "
+            f"{line['moving_seconds']:.3f} s ({line['predicted_moving_seconds']:.3f} s predicted), "
+            f"to save {saved:.3g} s of the {line['staying_seconds']:.3g} s that are left; "
+            f"samples a rank now {', '.join(map(str, line['samples_of_rank']))}")

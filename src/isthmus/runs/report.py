@@ -6,6 +6,7 @@ from pathlib import Path
 from isthmus.errors import SettingsError
 from isthmus.files import write_text
 from isthmus.runs import pictures
+from isthmus.runs.record import replanned_sentence
 from isthmus.topology.cluster import Cluster
 
 TEMPLATE = Path(__file__).with_name("report.html")
@@ -94,6 +95,7 @@ def events(metrics):
     told = {"non_finite": lambda line: f"step {line['step']}: a gradient was not finite (ranks "
                                        f"{', '.join(map(str, line['ranks'])) or 'none alone'}); "
                                        f"{line['action']}",
+            "replanned": lambda line: f"step {line['step']}: {replanned_sentence(line)}",
             "resumed": lambda line: f"resumed after step {line['step']}"}
     return [told[line["kind"]](line) for line in metrics if line["kind"] in told]
 

@@ -105,7 +105,10 @@ class TrainingSettings(FrozenModel):
 
 
 class PlanSettings(FrozenModel):
-    """What the plan is for, and its limits: the keyword arguments of `plan_shards`."""
+    """What the plan is for, and its limits: the keyword arguments of `plan_shards`.
+
+    replan: measure how fast ranks are while the run goes on, and move shards between epochs.
+    """
 
     objective: Literal[tuple(OBJECTIVES)] = "makespan"
     alpha: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
@@ -116,6 +119,17 @@ class PlanSettings(FrozenModel):
     staged_epochs: Annotated[float, Field(ge=1)] | None = None
     then: tuple[Literal[tuple(TIE_BREAKS)], ...] = tuple(TIE_BREAKS)
     nodes: Count = NODES
+    replan: bool = False
+
+    @model_validator(mode="after")
+    def _plans_are_made_again_for_time_alone(self):
+        if self.replan and (self.objective != "makespan" or self.budget is not None):
+            raise ValueError('replan = true needs objective = "makespan" and no budget')
+        return self
+
+    def limits(self):
+        """Return the keyword arguments of `plan_shards`."""
+        return self.model_dump(exclude={"replan"})
 
 
 class OutputSettings(FrozenModel):

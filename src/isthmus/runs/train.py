@@ -9,19 +9,18 @@ from mpi4py import MPI
 from threadpoolctl import threadpool_limits
 
 from isthmus.collectives.allreduce import Allreduce
-from isthmus.collectives.counting import StageClock
 from isthmus.compression.dense import Dense
 from isthmus.errors import StoppedError
 from isthmus.runs.choosing import choose
 from isthmus.runs.preparation import hold_seconds, place_data, shared_settings, shared_tiers
-from isthmus.runs.record import RunFolder, provenance
+from isthmus.runs.rebalancing import Rebalancing
+from isthmus.runs.record import RunFolder, provenance, replanned_sentence
 from isthmus.runs.stopping import stopping_on
+from isthmus.runs.terms import TERMS, critical_terms
 from isthmus.testbed import on_testbed
 from isthmus.topology.agreement import broadcast_json, from_root, gather_json
 from isthmus.training.checkpoint import read_checkpoint, write_checkpoint
 from isthmus.training.synchronous import MEASURED, State, Training
-
-TERMS = ("compute", *StageClock.STAGES, "update")
 
 
 def train(comm, settings_path, tell, *, resume=None, cluster=None, name=None):
@@ -73,6 +72,7 @@ class Job:
         self.evaluation = (None, None)
         self.loss = None
         self.skipped = 0
+        self.rebalancing = Rebalancing(tiers, settings, plan, training)
         cluster = tiers.cluster
         self._leaders = None
         if settings.allreduce.algorithm == "hierarchical" and len(cluster.sites) > 1:
@@ -118,6 +118,8 @@ class Job:
                 self._report()
             if ends_epoch:
                 self._evaluate()
+            if ends_epoch and self.settings.plan.replan:
+                self._rebalance()
             stops = state.step < recipe.total_steps and stop.told(state.step)
             if stops or (recipe.checkpoint_every and state.step % recipe.checkpoint_every == 0):
                 self._report()
@@ -186,6 +188,7 @@ class Job:
         terms = critical_terms(of_rank, self._leaders)
         terms["wait"] = max(0.0, step_seconds - sum(terms.values()))
         self.measured.append(terms)
+        self.rebalancing.measure(of_rank)
         self.link_nbytes = int(of_rank["sent_link_nbytes"].sum())
         self.folder.note(
             "step", step=step, epoch=(step - 1) // self.training.recipe.steps,
@@ -199,6 +202,16 @@ class Job:
         self.tell(f"epoch {self.training.state.step // self.training.recipe.steps}: "
                   f"test loss {loss:.4f}, accuracy {accuracy:.4f}")
 
+    def _rebalance(self):
+        """Move shards if ranks have changed their pace and it pays; that takes time of the run."""
+        told = self.rebalancing.after_epoch()
+        if told:
+            self.seconds += told["moving_seconds"]
+            self._note("replanned", seconds=self.seconds, **told)
+            if self.leads:
+                self.folder.flush()
+            self.tell(f"step {self.training.state.step}: {replanned_sentence(told)}")
+
     def _identity(self):
         """Return what a run that resumes must share with the one that wrote the checkpoint."""
         table = self.settings.to_json()
@@ -211,13 +224,14 @@ class Job:
     def _write_checkpoint(self):
         path = self.path / "checkpoint.h5"
         write_checkpoint(path, self.tiers, self.training.state, self.training.allreduce,
-                         self._identity())
+                         self._identity(), self.rebalancing.to_json())
         self.tell(f"step {self.training.state.step}: checkpoint written")
 
     def _resume(self):
         state = self.training.state
-        read_checkpoint(self.path / "checkpoint.h5", self.tiers, state,
-                        self.training.allreduce, self._identity())
+        notes = read_checkpoint(self.path / "checkpoint.h5", self.tiers, state,
+                                self.training.allreduce, self._identity())
+        self.rebalancing.resume(notes)
         if self.leads:
             self._recall(self.folder.cut_back(state.step))
         self._note("resumed")
@@ -230,6 +244,8 @@ class Job:
                 self.seconds = line["seconds"]
                 self.loss = line["loss"]
                 self.measured.append(line["terms"])
+            elif line["kind"] == "replanned":
+                self.seconds = line["seconds"]
             elif line["kind"] == "evaluation":
                 self.evaluation = line["loss"], line["accuracy"]
 
@@ -263,23 +279,3 @@ class Job:
                        "measured_seconds": median[name]} for name in median],
             "step": {"predicted_seconds": self.plan.step_seconds,
                      "measured_seconds": self._median_step()}}
-
-
-def critical_terms(of_rank, leaders):
-    """Return the seconds of one step's terms, waiting for the slowest rank left out.
-
-    of_rank: what each rank measured, name -> float64[ranks]. Computing lasts as long as the slowest
-    rank's. The allreduce is charged from the moment the last rank arrives. Two leaders that exchange
-    their wires wait for each other: what one waits too long the other waits too little, and the
-    mean is the crossing. Elsewhere the rank that arrives last waits for none, so the least time is
-    the allreduce's. What the stages leave of it is the broadcast to the ranks behind the leaders.
-    """
-    charged = np.mean if leaders is not None and len(leaders) == 2 else np.min
-    speakers = slice(None) if leaders is None else leaders
-    terms = {"compute": of_rank["compute"].max()}
-    allreduce = charged(of_rank["allreduce"][speakers])
-    for stage in StageClock.STAGES[:-1]:
-        terms[stage] = charged(of_rank[stage][speakers])
-    terms["broadcast"] = max(0.0, allreduce - sum(terms[stage] for stage in StageClock.STAGES[:-1]))
-    terms["update"] = of_rank["update"].max()
-    return {name: float(seconds) for name, seconds in terms.items()}

@@ -11,11 +11,13 @@ class LocalSamples:
     """A rank's own samples in memory.
 
     arrays: name -> array with one row a sample, in the manifest's order; `samples` may be 0.
-    received_nbytes: bytes that came over MPI rather than from this rank's own disk.
+    received_nbytes: bytes that came over MPI rather than from this rank's own disk. shards: which they
+    are, in the order of the rows; manifest: of the set that they are from.
     """
 
-    def __init__(self, arrays, received_nbytes=0):
+    def __init__(self, arrays, received_nbytes=0, shards=(), manifest=None):
         self.arrays, self.received_nbytes = arrays, received_nbytes
+        self.shards, self.manifest = shards, manifest
         self.samples = len(next(iter(arrays.values())))
 
     @property

@@ -43,16 +43,18 @@ def scatter_shards(tiers, shards, plan, piece_nbytes=PIECE_NBYTES):
     manifest = Manifest.of(table, "manifest")
     together(world, lambda: _check_plan(manifest, shards, plan, world.size))
     mine = plan.shards_of_rank[world.rank]
-    arrays = together(world, lambda: _room_for(manifest, mine))
-    places = _places(manifest, mine, arrays)
+    arrays = together(world, lambda: room_for(manifest, mine))
+    places = places_of(manifest, mine, arrays)
     deliveries = [delivery for delivery in _deliveries(manifest, plan, sees)
                   if world.rank in (delivery.source, delivery.target)]
-    return together(world, lambda: _deliver(world, shards, manifest, deliveries, places, arrays,
-                                            piece_nbytes))
+    received = together(world, lambda: _deliver(world, shards, manifest, deliveries, places,
+                                                piece_nbytes))
+    return LocalSamples(arrays, received, tuple(mine), manifest)
 
 
-def _deliver(world, shards, manifest, deliveries, places, arrays, piece_nbytes):
-    """Carry out this rank's share of the deliveries, in the order that all ranks have in common.
+def _deliver(world, shards, manifest, deliveries, places, piece_nbytes):
+    """Carry out this rank's share of the deliveries, in the order that all ranks have in common;
+    return the bytes that came over MPI.
 
     A sender that meets a broken file says so to its receiver, and both go on with what comes next.
     """
@@ -71,7 +73,7 @@ def _deliver(world, shards, manifest, deliveries, places, arrays, piece_nbytes):
             problem = problem or caught
     if problem is not None:
         raise problem
-    return LocalSamples(arrays, received)
+    return received
 
 
 def _read_own(shards, delivery, place):
@@ -144,7 +146,7 @@ def _deliveries(manifest, plan, sees):
                 yield Delivery(shard, name, source, target)
 
 
-def _room_for(manifest, mine):
+def room_for(manifest, mine):
     """Return name -> empty array with a row for each sample of the shards `mine`."""
     rows = sum(manifest.shards[shard].samples for shard in mine)
     try:
@@ -155,7 +157,7 @@ def _room_for(manifest, mine):
                          "its site in the cluster file") from None
 
 
-def _places(manifest, mine, arrays):
+def places_of(manifest, mine, arrays):
     """Return (shard, name) -> the rows of `arrays` where that shard goes."""
     places, first = {}, 0
     for shard in mine:

@@ -8,15 +8,16 @@ from isthmus.errors import CheckpointError
 from isthmus.files import replacing
 from isthmus.topology.agreement import from_root, gather_json, together
 
-VERSION = 2
+VERSION = 3
 
 
-def write_checkpoint(path, tiers, state, allreduce, identity):
+def write_checkpoint(path, tiers, state, allreduce, identity, notes=None):
     """Write `state` and every rank's memory to `path`, from the job's rank 0. Collective.
 
     The memories of the leaders cross the links for this: float32[size] and the compressor's state a
     site and checkpoint.
     identity: JSON table of what a run that resumes from this must share with the one that wrote it.
+    notes: JSON table of what else it is given back.
     All random numbers follow from the seed (in `identity`), the step and the allreduce's count of
     calls: they are the random state and the data position.
     """
@@ -31,19 +32,20 @@ def write_checkpoint(path, tiers, state, allreduce, identity):
         elif world.rank == rank != home:
             world.Send(memory, home)
         memories[rank] = memory
-    together(world, lambda: _write(path, state, allreduce.calls, sent, memories, identity)
+    together(world, lambda: _write(path, state, allreduce.calls, sent, memories, identity, notes)
              if world.rank == home else None)
 
 
 def read_checkpoint(path, tiers, state, allreduce, identity):
     """Set `state` and `allreduce` to what the job's rank 0 finds in `path`. Collective.
 
-    CheckpointError on every rank if the file is missing, damaged or of a run unlike `identity`.
+    Returns the notes that were written. CheckpointError on every rank if the file is missing, damaged
+    or of a run unlike `identity`.
     """
     world, home = tiers.world, tiers.home
     found = {}
     memories = _entries_of_memories(world, allreduce)
-    step, calls, sent = from_root(
+    step, calls, sent, notes = from_root(
         world, lambda: _read(path, found, state, memories, identity), home)
     for name, array in (("parameters", state.parameters), ("momentum", state.momentum)):
         if world.rank == home:
@@ -58,6 +60,7 @@ def read_checkpoint(path, tiers, state, allreduce, identity):
             allreduce.memory[:] = found[f"memories/{rank}"]
     state.step, allreduce.calls = step, calls
     allreduce.sent_to_sites[:] = sent[world.rank]
+    return notes
 
 
 def _entries_of_memories(world, allreduce):
@@ -66,7 +69,7 @@ def _entries_of_memories(world, allreduce):
     return {rank: entries[rank] for rank in range(world.size) if entries[rank]}
 
 
-def _write(path, state, calls, sent, memories, identity):
+def _write(path, state, calls, sent, memories, identity, notes):
     import h5py
     with replacing(path) as partial, h5py.File(partial, "w") as file:
         file.attrs.update(version=VERSION, step=state.step, calls=calls, sent=json.dumps(sent),
@@ -76,6 +79,8 @@ def _write(path, state, calls, sent, memories, identity):
         for name, array in arrays.items():
             file.create_dataset(name, data=array, chunks=(max(1, min(array.size, 1 << 18)),),
                                 fletcher32=True)
+        text = np.frombuffer(json.dumps(notes or {}).encode(), np.uint8)
+        file.create_dataset("notes", data=text, chunks=(min(text.size, 1 << 20),), fletcher32=True)
 
 
 def _read(path, found, state, memories, identity):
@@ -97,7 +102,7 @@ def _read(path, found, state, memories, identity):
                                           f"has ({entries},); resume with the same model, sites and "
                                           "compressor")
             return [int(file.attrs["step"]), int(file.attrs["calls"]),
-                    json.loads(file.attrs["sent"])]
+                    json.loads(file.attrs["sent"]), json.loads(file["notes"][:].tobytes())]
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such checkpoint; set run.checkpoint_every, or start "
                               "without --resume") from None

@@ -164,6 +164,11 @@ class Training:
         loss, right, samples = everyone.sum(axis=0)
         return loss / samples, right / samples
 
+    def take(self, local):
+        """Go on with other samples, `local`, between two epochs. Collective."""
+        self.local = local
+        self.allreduce.reweigh(float(local.samples))
+
     def gather_rows(self):
         """Return float64[ranks, steps since the last call, MEASURED] at home, None elsewhere."""
         world, home = self.tiers.world, self.tiers.home
