@@ -56,7 +56,7 @@ def run(cluster, command, stdout=None, name=NAME):
 
 def rank_command(cluster, command, name=NAME):
     """Return the mpirun line: daemons through the agent, messages over the links alone."""
-    agent = shlex.join([sys.executable, "-m", "isthmus.testbed.ssh_agent", name])
+    agent = shlex.join([sys.executable, "-m", "isthmus.testbed.ssh_agent", f"testbed={name}"])
     line = [mpirun(),
             "--prtemca", "plm_ssh_agent", agent,
             "--prtemca", "plm_ssh_no_tree_spawn", "1",

@@ -1,6 +1,6 @@
 """Run a command on a host of the testbed as `ssh HOST COMMAND` would: mpirun starts its daemons with it.
 
-    python -m isthmus.testbed.ssh_agent TESTBED HOST COMMAND ...
+    python -m isthmus.testbed.ssh_agent testbed=NAME HOST COMMAND ...
 
 As with ssh, the words of COMMAND are joined and read by the shell of that host.
 """
@@ -14,8 +14,8 @@ from isthmus.testbed.state import read_state
 
 def main():
     """Become the command, in the host's namespace and under its name."""
-    name, host, *command = sys.argv[1:]
-    namespace = (read_state(name) or {"hosts": {}})["hosts"].get(host)
+    testbed, host, *command = sys.argv[1:]  # not NAME alone: mpirun loses an agent's words of one letter
+    namespace = (read_state(testbed.removeprefix("testbed=")) or {"hosts": {}})["hosts"].get(host)
     if namespace is None:
         sys.exit(f"isthmus: testbed: no site has a host {host!r}")
     line = inside(namespace, host, "sh", "-c", " ".join(command))
