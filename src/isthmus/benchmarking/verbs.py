@@ -18,7 +18,9 @@ Smallest = Annotated[int, typer.Option(
     min=4, metavar="NBYTES", help="The least size; then 4 times it, and so on ...")]
 Largest = Annotated[int, typer.Option(min=4, metavar="NBYTES", help="... and at last the largest.")]
 Repetitions = Annotated[int, typer.Option(
-    min=2, help="Of each result at most; those that are slow take fewer.")]
+    min=2, help="Of each result at most; see --seconds.")]
+Seconds = Annotated[float, typer.Option(
+    min=0.01, help="For the repetitions of each result, or as long as 2 of them take.")]
 Output = Annotated[Path, typer.Option(
     "--output", "-o", metavar="FOLDER", help="Where results go; those of the same verb are replaced.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
@@ -47,14 +49,14 @@ def collectives(
             help="On the links, as in top_k:ratio=0.05; may be given more than once. Without it, "
                  "none and int8.")] = None,
         smallest: Smallest = 4, largest: Largest = 100_000_000, repetitions: Repetitions = 20,
-        output: Output = FOLDER, as_json: AsJson = False):
+        seconds: Seconds = 1.0, output: Output = FOLDER, as_json: AsJson = False):
     """Time allreduces by size, algorithm and compressor (under mpirun)."""
     from isthmus.benchmarking.bench import run_collectives
     from isthmus.benchmarking.options import CollectivesOptions
     chosen = {"compressors": tuple(compressor)} if compressor else {}
     options = _checked(CollectivesOptions, algorithms=tuple(algorithm or ()), links=links,
                        smallest_nbytes=smallest, largest_nbytes=largest, repetitions=repetitions,
-                       **chosen)
+                       seconds=seconds, **chosen)
     _answer(context.obj, as_json, run_collectives(context.obj.world(), cluster, options, output,
                                                   context.obj.tell))
 
@@ -82,12 +84,12 @@ def links(
         cluster: ClusterFile,
         links: Links = "real",
         smallest: Smallest = 4, largest: Largest = 4_000_000, repetitions: Repetitions = 20,
-        output: Output = FOLDER, as_json: AsJson = False):
+        seconds: Seconds = 0.5, output: Output = FOLDER, as_json: AsJson = False):
     """Time ping-pong and streams between sites and inside them (under mpirun)."""
     from isthmus.benchmarking.bench import run_links
     from isthmus.benchmarking.options import LinksOptions
     options = _checked(LinksOptions, links=links, smallest_nbytes=smallest, largest_nbytes=largest,
-                       repetitions=repetitions)
+                       repetitions=repetitions, seconds=seconds)
     _answer(context.obj, as_json, run_links(context.obj.world(), cluster, options, output,
                                             context.obj.tell))
 
