@@ -331,7 +331,8 @@ def stop(monkeypatch, rank):
 
 @pytest.mark.ranks(3)
 @pytest.mark.parametrize(("act", "code", "words"), [
-    (explode, 7, ["rank   ranks 0-2 (", "step   2, phase update", "cause  NonFiniteError at",
+    (explode, 7, ["rank   rank 0 (site site0, ", "), ranks 1-2 (site site1, ",
+                  "step   2, phase update", "cause  NonFiniteError at",
                   "job    ended on all ranks; it has written no checkpoint",
                   "to do  ", "more   docs/errors/7.md, and the traceback in "]),
     (flip, 11, ["rank   rank 2 (site site1, tier edge, host ", "step   40, phase end", "step 30, is ",

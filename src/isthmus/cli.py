@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 import sys
+import time
 import traceback
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +14,7 @@ import typer
 from rich.console import Console
 
 from isthmus.benchmarking.verbs import Surroundings, bench
-from isthmus.runs.failures import failure_of, last_words
+from isthmus.runs.failures import failure_of, last_words, told_by_another
 from isthmus.runs.verbs import status, submit
 from isthmus.testbed.verbs import testbed
 
@@ -230,6 +231,12 @@ def world():
     return MPI.COMM_WORLD
 
 
+def world_if_there():
+    """Return COMM_WORLD, or None where MPI was not started: ending is no reason to start it."""
+    MPI = sys.modules.get("mpi4py.MPI")  # noqa: N806
+    return MPI and MPI.COMM_WORLD
+
+
 def main():
     """Run a verb; every error becomes one line, printed once, and a numbered exit code."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -246,12 +253,15 @@ def main():
         code, together = 130, False
     except KeyboardInterrupt:
         code, together = 130, False
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if told_by_another(world_if_there()):
+            signal.raise_signal(signal.SIGTERM)  # mpirun ends all ranks because one of them has failed
         say(["isthmus: interrupted; a run with checkpoints goes on with `isthmus train RUN.toml "
              "--resume FOLDER`"] * speaks())
     except Exception as problem:
-        MPI = sys.modules.get("mpi4py.MPI")  # noqa: N806
         code, together = failure_of(problem)["code"], getattr(problem, "everywhere", False)
-        say(last_words(problem, MPI and MPI.COMM_WORLD, speaks()))
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        say(last_words(problem, world_if_there(), speaks()))
     end(code, together)
 
 
@@ -265,12 +275,13 @@ def say(lines):
 
 def end(code, together):
     """Leave with `code`; one rank that fails alone takes the others with it."""
-    MPI = sys.modules.get("mpi4py.MPI")  # noqa: N806
-    if MPI is None and not speaks():
+    comm = world_if_there()
+    if comm is None and not speaks():
         code = 0  # a code here would have mpirun end rank 0 before it has told what is wrong
-    if code and not together and MPI is not None and MPI.COMM_WORLD.size > 1:
+    if code and not together and comm is not None and comm.size > 1:
         sys.stderr.flush()
-        MPI.COMM_WORLD.Abort(code)
+        time.sleep(0.1)  # what is said on standard error comes before mpirun's own words
+        comm.Abort(code)
     sys.exit(code)
 
 

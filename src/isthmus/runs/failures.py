@@ -98,6 +98,14 @@ def failures_of_all(comm, mine, rank, seconds=SECONDS_FOR_OTHERS):
     return dict(sorted(told.values(), key=lambda each: each[0])) if min(told) == comm.rank else None
 
 
+def told_by_another(comm):
+    """Return whether another rank has failed, and tells it."""
+    if comm is None or comm.size == 1:
+        return False
+    from mpi4py import MPI
+    return comm.Iprobe(MPI.ANY_SOURCE, TAG)
+
+
 def failure_lines(failure_of_rank, place=None, named=True):
     """Return the lines to print: a block for each different failure, with the ranks that have it.
 
