@@ -101,6 +101,9 @@ def test_the_tutorial_goes_from_data_to_a_job(comm, desk, capsys):
             printed = "".join(run_isthmus(words, comm, capsys) for words in commands(block))
             if comm.rank == 0:
                 expect(block, printed)
+    report = (desk / "runs/first/report.html").read_text()
+    for title in re.findall(r"^\d\. \*\*(.*)\.\*\*", (ROOT / "docs/tutorial.md").read_text(), re.M):
+        assert f"<h2>{title}</h2>" in report
 
 
 def run_isthmus(words, comm, capsys):
@@ -172,21 +175,28 @@ def anchors(text):
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
-@each_page
-def test_every_link_leads_somewhere(page):
+def links(page):
+    """Yield (page or file, anchor) for each link of a page to one of the repository."""
     for target in re.findall(r"\]\(([^)\s]+)\)", FENCED.sub("", page.read_text())):
         if not target.startswith("https:"):
             path, _, anchor = target.partition("#")
-            other = page.parent / path if path else page
-            assert other.exists(), target
-            assert not anchor or anchor in anchors(other.read_text()), target
+            yield (page.parent / path).resolve() if path else page, anchor
 
 
-def test_every_page_is_in_the_index():
-    index = (ROOT / "docs/index.md").read_text()
-    for page in DOCS:
-        if page.name != "index.md":
-            assert f"]({page.relative_to(ROOT / 'docs')})" in index, page
+@each_page
+def test_every_link_leads_somewhere(page):
+    for other, anchor in links(page):
+        assert other.exists(), other
+        assert not anchor or anchor in anchors(other.read_text()), (other, anchor)
+
+
+def test_every_page_is_reached_from_the_index():
+    seen, todo = set(), [ROOT / "docs/index.md"]
+    while todo:
+        page = todo.pop()
+        seen.add(page)
+        todo += {other for other, _ in links(page) if other.suffix == ".md"} - seen
+    assert set(PAGES) <= seen
 
 
 def sections(page):
