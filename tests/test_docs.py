@@ -70,18 +70,18 @@ def run_python(block, names):
 
 
 @pytest.fixture
-def desk(shared_folder, monkeypatch):
+def desk(shared_folder):
     """An empty folder to work in, from which the repository's own files are seen."""
     with contextlib.suppress(FileExistsError):
         (shared_folder / "experiments").symlink_to(ROOT / "experiments")
-    monkeypatch.chdir(shared_folder)
-    monkeypatch.syspath_prepend(str(shared_folder))
     return shared_folder
 
 
 @pytest.mark.parametrize("page", [page for page in DOCS if page.name != "tutorial.md"],
                          ids=lambda page: page.stem)
-def test_what_python_prints_is_what_the_page_says(page, desk):
+def test_what_python_prints_is_what_the_page_says(page, desk, monkeypatch):
+    monkeypatch.chdir(desk)
+    monkeypatch.syspath_prepend(str(desk))
     names = {"__name__": page.stem}
     for block in blocks(page):
         if block.word.endswith(".py"):
@@ -91,7 +91,8 @@ def test_what_python_prints_is_what_the_page_says(page, desk):
 
 
 @pytest.mark.ranks(4)
-def test_the_tutorial_goes_from_data_to_a_job(comm, desk, capsys):
+def test_the_tutorial_goes_from_data_to_a_job(comm, desk, monkeypatch, capsys):
+    monkeypatch.chdir(desk)
     names = {"__name__": "tutorial"}
     for block in blocks(ROOT / "docs/tutorial.md"):
         if comm.rank == 0 and block.language == "toml":
