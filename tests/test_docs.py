@@ -91,6 +91,7 @@ def test_what_python_prints_is_what_the_page_says(page, desk, monkeypatch):
 
 
 @pytest.mark.ranks(4)
+@pytest.mark.slow
 def test_the_tutorial_goes_from_data_to_a_job(comm, desk, monkeypatch, capsys):
     monkeypatch.chdir(desk)
     names = {"__name__": "tutorial"}
@@ -123,6 +124,7 @@ def run_isthmus(words, comm, capsys):
     return "".join(capsys.readouterr())
 
 
+@pytest.mark.slow
 def test_a_new_compressor_takes_what_the_page_says_and_no_more(tmp_path):
     """The page's files and changes in a copy of the sources, under the library's own tests."""
     for folder, place in (("src", "src"), ("tests", "tests"), ("kernels", "src/isthmus/kernels")):
