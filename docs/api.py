@@ -10,5 +10,6 @@ import mpi4py
 import pdoc
 
 mpi4py.rc.initialize = False
-pdoc.render.configure(docformat="markdown", show_source=False, footer_text="isthmus")
+pdoc.render.configure(docformat="markdown", show_source=False, footer_text="isthmus",
+                      template_directory=Path(__file__).with_name("api_style"))
 pdoc.pdoc("isthmus", output_directory=Path(sys.argv[1] if len(sys.argv) > 1 else "build/api"))
