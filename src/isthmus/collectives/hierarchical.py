@@ -172,6 +172,7 @@ class Hierarchical:
         self.clock.lap("encode")
         for peer in self.peers:
             chunk.sent += sending(self.leaders, wire, peer)
+        self.clock.lap("links")
 
     @property
     def _adds_up(self):
