@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 import tomli_w
 from clusters import cluster_of
+from test_report import write_run
 
 import isthmus
 from isthmus.errors import SettingsError, StoppedError
 from isthmus.runs import timeline as timelines
+from isthmus.runs.report import write_report
 from isthmus.runs.timeline import timeline
 from isthmus.shards.batches import LocalSamples
 from isthmus.topology.clocks import clock_offsets
@@ -32,8 +34,11 @@ WAYS = (("hierarchical", isthmus.Int8(64), 1, True), ("hierarchical", isthmus.In
         ("recursive", None, 1, False), ("mpi", None, 1, False))
 
 
-def traced_run(comm, folder, sites, algorithm, compressor, buckets, paced, chunk_nbytes=200):
-    """Train for some steps and write their trace; return it, measured steps, and bytes, on rank 0."""
+def traced_run(comm, folder, sites, algorithm, compressor, buckets, paced, chunk_nbytes=200, slow=0.01):
+    """Train for some steps and write their trace; return it, measured steps, and bytes, on rank 0.
+
+    slow: seconds that rank 3 computes; the others compute for 0.004.
+    """
     from isthmus.runs.trace import Trace  # it needs MPI, which the process that starts ranks must not
     from isthmus.topology.agreement import gather_json
     from isthmus.training.synchronous import MEASURED, State, Training
@@ -47,7 +52,7 @@ def traced_run(comm, folder, sites, algorithm, compressor, buckets, paced, chunk
             trace.tiers, MODEL.size, algorithm, compressor, chunk_nbytes=chunk_nbytes,
             buckets=bucket_slices(MODEL.tensor_slices, buckets))
         training = Training(trace.tiers, MODEL, local, allreduce, RECIPE, State.initial(MODEL, 7),
-                            hold_seconds=lambda samples: 0.004 + 0.004 * (tiers.world.rank == 3))
+                            hold_seconds=lambda samples: slow if tiers.world.rank == 3 else 0.004)
         with trace.written_to(folder):
             for _ in training.steps():
                 pass
@@ -99,7 +104,7 @@ def test_a_trace_tells_each_step_of_each_rank_once(
 
 @pytest.mark.ranks(4)
 def test_a_wire_takes_its_time_on_the_common_clock(comm, shared_folder):
-    made = traced_run(comm, shared_folder, (2, 2), "hierarchical", isthmus.Int8(64), 1, paced=True)
+    made = traced_run(comm, shared_folder, (2, 2), "hierarchical", isthmus.Int8(64), 1, True, slow=0.05)
     if comm.rank:
         return
     trace, _, counted = made
@@ -117,8 +122,8 @@ def test_a_wire_takes_its_time_on_the_common_clock(comm, shared_folder):
                    if event["tid"] == tid) == counted[rank]["link"]
     waited = {rank: sum(event["dur"] for event in events if event["name"] == "wait")
               for rank, events in spans_of(trace).items()}
-    # The last rank computes 4 ms longer than the others. All others wait for it and it for none.
-    assert waited[0] > 0.7 * RECIPE.total_steps * 4000
+    # The last rank computes 46 ms longer than the others, and they wait for it.
+    assert waited[0] > 0.2 * RECIPE.total_steps * 46_000
     assert min(waited[0], waited[1], waited[2]) > waited[3]
 
 
@@ -168,7 +173,7 @@ def test_a_clock_that_is_behind_is_found_to_half_a_round_trip(comm):
 
 
 @pytest.mark.ranks(3)
-def test_a_run_leaves_a_trace_where_that_is_asked_for_and_its_report_draws_it(comm, shared_folder):
+def test_a_run_leaves_a_trace_where_that_is_asked_for(comm, shared_folder):
     from isthmus.runs.train import train
     write_lab(comm, shared_folder)
     for wanted in (False, True):
@@ -176,10 +181,7 @@ def test_a_run_leaves_a_trace_where_that_is_asked_for_and_its_report_draws_it(co
         folder = shared_folder / "runs" / summary["folder"]
         assert (folder / "trace.json").exists() == wanted
         assert not list(folder.glob("*.partial"))
-        if comm.rank == 0:
-            from isthmus.runs.report import write_report
-            assert ('id="timeline"' in write_report(folder).read_text()) == wanted
-        comm.Barrier()
+        assert bool(timeline(folder, isthmus.Cluster.from_toml(folder / "cluster.toml"))) == wanted
 
 
 @pytest.mark.ranks(3)
@@ -283,6 +285,13 @@ def test_a_timeline_shows_steps_that_are_as_long_as_most(tmp_path):
     places = [int(re.search(rf'y="(\d+)">{name}', text)[1]) for name in (
         "site0 · rank 1", "site0 · rank 0", "↓", "site1 · rank 2", "site1 · rank 3")]
     assert places == sorted(places)
+
+
+def test_the_report_shows_the_timeline_where_there_is_one(tmp_path):
+    folder = write_run(tmp_path)
+    assert "timeline" not in write_report(folder).read_text()
+    write_long_trace(folder, ranks=(2, 1), pieces=7)
+    assert write_report(folder).read_text().count('<section id="timeline">') == 1
 
 
 def test_a_timeline_of_many_pieces_and_ranks_stays_small(tmp_path):
