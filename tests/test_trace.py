@@ -21,7 +21,7 @@ from isthmus.runs.report import write_report
 from isthmus.runs.timeline import timeline
 from isthmus.shards.batches import LocalSamples
 from isthmus.topology.clocks import clock_offsets
-from isthmus.topology.tracing import COLUMNS, SPANS, Recorder
+from isthmus.topology.tracing import SENT, SPANS, Recorder
 from isthmus.training.models import Perceptron
 from isthmus.training.recipe import Recipe
 from isthmus.vectors import bucket_slices
@@ -150,9 +150,10 @@ def test_no_message_is_received_before_it_is_sent(
     assert bool(received) == (algorithm != "mpi")
     for message in received:
         error = errors[message.source] + errors[message.target]
-        assert message.sent <= message.received + error
-        assert message.wanted <= message.received
-    sent = sum((rows[:, trace_events.KIND] == len(SPANS)).sum() for rows in rows_of_rank)
+        assert message.sent <= message.receiving[1] + error
+        assert message.sent <= message.sending[1]
+        assert message.expected <= message.receiving[1]
+    sent = sum((rows[:, trace_events.KIND] == SENT).sum() for rows in rows_of_rank)
     assert len(received) == (sent if algorithm != "mpi" else 0)
 
 
@@ -225,29 +226,38 @@ def test_a_recorder_keeps_whole_steps_the_last_ones_and_at_least_one():
         recorder.begin_step()
         for place in range(spans - 1):
             recorder.span("reduce", place, place + 1)
-        recorder.received(recorder.expected(3, 100, 1), 7, 8)
+        recorder.waited(recorder.message(SENT, 3, 100, 1), 7, 8)
         recorder.end_step(number)
         assert len(recorder.steps[-1][1]) == spans
         assert [kept for kept, _ in recorder.steps] == {
             1: [1], 2: [1, 2], 3: [2, 3], 4: [4], 5: [5], 6: [6]}[number]
-    assert recorder.steps[-1][1].tolist() == [[1, 0, 1, -1, 0, 0], [len(SPANS) + 1, 7, 8, 3, 100, 1]]
+    (span, message) = recorder.steps[-1][1]
+    assert span.tolist() == [1, 0, 0, 1, -1, 0, 0]
+    assert message[[0, 2, 3, 4, 5, 6]].tolist() == [SENT, 7, 8, 3, 100, 1]
 
 
-def row(kind, start, end, peer=-1, nbytes=0):
-    kind = (*SPANS, "sent", "received").index(kind)
-    return [1, *(dict(zip(COLUMNS, (kind, start, end, peer, nbytes, 0)))[name] for name in COLUMNS)]
+def row(kind, at, start, end, peer=-1, nbytes=0, step=1):
+    return [step, (*SPANS, "sent", "received").index(kind), at, start, end, peer, nbytes, 0]
 
 
 def test_waiting_is_cut_out_of_spans_and_bytes_are_where_they_were_sent():
-    from isthmus.runs.trace_events import messages, spans
-    rows = np.array([row("compute", 0, 10), row("received", 12, 20, 1, 8), row("sent", 14, 14, 2, 5),
-                     row("reduce", 10, 21), row("sent", 22, 22, 1, 7), row("links", 23, 30)], float)
-    theirs = np.array([row("sent", 18, 18, 0, 8)], float)
-    (message,) = messages([rows, theirs])
-    assert message == (1, 1, 0, 8, 12, 18, 20)
-    assert [span[1:] for span in spans(rows, [(12, 18)], 0, (0, 0, 1))] == [
-        ("compute", 0, 10, 0, 0), ("reduce", 10, 12, 0, 0), ("wait", 12, 18, 0, 5),
-        ("reduce", 18, 21, 0, 0), ("links", 23, 30, 7, 0)]
+    """Rank 0 waits for what rank 1 sends late, then for rank 1 to take what it sends itself."""
+    from isthmus.runs.trace_events import messages, spans, trace_events
+    rows = np.array([row("compute", 0, 1, 10), row("received", 11, 12, 20, 1, 8),
+                     row("sent", 14, np.nan, np.nan, 2, 5), row("reduce", 0, 10, 21),
+                     row("sent", 22, 24, 29, 1, 7), row("links", 0, 23, 30)])
+    theirs = np.array([row("sent", 18, 18, 19, 0, 8), row("received", 27, 27, 28, 0, 7),
+                       row("compute", 0, 1, 30)])
+    assert [message[1:] for message in messages([rows, theirs])] == [
+        (1, 0, 8, 18, 11, (18, 19), (12, 20)), (0, 1, 7, 22, 27, (24, 29), (27, 28))]
+    assert [span[1:] for span in spans(rows, [(12, 18), (24, 27)], 0, (0, 0, 1))] == [
+        ("compute", 1, 10, 0, 0), ("reduce", 10, 12, 0, 0), ("wait", 12, 18, 0, 5),
+        ("reduce", 18, 21, 0, 0), ("links", 23, 24, 7, 0), ("wait", 24, 27, 0, 0),
+        ("links", 27, 30, 0, 0)]
+    cluster = isthmus.Cluster(cluster_of(2, 1))
+    for error, expected in ((0, [(12, 6), (24, 3)]), (5, [(12, 6)])):  # as far as the clocks can tell
+        assert [(event["ts"] / 1e6 + 1, event["dur"] / 1e6) for event in trace_events(
+            cluster, [rows, theirs, theirs[2:]], [0, error, 0]) if event["name"] == "wait"] == expected
 
 
 def write_long_trace(folder, steps=30, ranks=(2, 2), pieces=400, name="site0"):
@@ -263,14 +273,15 @@ def write_long_trace(folder, steps=30, ranks=(2, 2), pieces=400, name="site0"):
         for rank, rows in enumerate(rows_of_rank):
             for number in range(pieces):
                 first = clock + number * each
-                rows.append([step, *row(SPANS[number % 7], first, first + each)[1:]])
+                rows.append(row(SPANS[number % 7], 0, first, first + each, step=step))
                 if rank in (0, ranks[0]):
                     peer = ranks[0] - rank
-                    rows.append([step, *row("sent", first, first, peer, 1000)[1:]])
-                    rows.append([step, *row("received", first, first + 0.9 * each, peer, 1000)[1:]])
+                    end = first + 0.9 * each
+                    rows.append(row("sent", first, 0, 0, peer, 1000, step))
+                    rows.append(row("received", first, first, end, peer, 1000, step))
         clock += pieces * each
     cluster = isthmus.Cluster(table)
-    write_trace(folder / "trace.json", cluster, [np.array(rows).reshape(-1, 7) for rows in rows_of_rank],
+    write_trace(folder / "trace.json", cluster, [np.array(rows).reshape(-1, 8) for rows in rows_of_rank],
                 np.full((2, sum(ranks), 2), 3e-6))
     return cluster
 

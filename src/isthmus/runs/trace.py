@@ -8,7 +8,7 @@ import numpy as np
 from mpi4py import MPI
 
 from isthmus.errors import IsthmusError
-from isthmus.runs.trace_events import END, ROW, START, write_trace
+from isthmus.runs.trace_events import AT, END, ROW, START, write_trace
 from isthmus.topology.agreement import from_root
 from isthmus.topology.clocks import clock_offsets
 from isthmus.topology.tracing import Recorder
@@ -63,7 +63,7 @@ class Trace:
             np.column_stack([np.full(len(rows), number), rows])
             for number, rows in steps if number >= first)])
         moments, ahead = zip(*((moment, offsets[world.rank, 0]) for moment, offsets in self.comparisons))
-        for column in (START, END):
+        for column in (AT, START, END):
             own[:, column] -= np.interp(own[:, column], moments, ahead)
         counts = np.empty(world.size, np.int64)
         world.Allgather(np.array([len(own)]), counts)

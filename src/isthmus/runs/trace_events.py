@@ -1,7 +1,8 @@
 """What ranks noted as Chrome's trace events, which Perfetto opens: a process a site, a thread a rank.
 
-Spans of one rank do not overlap. "wait" is waiting for a message that its sender had not yet sent. A
-span's bytes are those of the messages that were handed to MPI in it. Arrows are messages between sites.
+Spans of one rank do not overlap. "wait" is waiting for a rank that has not sent a message yet, or does
+not take one yet. A span's bytes are those of the messages that were handed to MPI in it. Arrows are
+messages between sites.
 """
 
 import json
@@ -12,19 +13,24 @@ from isthmus.files import replacing
 from isthmus.topology.tracing import COLUMNS, RECEIVED, SENT, SPANS
 
 ROW = ("step", *COLUMNS)
-STEP, KIND, START, END, PEER, NBYTES, TAG = range(len(ROW))
+STEP, KIND, AT, START, END, PEER, NBYTES, TAG = range(len(ROW))
 
 
 class Message(NamedTuple):
-    """A message that a rank received; `wanted`: when the rank began to do nothing but wait for it."""
+    """A message from one rank to another.
+
+    sent, expected: when its source handed it to MPI, and its target a place for it. sending, receiving:
+    (start, end) of each of them doing nothing but wait for it; the target has it at the latter's end.
+    """
 
     step: int
     source: int
     target: int
     nbytes: int
-    wanted: float
     sent: float
-    received: float
+    expected: float
+    sending: tuple[float, float]
+    receiving: tuple[float, float]
 
 
 class Span(NamedTuple):
@@ -61,46 +67,49 @@ def write_trace(path, cluster, rows_of_rank, offsets):
 def trace_events(cluster, rows_of_rank, errors):
     """Yield the events as dicts; errors: seconds, of each rank's clock."""
     yield from _names(cluster)
-    sites, received = cluster.site_of_rank, messages(rows_of_rank)
-    origin = min((rows[:, START].min() for rows in rows_of_rank if len(rows)), default=0.0)
+    sites, exchanged = cluster.site_of_rank, messages(rows_of_rank)
+    origin = min((rows[rows[:, KIND] < SENT, START].min() for rows in rows_of_rank if len(rows)),
+                 default=0.0)
 
     def event(kind, name, rank, moment, **more):
         return {"ph": kind, "name": name, "cat": "step", "pid": _process(cluster, sites[rank]),
                 "tid": rank + 1, "ts": round(1e6 * (moment - origin), 3), **more}
 
-    waits = _waits(received, errors)
+    waits = _waits(exchanged, errors)
     for rank, rows in enumerate(rows_of_rank):
         for span in spans(rows, waits[rank], rank, sites):
             sent = {name: getattr(span, name) for name in ("site_nbytes", "link_nbytes")
                     if getattr(span, name)}
             yield event("X", span.name, rank, span.start, dur=round(1e6 * (span.end - span.start), 3),
                         args={"step": span.step, **sent})
-    for number, message in enumerate(received):
+    for number, message in enumerate(exchanged):
         if sites[message.source] != sites[message.target]:
             told = {"id": number, "args": {"step": message.step, "nbytes": message.nbytes}}
             yield event("s", "wire", message.source, message.sent, **told)
-            yield event("f", "wire", message.target, message.received, bp="e", **told)
+            yield event("f", "wire", message.target, message.receiving[1], bp="e", **told)
 
 
 def messages(rows_of_rank):
-    """Return the Messages that ranks received from one another.
+    """Return the Messages between ranks.
 
     Those between two ranks that have one tag are received in the order in which they are sent.
     """
-    sent = defaultdict(deque)
+    sent, found = defaultdict(deque), []
     for source, rows in enumerate(rows_of_rank):
-        for row in rows[rows[:, KIND] == SENT].tolist():
-            sent[row[STEP], source, row[PEER], row[TAG]].append(row[START])
-    return [Message(int(row[STEP]), int(row[PEER]), target, int(row[NBYTES]), row[START],
-                    sent[row[STEP], row[PEER], target, row[TAG]].popleft(), row[END])
-            for target, rows in enumerate(rows_of_rank)
-            for row in rows[rows[:, KIND] == RECEIVED].tolist()]
+        for step, _, at, start, end, target, _, tag in rows[rows[:, KIND] == SENT].tolist():
+            sent[step, source, target, tag].append((at, (start, end)))
+    for target, rows in enumerate(rows_of_rank):
+        for step, _, at, start, end, source, nbytes, tag in rows[rows[:, KIND] == RECEIVED].tolist():
+            sent_at, sending = sent[step, source, target, tag].popleft()
+            found.append(Message(int(step), int(source), target, int(nbytes), sent_at, at, sending,
+                                 (start, end)))
+    return found
 
 
 def spans(rows, waits, rank, site_of_rank):
     """Return the Spans of one rank in order, with `waits`, pairs of seconds in order, cut out."""
     found, waits = [], deque(waits)
-    for step, kind, start, end, *_ in rows[rows[:, KIND] < SENT].tolist():
+    for step, kind, _, start, end, *_ in rows[rows[:, KIND] < SENT].tolist():
         pieces = []
         while waits and waits[0][0] < end:
             first, last = waits.popleft()
@@ -110,7 +119,7 @@ def spans(rows, waits, rank, site_of_rank):
         pieces.append((SPANS[int(kind)], start, end))
         found += [Span(int(step), *piece) for piece in pieces if piece[2] > piece[1]]
     place = 0
-    for _, _, moment, _, peer, nbytes, _ in rows[rows[:, KIND] == SENT].tolist():
+    for _, _, moment, _, _, peer, nbytes, _ in rows[rows[:, KIND] == SENT].tolist():
         while found[place].end < moment:
             place += 1
         # MPI's own allreduce does not tell to whom it sends: to other sites, if there are any.
@@ -120,12 +129,15 @@ def spans(rows, waits, rank, site_of_rank):
     return found
 
 
-def _waits(received, errors):
-    """Return rank -> when it waited for what had not been sent, as far as the clocks can tell."""
+def _waits(exchanged, errors):
+    """Return rank -> when it waited for another that was not ready, as far as the clocks can tell."""
     waits = defaultdict(list)
-    for message in received:
-        if message.sent - message.wanted > errors[message.source] + errors[message.target]:
-            waits[message.target].append((message.wanted, min(message.sent, message.received)))
+    for message in exchanged:
+        error = errors[message.source] + errors[message.target]
+        for rank, (start, end), ready in ((message.source, message.sending, message.expected),
+                                          (message.target, message.receiving, message.sent)):
+            if ready - start > error:
+                waits[rank].append((start, min(ready, end)))
     return defaultdict(list, {rank: sorted(pairs) for rank, pairs in waits.items()})
 
 

@@ -4,6 +4,7 @@ A communicator that notes its messages stands where the communicator stood; wher
 there is none, and nothing is noted.
 """
 
+import math
 import struct
 import time
 from collections import deque
@@ -14,10 +15,10 @@ SPANS = ("compute", "reduce", "encode", "links", "decode", "broadcast", "update"
 SENT, RECEIVED = len(SPANS), len(SPANS) + 1
 """Kinds of rows: numbers of SPANS, and messages."""
 
-COLUMNS = ("kind", "start", "end", "peer", "nbytes", "tag")
-"""Of a row, float64. start, end: seconds on `time.perf_counter`; of a message that is received, from
-when the rank did nothing but wait for it until it had it; of one that is sent, when it was handed to
-MPI. peer: cluster rank, -1 where MPI does not tell."""
+COLUMNS = ("kind", "at", "start", "end", "peer", "nbytes", "tag")
+"""Of a row, float64; times are seconds on `time.perf_counter`. at: when a message was handed to MPI, or
+a place for it was. start, end: of a span, or of doing nothing but wait until the message was gone, or
+was there; NaN where nobody waited. peer: cluster rank, -1 where MPI does not tell."""
 
 _ROW = struct.Struct(f"{len(COLUMNS)}d")
 _NUMBER = {name: number for number, name in enumerate(SPANS)}
@@ -50,22 +51,18 @@ class Recorder:
 
     def span(self, name, start, end):
         """Note that this rank did `name`, one of SPANS, from `start` to `end`."""
-        self._write(self._next(), _NUMBER[name], start, end, -1, 0, 0)
+        self._write(self._next(), _NUMBER[name], 0.0, start, end, -1, 0, 0)
 
-    def sent(self, moment, peer, nbytes, tag=0):
-        """Note a message that was handed to MPI."""
-        self._write(self._next(), SENT, moment, moment, peer, nbytes, tag)
-
-    def expected(self, peer, nbytes, tag):
-        """Note a message that may come from now on; return what `received` is to be told of it."""
-        row = self._next(), RECEIVED, peer, nbytes, tag
-        self._write(row[0], RECEIVED, 0.0, 0.0, peer, nbytes, tag)
+    def message(self, kind, peer, nbytes, tag=0):
+        """Note a message that may go or come from now on; return what `waited` is to be told of it."""
+        row = self._next(), kind, time.perf_counter(), peer, nbytes, tag
+        self.waited(row, math.nan, math.nan)
         return row
 
-    def received(self, row, start, end):
-        """Note that this rank has the message `row`, for which it waited from `start` to `end`."""
-        place, kind, *message = row
-        self._write(place, kind, start, end, *message)
+    def waited(self, row, start, end):
+        """Note that this rank waited for the message `row` from `start` to `end`."""
+        place, kind, at, *message = row
+        self._write(place, kind, at, start, end, *message)
 
     def _next(self):
         place = self._count * _ROW.size
@@ -92,12 +89,12 @@ class TracedComm:
         return getattr(self.comm, name)
 
     def Isend(self, buffer, dest, tag=0):  # noqa: N802
-        self.recorder.sent(time.perf_counter(), self.rank_of_peer[dest], buffer.nbytes, tag)
-        return self.comm.Isend(buffer, dest, tag)
+        row = self.recorder.message(SENT, self.rank_of_peer[dest], buffer.nbytes, tag)
+        return _Noted(self.recorder, row, self.comm.Isend(buffer, dest, tag))
 
     def Irecv(self, buffer, source, tag=0):  # noqa: N802
-        row = self.recorder.expected(self.rank_of_peer[source], buffer.nbytes, tag)
-        return _Expected(self.recorder, row, self.comm.Irecv(buffer, source, tag))
+        row = self.recorder.message(RECEIVED, self.rank_of_peer[source], buffer.nbytes, tag)
+        return _Noted(self.recorder, row, self.comm.Irecv(buffer, source, tag))
 
     def Send(self, buffer, dest, tag=0):  # noqa: N802
         self.Isend(buffer, dest, tag).Wait()
@@ -108,11 +105,13 @@ class TracedComm:
     def Allreduce(self, sent, total, *operation):  # noqa: N802
         """Pass on MPI's own, which does not tell to whom it sends."""
         if self.size > 1:
-            self.recorder.sent(time.perf_counter(), -1, total.nbytes)
+            self.recorder.message(SENT, -1, total.nbytes)
         self.comm.Allreduce(sent, total, *operation)
 
 
-class _Expected:
+class _Noted:
+    """A request; the first time that it is found done is noted."""
+
     def __init__(self, recorder, row, request):
         self.recorder, self.row, self.request = recorder, row, request
 
@@ -130,5 +129,5 @@ class _Expected:
 
     def _note(self, start):
         if self.row is not None:
-            self.recorder.received(self.row, start, time.perf_counter())
+            self.recorder.waited(self.row, start, time.perf_counter())
             self.row = None
