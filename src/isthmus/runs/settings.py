@@ -133,12 +133,16 @@ class PlanSettings(FrozenModel):
 
 
 class OutputSettings(FrozenModel):
-    """Where results go, how often, and the threads of each rank's arithmetic."""
+    """Where results go, how often, and the threads of each rank's arithmetic.
+
+    trace: note what every rank does when, and write trace.json at the end.
+    """
 
     folder: Path = Path("runs")
     checkpoint_every: Count | None = None
     report_every: Count = 100
     threads: Count = 1
+    trace: bool = False
 
 
 class RunSettings(FrozenModel):

@@ -48,6 +48,7 @@ class Training:
         self.recipe, self.state, self.hold_seconds = recipe, state, hold_seconds
         self.gradient = np.zeros(model.size, np.float32)
         self.starting_seconds = 0.0  # of the buckets of this step, inside the time of its computing
+        self.computing_since = 0.0  # the start of this step, or when its last bucket was started
         self.rows = []  # of the steps since the last `gather_rows`
         self.replica_hash = None
         self.non_finite_ranks = []
@@ -66,9 +67,15 @@ class Training:
                 yield
 
     def _step(self, features, targets):
-        start = time.perf_counter()
+        recorder = self.tiers.recorder
+        if recorder:
+            recorder.begin_step()
+        start = self.computing_since = time.perf_counter()
         loss = self._compute(features, targets, start)
-        computed = time.perf_counter() - self.starting_seconds
+        computed = time.perf_counter()
+        if recorder:
+            recorder.span("compute", self.computing_since, computed)
+        computed -= self.starting_seconds
         mean = self.allreduce.finish()
         reduced = time.perf_counter()
         self.non_finite_ranks = []
@@ -77,6 +84,9 @@ class Training:
         else:
             self._refuse_non_finite()
         end = time.perf_counter()
+        if recorder:
+            recorder.span("update", reduced, end)
+            recorder.end_step(self.state.step + 1)
         stages = self.allreduce.stage_seconds
         self.rows.append([
             loss, len(targets), computed - start, reduced - computed, *stages.values(),
@@ -102,8 +112,11 @@ class Training:
         if self.local.samples:
             bucket *= np.float32(self.recipe.steps / self.local.samples)
         start = time.perf_counter()
+        if self.tiers.recorder:
+            self.tiers.recorder.span("compute", self.computing_since, start)
         self.allreduce.start(bucket)
-        self.starting_seconds += time.perf_counter() - start
+        self.computing_since = time.perf_counter()
+        self.starting_seconds += self.computing_since - start
 
     def _hold(self, start, samples, first):
         """Wait until a paced rank would have the entries from `first` on."""
