@@ -16,9 +16,9 @@ from clusters import cluster_of
 from test_cli import RUN, command, with_changes, write
 
 import isthmus
-from isthmus.errors import NoDeviceError
+from isthmus.errors import NoDeviceError, ranks_in_words
 from isthmus.runs.check import gpu, hdf5, machine, mpi, ranks, slurm
-from isthmus.runs.check.findings import exit_code, failed, grouped, passed, ranks_in_words, warned
+from isthmus.runs.check.findings import exit_code, failed, grouped, passed, warned
 from isthmus.runs.launch import rank_environment
 
 lab = test_cli.lab  # the fixture
