@@ -36,7 +36,8 @@ lint: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/asv machine --yes
-	$(BIN)/asv run --python=same --set-commit-hash HEAD --bench "$(BENCH)" --attribute rounds=1 --show-stderr
+	$(BIN)/asv run --python=same --set-commit-hash HEAD --bench "$(BENCH)" --attribute rounds=1 --show-stderr \
+	  --durations all
 
 bench-compare: $(INSTALLED)
 	$(BIN)/asv machine --yes

@@ -9,12 +9,12 @@ import sysconfig
 import venv
 from pathlib import Path
 
-from asv.environment import Environment
+from asv.plugins.virtualenv import Virtualenv
 
 PROGRAMS = ("pip", "mpirun")
 
 
-class OnTopOfThisPython(Environment):
+class OnTopOfThisPython(Virtualenv):
     """An empty virtual environment that goes on looking in this Python's packages."""
 
     tool_name = "on_top_of_this_python"
@@ -26,6 +26,3 @@ class OnTopOfThisPython(Environment):
         (own / "beneath.pth").write_text("".join(f"{path}\n" for path in beneath))
         for program in PROGRAMS:
             Path(self._path, "bin", program).symlink_to(Path(sys.executable).with_name(program))
-
-    def run(self, args, **kwargs):
-        return self.run_executable("python", args, **kwargs)

@@ -49,7 +49,7 @@ def measure(ranks, links, ways, sizes):
         done = subprocess.run(
             [mpirun(), "-n", str(ranks), sys.executable, "-m", "isthmus.cli", "bench", "collectives",
              str(cluster), "--links", links, *options, "--smallest", str(sizes[0]),
-             "--largest", str(sizes[-1]), "--seconds", "0.3", "--output", folder, "--json"],
+             "--largest", str(sizes[-1]), "--seconds", "0.2", "--output", folder, "--json"],
             check=True, text=True, stdout=subprocess.PIPE, env=rank_environment())
     results = json.loads(done.stdout)["results"]
     return {key(ranks, links, way_of(result), result["nbytes"]): result for result in results}

@@ -80,7 +80,7 @@ class Replan:
     param_names = ("kinds of shards x ranks",)
     timeout = 120
     timer = time.process_time
-    number, repeat, warmup_time = 1, 5, 0  # from solution to solution
+    number, repeat, warmup_time = 1, 3, 0  # from solution to solution
 
     def setup(self, case):
         self.planner, self.place = to_plan_again(*AGAIN[case])
