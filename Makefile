@@ -12,7 +12,7 @@ export OMPI_ALLOW_RUN_AS_ROOT = 1
 export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM = 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test test-fast lint bench docs data gpu-test gpu-bench clean
+.PHONY: demo test test-fast lint bench data gpu-test gpu-bench clean
 
 demo: $(INSTALLED)
 	$(BIN)/mpirun -n 4 $(BIN)/isthmus calibrate experiments/fashion_two_sites.toml -o runs/two_sites_here.toml
@@ -31,6 +31,7 @@ bench: $(INSTALLED)
 	$(BIN)/asv machine --yes
 	$(BIN)/asv run --quick --show-stderr --python=same --set-commit-hash $$(git rev-parse HEAD)
 
+.PHONY: docs
 docs: $(INSTALLED)
 	$(BIN)/python docs/api.py build/api
 
