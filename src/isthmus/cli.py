@@ -13,7 +13,7 @@ from rich.console import Console
 
 from isthmus.benchmarking.verbs import Surroundings, bench
 from isthmus.errors import IsthmusError
-from isthmus.runs.verbs import status, submit
+from isthmus.runs.verbs import compare, status, submit
 from isthmus.testbed.verbs import testbed
 
 app = typer.Typer(
@@ -180,6 +180,7 @@ def report(
     answer(as_json, {"report": str(page)}, f"report: {page}")
 
 
+app.command()(compare)
 app.command()(submit)
 app.command()(status)
 

@@ -1,0 +1,83 @@
+"""A page that needs nothing else, and its charts: SVG in the page's own ink, light or dark."""
+
+import io
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from isthmus.files import write_text
+from isthmus.picture_style import STYLE
+
+WIDTH = 4.6  # inches of a chart: as wide as a phone at its own size; wide pages show two in a row
+BUCKETS = 500  # of a thinned curve: at least one a pixel
+INK, CARD = "#010203", "#fdfcfb"  # stand for the colours of the page, which change with its light
+CHART_STYLE = STYLE | {
+    **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color",
+                     "grid.color"), INK),
+    "axes.facecolor": "none", "axes.grid": True, "axes.axisbelow": True, "grid.alpha": 0.15,
+    "patch.edgecolor": CARD, "patch.force_edgecolor": True, "hatch.color": CARD, "hatch.linewidth": 0.8,
+    "legend.frameon": False, "legend.fontsize": 9, "path.simplify": False}
+
+
+def write_page(path, template, **values):
+    """Render `template`, a file beside this one, to `path`, whole or not at all."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    pages = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True,
+                        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    write_text(path, pages.get_template(template).render(**values))
+
+
+@contextmanager
+def chart(made, title, height=2.6):
+    """Give axes to draw on; add (title, SVG) to the list `made` when they are drawn."""
+    import matplotlib
+    from matplotlib.figure import Figure
+    with matplotlib.rc_context(CHART_STYLE):
+        figure = Figure(figsize=(WIDTH, height), layout="constrained")
+        yield figure.subplots()
+        made.append((title, _svg(figure)))
+
+
+def legend_above(axis, columns, **options):
+    """Put the legend over the axes, where it hides nothing."""
+    axis.legend(ncols=columns, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2,
+                columnspacing=1.2, handlelength=2.2, **options)
+
+
+def thin(x, y, buckets=BUCKETS):
+    """Return the part of a curve that can be seen, as two arrays.
+
+    x: ascending; y: as long. The curve's ends and the least and the most of each of `buckets` equal
+    parts of x are kept, so that no peak is lost; what is not finite is left out.
+    """
+    x, y = np.asarray(x, float), np.asarray(y, float)
+    finite = np.isfinite(x) & np.isfinite(y)
+    x, y = x[finite], y[finite]
+    if x.size <= 2 * buckets:
+        return x, y
+    bucket = ((x - x[0]) / max(x[-1] - x[0], np.finfo(float).tiny) * buckets).astype(int)
+    order = np.lexsort((y, bucket))
+    starts = np.flatnonzero(np.diff(bucket[order], prepend=-1))
+    least, most = order[starts], order[np.append(starts[1:], x.size) - 1]
+    kept = np.unique(np.concatenate([[0], least, most, [x.size - 1]]))
+    return x[kept], y[kept]
+
+
+def milliseconds(seconds):
+    """Return seconds as text in ms; a dash for None."""
+    return "–" if seconds is None else f"{1e3 * seconds:.3f}" if seconds < 1 else f"{1e3 * seconds:,.0f}"
+
+
+def relative(predicted, measured):
+    """Return the error of a prediction as text; a dash where nothing was predicted or measured."""
+    return f"{100 * (predicted / measured - 1):+.1f} %" if predicted and measured else "–"
+
+
+def _svg(figure):
+    """Return the picture as SVG that scales with its place on the page."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True,
+                   metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    text = buffer.getvalue()
+    return text[text.index("<svg"):].replace(INK, "var(--ink)").replace(CARD, "var(--card)")
