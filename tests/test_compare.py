@@ -52,8 +52,8 @@ def test_the_page_needs_nothing_else_and_tells_what_came_of_the_runs(told, runs)
     assert page.tags.count("svg") == 7
     shown = re.sub(r"\s+", " ", " ".join(page.shown))
     for words in ("3 runs side by side", "first", "again", "fewer", "81.25 %", "16.000", "16.800",
-                  "+5.0 %", "allreduce.compressor.kind", "one_bit", "1,015,625", "7 (formula 8)", "differ",
-                  "9876fedcba55" * 5, "The same versions", *TERMS):
+                  "+5.0 %", "allreduce.compressor.kind", "one_bit", "1,015,625", "7 (formula 8)",
+                  "differ", "9876fedcba55" * 5, "The same versions", *TERMS):
         assert words in shown, words
 
 
@@ -77,7 +77,7 @@ def test_runs_with_the_same_bits_are_told_so(runs, tmp_path):
 
 
 def test_twelve_curves_are_told_apart_without_colour():
-    looks = [look(number, "A") for number in range(12)]
+    looks = [look(number, "A", 12) for number in range(12)]
     assert len({(each["marker"], each["linestyle"]) for each in looks}) == 12
     bars = {(each["color"], HATCHES[number % len(HATCHES)]) for number, each in enumerate(looks)}
     assert len(bars) == 12

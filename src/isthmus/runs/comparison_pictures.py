@@ -2,7 +2,7 @@
 
 from isthmus.picture_style import COLOURS, DASHES, HATCHES, MARKERS
 from isthmus.runs.page import chart, legend_above, thin
-from isthmus.runs.pictures import draw_stacks, short, side_by_side
+from isthmus.runs.pictures import draw_stacks, short, side_by_side, stacks_of
 
 LINKS = 8  # of a chart; more cannot be read, and the table tells them all
 
@@ -10,32 +10,34 @@ LINKS = 8  # of a chart; more cannot be read, and the table tells them all
 def draw_comparison(letters, runs):
     """Return part of the page -> (title, SVG) of each of its charts."""
     made = {"learning": [], "time": [], "links": []}
-    looks = [look(number, letter) for number, (letter, _) in enumerate(zip(letters, runs))]
+    looks = [look(number, letter, len(runs)) for number, (letter, _) in enumerate(zip(letters, runs))]
     _draw_learning(made["learning"], runs, looks)
-    stacks = []
-    for letter, run in zip(letters, runs):
-        stacks += [(f"{letter} {kind}", {name: seconds[column] for name, *seconds in run.terms})
-                   for column, kind in enumerate(("predicted", "measured"))]
-    draw_stacks(made["time"], "A step by term, predicted over measured", stacks)
+    draw_stacks(made["time"], "A step by term, predicted over measured", [
+        stack for letter, run in zip(letters, runs) for stack in stacks_of(run, f"{letter} ")])
     _draw_predictions(made["time"], runs, looks)
     if any(run.summary["links"] for run in runs):
         _draw_links(made["links"], runs, looks)
     return made
 
 
-def look(number, letter):
-    """Return how the curve of a run looks; no two of twelve look alike, in grey neither."""
+def look(number, letter, count):
+    """Return how the curve of one of `count` runs looks; no two of twelve look alike, in grey neither.
+
+    The first are the widest, so that they can be seen under others that are equal.
+    """
+    wider = (count - number) / count
     return {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)],
-            "linestyle": DASHES[(number + number // len(COLOURS)) % len(DASHES)], "label": letter}
+            "linestyle": DASHES[(number + number // len(COLOURS)) % len(DASHES)], "label": letter,
+            "linewidth": 0.8 + 2.4 * wider, "markersize": 3 + 5 * wider}
 
 
 def _draw_learning(made, runs, looks):
     """Accuracy and loss by seconds and by bytes, and the loss of every step."""
     def draw(title, lines, x, y, xlabel, ylabel, **more):
         with chart(made, title) as axis:
-            for run, look in zip(runs, looks):
+            for run, its_look in zip(runs, looks):
                 axis.plot(*thin([x(line) for line in lines(run)], [y(line) for line in lines(run)]),
-                          **look | more)
+                          **its_look | more)
             axis.set(xlabel=xlabel, ylabel=ylabel)
             legend_above(axis, 6)
 
@@ -48,31 +50,30 @@ def _draw_learning(made, runs, looks):
                          (lambda line: line["link_nbytes"] / 1e6, megabytes)):
             if label == seconds or any(run.link_nbytes for run in runs):
                 draw(f"Test accuracy by {label}", tests, x, lambda line: 100 * line["accuracy"],
-                     label, "test accuracy, %", markersize=4)
+                     label, "test accuracy, %")
         draw(f"Test loss by {seconds}", tests, lambda line: line["seconds"],
-             lambda line: line["loss"], seconds, "loss, nats", markersize=4)
+             lambda line: line["loss"], seconds, "loss, nats")
     draw("Loss of the training batches", lambda run: run.steps, lambda line: line["step"],
-         lambda line: line["loss"], "step", "loss, nats", marker="", linewidth=0.8)
+         lambda line: line["loss"], "step", "loss, nats", marker="", linewidth=0.9)
 
 
 def _draw_predictions(made, runs, looks):
-    """Seconds predicted against measured: the step large, its terms small."""
+    """Milliseconds predicted against measured: the whole step large, its terms small."""
     with chart(made, "Predicted against measured", 3.2) as axis:
-        values = []
-        for run, look in zip(runs, looks):
-            style = {"color": look["color"], "marker": look["marker"], "linestyle": ""}
-            terms = [(1e3 * each, 1e3 * other) for _, each, other in run.terms if each and other]
-            predicted, measured = (1e3 * seconds for seconds in run.step_seconds)
-            for x, y in terms:
-                axis.plot(x, y, **style, markersize=5, fillstyle="none")
-            axis.plot(predicted, measured, **style, markersize=9, label=look["label"])
-            values += [number for pair in terms for number in pair] + [predicted, measured]
-        ends = [0.7 * min(values), 1.4 * max(values)]
+        most = 0.0
+        for run, its_look in zip(runs, looks):
+            style = {"color": its_look["color"], "marker": its_look["marker"], "linestyle": ""}
+            for _, predicted, measured in run.terms:
+                axis.plot(1e3 * predicted, 1e3 * measured, **style, markersize=5, fillstyle="none")
+            whole = [1e3 * seconds for seconds in run.step_seconds]
+            axis.plot(*whole, **style, markersize=9, label=its_look["label"])
+            most = max(most, *whole)
+        ends = [0, 1.1 * most]
         axis.plot(ends, ends, color="#888888", linewidth=1, label="as predicted")
-        axis.fill_between(ends, [0.9 * end for end in ends], [1.1 * end for end in ends],
-                          color="#888888", alpha=0.25, linewidth=0, label="10 % off")
-        axis.set(xscale="log", yscale="log", xlabel="predicted, ms (small: single terms)",
-                 ylabel="measured, ms")
+        axis.fill_between(ends, [0, 0.9 * ends[1]], [0, 1.1 * ends[1]], color="#888888", alpha=0.25,
+                          linewidth=0, label="within 10 %")
+        axis.set(xlabel="predicted, ms a step (small: single terms)", ylabel="measured, ms a step",
+                 xlim=ends, ylim=ends)
         legend_above(axis, 4)
 
 
@@ -87,8 +88,8 @@ def _draw_links(made, runs, looks):
     with chart(made, f"{title}, counted; the line across is the formula",
                0.9 + len(busiest) * (0.15 + 0.2 * len(runs))) as axis:
         side_by_side(axis, [f"{short(source)} → {short(target)}" for source, target in busiest], [
-            (look["label"], look["color"], HATCHES[number % len(HATCHES)],
+            (its_look["label"], its_look["color"], HATCHES[number % len(HATCHES)],
              [table.get(each, 0.0) for each in busiest])
-            for number, (look, table) in enumerate(zip(looks, counted))],
+            for number, (its_look, table) in enumerate(zip(looks, counted))],
             [[table.get(each) for each in busiest] for table in formula])
         axis.set_xlabel("MB")

@@ -17,9 +17,7 @@ def draw_all(run):
     made = {"learning": [], "time": [], "plan": [], "links": []}
     if run.steps:
         _draw_learning(made["learning"], run)
-    draw_stacks(made["time"], "Predicted and measured, ms a step", [
-        (kind, {name: seconds[column] for name, *seconds in run.terms})
-        for column, kind in enumerate(("predicted", "measured")) if column == 0 or run.steps])
+    draw_stacks(made["time"], "A step by term", stacks_of(run))
     if run.steps:
         _draw_terms(made["time"], run.terms)
         _draw_every_step(made["time"], run)
@@ -30,16 +28,27 @@ def draw_all(run):
     return made
 
 
+def stacks_of(run, before=""):
+    """Return the bars of a run for `draw_stacks`: predicted, and measured if it has made steps."""
+    return [(before + kind, {name: seconds[column] for name, *seconds in run.terms},
+             run.step_seconds[column])
+            for column, kind in enumerate(("predicted", "measured")) if column == 0 or run.steps]
+
+
 def draw_stacks(made, title, stacks):
-    """Add a chart of bars that are stacked from terms; stacks: (label, {term: seconds}), a bar each."""
-    terms = list(dict.fromkeys(term for _, seconds in stacks for term in seconds))
-    whole = max(sum(seconds.values()) for _, seconds in stacks)
+    """Add a chart of bars that are stacked from terms, with a line across each for the whole step.
+
+    stacks: (label, {term: seconds}, seconds of a step), a bar each.
+    """
+    labels, tables, steps = zip(*stacks)
+    terms = list(dict.fromkeys(term for seconds in tables for term in seconds))
+    whole = max(*steps, *(sum(seconds.values()) for seconds in tables))
     rows = -(-len(terms) // 3)
     with chart(made, title, 1.0 + 0.36 * len(stacks) + 0.2 * rows) as axis:
         left = np.zeros(len(stacks))
         for term in terms:
             colour, hatch = TERM_LOOKS.get(term, ("#555555", ""))
-            values = np.array([seconds.get(term, 0.0) for _, seconds in stacks])
+            values = np.array([seconds.get(term, 0.0) for seconds in tables])
             axis.barh(range(len(stacks)), 1e3 * values, 0.7, 1e3 * left, color=colour, hatch=hatch,
                       label=term)
             for place, value in enumerate(values):
@@ -48,8 +57,12 @@ def draw_stacks(made, title, stacks):
                               va="center", fontsize=9, color="black", bbox={
                                   "boxstyle": "round,pad=0.15", "facecolor": "white", "linewidth": 0})
             left += values
-        axis.set(yticks=range(len(stacks)), yticklabels=[label for label, _ in stacks],
-                 xlabel="ms a step (median of all steps)")
+        for place, step in enumerate(steps):
+            axis.vlines(1e3 * step, place - 0.42, place + 0.42, color=INK, linewidth=2)
+            axis.text(1e3 * max(step, left[place]), place, f"  {1e3 * step:.3g}", va="center",
+                      fontsize=9)
+        axis.set(yticks=range(len(stacks)), yticklabels=labels,
+                 xlabel="ms (medians; the line is a whole step)", xlim=(0, 1150 * whole or 1))
         axis.invert_yaxis()
         axis.grid(axis="y", visible=False)
         legend_above(axis, 3)
@@ -141,15 +154,17 @@ def _draw_terms_over_time(made, steps):
     means = 1e3 * np.add.reduceat(rows, ends[:-1]) / np.diff(ends)[:, None]
     each = max(np.diff(ends))
     with chart(made, "Terms over the run" + (f", means of {each} steps" if each > 1 else "")) as axis:
-        total = np.zeros(len(means))
+        total, worth_naming = np.zeros(len(means)), 0.02 * means.sum()
         edges = [steps[end]["step"] for end in ends[:-1]] + [steps[-1]["step"] + 1]
         for name, values in zip(names, means.T):
             colour, hatch = TERM_LOOKS.get(name, ("#555555", ""))
             if values.any():
                 axis.stairs(total + values, edges, baseline=total, fill=True, facecolor=colour,
-                            hatch=hatch, linewidth=0, label=name)
+                            hatch=hatch, linewidth=0,
+                            label=name if values.sum() > worth_naming else None)
             total = total + values
         axis.set(xlabel="step", ylabel="ms a step", xlim=(edges[0], edges[-1]))
+        legend_above(axis, 3)
 
 
 def _draw_allocation(made, plan, cluster):
