@@ -17,7 +17,7 @@ CHART_STYLE = STYLE | {
                      "grid.color"), INK),
     "axes.facecolor": "none", "axes.grid": True, "axes.axisbelow": True, "grid.alpha": 0.15,
     "patch.edgecolor": CARD, "patch.force_edgecolor": True, "hatch.color": CARD, "hatch.linewidth": 0.8,
-    "legend.frameon": False, "legend.fontsize": 9, "path.simplify": False}
+    "legend.frameon": False, "legend.fontsize": 9, "path.simplify": False, "text.parse_math": False}
 
 
 def write_page(path, template, **values):
