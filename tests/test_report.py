@@ -141,7 +141,7 @@ def test_the_same_run_gives_the_same_page(tmp_path):
 
 @pytest.mark.parametrize("name", ["<script>alert(1)</script>", "$\\frac{$", "{{ 7 * 7 }}"])
 def test_names_cannot_break_the_page(tmp_path, name):
-    text, page = page_of(write_run(tmp_path, 3, name=name))
+    _, page = page_of(write_run(tmp_path, 3, name=name))
     assert "script" not in page.tags
     assert any(name in shown for shown in page.shown)
 
