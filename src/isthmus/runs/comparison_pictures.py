@@ -59,7 +59,7 @@ def _draw_learning(made, runs, looks):
 
 def _draw_predictions(made, runs, looks):
     """Milliseconds predicted against measured: the whole step large, its terms small."""
-    with chart(made, "Predicted against measured", 3.2) as axis:
+    with chart(made, "Predicted against measured; grey: within 10 %", 3.2) as axis:
         most = 0.0
         for run, its_look in zip(runs, looks):
             style = {"color": its_look["color"], "marker": its_look["marker"], "linestyle": ""}
@@ -69,12 +69,12 @@ def _draw_predictions(made, runs, looks):
             axis.plot(*whole, **style, markersize=9, label=its_look["label"])
             most = max(most, *whole)
         ends = [0, 1.1 * most]
-        axis.plot(ends, ends, color="#888888", linewidth=1, label="as predicted")
+        axis.plot(ends, ends, color="#888888", linewidth=1)
         axis.fill_between(ends, [0, 0.9 * ends[1]], [0, 1.1 * ends[1]], color="#888888", alpha=0.25,
-                          linewidth=0, label="within 10 %")
+                          linewidth=0)
         axis.set(xlabel="predicted, ms a step (small: single terms)", ylabel="measured, ms a step",
                  xlim=ends, ylim=ends)
-        legend_above(axis, 4)
+        legend_above(axis, 6)
 
 
 def _draw_links(made, runs, looks):

@@ -25,7 +25,17 @@ def write_page(path, template, **values):
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     pages = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True,
                         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    pages.filters["breakable"] = breakable
     write_text(path, pages.get_template(template).render(**values))
+
+
+def breakable(text, longest=12):
+    """Return `text` as HTML; what is longer than `longest` may be broken after its dots and slashes."""
+    from markupsafe import Markup, escape
+    if len(text) <= longest:
+        return escape(text)
+    return Markup("").join(part + Markup("<wbr>") if part in "./_-→" else part
+                           for part in map(escape, text))
 
 
 @contextmanager
@@ -71,7 +81,7 @@ def milliseconds(seconds):
 
 def relative(predicted, measured):
     """Return the error of a prediction as text; a dash where nothing was predicted or measured."""
-    return f"{100 * (predicted / measured - 1):+.1f} %" if predicted and measured else "–"
+    return f"{100 * (predicted / measured - 1):+.1f}\u00a0%" if predicted and measured else "–"
 
 
 def _svg(figure):

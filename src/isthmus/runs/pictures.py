@@ -53,14 +53,14 @@ def draw_stacks(made, title, stacks):
                       label=term)
             for place, value in enumerate(values):
                 if value > 0.14 * whole:  # wide enough for its name
-                    axis.text(1e3 * (left[place] + value / 2), place, f"{1e3 * value:.3g}", ha="center",
+                    axis.text(1e3 * (left[place] + value / 2), place, f"{1e3 * value:#.3g}", ha="center",
                               va="center", fontsize=9, color="black", bbox={
                                   "boxstyle": "round,pad=0.15", "facecolor": "white", "linewidth": 0})
             left += values
         for place, step in enumerate(steps):
             axis.vlines(1e3 * step, place - 0.42, place + 0.42, color=INK, linewidth=2)
-            axis.text(1e3 * max(step, left[place]), place, f"  {1e3 * step:.3g}", va="center",
-                      fontsize=9)
+            axis.text(1e3 * (max(step, left[place]) + 0.015 * whole), place, f"{1e3 * step:#.3g}",
+                      va="center", fontsize=9)
         axis.set(yticks=range(len(stacks)), yticklabels=labels,
                  xlabel="ms (medians; the line is a whole step)", xlim=(0, 1150 * whole or 1))
         axis.invert_yaxis()
