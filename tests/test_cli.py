@@ -384,7 +384,7 @@ def test_one_rank_that_fails_alone_ends_the_job(lab):
 
 def test_help_fits_a_terminal_of_80_columns(lab):
     for verb in ((), ("check",), ("train",), ("plan",), ("pack",), ("calibrate",), ("simulate",),
-                 ("report",), ("submit",), ("status",),
+                 ("report",), ("compare",), ("submit",), ("status",),
                  ("testbed",), ("testbed", "up"), ("testbed", "run"), ("testbed", "down"),
                  ("bench",), ("bench", "collectives"), ("bench", "links"), ("bench", "kernels")):
         done = subprocess.run([*ISTHMUS, *verb, "--help"], text=True, capture_output=True,

@@ -39,7 +39,7 @@ def test_parameters_are_compared_after_every_step_that_has_a_hash(told):
     assert told["parameters"] == {"equal": False, "groups": [["A", "B"], ["C"]],
                                   "compared_steps": [10, 20, 30, 40], "first_difference": 30}
     words = " ".join(parameter_words(told))
-    assert "A and B ended with the same parameters" in words
+    assert "at the end, bit for bit: A = B." in words
     assert "equal after step 20, and not after step 30" in words
 
 

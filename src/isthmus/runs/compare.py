@@ -116,8 +116,8 @@ def parameter_words(told):
     if found["equal"]:
         words = ["All runs ended with the same parameters, bit for bit."]
     else:
-        same = [" and ".join(group) for group in found["groups"] if len(group) > 1]
-        words = [f"{'; '.join(same)} ended with the same parameters, bit for bit; the others differ."
+        same = [" = ".join(group) for group in found["groups"] if len(group) > 1]
+        words = [f"Equal parameters at the end, bit for bit: {'; '.join(same)}. No others are equal."
                  if same else "No two runs ended with the same parameters."]
     if first is not None:
         equal = max((step for step in common if step < first), default=None)

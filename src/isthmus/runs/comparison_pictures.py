@@ -1,7 +1,7 @@
 """The charts of a comparison: every run has a letter, a colour, dashes, a marker and a hatch."""
 
 from isthmus.picture_style import COLOURS, DASHES, HATCHES, MARKERS
-from isthmus.runs.page import chart, legend_above, thin
+from isthmus.runs.page import chart, draw_curve, legend_above
 from isthmus.runs.pictures import draw_stacks, short, side_by_side, stacks_of
 
 LINKS = 8  # of a chart; more cannot be read, and the table tells them all
@@ -36,8 +36,8 @@ def _draw_learning(made, runs, looks):
     def draw(title, lines, x, y, xlabel, ylabel, **more):
         with chart(made, title) as axis:
             for run, its_look in zip(runs, looks):
-                axis.plot(*thin([x(line) for line in lines(run)], [y(line) for line in lines(run)]),
-                          **its_look | more)
+                draw_curve(axis, [x(line) for line in lines(run)], [y(line) for line in lines(run)],
+                           **its_look | more)
             axis.set(xlabel=xlabel, ylabel=ylabel)
             legend_above(axis, 6)
 

@@ -11,6 +11,7 @@ from isthmus.picture_style import STYLE
 
 WIDTH = 4.6  # inches of a chart: as wide as a phone at its own size; wide pages show two in a row
 BUCKETS = 500  # of a thinned curve: at least one a pixel
+MARKS = 40  # on a curve; more would run into each other
 INK, CARD = "#010203", "#fdfcfb"  # stand for the colours of the page, which change with its light
 CHART_STYLE = STYLE | {
     **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color",
@@ -72,6 +73,12 @@ def thin(x, y, buckets=BUCKETS):
     least, most = order[starts], order[np.append(starts[1:], x.size) - 1]
     kept = np.unique(np.concatenate([[0], least, most, [x.size - 1]]))
     return x[kept], y[kept]
+
+
+def draw_curve(axis, x, y, **look):
+    """Draw a curve, thinned, with a marker on some of its points where there are many."""
+    x, y = thin(x, y)
+    axis.plot(x, y, markevery=max(1, len(x) // MARKS), **look)
 
 
 def milliseconds(seconds):

@@ -5,7 +5,7 @@ import io
 import numpy as np
 
 from isthmus.picture_style import COLOURS, HATCHES, STYLE, TERM_LOOKS
-from isthmus.runs.page import INK, chart, legend_above, milliseconds, thin
+from isthmus.runs.page import INK, chart, draw_curve, legend_above, milliseconds
 
 PREDICTED, MEASURED, DENSE = "#999999", "#0072B2", "#E69F00"
 BARS = 24  # of a chart; more cannot be read, and the tables tell them all
@@ -62,8 +62,8 @@ def draw_stacks(made, title, stacks):
             axis.text(1e3 * (max(step, left[place]) + 0.015 * whole), place, f"{1e3 * step:#.3g}",
                       va="center", fontsize=9)
         axis.set(yticks=range(len(stacks)), yticklabels=labels,
-                 xlabel="ms (medians; the line is a whole step)", xlim=(0, 1150 * whole or 1))
-        axis.invert_yaxis()
+                 xlabel="ms (medians; the line is a whole step)", xlim=(0, 1150 * whole or 1),
+                 ylim=(len(stacks) - 0.4, -0.6))
         axis.grid(axis="y", visible=False)
         legend_above(axis, 3)
 
@@ -109,17 +109,17 @@ def _draw_learning(made, run):
                         [line["link_nbytes"] / 1e6 for line in tests]))
     for label, at_step, at_test in against:
         with chart(made, f"Loss by {label}") as axis:
-            axis.plot(*thin(at_step, [line["loss"] for line in steps]), color=PREDICTED, linewidth=0.7,
-                      label="training batch")
+            draw_curve(axis, at_step, [line["loss"] for line in steps], color=PREDICTED, linewidth=0.7,
+                       label="training batch")
             if tests:
-                axis.plot(*thin(at_test, [line["loss"] for line in tests]), "--", color="#D55E00",
-                          marker="o", markersize=4, label="test set")
+                draw_curve(axis, at_test, [line["loss"] for line in tests], linestyle="--",
+                           color="#D55E00", marker="o", markersize=4, label="test set")
             axis.set(xlabel=label, ylabel="loss, nats")
             legend_above(axis, 2)
     for label, _, at_test in against if tests else ():
         with chart(made, f"Test accuracy by {label}") as axis:
-            axis.plot(*thin(at_test, [100 * line["accuracy"] for line in tests]), color=MEASURED,
-                      marker="o", markersize=4)
+            draw_curve(axis, at_test, [100 * line["accuracy"] for line in tests], color=MEASURED,
+                       marker="o", markersize=4)
             axis.set(xlabel=label, ylabel="test accuracy, %")
 
 
@@ -137,9 +137,9 @@ def _draw_every_step(made, run):
     """Seconds of each step, the slow ones too."""
     predicted, _ = run.step_seconds
     with chart(made, "Every step of the run") as axis:
-        axis.plot(*thin([line["step"] for line in run.steps],
-                        [1e3 * line["step_seconds"] for line in run.steps]),
-                  color=MEASURED, linewidth=0.7, label="measured")
+        draw_curve(axis, [line["step"] for line in run.steps],
+                   [1e3 * line["step_seconds"] for line in run.steps],
+                   color=MEASURED, linewidth=0.7, label="measured")
         axis.axhline(1e3 * predicted, color="#D55E00", linestyle="--",
                      label=f"predicted, {milliseconds(predicted)} ms")
         axis.set(xlabel="step", ylabel="ms", ylim=(0, None))
