@@ -10,6 +10,7 @@ from isthmus.runs import pictures
 from isthmus.runs.page import milliseconds, relative, write_page
 from isthmus.runs.reading import read_run
 from isthmus.runs.record import replanned_sentence
+from isthmus.runs.timeline import timeline
 
 SENTENCES = 12  # on what more of something would save; more are not read
 
@@ -27,7 +28,7 @@ def write_report(folder):
         plan_words=plan_words(run), price_words=price_words(run), replica_words=replica_words(run),
         environment=environment(run), settings=json.dumps(run.settings, indent=2),
         paced=[what for what in ("links", "compute") if run.settings["cluster"][what] == "paced"],
-        pictures=pictures.draw_all(run))
+        timeline=timeline(run.folder, run.cluster), pictures=pictures.draw_all(run))
     return path
 
 
