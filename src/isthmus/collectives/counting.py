@@ -1,6 +1,7 @@
 """What an allreduce spends: bytes at the send call, seconds by stage."""
 
 import time
+from contextlib import contextmanager
 
 
 class CountedComm:
@@ -24,7 +25,7 @@ class CountedComm:
 class StageClock:
     """Seconds by stage: `lap` gives the time since the last lap to one of them."""
 
-    STAGES = ("reduce", "encode", "links", "decode", "broadcast")
+    STAGES = ("reduce", "encode", "copy", "links", "decode", "broadcast")
 
     def __init__(self):
         self.seconds = dict.fromkeys(self.STAGES, 0.0)
@@ -42,3 +43,12 @@ class StageClock:
         now = time.perf_counter()
         self.seconds[stage] += now - self.last
         self.last = now
+
+    @contextmanager
+    def inside(self, stage):
+        """Give the time of a `with` block to `stage`, not to the lap that it is in."""
+        start = time.perf_counter()
+        yield
+        seconds = time.perf_counter() - start
+        self.seconds[stage] += seconds
+        self.last += seconds

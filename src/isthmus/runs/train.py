@@ -10,6 +10,7 @@ from threadpoolctl import threadpool_limits
 
 from isthmus.collectives.allreduce import Allreduce
 from isthmus.compression.dense import Dense
+from isthmus.devices import array_library
 from isthmus.errors import StoppedError
 from isthmus.runs.choosing import choose
 from isthmus.runs.preparation import hold_seconds, place_data, shared_settings, shared_tiers
@@ -42,12 +43,12 @@ def train(comm, settings_path, tell, *, resume=None, cluster=None, name=None):
             tell(f"allreduce: {why['reason']}")
         plan, local, test = place_data(tiers, settings, tell)
         model = settings.make_model()
+        recipe = settings.recipe(plan.steps)
+        state = State.initial(model, recipe.seed, array_library(tiers.device))
         allreduce = Allreduce(tiers, model.size, settings.allreduce.algorithm,
                               settings.make_compressor(), settings.allreduce.error_feedback,
                               weight=float(local.samples), buckets=settings.make_buckets(),
-                              chunk_nbytes=settings.allreduce.chunk_nbytes)
-        recipe = settings.recipe(plan.steps)
-        state = State.initial(model, recipe.seed)
+                              chunk_nbytes=settings.allreduce.chunk_nbytes, like=state.parameters)
         training = Training(tiers, model, local, allreduce, recipe, state,
                             hold_seconds(tiers, settings))
         job = Job(tiers, settings, plan, training, test, tell)
