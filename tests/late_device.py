@@ -203,7 +203,9 @@ def cupy_of(gpu):
         setattr(cupy, each, of_numpy(each))
     cupy.ones = lambda *arguments: np.ones(*arguments).view(Array)
     stream = types.SimpleNamespace(synchronize=gpu.drain)
-    cupy.cuda = types.SimpleNamespace(get_current_stream=lambda: stream)
+    cupy.cuda = types.SimpleNamespace(
+        get_current_stream=lambda: stream, runtime=types.SimpleNamespace(getDeviceCount=lambda: 1),
+        Device=lambda number: types.SimpleNamespace(use=lambda: None))
     pool = types.SimpleNamespace(free_all_blocks=lambda: None, total_bytes=lambda: 1000)
     pool.set_limit = lambda size: setattr(gpu, "free_nbytes", size or float("inf"))
     cupy.get_default_memory_pool = lambda: pool

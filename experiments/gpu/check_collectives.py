@@ -105,7 +105,7 @@ def check_errors(world, cupy, tell, size=1 << 20):
     return wrong
 
 
-def check_training(world, cupy, tell):
+def check_training(world, cupy, tell, hidden=128):
     """Return the mixtures of ranks that do not end with one hash on all of them."""
     import numpy as np
     from site_ranks import tiers_of
@@ -116,7 +116,7 @@ def check_training(world, cupy, tell):
     from isthmus.training.models import Perceptron
     from isthmus.training.recipe import Recipe
     from isthmus.training.synchronous import State, Training
-    model, recipe = Perceptron(784, (128,), 10), Recipe(epochs=2, steps=20, learning_rate=0.1)
+    model, recipe = Perceptron(784, (hidden,), 10), Recipe(epochs=2, steps=20, learning_rate=0.1)
     draw, tiers, wrong = np.random.default_rng(world.rank), tiers_of(world, (2, 2)), []
     samples = LocalSamples({"features": draw.integers(0, 255, (640, 784)).astype("u1"),
                             "targets": draw.integers(0, 10, 640).astype("u1")})

@@ -18,7 +18,8 @@ def array_library(device):
         try:
             return gpu_library()
         except NoDeviceError as problem:
-            raise NoDeviceError(f'device = "gpu": {problem}; or set device = "cpu" in the cluster '
+            joint = ", or" if "; " in str(problem) else ";"
+            raise NoDeviceError(f'device = "gpu": {problem}{joint} set device = "cpu" in the cluster '
                                 "file") from problem
     import numpy
     return numpy

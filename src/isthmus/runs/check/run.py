@@ -4,8 +4,9 @@ import hashlib
 import os
 from pathlib import Path
 
+from isthmus.compression.low_rank import LowRank
 from isthmus.devices import array_library
-from isthmus.errors import IsthmusError, SettingsError, ShardError
+from isthmus.errors import IsthmusError, NoDeviceError, SettingsError, ShardError
 from isthmus.runs.check.findings import failed, passed, refused, warned
 from isthmus.runs.check.machine import memory
 from isthmus.runs.choosing import choose
@@ -54,6 +55,10 @@ def cluster_of(job, settings):
             array_library(device)
         except IsthmusError as problem:
             findings.append(refused("device", problem))
+    has_gpu = any(site.device == "gpu" for site in cluster.sites)
+    if has_gpu and isinstance(settings.make_compressor(), LowRank):
+        findings.append(failed("device", "the compressor low_rank encodes on CPUs alone, and a site has "
+                               'device = "gpu"', "choose another compressor", NoDeviceError))
     return cluster, findings
 
 
