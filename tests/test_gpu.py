@@ -424,3 +424,17 @@ def test_the_programs_for_a_gpu_say_that_there_is_none_and_run_from_the_source_t
                           capture_output=True, env=os.environ | {"PYTHONPATH": str(tmp_path)})
     assert done.returncode == NoDeviceError.exit_code, done.stderr
     assert "no GPU can be used: CuPy cannot be imported (not here)" in done.stderr
+
+
+def test_the_programs_for_a_gpu_need_none_of_the_packages_that_a_bare_machine_lacks():
+    missing = ("pydantic", "tomli_w", "threadpoolctl", "hdf5plugin", "typer", "rich", "matplotlib",
+               "jinja2")
+    program = (f"import sys\nfor name in {missing}: sys.modules[name] = None\n"
+               "import check_bytes, check_collectives, bandwidth, host_path, site_ranks, isthmus\n"
+               "from isthmus import Allreduce, Dense, Int8, Int4, OneBit, TopK\n"
+               "from isthmus.shards.batches import LocalSamples\n"
+               "from isthmus.training.models import Perceptron\n"
+               "from isthmus.training.synchronous import Training\n")
+    done = subprocess.run([sys.executable, "-c", program], text=True, capture_output=True,
+                          env=os.environ | {"PYTHONPATH": str(ROOT / "experiments/gpu")})
+    assert done.returncode == 0, done.stderr
