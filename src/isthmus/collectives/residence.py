@@ -2,13 +2,13 @@
 
 The algorithms are written once: they take arrays from `empty` and `zeros` of a residence, and hand
 them to a communicator that its `comm` gives. On the host that is the communicator itself. On a GPU
-it gives MPI page-locked copies of exactly what is sent: a wire where one is sent, no more; or the
+it gives MPI page-locked (pinned) copies of exactly what is sent, a wire where one is sent; or the
 arrays themselves where the MPI library says that it takes them.
 
 Kernels and copies to the GPU run in CuPy's current stream, which must be one from an allreduce's
 first `start` to its `finish`; copies from the GPU run in a stream of their own. A message is handed
-to MPI when the next one has been asked for, or when anything is waited for: so while one is copied
-the next is encoded, and those before travel.
+to MPI when the next one has been asked for, when anything is waited for, and when a `start` ends: so
+while one is copied the next is encoded, and those before travel.
 """
 
 from collections import defaultdict, deque
