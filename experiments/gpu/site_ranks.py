@@ -13,4 +13,5 @@ def tiers_of(world, ranks_of_site):
     cluster = SimpleNamespace(sites=[SimpleNamespace(ranks=ranks) for ranks in ranks_of_site],
                               site_of_rank=site_of_rank, hub=0)
     return SimpleNamespace(world=world, site=site, cluster=cluster, site_index=index, home=0,
+                           recorder=None,
                            leaders=world.Split(0 if site.rank == 0 else MPI.UNDEFINED, index))

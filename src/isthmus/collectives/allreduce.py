@@ -66,7 +66,7 @@ class Allreduce:
         self._mean, self._started, self._problem = None, 0, None
         self._tiers, self._compressor, self._error_feedback = tiers, compressor, error_feedback
         self.sent_to_sites = np.zeros(len(tiers.cluster.sites) + 1, np.int64)
-        self._clock = StageClock()
+        self._clock = StageClock(tiers.recorder)
         self.memory = np.empty(0, "f4")
         self._attempt(lambda: self._settle(Host() if like is None else residence_of(like, self._clock)))
         problem, self._problem = self._problem, None
