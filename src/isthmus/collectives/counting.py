@@ -1,6 +1,7 @@
 """What an allreduce spends: bytes at the send call, seconds by stage."""
 
 import time
+from contextlib import contextmanager
 
 
 class CountedComm:
@@ -22,11 +23,15 @@ class CountedComm:
 
 
 class StageClock:
-    """Seconds by stage: `lap` gives the time since the last lap to one of them."""
+    """Seconds by stage: `lap` gives the time since the last lap to one of them.
 
-    STAGES = ("reduce", "encode", "links", "decode", "broadcast")
+    recorder: notes each lap, where a run is traced.
+    """
 
-    def __init__(self):
+    STAGES = ("reduce", "encode", "copy", "links", "decode", "broadcast")
+
+    def __init__(self, recorder=None):
+        self.recorder = recorder
         self.seconds = dict.fromkeys(self.STAGES, 0.0)
         self.last = 0.0
 
@@ -41,4 +46,17 @@ class StageClock:
     def lap(self, stage):
         now = time.perf_counter()
         self.seconds[stage] += now - self.last
+        if self.recorder is not None:
+            self.recorder.span(stage, self.last, now)
         self.last = now
+
+    @contextmanager
+    def inside(self, stage):
+        """Give the time of a `with` block to `stage`, not to the lap that it is in."""
+        start = time.perf_counter()
+        yield
+        seconds = time.perf_counter() - start
+        self.seconds[stage] += seconds
+        if self.recorder is not None:
+            self.recorder.span(stage, start, start + seconds)
+        self.last += seconds

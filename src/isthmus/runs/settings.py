@@ -137,6 +137,7 @@ class PlanSettings(FrozenModel):
 class OutputSettings(FrozenModel):
     """Where results go, how often, and the threads of each rank's arithmetic.
 
+    trace: note what every rank does when, and write trace.json at the end.
     stall_seconds, stall_deviations: a step is told to stall after its usual seconds and so many median
     absolute deviations, and at least after so many seconds.
     """
@@ -145,6 +146,7 @@ class OutputSettings(FrozenModel):
     checkpoint_every: Count | None = None
     report_every: Count = 100
     threads: Count = 1
+    trace: bool = False
     stall_seconds: Annotated[float, Field(gt=0)] = 10.0
     stall_deviations: NotNegative = 10.0
 

@@ -2,6 +2,7 @@
 
 import signal
 import statistics
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from threadpoolctl import threadpool_limits
 
 from isthmus.collectives.allreduce import Allreduce
 from isthmus.compression.dense import Dense
+from isthmus.devices import array_library
 from isthmus.errors import StoppedError
 from isthmus.runs.choosing import choose
 from isthmus.runs.journal import Journal
@@ -18,6 +20,7 @@ from isthmus.runs.rebalancing import Rebalancing
 from isthmus.runs.record import RunFolder, provenance, replanned_sentence
 from isthmus.runs.stopping import stopping_on
 from isthmus.runs.terms import TERMS, critical_terms
+from isthmus.runs.trace import Trace
 from isthmus.testbed import on_testbed
 from isthmus.topology.agreement import broadcast_json, from_root, gather_json
 from isthmus.training.checkpoint import read_checkpoint, write_checkpoint
@@ -44,17 +47,20 @@ def train(comm, settings_path, tell, *, resume=None, cluster=None, name=None):
             journal.tell(f"allreduce: {why['reason']}")
         plan, local, test = place_data(tiers, settings, journal.tell)
         model = settings.make_model()
-        allreduce = Allreduce(tiers, model.size, settings.allreduce.algorithm,
+        trace = Trace(tiers) if settings.run.trace else None
+        computing = trace.tiers if trace else tiers
+        recipe = settings.recipe(plan.steps)
+        state = State.initial(model, recipe.seed, array_library(tiers.device))
+        allreduce = Allreduce(computing, model.size, settings.allreduce.algorithm,
                               settings.make_compressor(), settings.allreduce.error_feedback,
                               weight=float(local.samples), buckets=settings.make_buckets(),
-                              chunk_nbytes=settings.allreduce.chunk_nbytes)
-        recipe = settings.recipe(plan.steps)
-        state = State.initial(model, recipe.seed)
-        training = Training(tiers, model, local, allreduce, recipe, state,
+                              chunk_nbytes=settings.allreduce.chunk_nbytes, like=state.parameters)
+        training = Training(computing, model, local, allreduce, recipe, state,
                             hold_seconds(tiers, settings), journal.enter)
         job = Job(tiers, settings, plan, training, test, journal)
         job.open_folder(Path(settings_path).stem, resume, name, why)
-        job.run(stop)
+        with trace.written_to(job.path) if trace else nullcontext():
+            job.run(stop)
         return job.finish()
 
 

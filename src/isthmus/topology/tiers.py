@@ -5,11 +5,12 @@ from dataclasses import dataclass, replace
 
 from mpi4py import MPI
 
-from isthmus.devices import array_library
+from isthmus.devices import take_device
 from isthmus.errors import ClusterError
 from isthmus.topology.agreement import from_root, gather_json, together
 from isthmus.topology.cluster import Cluster
 from isthmus.topology.paced import PacedComm
+from isthmus.topology.tracing import Recorder, TracedComm
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,8 @@ class Tiers:
     `world` has every rank, in the order of the cluster file: `world.rank` is the cluster rank.
     `leaders` has the first rank of each site, in the order of the sites; it is COMM_NULL off the
     leaders. `cloud` and `edge` are COMM_NULL for a rank of the other tier. `home` is the cluster rank
-    of the job's own rank 0, which reads settings and writes results.
+    of the job's own rank 0, which reads settings and writes results. `recorder` notes what this rank
+    does, where that is asked for.
     """
 
     cluster: Cluster
@@ -31,11 +33,17 @@ class Tiers:
     tier: str
     site_name: str
     home: int = 0
+    recorder: Recorder | None = None
 
     @property
     def site_index(self):
         """Index of this rank's site in the cluster file."""
         return self.cluster.names.index(self.site_name)
+
+    @property
+    def device(self):
+        """Where this rank computes: "cpu" or "gpu"."""
+        return self.cluster.sites[self.site_index].device
 
     def paced(self):
         """Return these tiers with links that hold every message as long as the file says."""
@@ -45,6 +53,17 @@ class Tiers:
         if leaders != MPI.COMM_NULL:
             leaders = PacedComm(leaders, cluster, range(len(cluster.sites)), self.site_index)
         return replace(self, world=world, leaders=leaders)
+
+    def traced(self, recorder):
+        """Return these tiers with communicators whose messages `recorder` notes."""
+        cluster, leaders = self.cluster, self.leaders
+        if leaders != MPI.COMM_NULL:
+            first = [cluster.ranks_of_site(name)[0] for name in cluster.names]
+            leaders = TracedComm(leaders, recorder, first)
+        return replace(
+            self, world=TracedComm(self.world, recorder, range(cluster.size)), leaders=leaders,
+            site=TracedComm(self.site, recorder, cluster.ranks_of_site(self.site_name)),
+            recorder=recorder)
 
     def __enter__(self):
         return self
@@ -66,9 +85,19 @@ def tiers_of_file(comm, path, paced=False):
     """
     cluster = Cluster(from_root(comm, lambda: Cluster.from_toml(path).to_table()), source=path)
     with split_tiers(comm, cluster) as tiers:
-        device = cluster.sites[tiers.site_index].device
-        together(tiers.world, lambda: array_library(device))
+        number = number_on_machine(tiers.world, tiers.device)
+        together(tiers.world, lambda: take_device(tiers.device, number))
         yield tiers.paced() if paced else tiers
+
+
+def number_on_machine(comm, device):
+    """Return this rank's number among those of `comm` on its machine with such a device. Collective."""
+    machine = comm.Split_type(MPI.COMM_TYPE_SHARED)
+    alike = machine.Split(device == "gpu")
+    number = alike.rank
+    for made in (alike, machine):
+        made.Free()
+    return number
 
 
 def split_tiers(comm, cluster):
