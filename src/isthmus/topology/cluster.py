@@ -5,8 +5,9 @@ rank* is what plans speak of, and what `tiers.world.rank` is in a job.
 """
 
 import math
-from collections import deque
+from collections import Counter, deque
 from functools import cached_property
+from itertools import accumulate
 from typing import Annotated, Any, Literal
 
 import tomli_w
@@ -116,13 +117,10 @@ class _ClusterTable(FrozenModel):
     @model_validator(mode="after")
     def _names_agree(self):
         names = [site.name for site in self.site]
-        for name in names:
-            if names.count(name) > 1:
-                raise ValueError(f"two sites are called {name!r}; give each its own name")
-        hosts = [host for site in self.site for host in site.hosts]
-        for host in hosts:
-            if hosts.count(host) > 1:
-                raise ValueError(f"host {host!r} is listed twice; a host belongs to one site")
+        if name := _twice(names):
+            raise ValueError(f"two sites are called {name!r}; give each its own name")
+        if host := _twice([host for site in self.site for host in site.hosts]):
+            raise ValueError(f"host {host!r} is listed twice; a host belongs to one site")
         placed = [rank for site in self.site for rank in site.world_ranks]
         if len(set(placed)) != len(placed):
             raise ValueError("world_ranks of two sites name the same rank; a rank is in one site")
@@ -144,6 +142,19 @@ class _ClusterTable(FrozenModel):
         return self
 
 
+def _twice(words):
+    """Return the first word that is there more than once, or None."""
+    return next((word for word, count in Counter(words).items() if count > 1), None)
+
+
+def _by_end(cluster, end):
+    """Return site -> the links that have it as their `end`, "source" or "target"."""
+    table = {name: [] for name in cluster.names}
+    for link in cluster.links:
+        table[getattr(link, end)].append(link)
+    return table
+
+
 class Cluster:
     """Sites and the links between them.
 
@@ -160,9 +171,11 @@ class Cluster:
         self.links = tuple(self._link(table, *ends) for table in checked.link
                            for ends in table.ends)
         self._check_shared_rates()
-        for target in self.names[1:]:
-            for ends in ((self.names[0], target), (target, self.names[0])):
-                self.route(*ends)
+        first = self.names[0]
+        there, back = self._reach(first), self._reach(first, backwards=True)
+        for name in self.names:
+            if name not in there or name not in back:
+                self.route(*((first, name) if name not in there else (name, first)))
 
     @classmethod
     def from_toml(cls, path):
@@ -212,46 +225,76 @@ class Cluster:
         def hops(index):
             return sum(len(self.route(self.names[index], name)) for name in self.names)
         cloud = [i for i, site in enumerate(self.sites) if site.tier == "cloud"]
-        return min(cloud or range(len(self.sites)), key=hops)
+        sites = cloud or range(len(self.sites))
+        middle = (i for i in sites if len(self._links_from[self.names[i]]) == len(self.sites) - 1)
+        found = next(middle, None)  # one hop to each other site: none has fewer
+        return min(sites, key=hops) if found is None else found
 
     def ranks_of_site(self, name):
         """Return the range of cluster ranks of the site called `name`."""
-        index = self.names.index(name)
-        first = self.site_of_rank.index(index)
-        return range(first, first + self.sites[index].ranks)
+        return self._ranks[self._index[name]]
 
     def route(self, source, target):
         """Return the links from one site to another, fewest hops first found; () within a site."""
-        came_by = {source: None}
-        queue = deque([source])
-        while queue and target not in came_by:
-            here = queue.popleft()
-            for link in self._links_from.get(here, ()):
-                if link.target not in came_by:
-                    came_by[link.target] = link
-                    queue.append(link.target)
-        if target not in came_by:
+        if source == target:
+            return ()
+        if (source, target) in self._links_between:
+            return (self._links_between[source, target],)
+        # From the end with fewer links: the way out of a small site is soon found.
+        backwards = len(self._links_to[target]) < len(self._links_from[source])
+        start, goal = (target, source) if backwards else (source, target)
+        came_by = self._reach(start, goal, backwards)
+        if goal not in came_by:
             raise ClusterError(f"{self.source}: no link leads from site {source!r} to {target!r}; "
                                f'add a [[link]] with between = ["{source}", "{target}"]')
         path = []
-        while target != source:
-            path.append(came_by[target])
-            target = path[-1].source
-        return tuple(reversed(path))
+        while goal != start:
+            path.append(came_by[goal])
+            goal = path[-1].target if backwards else path[-1].source
+        return tuple(path if backwards else reversed(path))
+
+    def _reach(self, start, goal=None, backwards=False):
+        """Return site -> link, of the sites met on the way from `start` to `goal`, or of all.
+
+        The link by which a site is reached; backwards, by which it leads to `start`.
+        """
+        links = self._links_to if backwards else self._links_from
+        came_by, queue = {start: None}, deque([start])
+        while queue and goal not in came_by:
+            for link in links[queue.popleft()]:
+                there = link.source if backwards else link.target
+                if there not in came_by:
+                    came_by[there] = link
+                    queue.append(there)
+        return came_by
+
+    @cached_property
+    def _index(self):
+        return {name: index for index, name in enumerate(self.names)}
+
+    @cached_property
+    def _ranks(self):
+        ends = list(accumulate(site.ranks for site in self.sites))
+        return [range(end - site.ranks, end) for site, end in zip(self.sites, ends)]
+
+    @cached_property
+    def _links_between(self):
+        return {(link.source, link.target): link for link in self.links}
 
     @cached_property
     def _links_from(self):
-        table = {}
-        for link in self.links:
-            table.setdefault(link.source, []).append(link)
-        return table
+        return _by_end(self, "source")
+
+    @cached_property
+    def _links_to(self):
+        return _by_end(self, "target")
 
     def _link(self, table, source, target):
         """Return one direction of `table`; shared links share only with those that go their way."""
         pipe = f"{source}>{target}"
         if table.shared is not None:
             def depth(name):
-                index = self.names.index(name)
+                index = self._index[name]
                 return self.sites[index].tier == "edge", index
             pipe = f"{table.shared}:{'up' if depth(source) > depth(target) else 'down'}"
         return Link(source=source, target=target, latency_seconds=table.latency_seconds,
