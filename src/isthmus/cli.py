@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import traceback
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -219,6 +220,7 @@ def world():
 def main():
     """Run a verb; every error becomes one line, printed once, and a numbered exit code."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    warnings.showwarning = warn
     try:
         code = app(standalone_mode=False) or 0
         together = True
@@ -250,6 +252,12 @@ def explain(line, once):
         traceback.print_exc()
     rank = "" if once or speaks() else f"rank {os.environ.get('OMPI_COMM_WORLD_RANK', '?')}: "
     text.print(f"isthmus: {rank}{line}", markup=False, style="red")
+
+
+def warn(message, *_):
+    """Print a warning as one line, from one rank."""
+    if speaks():
+        text.print(f"warning: {' '.join(str(message).split())}", markup=False, style="yellow")
 
 
 def end(code, together):

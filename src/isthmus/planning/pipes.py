@@ -11,10 +11,13 @@ from isthmus.topology.schedules import TREE_CHUNKS_AHEAD, core_ranks, halvings, 
 
 
 class Pipes:
-    """What carries messages: when each pipe is free again, and how long it has been busy."""
+    """What carries messages: when each pipe is free again, and how long it has been busy.
 
-    def __init__(self, cluster):
-        self.cluster, self.ways = cluster, {}
+    stream_nbytes: of what short messages are a part, if they are; links take them as a stream.
+    """
+
+    def __init__(self, cluster, stream_nbytes=None):
+        self.cluster, self.stream_nbytes, self.ways = cluster, stream_nbytes, {}
         self.free, self.busy = defaultdict(float), defaultdict(float)
 
     def arrival(self, source, target, nbytes, start):
@@ -29,17 +32,24 @@ class Pipes:
     def _way(self, source, target, nbytes):
         """Return the pipes between two ranks, with the seconds of `nbytes` in each, and the latency."""
         here, there = (self.cluster.site_of_rank[rank] for rank in (source, target))
+        if (here, there, nbytes) not in self.ways:
+            self.ways[here, there, nbytes] = self._lines(here, there, nbytes)
+        pipes, latency = self.ways[here, there, nbytes]
         if here == there:
-            site = self.cluster.sites[here]
-            seconds = site.message_seconds + nbytes / site.network.bytes_per_second
-            return ([(("out", source), seconds), (("in", target), seconds)],
-                    site.network.latency_seconds)
-        if (here, there) not in self.ways:
-            self.ways[here, there] = self.cluster.route(self.cluster.names[here],
-                                                        self.cluster.names[there])
-        links = self.ways[here, there]
-        return ([(link.pipe, nbytes / link.bytes_per_second) for link in links],
-                sum(link.latency_seconds for link in links))
+            seconds = self.cluster.sites[here].message_seconds + pipes
+            return [(("out", source), seconds), (("in", target), seconds)], latency
+        return pipes, latency
+
+    def _lines(self, here, there, nbytes):
+        """Return the seconds of `nbytes` in a site, or in each pipe between two, and the latency."""
+        if here == there:
+            latency, rate = self.cluster.sites[here].network.line(nbytes)
+            return nbytes / rate, latency
+        links = self.cluster.route(self.cluster.names[here], self.cluster.names[there])
+        lines = [link.line(self.stream_nbytes) if self.stream_nbytes else link.line(nbytes, "messages")
+                 for link in links]
+        return ([(link.pipe, nbytes / rate) for link, (_, rate) in zip(links, lines)],
+                sum(latency for latency, _ in lines))
 
 
 def tree_seconds(cluster, size, add_bytes_per_second):
@@ -51,7 +61,7 @@ def tree_seconds(cluster, size, add_bytes_per_second):
     only when it is `TREE_CHUNKS_AHEAD` for each level.
     """
     both = trees(cluster.size, size)
-    up, down = Pipes(cluster), Pipes(cluster)
+    up, down = Pipes(cluster, 4 * size), Pipes(cluster, 4 * size)
     down.free = up.free
     summed, ended, adding = _first_chunk(both, up, down, add_bytes_per_second)
     each_up = max(adding, max(up.busy.values()))

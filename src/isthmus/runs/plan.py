@@ -48,7 +48,9 @@ def plan_table(plan, cluster):
              f"{plan.lower_bound_seconds:.3f} s on this cluster, gap {100 * plan.gap:.2f} %"
              + (" (stopped at the node limit)" if plan.stopped else "")]
     if plan.staging_seconds:
-        lines.append(f"staging: {plan.staging_seconds:.3f} s, once")
+        fair = plan.fair_staging_seconds
+        lines.append(f"staging: {plan.staging_seconds:.3f} s, once; {fair:.3f} s if "
+                     "all flows start together and share links fairly")
     if plan.money:
         lines.append(f"money: {plan.money:.6g} an epoch")
     return [table, *lines, f"a step: {1e3 * plan.step_seconds:.2f} ms ({terms})", plan.bound_by,
