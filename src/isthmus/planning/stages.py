@@ -42,9 +42,8 @@ def hierarchical_stages(cluster, size, compressor, encodes, chunk_nbytes=WIRE_NB
         # A hub of three sites or more adds, encodes once more, and decodes what it has encoded.
         wires, encodings = (2, 1) if sites == 2 else (sites, 2)
         # All leaders at once, so the slowest counts.
-        seconds = [coding_seconds(site, compressor, size) for site in cluster.sites]
-        if encodes:
-            first["encode"] = entries / size * max(each[0] for each in seconds) * encodings
+        seconds = [coding_seconds(site, compressor, size, encodes) for site in cluster.sites]
+        first["encode"] = entries / size * max(each[0] for each in seconds) * encodings
         first["decode"] = entries / size * max(each[1] for each in seconds) * wires / 2
         # The leader with most peers hands a wire to each of them and takes one from each.
         first["encode"] += (sites - 1) * max(site.message_seconds for site in cluster.sites)
@@ -55,18 +54,20 @@ def hierarchical_stages(cluster, size, compressor, encodes, chunk_nbytes=WIRE_NB
     return Stages(first, each, rest, ways, wire_nbytes)
 
 
-def coding_seconds(site, compressor, size):
+def coding_seconds(site, compressor, size, encodes=True):
     """Return the seconds to encode `size` entries, and to decode and add the wires of two sites.
 
     From the site's table of the compressor, or else of its class; without one from the site's rates,
-    which count as nothing where they were not measured.
+    which count as nothing where they were not measured. Those are of the run's own compressor, so
+    float32 that is only copied to a wire (`encodes` is false) counts as nothing too.
     """
     named = {coding.compressor: coding for coding in site.coding}
     kind = f"{type(compressor).__name__}("
     table = named.get(repr(compressor)) or next(
         (coding for name, coding in named.items() if name.startswith(kind)), None)
     if table is None:
-        return 4 * size / site.encode_bytes_per_second, 4 * size / site.decode_bytes_per_second
+        encode = 4 * size / site.encode_bytes_per_second if encodes else 0.0
+        return encode, 4 * size / site.decode_bytes_per_second
     table.warn_outside(4 * size)
     more = max(1.0, 4 * size / table.nbytes[-1])
     encode, decode = (more * float(np.interp(4 * size, table.nbytes, seconds))

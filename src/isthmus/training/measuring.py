@@ -9,7 +9,7 @@ from isthmus import kernels
 from isthmus.compression.chunks import chunk_entries
 from isthmus.vectors import chunk_slices
 
-VECTOR_NBYTES = (16 * 1024, 2**20, 16 * 2**20, 64 * 2**20)
+VECTOR_NBYTES = (4, 16 * 1024, 2**20, 16 * 2**20, 64 * 2**20)
 MEMORY_NBYTES = 64 * 2**20
 LONGEST_SECONDS = 0.5
 """Of encoding and decoding once: longer vectors are left out."""
