@@ -15,7 +15,12 @@ from isthmus.planning.objectives import make_objective
 from isthmus.planning.prices import bits_taken_for_bytes, link_name, link_prices, price_sentences
 from isthmus.planning.problem import Pipes, Prices
 from isthmus.planning.step import predict_step
-from isthmus.planning.time_model import fair_staging_seconds, staging_seconds, steps_per_epoch
+from isthmus.planning.time_model import (
+    fair_staging_seconds,
+    staging_seconds,
+    steps_per_epoch,
+    waiting_seconds,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +63,11 @@ class Plan:
     def shards_of_rank(self):
         """The shards of each rank, ascending: a tuple of tuples."""
         return shards_by_rank(self.rank_of_shard, len(self.samples_of_rank))
+
+    @property
+    def waiting_of_rank(self):
+        """Seconds that each rank waits in a step for the slowest, before the exchange begins."""
+        return tuple(waiting_seconds(self.seconds_of_rank).tolist())
 
     @property
     def hash(self):
