@@ -63,7 +63,7 @@ class TableFit:
     def over(self, formula):
         """Return the SizeTable of these seconds over those of `formula`: bytes -> seconds, arrays."""
         expected = formula(self.nbytes)
-        return SizeTable(nbytes=tuple(self.nbytes.tolist()), **{
+        return SizeTable(nbytes=tuple(self.nbytes.astype(int).tolist()), **{
             name: tuple(rounded(factor) for factor in seconds / expected)
             for name, seconds in (("factors", self.seconds), ("low", self.low_seconds),
                                   ("high", self.high_seconds))})

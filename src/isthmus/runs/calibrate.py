@@ -114,12 +114,7 @@ def measure_coding(tiers, settings, repetitions, table, tell):
     every = [own, *(kind() for kind in COMPRESSORS.values()), Dense("float16"), Dense("bfloat16")]
     tell("measuring the compressors on the leaders, all leaders at once")
     leads = tiers.world.rank in {tiers.cluster.ranks_of_site(name)[0] for name in tiers.cluster.names}
-    mine = [] if not leads else [
-        {"compressor": repr(compressor)} | dict(zip(
-            ("nbytes", "encode_seconds", "decode_seconds"),
-            [[rounded(number) for number in column] for column in coding_seconds(
-                compressor, CODING_SECONDS, repetitions).tolist()]))
-        for compressor in dict.fromkeys(every)]
+    mine = [coding(compressor, repetitions) for compressor in dict.fromkeys(every)] if leads else []
     found = gather_json(tiers.world, mine)
     for site in table["site"]:
         site["coding"] = found[tiers.cluster.ranks_of_site(site["name"])[0]]
@@ -128,6 +123,14 @@ def measure_coding(tiers, settings, repetitions, table, tell):
             seconds = np.interp(4 * size, first["nbytes"], first[f"{verb}_seconds"])
             more = max(1.0, 4 * size / first["nbytes"][-1]) * (2 if verb == "decode" else 1)
             site[f"{verb}_bytes_per_second"] = rounded(4 * size / (more * seconds))
+
+
+def coding(compressor, repetitions):
+    """Return what a cluster file says of a compressor on this rank."""
+    nbytes, *seconds = coding_seconds(compressor, CODING_SECONDS, repetitions)
+    return {"compressor": repr(compressor), "nbytes": nbytes.astype(int).tolist()} | {
+        f"{verb}_seconds": [rounded(each) for each in column]
+        for verb, column in zip(("encode", "decode"), seconds)}
 
 
 def measure_ways(tiers, repetitions, table, kind, tell):

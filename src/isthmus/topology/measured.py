@@ -23,7 +23,7 @@ class CalibrationRangeWarning(RuntimeWarning):
 class _BySize(FrozenModel):
     """Columns of one length, by ascending bytes."""
 
-    nbytes: Annotated[tuple[Positive, ...], Field(min_length=1)]
+    nbytes: Annotated[tuple[Annotated[int, Field(gt=0)], ...], Field(min_length=1)]
 
     @model_validator(mode="after")
     def _columns_agree(self):
