@@ -43,6 +43,7 @@ def options(context: typer.Context, debug: Annotated[bool, typer.Option(
 
 
 show_tracebacks = False
+told = set()  # warnings
 
 
 @app.command()
@@ -255,9 +256,11 @@ def explain(line, once):
 
 
 def warn(message, *_):
-    """Print a warning as one line, from one rank."""
-    if speaks():
-        text.print(f"warning: {' '.join(str(message).split())}", markup=False, style="yellow")
+    """Print a warning as one line, once, from one rank."""
+    line = f"warning: {' '.join(str(message).split())}"
+    if speaks() and line not in told:
+        told.add(line)
+        text.print(line, markup=False, style="yellow")
 
 
 def end(code, together):
