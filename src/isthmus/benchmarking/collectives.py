@@ -20,7 +20,7 @@ from isthmus.errors import ReplicaError
 from isthmus.planning.time_model import predict_allreduce
 from isthmus.testbed import own_counters
 from isthmus.topology.agreement import from_root, gather_json, require
-from isthmus.topology.clocks import CommonClock
+from isthmus.topology.common_clock import CommonClock
 
 HEADER = (f"# {'nbytes':>11} {'median ms':>11} {'least ms':>11} {'most ms':>11} {'model ms':>11} "
           f"{'bound ms':>11} {'cut bytes':>11} {'sent bytes':>11} {'times':>6}")
@@ -71,6 +71,7 @@ def measure(tiers, options, algorithm, named, nbytes):
         "benchmark": "collectives", "algorithm": algorithm, "compressor": named, "nbytes": nbytes,
         "ranks": world.size, "links": options.links, "repetitions": len(own),
         "median_seconds": float(np.median(seconds)), "seconds_spread": spread_of(seconds),
+        "seconds": seconds.tolist(),
         "predicted_seconds": predicted.seconds,
         "bound_seconds": bound_seconds(tiers.cluster, nbytes, compressor),
         "cut": cut, "interface_nbytes": carried, "same_bits": True}

@@ -1,6 +1,7 @@
 """Measure a cluster: write its file again with the rates, and the seconds by size, that were found."""
 
 import time
+from pathlib import Path
 
 import numpy as np
 from mpi4py import MPI
@@ -8,6 +9,7 @@ from threadpoolctl import threadpool_limits
 
 from isthmus.compression import COMPRESSORS
 from isthmus.compression.dense import Dense
+from isthmus.files import check_folder
 from isthmus.planning.calibration import fit_link, fit_table, rounded
 from isthmus.planning.time_model import mpi_seconds
 from isthmus.runs.choosing import choose
@@ -47,6 +49,7 @@ def calibrate(comm, settings_path, output, repetitions, tell):
     both ways at once, by size. Collective; returns the new file's table on every rank.
     """
     settings = shared_settings(comm, settings_path)
+    from_root(comm, lambda: check_folder(Path(output).parent, "name another file with --output"))
     with threadpool_limits(settings.run.threads), shared_tiers(comm, settings) as tiers:
         settings, _ = choose(settings, tiers.cluster)
         table = tiers.cluster.to_table()

@@ -1,80 +1,51 @@
-"""Calls that all ranks start at one instant.
-
-Ranks leave a barrier up to one link's latency apart, and stay apart: whoever starts early then waits
-for the others' latency on top of its own. Over long links that doubles what a benchmark reads.
-"""
-
-import time
-from pathlib import Path
+"""How far the clocks of ranks are apart, by ping-pong."""
 
 import numpy as np
-from mpi4py import MPI
 
-from isthmus.topology.agreement import gather_json
-
-ROUND_TRIPS = 10
-SPIN_SECONDS = 0.0005  # at the end of a wait, because sleeping is not as exact
-BOOT = Path("/proc/sys/kernel/random/boot_id")
+LEAST_ROUNDS, MOST_SECONDS = 5, 0.1  # for each rank; a long link takes few rounds
+CLOSE_SECONDS = 5e-6                 # as close as messages on one machine come
 
 
-class CommonClock:
-    """Instants that all ranks of a communicator agree on. Collective, made and used.
+def clock_offsets(comm, clock, ranks=None):
+    """Return float64[ranks of comm, 2] on every rank: seconds ahead of rank 0's clock, and their error.
 
-    Ranks on one machine, in whatever namespaces, read one clock. Of any other, rank 0's difference is
-    taken in the middle of the quickest of some round trips: what the two ways of a link differ in
-    latency, half of it is the error. clock: seconds from any zero, float.
+    clock: gives seconds from any zero. ranks: which to compare, all of them if None; the others'
+    numbers stay 0. Of several rounds the quickest counts: how the two ways share its round trip is
+    not known, so half of it is the error. Collective.
     """
-
-    def __init__(self, comm, clock=time.perf_counter, machine=None):
-        self.comm, self.clock = comm, clock
-        machines = gather_json(comm, machine or _machine())
-        self.ahead = np.zeros(1)  # seconds, of rank 0's clock
-        for rank in range(1, comm.size):
-            if machines[rank] != machines[0]:
-                self._compare(rank)
-        waits = []
-        for _ in range(3):
-            before = clock()
-            self._latest()
-            waits.append(clock() - before)
-        self.patience_seconds = 1.5 * self._most(max(waits[1:]))
-
-    def start(self):
-        """Return, on this rank's clock, the instant that it is now on all of them."""
-        instant = self._latest() + self.patience_seconds
-        if (left := instant - self.clock() - SPIN_SECONDS) > 0:
-            time.sleep(left)
-        while self.clock() < instant:
-            pass
-        return instant
-
-    def _latest(self):
-        """Return the latest rank's now, on this rank's clock."""
-        return self._most(self.clock() - self.ahead[0]) + self.ahead[0]
-
-    def _most(self, number):
-        largest = np.empty(1)
-        self.comm.Allreduce(np.array([number]), largest, MPI.MAX)
-        return float(largest[0])
-
-    def _compare(self, rank):
-        """Find how far `rank`'s clock is ahead of rank 0's."""
-        theirs, best = np.empty(1), (np.inf, 0.0)
-        if self.comm.rank == 0:
-            for _ in range(ROUND_TRIPS):
-                before = self.clock()
-                self.comm.Send(theirs, rank)
-                self.comm.Recv(theirs, rank)
-                after = self.clock()
-                best = min(best, (after - before, theirs[0] - (before + after) / 2))
-            self.comm.Send(np.array([best[1]]), rank)
-        elif self.comm.rank == rank:
-            for _ in range(ROUND_TRIPS):
-                self.comm.Recv(theirs, 0)
-                self.comm.Send(np.array([self.clock()]), 0)
-            self.comm.Recv(self.ahead, 0)
+    own = comm.Dup()  # its messages meet no others, and are not held by paced links
+    offsets = np.zeros((own.size, 2))
+    for rank in range(1, own.size) if ranks is None else ranks:
+        if own.rank == 0:
+            offsets[rank] = _compare(own, rank, clock)
+        elif own.rank == rank:
+            _answer(own, clock)
+    own.Bcast(offsets, 0)
+    own.Free()
+    return offsets
 
 
-def _machine():
-    """Return what is the same for two ranks if they read one clock."""
-    return BOOT.read_text() if BOOT.exists() else MPI.Get_processor_name()
+def _compare(comm, rank, clock):
+    """Return how far the clock of `rank` is ahead of this one, and the error."""
+    go, stop, theirs = np.ones(1), np.zeros(1), np.empty(1)
+    began, rounds, offset, error = clock(), 0, 0.0, np.inf
+    while rounds < LEAST_ROUNDS or (error > CLOSE_SECONDS and clock() - began < MOST_SECONDS):
+        start = clock()
+        comm.Send(go, rank)
+        comm.Recv(theirs, rank)
+        end = clock()
+        if end - start < 2 * error:
+            offset, error = theirs[0] - (start + end) / 2, (end - start) / 2
+        rounds += 1
+    comm.Send(stop, rank)
+    return offset, error
+
+
+def _answer(comm, clock):
+    """Tell rank 0 the time as often as it asks."""
+    asked = np.empty(1)
+    while True:
+        comm.Recv(asked, 0)
+        if not asked[0]:
+            return
+        comm.Send(np.array([clock()]), 0)

@@ -64,7 +64,7 @@ def memory_bytes_per_second(repetitions):
         _seconds_of(lambda: triad(a, b, np.float32(0.5), c), min(repetitions, 5)))
 
 
-@njit
+@njit(cache=True)
 def triad(a, b, s, c):
     """a = b + s c, the yardstick: a loop that reads two arrays and writes one."""
     for i in range(a.size):

@@ -5,7 +5,7 @@ from mpi4py import MPI
 
 from isthmus.collectives.allreduce import Allreduce
 from isthmus.compression.chunks import WIRE_NBYTES
-from isthmus.topology.clocks import CommonClock
+from isthmus.topology.common_clock import CommonClock
 from isthmus.vectors import chunk_slices
 
 NBYTES = (4, 1024, 16 * 1024, 60 * 1024, 240 * 1024, 960 * 1024, 3840 * 1024)
