@@ -289,7 +289,7 @@ def test_help_fits_a_terminal_of_80_columns():
 @pytest.mark.parametrize("same_machine", [True, False])
 def test_ranks_start_at_one_instant(comm, same_machine):
     """Also where each machine's clock has a zero of its own, and where a rank comes late."""
-    from isthmus.benchmarking.clocks import CommonClock
+    from isthmus.topology.common_clock import CommonClock
     zero = 0.0 if same_machine else 1000.0 * comm.rank
     common = CommonClock(comm, lambda: time.perf_counter() + zero,
                          machine=None if same_machine else f"machine {comm.rank}")

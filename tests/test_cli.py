@@ -203,6 +203,14 @@ def test_calibration_finds_the_paced_links_and_the_plan_uses_them(lab):
         assert link.bytes_per_second <= 2.1e7
     assert cluster.rates != (1000.0, 500.0, 500.0)
     assert cluster.sites[0].encode_bytes_per_second < float("inf")
+    assert cluster.sites[0].memory_bytes_per_second > 1e8
+    assert cluster.calibration.version == 1
+    for way in (*cluster.links, cluster.sites[1].network):
+        assert way.messages.nbytes[0] == 4
+    for link in cluster.links:
+        assert link.line(61_440)[0] + 61_440 / link.line(61_440)[1] >= 0.999 * (0.005 + 61_440 / 2e7)
+    for kind in ("Int8(block=16", "Int8(block=256", "Int4(", "OneBit(", "TopK(", "LowRank(", "Dense("):
+        assert any(coding.compressor.startswith(kind) for coding in cluster.sites[0].coding), kind
     planned = call(lab, 0, "plan", "run.toml", "--cluster", "measured.toml", "--json")
     assert planned.returncode == 0, planned.stderr
     plan = json.loads(planned.stdout)
@@ -213,7 +221,7 @@ def test_calibration_finds_the_paced_links_and_the_plan_uses_them(lab):
 def test_the_plan_is_printed_as_a_table(lab):
     done = call(lab, 0, "plan", "run.toml", "--launch")
     assert done.returncode == 0
-    for text in ("site0", "site1", "150", "75", "gap", "a step", "mpirun -n 3", "slow_start"):
+    for text in ("site0", "site1", "150", "75", "waits", "gap", "a step", "mpirun -n 3", "slow_start"):
         assert text in done.stderr
 
 

@@ -387,6 +387,19 @@ def test_up_to_64_kib_cross_once_each_way(bed, tmp_path, sites):
 
 
 @pytest.mark.slow
+def test_the_trees_of_a_link_do_not_wait_for_each_other(bed, tmp_path):
+    """Two ranks that are each other's parents: in turns, a chunk took a round trip, twice the time."""
+    table = cluster_of(2, 2, latency_seconds=0.01, bytes_per_second=1.25e7)
+    (tmp_path / "cluster.toml").write_text(tomli_w.dumps(table))
+    done = call(tmp_path, "run", "cluster.toml", "--", sys.executable, "-m", "isthmus.cli", "bench",
+                "collectives", "cluster.toml", "--algorithm", "tree", "--compressor", "none",
+                "--smallest", "2000000", "--largest", "2000000", "--repetitions", "4", "-o", "out")
+    assert done.returncode == 0, done.stderr
+    [result] = results_in(tmp_path)
+    assert result["seconds_spread"]["least"] < 1.5 * result["predicted_seconds"]
+
+
+@pytest.mark.slow
 def test_the_exit_code_is_passed_on_and_what_was_up_stays_up(bed, lab):
     assert call(lab, "up", "cluster.toml").returncode == 0
     done = call(lab, "run", "cluster.toml", "--", sys.executable, "-c", "raise SystemExit(7)")

@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 import traceback
+import warnings as python_warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -45,6 +46,7 @@ def options(context: typer.Context, debug: Annotated[bool, typer.Option(
 
 
 show_tracebacks = False
+told = set()  # warnings
 
 
 @app.command()
@@ -241,6 +243,7 @@ def world_if_there():
 def main():
     """Run a verb; every error becomes one line, printed once, and a numbered exit code."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    python_warnings.showwarning = warn
     logging.getLogger("isthmus").addHandler(warnings)
     try:
         code = app(standalone_mode=False, prog_name="isthmus") or 0
@@ -272,6 +275,14 @@ def say(lines):
         traceback.print_exc()
     for line in lines:
         text.print(line, markup=False, style="red" if line.startswith("isthmus:") else None)
+
+
+def warn(message, *_):
+    """Print a warning as one line, once, from one rank."""
+    line = f"warning: {' '.join(str(message).split())}"
+    if speaks() and line not in told:
+        told.add(line)
+        text.print(line, markup=False, style="yellow")
 
 
 def end(code, together):

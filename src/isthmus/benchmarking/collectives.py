@@ -13,7 +13,6 @@ import numpy as np
 from mpi4py import MPI
 
 from isthmus.benchmarking.bounds import bound_seconds
-from isthmus.benchmarking.clocks import CommonClock
 from isthmus.benchmarking.options import named_compressor, sizes_nbytes
 from isthmus.benchmarking.spread import spread_of
 from isthmus.collectives.allreduce import Allreduce
@@ -21,6 +20,7 @@ from isthmus.errors import ReplicaError
 from isthmus.planning.time_model import predict_allreduce
 from isthmus.testbed import own_counters
 from isthmus.topology.agreement import from_root, gather_json, require
+from isthmus.topology.common_clock import CommonClock
 
 HEADER = (f"# {'nbytes':>11} {'median ms':>11} {'least ms':>11} {'most ms':>11} {'model ms':>11} "
           f"{'bound ms':>11} {'cut bytes':>11} {'sent bytes':>11} {'times':>6}")

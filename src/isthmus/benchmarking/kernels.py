@@ -9,10 +9,10 @@ import time
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit
 
 from isthmus.benchmarking.spread import spread_of
 from isthmus.kernels import cpu
+from isthmus.training.measuring import triad
 
 NBYTES = 384_000_000
 GRAIN_NBYTES = 4096
@@ -74,13 +74,6 @@ class KernelOptions:
         unknown = [name for name in self.names if name not in KERNELS]
         if unknown:
             raise ValueError(f"no kernel is called {unknown[0]!r}; known kernels: {', '.join(KERNELS)}")
-
-
-@njit(cache=True)
-def triad(a, b, s, c):
-    """a = b + s c, the yardstick: a loop that reads two arrays and writes one."""
-    for i in range(a.size):
-        a[i] = b[i] + s * c[i]
 
 
 def share_of_triad(name, arrays, repetitions=5):

@@ -41,6 +41,12 @@ def wait_for(requests):
         request.Wait()
 
 
+def wait_for_any(requests):
+    """Return when one of `requests` is done."""
+    while not any(request.Test() for request in requests):
+        pass
+
+
 def adding(comm, vector, source, inbox):
     """Add what `source` sends to `vector`; yield each slice of it that is done.
 

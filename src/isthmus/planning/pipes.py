@@ -6,96 +6,128 @@ site's network; between sites the messages of all ranks take turns on the links 
 
 import heapq
 from collections import defaultdict
+from itertools import product
 
 from isthmus.topology.schedules import TREE_CHUNKS_AHEAD, core_ranks, halvings, trees
 
+PLAYED = 4096
+"""Chunks times ranks of a tree that are played, at most: some tenths of a second."""
+
 
 class Pipes:
-    """What carries messages: when each pipe is free again, and how long it has been busy."""
+    """What carries messages: when each pipe is free again, and how long it has been busy.
 
-    def __init__(self, cluster):
-        self.cluster, self.ways = cluster, {}
+    stream_nbytes: of what short messages are a part, if they are; links take them as a stream.
+    """
+
+    def __init__(self, cluster, stream_nbytes=None):
+        self.cluster, self.stream_nbytes, self.ways = cluster, stream_nbytes, {}
         self.free, self.busy = defaultdict(float), defaultdict(float)
 
     def arrival(self, source, target, nbytes, start):
         """Return when a message that rank `source` has ready at `start` is there."""
         pipes, latency = self._way(source, target, nbytes)
-        start = max(start, *(self.free[pipe] for pipe, _ in pipes))
-        for pipe, seconds in pipes:
+        end = start
+        for pipe, seconds in pipes:  # one after another, the head of the message while its tail is sent
+            start = max(start, self.free[pipe])
             self.free[pipe] = start + seconds
             self.busy[pipe] += seconds
-        return start + max(seconds for _, seconds in pipes) + latency
+            end = max(end, start + seconds)
+        return end + latency
 
     def _way(self, source, target, nbytes):
         """Return the pipes between two ranks, with the seconds of `nbytes` in each, and the latency."""
         here, there = (self.cluster.site_of_rank[rank] for rank in (source, target))
+        if (here, there, nbytes) not in self.ways:
+            self.ways[here, there, nbytes] = self._lines(here, there, nbytes)
+        pipes, latency = self.ways[here, there, nbytes]
         if here == there:
-            site = self.cluster.sites[here]
-            seconds = site.message_seconds + nbytes / site.network.bytes_per_second
-            return ([(("out", source), seconds), (("in", target), seconds)],
-                    site.network.latency_seconds)
-        if (here, there) not in self.ways:
-            self.ways[here, there] = self.cluster.route(self.cluster.names[here],
-                                                        self.cluster.names[there])
-        links = self.ways[here, there]
-        return ([(link.pipe, nbytes / link.bytes_per_second) for link in links],
-                sum(link.latency_seconds for link in links))
+            seconds = self.cluster.sites[here].message_seconds + pipes
+            return [(("out", source), seconds), (("in", target), seconds)], latency
+        return pipes, latency
+
+    def _lines(self, here, there, nbytes):
+        """Return the seconds of `nbytes` in a site, or in each pipe between two, and the latency."""
+        if here == there:
+            latency, rate = self.cluster.sites[here].network.line(nbytes)
+            return nbytes / rate, latency
+        links = self.cluster.route(self.cluster.names[here], self.cluster.names[there])
+        lines = [link.line(self.stream_nbytes) if self.stream_nbytes else link.line(nbytes, "messages")
+                 for link in links]
+        return ([(link.pipe, nbytes / rate) for link, (_, rate) in zip(links, lines)],
+                sum(latency for latency, _ in lines))
 
 
 def tree_seconds(cluster, size, add_bytes_per_second):
     """Return the seconds until the roots have the sum of `size` entries, and from then to the end.
 
-    Pipelined, (chunks + depth) steps: the first chunk goes all the way up and down; every other one
-    then takes what the busiest pipe, or the adding of one rank, needs for a chunk. The first chunks
-    go up alone and as many come down alone at the end, because a rank waits for a chunk from above
-    only when it is `TREE_CHUNKS_AHEAD` for each level.
+    The schedule is played chunk by chunk, up and down, until all ranks are as far ahead as they may be;
+    of a longer vector every other chunk then takes what the last of those took, or what the busiest
+    pipe, or the adding of one rank, needs for one. Of more ranks fewer chunks are played.
     """
-    both = trees(cluster.size, size)
-    up, down = Pipes(cluster), Pipes(cluster)
-    down.free = up.free
-    summed, ended, adding = _first_chunk(both, up, down, add_bytes_per_second)
-    each_up = max(adding, max(up.busy.values()))
-    each_down = max(down.busy.values())
-    each = max(adding, max(up.busy[pipe] + down.busy[pipe] for pipe in {*up.busy, *down.busy}))
+    both, pipes = trees(cluster.size, size), Pipes(cluster, 4 * size)
+    deepest = max(tree.depth(rank) for tree in both for rank in {*tree.parents} - {None})
+    settled = 2 * (TREE_CHUNKS_AHEAD * (deepest + 1) + 1)
+    played = max(1, min(settled, PLAYED // cluster.size, max(len(tree.chunks) for tree in both)))
+    summed, ended, adding = _play_trees(both, played, pipes, add_bytes_per_second)
+    each = max(*pipes.busy.values(), max(adding.values())) / played
+    if played == settled:
+        half = played // 2
+        each = max(each, (ended[-1] - ended[half - 1]) / (played - half))
     # A last chunk that is short counts as the part of a chunk that it is.
-    rest = max(tree.entries / _first_entries(tree) for tree in both) - 1
-    inner = max(tree.depth(parent) for tree in both for parent in {*tree.parents} - {None})
-    alone = min(rest, TREE_CHUNKS_AHEAD * inner)
-    return summed + alone * each_up + (rest - alone) * each, ended - summed + alone * each_down
+    whole = max(tree.entries / (tree.chunks[0].stop - tree.chunks[0].start) for tree in both)
+    rest = max(0.0, whole - played) * each
+    return summed + rest, ended[-1] - summed
 
 
-def _first_chunk(both, up, down, add_bytes_per_second):
-    """Send the first chunk of each tree up and down.
+def _play_trees(both, played, pipes, add_bytes_per_second):
+    """Play the first `played` chunks of each tree, as `collectives.tree` sends them.
 
-    Return when the last root has the sum, when the last rank has it, and the longest adding of a rank.
+    Return when the last root has the last sum, when all ranks have each chunk, and each rank's adding.
     """
-    summed, ended, adding = 0.0, 0.0, defaultdict(float)
-    came = [[0.0] * len(tree.parents) for tree in both]
-    missing = [[len(below) for below in tree.children] for tree in both]
-    events = [(0.0, number, rank, "up") for number, left in enumerate(missing)
-              for rank in range(len(left)) if left[rank] == 0]
+    ranks = range(len(both[0].parents))
+    came = [defaultdict(int) for _ in both]             # (rank, chunk) -> sums of children, so far
+    raised, fallen = ([[0 for _ in ranks] for _ in both] for _ in range(2))
+    ahead = [[TREE_CHUNKS_AHEAD * tree.depth(rank) for rank in ranks] for tree in both]
+    free, adding, ended, summed = defaultdict(float), defaultdict(float), [0.0] * played, 0.0
+    events = []
+
+    def raise_chunks(now, number, rank):
+        """Add and pass on all that may go up: what has come, and is not too far ahead."""
+        tree = both[number]
+        while ((chunk := raised[number][rank]) < min(played, len(tree.chunks))
+               and came[number][rank, chunk] == len(tree.children[rank])
+               and (tree.parents[rank] is None or chunk <= fallen[number][rank] + ahead[number][rank])):
+            seconds = len(tree.children[rank]) * _nbytes(tree, chunk) / add_bytes_per_second
+            adding[rank] += seconds
+            free[rank] = max(now, free[rank]) + seconds
+            raised[number][rank] += 1
+            heapq.heappush(events, (free[rank], number, rank, chunk, "raised"))
+
+    for number, rank in product(range(len(both)), ranks):
+        raise_chunks(0.0, number, rank)
     while events:                                        # the earliest first
-        now, number, rank, way = heapq.heappop(events)
-        tree, nbytes = both[number], 4 * _first_entries(both[number])
-        parent = tree.parents[rank]
-        if way == "up" and parent is not None:
-            add_seconds = nbytes / add_bytes_per_second
-            adding[parent] += add_seconds
-            came[number][parent] = add_seconds + max(
-                came[number][parent], up.arrival(rank, parent, nbytes, now))
-            missing[number][parent] -= 1
-            if missing[number][parent] == 0:
-                heapq.heappush(events, (came[number][parent], number, parent, "up"))
-            continue
-        summed = max(summed, now) if parent is None else summed
-        ended = max(ended, now)
-        for child in tree.children[rank]:
-            heapq.heappush(events, (down.arrival(rank, child, nbytes, now), number, child, "down"))
-    return summed, ended, max(adding.values())
+        now, number, rank, chunk, what = heapq.heappop(events)
+        tree = both[number]
+        parent, nbytes = tree.parents[rank], _nbytes(tree, chunk)
+        if what == "came":
+            came[number][rank, chunk] += 1
+        elif what == "raised" and parent is not None:
+            arrival = pipes.arrival(rank, parent, nbytes, now)
+            heapq.heappush(events, (arrival, number, parent, chunk, "came"))
+        else:
+            summed = max(summed, now) if parent is None else summed
+            ended[chunk] = max(ended[chunk], now)
+            fallen[number][rank] += 1
+            for child in tree.children[rank]:
+                arrival = pipes.arrival(rank, child, nbytes, now)
+                heapq.heappush(events, (arrival, number, child, chunk, "fell"))
+        raise_chunks(now, number, rank)
+    return summed, ended, adding
 
 
-def _first_entries(tree):
-    return tree.chunks[0].stop - tree.chunks[0].start
+def _nbytes(tree, chunk):
+    return 4 * (tree.chunks[chunk].stop - tree.chunks[chunk].start)
 
 
 def halving_seconds(cluster, size, add_bytes_per_second):

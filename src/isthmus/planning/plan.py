@@ -15,7 +15,12 @@ from isthmus.planning.objectives import make_objective
 from isthmus.planning.prices import bits_taken_for_bytes, link_name, link_prices, price_sentences
 from isthmus.planning.problem import Pipes, Prices
 from isthmus.planning.step import predict_step
-from isthmus.planning.time_model import staging_seconds, steps_per_epoch
+from isthmus.planning.time_model import (
+    fair_staging_seconds,
+    staging_seconds,
+    steps_per_epoch,
+    waiting_seconds,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,9 +28,10 @@ class Plan:
     """Which rank holds which shard, and the seconds that all of it is predicted to take.
 
     rank_of_shard: int64[shards]. samples_of_rank, seconds_of_rank: one a cluster rank; the seconds are
-    those of computing one step. steps: of an epoch, the same on every rank. terms: seconds of a step
-    by term. objective_seconds: the objective of an epoch, exchange included where it counts finish
-    times ("makespan": epoch_seconds, and the staging's share where that was asked for);
+    those of computing one step. staging_seconds: bringing the shards, if links are full all the time;
+    fair_staging_seconds: if flows share them fairly. steps: of an epoch, the same on every rank. terms:
+    seconds of a step by term. objective_seconds: the objective of an epoch, exchange included where it
+    counts finish times ("makespan": epoch_seconds, and the staging's share where that was asked for);
     lower_bound_seconds: what no plan of whole shards can beat; gap: the one over the other - 1.
     stopped: a node limit was reached; the plan is the best found until then. money: of one epoch.
     shadow_prices: seconds of the objective saved by one more unit of {"rate": samples per second, a
@@ -49,6 +55,7 @@ class Plan:
     terms: dict
     bound_by: str
     shadow_prices: dict
+    fair_staging_seconds: float = 0.0
     sentences: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
@@ -56,6 +63,11 @@ class Plan:
     def shards_of_rank(self):
         """The shards of each rank, ascending: a tuple of tuples."""
         return shards_by_rank(self.rank_of_shard, len(self.samples_of_rank))
+
+    @property
+    def waiting_of_rank(self):
+        """Seconds that each rank waits in a step for the slowest, before the exchange begins."""
+        return tuple(waiting_seconds(self.seconds_of_rank).tolist())
 
     @property
     def hash(self):
@@ -137,6 +149,7 @@ def plan_shards(cluster, shards_or_counts, workload, objective="makespan", pinne
         seconds_of_rank=tuple((compute_of_rank / steps).tolist()), steps=steps,
         step_seconds=step_seconds, epoch_seconds=steps * step_seconds,
         staging_seconds=staging_seconds(cluster, stored.tolist(), workload.data_site),
+        fair_staging_seconds=fair_staging_seconds(cluster, stored.tolist(), workload.data_site),
         objective=objective, objective_seconds=value, lower_bound_seconds=bound, gap=gap,
         stopped=found.stopped,
         money=float(each_second @ (held / np.array(cluster.rates)) + per_byte @ stored / epochs),

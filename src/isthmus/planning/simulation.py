@@ -7,6 +7,7 @@ fairly.
 
 import math
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from isthmus.planning.time_model import (
     hierarchical_stages,
     link_routes,
     predict_allreduce,
+    waiting_seconds,
 )
 
 BACKWARD_SHARE = 2 / 3
@@ -107,7 +109,7 @@ def simulate(cluster, workload, samples_of_rank=None, *, steps=100, local_steps=
         done = max(done, slowest)
         sync_seconds.append(float(done))
         computed += own.mean()
-        waited += slowest - own.mean()
+        waited += waiting_seconds(own).mean()
         exchanged += done - slowest
     seconds = sum(sync_seconds)
     return Simulation(
@@ -140,12 +142,13 @@ class _Exchange:
         others = [site for site in range(len(cluster.sites)) if site != hub]
         routes = up + down if two else up
         self.senders = np.array(others + [hub] if two else others)
-        self.latencies = np.array([sum(link.latency_seconds for link in route) for route in routes])
+        lines = {link: link.line(stages.wire_nbytes) for link in chain(*up, *down)}
+        self.latencies = np.array([sum(lines[link][0] for link in route) for route in routes])
         for route in up + down:
             for link in route:
                 self.bytes_of_pipe[link.pipe] = (self.bytes_of_pipe.get(link.pipe, 0.0)
                                                  + stages.wire_nbytes)
-                self.rate_of_pipe[link.pipe] = link.bytes_per_second
+                self.rate_of_pipe[link.pipe] = lines[link][1]
         number = {pipe: place for place, pipe in enumerate(self.rate_of_pipe)}
         self.network = FlowNetwork([[number[link.pipe] for link in route] for route in routes],
                                    list(self.rate_of_pipe.values()))

@@ -1,15 +1,20 @@
-"""Measure a cluster: write its file again with the rates and links that were found."""
+"""Measure a cluster: write its file again with the rates, and the seconds by size, that were found."""
 
+import time
 from pathlib import Path
 
 import numpy as np
+from mpi4py import MPI
 from threadpoolctl import threadpool_limits
 
+from isthmus.compression import COMPRESSORS
 from isthmus.compression.dense import Dense
 from isthmus.devices import array_library
 from isthmus.files import check_folder
-from isthmus.planning.calibration import fit_link
+from isthmus.planning.calibration import fit_link, fit_table, rounded
+from isthmus.planning.time_model import mpi_seconds
 from isthmus.runs.choosing import choose
+from isthmus.runs.mpi_algorithm import allreduce_algorithm
 from isthmus.runs.preparation import (
     check_shapes,
     open_where_seen,
@@ -19,22 +24,31 @@ from isthmus.runs.preparation import (
 from isthmus.testbed import on_testbed
 from isthmus.topology.agreement import from_root, gather_json, together
 from isthmus.topology.cluster import Cluster
+from isthmus.topology.measured import Calibration
 from isthmus.training.measuring import (
-    MESSAGE_NBYTES,
+    add_bytes_per_second,
+    coding_seconds,
     gradient_seconds,
     host_copy_bytes_per_second,
-    kernel_bytes_per_second,
-    message_seconds,
+    memory_bytes_per_second,
     own_message_seconds,
 )
+from isthmus.training.measuring_messages import NBYTES, allreduce_seconds, way_seconds
+
+MESSAGES_SECONDS = 20.0
+"""For all messages of all links and networks together, where single ones are not slow."""
+CODING_SECONDS = 0.05
+"""For each length of vector, each compressor, and each of encoding and decoding."""
+EAGER_NBYTES = 60 * 1024
+WHOLE = 2**30
 
 
 def calibrate(comm, settings_path, output, repetitions, tell):
     """Measure ranks and links of the run's cluster and write a cluster file to `output`.
 
     Rates are those of the run's own model on samples of its data's shape, all ranks computing at
-    once; links and sites' networks are fitted to the times of messages of several sizes, each
-    direction its own. Collective; returns the new file's table on every rank.
+    once; those of compressors are the leaders', all at once. Links and sites' networks are measured
+    both ways at once, by size. Collective; returns the new file's table on every rank.
     """
     settings = shared_settings(comm, settings_path)
     from_root(comm, lambda: check_folder(Path(output).parent, "name another file with --output"))
@@ -42,29 +56,31 @@ def calibrate(comm, settings_path, output, repetitions, tell):
         settings, _ = choose(settings, tiers.cluster)
         table = tiers.cluster.to_table()
         measure_ranks(tiers, settings, repetitions, table, tell)
-        for site in table["site"]:
-            ranks = tiers.cluster.ranks_of_site(site["name"])
-            if len(ranks) > 1:
-                tell(f"measuring the network of site {site['name']}")
-                site["network"] = network(tiers.world, ranks[0], ranks[1], repetitions)
-        for link in table.get("link", ()):
-            kind = "emulated" if on_testbed() else settings.cluster.links
-            tell(f"measuring the link {link['from']} > {link['to']} ({kind})")
-            ends = [tiers.cluster.ranks_of_site(link[end])[0] for end in ("from", "to")]
-            link.update(network(tiers.world, *ends, repetitions))
+        measure_coding(tiers, settings, repetitions, table, tell)
+        kind = "emulated" if on_testbed() else settings.cluster.links
+        measure_ways(tiers, repetitions, table, kind, tell)
+        table["calibration"] = from_root(comm, lambda: Calibration(
+            made=time.strftime("%Y-%m-%dT%H:%M:%S%z"), ranks=comm.size,
+            mpi_library=MPI.Get_library_version().partition(",")[0],
+            mpi_algorithm=allreduce_algorithm()).model_dump(mode="json", exclude_none=True))
+        if settings.cluster.links != "paced":  # MPI's own cannot be held to the links' rates
+            tell("measuring MPI's own allreduce")
+            measure_mpi(tiers, repetitions, table)
         measured = Cluster(table, source=output)
         from_root(comm, lambda: measured.to_toml(output))
         return measured.to_table()
 
 
 def measure_ranks(tiers, settings, repetitions, table, tell):
-    """Put into `table` each rank's samples per second and each site's kernel rates."""
+    """Put into `table` each rank's samples per second, and each site's adding, memory and messages."""
     world, cluster, model = tiers.world, tiers.cluster, settings.make_model()
     library = array_library(tiers.device)
-    rates = gather_json(world, [*kernel_bytes_per_second(
-        settings.make_compressor() or Dense(), model.size, repetitions, library),
-        host_copy_bytes_per_second(repetitions, library)])
-    own_seconds = gather_json(world, own_message_seconds(world, repetitions))
+    tell("measuring the ranks' memory and messages, all at once")
+    measured = gather_json(world, {
+        "add_bytes_per_second": add_bytes_per_second(model.size, repetitions, library),
+        "memory_bytes_per_second": memory_bytes_per_second(repetitions),
+        "host_copy_bytes_per_second": host_copy_bytes_per_second(repetitions, library),
+        "message_seconds": own_message_seconds(world, repetitions)})
     computing = None
     if settings.cluster.compute == "paced":
         tell("computing is paced: the ranks keep the rates of the cluster file")
@@ -73,13 +89,12 @@ def measure_ranks(tiers, settings, repetitions, table, tell):
         computing = compute_fits(world, settings, model, repetitions, library)
     for site in table["site"]:
         ranks = cluster.ranks_of_site(site["name"])
-        for number, kernel in enumerate(("add", "encode", "decode", "host_copy")):
-            slowest = min(rates[rank][number] for rank in ranks)
-            site[f"{kernel}_bytes_per_second"] = _rounded(slowest)
-        site["message_seconds"] = _rounded(max(own_seconds[rank] for rank in ranks))
+        for key, slowest in (("add_bytes_per_second", min), ("memory_bytes_per_second", min),
+                             ("host_copy_bytes_per_second", min), ("message_seconds", max)):
+            site[key] = rounded(slowest(measured[rank][key] for rank in ranks))
         if computing:
-            site["samples_per_second"] = [_rounded(computing[r].bytes_per_second) for r in ranks]
-            site["fixed_seconds"] = _rounded(max(computing[r].latency_seconds for r in ranks))
+            site["samples_per_second"] = [rounded(computing[r].bytes_per_second) for r in ranks]
+            site["fixed_seconds"] = rounded(max(computing[r].latency_seconds for r in ranks))
 
 
 def compute_fits(world, settings, model, repetitions, library):
@@ -97,13 +112,81 @@ def compute_fits(world, settings, model, repetitions, library):
     return [fit_link(sizes, row) for row in seconds]
 
 
-def network(world, source, target, repetitions):
-    """Return latency and rate of the way from rank `source` to rank `target`."""
-    fit = fit_link(MESSAGE_NBYTES, message_seconds(world, source, target, repetitions))
-    return {"latency_seconds": _rounded(fit.latency_seconds),
-            "bytes_per_second": _rounded(fit.bytes_per_second)}
+def measure_coding(tiers, settings, repetitions, table, tell):
+    """Put into `table` what encoding and decoding take on the leaders, for every compressor.
+
+    A site's own rates are those of the run's compressor, for a vector as long as the run's gradient.
+    """
+    own, size = settings.make_compressor() or Dense(), settings.make_model().size
+    every = [own, *(kind() for kind in COMPRESSORS.values()), Dense("float16"), Dense("bfloat16")]
+    tell("measuring the compressors on the leaders, all leaders at once")
+    leads = tiers.world.rank in {tiers.cluster.ranks_of_site(name)[0] for name in tiers.cluster.names}
+    library = array_library(tiers.device)
+    mine = [coding(compressor, repetitions, library) for compressor in dict.fromkeys(every)
+            ] if leads else []
+    found = gather_json(tiers.world, mine)
+    for site in table["site"]:
+        site["coding"] = found[tiers.cluster.ranks_of_site(site["name"])[0]]
+        first = site["coding"][0]
+        for verb in ("encode", "decode"):
+            seconds = np.interp(4 * size, first["nbytes"], first[f"{verb}_seconds"])
+            more = max(1.0, 4 * size / first["nbytes"][-1]) * (2 if verb == "decode" else 1)
+            site[f"{verb}_bytes_per_second"] = rounded(4 * size / (more * seconds))
 
 
-def _rounded(number):
-    """Return `number` with four digits: what a measurement is good for."""
-    return float(f"{number:.4g}")
+def coding(compressor, repetitions, library):
+    """Return what a cluster file says of a compressor on this rank."""
+    nbytes, *seconds = coding_seconds(compressor, CODING_SECONDS, repetitions, library)
+    return {"compressor": repr(compressor), "nbytes": nbytes.astype(int).tolist()} | {
+        f"{verb}_seconds": [rounded(each) for each in column]
+        for verb, column in zip(("encode", "decode"), seconds)}
+
+
+def measure_ways(tiers, repetitions, table, kind, tell):
+    """Put into `table` latency, rate and seconds by size of the sites' networks and of the links."""
+    cluster, links = tiers.cluster, table.get("link", ())
+    inside = [site for site in table["site"] if site["ranks"] > 1]
+    ends = sorted({tuple(sorted((link["from"], link["to"]), key=cluster.names.index)) for link in links})
+    each = min(1.0, MESSAGES_SECONDS / len(NBYTES) / max(1, len(inside) + 2 * len(ends)))
+    for site in inside:
+        tell(f"measuring the network of site {site['name']}")
+        first, second = cluster.ranks_of_site(site["name"])[:2]
+        nbytes, there, back = way_seconds(tiers.world, first, second, each, repetitions, WHOLE)
+        site["network"] = line_of(np.tile(nbytes, 2), np.concatenate([there, back]))
+        site["network"]["messages"] = by_size(site["network"], np.tile(nbytes, 2),
+                                              np.concatenate([there, back]))
+    for first, second in ends:
+        tell(f"measuring the link {first} - {second}, both ways at once ({kind})")
+        leaders = [cluster.ranks_of_site(name)[0] for name in (first, second)]
+        streams = way_seconds(tiers.world, *leaders, each, repetitions)
+        whole = way_seconds(tiers.world, *leaders, each, repetitions, WHOLE, EAGER_NBYTES + 1)
+        short = streams[:, streams[0] <= EAGER_NBYTES]
+        messages = np.concatenate([short, whole], axis=1)
+        for link in links:
+            if {link["from"], link["to"]} == {first, second}:
+                way = 1 if link["from"] == first else 2
+                link.update(line_of(streams[0], streams[way]))
+                for name, samples in (("streams", streams), ("messages", messages)):
+                    link[name] = by_size(link, samples[0], samples[way])
+
+
+def measure_mpi(tiers, repetitions, table):
+    """Put into `table` the seconds of MPI's own allreduce over those that the time model says."""
+    nbytes, seconds = allreduce_seconds(tiers, MESSAGES_SECONDS / 2 / len(NBYTES), repetitions)
+    cluster = Cluster(table)
+    adds = min(site.add_bytes_per_second for site in cluster.sites)
+    expected = np.vectorize(lambda size: mpi_seconds(cluster, size, adds))
+    table["calibration"]["allreduce"] = fit_table(nbytes, seconds).over(expected).model_dump(mode="json")
+
+
+def line_of(nbytes, seconds):
+    """Return latency and rate of samples, as a cluster file has them."""
+    fit = fit_link(nbytes, seconds)
+    return {"latency_seconds": rounded(fit.latency_seconds),
+            "bytes_per_second": rounded(fit.bytes_per_second)}
+
+
+def by_size(way, nbytes, seconds):
+    """Return the table of samples' seconds by size over those of the latency and rate of `way`."""
+    return fit_table(nbytes, seconds).over(
+        lambda sizes: way["latency_seconds"] + sizes / way["bytes_per_second"]).model_dump(mode="json")

@@ -40,11 +40,12 @@ def plan_table(plan, cluster):
     """Return what to print: a table of site, rank, shards, samples, seconds; what bounds it all."""
     table = Table()
     table.add_column("site")
-    for column in ("rank", "shards", "samples", "compute, ms a step"):
+    for column in ("rank", "shards", "samples", "compute, ms a step", "waits, ms"):
         table.add_column(column, justify="right")
-    for rank, site in enumerate(cluster.site_of_rank):
+    for rank, (site, waits) in enumerate(zip(cluster.site_of_rank, plan.waiting_of_rank)):
         table.add_row(cluster.names[site], str(rank), str(len(plan.shards_of_rank[rank])),
-                      str(plan.samples_of_rank[rank]), f"{1e3 * plan.seconds_of_rank[rank]:.2f}")
+                      str(plan.samples_of_rank[rank]), f"{1e3 * plan.seconds_of_rank[rank]:.2f}",
+                      f"{1e3 * waits:.2f}")
     terms = ", ".join(f"{name} {1e3 * seconds:.2f}" for name, seconds in plan.terms.items()
                       if seconds > 0)
     lines = [f"an epoch: {plan.steps} steps, {plan.epoch_seconds:.3f} s",
@@ -52,7 +53,9 @@ def plan_table(plan, cluster):
              f"{plan.lower_bound_seconds:.3f} s on this cluster, gap {100 * plan.gap:.2f} %"
              + (" (stopped at the node limit)" if plan.stopped else "")]
     if plan.staging_seconds:
-        lines.append(f"staging: {plan.staging_seconds:.3f} s, once")
+        fair = plan.fair_staging_seconds
+        lines.append(f"staging: {plan.staging_seconds:.3f} s, once; {fair:.3f} s if "
+                     "all flows start together and share links fairly")
     if plan.money:
         lines.append(f"money: {plan.money:.6g} an epoch")
     return [table, *lines, f"a step: {1e3 * plan.step_seconds:.2f} ms ({terms})", plan.bound_by,

@@ -13,7 +13,8 @@ from isthmus.planning.objectives import OBJECTIVES, TIE_BREAKS
 from isthmus.planning.time_model import Workload
 from isthmus.runs.slurm_settings import SlurmSettings
 from isthmus.toml_files import FrozenModel, check_table, read_toml
-from isthmus.topology.cluster import Cluster, NotNegative
+from isthmus.topology.cluster import Cluster
+from isthmus.topology.cluster_file import NotNegative
 from isthmus.training.models import MODELS
 from isthmus.training.recipe import Recipe
 from isthmus.vectors import bucket_slices

@@ -4,70 +4,17 @@ Ranks are numbered in the order of the file: the ranks of the first site come fi
 rank* is what plans speak of, and what `tiers.world.rank` is in a job.
 """
 
-import math
 from collections import deque
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from itertools import accumulate
 
 import tomli_w
-from pydantic import Field, field_validator, model_validator
 
 from isthmus.errors import ClusterError
 from isthmus.files import write_text
 from isthmus.toml_files import FrozenModel, check_table, read_toml
-
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-PositiveOrInfinite = Annotated[float, Field(gt=0, allow_inf_nan=True)]
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-
-
-class Network(FrozenModel):
-    """What joins the ranks of one site."""
-
-    latency_seconds: NotNegative = 0.0
-    bytes_per_second: PositiveOrInfinite = math.inf
-
-
-class Site(FrozenModel):
-    """Ranks joined by a fast network; the first is the leader."""
-
-    name: Annotated[str, Field(min_length=1)]
-    tier: Literal["cloud", "edge"]
-    ranks: Annotated[int, Field(ge=1)]
-    samples_per_second: tuple[Positive, ...]
-    storage_nbytes: PositiveOrInfinite = math.inf
-    device: Literal["cpu", "gpu"] = "cpu"
-    hosts: tuple[str, ...] = ()
-    world_ranks: tuple[Annotated[int, Field(ge=0)], ...] = ()
-    network: Network = Network()
-    price_per_second: NotNegative = 0.0  # money, for a second of computing on one rank
-    # Written by `isthmus calibrate`; an unmeasured cost counts as nothing.
-    fixed_seconds: NotNegative = 0.0
-    message_seconds: NotNegative = 0.0
-    add_bytes_per_second: PositiveOrInfinite = math.inf
-    encode_bytes_per_second: PositiveOrInfinite = math.inf
-    decode_bytes_per_second: PositiveOrInfinite = math.inf
-    host_copy_bytes_per_second: PositiveOrInfinite = math.inf  # from a GPU's memory and to it
-
-    @field_validator("samples_per_second", mode="before")
-    @classmethod
-    def _one_number_or_a_list(cls, value: Any) -> Any:
-        return value if isinstance(value, (list, tuple)) else (value,)
-
-    @model_validator(mode="after")
-    def _one_rate_a_rank(self):
-        rates = self.samples_per_second
-        if len(rates) == 1 and self.ranks > 1:
-            object.__setattr__(self, "samples_per_second", rates * self.ranks)
-        elif len(rates) != self.ranks:
-            raise ValueError(f"site {self.name!r}: samples_per_second has {len(rates)} numbers for "
-                             f"{self.ranks} ranks; give one number, or one a rank")
-        if self.world_ranks and len(set(self.world_ranks)) != self.ranks:
-            raise ValueError(f"site {self.name!r}: world_ranks must name {self.ranks} different "
-                             f"ranks, not {list(self.world_ranks)}")
-        if self.hosts and self.world_ranks:
-            raise ValueError(f"site {self.name!r}: give hosts or world_ranks, not both")
-        return self
+from isthmus.topology.cluster_file import ClusterTable
+from isthmus.topology.measured import SizeTable, line
 
 
 class Link(FrozenModel):
@@ -79,70 +26,23 @@ class Link(FrozenModel):
     bytes_per_second: float
     pipe: str
     price_per_byte: float = 0.0
+    streams: SizeTable | None = None
+    messages: SizeTable | None = None
+
+    def line(self, nbytes, kind="streams"):
+        """Return the latency in seconds and the bytes per second that hold for `nbytes` bytes.
+
+        kind: "streams", of short messages; "messages", one. Those of the file where it has no table.
+        """
+        return line(self, kind, nbytes)
 
 
-class _LinkTable(FrozenModel):
-    """One `[[link]]` of a cluster file: both directions alike (`between`) or one (`from`, `to`)."""
-
-    between: tuple[str, str] | None = None
-    source: str | None = Field(None, alias="from")
-    target: str | None = Field(None, alias="to")
-    latency_seconds: NotNegative
-    bytes_per_second: Positive
-    shared: str | None = None
-    price_per_byte: NotNegative = 0.0  # money
-
-    @model_validator(mode="after")
-    def _one_way_of_naming_ends(self):
-        directed = self.source is not None and self.target is not None
-        half = (self.source is None) != (self.target is None)
-        if half or directed == (self.between is not None):
-            raise ValueError('give either between = ["a", "b"] or both from = "a" and to = "b"')
-        return self
-
-    @property
-    def ends(self):
-        """The one or two (source, target) pairs that this table stands for."""
-        if self.between is None:
-            return [(self.source, self.target)]
-        return [self.between, self.between[::-1]]
-
-
-class _ClusterTable(FrozenModel):
-    """A cluster file as it is written."""
-
-    site: Annotated[tuple[Site, ...], Field(min_length=1)]
-    link: tuple[_LinkTable, ...] = ()
-
-    @model_validator(mode="after")
-    def _names_agree(self):
-        names = [site.name for site in self.site]
-        for name in names:
-            if names.count(name) > 1:
-                raise ValueError(f"two sites are called {name!r}; give each its own name")
-        hosts = [host for site in self.site for host in site.hosts]
-        for host in hosts:
-            if hosts.count(host) > 1:
-                raise ValueError(f"host {host!r} is listed twice; a host belongs to one site")
-        placed = [rank for site in self.site for rank in site.world_ranks]
-        if len(set(placed)) != len(placed):
-            raise ValueError("world_ranks of two sites name the same rank; a rank is in one site")
-        known = set(names)
-        seen = set()
-        for number, table in enumerate(self.link):
-            for ends in table.ends:
-                for name in ends:
-                    if name not in known:
-                        raise ValueError(f"link[{number}]: no site is called {name!r}; "
-                                         f"known sites: {', '.join(names)}")
-                if ends[0] == ends[1]:
-                    raise ValueError(f"link[{number}]: joins {ends[0]!r} to itself; "
-                                     "a site's own network goes under [site.network]")
-                if ends in seen:
-                    raise ValueError(f"link[{number}]: a link from {ends[0]!r} to {ends[1]!r} is "
-                                     "given twice; keep one")
-                seen.add(ends)
-        return self
+def _by_end(cluster, end):
+    """Return site -> the links that have it as their `end`, "source" or "target"."""
+    table = {name: [] for name in cluster.names}
+    for link in cluster.links:
+        table[getattr(link, end)].append(link)
+    return table
 
 
 class Cluster:
@@ -155,15 +55,17 @@ class Cluster:
     def __init__(self, table, source="cluster"):
         """Build from a dict with the keys of a cluster file; `source` names it in errors."""
         self.source = str(source)
-        checked = check_table(_ClusterTable, table, self.source, ClusterError)
-        self.sites = checked.site
+        checked = check_table(ClusterTable, table, self.source, ClusterError)
+        self.sites, self.calibration = checked.site, checked.calibration
         self.names = tuple(site.name for site in self.sites)
         self.links = tuple(self._link(table, *ends) for table in checked.link
                            for ends in table.ends)
         self._check_shared_rates()
-        for target in self.names[1:]:
-            for ends in ((self.names[0], target), (target, self.names[0])):
-                self.route(*ends)
+        first = self.names[0]
+        there, back = self._reach(first), self._reach(first, backwards=True)
+        for name in self.names:
+            if name not in there or name not in back:
+                self.route(*((first, name) if name not in there else (name, first)))
 
     @classmethod
     def from_toml(cls, path):
@@ -190,9 +92,12 @@ class Cluster:
                   "bytes_per_second": link.bytes_per_second}
                  | ({"shared": link.pipe.rpartition(":")[0]} if ":" in link.pipe else {})
                  | ({"price_per_byte": link.price_per_byte} if link.price_per_byte else {})
+                 | link.model_dump(mode="json", include={"streams", "messages"}, exclude_none=True)
                  for link in self.links]
         sites = [site.model_dump(mode="json", exclude_defaults=True) for site in self.sites]
-        return {"site": sites} | ({"link": links} if links else {})
+        made = self.calibration and self.calibration.model_dump(mode="json", exclude_none=True)
+        return {"site": sites} | ({"link": links} if links else {}) | (
+            {"calibration": made} if made else {})
 
     def to_toml(self, path):
         """Write a cluster file that reads back as this cluster."""
@@ -217,51 +122,82 @@ class Cluster:
         def hops(index):
             return sum(len(self.route(self.names[index], name)) for name in self.names)
         cloud = [i for i, site in enumerate(self.sites) if site.tier == "cloud"]
-        return min(cloud or range(len(self.sites)), key=hops)
+        sites = cloud or range(len(self.sites))
+        middle = (i for i in sites if len(self._links_from[self.names[i]]) == len(self.sites) - 1)
+        found = next(middle, None)  # one hop to each other site: none has fewer
+        return min(sites, key=hops) if found is None else found
 
     def ranks_of_site(self, name):
         """Return the range of cluster ranks of the site called `name`."""
-        index = self.names.index(name)
-        first = self.site_of_rank.index(index)
-        return range(first, first + self.sites[index].ranks)
+        return self._ranks[self._index[name]]
 
     def route(self, source, target):
         """Return the links from one site to another, fewest hops first found; () within a site."""
-        came_by = {source: None}
-        queue = deque([source])
-        while queue and target not in came_by:
-            here = queue.popleft()
-            for link in self._links_from.get(here, ()):
-                if link.target not in came_by:
-                    came_by[link.target] = link
-                    queue.append(link.target)
-        if target not in came_by:
+        if source == target:
+            return ()
+        if (source, target) in self._links_between:
+            return (self._links_between[source, target],)
+        # From the end with fewer links: the way out of a small site is soon found.
+        backwards = len(self._links_to[target]) < len(self._links_from[source])
+        start, goal = (target, source) if backwards else (source, target)
+        came_by = self._reach(start, goal, backwards)
+        if goal not in came_by:
             raise ClusterError(f"{self.source}: no link leads from site {source!r} to {target!r}; "
                                f'add a [[link]] with between = ["{source}", "{target}"]')
         path = []
-        while target != source:
-            path.append(came_by[target])
-            target = path[-1].source
-        return tuple(reversed(path))
+        while goal != start:
+            path.append(came_by[goal])
+            goal = path[-1].target if backwards else path[-1].source
+        return tuple(path if backwards else reversed(path))
+
+    def _reach(self, start, goal=None, backwards=False):
+        """Return site -> link, of the sites met on the way from `start` to `goal`, or of all.
+
+        The link by which a site is reached; backwards, by which it leads to `start`.
+        """
+        links = self._links_to if backwards else self._links_from
+        came_by, queue = {start: None}, deque([start])
+        while queue and goal not in came_by:
+            for link in links[queue.popleft()]:
+                there = link.source if backwards else link.target
+                if there not in came_by:
+                    came_by[there] = link
+                    queue.append(there)
+        return came_by
+
+    @cached_property
+    def _index(self):
+        return {name: index for index, name in enumerate(self.names)}
+
+    @cached_property
+    def _ranks(self):
+        ends = list(accumulate(site.ranks for site in self.sites))
+        return [range(end - site.ranks, end) for site, end in zip(self.sites, ends)]
+
+    @cached_property
+    def _links_between(self):
+        return {(link.source, link.target): link for link in self.links}
 
     @cached_property
     def _links_from(self):
-        table = {}
-        for link in self.links:
-            table.setdefault(link.source, []).append(link)
-        return table
+        return _by_end(self, "source")
+
+    @cached_property
+    def _links_to(self):
+        return _by_end(self, "target")
 
     def _link(self, table, source, target):
         """Return one direction of `table`; shared links share only with those that go their way."""
         pipe = f"{source}>{target}"
         if table.shared is not None:
             def depth(name):
-                index = self.names.index(name)
+                index = self._index[name]
                 return self.sites[index].tier == "edge", index
             pipe = f"{table.shared}:{'up' if depth(source) > depth(target) else 'down'}"
         return Link(source=source, target=target, latency_seconds=table.latency_seconds,
                     bytes_per_second=table.bytes_per_second, pipe=pipe,
-                    price_per_byte=table.price_per_byte)
+                    price_per_byte=table.price_per_byte, streams=table.streams,
+                    messages=table.messages)
 
     def _check_shared_rates(self):
         rate_of_pipe = {}

@@ -1,14 +1,20 @@
-"""How fast ranks and links really are: the times that calibration fits."""
+"""How fast ranks really are: the times that calibration fits."""
 
 import time
 
 import numpy as np
+from numba import njit
 
 from isthmus import kernels
+from isthmus.compression.chunks import chunk_entries
 from isthmus.devices import synchronise
 from isthmus.kernels.device import the_device
+from isthmus.vectors import chunk_slices
 
-MESSAGE_NBYTES = (8, 1024, 16 * 1024, 60 * 1024, 256 * 1024, 1024 * 1024)
+VECTOR_NBYTES = (4, 16 * 1024, 2**20, 16 * 2**20)
+MEMORY_NBYTES = 64 * 2**20
+LONGEST_SECONDS = 0.2
+"""Of encoding and decoding once: longer vectors are left out."""
 
 
 COPIES_NBYTES = 64 << 20
@@ -37,33 +43,6 @@ def gradient_seconds(comm, model, features, targets, batch_sizes, repetitions, l
     return everyone
 
 
-def message_seconds(comm, source, target, repetitions, sizes=MESSAGE_NBYTES):
-    """Return float64[sizes] on every rank: seconds from the start of a send until all has arrived.
-
-    One way: the receiver answers with an empty message, whose time, half of an empty round trip, is
-    taken off. Both directions of a link are measured on their own by swapping source and target.
-    """
-    empty = np.zeros(1, np.uint8)
-    times = np.zeros(1 + len(sizes))
-    for number, nbytes in enumerate((1, *sizes)):
-        message = np.zeros(nbytes, np.uint8)
-        seconds = []
-        comm.Barrier()
-        for _ in range(repetitions + 1):
-            if comm.rank == source:
-                start = time.perf_counter()
-                comm.Send(message, target)
-                comm.Recv(empty, target)
-                seconds.append(time.perf_counter() - start)
-            elif comm.rank == target:
-                comm.Recv(message, source)
-                comm.Send(empty, source)
-        if comm.rank == source:
-            times[number] = np.median(seconds[1:])
-    comm.Bcast(times, source)
-    return np.maximum(times[1:] - times[0] / 2, 1e-9)
-
-
 def own_message_seconds(comm, repetitions, messages=50):
     """Return what it costs this rank to send a message and to receive one, whatever its length.
 
@@ -80,16 +59,11 @@ def own_message_seconds(comm, repetitions, messages=50):
     return least
 
 
-def kernel_bytes_per_second(compressor, size, repetitions, library=np):
-    """Return the rates of add, encode and decode on this rank, in bytes of the float32 vector."""
-    vector, total = library.asarray(np.random.default_rng(0).normal(size=(2, size)).astype("f4"))
-    residual, wire = library.zeros(size, "f4"), library.zeros(compressor.wire_nbytes(size), np.uint8)
-    state = library.zeros(compressor.state_entries(size), "f4")
+def add_bytes_per_second(size, repetitions, library=np):
+    """Return the rate at which this rank adds float32[size] to another, in bytes of one of them."""
+    vector, total = library.asarray(np.ones((2, max(size, 1)), "f4"))
     add = kernels.for_array(total).add
-    return [4 * size / _best_seconds(call, repetitions, total) for call in (
-        lambda: add(vector, total),
-        lambda: compressor.encode(vector, wire, residual, state=state),
-        lambda: (compressor.decode(wire, vector), compressor.add_decoded(wire, total)))]
+    return 4 * vector.size / np.median(_seconds_of(lambda: add(vector, total), repetitions, total))
 
 
 def host_copy_bytes_per_second(repetitions, library=np):
@@ -101,19 +75,72 @@ def host_copy_bytes_per_second(repetitions, library=np):
         return np.inf
     device, array = the_device(), library.zeros(COPIES_NBYTES, np.uint8)
     buffer = device.page_locked(array.nbytes)
-    return min(array.nbytes / _best_seconds(call, repetitions, array) for call in (
+    return min(array.nbytes / np.median(_seconds_of(call, repetitions, array)) for call in (
         lambda: device.copy_out(array, buffer)[1].synchronize(),
         lambda: device.copy_in(buffer, array).synchronize()))
 
 
-def _best_seconds(call, repetitions, array):
-    """Return the least seconds that `call()`, which works on `array`, took; compilation left out."""
+def memory_bytes_per_second(repetitions):
+    """Return the rate of a STREAM triad on this rank, of arrays of 64 MiB, 12 bytes counted an entry."""
+    a, b, c = np.ones((3, MEMORY_NBYTES // 4), np.float32)
+    return 3 * MEMORY_NBYTES / np.median(
+        _seconds_of(lambda: triad(a, b, np.float32(0.5), c), min(repetitions, 5), a))
+
+
+@njit(cache=True)
+def triad(a, b, s, c):
+    """a = b + s c, the yardstick: a loop that reads two arrays and writes one."""
+    for i in range(a.size):
+        a[i] = b[i] + s * c[i]
+
+
+def coding_seconds(compressor, seconds, repetitions, library=np, longest_seconds=LONGEST_SECONDS):
+    """Return (nbytes, encode seconds, decode seconds), float64 vectors, of this rank.
+
+    Vectors of so many bytes of float32, in the chunks that an allreduce cuts them to; short ones stay
+    in a cache. Decoding is half of the time of a `decode` and an `add_decoded`.
+    """
+    rows = []
+    for nbytes in VECTOR_NBYTES:
+        rows.append((nbytes, *_coded_once(compressor, nbytes // 4, seconds, repetitions, library)))
+        if 16 * sum(rows[-1][1:]) > longest_seconds:
+            break
+    return np.array(rows).T
+
+
+def _coded_once(compressor, size, seconds, repetitions, library):
+    """Return the median seconds of encoding float32[size], and half of those of decoding it twice."""
+    vector = library.asarray(np.random.default_rng(0).standard_normal(size, dtype=np.float32))
+    residual, total = library.zeros(size, np.float32), library.zeros(size, np.float32)
+    parts = [(part, library.zeros(compressor.wire_nbytes(part.stop - part.start), np.uint8),
+              library.zeros(compressor.state_entries(part.stop - part.start), np.float32))
+             for part in chunk_slices(0, size, chunk_entries(compressor, size))]
+
+    def encode():
+        for part, wire, state in parts:
+            compressor.encode(vector[part], wire, residual[part], state=state)
+
+    def decode():
+        for part, wire, _ in parts:
+            compressor.decode(wire, total[part])
+            compressor.add_decoded(wire, total[part])
+
+    encoding, decoding = (float(np.median(_seconds_of(call, repetitions, total, seconds)))
+                          for call in (encode, decode))
+    return encoding, decoding / 2
+
+
+def _seconds_of(call, repetitions, array, enough_seconds=np.inf):
+    """Return float64[n]: seconds that `call()`, which works on `array`, took; compilation left out.
+
+    n: `repetitions`, or as many as take `enough_seconds`.
+    """
     call()
     synchronise(array)
     seconds = []
-    for _ in range(repetitions):
+    while len(seconds) < repetitions and sum(seconds) < enough_seconds:
         start = time.perf_counter()
         call()
         synchronise(array)
         seconds.append(time.perf_counter() - start)
-    return min(seconds)
+    return np.array(seconds)

@@ -1,0 +1,112 @@
+"""The stages of a hierarchical allreduce: what each chunk costs inside sites and between them."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from isthmus.compression.chunks import SITE_ENTRIES, WIRE_NBYTES, chunk_entries
+from isthmus.planning.formulas import chain_seconds
+from isthmus.planning.host_copies import copy_seconds_of_chunks
+
+
+@dataclass(frozen=True)
+class Stages:
+    """What one hierarchical allreduce asks of a cluster: seconds by stage and by way over the links.
+
+    first, each: stage -> seconds of the first chunk, of every other chunk; rest: how many others.
+    ways: (first chunk, every other chunk) of each crossing of the links, up and down; none on one
+    site. wire_nbytes: what a leader sends in a crossing, all chunks.
+    """
+
+    first: dict
+    each: dict
+    rest: float
+    ways: tuple
+    wire_nbytes: float
+
+    @property
+    def interval(self):
+        """Seconds of the leader's own work on a chunk: done by one thread, it counts as one stage."""
+        return sum(self.each.values())
+
+
+def hierarchical_stages(cluster, size, compressor, encodes, chunk_nbytes=WIRE_NBYTES):
+    """Return the Stages of a vector of `size` entries in wires of `compressor`."""
+    entries = min(size, chunk_entries(compressor, size, chunk_nbytes))
+    rest = (size - entries) / entries
+    up, down = _chains(cluster, 4 * entries)
+    wire = compressor.wire_nbytes(entries)
+    copy = copy_seconds_of_chunks(cluster, 4 * entries, wire)
+    first = {"reduce": up[0], "encode": 0.0, "copy": copy[0], "links": 0.0, "decode": 0.0,
+             "broadcast": down[0]}
+    each = {"reduce": up[1], "copy": copy[1], "broadcast": down[1]}
+    sites, ways, wire_nbytes = len(cluster.sites), (), 0.0
+    if sites > 1:
+        # A hub of three sites or more adds, encodes once more, and decodes what it has encoded.
+        wires, encodings = (2, 1) if sites == 2 else (sites, 2)
+        # All leaders at once, so the slowest counts.
+        seconds = [coding_seconds(site, compressor, size, encodes) for site in cluster.sites]
+        first["encode"] = entries / size * max(each[0] for each in seconds) * encodings
+        first["decode"] = entries / size * max(each[1] for each in seconds) * wires / 2
+        # The leader with most peers hands a wire to each of them and takes one from each.
+        first["encode"] += (sites - 1) * max(site.message_seconds for site in cluster.sites)
+        each |= {"encode": first["encode"], "decode": first["decode"]}
+        wire_nbytes = wire * (1 + rest)
+        ways = tuple(_crossing(routes, wire, wire_nbytes) for routes in link_routes(cluster))
+    return Stages(first, each, rest, ways, wire_nbytes)
+
+
+def coding_seconds(site, compressor, size, encodes=True):
+    """Return the seconds to encode `size` entries, and to decode and add the wires of two sites.
+
+    From the site's table of the compressor, or else of its class; without one from the site's rates,
+    which count as nothing where they were not measured. Those are of the run's own compressor, so
+    float32 that is only copied to a wire (`encodes` is false) counts as nothing too.
+    """
+    named = {coding.compressor: coding for coding in site.coding}
+    kind = f"{type(compressor).__name__}("
+    table = named.get(repr(compressor)) or next(
+        (coding for name, coding in named.items() if name.startswith(kind)), None)
+    if table is None:
+        encode = 4 * size / site.encode_bytes_per_second if encodes else 0.0
+        return encode, 4 * size / site.decode_bytes_per_second
+    table.warn_outside(4 * size)
+    more = max(1.0, 4 * size / table.nbytes[-1])
+    encode, decode = (more * float(np.interp(4 * size, table.nbytes, seconds))
+                      for seconds in (table.encode_seconds, table.decode_seconds))
+    return encode, 2 * decode
+
+
+def _chains(cluster, chunk_nbytes):
+    """Return (first chunk, every other chunk) of the slowest site's reduce and broadcast."""
+    up, down = [(0.0, 0.0)], [(0.0, 0.0)]
+    for site in cluster.sites:
+        # Inside a site a long chunk goes in several messages.
+        latency, rate = site.network.line(min(chunk_nbytes, 4 * SITE_ENTRIES))
+        for way, adds in ((up, site.add_bytes_per_second), (down, math.inf)):
+            first, each = chain_seconds(site.ranks, chunk_nbytes, latency, rate, site.message_seconds,
+                                        adds)
+            way.append((float(first), float(each)))
+    return max(up), max(down)
+
+
+def link_routes(cluster):
+    """Return the routes of all other sites to the hub, and those from the hub to them."""
+    hub = cluster.names[cluster.hub]
+    others = [name for name in cluster.names if name != hub]
+    return ([cluster.route(name, hub) for name in others],
+            [cluster.route(hub, name) for name in others])
+
+
+def _crossing(routes, wire_nbytes, stream_nbytes):
+    """Return (first chunk, every other chunk) of a wire on each of `routes` at the same time.
+
+    Links that share a rate take turns: their bytes add up. stream_nbytes: those of all chunks.
+    """
+    lines = {link: link.line(stream_nbytes) for route in routes for link in route}
+    load = {}
+    for link in (link for route in routes for link in route):
+        load[link.pipe] = load.get(link.pipe, 0.0) + wire_nbytes / lines[link][1]
+    return max(sum(lines[link][0] for link in route)
+               + max(load[link.pipe] for link in route) for route in routes), max(load.values())

@@ -1,0 +1,105 @@
+"""What `isthmus calibrate` adds to a cluster file: seconds by size, rather than one rate for all sizes.
+
+Times are kept as multiples of what latency and rate of the same table say. So they follow when the
+rate of a link is changed by hand, or to ask what a faster one would save.
+"""
+
+import warnings
+from typing import Annotated
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from isthmus.toml_files import FrozenModel
+
+VERSION = 1
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class CalibrationRangeWarning(RuntimeWarning):
+    """A prediction for sizes that calibration has not measured."""
+
+
+class _BySize(FrozenModel):
+    """Columns of one length, by ascending bytes."""
+
+    nbytes: Annotated[tuple[Annotated[int, Field(gt=0)], ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _columns_agree(self):
+        columns = [column for column in self.__dict__.values() if isinstance(column, tuple)]
+        if len({len(column) for column in columns}) > 1:
+            raise ValueError(f"columns must be of one length, not of "
+                             f"{', '.join(str(len(column)) for column in columns)}")
+        if any(after <= before for before, after in zip(self.nbytes, self.nbytes[1:])):
+            raise ValueError("nbytes must ascend")
+        return self
+
+    def warn_outside(self, nbytes):
+        """Warn, once for each range, where `nbytes` was not measured; less than 4 count as 4."""
+        if not self.nbytes[0] <= max(nbytes, 4) <= self.nbytes[-1]:
+            warnings.warn(
+                f"calibration measured {self.nbytes[0]:g} to {self.nbytes[-1]:g} bytes; times of other "
+                "lengths are those of the nearest, in proportion", CalibrationRangeWarning, stacklevel=2)
+
+
+class SizeTable(_BySize):
+    """How many times longer `nbytes` took than a formula says, with 95 % intervals from `low` to `high`.
+
+    Between two sizes the seconds themselves are on a line; outside the range the nearest factor holds.
+    """
+
+    factors: tuple[Positive, ...]
+    low: tuple[Positive, ...]
+    high: tuple[Positive, ...]
+
+    def seconds(self, nbytes, formula):
+        """Return the seconds of `nbytes`; formula: bytes -> seconds, both arrays."""
+        self.warn_outside(nbytes)
+        sizes = np.array(self.nbytes)
+        known = np.maximum.accumulate(np.array(self.factors) * formula(sizes))
+        nearest = float(np.clip(nbytes, sizes[0], sizes[-1]))
+        inside = float(np.interp(nearest, sizes, known))
+        if nbytes == nearest:
+            return inside
+        return inside * float(formula(nbytes) / formula(nearest))
+
+
+class Coding(_BySize):
+    """Seconds that `encode`, and `decode` or `add_decoded`, take for `nbytes` of float32, in all chunks.
+
+    compressor: as Python writes it, with all arguments.
+    """
+
+    compressor: str
+    encode_seconds: tuple[Positive, ...]
+    decode_seconds: tuple[Positive, ...]
+
+
+class Calibration(FrozenModel):
+    """When, with what, and how MPI's own allreduce was found to be.
+
+    mpi_algorithm: which one MPI says that it uses, or "unknown". allreduce: its seconds over what the
+    time model says of algorithm "mpi", for the vector's bytes on `ranks` ranks.
+    """
+
+    version: int = VERSION
+    made: str = ""
+    mpi_library: str = ""
+    mpi_algorithm: str = "unknown"
+    ranks: int = 0
+    allreduce: SizeTable | None = None
+
+
+def line(way, kind, nbytes):
+    """Return latency and rate of a way that give the seconds measured for `nbytes`: exact there.
+
+    way: has latency_seconds and bytes_per_second, and the SizeTable called `kind` or None, with which
+    they are returned as they are.
+    """
+    latency, rate, table = way.latency_seconds, way.bytes_per_second, getattr(way, kind)
+    if table is None or nbytes <= 0:
+        return latency, rate
+    seconds = table.seconds(nbytes, lambda sizes: latency + sizes / rate)
+    latency = min(latency, seconds)
+    return latency, nbytes / max(seconds - latency, 1e-12)
