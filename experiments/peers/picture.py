@@ -1,8 +1,7 @@
 """The picture of compare_peers: a row a cluster. Colours of Okabe and Ito: told apart by everybody."""
 
-import io
-
 from peers.findings import busiest_nbytes
+from study import svg_text
 
 STYLE = {"svg.fonttype": "none", "svg.hashsalt": "isthmus", "font.size": 9, "font.family": "sans-serif",
          "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
@@ -34,10 +33,7 @@ def draw(findings):
         handles = {label: handle for axis in rows.flat
                    for handle, label in zip(*axis.get_legend_handles_labels())}
         figure.legend(handles.values(), handles, loc="outside lower center", ncols=5, frameon=False)
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    text = buffer.getvalue()
-    return "\n".join(line.rstrip() for line in text[text.index("<svg"):].splitlines()) + "\n"
+        return svg_text(figure)
 
 
 def draw_sums(axis, findings, cluster):
