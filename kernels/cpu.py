@@ -275,6 +275,10 @@ def encode_int4(vector, residual, block, key, first, maxima, shares, codes):
         maxima[number] = float_of(top) if top >= SMALLEST_MAXIMUM_BITS else ZERO
         for j in range(of_blocks.size):
             of_blocks[j] = share_of(tops[j], maxima[number])
+        if key is None and entries.size == GROUP * block and block % LANES == 0:
+            encode_blocks(entries, kept, block, maxima[number], of_blocks, part)
+            continue
+        for j in range(of_blocks.size):
             scale = np.float32(of_blocks[j]) * SHARE * maxima[number]
             row = scales[j * block:(j + 1) * block]
             for i in range(row.size):
@@ -297,10 +301,14 @@ def share_of(top, maximum):
 
 
 @kernel
+def inverse_of(scale):
+    return np.float32(7) / scale if scale > 0 else ZERO
+
+
+@kernel
 def int4_of(x, key, number, scale):
     """Return the code of x, with a sum of `ROUND_4` for its low bits; a scale of 0 says nothing."""
-    inverse = np.float32(7) / scale if scale > 0 else ZERO
-    return dithered(key, x * inverse, number, np.float32(7)) + ROUND_4
+    return dithered(key, x * inverse_of(scale), number, np.float32(7)) + ROUND_4
 
 
 @kernel
@@ -348,7 +356,8 @@ def add_int4(maxima, shares, codes, block, total):
 
 
 LANES = 16
-FLOATS, INTS = ir.VectorType(ir.FloatType(), LANES), ir.VectorType(ir.IntType(32), LANES)
+FLOATS, INTS, BYTES = (ir.VectorType(kind, LANES)
+                       for kind in (ir.FloatType(), ir.IntType(32), ir.IntType(8)))
 assert CHUNK == 8 * LANES
 
 
@@ -372,6 +381,10 @@ def in_all_lanes(builder, number):
     lanes = ir.Constant(FLOATS, ir.Undefined)
     first = builder.insert_element(lanes, number, ir.Constant(ir.IntType(32), 0))
     return builder.shuffle_vector(first, lanes, ir.Constant(INTS, [0] * LANES))
+
+
+def lanes_of(number):
+    return ir.Constant(FLOATS, [float(number)] * LANES)
 
 
 @intrinsic
@@ -420,6 +433,43 @@ def add_signed(_, total, first, bits, scale):
                                 in_all_lanes(builder, arguments[3]))
         builder.store(builder.fadd(builder.load(place, align=4), scales), place, align=4)
     return types.void(total, types.intp, types.uint16, types.float32), codegen
+
+
+@intrinsic
+def encode_pairs(_, vector, residual, low, high, scale, inverse, high_scale, high_inverse, codes):
+    """Set 16 codes to those of 16 entries from `low` on, in the lower half, and from `high` on."""
+    def codegen(context, builder, signature, arguments):
+        def sixteen(index, scale, inverse):
+            x = given_lanes(context, builder, signature.args[:2], arguments[:2], index)
+            y = builder.fadd(builder.fmul(x, in_all_lanes(builder, inverse)), lanes_of(ROUND_4))
+            if not isinstance(signature.args[1], types.NoneType):
+                told = builder.fmul(builder.fsub(y, lanes_of(ROUND_4)), lanes_of(STEP_4))
+                told = builder.fmul(told, in_all_lanes(builder, scale))
+                place = lanes_at(context, builder, signature.args[1], arguments[1], index)
+                builder.store(builder.fsub(x, told), place, align=4)
+            return builder.trunc(builder.bitcast(y, INTS), BYTES)
+        lower = sixteen(arguments[2], *arguments[4:6])
+        upper = sixteen(arguments[3], *arguments[6:8])
+        data = context.make_array(signature.args[8])(context, builder, arguments[8]).data
+        builder.store(
+            builder.or_(builder.and_(lower, ir.Constant(BYTES, [15] * LANES)),
+                        builder.shl(upper, ir.Constant(BYTES, [4] * LANES))),
+            builder.bitcast(data, BYTES.as_pointer()), align=1)
+    f4 = types.float32
+    return types.void(vector, residual, types.intp, types.intp, f4, f4, f4, f4, codes), codegen
+
+
+@kernel
+def encode_blocks(vector, residual, block, maximum, shares, codes):
+    """Encode a whole group without a key: its first half in the lower halves of the bytes."""
+    half = GROUP // 2
+    for j in range(half):
+        low_scale = np.float32(shares[j]) * SHARE * maximum
+        high_scale = np.float32(shares[half + j]) * SHARE * maximum
+        low_inverse, high_inverse = inverse_of(low_scale), inverse_of(high_scale)
+        for first in range(j * block, (j + 1) * block, LANES):
+            encode_pairs(vector, residual, first, half * block + first, low_scale, low_inverse,
+                         high_scale, high_inverse, codes[first:])
 
 
 @kernel
@@ -624,7 +674,7 @@ def encode_above(vector, residual, threshold, counts, entries, positions):
         taken_now = min(passed, entries.size)
         counts[number] = taken_now - taken
         taken = taken_now
-    if least > 0 and 9 * entries.size <= 10 * passed <= 10 * entries.size:
+    if 0 < least <= INFINITY and 9 * entries.size <= 10 * passed <= 10 * entries.size:
         entries[passed:] = ZERO
         positions[passed:] = 0
         return threshold

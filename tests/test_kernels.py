@@ -95,14 +95,21 @@ def test_int8_kernels_write_the_bytes_of_the_reference(vector, has_residual, key
              [np.ones(vector.size, "f4")])
 
 
-@given(vectors, st.booleans(), st.one_of(st.none(), st.integers(0, 2**64 - 1).map(np.uint64)),
-       st.integers(0, 2**33))
+groups = st.builds(
+    lambda size, seed, last: np.append(np.random.default_rng(seed).normal(size=size), last).astype("f4"),
+    st.integers(256, 600), st.integers(0, 2**32), st.lists(numbers, max_size=5))
+
+
+@given(st.one_of(vectors, groups), st.booleans(), st.sampled_from([4, 16]), st.one_of(
+    st.none(), st.integers(0, 2**64 - 1).map(np.uint64)), st.integers(0, 2**33))
 @settings(deadline=None)
-@example(np.full(300, 3.7, "f4"), False, None, 0)
-@example(np.geomspace(1e-44, 3e38, 333).astype("f4"), True, None, 0)
-@example(np.full(39, 3.4028235e38, "f4"), True, np.uint64(2**64 - 1), 2**32 - 3)
-def test_int4_kernels_write_the_bytes_of_the_reference(vector, has_residual, key, first):
-    block, size = 4, vector.size
+@example(np.full(300, 3.7, "f4"), False, 4, None, 0)
+@example(np.geomspace(1e-44, 3e38, 333).astype("f4"), True, 4, None, 0)
+@example(np.geomspace(1e-44, 3e38, 333).astype("f4"), True, 16, None, 0)
+@example(np.full(39, 3.4028235e38, "f4"), True, 4, np.uint64(2**64 - 1), 2**32 - 3)
+def test_int4_kernels_write_the_bytes_of_the_reference(vector, has_residual, block, key, first):
+    """Also of whole groups of 16 blocks, which are encoded 16 pairs at once where they can be."""
+    size = vector.size
     blocks = -(-size // block)
     maxima, shares, codes, _ = same(
         lambda module, maxima, shares, codes, residual: module.encode_int4(
@@ -188,6 +195,13 @@ def test_thresholds_go_past_one_block_of_the_reference(has_residual, threshold):
     same(lambda module, *outputs: module.encode_above(
         vector, outputs[3], np.float32(threshold), *outputs[:3]),
         [np.zeros(4, "u4"), np.zeros(4000, "f4"), np.zeros(4000, "u2"), residual])
+
+
+def test_a_threshold_that_is_no_number_chooses_nothing():
+    vector = np.where(np.arange(100) % 5, 1.0, np.nan).astype("f4")
+    same(lambda module, used, *outputs: used.fill(
+        module.encode_above(vector, None, np.float32("nan"), *outputs)),
+        [np.zeros(1, "f4"), np.zeros(1, "u4"), np.zeros(21, "f4"), np.zeros(21, "u2")])
 
 
 def test_top_k_places_go_past_one_block():
