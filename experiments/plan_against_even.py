@@ -147,8 +147,7 @@ def draw(summary):
         axis.set(yticks=range(len(summary)), yticklabels=list(summary), xlabel="seconds of an epoch",
                  title="measured, and predicted")
         axis.invert_yaxis()
-        if summary:
-            axis.legend(frameon=False, fontsize=8, loc="lower right")
+        figure.legend(loc="outside lower center", ncols=len(names) + 1, frameon=False)
         return svg_text(figure)
 
 

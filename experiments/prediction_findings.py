@@ -14,7 +14,7 @@ from itertools import combinations
 from pathlib import Path
 
 import numpy as np
-from study import HERE, head, row, svg_text, tell
+from study import HERE, head, plain_numbers, row, svg_text, tell
 
 from isthmus.picture_style import COLOURS, STYLE
 
@@ -118,7 +118,7 @@ def targets(cases):
     restless = [case for case in cases if case.agreement > AGREES]
     if steady:
         _, median, _, most, _ = quantiles(steady, "calibrated")
-        where = f"where rounds agree within {AGREES:.0%} ({len(steady)} of {len(cases)})"
+        where = f"where rounds agree within {percent(AGREES)} ({len(steady)} of {len(cases)})"
         yield f"median error {where}", percent(median), "<= 5 %", median <= 0.05
         yield f"95th percentile {where}", percent(most), "<= 10 %", most <= 0.1
     if restless:
@@ -155,8 +155,8 @@ def tables(lines):
 
 
 def error_tables(cases):
-    yield from ["", "## Errors", "", "|predicted / measured - 1|, by what is asked: the cluster file as "
-                "calibrated or as it was given, or n/B, bytes over the rate of the narrowest link.", ""]
+    yield from ["", "## Errors", "", "Of predicted / measured - 1, without sign, by what is asked: the "
+                "cluster file as calibrated or as given, or n/B, bytes over the narrowest link.", ""]
     yield from head("of", ["by", "results", "lower quarter", "median", "upper quarter", "95 %", "worst"])
     for task, words in (("allreduce", "allreduces"), ("epochs", "epochs")):
         of_task = [case for case in cases if case.task == task]
@@ -180,8 +180,8 @@ def order_table(groups):
     if not groups:
         return
     yield from ["", "## Does it choose right?", "", "The order of algorithms x compressors, calibrated: "
-                f"tau, rho, and pairs {APART:.0%} apart or more that are in order. Then what would be "
-                "chosen, and its measured seconds over those of the best - 1.", ""]
+                f"tau, rho, and pairs {percent(APART)} apart or more that are in order. Then what would "
+                "be chosen, and its measured seconds over those of the best - 1.", ""]
     yield from head("cluster", ["bytes", "tau", "rho", "tau of n/B", "pairs in order", "exact",
                                 "over the best", "any", "over the best"])
     for group in groups:
@@ -252,6 +252,9 @@ def draw_against(axis, title, cases, label_of):
                   linestyle="none", label=label)
     axis.set(xscale="log", yscale="log", xlabel="measured, s", ylabel="predicted, calibrated, s",
              title=title)
+    if cases and cases[0].task == "epochs":  # less than a power of ten from end to end
+        plain_numbers(axis.xaxis)
+        plain_numbers(axis.yaxis)
     if cases:
         ends = [pick(case.seconds for case in cases) for pick in (min, max)]
         axis.plot(ends, ends, color="#000000", linewidth=0.8)

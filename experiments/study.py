@@ -95,6 +95,14 @@ def head(first, names):
     return [row(first, names), row("---", ["---"] * len(names))]
 
 
+def plain_numbers(side):
+    """Write 1, 2, 5 and 10 times powers of ten on a logarithmic axis as plain numbers."""
+    from matplotlib.ticker import LogLocator, NullLocator
+    side.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    side.set_minor_locator(NullLocator())
+    side.set_major_formatter("{x:g}")
+
+
 def svg_text(figure):
     """Return a figure of matplotlib as SVG, the same text for the same figure."""
     buffer = io.StringIO()

@@ -1,7 +1,7 @@
 """The picture of compare_peers: a row a cluster. Colours of Okabe and Ito: told apart by everybody."""
 
 from peers.findings import busiest_nbytes
-from study import svg_text
+from study import plain_numbers, svg_text
 
 STYLE = {"svg.fonttype": "none", "svg.hashsalt": "isthmus", "font.size": 9, "font.family": "sans-serif",
          "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
@@ -84,14 +84,6 @@ def draw_cost(axis, findings, cluster):
         plain_numbers(axis.yaxis)
     plain_numbers(axis.xaxis)
     axis.margins(x=0.25)
-
-
-def plain_numbers(side):
-    """Write 1, 2, 5 and 10 times powers of ten on a logarithmic axis as plain numbers."""
-    from matplotlib.ticker import LogLocator, NullLocator
-    side.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    side.set_minor_locator(NullLocator())
-    side.set_major_formatter("{x:g}")
 
 
 MARKERS = {"DDP fp16 hook": "s", "DDP PowerSGD rank 2": "^", "isthmus mpi": "s"}
