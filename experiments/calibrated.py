@@ -6,6 +6,7 @@ What `prediction` and `plan_against_even` share.
 import sys
 import tempfile
 import time
+import warnings
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -98,7 +99,9 @@ def measure(study, script, tasks):
         turns = [{"task": task, "cluster": settings.name, "turn": turn}
                  for turn in range(study.rounds) for task in tasks]
         if not all(map(notebook.has, turns)):
-            with tempfile.TemporaryDirectory() as folder:
+            with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+                # What lies beyond what was calibrated is part of what is tried.
+                warnings.simplefilter("ignore", UserWarning)
                 _measure_cluster(study, settings, notebook, tasks, turns, folder, bed)
     return notebook.path
 

@@ -5,7 +5,6 @@ Imports no MPI: it starts mpirun.
 
 import json
 import sys
-import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -125,9 +124,7 @@ def predict(cluster, shards, shards_of_rank, workload):
     samples, nbytes = (np.array([sum(column[shard] for shard in mine) for mine in shards_of_rank], float)
                        for column in (shards.samples, shards.nbytes))
     steps = steps_of(shards, workload)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        step = sum(predict_step(cluster, samples / steps, workload).values())
+    step = sum(predict_step(cluster, samples / steps, workload).values())
     return staging_seconds(cluster, nbytes.tolist(), workload.data_site), steps * step
 
 
