@@ -158,11 +158,15 @@ def tell_findings(path):
         tell(path, tables(lines), draw(summaries(lines)))
 
 
-def main():
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the testbed is taken down
-    path = Path(sys.argv[1]) if len(sys.argv) > 1 else HERE / "plan_against_even.toml"
+def run(path):
+    """Measure what the TOML file `path` asks for and is not there yet; tell what was found."""
     study = read_study(Study, path)
     tell_findings(measure(study, "plan_against_even.py", {"epochs": time_plans}))
+
+
+def main():
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the testbed is taken down
+    run(Path(sys.argv[1]) if len(sys.argv) > 1 else HERE / "plan_against_even.toml")
 
 
 if __name__ == "__main__":

@@ -128,11 +128,15 @@ def predict_epochs(site, shards, shards_of_rank, workload):
             "n/B": computing + steps_of(shards, workload) * exchange}
 
 
-def main():
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the testbed is taken down
-    path = Path(sys.argv[1]) if len(sys.argv) > 1 else HERE / "prediction.toml"
+def run(path):
+    """Measure what the TOML file `path` asks for and is not there yet; tell what was found."""
     study = read_study(Study, path)
     tell_findings(measure(study, "prediction.py", {"allreduce": time_allreduces, "epochs": time_epochs}))
+
+
+def main():
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the testbed is taken down
+    run(Path(sys.argv[1]) if len(sys.argv) > 1 else HERE / "prediction.toml")
 
 
 if __name__ == "__main__":
