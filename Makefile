@@ -12,7 +12,14 @@ export OMPI_ALLOW_RUN_AS_ROOT = 1
 export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM = 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test test-fast lint bench data gpu-test gpu-bench clean
+# What `make bench` and `make bench-compare` measure: which benchmarks (a regular expression), against
+# which commit, in how many turns of both, and the factor from which on a difference counts.
+BENCH ?= .
+BASE ?= HEAD~1
+ROUNDS ?= 3
+FACTOR ?= 1.2
+
+.PHONY: demo test test-fast lint bench bench-compare bench-html docs data gpu-test gpu-bench clean
 
 demo: $(INSTALLED)
 	$(BIN)/mpirun -n 4 $(BIN)/isthmus calibrate experiments/fashion_two_sites.toml -o runs/two_sites_here.toml
@@ -29,7 +36,20 @@ lint: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/asv machine --yes
-	$(BIN)/asv run --quick --show-stderr --python=same --set-commit-hash $$(git rev-parse HEAD)
+	$(BIN)/asv run --python=same --set-commit-hash HEAD --bench "$(BENCH)" --attribute rounds=1 --show-stderr \
+	  --durations all
+
+bench-compare: $(INSTALLED)
+	$(BIN)/asv machine --yes
+	$(BIN)/asv continuous --interleave-rounds --bench "$(BENCH)" --attribute rounds=$(ROUNDS) \
+	  --factor $(FACTOR) --show-stderr $(BASE) HEAD
+
+bench-html: $(INSTALLED)
+	$(BIN)/asv publish
+	@echo "see it with: $(BIN)/python -m http.server --directory .asv/html, at http://localhost:8000"
+
+docs: $(INSTALLED)
+	$(BIN)/python docs/api.py build/api
 
 data: $(INSTALLED)
 	$(BIN)/python data/make_fashion_mnist.py

@@ -213,7 +213,8 @@ def plan_tables(groups):
     yield from head("cluster", ["plan", "measured", "rounds agree", "calibrated", "file", "n/B"])
     for group in groups:
         for case in sorted(group, key=lambda case: case.seconds):
-            yield row(case.cluster, [case.name, f"{case.seconds:.3f}", percent(case.agreement),
+            agree = percent(case.agreement) if len(case.rounds) > 1 else ""
+            yield row(case.cluster, [case.name, f"{case.seconds:.3f}", agree,
                                      *(f"{case.predicted[model]:.3f}" for model in MODELS)])
     yield from ["", *head("cluster", ["tau", "rho", "tau of n/B", "chosen", "over the best"])]
     for group in groups:

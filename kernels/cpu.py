@@ -55,6 +55,27 @@ def zeros_below(_, mask):
         arguments[0], ir.Constant(ir.IntType(1), 1))
 
 
+@intrinsic
+def fetch(_, array, index):
+    """Ask for the line of memory that holds array[index], which may be past the end."""
+    def codegen(context, builder, signature, arguments):
+        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+        prefetch = builder.module.declare_intrinsic(
+            "llvm.prefetch", [byte], ir.FunctionType(ir.VoidType(), [byte, number, number, number]))
+        builder.call(prefetch, [builder.bitcast(builder.gep(data, [arguments[1]]), byte),
+                                number(0), number(3), number(1)])
+        return context.get_dummy_value()
+    return types.void(array, types.intp), codegen
+
+
+@kernel
+def fetch_ahead(vector, residual, i):
+    fetch(vector, i)
+    if residual is not None:
+        fetch(residual, i)
+
+
 @kernel
 def given(vector, residual, i):
     if residual is None:
@@ -461,13 +482,18 @@ def encode_pairs(_, vector, residual, low, high, scale, inverse, high_scale, hig
 
 @kernel
 def encode_blocks(vector, residual, block, maximum, shares, codes):
-    """Encode a whole group without a key: its first half in the lower halves of the bytes."""
+    """Encode a whole group without a key: its first half in the lower halves of the bytes.
+
+    A group is about a page of memory, at whose end the processor does not look ahead by itself.
+    """
     half = GROUP // 2
     for j in range(half):
         low_scale = np.float32(shares[j]) * SHARE * maximum
         high_scale = np.float32(shares[half + j]) * SHARE * maximum
         low_inverse, high_inverse = inverse_of(low_scale), inverse_of(high_scale)
         for first in range(j * block, (j + 1) * block, LANES):
+            fetch_ahead(vector, residual, GROUP * block + first)
+            fetch_ahead(vector, residual, GROUP * block + half * block + first)
             encode_pairs(vector, residual, first, half * block + first, low_scale, low_inverse,
                          high_scale, high_inverse, codes[first:])
 

@@ -16,9 +16,9 @@ from clusters import cluster_of
 from test_cli import RUN, command, with_changes, write
 
 import isthmus
-from isthmus.errors import NoDeviceError
+from isthmus.errors import NoDeviceError, ranks_in_words
 from isthmus.runs.check import gpu, hdf5, machine, mpi, ranks, slurm
-from isthmus.runs.check.findings import exit_code, failed, grouped, passed, ranks_in_words, warned
+from isthmus.runs.check.findings import exit_code, failed, grouped, passed, warned
 from isthmus.runs.launch import rank_environment
 
 lab = test_cli.lab  # the fixture
@@ -364,14 +364,11 @@ def test_cores_are_counted_by_host_and_by_quota(tmp_path):
 
 
 @pytest.mark.ranks(3)
-def test_a_clock_that_is_ahead_is_found_to_half_a_round_trip(comm, monkeypatch):
+def test_a_clock_that_is_behind_is_told(comm, monkeypatch):
     import time
     right = time.time
     if comm.rank == 2:
-        monkeypatch.setattr(ranks.time, "time", lambda: right() - 0.25)
-    offsets = ranks.clock_offsets(comm)
-    true = np.array([0, 0, -0.25])
-    assert (np.abs(offsets[:, 0] - true) <= offsets[:, 1] + 1e-6).all()
+        monkeypatch.setattr(time, "time", lambda: right() - 0.25)
     assert "rank 2" in ranks.clocks(comm).found
 
 

@@ -40,16 +40,21 @@ def call(folder, ranks, *arguments):
                           text=True, capture_output=True, timeout=120)
 
 
-@pytest.fixture
-def lab(tmp_path):
-    """A folder with a cluster of three ranks, 300 samples in 20 shards, and a run's settings."""
+def pack_lab(folder):
+    """Put into `folder` a cluster of three ranks, 300 samples in 20 shards, and a run's settings."""
     draw = np.random.default_rng(0)
     targets = draw.integers(0, 3, 360, dtype="u1")
     features = (draw.normal(size=(360, 16)) + 2 * (np.arange(16) % 3 == targets[:, None])).astype("f4")
     for part, rows, shards in (("train", slice(0, 300), 20), ("test", slice(300, 360), 3)):
         isthmus.pack_shards({"features": features[rows], "targets": targets[rows]},
-                            tmp_path / "data" / part, shards)
-    write(tmp_path, cluster=cluster_of(1, 2), run=RUN)
+                            folder / "data" / part, shards)
+    write(folder, cluster=cluster_of(1, 2), run=RUN)
+
+
+@pytest.fixture
+def lab(tmp_path):
+    """A folder that `pack_lab` has filled."""
+    pack_lab(tmp_path)
     return tmp_path
 
 
@@ -85,7 +90,7 @@ def test_a_run_from_settings_to_report(lab):
         assert link["sent_nbytes"] == link["predicted_nbytes"] == 40 * model
     assert {path.name for path in folder.iterdir()} == {
         "run.json", "cluster.toml", "plan.json", "metrics.jsonl", "summary.json", "checkpoint.h5",
-        "report.html"}
+        "report.html", "logs"}
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if line["kind"] == "step"] == list(range(1, 41))
     assert sum(line["kind"] == "evaluation" for line in lines) == 4
@@ -247,139 +252,6 @@ def test_files_are_packed_from_the_command_line(lab):
     shards.verify()
     assert list(shards.arrays) == ["features", "targets"]
     assert call(lab, 0, "pack", "set", "-a", "a=images.npz:x").returncode == 5
-
-
-def damaged(kind):
-    """Return what to do to a lab before the run."""
-    def act(lab):
-        path = lab / "data/train/shard-00003.h5"
-        content = bytearray(path.read_bytes())
-        if kind == "cut":
-            path.write_bytes(content[:500])
-        elif kind == "flipped":
-            import h5py
-            with h5py.File(path) as file:
-                chunk = file["features"].id.get_chunk_info(0)
-            content[chunk.byte_offset + chunk.size // 2] ^= 4
-            path.write_bytes(content)
-        elif kind == "no shard":
-            path.unlink()
-        elif kind == "no data":
-            shutil.rmtree(lab / "data/train")
-        elif kind == "a file for runs":
-            (lab / "runs").write_text("")
-        elif kind in PACKED_OTHERWISE:
-            draw = np.random.default_rng(1)
-            arrays = {"features": draw.normal(size=(300, 16)), "targets": draw.integers(0, 3, 300)}
-            isthmus.pack_shards(PACKED_OTHERWISE[kind](arrays), lab / "data/train", 20, overwrite=True)
-        elif kind == "text targets":
-            (lab / "data/train/manifest.json").write_text((
-                lab / "data/train/manifest.json").read_text().replace('"|u1"', '"O"'))
-    return act
-
-
-PACKED_OTHERWISE = {
-    "float targets": lambda arrays: arrays | {"targets": arrays["targets"] + 0.5},
-    "five classes": lambda arrays: arrays | {"targets": arrays["targets"] + 2},
-    "a third array": lambda arrays: arrays | {"weights": arrays["targets"]},
-}
-MISTAKES = {
-    # name: (changes of the settings, changes of the cluster, what is done, ranks, code, words)
-    "an unknown key": ({"training.batchsize": 3}, {}, None, 3, 3, ["run.toml: training.batchsize",
-                                                                   "did you mean 'batch_size'"]),
-    "an unknown section": ({"trainings": {}}, {}, None, 3, 3, ["trainings", "'training'"]),
-    "a negative rate of learning": ({"training.learning_rate": -1}, {}, None, 3, 3,
-                                    ["training.learning_rate", "greater than 0", "-1"]),
-    "no model": ({"model": None}, {}, None, 3, 3, ["model", "missing"]),
-    "an unknown model": ({"model": "transformer"}, {}, None, 3, 3, ["perceptron", "'transformer'"]),
-    "an unknown compressor": ({"allreduce.compressor": "zip"}, {}, None, 3, 3, ["int8", "'zip'"]),
-    "a ratio of 2": ({"allreduce.compressor": {"kind": "top_k", "ratio": 2}}, {}, None, 3, 3,
-                     ["ratio must be in (0, 1], not 2"]),
-    "a ring that compresses": ({"allreduce.algorithm": "ring"}, {}, None, 3, 3,
-                               ["'ring'", "hierarchical"]),
-    "paced MPI": ({"allreduce": {"algorithm": "mpi"}, "cluster.links": "paced"}, {}, None, 3, 3,
-                  ["cannot be paced"]),
-    "paced trees": ({"allreduce": {"algorithm": "tree"}, "cluster.links": "paced"}, {}, None, 3, 3,
-                    ["\"tree\" cannot be paced", "several ranks"]),
-    "no cluster file": ({"cluster.file": "no.toml"}, {}, None, 3, 4, ["no.toml: no such file"]),
-    "a bad cluster": ({}, {"site": []}, None, 3, 4, ["cluster.toml: site"]),
-    "too few ranks": ({}, {}, None, 2, 4, ["3 ranks, this job has 2", "mpirun -n 3"]),
-    "no mpirun": ({}, {}, None, 0, 4, ["3 ranks, this job has 1", "mpirun -n 3"]),
-    "a site that does not exist": ({"plan.pinned": {"0": "moon"}}, {}, None, 3, 6,
-                                   ["'moon'", "known sites: site0, site1"]),
-    "a GPU": ({}, {"gpu": True}, None, 3, 10, ['device = "gpu"', 'set device = "cpu"']),
-    "no room": ({}, {"storage": 100.0}, None, 3, 6, ["storage", "smaller shards"]),
-    "no data": ({}, {}, "no data", 3, 5, ["data/train", "isthmus pack"]),
-    "a missing shard": ({}, {}, "no shard", 3, 5, ["shard-00003.h5", "again"]),
-    "a cut shard": ({}, {}, "cut", 3, 5, ["shard-00003.h5", "again"]),
-    "a flipped byte": ({}, {}, "flipped", 3, 5, ["shard-00003.h5: dataset 'features', chunk 0"]),
-    "a wrong dtype": ({}, {}, "text targets", 3, 5, ["manifest.json", "dtype"]),
-    "float targets": ({}, {}, "float targets", 3, 5, ["data/train", "whole number", "float64"]),
-    "classes beyond the model's": ({}, {}, "five classes", 3, 5, ["data/train", "0 ... 2", "classes"]),
-    "an array too many": ({}, {}, "a third array", 3, 5, ["features, targets, weights", "two"]),
-    "a model of other inputs": ({"model.inputs": 17}, {}, None, 3, 5, ["16 numbers a sample", "17"]),
-    "a folder that cannot be made": ({}, {}, "a file for runs", 3, 8, ["runs: cannot be written",
-                                                                       "run.folder"]),
-    "a gradient that explodes": ({"training.learning_rate": 1e38}, {}, None, 3, 7,
-                                 ["NaN or an infinity", "on_non_finite"]),
-}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", MISTAKES)
-def test_a_mistake_is_told_once_in_one_line(lab, name):
-    settings, cluster, act, ranks, code, words = MISTAKES[name]
-    table = cluster_of(1, 2)
-    for site in table["site"]:
-        site.update({"device": "gpu"} if "gpu" in cluster else {})
-        site.update({"storage_nbytes": cluster["storage"]} if "storage" in cluster else {})
-    if "site" in cluster:
-        table["site"] = []
-    write(lab, cluster=table, run=with_changes(RUN, settings))
-    if act:
-        damaged(act)(lab)
-    done = call(lab, ranks, "train", "run.toml")
-    told = [line for line in done.stderr.splitlines() if line.startswith("isthmus:")]
-    assert done.returncode == code, done.stderr
-    assert len(told) == 1, done.stderr
-    assert "Traceback" not in done.stderr
-    for word in words:
-        assert word in told[0]
-    if name != "a gradient that explodes":
-        first = next(line for line in done.stderr.splitlines() if not line.startswith("plan:"))
-        assert first == told[0]
-        assert not list(lab.glob("runs/*/*")) or act == "a file for runs"
-    assert not list(lab.rglob("*.partial"))
-
-
-@pytest.mark.parametrize("arguments", [
-    ("frain",), ("plan",), ("plan", "run.toml", "--colour"), ("pack", "set", "-a", "features"),
-    ("train", "run.toml", "--resume")])
-def test_wrong_arguments_end_with_code_2_once(lab, arguments):
-    done = call(lab, 2, *arguments)
-    assert done.returncode == 2
-    assert done.stderr.count("Error") == 1
-
-
-@pytest.mark.slow
-def test_one_rank_that_fails_alone_ends_the_job(lab):
-    """A rank that raises what nobody foresaw: told in one line, the others do not wait for ever."""
-    (lab / "sitecustomize.py").write_text(
-        "import os\n"
-        "if os.environ.get('OMPI_COMM_WORLD_RANK') == '1':\n"
-        "    import isthmus.training.models as models\n"
-        "    def broken(*_): raise ZeroDivisionError('planted')\n"
-        "    models.Perceptron.gradient = broken\n")
-    environment = rank_environment(PYTHONPATH=str(lab))
-    done = subprocess.run(command(3, "train", "run.toml"), cwd=lab, env=environment, text=True,
-                          capture_output=True, timeout=60)
-    assert done.returncode == 1
-    told = [line for line in done.stderr.splitlines() if line.startswith("isthmus:")]
-    assert told == ["isthmus: rank 1: unexpected ZeroDivisionError: planted; run again with "
-                    "`isthmus --debug ...` and report the traceback"]
-    shown = subprocess.run(command(3, "--debug", "train", "run.toml"), cwd=lab, env=environment,
-                           text=True, capture_output=True, timeout=60)
-    assert "Traceback" in shown.stderr
 
 
 def test_help_fits_a_terminal_of_80_columns(lab):

@@ -7,7 +7,7 @@ import pytest
 from clusters import cluster_of
 
 import isthmus
-from isthmus.errors import ClusterError, PlanError, ShardError
+from isthmus.errors import ClusterError, PlanError, ShardError, ranks_in_words
 from isthmus.topology.agreement import broadcast_json, from_root, gather_json, require, together
 
 
@@ -65,8 +65,8 @@ def test_an_error_on_some_ranks_is_raised_on_all(comm, culprits):
     with pytest.raises(ShardError, match="broken") as caught:
         together(comm, make)
     assert caught.value.everywhere
-    assert (f"on rank{'s' if len(culprits) > 1 else ''} {', '.join(map(str, culprits))}"
-            in str(caught.value)) == (len(culprits) < 3)
+    assert caught.value.ranks == list(culprits)
+    assert (f"(on {ranks_in_words(culprits)})" in str(caught.value)) == (len(culprits) < 3)
     with pytest.raises(PlanError, match="no"):
         require(comm, comm.rank not in culprits, PlanError, "no")
     assert together(comm, lambda: comm.rank) == comm.rank

@@ -28,8 +28,12 @@ def draw(findings):
         rows = figure.subplots(len(clusters), 3, squeeze=False)
         for cluster, (sums, learning, cost) in zip(clusters, rows):
             draw_sums(sums, findings, cluster)
-            draw_learning(learning, findings, cluster)
-            draw_cost(cost, findings, cluster)
+            if any(findings.jobs(cluster, name) for name in LINES):
+                draw_learning(learning, findings, cluster)
+                draw_cost(cost, findings, cluster)
+            else:
+                learning.set_visible(False)
+                cost.set_visible(False)
         handles = {label: handle for axis in rows.flat
                    for handle, label in zip(*axis.get_legend_handles_labels())}
         figure.legend(handles.values(), handles, loc="outside lower center", ncols=5, frameon=False)
@@ -76,7 +80,8 @@ def draw_cost(axis, findings, cluster):
             megabytes = busiest_nbytes(job) / 1e6
             axis.plot(job["seconds"], megabytes, marker=MARKERS.get(name, "o"), linestyle="none",
                       color=colour, fillstyle="full" if job["reached"] else "none")
-            axis.annotate(f" {name}", (job["seconds"], megabytes), fontsize=7, color=colour)
+            axis.annotate(name, (job["seconds"], megabytes), xytext=(6, -2),
+                          textcoords="offset points", fontsize=7, color=colour)
     axis.set(xscale="log", xlabel="seconds", ylabel="MB of the busiest site",
              title="cost of the accuracy")
     if any(line.get_ydata()[0] > 0 for line in axis.lines):

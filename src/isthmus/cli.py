@@ -1,9 +1,11 @@
 """The command line: one verb a function, no logic of its own."""
 
 import json
+import logging
 import os
 import signal
 import sys
+import time
 import traceback
 from pathlib import Path
 from typing import Annotated
@@ -12,14 +14,15 @@ import typer
 from rich.console import Console
 
 from isthmus.benchmarking.verbs import Surroundings, bench
-from isthmus.errors import IsthmusError
+from isthmus.runs.failures import failure_of, last_words, told_by_another
 from isthmus.runs.verbs import status, submit
 from isthmus.testbed.verbs import testbed
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, rich_markup_mode="rich",
     help="Train one model over machines on both sides of a narrow link: plan, run, check.",
-    epilog="Exit codes: 0 done, 2 wrong arguments, 3 to 15 as listed in the README, 130 interrupted.")
+    epilog="Exit codes: 0 done, 2 wrong arguments, 3 to 15 by cause, 130 interrupted; a page for "
+           "each is in docs/errors.")
 app.add_typer(bench, name="bench")
 app.add_typer(testbed, name="testbed")
 # Click's ClickException, wherever Typer has it: newer versions bring their own copy of click.
@@ -73,7 +76,7 @@ def pack(
     sources = {}
     for item in array:
         name, equals, source = item.partition("=")
-        if not equals:
+        if not (name and equals and source):
             raise typer.BadParameter(f"{item!r}: write NAME=FILE, as in features=images.npz:x",
                                      param_hint="--array")
         sources[name] = source
@@ -210,56 +213,75 @@ def speaks():
     return next((os.environ[name] for name in names if name in os.environ), "0") == "0"
 
 
+class Warnings(logging.Handler):
+    """Prints what any rank warns of, a step that stalls."""
+
+    def emit(self, record):
+        if record.levelno == logging.WARNING:
+            text.print(("\r\x1b[2K" if text.is_terminal else "") + record.getMessage(), markup=False,
+                       style="yellow")
+
+
+warnings = Warnings(logging.WARNING)
+
+
 def world():
     """Return COMM_WORLD: the one place where the library is told of it."""
     from mpi4py import MPI
     return MPI.COMM_WORLD
 
 
+def world_if_there():
+    """Return COMM_WORLD, or None where MPI was not started: ending is no reason to start it."""
+    MPI = sys.modules.get("mpi4py.MPI")  # noqa: N806
+    return MPI and MPI.COMM_WORLD
+
+
 def main():
     """Run a verb; every error becomes one line, printed once, and a numbered exit code."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    logging.getLogger("isthmus").addHandler(warnings)
     try:
-        code = app(standalone_mode=False) or 0
+        code = app(standalone_mode=False, prog_name="isthmus") or 0
         together = True
     except CommandLineError as problem:
-        if speaks():
-            problem.show()
         code, together = problem.exit_code, True
+        verb = problem.ctx.command_path if getattr(problem, "ctx", None) else "isthmus"
+        line = problem.format_message().rstrip(".").replace("Input should", "must")
+        say([f"isthmus: {line[0].lower()}{line[1:]}; see `{verb} --help`"] * speaks())
     except typer.Abort:
         code, together = 130, False
-    except IsthmusError as problem:
-        code, together = problem.exit_code, problem.everywhere
-        explain(str(problem), once=together)
     except KeyboardInterrupt:
         code, together = 130, False
-        explain("interrupted; a run with checkpoints goes on with `isthmus train RUN.toml "
-                "--resume FOLDER`", once=True)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if told_by_another(world_if_there()):
+            signal.raise_signal(signal.SIGTERM)  # mpirun ends all ranks because one of them has failed
+        say(["isthmus: interrupted; a run with checkpoints goes on with `isthmus train RUN.toml "
+             "--resume FOLDER`"] * speaks())
     except Exception as problem:
-        code, together = 1, False
-        explain(f"unexpected {type(problem).__name__}: {problem}; run again with "
-                "`isthmus --debug ...` and report the traceback", once=False)
+        code, together = failure_of(problem)["code"], getattr(problem, "everywhere", False)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        say(last_words(problem, world_if_there(), speaks()))
     end(code, together)
 
 
-def explain(line, once):
-    """Print an error: from rank 0 where all ranks have it, else from the rank that has it."""
-    if once and not speaks():
-        return
-    if show_tracebacks:
+def say(lines):
+    """Print what ends the job, with the traceback where that is wanted."""
+    if lines and show_tracebacks:
         traceback.print_exc()
-    rank = "" if once or speaks() else f"rank {os.environ.get('OMPI_COMM_WORLD_RANK', '?')}: "
-    text.print(f"isthmus: {rank}{line}", markup=False, style="red")
+    for line in lines:
+        text.print(line, markup=False, style="red" if line.startswith("isthmus:") else None)
 
 
 def end(code, together):
     """Leave with `code`; one rank that fails alone takes the others with it."""
-    MPI = sys.modules.get("mpi4py.MPI")  # noqa: N806
-    if MPI is None and not speaks():
+    comm = world_if_there()
+    if comm is None and not speaks():
         code = 0  # a code here would have mpirun end rank 0 before it has told what is wrong
-    if code and not together and MPI is not None and MPI.COMM_WORLD.size > 1:
+    if code and not together and comm is not None and comm.size > 1:
         sys.stderr.flush()
-        MPI.COMM_WORLD.Abort(code)
+        time.sleep(0.1)  # what is said on standard error comes before mpirun's own words
+        comm.Abort(code)
     sys.exit(code)
 
 

@@ -1,15 +1,19 @@
-"""The errors a user of isthmus can meet: one class and one exit code for each kind of cause."""
+"""The errors a user of isthmus can meet: one class and one exit code for each kind of cause.
+
+`docs/errors` has a page for each code.
+"""
 
 
 class IsthmusError(Exception):
     """Something that the user can mend; the message says what, where and how.
 
     `everywhere` is true when all ranks of a job raise the same error together, so that it is
-    printed once and the job can end without an abort.
+    printed once and the job can end without an abort; `ranks` are then those that found it.
     """
 
     exit_code = 1
     everywhere = False
+    ranks = ()
 
 
 class SettingsError(IsthmusError):
@@ -90,10 +94,17 @@ class MachineError(IsthmusError):
     exit_code = 15
 
 
-EXIT_CODES = {
-    kind.__name__: kind.exit_code
-    for kind in (SettingsError, ClusterError, ShardError, PlanError, NonFiniteError, OutputError,
-                 CheckpointError, NoDeviceError, ReplicaError, EmulationError, SchedulerError,
-                 StoppedError, MachineError)
-}
+EXIT_CODES = {kind.__name__: kind.exit_code for kind in IsthmusError.__subclasses__()}
 """Exit code by class name: how an error keeps its kind when one rank tells it to the others."""
+
+
+def ranks_in_words(ranks):
+    """Write [0, 1, 2, 5] as "ranks 0-2, 5"."""
+    runs = []
+    for rank in ranks:
+        if runs and runs[-1][1] == rank - 1:
+            runs[-1][1] = rank
+        else:
+            runs.append([rank, rank])
+    text = ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
+    return f"rank{'s' if len(ranks) > 1 else ''} {text}"

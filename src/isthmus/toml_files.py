@@ -11,6 +11,18 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 Model = TypeVar("Model", bound="FrozenModel")
 
 
+RULES = {
+    "float_parsing": "must be a number", "float_type": "must be a number",
+    "int_parsing": "must be a whole number", "int_type": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "bool_parsing": "must be true or false", "bool_type": "must be true or false",
+    "string_type": "must be text in quotes", "path_type": "must be a path in quotes",
+    "dict_type": "must be a table", "model_type": "must be a table",
+    "too_short": "must have an entry at least",
+}
+"""What pydantic says at length, by its type of error."""
+
+
 class FrozenModel(BaseModel):
     """Settings that are checked when they are made, refuse unknown keys and do not change."""
 
@@ -23,10 +35,13 @@ def read_toml(path, error):
         return tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise error(f"{path}: no such file; check the name and the folder you are in") from None
-    except (OSError, UnicodeDecodeError) as problem:
-        raise error(f"{path}: cannot be read: {problem}") from None
+    except OSError as problem:
+        raise error(f"{path}: cannot be read: {problem.strerror}; name a TOML file that you may "
+                    "read") from None
+    except UnicodeDecodeError:
+        raise error(f"{path}: is not text in UTF-8; save it as that") from None
     except tomllib.TOMLDecodeError as problem:
-        raise error(f"{path}: is not valid TOML: {problem}") from None
+        raise error(f"{path}: is not valid TOML: {problem}; mend that line") from None
 
 
 def check_table(kind: type[Model], table: dict, path, error) -> Model:
@@ -42,7 +57,7 @@ def check_table(kind: type[Model], table: dict, path, error) -> Model:
 
 def _one_line(kind, problem):
     """Say in one line what pydantic found: the key, what is wrong, and the rule or a likely name."""
-    where = _dotted(problem["loc"])
+    where = _dotted(problem["loc"]) or "the whole"
     if problem["type"] == "extra_forbidden":
         known = _keys_at(kind, problem["loc"][:-1])
         name = str(problem["loc"][-1])
@@ -53,8 +68,9 @@ def _one_line(kind, problem):
         return f"{where}: this key is missing; add it"
     if problem["type"] == "value_error":
         message = str(problem["ctx"]["error"])
-        return f"{where}: {message}" if where else message
-    return f"{where}: {problem['msg'][0].lower()}{problem['msg'][1:]}, not {problem['input']!r}"
+        return f"{where}: {message}" if problem["loc"] else message
+    rule = RULES.get(problem["type"]) or problem["msg"].replace("Input should", "must", 1)
+    return f"{where}: {rule[0].lower()}{rule[1:]}, not {problem['input']!r}"
 
 
 def _dotted(location):

@@ -11,8 +11,8 @@ import numpy as np
 from mpi4py import MPI
 
 from isthmus.topology.agreement import gather_json
+from isthmus.topology.clocks import clock_offsets
 
-ROUND_TRIPS = 10
 SPIN_SECONDS = 0.0005  # at the end of a wait, because sleeping is not as exact
 BOOT = Path("/proc/sys/kernel/random/boot_id")
 
@@ -28,10 +28,8 @@ class CommonClock:
     def __init__(self, comm, clock=time.perf_counter, machine=None):
         self.comm, self.clock = comm, clock
         machines = gather_json(comm, machine or _machine())
-        self.ahead = np.zeros(1)  # seconds, of rank 0's clock
-        for rank in range(1, comm.size):
-            if machines[rank] != machines[0]:
-                self._compare(rank)
+        others = [rank for rank in range(comm.size) if machines[rank] != machines[0]]
+        self.ahead = clock_offsets(comm, clock, others)[comm.rank, 0]  # seconds, of rank 0's clock
         waits = []
         for _ in range(3):
             before = clock()
@@ -50,29 +48,12 @@ class CommonClock:
 
     def _latest(self):
         """Return the latest rank's now, on this rank's clock."""
-        return self._most(self.clock() - self.ahead[0]) + self.ahead[0]
+        return self._most(self.clock() - self.ahead) + self.ahead
 
     def _most(self, number):
         largest = np.empty(1)
         self.comm.Allreduce(np.array([number]), largest, MPI.MAX)
         return float(largest[0])
-
-    def _compare(self, rank):
-        """Find how far `rank`'s clock is ahead of rank 0's."""
-        theirs, best = np.empty(1), (np.inf, 0.0)
-        if self.comm.rank == 0:
-            for _ in range(ROUND_TRIPS):
-                before = self.clock()
-                self.comm.Send(theirs, rank)
-                self.comm.Recv(theirs, rank)
-                after = self.clock()
-                best = min(best, (after - before, theirs[0] - (before + after) / 2))
-            self.comm.Send(np.array([best[1]]), rank)
-        elif self.comm.rank == rank:
-            for _ in range(ROUND_TRIPS):
-                self.comm.Recv(theirs, 0)
-                self.comm.Send(np.array([self.clock()]), 0)
-            self.comm.Recv(self.ahead, 0)
 
 
 def _machine():

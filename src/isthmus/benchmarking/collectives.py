@@ -71,6 +71,7 @@ def measure(tiers, options, algorithm, named, nbytes):
         "benchmark": "collectives", "algorithm": algorithm, "compressor": named, "nbytes": nbytes,
         "ranks": world.size, "links": options.links, "repetitions": len(own),
         "median_seconds": float(np.median(seconds)), "seconds_spread": spread_of(seconds),
+        "seconds": seconds.tolist(),
         "predicted_seconds": predicted.seconds,
         "bound_seconds": bound_seconds(tiers.cluster, nbytes, compressor),
         "cut": cut, "interface_nbytes": carried, "same_bits": True}

@@ -76,7 +76,7 @@ class KernelOptions:
             raise ValueError(f"no kernel is called {unknown[0]!r}; known kernels: {', '.join(KERNELS)}")
 
 
-@njit
+@njit(cache=True)
 def triad(a, b, s, c):
     """a = b + s c, the yardstick: a loop that reads two arrays and writes one."""
     for i in range(a.size):

@@ -58,7 +58,7 @@ class Allreduce:
         self._mean, self._started = None, 0
         self._site, self._site_of_rank = tiers.site_index, tiers.cluster.site_of_rank
         self.sent_to_sites = np.zeros(len(tiers.cluster.sites) + 1, np.int64)
-        self._clock = StageClock()
+        self._clock = StageClock(tiers.recorder)
         if algorithm == "mpi":
             self._exchange = _OfMPI(world, size, self.sent_to_sites, self._clock)
         elif algorithm in EXACT:

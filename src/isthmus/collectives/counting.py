@@ -22,11 +22,15 @@ class CountedComm:
 
 
 class StageClock:
-    """Seconds by stage: `lap` gives the time since the last lap to one of them."""
+    """Seconds by stage: `lap` gives the time since the last lap to one of them.
+
+    recorder: notes each lap, where a run is traced.
+    """
 
     STAGES = ("reduce", "encode", "links", "decode", "broadcast")
 
-    def __init__(self):
+    def __init__(self, recorder=None):
+        self.recorder = recorder
         self.seconds = dict.fromkeys(self.STAGES, 0.0)
         self.last = 0.0
 
@@ -41,4 +45,6 @@ class StageClock:
     def lap(self, stage):
         now = time.perf_counter()
         self.seconds[stage] += now - self.last
+        if self.recorder is not None:
+            self.recorder.span(stage, self.last, now)
         self.last = now

@@ -157,7 +157,8 @@ def _pipes(cluster, data_site, staged_epochs):
     """Return the Pipes from the data's site to every rank, and the money for a byte to each rank."""
     if data_site is None:
         if staged_epochs is not None:
-            raise PlanError("staged_epochs needs a workload with a data_site: where the shards lie")
+            raise PlanError("staged_epochs needs to know where the shards lie; name the site "
+                            "(data.site in a run's settings, data_site of a workload)")
         return None, np.zeros(cluster.size)
     if data_site not in cluster.names:
         raise PlanError(f"the data lies at site {data_site!r}, which does not exist; known sites: "
@@ -184,7 +185,7 @@ def allowed_ranks(cluster, pinned, forbidden, shards):
                                     f"known sites: {', '.join(cluster.names)}")
                 if not 0 <= shard < shards:
                     raise PlanError(f"shard {shard} is {word} site {name!r}, but there are shards 0 "
-                                    f"to {shards - 1}")
+                                    f"to {shards - 1}; name one of these")
             if table is forbidden:
                 ban[shard] = frozenset(map(cluster.names.index, names))
             else:

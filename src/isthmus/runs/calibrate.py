@@ -1,9 +1,12 @@
 """Measure a cluster: write its file again with the rates and links that were found."""
 
+from pathlib import Path
+
 import numpy as np
 from threadpoolctl import threadpool_limits
 
 from isthmus.compression.dense import Dense
+from isthmus.files import check_folder
 from isthmus.planning.calibration import fit_link
 from isthmus.runs.choosing import choose
 from isthmus.runs.preparation import (
@@ -32,6 +35,7 @@ def calibrate(comm, settings_path, output, repetitions, tell):
     direction its own. Collective; returns the new file's table on every rank.
     """
     settings = shared_settings(comm, settings_path)
+    from_root(comm, lambda: check_folder(Path(output).parent, "name another file with --output"))
     with threadpool_limits(settings.run.threads), shared_tiers(comm, settings) as tiers:
         settings, _ = choose(settings, tiers.cluster)
         table = tiers.cluster.to_table()

@@ -4,6 +4,7 @@ import warnings
 
 from rich.table import Table
 
+from isthmus.errors import PlanError
 from isthmus.planning.plan import plan_shards
 from isthmus.runs.choosing import choose
 from isthmus.runs.settings import RunSettings
@@ -29,7 +30,10 @@ def plan_run(settings, cluster, shards, limits=None):
     limits = settings.plan.limits() if limits is None else limits
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        return plan_shards(cluster, shards, settings.workload(), **limits)
+        try:
+            return plan_shards(cluster, shards, settings.workload(), **limits)
+        except PlanError as problem:
+            raise PlanError(f"[plan] for {cluster.source}: {problem}") from None
 
 
 def plan_table(plan, cluster):

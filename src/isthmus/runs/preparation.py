@@ -41,9 +41,8 @@ def place_data(tiers, settings, tell):
     together(tiers.world, lambda: check_shapes(model, train))
     plan = Plan.from_dict(from_root(tiers.world, lambda: plan_run(
         settings, tiers.cluster, train).to_dict(), seen))
-    if tiers.world.rank == tiers.home:
-        tell(f"plan: samples a rank {', '.join(map(str, plan.samples_of_rank))}; "
-             f"{plan.steps} steps an epoch, {1e3 * plan.step_seconds:.1f} ms each, predicted")
+    tell(f"plan: samples a rank {', '.join(map(str, plan.samples_of_rank))}; "
+         f"{plan.steps} steps an epoch, {1e3 * plan.step_seconds:.1f} ms each, predicted")
     test, seen = open_where_seen(tiers.world, settings.data.test)
     together(tiers.world, lambda: check_shapes(model, test))
     test_plan = Plan.from_dict(from_root(tiers.world, lambda: plan_run(

@@ -2,6 +2,7 @@
 
 import json
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 from isthmus.errors import CheckpointError, OutputError
@@ -64,16 +65,23 @@ class RunFolder:
 
     def note(self, kind, **values):
         """Add a line to metrics.jsonl."""
-        if self._lines is None:
-            try:
+        with self._writing():
+            if self._lines is None:
                 self._lines = open(self.metrics, "a", encoding="utf-8")  # noqa: SIM115
-            except OSError as problem:
-                raise OutputError(f"{self.metrics}: cannot be written: {problem.strerror}") from None
-        self._lines.write(json.dumps({"kind": kind, **values}) + "\n")
+            self._lines.write(json.dumps({"kind": kind, **values}) + "\n")
 
     def flush(self):
         if self._lines is not None:
-            self._lines.flush()
+            with self._writing():
+                self._lines.flush()
+
+    @contextmanager
+    def _writing(self):
+        try:
+            yield
+        except OSError as problem:
+            raise OutputError(f"{self.metrics}: cannot be written: {problem.strerror}; check the "
+                              "folder's rights and free space") from None
 
     def cut_back(self, step):
         """Drop what metrics.jsonl tells of steps after `step`: they will be made again.

@@ -7,6 +7,7 @@ from isthmus.errors import SettingsError
 from isthmus.files import write_text
 from isthmus.runs import pictures
 from isthmus.runs.record import replanned_sentence
+from isthmus.runs.timeline import timeline
 from isthmus.topology.cluster import Cluster
 
 TEMPLATE = Path(__file__).with_name("report.html")
@@ -31,7 +32,7 @@ def write_report(folder):
         headline=headline(run, plan, summary, metrics), terms=term_rows(plan, summary),
         links=link_rows(summary), ranks=rank_rows(plan, cluster), events=events(metrics),
         paced=[what for what in ("links", "compute") if run["settings"]["cluster"][what] == "paced"],
-        emulated=run.get("emulated", []),
+        emulated=run.get("emulated", []), timeline=timeline(folder, cluster),
         settings=json.dumps(run["settings"], indent=2),
         pictures=pictures.draw_all(run, plan, summary, metrics, cluster)))
     return path

@@ -51,7 +51,7 @@ class KindSettings(FrozenModel):
     @classmethod
     def of(cls, value, known, what):
         """Make one from a name or a table with `kind`, trying the arguments out."""
-        table = {"kind": value} if isinstance(value, str) else dict(value)
+        table = dict(value) if isinstance(value, dict) else {"kind": value}
         kind = table.pop("kind", None)
         if kind not in known:
             raise ValueError(f"kind must be one of {', '.join(known)}, not {kind!r}")
@@ -60,9 +60,11 @@ class KindSettings(FrozenModel):
         try:
             known[kind](**arguments)
         except TypeError:
-            names = ", ".join(known[kind].__dataclass_fields__)
-            raise ValueError(f"{what} {kind!r} takes {names}; not all of "
-                             f"{', '.join(arguments)}") from None
+            names = known[kind].__dataclass_fields__
+            unknown = [repr(name) for name in arguments if name not in names]
+            given = ", ".join(f"{name} = {value!r}" for name, value in arguments.items())
+            wrong = f"there is no {', '.join(unknown)}" if unknown else f"look at the types of {given}"
+            raise ValueError(f"{what} {kind!r} takes {', '.join(names)}; {wrong}") from None
         return cls(kind=kind, arguments=arguments)
 
 
@@ -133,12 +135,20 @@ class PlanSettings(FrozenModel):
 
 
 class OutputSettings(FrozenModel):
-    """Where results go, how often, and the threads of each rank's arithmetic."""
+    """Where results go, how often, and the threads of each rank's arithmetic.
+
+    trace: note what every rank does when, and write trace.json at the end.
+    stall_seconds, stall_deviations: a step is told to stall after its usual seconds and so many median
+    absolute deviations, and at least after so many seconds.
+    """
 
     folder: Path = Path("runs")
     checkpoint_every: Count | None = None
     report_every: Count = 100
     threads: Count = 1
+    trace: bool = False
+    stall_seconds: Annotated[float, Field(gt=0)] = 10.0
+    stall_deviations: NotNegative = 10.0
 
 
 class RunSettings(FrozenModel):
@@ -170,7 +180,11 @@ class RunSettings(FrozenModel):
     @classmethod
     def from_toml(cls, path):
         """Read a run's settings; paths in it are relative to its folder. Raises SettingsError."""
-        settings = check_table(cls, read_toml(path, SettingsError), path, SettingsError)
+        table = read_toml(path, SettingsError)
+        if "site" in table:
+            raise SettingsError(f"{path}: is a cluster file; give a run's settings, which name it under "
+                                "[cluster] file")
+        settings = check_table(cls, table, path, SettingsError)
         return settings.with_paths_from(Path(path).resolve().parent)
 
     @classmethod

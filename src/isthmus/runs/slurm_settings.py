@@ -1,14 +1,23 @@
 """What a run asks of Slurm: the section `[slurm]` of its settings."""
 
+import re
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from isthmus.toml_files import FrozenModel
 
 # These become words of `#SBATCH` lines: nothing that ends a word or a line may be in them.
 Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.,:+&|()\[\]*-]+$")]
-Duration = Annotated[str, Field(pattern=r"^(\d+-)?\d+(:\d+){0,2}$")]
+
+
+def _duration(text):
+    if not re.fullmatch(r"(\d+-)?\d+(:\d+){0,2}", text):
+        raise ValueError(f"must be a time such as 01:30:00 or 1-12, not {text!r}")
+    return text
+
+
+Duration = Annotated[str, AfterValidator(_duration)]
 
 
 class SlurmSiteSettings(FrozenModel):

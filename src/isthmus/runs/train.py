@@ -2,6 +2,7 @@
 
 import signal
 import statistics
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,13 @@ from isthmus.collectives.allreduce import Allreduce
 from isthmus.compression.dense import Dense
 from isthmus.errors import StoppedError
 from isthmus.runs.choosing import choose
+from isthmus.runs.journal import Journal
 from isthmus.runs.preparation import hold_seconds, place_data, shared_settings, shared_tiers
 from isthmus.runs.rebalancing import Rebalancing
 from isthmus.runs.record import RunFolder, provenance, replanned_sentence
 from isthmus.runs.stopping import stopping_on
 from isthmus.runs.terms import TERMS, critical_terms
+from isthmus.runs.trace import Trace
 from isthmus.testbed import on_testbed
 from isthmus.topology.agreement import broadcast_json, from_root, gather_json
 from isthmus.training.checkpoint import read_checkpoint, write_checkpoint
@@ -36,34 +39,38 @@ def train(comm, settings_path, tell, *, resume=None, cluster=None, name=None):
         resume = from_root(comm, lambda: RunFolder.begun(settings.run.folder, name)) or resume
     from_root(comm, lambda: RunFolder.check(settings.run.folder, resume))
     with (threadpool_limits(settings.run.threads), shared_tiers(comm, settings) as tiers,
-          stopping_on(signal.SIGUSR1, tiers.world, tiers.home) as stop):
+          stopping_on(signal.SIGUSR1, tiers.world, tiers.home) as stop,
+          Journal(tiers, settings.run, tell) as journal):
         settings, why = choose(settings, tiers.cluster)
-        if why and tiers.world.rank == tiers.home:
-            tell(f"allreduce: {why['reason']}")
-        plan, local, test = place_data(tiers, settings, tell)
+        if why:
+            journal.tell(f"allreduce: {why['reason']}")
+        plan, local, test = place_data(tiers, settings, journal.tell)
         model = settings.make_model()
-        allreduce = Allreduce(tiers, model.size, settings.allreduce.algorithm,
+        trace = Trace(tiers) if settings.run.trace else None
+        computing = trace.tiers if trace else tiers
+        allreduce = Allreduce(computing, model.size, settings.allreduce.algorithm,
                               settings.make_compressor(), settings.allreduce.error_feedback,
                               weight=float(local.samples), buckets=settings.make_buckets(),
                               chunk_nbytes=settings.allreduce.chunk_nbytes)
         recipe = settings.recipe(plan.steps)
         state = State.initial(model, recipe.seed)
-        training = Training(tiers, model, local, allreduce, recipe, state,
-                            hold_seconds(tiers, settings))
-        job = Job(tiers, settings, plan, training, test, tell)
+        training = Training(computing, model, local, allreduce, recipe, state,
+                            hold_seconds(tiers, settings), journal.enter)
+        job = Job(tiers, settings, plan, training, test, journal)
         job.open_folder(Path(settings_path).stem, resume, name, why)
-        job.run(stop)
+        with trace.written_to(job.path) if trace else nullcontext():
+            job.run(stop)
         return job.finish()
 
 
 class Job:
     """A run under way: its training, its clock, and its folder, which the job's rank 0 alone has."""
 
-    def __init__(self, tiers, settings, plan, training, test, tell):
+    def __init__(self, tiers, settings, plan, training, test, journal):
         self.tiers, self.settings, self.plan = tiers, settings, plan
         self.training, self.test = training, test
+        self.journal, self.tell = journal, journal.tell
         self.leads = tiers.world.rank == tiers.home
-        self.tell = tell if self.leads else lambda line, passing=False: None
         self.folder = None
         self.path = None
         self.seconds = 0.0  # of training so far; evaluation and checkpoints are not counted
@@ -82,14 +89,12 @@ class Job:
 
     def open_folder(self, stem, resume, name, why=None):
         """Make the run's folder and write down what is about to run; or go on with an old one."""
-        hosts = gather_json(self.tiers.world, MPI.Get_processor_name())
-
         def make():
             folder = RunFolder(resume) if resume else RunFolder.create(
                 self.settings.run.folder, stem, name)
             if not resume:
-                table = provenance(self.settings, hosts, MPI.Get_library_version().strip("\0"),
-                                   self.training.model.size)
+                table = provenance(self.settings, self.journal.hosts,
+                                   MPI.Get_library_version().strip("\0"), self.training.model.size)
                 folder.write_json("run.json", table | {"choice": why})
                 self.tiers.cluster.to_toml(folder.path / "cluster.toml")
                 folder.write_json("plan.json", self.plan.to_dict())
@@ -97,6 +102,7 @@ class Job:
 
         self.path = Path(from_root(self.tiers.world, make, self.tiers.home))
         self.folder = RunFolder(self.path) if self.leads else None
+        self.journal.open(self.path)
         if resume:
             self._resume()
         self.tell(f"run folder: {self.path}")
@@ -109,6 +115,7 @@ class Job:
         recipe, state = self.training.recipe, self.training.state
         self.training.compare_replicas()
         for _ in self.training.steps():
+            self.journal.enter("report", state.step)
             ends_epoch = state.step % recipe.steps == 0
             if self.training.non_finite_ranks:
                 self._note_skipped()
@@ -117,9 +124,12 @@ class Job:
             if ends_epoch or state.step % recipe.report_every == 0:
                 self._report()
             if ends_epoch:
+                self.journal.enter("evaluation", state.step)
                 self._evaluate()
             if ends_epoch and self.settings.plan.replan:
+                self.journal.enter("rebalancing", state.step)
                 self._rebalance()
+            self.journal.enter("signals", state.step)
             stops = state.step < recipe.total_steps and stop.told(state.step)
             if stops or (recipe.checkpoint_every and state.step % recipe.checkpoint_every == 0):
                 self._report()
@@ -138,6 +148,7 @@ class Job:
 
     def finish(self):
         """Compare replicas, write summary.json, and return it with the folder on every rank."""
+        self.journal.enter("end", self.training.state.step)
         digest = self.training.compare_replicas()
         links = self._links()
         if self.leads:
@@ -223,8 +234,10 @@ class Job:
 
     def _write_checkpoint(self):
         path = self.path / "checkpoint.h5"
+        self.journal.enter("checkpoint", self.training.state.step)
         write_checkpoint(path, self.tiers, self.training.state, self.training.allreduce,
                          self._identity(), self.rebalancing.to_json())
+        self.journal.checkpoint = self.training.state.step
         self.tell(f"step {self.training.state.step}: checkpoint written")
 
     def _resume(self):
@@ -232,6 +245,7 @@ class Job:
         notes = read_checkpoint(self.path / "checkpoint.h5", self.tiers, state,
                                 self.training.allreduce, self._identity())
         self.rebalancing.resume(notes)
+        self.journal.checkpoint = state.step
         if self.leads:
             self._recall(self.folder.cut_back(state.step))
         self._note("resumed")

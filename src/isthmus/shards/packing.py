@@ -35,8 +35,9 @@ def pack_shards(arrays, folder, shards=64, compression="lz4", overwrite=False):
         raise ShardError("there is nothing to pack: give at least one array")
     lengths = {name: len(values) for name, values in arrays.items()}
     if len(set(lengths.values())) > 1:
-        raise ShardError("arrays must have one row a sample, as many as each other: " + ", ".join(
-            f"{name} has {length}" for name, length in lengths.items()))
+        told = ", ".join(f"{name} has {length}" for name, length in lengths.items())
+        raise ShardError(f"arrays must have one row a sample, as many as each other: {told}; give "
+                         "arrays of the same samples")
     samples = next(iter(lengths.values()))
     if compression not in COMPRESSIONS:
         raise ShardError(f"compression must be one of {', '.join(COMPRESSIONS)}, "
@@ -114,18 +115,23 @@ def _told_in_one_line(path):
     try:
         yield
     except FileNotFoundError:
-        raise ShardError(f"{path}: no such file; check the name") from None
+        raise ShardError(f"{path}: no such file; check the name and the folder you are in") from None
+    except IsADirectoryError:
+        raise ShardError(f"{path}: is a folder; name a file in it") from None
     except (OSError, EOFError, ValueError, KeyError, zlib.error, zipfile.BadZipFile,
             RuntimeError) as problem:
-        raise ShardError(f"{path}: cannot be read ({str(problem).splitlines()[0]}); it is cut, "
-                         "damaged or not the kind of file that it seems") from None
+        why = str(problem).splitlines()[0]
+        if "allow_pickle" in why:
+            raise ShardError(f"{path}: holds Python objects; write numbers into it") from None
+        raise ShardError(f"{path}: cannot be read ({why}); it is cut, damaged or not the kind of file "
+                         "that it seems") from None
 
 
 def _from_idx(path, content):
     """Return the array of an IDX file: zeros, a type, a rank, then big-endian sizes and numbers."""
     if len(content) < 4 or content[:2] != b"\0\0" or content[2] not in IDX_DTYPES:
         raise ShardError(f"{path}: is not an IDX, NPZ or HDF5 file (it starts with "
-                         f"{content[:4].hex(' ') or 'nothing'})")
+                         f"{content[:4].hex(' ') or 'nothing'}); give one of these")
     dtype, rank = np.dtype(IDX_DTYPES[content[2]]), content[3]
     if len(content) < 4 + 4 * rank:
         raise ShardError(f"{path}: is cut: its header should have {4 + 4 * rank} bytes")

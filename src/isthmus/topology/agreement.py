@@ -6,7 +6,7 @@ import json
 import numpy as np
 
 from isthmus import errors
-from isthmus.errors import IsthmusError
+from isthmus.errors import IsthmusError, ranks_in_words
 
 
 def require(comm, holds, error, message):
@@ -16,7 +16,7 @@ def require(comm, holds, error, message):
     bad = np.flatnonzero(flags == 0)
     if bad.size:
         _raise_everywhere(error, message if bad.size == comm.size else
-                          f"{message} ({_ranks(bad)})")
+                          f"{message} (on {ranks_in_words(bad)})", bad)
 
 
 def together(comm, make):
@@ -33,8 +33,8 @@ def together(comm, make):
         first = int(bad[0])
         told = broadcast_json(comm, problem and [type(problem).__name__, str(problem)], first)
         everyone = bad.size == comm.size
-        _raise_everywhere(getattr(errors, told[0]),
-                          told[1] if everyone or comm.size == 1 else f"{told[1]} ({_ranks(bad)})")
+        _raise_everywhere(getattr(errors, told[0]), told[1] if everyone or comm.size == 1
+                          else f"{told[1]} (on {ranks_in_words(bad)})", bad)
     return result
 
 
@@ -48,7 +48,7 @@ def from_root(comm, make, root=0):
             told = {"error": type(problem).__name__, "message": str(problem)}
     told = broadcast_json(comm, told, root)
     if "error" in told:
-        _raise_everywhere(getattr(errors, told["error"]), told["message"])
+        _raise_everywhere(getattr(errors, told["error"]), told["message"], [root])
     return told["value"]
 
 
@@ -75,12 +75,9 @@ def gather_json(comm, value):
             for first, last in itertools.pairwise(starts)]
 
 
-def _raise_everywhere(kind, message):
+def _raise_everywhere(kind, message, ranks):
     error = kind(message)
     if isinstance(error, IsthmusError):
         error.everywhere = True
+        error.ranks = [int(rank) for rank in ranks]
     raise error
-
-
-def _ranks(bad):
-    return f"on rank{'s' if bad.size > 1 else ''} {', '.join(map(str, bad))}"

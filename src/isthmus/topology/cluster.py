@@ -167,7 +167,11 @@ class Cluster:
     @classmethod
     def from_toml(cls, path):
         """Read a cluster file; raises ClusterError with the file, the key and the cure."""
-        return cls(read_toml(path, ClusterError), source=path)
+        table = read_toml(path, ClusterError)
+        if "cluster" in table:
+            raise ClusterError(f"{path}: is a run's settings; give a cluster file, which has a [[site]] "
+                               "for each site")
+        return cls(table, source=path)
 
     @classmethod
     def from_slurm(cls):

@@ -10,6 +10,7 @@ from isthmus.errors import ClusterError
 from isthmus.topology.agreement import from_root, gather_json, together
 from isthmus.topology.cluster import Cluster
 from isthmus.topology.paced import PacedComm
+from isthmus.topology.tracing import Recorder, TracedComm
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,8 @@ class Tiers:
     `world` has every rank, in the order of the cluster file: `world.rank` is the cluster rank.
     `leaders` has the first rank of each site, in the order of the sites; it is COMM_NULL off the
     leaders. `cloud` and `edge` are COMM_NULL for a rank of the other tier. `home` is the cluster rank
-    of the job's own rank 0, which reads settings and writes results.
+    of the job's own rank 0, which reads settings and writes results. `recorder` notes what this rank
+    does, where that is asked for.
     """
 
     cluster: Cluster
@@ -31,6 +33,7 @@ class Tiers:
     tier: str
     site_name: str
     home: int = 0
+    recorder: Recorder | None = None
 
     @property
     def site_index(self):
@@ -45,6 +48,17 @@ class Tiers:
         if leaders != MPI.COMM_NULL:
             leaders = PacedComm(leaders, cluster, range(len(cluster.sites)), self.site_index)
         return replace(self, world=world, leaders=leaders)
+
+    def traced(self, recorder):
+        """Return these tiers with communicators whose messages `recorder` notes."""
+        cluster, leaders = self.cluster, self.leaders
+        if leaders != MPI.COMM_NULL:
+            first = [cluster.ranks_of_site(name)[0] for name in cluster.names]
+            leaders = TracedComm(leaders, recorder, first)
+        return replace(
+            self, world=TracedComm(self.world, recorder, range(cluster.size)), leaders=leaders,
+            site=TracedComm(self.site, recorder, cluster.ranks_of_site(self.site_name)),
+            recorder=recorder)
 
     def __enter__(self):
         return self

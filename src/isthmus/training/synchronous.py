@@ -40,14 +40,17 @@ class Training:
     """One rank's part in a job.
 
     hold_seconds: seconds that computing a batch of n samples shall take at least, or None for as
-    long as it takes (a paced job passes the cluster file's rate).
+    long as it takes (a paced job passes the cluster file's rate). enter(phase, step): called where
+    "compute", "allreduce", "update" and the comparison of "replicas" begin.
     """
 
-    def __init__(self, tiers, model, local, allreduce, recipe, state, hold_seconds=None):
+    def __init__(self, tiers, model, local, allreduce, recipe, state, hold_seconds=None,
+                 enter=lambda phase, step: None):
         self.tiers, self.model, self.local, self.allreduce = tiers, model, local, allreduce
-        self.recipe, self.state, self.hold_seconds = recipe, state, hold_seconds
+        self.recipe, self.state, self.hold_seconds, self.enter = recipe, state, hold_seconds, enter
         self.gradient = np.zeros(model.size, np.float32)
         self.starting_seconds = 0.0  # of the buckets of this step, inside the time of its computing
+        self.computing_since = 0.0  # the start of this step, or when its last bucket was started
         self.rows = []  # of the steps since the last `gather_rows`
         self.replica_hash = None
         self.non_finite_ranks = []
@@ -62,21 +65,34 @@ class Training:
                 self._step(features, targets)
                 state.step += 1
                 if state.step % recipe.compare_replicas_every == 0:
+                    self.enter("replicas", state.step)
                     self.compare_replicas()
                 yield
 
     def _step(self, features, targets):
-        start = time.perf_counter()
+        recorder = self.tiers.recorder
+        if recorder:
+            recorder.begin_step()
+        self.enter("compute", self.state.step + 1)
+        start = self.computing_since = time.perf_counter()
         loss = self._compute(features, targets, start)
-        computed = time.perf_counter() - self.starting_seconds
+        computed = time.perf_counter()
+        if recorder:
+            recorder.span("compute", self.computing_since, computed)
+        computed -= self.starting_seconds
+        self.enter("allreduce", self.state.step + 1)
         mean = self.allreduce.finish()
         reduced = time.perf_counter()
+        self.enter("update", self.state.step + 1)
         self.non_finite_ranks = []
         if self.allreduce.finite:
             self._update(mean)
         else:
             self._refuse_non_finite()
         end = time.perf_counter()
+        if recorder:
+            recorder.span("update", reduced, end)
+            recorder.end_step(self.state.step + 1)
         stages = self.allreduce.stage_seconds
         self.rows.append([
             loss, len(targets), computed - start, reduced - computed, *stages.values(),
@@ -101,9 +117,14 @@ class Training:
     def _start(self, bucket):
         if self.local.samples:
             bucket *= np.float32(self.recipe.steps / self.local.samples)
+        self.enter("allreduce", self.state.step + 1)
         start = time.perf_counter()
+        if self.tiers.recorder:
+            self.tiers.recorder.span("compute", self.computing_since, start)
         self.allreduce.start(bucket)
-        self.starting_seconds += time.perf_counter() - start
+        self.enter("compute", self.state.step + 1)
+        self.computing_since = time.perf_counter()
+        self.starting_seconds += self.computing_since - start
 
     def _hold(self, start, samples, first):
         """Wait until a paced rank would have the entries from `first` on."""
@@ -131,7 +152,7 @@ class Training:
             error = NonFiniteError(
                 f"step {self.state.step + 1}: a gradient holds a NaN or an infinity (ranks: {ranks}); "
                 'lower training.learning_rate, look at the data, or set training.on_non_finite = "skip"')
-            error.everywhere = True
+            error.everywhere, error.ranks = True, self.non_finite_ranks
             raise error
 
     def compare_replicas(self):
@@ -145,7 +166,7 @@ class Training:
             error = ReplicaError(f"step {self.state.step}: parameters on ranks {other} differ from "
                                  "rank 0's; check these machines' memory and library versions, and "
                                  "resume from the last checkpoint")
-            error.everywhere = True
+            error.everywhere, error.ranks = True, other
             raise error
         self.replica_hash = digest.hex()
         return self.replica_hash

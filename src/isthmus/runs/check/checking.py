@@ -5,15 +5,9 @@ from pathlib import Path
 
 from rich.text import Text
 
+from isthmus.errors import ranks_in_words
 from isthmus.runs.check import gpu, hdf5, machine, mpi, ranks, slurm
-from isthmus.runs.check.findings import (
-    Finding,
-    exit_code,
-    failed,
-    grouped,
-    ranks_in_words,
-    worst_status,
-)
+from isthmus.runs.check.findings import Finding, exit_code, failed, grouped, worst_status
 from isthmus.runs.check.job import Job
 
 COLOURS = {"PASS": "green", "WARN": "yellow", "FAIL": "red"}

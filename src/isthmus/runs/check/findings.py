@@ -69,15 +69,3 @@ def exit_code(groups):
 def worst_status(groups):
     """Return "FAIL", "WARN" or "PASS": the worst of all."""
     return min((group["status"] for group in groups), key=ORDER.index, default="PASS")
-
-
-def ranks_in_words(ranks):
-    """Write [0, 1, 2, 5] as "ranks 0-2, 5"."""
-    runs = []
-    for rank in ranks:
-        if runs and runs[-1][1] == rank - 1:
-            runs[-1][1] = rank
-        else:
-            runs.append([rank, rank])
-    text = ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
-    return f"rank{'s' if len(ranks) > 1 else ''} {text}"

@@ -6,11 +6,10 @@ import time
 import numpy as np
 
 from isthmus.runs.check.findings import passed, warned
+from isthmus.topology.clocks import clock_offsets
 
 YIELD = "OMPI_MCA_mpi_yield_when_idle"
-ROUNDS = 10
 LARGEST_OFFSET_SECONDS = 1e-3
-TAG = 78
 
 
 def cores_here():
@@ -58,7 +57,7 @@ def cores_for_ranks(facts, ranks_of_host, threads=1, planned=1, started=True):
 
 def clocks(comm):
     """Return whether the ranks of `comm` agree on the time of day, by ping-pong. Collective."""
-    offsets = clock_offsets(comm)
+    offsets = clock_offsets(comm, time.time)
     worst = int(np.argmax(np.abs(offsets[:, 0])))
     offset, error = offsets[worst]
     if abs(offset) - error > LARGEST_OFFSET_SECONDS:
@@ -67,30 +66,3 @@ def clocks(comm):
                       "client on every host; until then, times in logs do not compare")
     return passed("clocks", f"within {1e6 * (np.abs(offsets[:, 0]) + offsets[:, 1]).max():.0f} us of "
                   "rank 0's")
-
-
-def clock_offsets(comm):
-    """Return float64[ranks, 2] on every rank: how far each clock is ahead of rank 0's, and the error.
-
-    Of several rounds the fastest counts: the offset is then known to half of its round trip.
-    """
-    offsets, stamp = np.zeros((comm.size, 2)), np.empty(1)
-    for peer in range(1, comm.size):
-        if comm.rank == 0:
-            offsets[peer] = min((_offset(comm, peer, stamp) for _ in range(ROUNDS)),
-                                key=lambda found: found[1])
-        elif comm.rank == peer:
-            for _ in range(ROUNDS):
-                comm.Recv(stamp, 0, TAG)
-                stamp[0] = time.time()
-                comm.Send(stamp, 0, TAG)
-    comm.Bcast(offsets, 0)
-    return offsets
-
-
-def _offset(comm, peer, stamp):
-    start = time.time()
-    comm.Send(stamp, peer, TAG)
-    comm.Recv(stamp, peer, TAG)
-    end = time.time()
-    return stamp[0] - (start + end) / 2, (end - start) / 2

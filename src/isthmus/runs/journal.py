@@ -1,0 +1,73 @@
+"""One rank's account of a run: where it is, its log, and what is to be told if it fails."""
+
+import logging
+import os
+from pathlib import Path
+
+from mpi4py import MPI
+
+import isthmus
+from isthmus.errors import StoppedError
+from isthmus.runs.failures import Place, name_ranks
+from isthmus.runs.progress import Progress
+from isthmus.runs.rank_log import RankLog
+from isthmus.runs.stalls import Watch
+from isthmus.topology.agreement import gather_json
+
+log = logging.getLogger("isthmus")
+
+
+class Journal:
+    """Kept by `with` while a run goes on. Collective, but for an exception on the way out.
+
+    settings: `[run]`. tell(line, passing): prints a line of progress; called where the job's rank 0 is.
+    hosts: the name of each cluster rank's host.
+    """
+
+    def __init__(self, tiers, settings, tell):
+        cluster, world = tiers.cluster, tiers.world
+        self.log = RankLog(world.rank)
+        self.hosts = gather_json(world, MPI.Get_processor_name())
+        sites = [cluster.sites[site] for site in cluster.site_of_rank]
+        self._of_rank = (tuple(self.hosts), tuple(site.name for site in sites),
+                         tuple(site.tier for site in sites))
+        self.rank, self.folder, self.checkpoint = world.rank, None, None
+        self._tell = tell if world.rank == tiers.home else None
+        self.progress = Progress(world)
+        self.watch = Watch(self.progress, settings.stall_seconds, settings.stall_deviations,
+                           lambda ranks: name_ranks(ranks, *self._of_rank), tiers.home, world.size)
+        log.info(f"isthmus {isthmus.__version__}: {name_ranks([self.rank], *self._of_rank)}, process "
+                 f"{os.getpid()}")
+
+    def open(self, folder):
+        """Begin the log in the run's folder, and watch for stalls."""
+        self.folder = Path(folder)
+        self.log.open(folder)
+        self.watch.start()
+
+    def tell(self, line, passing=False):
+        """Log a line of progress, and print it where the job's rank 0 is."""
+        log.info(line)
+        if self._tell is not None:
+            self._tell(line, passing)
+
+    def enter(self, phase, step):
+        """Note that this rank begins `phase` of `step` (`isthmus.runs.progress.PHASES`)."""
+        self.progress.enter(phase, step)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, problem, _):
+        if self.watch.ident is not None:
+            self.watch.close()
+        if problem is None:
+            log.info("the run is finished")
+        elif isinstance(problem, StoppedError):
+            log.info(str(problem))
+        else:
+            log.error(f"step {self.progress.step}, phase {self.progress.phase}: {kind.__name__}: "
+                      f"{problem}", exc_info=problem)
+            problem.place = Place(self.rank, self.progress.step, self.progress.phase, *self._of_rank,
+                                  self.folder, self.checkpoint)
+        self.log.close()

@@ -1,0 +1,101 @@
+"""Where each rank of a run is: its step and phase, in memory that the ranks of a host share."""
+
+import os
+import tempfile
+import time
+from collections import deque
+
+import numpy as np
+from mpi4py import MPI
+
+from isthmus.topology.agreement import from_root, gather_json
+
+PHASES = ("preparation", "compute", "allreduce", "update", "replicas", "report", "evaluation",
+          "rebalancing", "signals", "checkpoint", "end")
+"""What a rank does, in the order of a step and of what may follow it."""
+NUMBERS = {phase: number for number, phase in enumerate(PHASES)}
+OF_STEP = ("compute", "allreduce", "update")
+STEP, PHASE, SINCE, ALIVE = range(4)
+"""Columns of a row: the step, the phase by number, and two moments of CLOCK_MONOTONIC: when the step
+(or the phase, outside a step) began, and the last sign of life."""
+KEPT = 200
+
+
+class Progress:
+    """One rank's row among those of its host; `ranks` names the cluster rank of each row.
+
+    A row is written by its own rank and read by the others without asking: nothing is sent, and a
+    rank that is stopped is still seen where it was. Ranks on other hosts are not seen. Collective.
+    """
+
+    def __init__(self, world):
+        host = world.Split_type(MPI.COMM_TYPE_SHARED)
+        self.rows = shared_rows(host)
+        self.ranks = gather_json(host, world.rank) if len(self.rows) == host.size else [world.rank]
+        self.rank = world.rank
+        self.mine = memoryview(self.rows[self.ranks.index(world.rank)])
+        self.seconds = {}  # by "step", and by phase outside a step: how long the last ones took
+        self.kind = None
+        self.enter(PHASES[0], 0)
+        host.Barrier()
+        host.Free()
+
+    @property
+    def step(self):
+        return int(self.mine[STEP])
+
+    @property
+    def phase(self):
+        return PHASES[int(self.mine[PHASE])]
+
+    def enter(self, phase, step):
+        """Note that this rank begins `phase` of `step`."""
+        now = time.monotonic()
+        kind = "step" if phase in OF_STEP else phase
+        if kind != self.kind or step != self.mine[STEP]:
+            self.seconds.setdefault(self.kind, deque(maxlen=KEPT)).append(now - self.mine[SINCE])
+            self.kind, self.mine[SINCE] = kind, now
+        self.mine[STEP], self.mine[PHASE], self.mine[ALIVE] = step, NUMBERS[phase], now
+
+
+def shared_rows(host):
+    """Return float64[host.size, 4] of zeros that all ranks of `host` share. Collective.
+
+    Where they do not all see one folder for it (in containers), each rank has one row of its own.
+    """
+    path = from_root(host, lambda: _make_file(32 * host.size))
+    try:
+        rows = np.memmap(path, np.float64, "r+", shape=(host.size, 4))
+    except (OSError, TypeError):
+        rows = None
+    seen = gather_json(host, rows is not None)
+    if path and host.rank == 0:
+        os.unlink(path)  # the memory lives as long as a rank has it
+    return np.asarray(rows) if all(seen) else np.zeros((1, 4))
+
+
+def _make_file(nbytes):
+    """Return the path of a new file of zeros, in memory where there is a folder for that."""
+    for folder in ("/dev/shm", tempfile.gettempdir()):
+        try:
+            number, path = tempfile.mkstemp(prefix="isthmus-", dir=folder)
+        except OSError:
+            continue
+        with os.fdopen(number, "wb") as file:
+            file.write(bytes(nbytes))
+        return path
+    return None
+
+
+def late_rows(rows, now, patience):
+    """Return the indices of the rows that the others wait for; none where all are at the same point.
+
+    Ranks without a sign of life for `patience` seconds are late, whatever the others do; else those
+    that are behind in step and phase.
+    """
+    lifeless = rows[:, ALIVE] < now - patience
+    if lifeless.any():
+        return np.flatnonzero(lifeless)
+    point = rows[:, STEP] * len(PHASES) + rows[:, PHASE]
+    behind = point == point.min()
+    return np.flatnonzero([] if behind.all() else behind)

@@ -1,0 +1,119 @@
+"""A step that stalls is told while it does: who is late, and at which phase.
+
+A rank that waits for a message cannot tell anything, so each rank has a thread that looks every
+quarter of a second. A step stalls when it has taken longer than
+
+    median + deviations x MAD    of the run's last 200 steps on this rank (MAD: median |x - median|),
+
+and at least `least_seconds`. What is not a step (an evaluation, a checkpoint) is held against earlier
+ones of its kind. The first five of a kind have a minute. The run goes on as it would; a stall is told
+once, and once more when it is over.
+
+Ranks see those of their own host. A host whose ranks all wait for others says so where the job's
+rank 0 is: then the late one is on another host, which tells more, or the network is.
+"""
+
+import logging
+import statistics
+import sys
+import threading
+import time
+import traceback
+
+import numpy as np
+
+from isthmus.runs.progress import ALIVE, PHASE, PHASES, SINCE, STEP, late_rows
+
+LOOK_SECONDS = 0.25
+FIRST_SECONDS = 60.0
+FEW = 5
+log = logging.getLogger("isthmus")
+
+
+def deadline(seconds, least_seconds, deviations):
+    """Return after how many seconds to speak of a stall, when earlier ones took `seconds`."""
+    if len(seconds) < FEW:
+        return max(FIRST_SECONDS, least_seconds)
+    median = statistics.median(seconds)
+    spread = statistics.median(abs(each - median) for each in seconds)
+    return max(least_seconds, median + deviations * spread)
+
+
+class Watch(threading.Thread):
+    """Looks after one rank's progress until it is closed.
+
+    name_ranks(ranks) gives the words for cluster ranks; home: the cluster rank of the job's rank 0;
+    size: ranks of the job.
+    """
+
+    def __init__(self, progress, least_seconds, deviations, name_ranks, home, size):
+        super().__init__(name="isthmus-watch", daemon=True)
+        self.progress, self.name_ranks, self.home, self.size = progress, name_ranks, home, size
+        self.least_seconds, self.deviations = least_seconds, deviations
+        self.closed = threading.Event()
+        self.stall = None  # (its beginning, what it is called, who is late in words, whether told)
+
+    def run(self):
+        while not self.closed.wait(LOOK_SECONDS):
+            self.look(time.monotonic())
+
+    def close(self):
+        """Look no more; returns when the thread has ended."""
+        self.closed.set()
+        self.join()
+
+    def look(self, now):
+        """Give a sign of life; tell of a stall that has begun or ended."""
+        progress = self.progress
+        mine, kind = progress.mine, progress.kind
+        mine[ALIVE] = now
+        since = mine[SINCE]
+        if self.stall is not None and self.stall[0] != since:
+            began, what, late, told = self.stall
+            self.stall = None
+            log.log(logging.WARNING if told else logging.INFO,
+                    f"{what} went on after {now - began:.1f} s{late}")
+        if self.stall is None and kind not in (PHASES[0], PHASES[-1]):
+            usual = list(progress.seconds.get(kind, ()))
+            patience = deadline(usual, self.least_seconds, self.deviations)
+            if now - since > patience:
+                self._tell(now, since, kind, usual, patience)
+
+    def _tell(self, now, since, kind, usual, patience):
+        progress, rows = self.progress, self.progress.rows.copy()
+        late = late_rows(rows, now, patience / 2)
+        seen = len(rows) == self.size
+        teller = min((rank for row, rank in enumerate(progress.ranks) if row not in late), default=None)
+        tells = progress.rank == teller and (
+            len(late) > 0 or seen or self.home in progress.ranks)
+        step = progress.step
+        what = f"step {step}" if kind == "step" else f"{kind} after step {step}"
+        late_words = f"; {self._named(late)} late" if len(late) else ""
+        self.stall = since, what, late_words, tells
+        median = f", {statistics.median(usual):.3g} s is usual" if usual else ""
+        log.log(logging.WARNING if tells else logging.INFO,
+                f"{what} stalls: {now - since:.1f} s so far{median}; "
+                f"{self._account(rows, late, now, patience / 2)}")
+        log.info("this rank is at\n" + "".join(traceback.format_stack(
+            sys._current_frames()[threading.main_thread().ident])).rstrip())
+
+    def _account(self, rows, late, now, patience):
+        """Say who is late and at which phase, and what the other ranks do."""
+        parts = []
+        for row in late:
+            silent = now - rows[row, ALIVE]
+            life = f", no sign of life for {silent:.1f} s" if silent > patience else ""
+            parts.append(f"late: {self._named([row])} in {PHASES[int(rows[row, PHASE])]} of step "
+                         f"{int(rows[row, STEP])}{life}")
+        others = np.setdiff1d(np.arange(len(rows)), late)
+        for phase in np.unique(rows[others, PHASE]):
+            there = others[rows[others, PHASE] == phase]
+            parts.append(f"{self._named(there)} in {PHASES[int(phase)]}")
+        if not len(late) and len(rows) < self.size:
+            elsewhere = sorted(set(range(self.size)) - set(self.progress.ranks))
+            parts.append(f"none of these is behind: look at {self.name_ranks(elsewhere)}, or at the "
+                         "network between")
+        return "; ".join(parts)
+
+    def _named(self, rows):
+        return self.name_ranks([self.progress.ranks[row] for row in rows])

@@ -1,0 +1,301 @@
+"""The tree of errors and its pages; what a job says when ranks fail or stall."""
+
+import logging
+import os
+import re
+import signal
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from test_cli import RUN, command, pack_lab, with_changes, write
+
+from isthmus import errors
+from isthmus.errors import EXIT_CODES, IsthmusError, MachineError, NonFiniteError
+from isthmus.runs.failures import (
+    Place,
+    failure_lines,
+    failure_of,
+    failures_of_all,
+    last_words,
+    name_ranks,
+    told_by_another,
+)
+from isthmus.runs.launch import rank_environment
+from isthmus.runs.progress import PHASES, Progress, late_rows
+from isthmus.runs.stalls import FIRST_SECONDS, Watch, deadline
+from isthmus.topology.agreement import gather_json
+
+HOSTS, SITES, TIERS = ("n0", "n0", "n1", "n2"), ("here", "here", "there", "there"), (
+    "cloud", "cloud", "edge", "edge")
+
+
+def test_every_code_of_the_tree_has_its_page_and_its_row_and_the_reverse(repository):
+    tree, more = {}, [IsthmusError]
+    while more:
+        kind = more.pop()
+        more += kind.__subclasses__()
+        tree.setdefault(kind.exit_code, []).append(kind.__name__)
+    assert max(map(len, tree.values())) == 1, "two kinds of error share a code"
+    assert {name for (name,) in tree.values()} == {"IsthmusError", *EXIT_CODES}
+    assert {name for name, kind in vars(errors).items()
+            if isinstance(kind, type)} == {"IsthmusError", *EXIT_CODES}
+    codes = {*tree, 2, 130}
+    readme = (repository / "README.md").read_text()
+    table = readme[readme.index("| exit code |"):].split("\n\n")[0]
+    assert {int(code) for code in re.findall(r"\| (\d+) \|", table)} == codes | {0}
+    pages = repository / "docs/errors"
+    assert {page.name for page in pages.glob("*.md")} == {"README.md", *(f"{c}.md" for c in codes)}
+    index = (pages / "README.md").read_text()
+    for code in codes:
+        page = (pages / f"{code}.md").read_text()
+        assert f"[{code}]({code}.md) | {page.splitlines()[0].partition(': ')[2]} |" in index
+        assert page.startswith(f"# {code}: ")
+        assert all(word in page for word in ("```\nisthmus: ", "**Cause.**", "**Cure.**"))
+    assert "docs/errors" in readme
+
+
+def test_ranks_are_named_with_their_site_tier_and_hosts():
+    assert name_ranks([0, 1, 3], HOSTS, SITES, TIERS) == (
+        "ranks 0-1 (site here, tier cloud, host n0), rank 3 (site there, tier edge, host n2)")
+
+
+def failed(problem, place=None):
+    try:
+        raise problem
+    except type(problem) as caught:
+        if place:
+            caught.place = place
+        return caught
+
+
+def place(rank, checkpoint=15):
+    return Place(rank, 21, "compute", HOSTS, SITES, TIERS, Path("runs/mine"), checkpoint)
+
+
+def test_equal_failures_share_a_block_and_others_have_their_own():
+    failures = {rank: failure_of(failed(ZeroDivisionError("planted"), place(rank)))
+                for rank in (0, 1, 3)}
+    failures[2] = failure_of(failed(MemoryError("Unable to allocate 8.00 GiB"), place(2, None)))
+    lines = failure_lines(failures, place(0))
+    assert [line for line in lines if line.startswith("isthmus:")] == [
+        "isthmus: ranks 0-1, 3: unexpected ZeroDivisionError: planted; run again with "
+        "`isthmus --debug ...` and report the traceback",
+        "isthmus: rank 2: out of memory: Unable to allocate 8.00 GiB; take a smaller "
+        "training.batch_size, fewer ranks a host, or more hosts"]
+    assert len(lines) == 14
+    assert lines[1:4] == [
+        "  rank   ranks 0-1 (site here, tier cloud, host n0), rank 3 (site there, tier edge, host n2)",
+        "  step   21, phase compute",
+        f"  cause  ZeroDivisionError at test_errors.py:{failed.__code__.co_firstlineno + 2}"]
+    assert lines[4].endswith("its last checkpoint, of step 15, is runs/mine/checkpoint.h5")
+    assert lines[5].endswith("then go on with `isthmus train RUN.toml --resume runs/mine`")
+    assert lines[6] == "  more   docs/errors/1.md, and the traceback in runs/mine/logs"
+    assert lines[13] == "  more   docs/errors/15.md, and the traceback in runs/mine/logs/rank0002.log"
+    assert failures[2]["code"] == MachineError.exit_code
+
+
+def test_what_all_ranks_have_is_told_by_the_one_that_speaks():
+    problem = failed(NonFiniteError("step 3: a NaN; look at the data"), place(1))
+    problem.everywhere, problem.ranks = True, [1, 2]
+    comm = SimpleNamespace(size=4, rank=0)
+    assert last_words(problem, comm, speaks=False) == []
+    first, rank, *_ = last_words(problem, comm, speaks=True)
+    assert first == "isthmus: step 3: a NaN; look at the data"
+    assert rank.startswith("  rank   rank 1 (site here, tier cloud, host n0), rank 2 (site there")
+    problem.place = replace(place(1), step=0, phase="preparation")
+    assert last_words(problem, comm, speaks=True) == [first]
+
+
+@pytest.mark.ranks(3)
+def test_the_first_rank_that_fails_speaks_for_those_that_fail_with_it(comm):
+    mine = {"kind": "ZeroDivisionError", "rank": comm.rank}
+    assert not told_by_another(comm)
+    comm.Barrier()
+    if comm.rank != 1:  # rank 1 is busy, and asked for nothing
+        failures = failures_of_all(comm, mine, comm.rank + 10, seconds=0.5)
+        assert failures == ({10: {"kind": "ZeroDivisionError", "rank": 0},
+                             12: {"kind": "ZeroDivisionError", "rank": 2}} if comm.rank == 0 else None)
+    comm.Barrier()
+    assert told_by_another(comm) == (comm.rank == 1)
+    comm.Barrier()
+    failures = failures_of_all(comm, mine, comm.rank, seconds=60)  # all fail: nobody waits for the end
+    assert (failures is None) == (comm.rank > 0)
+    if failures:
+        assert list(failures) == [0, 1, 2]
+    comm.Barrier()
+
+
+@pytest.mark.parametrize("seconds", [[0.03] * 50, [0.03, 0.05, 0.04] * 20, [3.0] * 20, [3.0, 5.0] * 9])
+def test_a_deadline_follows_the_runs_own_steps(seconds):
+    median = np.median(seconds)
+    spread = np.median(np.abs(seconds - median))
+    assert deadline(seconds, 1.0, 10.0) == pytest.approx(max(1.0, median + 10 * spread))
+    assert deadline(seconds[:4], 1.0, 10.0) == FIRST_SECONDS
+    assert deadline([*seconds, 1000.0], 1.0, 10.0) < 100  # one stall is not taken for the usual
+
+
+def row(step, phase, since=0.0, alive=100.0):
+    return [step, PHASES.index(phase), since, alive]
+
+
+@pytest.mark.parametrize(("rows", "late"), [
+    ([row(7, "allreduce"), row(7, "compute"), row(7, "allreduce")], [1]),
+    ([row(7, "allreduce"), row(6, "checkpoint"), row(6, "report")], [2]),
+    ([row(7, "allreduce"), row(7, "allreduce")], []),
+    ([row(7, "allreduce"), row(7, "allreduce", alive=90.0)], [1]),
+    ([row(7, "compute"), row(7, "allreduce", alive=90.0), row(7, "allreduce")], [1])])
+def test_late_are_those_without_a_sign_of_life_or_else_those_behind(rows, late):
+    assert late_rows(np.array(rows), 100.0, 5.0).tolist() == late
+
+
+def watched(rows, rank, size, home=0, usual=(0.1,) * 9):
+    progress = SimpleNamespace(rows=rows, rank=rank, ranks=list(range(len(rows))), mine=rows[rank],
+                               kind="step", step=int(rows[rank][0]), seconds={"step": usual})
+    return Watch(progress, 2.0, 10.0, lambda ranks: f"<{','.join(map(str, ranks))}>", home, size)
+
+
+def warnings_of(caplog):
+    return [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+
+
+def test_a_stall_is_told_once_by_the_first_rank_that_waits_and_once_when_it_is_over(caplog):
+    caplog.set_level(logging.INFO, "isthmus")
+    rows = np.array([row(7, "compute"), row(7, "allreduce"), row(7, "allreduce")])
+    watches = [watched(rows, rank, 3) for rank in range(3)]
+    for now in (1.9, 2.1, 2.4, 30.0):
+        for watch in watches:
+            watch.look(now)
+    assert warnings_of(caplog) == ["step 7 stalls: 2.1 s so far, 0.1 s is usual; late: <0> in compute "
+                                   "of step 7; <1,2> in allreduce"]
+    assert sum(" stalls: " in record.getMessage() for record in caplog.records) == 3  # each in its log
+    assert "this rank is at" in caplog.text
+    assert "test_errors.py" in caplog.text  # where the main thread is
+    rows[:, 2] = 30.1
+    for watch in watches:
+        watch.look(30.2)
+    assert warnings_of(caplog)[1:] == ["step 7 went on after 30.2 s; <0> late"]
+
+
+@pytest.mark.parametrize(("home", "words"), [
+    (0, ["step 7 stalls: 3.0 s so far, 0.1 s is usual; <0,1> in allreduce; none of these is behind: "
+         "look at <2,3>, or at the network between"]), (2, [])])
+def test_where_all_ranks_of_a_host_wait_the_one_with_rank_0_says_so(caplog, home, words):
+    rows = np.array([row(7, "allreduce"), row(7, "allreduce")])
+    for rank in range(2):
+        watched(rows, rank, 4, home).look(3.0)
+    assert warnings_of(caplog) == words
+
+
+def test_between_steps_and_before_the_first_nothing_stalls(caplog):
+    rows = np.array([row(0, "preparation"), row(7, "end")])
+    for rank, kind in enumerate(("preparation", "end")):
+        watch = watched(rows, rank, 2)
+        watch.progress.kind = kind
+        watch.look(1000.0)
+    assert not caplog.records
+
+
+@pytest.mark.ranks(3)
+def test_ranks_of_a_host_see_where_each_other_is(comm):
+    progress = Progress(comm)
+    assert progress.ranks == [0, 1, 2]
+    for step in range(1, 4):
+        for phase in PHASES[1:4]:
+            progress.enter(phase, step)
+    progress.enter(PHASES[4 + comm.rank], 3)
+    comm.Barrier()
+    assert progress.rows[:, 0].tolist() == [3, 3, 3]
+    assert [PHASES[int(number)] for number in progress.rows[:, 1]] == list(PHASES[4:7])
+    assert progress.phase == PHASES[4 + comm.rank]
+    assert len(progress.seconds["step"]) == 3
+    assert gather_json(comm, progress.rank) == [0, 1, 2]
+    comm.Barrier()
+
+
+@pytest.fixture
+def lab(tmp_path):
+    pack_lab(tmp_path)
+    return tmp_path
+
+
+PLANTED = '''
+import os, signal, time
+import isthmus.training.models as models
+rank, gradient, calls = int(os.environ.get("OMPI_COMM_WORLD_RANK", -1)), models.Perceptron.gradient, 0
+def planted(*given):
+    global calls
+    calls += 1
+    {}
+    return gradient(*given)
+models.Perceptron.gradient = planted
+'''
+
+
+def start(lab, plant):
+    """Start a job of three ranks in which `plant` runs before each gradient."""
+    (lab / "sitecustomize.py").write_text(PLANTED.format(plant))
+    paths = [str(lab), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return subprocess.Popen(command(3, "train", "run.toml"), cwd=lab, text=True, stdout=subprocess.PIPE,
+                            env=rank_environment(PYTHONPATH=os.pathsep.join(paths), COLUMNS="200"),
+                            stderr=subprocess.PIPE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("culprits", "who", "logs"), [
+    ("1", ["rank 1: ", "rank 1 (site site1, tier edge, host "], "logs/rank0001.log"),
+    ("0, 1, 2", ["ranks 0-2: ", "ranks 0 (site site0"], "logs")])
+def test_ranks_that_fail_are_told_in_one_block(lab, culprits, who, logs):
+    """The others do not wait for ever; tracebacks are in the logs of those that failed."""
+    job = start(lab, f"if calls == 21 and rank in ({culprits},): raise ZeroDivisionError('planted')")
+    told = job.communicate(timeout=120)[1].replace("\0", "")  # mpirun's
+    assert job.returncode == 1, told
+    assert "Traceback" not in told
+    lines = told.splitlines()
+    (at,) = (number for number, line in enumerate(lines) if line.startswith("isthmus:"))
+    (folder,) = lab.glob("runs/*")
+    first, rank, step, cause, became, cure, more = lines[at:at + 7]
+    assert first == (f"isthmus: {who[0]}unexpected ZeroDivisionError: planted; run again with "
+                     "`isthmus --debug ...` and report the traceback")
+    assert rank.startswith(f"  rank   {who[1].replace('ranks 0 ', 'rank 0 ')}")
+    assert step == "  step   21, phase compute"
+    assert cause.startswith("  cause  ZeroDivisionError at sitecustomize.py:")
+    assert became == ("  job    ended on all ranks; its last checkpoint, of step 15, is "
+                      f"{folder / 'checkpoint.h5'}")
+    assert cure.endswith(f"; then go on with `isthmus train RUN.toml --resume {folder}`")
+    assert more == f"  more   docs/errors/1.md, and the traceback in {folder / logs}"
+    for number in range(3):
+        log = (folder / f"logs/rank{number:04}.log").read_text()
+        assert "checkpoint written" in log
+        assert ("Traceback" in log) == (str(number) in culprits)
+
+
+@pytest.mark.slow
+def test_a_rank_that_is_late_is_named_with_its_phase_while_it_is(lab):
+    """One stops itself, as a debugger or a scheduler would; later another one computes for long."""
+    write(lab, run=with_changes(RUN, {"run.stall_seconds": 1.5}))
+    job = start(lab, "if calls == 21 and rank == 1: os.kill(os.getpid(), signal.SIGSTOP)\n"
+                     "    if calls == 31 and rank == 2: time.sleep(2.5)")
+    told = [""]
+    while not told[-1].startswith("step 21 stalls"):
+        told.append(job.stderr.readline())
+        assert told[-1], f"the run has ended without a word about the stall: {told}"
+    (folder,) = lab.glob("runs/*")
+    process = re.search(r"process (\d+)", (folder / "logs/rank0001.log").read_text())
+    os.kill(int(process[1]), signal.SIGCONT)
+    told += job.communicate(timeout=120)[1].splitlines()
+    assert job.returncode == 0, told
+    stopped, went_on = (line for line in told if re.match("step 21 (stalls|went on)", line))
+    assert re.match(r".*; late: rank 1 \(site site1, tier edge, host \S+\) in compute of step 21, no "
+                    "sign of life for .* s; rank 0 .* in allreduce", stopped)
+    assert re.match(r"step 21 went on after .*; rank 1 .* late", went_on)
+    slow, went_on = (line for line in told if re.match("step 31 (stalls|went on)", line))
+    assert re.match(r".*; late: rank 2 .* in compute of step 31; ", slow)
+    assert "no sign of life" not in slow
+    assert re.match(r"step 31 went on after .*; rank 2 .* late", went_on)
+    log = (folder / "logs/rank0002.log").read_text()
+    assert "this rank is at" in log
+    assert "sitecustomize.py" in log
