@@ -108,7 +108,9 @@ def objects_in(output):
 
 
 def cause(errors):
-    """Return the first line of a job's error output that names an error, or else its first line."""
+    """Return the first line of a job's error output that names an error, isthmus' own if there is one,
+    or else its first line."""
     lines = [line.strip() for line in errors.splitlines() if line.strip()]
-    telling = [line for line in lines if "Error" in line or "error" in line]
+    telling = ([line for line in lines if line.startswith("isthmus: ")]
+               or [line for line in lines if "Error" in line or "error" in line])
     return (telling or lines or ["it failed without a word"])[0][:300]

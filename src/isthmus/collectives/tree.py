@@ -19,9 +19,10 @@ from isthmus.topology.schedules import TREE_CHUNKS_AHEAD, trees
 class DoubleTree(Exact):
     """The exact sum of float32[size] over `comm`, on every rank, in place."""
 
-    def __init__(self, comm, site_of_rank, size, clock):
+    def __init__(self, comm, site_of_rank, size, clock, empty=np.empty):
         self.clock, self.site_of_rank = clock, site_of_rank
-        self.branches = [_Branch(comm, tree, tag) for tag, tree in enumerate(trees(comm.size, size))]
+        self.branches = [_Branch(comm, tree, tag, empty)
+                         for tag, tree in enumerate(trees(comm.size, size))]
         self.steps = max(len(branch.chunks) + branch.ahead for branch in self.branches)
 
     def __call__(self, total):
@@ -50,13 +51,13 @@ class DoubleTree(Exact):
 class _Branch:
     """One tree as one rank sees it."""
 
-    def __init__(self, comm, tree, tag):
+    def __init__(self, comm, tree, tag, empty):
         self.comm, self.tag = comm, tag
         self.chunks, self.entries = tree.chunks, tree.entries
         self.parent, self.children = tree.parents[comm.rank], tree.children[comm.rank]
         self.ahead = TREE_CHUNKS_AHEAD * tree.depth(comm.rank)
         longest = max((chunk.stop - chunk.start for chunk in self.chunks), default=0)
-        self.inbox = np.empty((2, len(self.children), longest), "f4")
+        self.inbox = empty((2, len(self.children), longest), "f4")
 
     @property
     def neighbours(self):

@@ -13,6 +13,7 @@ import numpy as np
 
 from isthmus.compression.chunks import WIRE_NBYTES, chunk_entries
 from isthmus.compression.dense import Dense
+from isthmus.planning.host_copies import copy_seconds_of_chunks, copy_seconds_of_exact
 from isthmus.planning.pipes import halving_seconds, tree_seconds
 
 ALGORITHMS = ("mpi", "ring", "tree", "recursive", "hierarchical")
@@ -43,19 +44,21 @@ class AllreduceTime:
     """Predicted seconds of one allreduce, from the arrival of the last rank.
 
     Each field is the time for which its stage is what the others wait for, so that they add up to
-    `seconds`: the slowest stage counts with all its chunks, the others with one.
+    `seconds`: the slowest stage counts with all its chunks, the others with one. copy_seconds: from a
+    GPU's memory to the host's and back, of what is sent and received; 0 where no site has GPUs.
     """
 
     reduce_seconds: float = 0.0
     encode_seconds: float = 0.0
+    copy_seconds: float = 0.0
     links_seconds: float = 0.0
     decode_seconds: float = 0.0
     broadcast_seconds: float = 0.0
 
     @classmethod
-    def of_two(cls, seconds):
+    def of_two(cls, seconds, copy_seconds):
         """Make one of the seconds to the sum and the seconds from there to every rank."""
-        return cls(reduce_seconds=seconds[0], broadcast_seconds=seconds[1])
+        return cls(reduce_seconds=seconds[0], broadcast_seconds=seconds[1], copy_seconds=copy_seconds)
 
     @property
     def seconds(self):
@@ -65,7 +68,7 @@ class AllreduceTime:
     def terms(self):
         """Stage -> seconds."""
         return {"reduce": self.reduce_seconds, "encode": self.encode_seconds,
-                "links": self.links_seconds, "decode": self.decode_seconds,
+                "copy": self.copy_seconds, "links": self.links_seconds, "decode": self.decode_seconds,
                 "broadcast": self.broadcast_seconds}
 
 
@@ -86,15 +89,16 @@ def predict_allreduce(cluster, size, *, algorithm, compressor=None, chunk_nbytes
     if algorithm == "hierarchical":
         return _hierarchical(cluster, size, compressor or Dense(), compressor is not None, chunk_nbytes)
     adds = _slowest(cluster, "add_bytes_per_second")
+    copies = copy_seconds_of_exact(cluster, algorithm, 4 * size)
     if algorithm == "tree":
-        return AllreduceTime.of_two(tree_seconds(cluster, size, adds))
+        return AllreduceTime.of_two(tree_seconds(cluster, size, adds), copies)
     if algorithm == "recursive":
-        return AllreduceTime.of_two(halving_seconds(cluster, size, adds))
+        return AllreduceTime.of_two(halving_seconds(cluster, size, adds), copies)
     ring = ring_seconds(*_ring_hops(cluster), 4 * size, adds)
     if algorithm == "ring":
-        return AllreduceTime.of_two(ring)
+        return AllreduceTime.of_two(ring, copies)
     latency, rate = _worst_route(cluster)
-    return AllreduceTime(links_seconds=min(
+    return AllreduceTime(copy_seconds=copies, links_seconds=min(
         sum(ring), recursive_seconds(cluster.size, 4 * size, latency, rate)))
 
 
@@ -219,8 +223,11 @@ def hierarchical_stages(cluster, size, compressor, encodes, chunk_nbytes=WIRE_NB
     entries = min(size, chunk_entries(compressor, size, chunk_nbytes))
     rest = (size - entries) / entries
     up, down = _chains(cluster, 4 * entries)
-    first = {"reduce": up[0], "encode": 0.0, "links": 0.0, "decode": 0.0, "broadcast": down[0]}
-    each = {"reduce": up[1], "broadcast": down[1]}
+    wire = compressor.wire_nbytes(entries)
+    copy = copy_seconds_of_chunks(cluster, 4 * entries, wire)
+    first = {"reduce": up[0], "encode": 0.0, "copy": copy[0], "links": 0.0, "decode": 0.0,
+             "broadcast": down[0]}
+    each = {"reduce": up[1], "copy": copy[1], "broadcast": down[1]}
     sites, ways, wire_nbytes = len(cluster.sites), (), 0.0
     if sites > 1:
         # A hub of three sites or more adds, encodes once more, and decodes what it has encoded.
@@ -231,7 +238,6 @@ def hierarchical_stages(cluster, size, compressor, encodes, chunk_nbytes=WIRE_NB
         # The leader with most peers hands a wire to each of them and takes one from each.
         first["encode"] += (sites - 1) * max(site.message_seconds for site in cluster.sites)
         each |= {"encode": first["encode"], "decode": first["decode"]}
-        wire = compressor.wire_nbytes(entries)
         ways = tuple(_crossing(routes, wire) for routes in link_routes(cluster))
         wire_nbytes = wire * (1 + rest)
     return Stages(first, each, rest, ways, wire_nbytes)

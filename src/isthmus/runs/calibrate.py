@@ -6,6 +6,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from isthmus.compression.dense import Dense
+from isthmus.devices import array_library
 from isthmus.files import check_folder
 from isthmus.planning.calibration import fit_link
 from isthmus.runs.choosing import choose
@@ -21,6 +22,7 @@ from isthmus.topology.cluster import Cluster
 from isthmus.training.measuring import (
     MESSAGE_NBYTES,
     gradient_seconds,
+    host_copy_bytes_per_second,
     kernel_bytes_per_second,
     message_seconds,
     own_message_seconds,
@@ -58,18 +60,20 @@ def calibrate(comm, settings_path, output, repetitions, tell):
 def measure_ranks(tiers, settings, repetitions, table, tell):
     """Put into `table` each rank's samples per second and each site's kernel rates."""
     world, cluster, model = tiers.world, tiers.cluster, settings.make_model()
-    rates = gather_json(world, kernel_bytes_per_second(
-        settings.make_compressor() or Dense(), model.size, repetitions))
+    library = array_library(tiers.device)
+    rates = gather_json(world, [*kernel_bytes_per_second(
+        settings.make_compressor() or Dense(), model.size, repetitions, library),
+        host_copy_bytes_per_second(repetitions, library)])
     own_seconds = gather_json(world, own_message_seconds(world, repetitions))
     computing = None
     if settings.cluster.compute == "paced":
         tell("computing is paced: the ranks keep the rates of the cluster file")
     else:
         tell("measuring the ranks: gradients of the run's model, all ranks at once")
-        computing = compute_fits(world, settings, model, repetitions)
+        computing = compute_fits(world, settings, model, repetitions, library)
     for site in table["site"]:
         ranks = cluster.ranks_of_site(site["name"])
-        for number, kernel in enumerate(("add", "encode", "decode")):
+        for number, kernel in enumerate(("add", "encode", "decode", "host_copy")):
             slowest = min(rates[rank][number] for rank in ranks)
             site[f"{kernel}_bytes_per_second"] = _rounded(slowest)
         site["message_seconds"] = _rounded(max(own_seconds[rank] for rank in ranks))
@@ -78,7 +82,7 @@ def measure_ranks(tiers, settings, repetitions, table, tell):
             site["fixed_seconds"] = _rounded(max(computing[r].latency_seconds for r in ranks))
 
 
-def compute_fits(world, settings, model, repetitions):
+def compute_fits(world, settings, model, repetitions, library):
     """Return a fit of seconds = fixed + samples / rate for each rank."""
     shards, _ = open_where_seen(world, settings.data.train)
     together(world, lambda: check_shapes(model, shards))
@@ -89,7 +93,7 @@ def compute_fits(world, settings, model, repetitions):
     draw = np.random.default_rng(0)
     features, targets = (draw.integers(0, 2 if shape == [] else 255, (sizes[-1], *shape)).astype(dtype)
                          for shape, dtype in shapes.values())
-    seconds = gradient_seconds(world, model, features, targets, sizes, repetitions)
+    seconds = gradient_seconds(world, model, features, targets, sizes, repetitions, library)
     return [fit_link(sizes, row) for row in seconds]
 
 

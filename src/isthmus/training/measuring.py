@@ -5,13 +5,21 @@ import time
 import numpy as np
 
 from isthmus import kernels
+from isthmus.devices import synchronise
+from isthmus.kernels.device import the_device
 
 MESSAGE_NBYTES = (8, 1024, 16 * 1024, 60 * 1024, 256 * 1024, 1024 * 1024)
 
 
-def gradient_seconds(comm, model, features, targets, batch_sizes, repetitions):
-    """Return float64[ranks, batch sizes]: median seconds of a gradient, all ranks at once."""
-    parameters, gradient = model.initial(0), np.zeros(model.size, np.float32)
+COPIES_NBYTES = 64 << 20
+
+
+def gradient_seconds(comm, model, features, targets, batch_sizes, repetitions, library=np):
+    """Return float64[ranks, batch sizes]: median seconds of a gradient, all ranks at once.
+
+    library: makes the arrays on this rank's device; what is asked of it is done when the clock is read.
+    """
+    parameters, gradient = library.asarray(model.initial(0)), library.zeros(model.size, np.float32)
     medians = []
     for size in batch_sizes:
         pick = np.arange(size) % len(targets)
@@ -21,6 +29,7 @@ def gradient_seconds(comm, model, features, targets, batch_sizes, repetitions):
             comm.Barrier()
             start = time.perf_counter()
             model.gradient(parameters, *batch, gradient)
+            synchronise(gradient)
             seconds.append(time.perf_counter() - start)
         medians.append(np.median(seconds[1:]))
     everyone = np.empty((comm.size, len(batch_sizes)))
@@ -71,24 +80,40 @@ def own_message_seconds(comm, repetitions, messages=50):
     return least
 
 
-def kernel_bytes_per_second(compressor, size, repetitions):
+def kernel_bytes_per_second(compressor, size, repetitions, library=np):
     """Return the rates of add, encode and decode on this rank, in bytes of the float32 vector."""
-    vector, total = np.random.default_rng(0).normal(size=(2, size)).astype("f4")
-    residual, wire = np.zeros(size, "f4"), np.zeros(compressor.wire_nbytes(size), np.uint8)
-    state = np.zeros(compressor.state_entries(size), "f4")
+    vector, total = library.asarray(np.random.default_rng(0).normal(size=(2, size)).astype("f4"))
+    residual, wire = library.zeros(size, "f4"), library.zeros(compressor.wire_nbytes(size), np.uint8)
+    state = library.zeros(compressor.state_entries(size), "f4")
     add = kernels.for_array(total).add
-    return [4 * size / _best_seconds(call, repetitions) for call in (
+    return [4 * size / _best_seconds(call, repetitions, total) for call in (
         lambda: add(vector, total),
         lambda: compressor.encode(vector, wire, residual, state=state),
         lambda: (compressor.decode(wire, vector), compressor.add_decoded(wire, total)))]
 
 
-def _best_seconds(call, repetitions):
-    """Return the least seconds that `call()` took, compilation left out."""
+def host_copy_bytes_per_second(repetitions, library=np):
+    """Return the rate at which a GPU's arrays go to page-locked memory and back, the slower way.
+
+    Infinite on the host, where nothing is copied.
+    """
+    if library is np:
+        return np.inf
+    device, array = the_device(), library.zeros(COPIES_NBYTES, np.uint8)
+    buffer = device.page_locked(array.nbytes)
+    return min(array.nbytes / _best_seconds(call, repetitions, array) for call in (
+        lambda: device.copy_out(array, buffer)[1].synchronize(),
+        lambda: device.copy_in(buffer, array).synchronize()))
+
+
+def _best_seconds(call, repetitions, array):
+    """Return the least seconds that `call()`, which works on `array`, took; compilation left out."""
     call()
+    synchronise(array)
     seconds = []
     for _ in range(repetitions):
         start = time.perf_counter()
         call()
+        synchronise(array)
         seconds.append(time.perf_counter() - start)
     return min(seconds)
