@@ -14,11 +14,10 @@ trip for every chunk, and the link would be idle for more than half of the time.
 """
 
 import numpy as np
-from mpi4py import MPI
 
 from isthmus import kernels
 from isthmus.collectives.exact import Exact
-from isthmus.collectives.messages import arrived, wait_for
+from isthmus.collectives.messages import arrived, wait_for, wait_for_one
 from isthmus.topology.schedules import TREE_CHUNKS_AHEAD, trees
 
 
@@ -34,7 +33,7 @@ class DoubleTree(Exact):
             branch.start()
         while awaited := [request for branch in self.branches for request in branch.go_on(total)]:
             self.clock.lap("reduce" if any(branch.rises for branch in self.branches) else "broadcast")
-            MPI.Request.Waitany(awaited)
+            wait_for_one(awaited)
         for branch in self.branches:
             branch.finish()
         self.clock.lap("broadcast")
