@@ -1,6 +1,7 @@
 # Two commands for a fresh clone: `make demo` and `make test`. Both make .venv once and re-use it.
 
 PYTHON ?= python3
+MPIRUN ?= mpirun
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -57,9 +58,11 @@ data: $(INSTALLED)
 # On a bare machine with a GPU: from the source tree, with $(PYTHON)'s own packages; nothing is installed.
 gpu-test:
 	$(PYTHON) experiments/gpu/check_bytes.py
+	$(MPIRUN) -n 4 $(PYTHON) -m mpi4py experiments/gpu/check_collectives.py
 
 gpu-bench:
 	$(PYTHON) experiments/gpu/bandwidth.py
+	$(PYTHON) experiments/gpu/host_path.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

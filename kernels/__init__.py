@@ -25,7 +25,8 @@ def for_array(array):
 
     Raises NoDeviceError, with the reason, for an array of a device that is not there or has no kernels.
     """
-    library = type(array).__module__.partition(".")[0]
+    from isthmus.devices import library_name
+    library = library_name(array)
     if library == "numpy":
         from isthmus.kernels import cpu
         return cpu

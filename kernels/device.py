@@ -1,7 +1,7 @@
 """A CUDA device through CuPy: its memory, and kernels compiled from the sources beside this file.
 
-`gpu` asks a device for six things only; so a stand-in that plays the threads on the host can take its
-place in tests, and everything but the hardware runs there.
+`gpu` asks a device for six things only, and collectives for five more; so a stand-in that plays the
+threads on the host can take its place in tests, and everything but the hardware runs there.
 """
 
 import functools
@@ -52,6 +52,45 @@ class CupyDevice:
         with gpu:
             module = self._module(source, gpu.compute_capability)
             module.get_function(name)((blocks,), (threads,), arguments)
+
+    def where(self):
+        """Return the GPU on which this process makes arrays."""
+        return self.cupy.cuda.Device()
+
+    def page_locked(self, nbytes):
+        """Return uint8[nbytes] on the host, which the GPU can copy to and from by itself."""
+        return np.frombuffer(self.cupy.cuda.alloc_pinned_memory(nbytes), np.uint8, nbytes)
+
+    def moment(self):
+        """Return an event: all that the current stream has been given is done."""
+        event = self.cupy.cuda.Event(disable_timing=True)
+        event.record()
+        return event
+
+    def copy_out(self, array, buffer):
+        """Start to copy a contiguous array to page-locked memory, beside what the stream does next.
+
+        Returns two events: that the stream has made the array, and that the copy is there.
+        """
+        made, runtime = self.moment(), self.cupy.cuda.runtime
+        self._leaving.wait_event(made)
+        runtime.memcpyAsync(buffer.ctypes.data, self.address(array), array.nbytes,
+                            runtime.memcpyDeviceToHost, self._leaving.ptr)
+        copied = self.cupy.cuda.Event(disable_timing=True)
+        copied.record(self._leaving)
+        return made, copied
+
+    def copy_in(self, buffer, array):
+        """Copy page-locked memory to a contiguous array, in the current stream; return the event."""
+        runtime = self.cupy.cuda.runtime
+        runtime.memcpyAsync(self.address(array), buffer.ctypes.data, array.nbytes,
+                            runtime.memcpyHostToDevice, self.cupy.cuda.get_current_stream().ptr)
+        return self.moment()
+
+    @functools.cached_property
+    def _leaving(self):
+        """The second stream: it does not wait for the first, nor hold it up."""
+        return self.cupy.cuda.Stream(non_blocking=True)
 
     def compiled(self, source, capability):
         """Return the machine code of a source for a compute capability such as "90"."""

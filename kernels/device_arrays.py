@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from isthmus.devices import library_name
+
 F4, U1, U2, U4, I1 = (np.dtype(name) for name in ("f4", "u1", "u2", "u4", "i1"))
 MOST_POSITIONS = 2**31 - 1  # entries that TopK counts
 
@@ -16,8 +18,8 @@ def check(device, **arrays):
         if array is None:
             continue
         if not isinstance(array, device.ndarray):
-            library = type(array).__module__.partition(".")[0]
-            raise ValueError(f"{name} is an array of {library}, not of the device; copy it there first")
+            raise ValueError(f"{name} is an array of {library_name(array)}, not of the device; copy it "
+                             "there first")
         shape = shape if isinstance(shape, tuple) else (shape,)
         if array.dtype != dtype or array.shape != shape:
             raise ValueError(f"{name} must be {dtype.name} with shape {shape}, not {array.dtype} with "

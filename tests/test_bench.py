@@ -199,7 +199,7 @@ def test_a_mistake_is_told_once_in_one_line(lab, ranks, code, arguments, words):
 def test_wrong_arguments_end_with_code_2_once(lab, ranks, arguments):
     done = call(lab, ranks, *arguments)
     assert done.returncode == 2
-    assert done.stderr.count("Error") == 1
+    assert done.stderr.count("isthmus: ") == 1
 
 
 @pytest.mark.parametrize(("make", "words"), [

@@ -39,7 +39,7 @@ def make(folder, target, *settings):
     return subprocess.run(
         ["make", target, f"VENV={sys.prefix}", f"--old-file={sys.prefix}/.installed", *settings],
         cwd=folder, env=environment | {"HOME": str(folder.parent)}, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=200)
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=400)
 
 
 @pytest.mark.slow

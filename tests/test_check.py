@@ -76,6 +76,10 @@ def with_run(changes=None, cluster=None):
     return act
 
 
+def with_both(first, second):
+    return lambda lab: first(lab) | second(lab)
+
+
 def with_data(act_on_folder):
     def act(lab):
         act_on_folder(lab / "data/train")
@@ -194,9 +198,13 @@ BROKEN_ENVIRONMENTS = {
         "cluster", "FAIL", 4, ["moon", "`hosts`"], None),
     "rates that were not measured": (with_run(), 0, True,
         "rates", "WARN", 0, ["cluster.toml", "isthmus calibrate"], None),
-    "a GPU for this version": (with_run(
-        cluster=lambda table: table["site"][1].update(device="gpu")), 0, True,
-        "device", "FAIL", 10, ['device = "gpu"', 'set device = "cpu"'], None),
+    "a GPU that is not there": (with_both(with_module("cupy", BROKEN), with_run(
+        cluster=lambda table: table["site"][1].update(device="gpu"))), 3, True,
+        "device", "FAIL", 10, ['device = "gpu"', "planted", 'set device = "cpu"'], [1, 2]),
+    "low rank on a GPU": (with_both(with_module("cupy", BROKEN), with_run(
+        {"allreduce.compressor": "low_rank"},
+        lambda table: table["site"][1].update(device="gpu"))), 0, True,
+        "device", "FAIL", 10, ["low_rank encodes on CPUs", "another compressor", "planted"], [0, 0]),
     "no data": (with_data(shutil.rmtree), 3, True,
         "data train", "FAIL", 5, ["no rank sees", "isthmus pack"], None),
     "no data on one host": (with_module("sitecustomize", UNSEEN, [1]), 3, True,

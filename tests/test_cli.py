@@ -262,7 +262,7 @@ def test_files_are_packed_from_the_command_line(lab):
 
 def test_help_fits_a_terminal_of_80_columns(lab):
     for verb in ((), ("check",), ("train",), ("plan",), ("pack",), ("calibrate",), ("simulate",),
-                 ("report",), ("submit",), ("status",),
+                 ("report",), ("compare",), ("submit",), ("status",),
                  ("testbed",), ("testbed", "up"), ("testbed", "run"), ("testbed", "down"),
                  ("bench",), ("bench", "collectives"), ("bench", "links"), ("bench", "kernels")):
         done = subprocess.run([*ISTHMUS, *verb, "--help"], text=True, capture_output=True,

@@ -3,6 +3,7 @@ without spills; what they are given is checked; and played by the host they writ
 """
 
 import inspect
+import os
 import re
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ import sys
 import tomllib
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import host_device
 import numpy as np
@@ -294,6 +296,61 @@ def test_sources_are_compiled_once_with_the_flags_and_loaded_as_machine_code():
     assert cupy.destroyed == 2
 
 
+class FakeStreams:
+    """What CupyDevice asks of CuPy to copy: a list of what it was asked."""
+
+    memcpyDeviceToHost, memcpyHostToDevice = "out", "in"  # noqa: N815
+    empty = zeros = asnumpy = ndarray = None
+
+    def __init__(self):
+        self.cuda, self.runtime, self.told = self, self, []
+
+    def alloc_pinned_memory(self, nbytes):
+        return bytearray(512 * -(-nbytes // 512))
+
+    def Event(self, disable_timing):  # noqa: N802
+        return FakeEvent(self)
+
+    def Stream(self, non_blocking):  # noqa: N802
+        assert non_blocking  # else the caller's stream would wait for it
+        return FakeStream(self, "copies")
+
+    def get_current_stream(self):
+        return FakeStream(self, "caller's")
+
+    def memcpyAsync(self, *arguments):  # noqa: N802
+        self.told.append(("copy", *arguments))
+
+
+class FakeEvent:
+    def __init__(self, cupy):
+        self.cupy = cupy
+
+    def record(self, stream=None):
+        self.cupy.told.append(("record", stream.ptr if stream else "caller's"))
+
+
+class FakeStream:
+    def __init__(self, cupy, ptr):
+        self.cupy, self.ptr = cupy, ptr
+
+    def wait_event(self, event):
+        self.cupy.told.append((self.ptr, "waits"))
+
+
+def test_copies_out_follow_the_callers_stream_in_their_own_and_copies_in_are_in_it():
+    cupy = FakeStreams()
+    there, array = device.CupyDevice(cupy), SimpleNamespace(nbytes=12, data=SimpleNamespace(ptr=77))
+    buffer = there.page_locked(12)
+    assert (buffer.dtype, buffer.nbytes, buffer.flags.writeable) == ("u1", 12, True)
+    there.copy_out(array, buffer)
+    assert cupy.told == [("record", "caller's"), ("copies", "waits"),
+                         ("copy", buffer.ctypes.data, 77, 12, "out", "copies"), ("record", "copies")]
+    cupy.told.clear()
+    there.copy_in(buffer, array)
+    assert cupy.told == [("copy", 77, buffer.ctypes.data, 12, "in", "caller's"), ("record", "caller's")]
+
+
 class FakeRuntime:
     """What CuPy says of GPUs that are not there, or too old."""
 
@@ -360,10 +417,24 @@ def test_an_array_of_the_gpu_gets_the_kernels_of_the_gpu(on_host):
     assert kernels.for_array(np.zeros(1)) is cpu
 
 
-@pytest.mark.parametrize("program", ["check_bytes", "bandwidth"])
+@pytest.mark.parametrize("program", ["check_bytes", "bandwidth", "check_collectives", "host_path"])
 def test_the_programs_for_a_gpu_say_that_there_is_none_and_run_from_the_source_tree(program, tmp_path):
     (tmp_path / "cupy.py").write_text("raise ImportError('not here')")
     done = subprocess.run([sys.executable, ROOT / f"experiments/gpu/{program}.py"], text=True,
-                          capture_output=True, env={"PYTHONPATH": str(tmp_path)})
+                          capture_output=True, env=os.environ | {"PYTHONPATH": str(tmp_path)})
     assert done.returncode == NoDeviceError.exit_code, done.stderr
     assert "no GPU can be used: CuPy cannot be imported (not here)" in done.stderr
+
+
+def test_the_programs_for_a_gpu_need_none_of_the_packages_that_a_bare_machine_lacks():
+    missing = ("pydantic", "tomli_w", "threadpoolctl", "hdf5plugin", "typer", "rich", "matplotlib",
+               "jinja2")
+    program = (f"import sys\nfor name in {missing}: sys.modules[name] = None\n"
+               "import check_bytes, check_collectives, bandwidth, host_path, site_ranks, isthmus\n"
+               "from isthmus import Allreduce, Dense, Int8, Int4, OneBit, TopK\n"
+               "from isthmus.shards.batches import LocalSamples\n"
+               "from isthmus.training.models import Perceptron\n"
+               "from isthmus.training.synchronous import Training\n")
+    done = subprocess.run([sys.executable, "-c", program], text=True, capture_output=True,
+                          env=os.environ | {"PYTHONPATH": str(ROOT / "experiments/gpu")})
+    assert done.returncode == 0, done.stderr

@@ -137,7 +137,7 @@ def test_without_stragglers_a_step_is_the_time_model_s(sites, size, rate, shared
     table = cluster_of(*sites, bytes_per_second=rate, **({"shared": "uplink"} if shared else {}))
     for site in table["site"]:
         site |= {"encode_bytes_per_second": kernels, "decode_bytes_per_second": 2 * kernels,
-                 "fixed_seconds": 0.01}
+                 "fixed_seconds": 0.01, "host_copy_bytes_per_second": 3 * kernels}
     cluster = isthmus.Cluster(table)
     workload = Workload(size=size, compressor=compressor)
     samples = 0.05 * np.array(cluster.rates)  # all ranks ready at the same time

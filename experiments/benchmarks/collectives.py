@@ -31,9 +31,6 @@ def setup_cache():
     return measured | measure(4, "paced", PACED, SIZES[-1:])
 
 
-setup_cache.timeout = 300
-
-
 def measure(ranks, links, ways, sizes):
     """Run one mpirun of `ranks` ranks, half of them at either site."""
     table = isthmus.Cluster.from_toml(TWO_SITES).to_table()

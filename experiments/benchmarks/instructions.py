@@ -41,8 +41,6 @@ class Kernels:
                                env={**os.environ, **COMPILED_FOR})
             return counts(Path(folder, "counts").read_text())
 
-    setup_cache.timeout = 300
-
     def track_instructions(self, measured, kernel):
         return measured.get(kernel, float("nan"))
 

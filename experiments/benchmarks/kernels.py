@@ -34,7 +34,5 @@ class InMemory:
         arrays = Arrays()
         return {kernel: triads(kernel, arrays, 7) for kernel in KERNELS}
 
-    setup_cache.timeout = 300
-
     def track_triads(self, measured, kernel):
         return {"samples": measured[kernel], "number": 1}

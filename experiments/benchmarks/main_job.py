@@ -29,8 +29,6 @@ class MainJob:
             "step_seconds": [line["step_seconds"] for line in lines if line["kind"] == "step"],
             "peak_nbytes": 1024 * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss}
 
-    setup_cache.timeout = 180
-
     def track_test_error(self, summary):
         return 1 - summary["accuracy"]
 

@@ -78,7 +78,6 @@ class Replan:
 
     params = (list(AGAIN),)
     param_names = ("kinds of shards x ranks",)
-    timeout = 120
     timer = time.process_time
     number, repeat, warmup_time = 1, 3, 0  # from solution to solution
 
@@ -103,7 +102,6 @@ class Allocate:
 
     params = (list(CASES),)
     param_names = ("shards x ranks",)
-    timeout = 120
     timer = time.process_time
     number, repeat, warmup_time = 1, 3, 0
 
@@ -146,7 +144,6 @@ class Simulate:
 
     params = ([(100, 100), (1_000, 10), (1_000, 100)], ["uplink", "gateway"])
     param_names = ("sites, ranks a site", "links")
-    timeout = 120
     timer = time.process_time
     number, repeat, warmup_time = 1, 3, 0
 

@@ -26,7 +26,6 @@ class Programme:
 
     params = (SIZES,)
     param_names = ("shards x ranks",)
-    timeout = 120
     timer = time.process_time
     number, repeat, warmup_time = 1, 3, 0
 
@@ -54,7 +53,6 @@ class Round:
 
     params = (SIZES,)
     param_names = ("shards x ranks",)
-    timeout = 120
     timer = time.process_time
     number, repeat, warmup_time = 1, 3, 0
 

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from isthmus.benchmarking.verbs import Surroundings, bench
 from isthmus.runs.failures import failure_of, last_words, told_by_another
-from isthmus.runs.verbs import status, submit
+from isthmus.runs.verbs import compare, status, submit
 from isthmus.testbed.verbs import testbed
 
 app = typer.Typer(
@@ -185,6 +185,7 @@ def report(
     answer(as_json, {"report": str(page)}, f"report: {page}")
 
 
+app.command()(compare)
 app.command()(submit)
 app.command()(status)
 

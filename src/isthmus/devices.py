@@ -1,6 +1,10 @@
 """Where arrays live: the array library of a device, or the reason why there is none."""
 
+import ctypes
 import functools
+import re
+import sys
+from contextlib import contextmanager
 
 from isthmus.errors import NoDeviceError
 
@@ -11,10 +15,82 @@ def array_library(device):
     Never a silent fall-back: NoDeviceError where a GPU is asked for and cannot be used.
     """
     if device == "gpu":
-        raise NoDeviceError('device = "gpu": this version trains on CPUs alone; '
-                            'set device = "cpu" in the cluster file')
+        try:
+            return gpu_library()
+        except NoDeviceError as problem:
+            joint = ", or" if "; " in str(problem) else ";"
+            raise NoDeviceError(f'device = "gpu": {problem}{joint} set device = "cpu" in the cluster '
+                                "file") from problem
     import numpy
     return numpy
+
+
+def take_device(device, number):
+    """Have this process compute on `device`, of a machine's ranks with such a one number `number`.
+
+    Ranks take the GPUs in turn, so that several may share one. Raises what `array_library` does.
+    """
+    library = array_library(device)
+    if device == "gpu":
+        library.cuda.Device(number % library.cuda.runtime.getDeviceCount()).use()
+
+
+def library_name(array):
+    """Return the name of the library that `array` is of: "numpy", "cupy" or a stranger's."""
+    return type(array).__module__.partition(".")[0]
+
+
+def library_of(array):
+    """Return the module that makes arrays where `array` lives."""
+    return sys.modules[library_name(array)]
+
+
+def to_host(array):
+    """Return `array` as a NumPy array: itself, or a copy of what is on a device."""
+    return array.get() if hasattr(array, "get") else array
+
+
+def set_from_host(array, values):
+    """Overwrite `array`, wherever it lives, with NumPy's `values` of its dtype and shape."""
+    if hasattr(array, "set"):
+        array.set(values)
+    else:
+        array[...] = values
+
+
+def synchronise(array):
+    """Return when all that was asked of the device of `array` is done; at once on the host."""
+    if hasattr(array, "get"):
+        library_of(array).cuda.get_current_stream().synchronize()
+
+
+@contextmanager
+def memory_for(what):
+    """Turn the MemoryError of a `with` block, the host's or a GPU's, into a NoDeviceError for `what`."""
+    try:
+        yield
+    except MemoryError as problem:
+        raise out_of_memory(what, problem) from problem
+
+
+def out_of_memory(what, problem):
+    """Return the NoDeviceError of a MemoryError."""
+    return NoDeviceError(f"out of memory for {what}: {problem}; put fewer ranks on this device or host, "
+                         "or take a smaller model or smaller batches")
+
+
+def mpi_library_path():
+    """Return the file of the MPI library that this process has loaded, or None."""
+    with open("/proc/self/maps", encoding="utf-8") as maps:
+        return next((line.split()[-1] for line in maps if re.search(r"/libmpi\.so", line)), None)
+
+
+def mpi_takes_device_arrays(path):
+    """Return what the MPI library in the file `path` itself says of arrays on a GPU; no word is no."""
+    try:
+        return bool(ctypes.CDLL(path).MPIX_Query_cuda_support()) if path else False
+    except (OSError, AttributeError):
+        return False
 
 
 @functools.cache

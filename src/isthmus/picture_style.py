@@ -1,6 +1,9 @@
-"""How pictures look. Colours of Okabe and Ito: told apart by everybody."""
+"""How pictures look. Colours are Okabe and Ito's: told apart by everybody, and never alone."""
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
+DASHES = ("-", "--", "-.", ":")
+MARKERS = "osD^vP"
+HATCHES = ("", "///", "|||", "\\\\\\", "xxx", "---", "+++", "//")  # of lines: dots make large files
 TERM_LOOKS = {  # colour and hatch of what a step's time goes into, wherever it is drawn
     "compute": ("#0072B2", ""), "reduce": ("#56B4E9", "///"), "encode": ("#009E73", "|||"),
     "links": ("#E69F00", "\\\\\\"), "decode": ("#CC79A7", "xxx"), "broadcast": ("#D55E00", "---"),

@@ -22,9 +22,20 @@ def process_provenance():
         "commit": _commit(),
         "python": platform.python_version(),
         "versions": {name: version(name) for name in PACKAGES},
-        "processor": f"{platform.machine()}, {os.cpu_count()} cores",
+        "processor": f"{_processor() or platform.machine()}, {os.cpu_count()} cores, "
+                     f"{platform.system()} {platform.release()}",
         "slurm_job": os.environ.get("SLURM_JOB_ID"),
     }
+
+
+def _processor():
+    """Return what Linux calls the first processor; None where it does not say."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            return next((line.partition(":")[2].strip() for line in lines
+                         if line.startswith("model name")), None)
+    except OSError:
+        return None
 
 
 def _commit():

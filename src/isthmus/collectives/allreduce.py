@@ -8,14 +8,17 @@ from mpi4py import MPI
 
 from isthmus import kernels
 from isthmus.collectives.counting import CountedComm, StageClock
-from isthmus.collectives.exact import Exact
+from isthmus.collectives.exact import OfMPI
 from isthmus.collectives.hierarchical import Hierarchical
 from isthmus.collectives.recursive import Recursive
+from isthmus.collectives.residence import Host, residence_of
 from isthmus.collectives.ring import Ring
 from isthmus.collectives.tree import DoubleTree
 from isthmus.compression.chunks import WIRE_NBYTES, chunk_entries
 from isthmus.compression.dense import Dense
-from isthmus.topology.agreement import gather_json
+from isthmus.devices import memory_for, set_from_host, to_host
+from isthmus.errors import IsthmusError
+from isthmus.topology.agreement import gather_json, raise_first
 
 EXACT = {"ring": Ring, "tree": DoubleTree, "recursive": Recursive}
 ALGORITHMS = ("mpi", *EXACT, "hierarchical")
@@ -30,8 +33,13 @@ class Allreduce:
     whole. chunk_nbytes: most bytes of a wire (see `isthmus.compression.chunks`).
     error_feedback: keep what a wire does not say and add it to the next vector (Seide et al. 2014,
     Karimireddy et al. 2019, arXiv:1901.09847). weight: this rank's share, not yet normalised.
+    like: an array where this rank's vectors will be, NumPy's or CuPy's; None: where the first one is.
+    Ranks with a GPU and ranks without one have the same mean, of the same bits.
 
-    Making one is collective: ValueError on every rank if any rank disagrees or is wrong. Afterwards
+    Making one is collective: ValueError on every rank if any rank disagrees or is wrong, NoDeviceError
+    if the vectors of any cannot be where they shall be. A rank whose vector is of another shape, dtype
+    or place, or does not fit into its memory, takes part with NaN, and then every rank raises what is
+    wrong with it from `finish`; the next call may be right. Afterwards
 
     sent_nbytes         {"site": bytes, "link": bytes} that this rank has handed to MPI so far
     sent_to_sites       the same by site, int64[sites + 1]; the last counts what MPI's own
@@ -46,7 +54,7 @@ class Allreduce:
     """
 
     def __init__(self, tiers, size, algorithm="hierarchical", compressor=None,
-                 error_feedback=True, weight=1.0, buckets=None, chunk_nbytes=WIRE_NBYTES):
+                 error_feedback=True, weight=1.0, buckets=None, chunk_nbytes=WIRE_NBYTES, like=None):
         world = tiers.world
         self.buckets = [slice(0, size)] if buckets is None else list(buckets)
         self._agreed = world, [size, algorithm, repr(compressor), bool(error_feedback),
@@ -55,26 +63,22 @@ class Allreduce:
         self.reweigh(weight)
         self.finite = True
         self.calls = 0
-        self._mean, self._started = None, 0
-        self._site, self._site_of_rank = tiers.site_index, tiers.cluster.site_of_rank
+        self._mean, self._started, self._problem = None, 0, None
+        self._tiers, self._compressor, self._error_feedback = tiers, compressor, error_feedback
         self.sent_to_sites = np.zeros(len(tiers.cluster.sites) + 1, np.int64)
         self._clock = StageClock(tiers.recorder)
-        if algorithm == "mpi":
-            self._exchange = _OfMPI(world, size, self.sent_to_sites, self._clock)
-        elif algorithm in EXACT:
-            counted = CountedComm(world, self.sent_to_sites, self._site_of_rank)
-            self._exchange = EXACT[algorithm](counted, self._site_of_rank, size, self._clock)
-        else:
-            self._exchange = self._hierarchical(tiers, size, compressor, error_feedback)
-        self.memory = getattr(self._exchange, "memory", np.empty(0, "f4"))
-        self._memory_before = self.memory.copy()
-        self._compile(compressor)
+        self.memory = np.empty(0, "f4")
+        self._attempt(lambda: self._settle(Host() if like is None else residence_of(like, self._clock)))
+        problem, self._problem = self._problem, None
+        raise_first(world, problem)
+        self._settled = like is not None
 
     def __call__(self, vector):
         """Return the weighted mean of all ranks' float32[size] `vector` as a new array."""
-        _check_vector(vector, self.size)
+        self._begin(vector)
+        self._attempt(lambda: self._residence.check(vector, self.size))
         for bucket in self.buckets:
-            self.start(vector[bucket])
+            self.start(None if self._problem else vector[bucket])
         return self.finish()
 
     def reweigh(self, weight):
@@ -87,35 +91,52 @@ class Allreduce:
         """Send the next of the `buckets` on its way: a float32 array, which may be changed afterwards.
 
         With `hierarchical` it travels between sites while the caller computes; the other algorithms
-        begin with `finish`. Every rank starts all buckets in the same order. ValueError for an array
-        of another shape, or one bucket too many.
+        begin with `finish`. Every rank starts all buckets in the same order. ValueError for one bucket
+        too many. On a GPU, the kernels that make the bucket may still be running.
         """
         if self._started == len(self.buckets):
             raise ValueError(f"all {self._started} buckets are started; call finish")
-        part = self.buckets[self._started]
-        _check_vector(bucket, part.stop - part.start)
-        if self._started == 0:
-            np.copyto(self._memory_before, self.memory)
-            self._mean = np.empty(self.size, np.float32)
-            self._clock.start()
+        self._begin(bucket)
         self._clock.resume()
-        kernels.for_array(self._mean).scale(bucket, self.share, self._mean[part])
-        self._exchange.start(self._mean, self._started, self.calls)
+        part = self.buckets[self._started]
+        self._attempt(lambda: self._residence.check(bucket, part.stop - part.start))
+        if self._problem is None:
+            kernels.for_array(self._mean).scale(bucket, self.share, self._mean[part])
+        else:
+            self._mean[part] = np.nan
+        with memory_for("an allreduce"):
+            self._exchange.start(self._mean, self._started, self.calls)
+            self._residence.post()
         self._started += 1
 
+    def fail(self, problem):
+        """Have `finish` raise `problem`, an IsthmusError or a ValueError, on every rank.
+
+        For a rank that cannot make its vector: it goes on to start every bucket, of anything, and NaN
+        is sent instead, which all ranks find without a message more.
+        """
+        self._problem = self._problem or problem
+
     def finish(self):
-        """Return the weighted mean of all ranks' vectors, of which every bucket was started."""
+        """Return the weighted mean of all ranks' vectors, of which every bucket was started.
+
+        Raises on every rank what was wrong with the vector of any.
+        """
         if self._started < len(self.buckets):
             raise ValueError(f"{self._started} of {len(self.buckets)} buckets are started; start all of "
                              "them before finish")
-        mean = self._mean
+        mean, problem = self._mean, self._problem
         self._clock.resume()
-        self._exchange.finish(mean, self.calls)
+        with memory_for("an allreduce"):
+            self._exchange.finish(mean, self.calls)
         self.calls += 1
-        self._mean, self._started = None, 0
+        self._mean, self._started, self._problem = None, 0, None
         self.finite = kernels.for_array(mean).all_finite(mean)
         if not self.finite:
-            np.copyto(self.memory, self._memory_before)
+            self.memory[:] = self._memory_before
+            raise_first(self._tiers.world, problem)
+        elif problem is not None:  # of a vector without entries, which no other rank can know of
+            raise problem
         return mean
 
     @property
@@ -135,7 +156,7 @@ class Allreduce:
 
     @property
     def residual(self):
-        return np.zeros(self.size, np.float32) if self._residual is None else self._residual
+        return self._residence.zeros(self.size, "f4") if self._residual is None else self._residual
 
     @property
     def stage_seconds(self):
@@ -146,53 +167,88 @@ class Allreduce:
         return getattr(self._exchange, "residual", None)
 
     def _site_and_link(self, nbytes_to_site):
-        within = int(nbytes_to_site[self._site])
+        within = int(nbytes_to_site[self._tiers.site_index])
         return {"site": within, "link": int(nbytes_to_site.sum()) - within}
 
-    def _hierarchical(self, tiers, size, compressor, error_feedback):
-        index, sites = tiers.site_index, len(tiers.cluster.sites)
-        if compressor is None:
-            compressor, error_feedback = Dense(), False
+    def _begin(self, vector):
+        """Make room for a new mean where `vector` lives, unless that is done."""
+        if self._mean is not None:
+            return
+        self._clock.start()
+
+        def make_room():
+            if not self._settled:
+                residence = residence_of(vector, self._clock)
+                if type(residence) is not type(self._residence):
+                    self._settle(residence)
+                self._settled = True
+            self._mean = self._residence.empty(self.size, "f4")
+
+        self._attempt(make_room)
+        if self._mean is None:  # then there is room on the host, for NaN
+            self._settle(Host())
+            self._settled, self._mean = False, np.empty(self.size, "f4")
+        self._memory_before[:] = self.memory
+
+    def _attempt(self, act):
+        """Do what may be wrong on this rank alone: then `fail`, so that no rank waits for this one."""
+        if self._problem is None:
+            try:
+                with memory_for("an allreduce"):
+                    act()
+            except (IsthmusError, ValueError) as problem:
+                self.fail(problem)
+
+    def _settle(self, residence):
+        """Plan for vectors that live in `residence`; what is carried from call to call comes along."""
+        exchange = self._plan(residence)
+        memory = getattr(exchange, "memory", np.empty(0, "f4"))
+        before = memory.copy()
+        self._compile(residence, exchange)
+        if self.memory.size:
+            set_from_host(memory, to_host(self.memory))
+        self._residence, self._exchange = residence, exchange
+        self.memory, self._memory_before = memory, before
+
+    def _plan(self, residence):
+        """Return the exchange: what the algorithm needs for vectors of one size."""
+        tiers, index, sites = self._tiers, self._tiers.site_index, len(self._tiers.cluster.sites)
+
+        def counted(comm, site_of_peer):
+            return residence.comm(CountedComm(comm, self.sent_to_sites, site_of_peer))
+
+        if self.algorithm == "mpi":
+            return OfMPI(residence.comm(tiers.world), self.size, self.sent_to_sites, self._clock)
+        site_of_rank = tiers.cluster.site_of_rank
+        if self.algorithm in EXACT:
+            return EXACT[self.algorithm](counted(tiers.world, site_of_rank), site_of_rank, self.size,
+                                         self._clock, residence.empty)
         leaders = None
         if tiers.leaders != MPI.COMM_NULL:
-            leaders = CountedComm(tiers.leaders, self.sent_to_sites, range(sites))
-        site = CountedComm(tiers.site, self.sent_to_sites, [index] * tiers.cluster.sites[index].ranks)
-        return Hierarchical(site, leaders, index, tiers.cluster.hub, sites, size, self.buckets,
-                            compressor, error_feedback, self.chunk_nbytes, self._clock)
+            leaders = counted(tiers.leaders, range(sites))
+        site = counted(tiers.site, [index] * tiers.cluster.sites[index].ranks)
+        return Hierarchical(site, leaders, index, tiers.cluster.hub, sites, self.size, self.buckets,
+                            self._compressor or Dense(),
+                            self._compressor is not None and self._error_feedback,
+                            self.chunk_nbytes, self._clock, residence)
 
-    def _compile(self, compressor):
-        """Run each kernel once, so that numba's compiler is not part of the first call."""
-        one = np.zeros(1, "f4")
+    def _compile(self, residence, exchange):
+        """Run each kernel once, so that no compiler is part of the first call."""
+        one = residence.zeros(1, "f4")
         kernel = kernels.for_array(one)
         kernel.scale(one, self.share, one)
         kernel.add(one, one.copy())
         kernel.all_finite(one)
+        compressor = self._compressor
         if compressor is not None:
             size = min(self.size, chunk_entries(compressor, self.size, self.chunk_nbytes))
-            chunk, wire = np.zeros(size, "f4"), np.zeros(compressor.wire_nbytes(size), np.uint8)
-            compressor.encode(chunk, wire, None if self._residual is None else chunk.copy(),
-                              state=np.zeros(compressor.state_entries(size), "f4"))
+            chunk = residence.zeros(size, "f4")
+            wire = residence.zeros(compressor.wire_nbytes(size), "u1")
+            kept = None if getattr(exchange, "residual", None) is None else chunk.copy()
+            compressor.encode(chunk, wire, kept,
+                              state=residence.zeros(compressor.state_entries(size), "f4"))
             compressor.decode(wire, chunk)
             compressor.add_decoded(wire, chunk)
-
-
-class _OfMPI(Exact):
-    """MPI's own Allreduce, whatever algorithm the library picks, to whatever peers."""
-
-    UNKNOWN = -1  # the last place of `sent`: no site's
-
-    def __init__(self, comm, size, sent, clock):
-        self.comm, self.sent, self.clock = comm, sent, clock
-        self.site = 0 if sent.size == 2 else self.UNKNOWN
-        self.nbytes = 4 * size if comm.size > 1 else 0
-
-    def __call__(self, total):
-        self.sent[self.site] += self.nbytes
-        self.comm.Allreduce(MPI.IN_PLACE, total)
-        self.clock.lap("links")
-
-    def predicted(self):
-        yield self.site, self.nbytes
 
 
 def _share(world, weight, plan):
@@ -217,12 +273,6 @@ def _share(world, weight, plan):
     if told:
         raise ValueError(told)
     return weight / sum(weights)
-
-
-def _check_vector(vector, size):
-    if vector.dtype != np.float32 or vector.shape != (size,):
-        raise ValueError(f"vector must be float32 of shape ({size},), not {vector.dtype} of shape "
-                         f"{vector.shape}")
 
 
 def _problem_with(size, algorithm, compressor, _, buckets, chunk_nbytes):

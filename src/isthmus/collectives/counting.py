@@ -1,6 +1,7 @@
 """What an allreduce spends: bytes at the send call, seconds by stage."""
 
 import time
+from contextlib import contextmanager
 
 
 class CountedComm:
@@ -27,7 +28,7 @@ class StageClock:
     recorder: notes each lap, where a run is traced.
     """
 
-    STAGES = ("reduce", "encode", "links", "decode", "broadcast")
+    STAGES = ("reduce", "encode", "copy", "links", "decode", "broadcast")
 
     def __init__(self, recorder=None):
         self.recorder = recorder
@@ -48,3 +49,14 @@ class StageClock:
         if self.recorder is not None:
             self.recorder.span(stage, self.last, now)
         self.last = now
+
+    @contextmanager
+    def inside(self, stage):
+        """Give the time of a `with` block to `stage`, not to the lap that it is in."""
+        start = time.perf_counter()
+        yield
+        seconds = time.perf_counter() - start
+        self.seconds[stage] += seconds
+        if self.recorder is not None:
+            self.recorder.span(stage, start, start + seconds)
+        self.last += seconds

@@ -50,7 +50,8 @@ class Chunk:
 class Hierarchical:
     """The sum of float32[size] over all ranks, in place.
 
-    site, leaders: communicators (`leaders` None off the leaders); index, hub: numbers of this site
+    site, leaders: communicators (`leaders` None off the leaders) that take arrays of `residence`, where
+    the vectors live; index, hub: numbers of this site
     and of the hub among `sites` sites, which are the ranks in `leaders`. buckets: slices that cover
     the vector, in the order in which they are started. chunk_nbytes: most bytes of a wire.
     residual: float32[size] on a leader with error feedback, else None.
@@ -59,8 +60,8 @@ class Hierarchical:
     """
 
     def __init__(self, site, leaders, index, hub, sites, size, buckets, compressor, error_feedback,
-                 chunk_nbytes, clock):
-        self.site, self.leaders, self.clock = site, leaders, clock
+                 chunk_nbytes, clock, residence):
+        self.site, self.leaders, self.clock, self.residence = site, leaders, clock, residence
         self.index, self.hub, self.sites = index, hub, sites
         self.left = site.rank - 1 if site.rank > 0 else None
         self.right = site.rank + 1 if site.rank + 1 < site.size else None
@@ -70,7 +71,7 @@ class Hierarchical:
         self.residual = self.memory[:size] if self.peers and error_feedback else None
         longest = max((_length(piece) for chunk in itertools.chain(*self.buckets)
                        for piece in chunk.pieces), default=0)
-        self.inbox = np.empty((2, longest), "f4")
+        self.inbox = residence.empty((2, longest), "f4")
         self.waiting = []  # chunks that were started and are not finished, in order
 
     def start(self, total, number, key):
@@ -190,12 +191,12 @@ class Hierarchical:
             chunks.append([])
             for whole in chunk_slices(bucket.start, bucket.stop, of_link):
                 pieces = chunk_slices(whole.start, whole.stop, of_site)
-                wires = {leader: np.empty(own.wire_nbytes(_length(whole)), np.uint8)
+                wires = {leader: self.residence.empty(own.wire_nbytes(_length(whole)), np.uint8)
                          for leader in speakers}
                 states.append(own.state_entries(_length(whole)) if speakers else 0)
                 chunks[-1].append(Chunk(whole, pieces, own, wires))
-        memory = np.zeros(kept + sum(states), "f4")
-        bounds = kept + np.cumsum(states)
+        memory = self.residence.zeros(kept + sum(states), "f4")
+        bounds = (kept + np.cumsum(states)).tolist()
         for chunk, first, last in zip(itertools.chain(*chunks), bounds, bounds[1:]):
             chunk.residual = memory[chunk.whole] if kept else None
             chunk.state = memory[first:last]

@@ -17,14 +17,14 @@ from isthmus.topology.schedules import core_ranks, halvings
 class Recursive(Exact):
     """The exact sum of float32[size] over `comm`, on every rank, in place."""
 
-    def __init__(self, comm, site_of_rank, size, clock):
+    def __init__(self, comm, site_of_rank, size, clock, empty=np.empty):
         self.comm, self.clock, self.size = comm, clock, size
         self.site_of_rank = site_of_rank
         core, rank = core_ranks(comm.size), comm.rank
         self.folds_into = None if rank in core else rank + 1
         self.folded = rank - 1 if rank > 0 and rank - 1 not in core else None
         self.halvings = halvings(core, core.index(rank), size) if rank in core else []
-        self.inbox = np.empty(inbox_entries(size if comm.size > 1 else 0), "f4")
+        self.inbox = empty(inbox_entries(size if comm.size > 1 else 0), "f4")
 
     def __call__(self, total):
         if self.folds_into is not None:

@@ -4,7 +4,8 @@ Bandwidth-optimal among ranks that are all alike (Patarasuk and Yuan 2009, "Band
 all-reduce algorithms for clusters of workstations"): each rank sends 2 (p - 1) / p of the vector.
 
 All functions here are collective, work in place on a contiguous float32[n] of one length n on all p
-ranks, and take any communicator that has `rank`, `size`, `Isend` and `Irecv`. Part r of the vector
+ranks, and take any communicator that has `rank`, `size`, `Isend` and `Irecv` (for a vector on a
+device: one from its `residence`). Part r of the vector
 is `ring_part(n, p, r)`. Messages are at most `messages.PIECE_NBYTES` long. `inbox` is scratch,
 float32[ring_inbox_entries(n, p)] or more; give the same one to every call and none allocates.
 """
@@ -13,15 +14,16 @@ import numpy as np
 
 from isthmus.collectives.exact import Exact
 from isthmus.collectives.messages import adding, inbox_entries, receiving, sending, wait_for
+from isthmus.devices import library_of
 
 
 class Ring(Exact):
     """The exact sum of float32[size] over `comm`, on every rank, in place."""
 
-    def __init__(self, comm, site_of_rank, size, clock):
+    def __init__(self, comm, site_of_rank, size, clock, empty=np.empty):
         self.comm, self.size, self.clock = comm, size, clock
         self.right_site = site_of_rank[(comm.rank + 1) % comm.size]
-        self.inbox = np.empty(inbox_entries(-(-size // comm.size)), "f4")
+        self.inbox = empty(inbox_entries(-(-size // comm.size)), "f4")
 
     def __call__(self, total):
         ring_reduce_scatter(self.comm, total, inbox=self.inbox)
@@ -121,7 +123,7 @@ def _checked(comm, vector, inbox, largest):
     _check_vector(vector)
     needed = inbox_entries(largest) if comm.size > 1 else 0
     if inbox is None:
-        return np.empty(needed, np.float32)
+        return library_of(vector).empty(needed, np.float32)
     if inbox.dtype != np.float32 or inbox.ndim != 1 or inbox.size < needed:
         raise ValueError(f"inbox must be float32 of one dimension and {needed} entries or more, not "
                          f"{inbox.dtype} of shape {inbox.shape}")

@@ -24,9 +24,10 @@ from isthmus.topology.schedules import TREE_CHUNKS_AHEAD, trees
 class DoubleTree(Exact):
     """The exact sum of float32[size] over `comm`, on every rank, in place."""
 
-    def __init__(self, comm, site_of_rank, size, clock):
+    def __init__(self, comm, site_of_rank, size, clock, empty=np.empty):
         self.clock, self.site_of_rank = clock, site_of_rank
-        self.branches = [_Branch(comm, tree, tag) for tag, tree in enumerate(trees(comm.size, size))]
+        self.branches = [_Branch(comm, tree, tag, empty)
+                         for tag, tree in enumerate(trees(comm.size, size))]
 
     def __call__(self, total):
         for branch in self.branches:
@@ -48,13 +49,13 @@ class DoubleTree(Exact):
 class _Branch:
     """One tree as one rank sees it."""
 
-    def __init__(self, comm, tree, tag):
+    def __init__(self, comm, tree, tag, empty):
         self.comm, self.tag = comm, tag
         self.chunks, self.entries = tree.chunks, tree.entries
         self.parent, self.children = tree.parents[comm.rank], tree.children[comm.rank]
         self.ahead = TREE_CHUNKS_AHEAD * tree.depth(comm.rank)
         longest = max((chunk.stop - chunk.start for chunk in self.chunks), default=0)
-        self.inbox = np.empty((2, len(self.children), longest), "f4")
+        self.inbox = empty((2, len(self.children), longest), "f4")
 
     @property
     def neighbours(self):
@@ -93,7 +94,8 @@ class _Branch:
             return False
         mine = total[self.chunks[self.summed]]
         came, self.arriving = self.arriving, self._receive_from_children(self.summed + 1)
-        for _, subtotal in came:
+        for request, subtotal in came:
+            request.Wait()  # an array of a device is there only now
             kernels.for_array(mine).add(subtotal, mine)
         if self.parent is not None:
             self.risen.append(self.comm.Isend(mine, self.parent, self.tag))
@@ -107,9 +109,11 @@ class _Branch:
         whole = total[self.chunks[self.fallen]]
         if self.parent is not None:
             if self.falling is None and self.risen[self.fallen].Test():  # else its place is still read
+                self.risen[self.fallen].Wait()
                 self.falling = self.comm.Irecv(whole, self.parent, self.tag)
             if self.falling is None or not self.falling.Test():
                 return False
+            self.falling.Wait()
         self.sent += [self.comm.Isend(whole, child, self.tag) for child in self.children]
         self.fallen, self.falling = self.fallen + 1, None
         return True

@@ -4,6 +4,8 @@ from typing import Protocol
 
 import numpy as np
 
+from isthmus.devices import library_name
+
 
 class Compressor(Protocol):
     """Two verbs and a size: a wire's length is known beforehand and never travels.
@@ -46,9 +48,9 @@ def check_arrays(vector, wire, wire_nbytes, residual=None, state=None, state_ent
     """Raise ValueError unless the arrays of an encode or a decode fit each other."""
     _check(vector, "vector", np.float32)
     for name, array in (("wire", wire), ("residual", residual), ("state", state)):
-        if array is not None and _library(array) != _library(vector):
-            raise ValueError(f"{name} is an array of {_library(array)}, the vector of "
-                             f"{_library(vector)}; all must be on one device")
+        if array is not None and library_name(array) != library_name(vector):
+            raise ValueError(f"{name} is an array of {library_name(array)}, the vector of "
+                             f"{library_name(vector)}; all must be on one device")
     if residual is not None:
         _check(residual, "residual", np.float32)
         if residual.size != vector.size:
@@ -61,10 +63,6 @@ def check_arrays(vector, wire, wire_nbytes, residual=None, state=None, state_ent
     if wire.size != wire_nbytes:
         raise ValueError(f"wire has {wire.size} bytes; a vector of {vector.size} entries takes "
                          f"{wire_nbytes}")
-
-
-def _library(array):
-    return type(array).__module__.partition(".")[0]
 
 
 def _check(array, name, dtype):

@@ -10,6 +10,7 @@ import numpy as np
 
 from isthmus import kernels
 from isthmus.compression.compressor import Compressor, check_arrays
+from isthmus.devices import library_name
 from isthmus.errors import NoDeviceError
 from isthmus.kernels import reference
 
@@ -86,7 +87,7 @@ class LowRank(Compressor):
     def encode(self, vector, wire, residual=None, *, key=0, first=0, state=None):
         size = vector.size
         check_arrays(vector, wire, self.wire_nbytes(size), residual, state, self.state_entries(size))
-        if not isinstance(vector, np.ndarray):
+        if library_name(vector) != "numpy":
             raise NoDeviceError("LowRank encodes on CPUs alone: products of matrices differ from device "
                                 "to device in the last bits; pass NumPy arrays")
         kernel, given, words = kernels.for_array(vector), vector, wire.view("f4")

@@ -8,6 +8,7 @@ import numpy as np
 
 from isthmus import kernels
 from isthmus.compression.compressor import Compressor, check_arrays
+from isthmus.devices import to_host
 
 BLOCK = 65536  # positions inside a block fit in 16 bits
 SELECTORS = ("exact", "threshold", "random")
@@ -70,8 +71,7 @@ class TopK(Compressor):
         else:
             counts, entries, positions = self._parts(wire, size)
             threshold = kernel.encode_above(vector, residual, state[0], counts, entries, positions)
-            sent = entries[:int(counts.sum())]
-            sent = sent.get() if hasattr(sent, "get") else sent  # summed in one order on all devices
+            sent = to_host(entries[:int(counts.sum())])  # summed in one order on all devices
             state[0] = _next_threshold(threshold, sent, 0.95 * entries.size)
 
     def decode(self, wire, vector):

@@ -157,7 +157,7 @@ class _Exchange:
         pace = max(each_up, stages.interval)
         self.cap = (stages.wire_nbytes / (each_up + rest * stages.interval)
                     if rest and stages.interval > each_up else math.inf)
-        self.before = stages.first["reduce"] + stages.first["encode"]
+        self.before = sum(stages.first[name] for name in ("reduce", "encode", "copy"))
         self.after = stages.first["decode"] + stages.first["broadcast"]
         if not two:
             first_down, each_down = stages.ways[1]

@@ -7,6 +7,7 @@ import numpy as np
 
 from isthmus.compression.chunks import SITE_ENTRIES, WIRE_NBYTES, chunk_entries
 from isthmus.planning.formulas import chain_seconds
+from isthmus.planning.host_copies import copy_seconds_of_chunks
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,11 @@ def hierarchical_stages(cluster, size, compressor, encodes, chunk_nbytes=WIRE_NB
     entries = min(size, chunk_entries(compressor, size, chunk_nbytes))
     rest = (size - entries) / entries
     up, down = _chains(cluster, 4 * entries)
-    first = {"reduce": up[0], "encode": 0.0, "links": 0.0, "decode": 0.0, "broadcast": down[0]}
-    each = {"reduce": up[1], "broadcast": down[1]}
+    wire = compressor.wire_nbytes(entries)
+    copy = copy_seconds_of_chunks(cluster, 4 * entries, wire)
+    first = {"reduce": up[0], "encode": 0.0, "copy": copy[0], "links": 0.0, "decode": 0.0,
+             "broadcast": down[0]}
+    each = {"reduce": up[1], "copy": copy[1], "broadcast": down[1]}
     sites, ways, wire_nbytes = len(cluster.sites), (), 0.0
     if sites > 1:
         # A hub of three sites or more adds, encodes once more, and decodes what it has encoded.
@@ -48,7 +52,6 @@ def hierarchical_stages(cluster, size, compressor, encodes, chunk_nbytes=WIRE_NB
         # The leader with most peers hands a wire to each of them and takes one from each.
         first["encode"] += (sites - 1) * max(site.message_seconds for site in cluster.sites)
         each |= {"encode": first["encode"], "decode": first["decode"]}
-        wire = compressor.wire_nbytes(entries)
         wire_nbytes = wire * (1 + rest)
         ways = tuple(_crossing(routes, wire, wire_nbytes) for routes in link_routes(cluster))
     return Stages(first, each, rest, ways, wire_nbytes)

@@ -41,7 +41,7 @@ def predict_overlapped(cluster, buckets, computing_seconds, *, algorithm, compre
                   *(time.links_seconds for time in times))
     own, ready = 0.0, []
     for bucket, time in zip(buckets, times):
-        own += time.reduce_seconds + time.encode_seconds
+        own += time.reduce_seconds + time.encode_seconds + time.copy_seconds
         ready.append(computed_share(bucket.start, size) * computing_seconds + own)
     sent = overlapped_seconds(ready, [time.links_seconds - latency for time in times])
     started = done = computing_seconds + own

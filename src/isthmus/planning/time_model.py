@@ -26,6 +26,7 @@ from isthmus.planning.formulas import (
     steps_per_epoch,
     waiting_seconds,
 )
+from isthmus.planning.host_copies import copy_seconds_of_exact
 from isthmus.planning.pipes import halving_seconds, tree_seconds
 from isthmus.planning.stages import coding_seconds, hierarchical_stages, link_routes
 
@@ -63,19 +64,21 @@ class AllreduceTime:
     """Predicted seconds of one allreduce, from the arrival of the last rank.
 
     Each field is the time for which its stage is what the others wait for, so that they add up to
-    `seconds`: the slowest stage counts with all its chunks, the others with one.
+    `seconds`: the slowest stage counts with all its chunks, the others with one. copy_seconds: from a
+    GPU's memory to the host's and back, of what is sent and received; 0 where no site has GPUs.
     """
 
     reduce_seconds: float = 0.0
     encode_seconds: float = 0.0
+    copy_seconds: float = 0.0
     links_seconds: float = 0.0
     decode_seconds: float = 0.0
     broadcast_seconds: float = 0.0
 
     @classmethod
-    def of_two(cls, seconds):
+    def of_two(cls, seconds, copy_seconds):
         """Make one of the seconds to the sum and the seconds from there to every rank."""
-        return cls(reduce_seconds=seconds[0], broadcast_seconds=seconds[1])
+        return cls(reduce_seconds=seconds[0], broadcast_seconds=seconds[1], copy_seconds=copy_seconds)
 
     @property
     def seconds(self):
@@ -85,7 +88,7 @@ class AllreduceTime:
     def terms(self):
         """Stage -> seconds."""
         return {"reduce": self.reduce_seconds, "encode": self.encode_seconds,
-                "links": self.links_seconds, "decode": self.decode_seconds,
+                "copy": self.copy_seconds, "links": self.links_seconds, "decode": self.decode_seconds,
                 "broadcast": self.broadcast_seconds}
 
 
@@ -106,13 +109,14 @@ def predict_allreduce(cluster, size, *, algorithm, compressor=None, chunk_nbytes
     if algorithm == "hierarchical":
         return _hierarchical(cluster, size, compressor or Dense(), compressor is not None, chunk_nbytes)
     adds = min(site.add_bytes_per_second for site in cluster.sites)
+    copies = copy_seconds_of_exact(cluster, algorithm, 4 * size)
     if algorithm == "tree":
-        return AllreduceTime.of_two(tree_seconds(cluster, size, adds))
+        return AllreduceTime.of_two(tree_seconds(cluster, size, adds), copies)
     if algorithm == "recursive":
-        return AllreduceTime.of_two(halving_seconds(cluster, size, adds))
+        return AllreduceTime.of_two(halving_seconds(cluster, size, adds), copies)
     if algorithm == "ring":
-        return AllreduceTime.of_two(_ring(cluster, 4 * size, adds))
-    return AllreduceTime(links_seconds=_mpi(cluster, 4 * size, adds))
+        return AllreduceTime.of_two(_ring(cluster, 4 * size, adds), copies)
+    return AllreduceTime(copy_seconds=copies, links_seconds=_mpi(cluster, 4 * size, adds))
 
 
 def mpi_seconds(cluster, nbytes, add_bytes_per_second=math.inf):

@@ -9,6 +9,7 @@ from threadpoolctl import threadpool_limits
 
 from isthmus.compression import COMPRESSORS
 from isthmus.compression.dense import Dense
+from isthmus.devices import array_library
 from isthmus.files import check_folder
 from isthmus.planning.calibration import fit_link, fit_table, rounded
 from isthmus.planning.time_model import mpi_seconds
@@ -28,6 +29,7 @@ from isthmus.training.measuring import (
     add_bytes_per_second,
     coding_seconds,
     gradient_seconds,
+    host_copy_bytes_per_second,
     memory_bytes_per_second,
     own_message_seconds,
 )
@@ -72,9 +74,11 @@ def calibrate(comm, settings_path, output, repetitions, tell):
 def measure_ranks(tiers, settings, repetitions, table, tell):
     """Put into `table` each rank's samples per second, and each site's adding, memory and messages."""
     world, cluster, model = tiers.world, tiers.cluster, settings.make_model()
+    library = array_library(tiers.device)
     tell("measuring the ranks' memory and messages, all at once")
     measured = gather_json(world, {
-        "add_bytes_per_second": add_bytes_per_second(model.size, repetitions),
+        "add_bytes_per_second": add_bytes_per_second(model.size, repetitions, library),
+        "host_copy_bytes_per_second": host_copy_bytes_per_second(repetitions, library),
         "memory_bytes_per_second": memory_bytes_per_second(repetitions),
         "message_seconds": own_message_seconds(world, repetitions)})
     computing = None
@@ -82,18 +86,18 @@ def measure_ranks(tiers, settings, repetitions, table, tell):
         tell("computing is paced: the ranks keep the rates of the cluster file")
     else:
         tell("measuring the ranks: gradients of the run's model, all ranks at once")
-        computing = compute_fits(world, settings, model, repetitions)
+        computing = compute_fits(world, settings, model, repetitions, library)
     for site in table["site"]:
         ranks = cluster.ranks_of_site(site["name"])
-        for key, slowest in (("add_bytes_per_second", min), ("memory_bytes_per_second", min),
-                             ("message_seconds", max)):
+        for key, slowest in (("add_bytes_per_second", min), ("host_copy_bytes_per_second", min),
+                             ("memory_bytes_per_second", min), ("message_seconds", max)):
             site[key] = rounded(slowest(measured[rank][key] for rank in ranks))
         if computing:
             site["samples_per_second"] = [rounded(computing[r].bytes_per_second) for r in ranks]
             site["fixed_seconds"] = rounded(max(computing[r].latency_seconds for r in ranks))
 
 
-def compute_fits(world, settings, model, repetitions):
+def compute_fits(world, settings, model, repetitions, library):
     """Return a fit of seconds = fixed + samples / rate for each rank."""
     shards, _ = open_where_seen(world, settings.data.train)
     together(world, lambda: check_shapes(model, shards))
@@ -104,7 +108,7 @@ def compute_fits(world, settings, model, repetitions):
     draw = np.random.default_rng(0)
     features, targets = (draw.integers(0, 2 if shape == [] else 255, (sizes[-1], *shape)).astype(dtype)
                          for shape, dtype in shapes.values())
-    seconds = gradient_seconds(world, model, features, targets, sizes, repetitions)
+    seconds = gradient_seconds(world, model, features, targets, sizes, repetitions, library)
     return [fit_link(sizes, row) for row in seconds]
 
 
@@ -114,10 +118,12 @@ def measure_coding(tiers, settings, repetitions, table, tell):
     A site's own rates are those of the run's compressor, for a vector as long as the run's gradient.
     """
     own, size = settings.make_compressor() or Dense(), settings.make_model().size
+    library = array_library(tiers.device)
     every = [own, *(kind() for kind in COMPRESSORS.values()), Dense("float16"), Dense("bfloat16")]
     tell("measuring the compressors on the leaders, all leaders at once")
     leads = tiers.world.rank in {tiers.cluster.ranks_of_site(name)[0] for name in tiers.cluster.names}
-    mine = [coding(compressor, repetitions) for compressor in dict.fromkeys(every)] if leads else []
+    mine = [coding(compressor, repetitions, library)
+            for compressor in (dict.fromkeys(every) if leads else ())]
     found = gather_json(tiers.world, mine)
     for site in table["site"]:
         site["coding"] = found[tiers.cluster.ranks_of_site(site["name"])[0]]
@@ -128,9 +134,9 @@ def measure_coding(tiers, settings, repetitions, table, tell):
             site[f"{verb}_bytes_per_second"] = rounded(4 * size / (more * seconds))
 
 
-def coding(compressor, repetitions):
+def coding(compressor, repetitions, library):
     """Return what a cluster file says of a compressor on this rank."""
-    nbytes, *seconds = coding_seconds(compressor, CODING_SECONDS, repetitions)
+    nbytes, *seconds = coding_seconds(compressor, CODING_SECONDS, repetitions, library)
     return {"compressor": repr(compressor), "nbytes": nbytes.astype(int).tolist()} | {
         f"{verb}_seconds": [rounded(each) for each in column]
         for verb, column in zip(("encode", "decode"), seconds)}

@@ -1,43 +1,87 @@
-"""The pictures of a report, as SVG text, and of a scaling study."""
+"""The charts of a report, and the picture of a scaling study."""
 
 import io
 
-from isthmus.picture_style import COLOURS as SITE_COLOURS
-from isthmus.picture_style import STYLE
+import numpy as np
 
-PREDICTED, MEASURED = "#999999", "#0072B2"
-POINTS = 1200  # of a curve; more cannot be seen
+from isthmus.picture_style import COLOURS, HATCHES, STYLE, TERM_LOOKS
+from isthmus.runs.page import INK, chart, draw_curve, legend_above, milliseconds
+
+PREDICTED, MEASURED, DENSE = "#999999", "#0072B2", "#E69F00"
+BARS = 24  # of a chart; more cannot be read, and the tables tell them all
+BANDS = 100  # of a stack over time
 
 
-def draw_all(run, plan, summary, metrics, cluster):
-    """Return name -> SVG of every picture, empty where the run has no numbers for it."""
-    import matplotlib
-    steps = [line for line in metrics if line["kind"] == "step"]
-    evaluations = [line for line in metrics if line["kind"] == "evaluation"]
-    with matplotlib.rc_context(STYLE):
-        pictures = {"learning": "", "terms": "", "links": "",
-                    "allocation": _svg(_allocation(plan, cluster))}
-        if steps:
-            pictures["learning"] = _svg(_learning(steps, evaluations))
-        if summary:
-            pictures["terms"] = _svg(_terms(summary))
-            if summary["links"]:
-                pictures["links"] = _svg(_links(summary))
-    return pictures
+def draw_all(run):
+    """Return part of the page -> (title, SVG) of each of its charts, none where there are no numbers."""
+    made = {"learning": [], "time": [], "plan": [], "links": []}
+    if run.steps:
+        _draw_learning(made["learning"], run)
+    draw_stacks(made["time"], "A step by term", stacks_of(run))
+    if run.steps:
+        _draw_terms(made["time"], run.terms)
+        _draw_every_step(made["time"], run)
+        _draw_terms_over_time(made["time"], run.steps)
+    _draw_allocation(made["plan"], run.plan, run.cluster)
+    if run.summary and run.summary["links"]:
+        _draw_links(made["links"], run.summary)
+    return made
+
+
+def stacks_of(run, before=""):
+    """Return the bars of a run for `draw_stacks`: predicted, and measured if it has made steps."""
+    return [(before + kind, {name: seconds[column] for name, *seconds in run.terms},
+             run.step_seconds[column])
+            for column, kind in enumerate(("predicted", "measured")) if column == 0 or run.steps]
+
+
+def draw_stacks(made, title, stacks):
+    """Add a chart of bars that are stacked from terms, with a line across each for the whole step.
+
+    stacks: (label, {term: seconds}, seconds of a step), a bar each.
+    """
+    labels, tables, steps = zip(*stacks)
+    terms = list(dict.fromkeys(term for seconds in tables for term in seconds))
+    whole = max(*steps, *(sum(seconds.values()) for seconds in tables))
+    rows = -(-len(terms) // 3)
+    with chart(made, title, 1.0 + 0.36 * len(stacks) + 0.2 * rows) as axis:
+        left = np.zeros(len(stacks))
+        for term in terms:
+            colour, hatch = TERM_LOOKS.get(term, ("#555555", ""))
+            values = np.array([seconds.get(term, 0.0) for seconds in tables])
+            axis.barh(range(len(stacks)), 1e3 * values, 0.7, 1e3 * left, color=colour, hatch=hatch,
+                      label=term)
+            for place, value in enumerate(values):
+                if value > 0.14 * whole:  # wide enough for its name
+                    axis.text(1e3 * (left[place] + value / 2), place, f"{1e3 * value:#.3g}", ha="center",
+                              va="center", fontsize=9, color="black", bbox={
+                                  "boxstyle": "round,pad=0.15", "facecolor": "white", "linewidth": 0})
+            left += values
+        for place, step in enumerate(steps):
+            axis.vlines(1e3 * step, place - 0.42, place + 0.42, color=INK, linewidth=2)
+            axis.text(1e3 * (max(step, left[place]) + 0.015 * whole), place, f"{1e3 * step:#.3g}",
+                      va="center", fontsize=9)
+        axis.set(yticks=range(len(stacks)), yticklabels=labels,
+                 xlabel="ms (medians; the line is a whole step)", xlim=(0, 1150 * whole or 1),
+                 ylim=(len(stacks) - 0.4, -0.6))
+        axis.grid(axis="y", visible=False)
+        legend_above(axis, 3)
 
 
 def draw_scaling(scaling, kind):
     """Return the bytes of a picture ("svg" or "png") of a study: edge sites and link rates."""
     import matplotlib
+    from matplotlib.figure import Figure
     with matplotlib.rc_context(STYLE):
-        figure, axes = _axes(1, 3, 12, 3.8)
+        figure = Figure(figsize=(12, 3.8), layout="constrained")
+        axes = figure.subplots(1, 3)
         for axis, study, key, scale, unit in (
                 (axes[0], "edge_sites", "step_seconds", 1e3, "ms a step"),
                 (axes[1], "link_rates", "step_seconds", 1e3, "ms a step"),
                 (axes[2], "edge_sites", "busiest_link", 100, "busiest link, % in use")):
             points = scaling[study]
             names = list(dict.fromkeys(point["compressor"] for point in points))
-            for name, colour, mark in zip(names, SITE_COLOURS, "osD^"):
+            for name, colour, mark in zip(names, COLOURS, "osD^"):
                 own = [point for point in points if point["compressor"] == name]
                 axis.plot([point["value"] for point in own], [scale * point[key] for point in own],
                           color=colour, marker=mark, markersize=4, linewidth=1.2, label=name)
@@ -54,95 +98,135 @@ def draw_scaling(scaling, kind):
     return buffer.getvalue()
 
 
-def _axes(rows, columns, width, height, **options):
-    from matplotlib.figure import Figure
-    figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots(rows, columns, **options)
 
-
-def _svg(figure):
-    """Return the picture as SVG that scales with its place on the page."""
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    text = buffer.getvalue()
-    return text[text.index("<svg"):]
-
-
-def _learning(steps, evaluations):
+def _draw_learning(made, run):
     """Loss and accuracy against seconds and against bytes over the links."""
-    figure, axes = _axes(2, 2, 9, 5.2, sharex="col", sharey="row")
-    thin = steps[::max(1, len(steps) // POINTS)]
-    columns = (("training seconds", [line["seconds"] for line in thin],
-                [line["seconds"] for line in evaluations]),
-               ("MB over the links", [line["sent_nbytes"]["link"] / 1e6 for line in thin],
-                [line["link_nbytes"] / 1e6 for line in evaluations]))
-    for column, (label, at_step, at_evaluation) in enumerate(columns):
-        loss, accuracy = axes[0][column], axes[1][column]
-        loss.plot(at_step, [line["loss"] for line in thin], color="#999999", linewidth=0.7,
-                  label="training batch")
-        loss.plot(at_evaluation, [line["loss"] for line in evaluations], color="#D55E00",
-                  marker="o", markersize=4, label="test set")
-        accuracy.plot(at_evaluation, [100 * line["accuracy"] for line in evaluations],
-                      color="#0072B2", marker="o", markersize=4)
-        accuracy.set_xlabel(label)
-        for axis in (loss, accuracy):
-            axis.grid(alpha=0.25)
-    axes[0][0].set_ylabel("loss, nats")
-    axes[1][0].set_ylabel("test accuracy, %")
-    axes[0][0].legend(frameon=False)
-    return figure
+    steps, tests = run.steps, run.evaluations
+    against = [("training seconds", [line["seconds"] for line in steps],
+                [line["seconds"] for line in tests])]
+    if run.link_nbytes:
+        against.append(("MB over the links", [line["sent_nbytes"]["link"] / 1e6 for line in steps],
+                        [line["link_nbytes"] / 1e6 for line in tests]))
+    for label, at_step, at_test in against:
+        with chart(made, f"Loss by {label}") as axis:
+            draw_curve(axis, at_step, [line["loss"] for line in steps], color=PREDICTED, linewidth=0.7,
+                       label="training batch")
+            if tests:
+                draw_curve(axis, at_test, [line["loss"] for line in tests], linestyle="--",
+                           color="#D55E00", marker="o", markersize=4, label="test set")
+            axis.set(xlabel=label, ylabel="loss, nats")
+            legend_above(axis, 2)
+    for label, _, at_test in against if tests else ():
+        with chart(made, f"Test accuracy by {label}") as axis:
+            draw_curve(axis, at_test, [100 * line["accuracy"] for line in tests], color=MEASURED,
+                       marker="o", markersize=4)
+            axis.set(xlabel=label, ylabel="test accuracy, %")
 
 
-def _allocation(plan, cluster):
-    """Samples of each rank, and the time that they take in a step."""
-    ranks = range(cluster.size)
-    figure, (samples, seconds) = _axes(1, 2, 9, min(12, 1.2 + 0.32 * cluster.size), sharey=True)
-    colours = [SITE_COLOURS[site % len(SITE_COLOURS)] for site in cluster.site_of_rank]
-    samples.barh(ranks, plan["samples_of_rank"], color=colours)
-    seconds.barh(ranks, [1e3 * value for value in plan["seconds_of_rank"]], color=colours)
-    samples.set(yticks=list(ranks), yticklabels=[
-        f"{cluster.names[site]} · rank {rank}" for rank, site in enumerate(cluster.site_of_rank)],
-        xlabel="samples", title="what each rank holds")
-    seconds.set(xlabel="ms of computing a step", title="and how long it computes")
-    samples.invert_yaxis()
-    for axis in (samples, seconds):
-        axis.grid(axis="x", alpha=0.25)
-    return figure
-
-
-def _terms(summary):
+def _draw_terms(made, terms):
     """Each term of the time model, predicted beside measured."""
-    rows = [term for term in summary["terms"]
-            if max(term["predicted_seconds"], term["measured_seconds"]) > 0]
-    places = range(len(rows))
-    figure, axis = _axes(1, 1, 9, 1.1 + 0.42 * len(rows))
-    for shift, key, colour in ((-0.2, "predicted_seconds", PREDICTED),
-                               (0.2, "measured_seconds", MEASURED)):
-        axis.barh([place + shift for place in places], [1e3 * term[key] for term in rows], 0.38,
-                  color=colour, label=key.partition("_")[0])
-    axis.set(yticks=list(places), yticklabels=[term["name"] for term in rows],
-             xlabel="ms a step (median of all steps)")
-    axis.invert_yaxis()
-    axis.grid(axis="x", alpha=0.25)
-    axis.legend(frameon=False, ncols=2, loc="lower left", bbox_to_anchor=(0, 1))
-    return figure
+    names = [name for name, *_ in terms]
+    with chart(made, "Each term, predicted beside measured", 0.9 + 0.3 * len(terms)) as axis:
+        side_by_side(axis, names, [
+            ("predicted", PREDICTED, "///", [1e3 * predicted for _, predicted, _ in terms]),
+            ("measured", MEASURED, "", [1e3 * measured for *_, measured in terms])])
+        axis.set_xlabel("ms a step (median of all steps)")
 
 
-def _links(summary):
-    """Bytes over each link: sent, by the formula, and what dense float32 would have been."""
-    links = summary["links"]
-    places = range(len(links))
-    ratio = summary["dense_link_nbytes"] / max(1, sum(link["sent_nbytes"] for link in links))
-    figure, axis = _axes(1, 1, 9, 1.1 + 0.6 * len(links))
-    for shift, colour, label, values in (
-            (-0.27, "#E69F00", "dense float32", [ratio * link["sent_nbytes"] for link in links]),
-            (0.0, PREDICTED, "formula", [link["predicted_nbytes"] for link in links]),
-            (0.27, MEASURED, "sent", [link["sent_nbytes"] for link in links])):
-        axis.barh([place + shift for place in places], [value / 1e6 for value in values], 0.25,
-                  color=colour, label=label)
-    axis.set(yticks=list(places), xlabel="MB",
-             yticklabels=[f"{link['source']} → {link['target']}" for link in links])
+def _draw_every_step(made, run):
+    """Seconds of each step, the slow ones too."""
+    predicted, _ = run.step_seconds
+    with chart(made, "Every step of the run") as axis:
+        draw_curve(axis, [line["step"] for line in run.steps],
+                   [1e3 * line["step_seconds"] for line in run.steps],
+                   color=MEASURED, linewidth=0.7, label="measured")
+        axis.axhline(1e3 * predicted, color="#D55E00", linestyle="--",
+                     label=f"predicted, {milliseconds(predicted)} ms")
+        axis.set(xlabel="step", ylabel="ms", ylim=(0, None))
+        legend_above(axis, 2)
+
+
+def _draw_terms_over_time(made, steps):
+    """The terms of the steps one after the other, stacked, a mean of many steps where there are many."""
+    ends = np.unique(np.linspace(0, len(steps), min(len(steps), BANDS) + 1).astype(int))
+    names = list(steps[0]["terms"])
+    rows = np.array([[line["terms"].get(name, 0.0) for name in names] for line in steps])
+    means = 1e3 * np.add.reduceat(rows, ends[:-1]) / np.diff(ends)[:, None]
+    each = max(np.diff(ends))
+    with chart(made, "Terms over the run" + (f", means of {each} steps" if each > 1 else "")) as axis:
+        total, worth_naming = np.zeros(len(means)), 0.02 * means.sum()
+        edges = [steps[end]["step"] for end in ends[:-1]] + [steps[-1]["step"] + 1]
+        for name, values in zip(names, means.T):
+            colour, hatch = TERM_LOOKS.get(name, ("#555555", ""))
+            if values.any():
+                axis.stairs(total + values, edges, baseline=total, fill=True, facecolor=colour,
+                            hatch=hatch, linewidth=0,
+                            label=name if values.sum() > worth_naming else None)
+            total = total + values
+        axis.set(xlabel="step", ylabel="ms a step", xlim=(edges[0], edges[-1]))
+        legend_above(axis, 3)
+
+
+def _draw_allocation(made, plan, cluster):
+    """Samples of each rank, and the time that they take in a step; of each site where ranks are many."""
+    sites = np.array(cluster.site_of_rank)
+    samples, seconds = np.array(plan["samples_of_rank"]), np.array(plan["seconds_of_rank"])
+    labels = [f"{short(cluster.names[site])} · {rank}" for rank, site in enumerate(sites)]
+    each = "rank"
+    if cluster.size > BARS:
+        each, present = "site", np.arange(len(cluster.names))
+        samples = np.array([samples[sites == site].sum() for site in present])
+        seconds = np.array([seconds[sites == site].max() for site in present])
+        labels, sites = [short(name) for name in cluster.names], present
+    shown = np.sort(np.argsort(-samples, kind="stable")[:BARS])
+    first = f"the {BARS} largest of {len(labels)}, " if len(labels) > BARS else ""
+    for title, values, unit in (
+            (f"What each {each} holds", samples, "samples"),
+            (f"How long {'its slowest rank' if each == 'site' else 'it'} computes", 1e3 * seconds,
+             "ms of computing a step")):
+        with chart(made, title, 0.7 + 0.27 * len(shown)) as axis:
+            bars = axis.barh(range(len(shown)), values[shown], 0.75,
+                             color=[COLOURS[site % len(COLOURS)] for site in sites[shown]])
+            for bar, site in zip(bars, sites[shown]):
+                bar.set_hatch(HATCHES[site // len(COLOURS) % len(HATCHES)])
+            axis.set(yticks=range(len(shown)), yticklabels=[labels[place] for place in shown],
+                     xlabel=first + unit)
+            axis.invert_yaxis()
+            axis.grid(axis="y", visible=False)
+
+
+def _draw_links(made, summary):
+    """Bytes over each link: what dense float32 would have been, the formula, and the count."""
+    links = sorted(summary["links"], key=lambda link: -link["sent_nbytes"])[:BARS // 2]
+    ratio = summary["dense_link_nbytes"] / max(1, sum(link["sent_nbytes"] for link in summary["links"]))
+    title = f"The {len(links)} busiest links" if len(links) < len(summary["links"]) else "Each link"
+    with chart(made, f"{title}, counted beside the formula", 0.9 + 0.45 * len(links)) as axis:
+        side_by_side(axis, [f"{short(link['source'])} → {short(link['target'])}" for link in links], [
+            ("dense float32", DENSE, "\\\\\\", [ratio * link["sent_nbytes"] / 1e6 for link in links]),
+            ("formula", PREDICTED, "///", [link["predicted_nbytes"] / 1e6 for link in links]),
+            ("counted", MEASURED, "", [link["sent_nbytes"] / 1e6 for link in links])])
+        axis.set_xlabel("MB")
+
+
+def side_by_side(axis, names, series, marks=()):
+    """Draw horizontal bars in groups, one a name.
+
+    series: (label, colour, hatch, a value a name); marks: for each of the series a value a name, or
+    None, to be drawn as a line across its bar.
+    """
+    thickness = 0.8 / len(series)
+    for number, (label, colour, hatch, values) in enumerate(series):
+        places = np.arange(len(names)) + (number - (len(series) - 1) / 2) * thickness
+        axis.barh(places, values, thickness, color=colour, hatch=hatch, label=label)
+        for place, value in zip(places, marks[number] if marks else ()):
+            if value is not None:
+                axis.vlines(value, place - thickness / 2, place + thickness / 2, color=INK, linewidth=2)
+    axis.set(yticks=range(len(names)), yticklabels=names)
     axis.invert_yaxis()
-    axis.grid(axis="x", alpha=0.25)
-    axis.legend(frameon=False, ncols=3, loc="lower left", bbox_to_anchor=(0, 1))
-    return figure
+    axis.grid(axis="y", visible=False)
+    legend_above(axis, 3 if len(series) <= 3 else 6)
+
+
+def short(name):
+    """Return a name that leaves room for its bar."""
+    return name if len(name) <= 14 else f"{name[:13]}…"

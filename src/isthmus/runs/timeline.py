@@ -12,7 +12,7 @@ from isthmus.picture_style import TERM_LOOKS
 TEMPLATE = Path(__file__).with_name("timeline.html")
 STEPS = 3    # that are drawn
 SITES, RANKS = 6, 12  # at most; of more, the first sites, and of each site the first ranks
-LEFT, RIGHT, TOP, LANE, BAND = 132, 950, 30, 26, 84  # of the picture, 960 units wide
+LEFT, RIGHT, TOP, LANE, BAND = 132, 920, 30, 26, 84  # of the picture, 960 units wide
 LINES = 32   # wires of a step and a direction that are each drawn, not only the band of them
 HATCHES = {  # matplotlib's, as the other charts use them: a path in a tile of 6 x 6
     "": "", "///": "M0 6L6 0", "//": "M1 5L4 2", "\\\\\\": "M0 0L6 6", "|||": "M3 0V6", "---": "M0 3H6",
@@ -99,7 +99,7 @@ def draw(pieces, cluster):
             "steps": [(at(start), step) for step, (start, _) in steps.items()],
             "names": [name for name in TERM_LOOKS if any(box[3] == name for box in boxes)],
             "hidden": cluster.size - len(lanes),
-            "step_ms": sum(stop - start for start, stop in steps.values()) / len(steps) / 1e3}
+            "step_ms": (end - begin) / len(steps) / 1e3}
 
 
 def _places(cluster, sites):

@@ -11,6 +11,7 @@ from threadpoolctl import threadpool_limits
 
 from isthmus.collectives.allreduce import Allreduce
 from isthmus.compression.dense import Dense
+from isthmus.devices import array_library
 from isthmus.errors import StoppedError
 from isthmus.runs.choosing import choose
 from isthmus.runs.journal import Journal
@@ -48,12 +49,12 @@ def train(comm, settings_path, tell, *, resume=None, cluster=None, name=None):
         model = settings.make_model()
         trace = Trace(tiers) if settings.run.trace else None
         computing = trace.tiers if trace else tiers
+        recipe = settings.recipe(plan.steps)
+        state = State.initial(model, recipe.seed, array_library(tiers.device))
         allreduce = Allreduce(computing, model.size, settings.allreduce.algorithm,
                               settings.make_compressor(), settings.allreduce.error_feedback,
                               weight=float(local.samples), buckets=settings.make_buckets(),
-                              chunk_nbytes=settings.allreduce.chunk_nbytes)
-        recipe = settings.recipe(plan.steps)
-        state = State.initial(model, recipe.seed)
+                              chunk_nbytes=settings.allreduce.chunk_nbytes, like=state.parameters)
         training = Training(computing, model, local, allreduce, recipe, state,
                             hold_seconds(tiers, settings), journal.enter)
         job = Job(tiers, settings, plan, training, test, journal)

@@ -1,4 +1,4 @@
-"""`isthmus submit | status`: one verb a function, no logic of its own."""
+"""`isthmus submit | status | compare`: one verb a function, no logic of its own."""
 
 import json
 from pathlib import Path
@@ -37,3 +37,20 @@ def status(
     from isthmus.runs.status import list_runs, status_table
     runs = list_runs(folder)
     context.obj.answer(as_json, {"runs": runs}, status_table(runs, folder))
+
+
+def compare(
+        context: typer.Context,
+        runs: Annotated[list[Path], typer.Argument(
+            metavar="RUN RUN...", help="The folders of two finished runs or more.",
+            show_default=False)],
+        output: Annotated[Path | None, typer.Option(
+            "--output", "-o", metavar="FILE", show_default=False,
+            help="The page to write; else comparison.html beside the first run.")] = None,
+        as_json: AsJson = False):
+    """Put runs side by side in one page: settings, curves, seconds, bytes, hashes."""
+    from isthmus.runs.compare import LETTERS, compare, comparison_table
+    if not 2 <= len({run.resolve() for run in runs}) == len(runs) <= len(LETTERS):
+        raise typer.BadParameter(f"name two to {len(LETTERS)} runs, each once", param_hint="RUN RUN...")
+    made = compare(runs, output)
+    context.obj.answer(as_json, made, comparison_table(made))

@@ -26,6 +26,15 @@ def together(comm, make):
         result = make()
     except IsthmusError as caught:
         problem = caught
+    raise_first(comm, problem)
+    return result
+
+
+def raise_first(comm, problem):
+    """Raise on every rank of `comm` the first rank's `problem`, where any has one. Collective.
+
+    problem: an IsthmusError or a ValueError; None on a rank where all is well.
+    """
     flags = np.empty(comm.size, np.uint8)
     comm.Allgather(np.array([problem is not None], np.uint8), flags)
     bad = np.flatnonzero(flags)
@@ -33,9 +42,8 @@ def together(comm, make):
         first = int(bad[0])
         told = broadcast_json(comm, problem and [type(problem).__name__, str(problem)], first)
         everyone = bad.size == comm.size
-        _raise_everywhere(getattr(errors, told[0]), told[1] if everyone or comm.size == 1
+        _raise_everywhere(getattr(errors, told[0], ValueError), told[1] if everyone or comm.size == 1
                           else f"{told[1]} (on {ranks_in_words(bad)})", bad)
-    return result
 
 
 def from_root(comm, make, root=0):

@@ -45,6 +45,7 @@ class Site(FrozenModel):
     add_bytes_per_second: PositiveOrInfinite = math.inf
     encode_bytes_per_second: PositiveOrInfinite = math.inf
     decode_bytes_per_second: PositiveOrInfinite = math.inf
+    host_copy_bytes_per_second: PositiveOrInfinite = math.inf  # from a GPU's memory and to it
     memory_bytes_per_second: PositiveOrInfinite = math.inf
     coding: tuple[Coding, ...] = ()
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from mpi4py import MPI
 
-from isthmus.devices import array_library
+from isthmus.devices import take_device
 from isthmus.errors import ClusterError
 from isthmus.topology.agreement import from_root, gather_json, together
 from isthmus.topology.cluster import Cluster
@@ -39,6 +39,11 @@ class Tiers:
     def site_index(self):
         """Index of this rank's site in the cluster file."""
         return self.cluster.names.index(self.site_name)
+
+    @property
+    def device(self):
+        """Where this rank computes: "cpu" or "gpu"."""
+        return self.cluster.sites[self.site_index].device
 
     def paced(self):
         """Return these tiers with links that hold every message as long as the file says."""
@@ -80,9 +85,19 @@ def tiers_of_file(comm, path, paced=False):
     """
     cluster = Cluster(from_root(comm, lambda: Cluster.from_toml(path).to_table()), source=path)
     with split_tiers(comm, cluster) as tiers:
-        device = cluster.sites[tiers.site_index].device
-        together(tiers.world, lambda: array_library(device))
+        number = number_on_machine(tiers.world, tiers.device)
+        together(tiers.world, lambda: take_device(tiers.device, number))
         yield tiers.paced() if paced else tiers
+
+
+def number_on_machine(comm, device):
+    """Return this rank's number among those of `comm` on its machine with such a device. Collective."""
+    machine = comm.Split_type(MPI.COMM_TYPE_SHARED)
+    alike = machine.Split(device == "gpu")
+    number = alike.rank
+    for made in (alike, machine):
+        made.Free()
+    return number
 
 
 def split_tiers(comm, cluster):

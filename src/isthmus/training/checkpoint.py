@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 
+from isthmus.devices import set_from_host, to_host
 from isthmus.errors import CheckpointError
 from isthmus.files import replacing
 from isthmus.topology.agreement import from_root, gather_json, together
@@ -25,7 +26,7 @@ def write_checkpoint(path, tiers, state, allreduce, identity, notes=None):
     sent = gather_json(world, allreduce.sent_to_sites.tolist())
     memories = {}
     for rank, entries in _entries_of_memories(world, allreduce).items():
-        memory = allreduce.memory
+        memory = to_host(allreduce.memory)
         if world.rank == home != rank:
             memory = np.empty(entries, np.float32)
             world.Recv(memory, rank)
@@ -48,16 +49,17 @@ def read_checkpoint(path, tiers, state, allreduce, identity):
     step, calls, sent, notes = from_root(
         world, lambda: _read(path, found, state, memories, identity), home)
     for name, array in (("parameters", state.parameters), ("momentum", state.momentum)):
-        if world.rank == home:
-            array[:] = found[name]
-        world.Bcast(array, home)
-    for rank in memories:
+        values = found[name] if world.rank == home else np.empty(array.size, np.float32)
+        world.Bcast(values, home)
+        set_from_host(array, values)
+    for rank, entries in memories.items():
         if world.rank == home != rank:
             world.Send(found[f"memories/{rank}"], rank)
-        elif world.rank == rank != home:
-            world.Recv(allreduce.memory, home)
         elif world.rank == rank:
-            allreduce.memory[:] = found[f"memories/{rank}"]
+            values = found[f"memories/{rank}"] if rank == home else np.empty(entries, np.float32)
+            if rank != home:
+                world.Recv(values, home)
+            set_from_host(allreduce.memory, values)
     state.step, allreduce.calls = step, calls
     allreduce.sent_to_sites[:] = sent[world.rank]
     return notes
@@ -74,7 +76,7 @@ def _write(path, state, calls, sent, memories, identity, notes):
     with replacing(path) as partial, h5py.File(partial, "w") as file:
         file.attrs.update(version=VERSION, step=state.step, calls=calls, sent=json.dumps(sent),
                           identity=json.dumps(identity))
-        arrays = {"parameters": state.parameters, "momentum": state.momentum}
+        arrays = {"parameters": to_host(state.parameters), "momentum": to_host(state.momentum)}
         arrays |= {f"memories/{rank}": memory for rank, memory in memories.items()}
         for name, array in arrays.items():
             file.create_dataset(name, data=array, chunks=(max(1, min(array.size, 1 << 18)),),

@@ -7,6 +7,8 @@ from numba import njit
 
 from isthmus import kernels
 from isthmus.compression.chunks import chunk_entries
+from isthmus.devices import synchronise
+from isthmus.kernels.device import the_device
 from isthmus.vectors import chunk_slices
 
 VECTOR_NBYTES = (4, 16 * 1024, 2**20, 16 * 2**20)
@@ -15,9 +17,15 @@ LONGEST_SECONDS = 0.2
 """Of encoding and decoding once: longer vectors are left out."""
 
 
-def gradient_seconds(comm, model, features, targets, batch_sizes, repetitions):
-    """Return float64[ranks, batch sizes]: median seconds of a gradient, all ranks at once."""
-    parameters, gradient = model.initial(0), np.zeros(model.size, np.float32)
+COPIES_NBYTES = 64 << 20
+
+
+def gradient_seconds(comm, model, features, targets, batch_sizes, repetitions, library=np):
+    """Return float64[ranks, batch sizes]: median seconds of a gradient, all ranks at once.
+
+    library: makes the arrays on this rank's device; what is asked of it is done when the clock is read.
+    """
+    parameters, gradient = library.asarray(model.initial(0)), library.zeros(model.size, np.float32)
     medians = []
     for size in batch_sizes:
         pick = np.arange(size) % len(targets)
@@ -27,6 +35,7 @@ def gradient_seconds(comm, model, features, targets, batch_sizes, repetitions):
             comm.Barrier()
             start = time.perf_counter()
             model.gradient(parameters, *batch, gradient)
+            synchronise(gradient)
             seconds.append(time.perf_counter() - start)
         medians.append(np.median(seconds[1:]))
     everyone = np.empty((comm.size, len(batch_sizes)))
@@ -50,18 +59,32 @@ def own_message_seconds(comm, repetitions, messages=50):
     return least
 
 
-def add_bytes_per_second(size, repetitions):
+def add_bytes_per_second(size, repetitions, library=np):
     """Return the rate at which this rank adds float32[size] to another, in bytes of one of them."""
-    vector, total = np.ones((2, max(size, 1)), "f4")
+    vector, total = library.ones((2, max(size, 1)), "f4")
     add = kernels.for_array(total).add
-    return 4 * vector.size / np.median(_seconds_of(lambda: add(vector, total), repetitions))
+    return 4 * vector.size / np.median(_seconds_of(lambda: add(vector, total), total, repetitions))
 
 
 def memory_bytes_per_second(repetitions):
     """Return the rate of a STREAM triad on this rank, of arrays of 64 MiB, 12 bytes counted an entry."""
     a, b, c = np.ones((3, MEMORY_NBYTES // 4), np.float32)
     return 3 * MEMORY_NBYTES / np.median(
-        _seconds_of(lambda: triad(a, b, np.float32(0.5), c), min(repetitions, 5)))
+        _seconds_of(lambda: triad(a, b, np.float32(0.5), c), a, min(repetitions, 5)))
+
+
+def host_copy_bytes_per_second(repetitions, library=np):
+    """Return the rate at which a GPU's arrays go to page-locked memory and back, the slower way.
+
+    Infinite on the host, where nothing is copied.
+    """
+    if library is np:
+        return np.inf
+    device, array = the_device(), library.zeros(COPIES_NBYTES, np.uint8)
+    buffer = device.page_locked(array.nbytes)
+    return min(array.nbytes / _seconds_of(call, array, repetitions).min() for call in (
+        lambda: device.copy_out(array, buffer)[1].synchronize(),
+        lambda: device.copy_in(buffer, array).synchronize()))
 
 
 @njit(cache=True)
@@ -71,7 +94,8 @@ def triad(a, b, s, c):
         a[i] = b[i] + s * c[i]
 
 
-def coding_seconds(compressor, seconds, repetitions, longest_seconds=LONGEST_SECONDS):
+def coding_seconds(compressor, seconds, repetitions, library=np, *,
+                   longest_seconds=LONGEST_SECONDS):
     """Return (nbytes, encode seconds, decode seconds), float64 vectors, of this rank.
 
     Vectors of so many bytes of float32, in the chunks that an allreduce cuts them to; short ones stay
@@ -79,18 +103,18 @@ def coding_seconds(compressor, seconds, repetitions, longest_seconds=LONGEST_SEC
     """
     rows = []
     for nbytes in VECTOR_NBYTES:
-        rows.append((nbytes, *_coded_once(compressor, nbytes // 4, seconds, repetitions)))
+        rows.append((nbytes, *_coded_once(compressor, nbytes // 4, seconds, repetitions, library)))
         if 16 * sum(rows[-1][1:]) > longest_seconds:
             break
     return np.array(rows).T
 
 
-def _coded_once(compressor, size, seconds, repetitions):
+def _coded_once(compressor, size, seconds, repetitions, library):
     """Return the median seconds of encoding float32[size], and half of those of decoding it twice."""
-    vector = np.random.default_rng(0).standard_normal(size, dtype=np.float32)
-    residual, total = np.zeros(size, np.float32), np.zeros(size, np.float32)
-    parts = [(part, np.zeros(compressor.wire_nbytes(part.stop - part.start), np.uint8),
-              np.zeros(compressor.state_entries(part.stop - part.start), np.float32))
+    vector = library.asarray(np.random.default_rng(0).standard_normal(size, dtype=np.float32))
+    residual, total = library.zeros((2, size), np.float32)
+    parts = [(part, library.zeros(compressor.wire_nbytes(part.stop - part.start), np.uint8),
+              library.zeros(compressor.state_entries(part.stop - part.start), np.float32))
              for part in chunk_slices(0, size, chunk_entries(compressor, size))]
 
     def encode():
@@ -102,20 +126,22 @@ def _coded_once(compressor, size, seconds, repetitions):
             compressor.decode(wire, total[part])
             compressor.add_decoded(wire, total[part])
 
-    encoding, decoding = (float(np.median(_seconds_of(call, repetitions, seconds)))
+    encoding, decoding = (float(np.median(_seconds_of(call, total, repetitions, seconds)))
                           for call in (encode, decode))
     return encoding, decoding / 2
 
 
-def _seconds_of(call, repetitions, enough_seconds=np.inf):
-    """Return float64[n]: seconds that `call()` took, compilation left out.
+def _seconds_of(call, array, repetitions, enough_seconds=np.inf):
+    """Return float64[n]: seconds that `call()`, which works on `array`, took; compilation left out.
 
     n: `repetitions`, or as many as take `enough_seconds`.
     """
     call()
+    synchronise(array)
     seconds = []
     while len(seconds) < repetitions and sum(seconds) < enough_seconds:
         start = time.perf_counter()
         call()
+        synchronise(array)
         seconds.append(time.perf_counter() - start)
     return np.array(seconds)

@@ -14,6 +14,8 @@ Each model is a frozen dataclass with
 
 Features are images, [batch, ...] of any number type: uint8 is taken as 0 ... 255 and brought to
 -1/2 ... 1/2, anything else is taken as it is. Parameters of float64 are computed in float64.
+
+Parameters of CuPy are computed with on their GPU, to which features and targets are copied.
 """
 
 import itertools
@@ -21,6 +23,8 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+
+from isthmus.devices import library_of
 
 
 class FlatModel:
@@ -73,7 +77,7 @@ class FlatModel:
             return 0.0
         weights = self.views(parameters)
         scores, trace = self.forward(weights, self._prepared(parameters, features))
-        loss, slope = cross_entropy(scores, targets)
+        loss, slope = cross_entropy(scores, library_of(scores).asarray(targets, np.intp))
         first = dict(zip(self.shapes, (part.start for part in self.tensor_slices)))
         for name in self.backward(weights, trace, slope, parts):
             ready(first[name])
@@ -81,6 +85,7 @@ class FlatModel:
 
     def _prepared(self, parameters, features):
         """Return the batch as [batch, *inputs] of the parameters' type, uint8 brought to +-1/2."""
+        features = library_of(parameters).asarray(features)  # bytes travel, not what they become
         values = features.reshape(len(features), *self.inputs_shape).astype(parameters.dtype)
         if features.dtype == np.uint8:
             values *= parameters.dtype.type(1 / 255)
@@ -122,13 +127,13 @@ class Perceptron(FlatModel):
             given.append(values)
             values = values @ weights[f"layer{number}.weight"] + weights[f"layer{number}.bias"]
             if number < layers - 1:
-                values = np.maximum(values, 0)
+                values = library_of(values).maximum(values, 0)
         return values, given
 
     def backward(self, weights, given, slope, parts):
         """Write gradients into `parts`, from the last layer to the first; yield each finished one."""
         for number in reversed(range(len(given))):
-            np.matmul(given[number].T, slope, out=parts[f"layer{number}.weight"])
+            library_of(slope).matmul(given[number].T, slope, out=parts[f"layer{number}.weight"])
             slope.sum(axis=0, out=parts[f"layer{number}.bias"])
             yield f"layer{number}.weight"
             if number:
@@ -174,7 +179,7 @@ class Convolutional(FlatModel):
             kernel = weights[f"convolution{number}.weight"]
             sums = patches @ kernel.reshape(-1, kernel.shape[-1])
             sums += weights[f"convolution{number}.bias"]
-            pooled, place = pooled_maxima(np.maximum(sums, 0))
+            pooled, place = pooled_maxima(library_of(sums).maximum(sums, 0))
             trace.append((values.shape, patches, sums.shape, pooled, place))
             values = pooled
         flat = values.reshape(len(values), -1)
@@ -183,8 +188,8 @@ class Convolutional(FlatModel):
 
     def backward(self, weights, trace, slope, parts):
         """Write gradients into `parts`, from the last layer to the first; yield each finished one."""
-        shape, flat = trace[-1]
-        np.matmul(flat.T, slope, out=parts["linear.weight"])
+        (shape, flat), library = trace[-1], library_of(slope)
+        library.matmul(flat.T, slope, out=parts["linear.weight"])
         slope.sum(axis=0, out=parts["linear.bias"])
         yield "linear.weight"
         slope = (slope @ weights["linear.weight"].T).reshape(shape)
@@ -194,7 +199,7 @@ class Convolutional(FlatModel):
             kernel = weights[f"convolution{number}.weight"]
             rows = slope.reshape(-1, kernel.shape[-1])
             matrix = parts[f"convolution{number}.weight"].reshape(-1, kernel.shape[-1])
-            np.matmul(patches.reshape(-1, matrix.shape[0]).T, rows, out=matrix)
+            library.matmul(patches.reshape(-1, matrix.shape[0]).T, rows, out=matrix)
             rows.sum(axis=0, out=parts[f"convolution{number}.bias"])
             yield f"convolution{number}.weight"
             if number:
@@ -210,13 +215,13 @@ class Convolutional(FlatModel):
 def patches_of(values):
     """Return [batch, height - 2, width - 2, 9 channels]: the 3 x 3 neighbourhood of each place."""
     height, width = values.shape[1] - 2, values.shape[2] - 2
-    return np.concatenate([values[:, i:i + height, j:j + width]
-                           for i in range(3) for j in range(3)], axis=-1)
+    return library_of(values).concatenate([values[:, i:i + height, j:j + width]
+                                           for i in range(3) for j in range(3)], axis=-1)
 
 
 def summed_patches(patches, shape):
     """Return [batch, height, width, channels]: each place's share of all patches it is in."""
-    total = np.zeros(shape, patches.dtype)
+    total = library_of(patches).zeros(shape, patches.dtype)
     height, width, channels = shape[1] - 2, shape[2] - 2, shape[3]
     for number in range(9):
         i, j = divmod(number, 3)
@@ -228,15 +233,16 @@ def summed_patches(patches, shape):
 def pooled_maxima(values):
     """Return the maxima of 2 x 2 squares (an odd edge is dropped) and which of the four each is."""
     height, width = values.shape[1] // 2, values.shape[2] // 2
-    squares = np.stack([values[:, i:2 * height:2, j:2 * width:2]
-                        for i in range(2) for j in range(2)])
+    library = library_of(values)
+    squares = library.stack([values[:, i:2 * height:2, j:2 * width:2]
+                             for i in range(2) for j in range(2)])
     place = squares.argmax(axis=0)
-    return np.take_along_axis(squares, place[None], axis=0)[0], place
+    return library.take_along_axis(squares, place[None], axis=0)[0], place
 
 
 def spread_to_maxima(slope, place, shape):
     """Return zeros of `shape` with each entry of `slope` where the maximum was."""
-    spread = np.zeros(shape, slope.dtype)
+    spread = library_of(slope).zeros(shape, slope.dtype)
     height, width = slope.shape[1:3]
     for number in range(4):
         i, j = divmod(number, 2)
@@ -246,11 +252,12 @@ def spread_to_maxima(slope, place, shape):
 
 def cross_entropy(scores, targets):
     """Return the summed softmax cross-entropy and its gradient by the scores."""
+    library = library_of(scores)
     shifted = scores - scores.max(axis=1, keepdims=True)
-    exponents = np.exp(shifted)
+    exponents = library.exp(shifted)
     sums = exponents.sum(axis=1, keepdims=True)
-    rows = np.arange(len(targets))
-    loss = float((np.log(sums[:, 0]) - shifted[rows, targets]).sum(dtype=np.float64))
+    rows = library.arange(len(targets))
+    loss = float((library.log(sums[:, 0]) - shifted[rows, targets]).sum(dtype=np.float64))
     slope = exponents / sums
     slope[rows, targets] -= 1
     return loss, slope

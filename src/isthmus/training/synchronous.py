@@ -14,7 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from isthmus import kernels
 from isthmus.collectives.counting import StageClock
+from isthmus.devices import library_of, out_of_memory, synchronise, to_host
 from isthmus.errors import NonFiniteError, ReplicaError
 from isthmus.planning.step import computed_share
 
@@ -25,15 +27,18 @@ MEASURED = ("loss", "samples", "compute", "allreduce", *StageClock.STAGES, "upda
 
 @dataclass
 class State:
-    """What a step changes; with the seed it decides everything that follows."""
+    """What a step changes; with the seed it decides everything that follows.
+
+    Where its arrays live, there the rank computes: NumPy's or CuPy's.
+    """
 
     parameters: np.ndarray
     momentum: np.ndarray
     step: int = 0
 
     @classmethod
-    def initial(cls, model, seed):
-        return cls(model.initial(seed), np.zeros(model.size, np.float32))
+    def initial(cls, model, seed, library=np):
+        return cls(library.asarray(model.initial(seed)), library.zeros(model.size, np.float32))
 
 
 class Training:
@@ -48,7 +53,7 @@ class Training:
                  enter=lambda phase, step: None):
         self.tiers, self.model, self.local, self.allreduce = tiers, model, local, allreduce
         self.recipe, self.state, self.hold_seconds, self.enter = recipe, state, hold_seconds, enter
-        self.gradient = np.zeros(model.size, np.float32)
+        self.gradient = library_of(state.parameters).zeros(model.size, np.float32)
         self.starting_seconds = 0.0  # of the buckets of this step, inside the time of its computing
         self.computing_since = 0.0  # the start of this step, or when its last bucket was started
         self.rows = []  # of the steps since the last `gather_rows`
@@ -112,11 +117,19 @@ class Training:
                 waiting = next(buckets, None)
 
         with np.errstate(all="ignore"):  # what is not finite is found by every rank, together
-            return self.model.gradient(self.state.parameters, features, targets, self.gradient, ready)
+            try:
+                return self.model.gradient(self.state.parameters, features, targets, self.gradient,
+                                           ready)
+            except MemoryError as problem:
+                self.allreduce.fail(out_of_memory(
+                    f"a batch of {len(targets)} samples in step {self.state.step + 1}", problem))
+                ready(0)
+                return np.nan
 
     def _start(self, bucket):
         if self.local.samples:
             bucket *= np.float32(self.recipe.steps / self.local.samples)
+        synchronise(bucket)
         self.enter("allreduce", self.state.step + 1)
         start = time.perf_counter()
         if self.tiers.recorder:
@@ -136,15 +149,19 @@ class Training:
                 time.sleep(left)
 
     def _update(self, mean):
+        """Make the same step as every other rank: by kernels whose bits are those of all devices."""
         state, recipe = self.state, self.recipe
-        state.momentum *= np.float32(recipe.momentum)
-        state.momentum += mean
-        state.parameters -= np.float32(recipe.learning_rate_of(state.step)) * state.momentum
+        kernel, change = kernels.for_array(mean), mean
+        kernel.scale(state.momentum, np.float32(recipe.momentum), state.momentum)
+        kernel.add(mean, state.momentum)
+        kernel.scale(state.momentum, np.float32(-recipe.learning_rate_of(state.step)), change)
+        kernel.add(change, state.parameters)
+        synchronise(change)
 
     def _refuse_non_finite(self):
         """Every rank is here in the same step: all saw the same mean."""
         flags = np.empty(self.tiers.world.size, np.uint8)
-        mine = np.isfinite(self.gradient).all()
+        mine = kernels.for_array(self.gradient).all_finite(self.gradient)
         self.tiers.world.Allgather(np.array([not mine], np.uint8), flags)
         self.non_finite_ranks = [int(rank) for rank in np.flatnonzero(flags)]
         if self.recipe.on_non_finite == "stop":
@@ -157,7 +174,7 @@ class Training:
 
     def compare_replicas(self):
         """Return the parameters' SHA-256; ReplicaError on every rank if it differs on any."""
-        digest = hashlib.sha256(self.state.parameters).digest()
+        digest = hashlib.sha256(to_host(self.state.parameters)).digest()
         world = self.tiers.world
         everyone = np.empty((world.size, 32), np.uint8)
         world.Allgather(np.frombuffer(digest, np.uint8).copy(), everyone)
@@ -175,7 +192,7 @@ class Training:
         """Return mean loss and accuracy over all ranks' samples `local`, the same on every rank."""
         sums = np.zeros(3)
         for features, targets in local.batches(size=500, seed=0):
-            scores = self.model.scores(self.state.parameters, features)
+            scores = to_host(self.model.scores(self.state.parameters, features))
             top = scores.max(axis=1, keepdims=True)
             logs = scores - top - np.log(np.exp(scores - top).sum(axis=1, keepdims=True))
             sums += (-logs[np.arange(len(targets)), targets].sum(dtype="f8"),

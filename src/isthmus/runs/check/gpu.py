@@ -1,13 +1,11 @@
 """GPUs: the driver, CuPy, and whether MPI takes arrays that are on one."""
 
-import ctypes
 import importlib.util
 from pathlib import Path
 
-from isthmus.devices import gpu_library
+from isthmus.devices import gpu_library, mpi_library_path, mpi_takes_device_arrays
 from isthmus.errors import NoDeviceError
 from isthmus.runs.check.findings import passed, warned
-from isthmus.runs.check.mpi import library_path
 
 DRIVER = Path("/proc/driver/nvidia/version")
 
@@ -27,7 +25,7 @@ def gpu(driver=DRIVER):
         yield warned("GPU", f"driver {text}, but no CuPy", "pip install isthmus[gpu]")
         return
     yield devices(text)
-    yield cuda_aware(library_path())
+    yield cuda_aware(mpi_library_path())
 
 
 def devices(driver):
@@ -45,11 +43,7 @@ def devices(driver):
 
 def cuda_aware(path):
     """Return whether the MPI library in the file `path` takes arrays on a GPU."""
-    try:
-        aware = bool(ctypes.CDLL(path).MPIX_Query_cuda_support()) if path else False
-    except (OSError, AttributeError):
-        aware = False
-    if aware:
+    if mpi_takes_device_arrays(path):
         return passed("CUDA-aware MPI", "yes")
     return warned("CUDA-aware MPI", "no: arrays on a GPU travel through the host's memory",
                   "load an MPI that was built with CUDA")

@@ -129,12 +129,6 @@ def transports(hosts):
     return passed("transports", f"{TRANSPORTS}={setting}")
 
 
-def library_path():
-    """Return the file of the MPI library that this process has loaded, or None."""
-    with open("/proc/self/maps", encoding="utf-8") as maps:
-        return next((line.split()[-1] for line in maps if re.search(r"/libmpi\.so", line)), None)
-
-
 def _right_launcher():
     beside = Path(sys.executable).with_name("mpirun")
     return beside if beside.exists() else "the mpirun that was installed with the MPI library"

@@ -4,8 +4,9 @@ import hashlib
 import os
 from pathlib import Path
 
+from isthmus.compression.low_rank import LowRank
 from isthmus.devices import array_library
-from isthmus.errors import IsthmusError, SettingsError, ShardError
+from isthmus.errors import IsthmusError, NoDeviceError, SettingsError, ShardError
 from isthmus.runs.check.findings import failed, passed, refused, warned
 from isthmus.runs.check.machine import memory
 from isthmus.runs.choosing import choose
@@ -33,22 +34,31 @@ def settings_of(job, path):
 
 
 def cluster_of(job, settings):
-    """Return (the cluster as rank 0 reads it or None, findings), the same on every rank."""
+    """Return (the cluster as rank 0 reads it or None, findings on it and on this rank's device).
+
+    One process that checks for a job to come looks for the devices of all sites.
+    """
     path = settings.cluster.file
     try:
         cluster = Cluster(job.from_root(lambda: Cluster.from_toml(path).to_table()), source=path)
+        sites = cluster.sites
         if job.started or job.size > 1:
-            cluster_ranks(cluster, job.hosts)
+            here = cluster_ranks(cluster, job.hosts)[job.rank]
+            sites = [cluster.sites[cluster.site_of_rank[here]]]
     except IsthmusError as problem:
         return None, [refused("cluster", problem)]
     findings = [passed("cluster", f"{cluster.size} ranks at {len(cluster.sites)} sites"
                        + ("" if job.started else f": start it with mpirun -n {cluster.size}"))]
     findings += [finding for finding in (links(job, settings), rates(cluster, settings)) if finding]
-    for device in sorted({site.device for site in cluster.sites}):
+    for device in sorted({site.device for site in sites}):
         try:
             array_library(device)
         except IsthmusError as problem:
             findings.append(refused("device", problem))
+    has_gpu = any(site.device == "gpu" for site in cluster.sites)
+    if has_gpu and isinstance(settings.make_compressor(), LowRank):
+        findings.append(failed("device", "the compressor low_rank encodes on CPUs alone, and a site has "
+                               'device = "gpu"', "choose another compressor", NoDeviceError))
     return cluster, findings
 
 

@@ -1,0 +1,130 @@
+"""Runs side by side: what differs is told, what is equal is not, and only finished runs are taken."""
+
+import json
+import re
+import sys
+
+import pytest
+from test_report import TERMS, Page, write_run
+
+from isthmus import cli
+from isthmus.errors import SettingsError
+from isthmus.picture_style import HATCHES
+from isthmus.runs.compare import compare, comparison_table, differences, parameter_words
+from isthmus.runs.comparison_pictures import look
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Three runs: two with the same bits, one with another compressor."""
+    parent = tmp_path_factory.mktemp("runs")
+    return [write_run(parent / "first"), write_run(parent / "again"),
+            write_run(parent / "fewer", compressor="one_bit", digest="9876fedcba55")]
+
+
+@pytest.fixture(scope="module")
+def told(runs):
+    return compare(runs)
+
+
+def test_what_differs_is_told_and_nothing_else(told):
+    assert told["settings"] == {"allreduce.compressor.kind": ["int8", "int8", "one_bit"]}
+    assert told["environment"] == {}
+    assert [run["letter"] for run in told["runs"]] == ["A", "B", "C"]
+    assert told["runs"][0]["measured_step_seconds"] == 0.016
+    assert json.loads(json.dumps(told)) == told
+
+
+def test_parameters_are_compared_after_every_step_that_has_a_hash(told):
+    assert told["parameters"] == {"equal": False, "groups": [["A", "B"], ["C"]],
+                                  "compared_steps": [10, 20, 30, 40], "first_difference": 30}
+    words = " ".join(parameter_words(told))
+    assert "at the end, bit for bit: A = B." in words
+    assert "equal after step 20, and not after step 30" in words
+
+
+def test_the_page_needs_nothing_else_and_tells_what_came_of_the_runs(told, runs):
+    assert told["page"] == str(runs[0].parent / "comparison.html")
+    text = (runs[0].parent / "comparison.html").read_text(encoding="utf-8")
+    page = Page(text.replace("<wbr>", ""))
+    assert page.fetched == ["data:,"]
+    assert "script" not in page.tags
+    assert page.tags.count("svg") == 7
+    shown = re.sub(r"\s+", " ", " ".join(page.shown))
+    for words in ("3 runs side by side", "first", "again", "fewer", "81.25 %", "16.000", "16.800",
+                  "+5.0 %", "allreduce.compressor.kind", "one_bit", "1,015,625", "7 (formula 8)",
+                  "differ", "9876fedcba55" * 5, "The same versions", *TERMS):
+        assert words in shown, words
+
+
+def test_the_terminal_has_a_table_with_a_column_a_run(told):
+    lines = comparison_table(told)
+    assert lines[:3] == ["A: first", "B: again", "C: fewer"]
+    assert [column.header for column in lines[3].columns] == ["", "A", "B", "C"]
+    assert list(lines[3].columns[3].cells)[-1] == "one_bit"
+
+
+def test_what_a_run_lacks_differs_from_what_another_has():
+    assert differences([{"a": 1, "b": {}}, {"a": 1, "c": 2}]) == {"b": [{}, None], "c": [None, 2]}
+
+
+def test_runs_with_the_same_bits_are_told_so(runs, tmp_path):
+    told = compare(runs[:2], tmp_path / "page.html")
+    assert told["parameters"]["equal"]
+    assert told["parameters"]["first_difference"] is None
+    assert parameter_words(told) == ["All runs ended with the same parameters, bit for bit."]
+    assert "None: settings and cluster files are the same." in (tmp_path / "page.html").read_text()
+
+
+def test_twelve_curves_are_told_apart_without_colour():
+    looks = [look(number, "A", 12) for number in range(12)]
+    assert len({(each["marker"], each["linestyle"]) for each in looks}) == 12
+    bars = {(each["color"], HATCHES[number % len(HATCHES)]) for number, each in enumerate(looks)}
+    assert len(bars) == 12
+
+
+def going_on(folder):
+    """A run that has finished, and was told to go on."""
+    with open(folder / "metrics.jsonl", "a") as file:
+        file.write(json.dumps(json.loads((folder / "metrics.jsonl").read_text().split("\n")[0])
+                              | {"step": 41}) + "\n")
+
+
+@pytest.mark.parametrize(("spoil", "words"), [
+    (lambda folder: (folder / "summary.json").unlink(), ["still going", "--resume"]),
+    (going_on, ["still going", "--resume"]),
+    (lambda folder: (folder / "run.json").unlink(), ["run.json: no such file", "folder of a run"]),
+    (lambda folder: (folder / "metrics.jsonl").write_text(""), ["metrics.jsonl: tells of no step"]),
+    (lambda folder: (folder / "summary.json").write_text("{}"), ["summary.json: tells no 'terms'"])])
+def test_what_cannot_be_compared_is_named(runs, tmp_path, spoil, words):
+    folder = write_run(tmp_path / "wrong")
+    spoil(folder)
+    with pytest.raises(SettingsError) as caught:
+        compare([runs[0], folder])
+    assert "\n" not in str(caught.value)
+    assert str(folder) in str(caught.value)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def call(monkeypatch, *arguments):
+    """Run the verb as the command line does; return its exit code."""
+    monkeypatch.setattr(sys, "argv", ["isthmus", "compare", *map(str, arguments)])
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    return left.value.code or 0
+
+
+def test_the_verb_answers_with_an_object(runs, tmp_path, monkeypatch, capsys):
+    assert call(monkeypatch, *runs[:2], "-o", tmp_path / "page.html", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["page"] == str(tmp_path / "page.html")
+
+
+@pytest.mark.parametrize(("which", "code", "words"), [
+    ([0], 2, "two to 12 runs"), ([0, 0], 2, "each once"), ([0, None], 3, "no such file")])
+def test_the_verb_refuses_in_one_line(runs, monkeypatch, capsys, which, code, words):
+    folders = [runs[0].parent / "nowhere" if number is None else runs[number] for number in which]
+    assert call(monkeypatch, *folders) == code
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert words in " ".join(captured.err.split())
