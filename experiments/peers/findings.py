@@ -10,6 +10,11 @@ import statistics
 import sys
 from pathlib import Path
 
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from study import head, row, tell
+
 RESULTS = Path(__file__).resolve().parents[2] / "data/measurements/compare_peers.jsonl"
 NARROW = {"ranks_of_sites": [2, 2], "bytes_per_second": 12.5e6}  # where the targets are set
 NBYTES = 16_000_000
@@ -109,14 +114,14 @@ def tables(findings):
         yield f"| {what} | {measured:.2f} | {wanted} | {'yes' if met else '**no**'} |"
     yield from ["", "## Who wins", "", "How many times faster isthmus dense is than the fastest exact "
                 "peer (Gloo float32, Open MPI); below 1 it loses.", ""]
-    yield from head("cluster", findings.sizes)
+    yield from head("cluster", size_names(findings.sizes))
     for cluster in findings.clusters:
         yield row(cluster, [ratio(findings.best(cluster, nbytes, is_exact_peer),
                                   findings.seconds(cluster, "isthmus dense", nbytes))
                             for nbytes in findings.sizes])
     for cluster in findings.clusters:
         yield from ["", f"## {cluster}", "", "Milliseconds of an allreduce (median)", ""]
-        yield from head("program", findings.sizes)
+        yield from head("program", size_names(findings.sizes))
         for program in findings.programs(findings.sums):
             yield row(program, [milliseconds(findings.seconds(cluster, program, nbytes))
                                 for nbytes in findings.sizes])
@@ -147,13 +152,8 @@ def busiest_nbytes(job):
     return max(job["sent_nbytes_of_hosts"], default=0)
 
 
-def head(first, sizes):
-    names = [f"{nbytes / 1e6:g} MB" if nbytes >= 1e6 else f"{nbytes / 1e3:g} kB" for nbytes in sizes]
-    return [row(first, names), row("---", ["---"] * len(sizes))]
-
-
-def row(first, cells):
-    return "| " + " | ".join([first, *cells]) + " |"
+def size_names(sizes):
+    return [f"{nbytes / 1e6:g} MB" if nbytes >= 1e6 else f"{nbytes / 1e3:g} kB" for nbytes in sizes]
 
 
 def milliseconds(seconds):
@@ -171,12 +171,8 @@ def tell_findings(path):
     if not lines:
         return
     findings = Findings(lines)
-    text = "\n".join(tables(findings)) + "\n"
-    Path(path).with_suffix(".md").write_text(text)
-    Path(path).with_suffix(".svg").write_text(draw(findings))
-    print(text)
+    tell(path, tables(findings), draw(findings))
 
 
 if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
     tell_findings(Path(sys.argv[1]) if len(sys.argv) > 1 else RESULTS)

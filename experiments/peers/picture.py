@@ -1,8 +1,7 @@
 """The picture of compare_peers: a row a cluster. Colours of Okabe and Ito: told apart by everybody."""
 
-import io
-
 from peers.findings import busiest_nbytes
+from study import plain_numbers, svg_text
 
 STYLE = {"svg.fonttype": "none", "svg.hashsalt": "isthmus", "font.size": 9, "font.family": "sans-serif",
          "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
@@ -38,10 +37,7 @@ def draw(findings):
         handles = {label: handle for axis in rows.flat
                    for handle, label in zip(*axis.get_legend_handles_labels())}
         figure.legend(handles.values(), handles, loc="outside lower center", ncols=5, frameon=False)
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    text = buffer.getvalue()
-    return "\n".join(line.rstrip() for line in text[text.index("<svg"):].splitlines()) + "\n"
+        return svg_text(figure)
 
 
 def draw_sums(axis, findings, cluster):
@@ -93,14 +89,6 @@ def draw_cost(axis, findings, cluster):
         plain_numbers(axis.yaxis)
     plain_numbers(axis.xaxis)
     axis.margins(x=0.25)
-
-
-def plain_numbers(side):
-    """Write 1, 2, 5 and 10 times powers of ten on a logarithmic axis as plain numbers."""
-    from matplotlib.ticker import LogLocator, NullLocator
-    side.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    side.set_minor_locator(NullLocator())
-    side.set_major_formatter("{x:g}")
 
 
 MARKERS = {"DDP fp16 hook": "s", "DDP PowerSGD rank 2": "^", "isthmus mpi": "s"}

@@ -3,17 +3,11 @@
 MPI counts what a message holds in 31 bits; here alone is it seen to that none comes near.
 """
 
-import time
-
-from mpi4py import MPI
-
 from isthmus import kernels
 from isthmus.vectors import chunk_slices
 
 PIECE_NBYTES = 4 * 1024 * 1024
 """Most bytes of a message; a vector that is longer goes in several."""
-
-PAUSE_SECONDS = 1e-4
 
 
 def pieces(vector):
@@ -47,13 +41,10 @@ def wait_for(requests):
         request.Wait()
 
 
-def wait_for_one(requests):
-    """Return when one of `requests` is done; where links are paced they are asked in turns."""
-    if all(isinstance(request, MPI.Request) for request in requests):
-        MPI.Request.Waitany(requests)
-        return
+def wait_for_any(requests):
+    """Return when one of `requests` is done."""
     while not any(request.Test() for request in requests):
-        time.sleep(PAUSE_SECONDS)
+        pass
 
 
 def adding(comm, vector, source, inbox):

@@ -140,7 +140,7 @@ class Direct:
 class DeviceComm:
     """A communicator that takes arrays of a device, as mpi4py's take NumPy's.
 
-    Its requests are waited for once each, in any order; what was sent must stay as it is until then.
+    Its requests end in any order; what was sent must stay as it is until then.
     """
 
     def __init__(self, comm, residence):
@@ -182,11 +182,19 @@ class _Sent:
     def Wait(self):  # noqa: N802
         self.residence.post()
         self.request.Wait()
-        self.residence.transport.sent(self.buffer)
+        self._end()
 
     def Test(self):  # noqa: N802
         self.residence.post()
-        return self.request.Test()
+        done = self.request.Test()
+        if done:
+            self._end()
+        return done
+
+    def _end(self):
+        if self.buffer is not None:
+            self.residence.transport.sent(self.buffer)
+            self.buffer = None
 
 
 class _Received:
@@ -198,8 +206,16 @@ class _Received:
     def Wait(self):  # noqa: N802
         self.residence.post()
         self.request.Wait()
-        self.residence.transport.arrived(self.buffer, self.array)
+        self._end()
 
     def Test(self):  # noqa: N802
         self.residence.post()
-        return self.request.Test()
+        done = self.request.Test()
+        if done:
+            self._end()
+        return done
+
+    def _end(self):
+        if self.buffer is not None:
+            self.residence.transport.arrived(self.buffer, self.array)
+            self.buffer = None

@@ -17,7 +17,7 @@ import numpy as np
 
 from isthmus import kernels
 from isthmus.collectives.exact import Exact
-from isthmus.collectives.messages import arrived, wait_for, wait_for_one
+from isthmus.collectives.messages import arrived, wait_for, wait_for_any
 from isthmus.topology.schedules import TREE_CHUNKS_AHEAD, trees
 
 
@@ -34,7 +34,7 @@ class DoubleTree(Exact):
             branch.start()
         while awaited := [request for branch in self.branches for request in branch.go_on(total)]:
             self.clock.lap("reduce" if any(branch.rises for branch in self.branches) else "broadcast")
-            wait_for_one(awaited)
+            wait_for_any(awaited)
         for branch in self.branches:
             branch.finish()
         self.clock.lap("broadcast")
@@ -94,8 +94,7 @@ class _Branch:
             return False
         mine = total[self.chunks[self.summed]]
         came, self.arriving = self.arriving, self._receive_from_children(self.summed + 1)
-        for request, subtotal in came:
-            request.Wait()  # an array of a device is there only now
+        for _, subtotal in came:
             kernels.for_array(mine).add(subtotal, mine)
         if self.parent is not None:
             self.risen.append(self.comm.Isend(mine, self.parent, self.tag))
@@ -109,11 +108,9 @@ class _Branch:
         whole = total[self.chunks[self.fallen]]
         if self.parent is not None:
             if self.falling is None and self.risen[self.fallen].Test():  # else its place is still read
-                self.risen[self.fallen].Wait()
                 self.falling = self.comm.Irecv(whole, self.parent, self.tag)
             if self.falling is None or not self.falling.Test():
                 return False
-            self.falling.Wait()
         self.sent += [self.comm.Isend(whole, child, self.tag) for child in self.children]
         self.fallen, self.falling = self.fallen + 1, None
         return True

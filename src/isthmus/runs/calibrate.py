@@ -78,8 +78,8 @@ def measure_ranks(tiers, settings, repetitions, table, tell):
     tell("measuring the ranks' memory and messages, all at once")
     measured = gather_json(world, {
         "add_bytes_per_second": add_bytes_per_second(model.size, repetitions, library),
-        "host_copy_bytes_per_second": host_copy_bytes_per_second(repetitions, library),
         "memory_bytes_per_second": memory_bytes_per_second(repetitions),
+        "host_copy_bytes_per_second": host_copy_bytes_per_second(repetitions, library),
         "message_seconds": own_message_seconds(world, repetitions)})
     computing = None
     if settings.cluster.compute == "paced":
@@ -89,8 +89,8 @@ def measure_ranks(tiers, settings, repetitions, table, tell):
         computing = compute_fits(world, settings, model, repetitions, library)
     for site in table["site"]:
         ranks = cluster.ranks_of_site(site["name"])
-        for key, slowest in (("add_bytes_per_second", min), ("host_copy_bytes_per_second", min),
-                             ("memory_bytes_per_second", min), ("message_seconds", max)):
+        for key, slowest in (("add_bytes_per_second", min), ("memory_bytes_per_second", min),
+                             ("host_copy_bytes_per_second", min), ("message_seconds", max)):
             site[key] = rounded(slowest(measured[rank][key] for rank in ranks))
         if computing:
             site["samples_per_second"] = [rounded(computing[r].bytes_per_second) for r in ranks]
@@ -118,12 +118,12 @@ def measure_coding(tiers, settings, repetitions, table, tell):
     A site's own rates are those of the run's compressor, for a vector as long as the run's gradient.
     """
     own, size = settings.make_compressor() or Dense(), settings.make_model().size
-    library = array_library(tiers.device)
     every = [own, *(kind() for kind in COMPRESSORS.values()), Dense("float16"), Dense("bfloat16")]
     tell("measuring the compressors on the leaders, all leaders at once")
     leads = tiers.world.rank in {tiers.cluster.ranks_of_site(name)[0] for name in tiers.cluster.names}
-    mine = [coding(compressor, repetitions, library)
-            for compressor in (dict.fromkeys(every) if leads else ())]
+    library = array_library(tiers.device)
+    mine = [coding(compressor, repetitions, library) for compressor in dict.fromkeys(every)
+            ] if leads else []
     found = gather_json(tiers.world, mine)
     for site in table["site"]:
         site["coding"] = found[tiers.cluster.ranks_of_site(site["name"])[0]]

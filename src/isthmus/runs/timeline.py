@@ -15,8 +15,8 @@ SITES, RANKS = 6, 12  # at most; of more, the first sites, and of each site the 
 LEFT, RIGHT, TOP, LANE, BAND = 132, 920, 30, 26, 84  # of the picture, 960 units wide
 LINES = 32   # wires of a step and a direction that are each drawn, not only the band of them
 HATCHES = {  # matplotlib's, as the other charts use them: a path in a tile of 6 x 6
-    "": "", "///": "M0 6L6 0", "//": "M1 5L4 2", "\\\\\\": "M0 0L6 6", "|||": "M3 0V6", "---": "M0 3H6",
-    "+++": "M0 3H6M3 0V6", "xxx": "M0 0L6 6M0 6L6 0"}
+    "": "", "///": "M0 6L6 0", "//": "M1 5L4 2", "\\\\\\": "M0 0L6 6", "||": "M3 1V4", "|||": "M3 0V6",
+    "---": "M0 3H6", "+++": "M0 3H6M3 0V6", "xxx": "M0 0L6 6M0 6L6 0"}
 
 
 class Piece(NamedTuple):

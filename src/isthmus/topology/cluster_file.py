@@ -45,8 +45,8 @@ class Site(FrozenModel):
     add_bytes_per_second: PositiveOrInfinite = math.inf
     encode_bytes_per_second: PositiveOrInfinite = math.inf
     decode_bytes_per_second: PositiveOrInfinite = math.inf
-    host_copy_bytes_per_second: PositiveOrInfinite = math.inf  # from a GPU's memory and to it
     memory_bytes_per_second: PositiveOrInfinite = math.inf
+    host_copy_bytes_per_second: PositiveOrInfinite = math.inf  # from a GPU's memory and to it
     coding: tuple[Coding, ...] = ()
 
     @field_validator("samples_per_second", mode="before")

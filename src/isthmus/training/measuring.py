@@ -61,16 +61,9 @@ def own_message_seconds(comm, repetitions, messages=50):
 
 def add_bytes_per_second(size, repetitions, library=np):
     """Return the rate at which this rank adds float32[size] to another, in bytes of one of them."""
-    vector, total = library.ones((2, max(size, 1)), "f4")
+    vector, total = library.asarray(np.ones((2, max(size, 1)), "f4"))
     add = kernels.for_array(total).add
-    return 4 * vector.size / np.median(_seconds_of(lambda: add(vector, total), total, repetitions))
-
-
-def memory_bytes_per_second(repetitions):
-    """Return the rate of a STREAM triad on this rank, of arrays of 64 MiB, 12 bytes counted an entry."""
-    a, b, c = np.ones((3, MEMORY_NBYTES // 4), np.float32)
-    return 3 * MEMORY_NBYTES / np.median(
-        _seconds_of(lambda: triad(a, b, np.float32(0.5), c), a, min(repetitions, 5)))
+    return 4 * vector.size / np.median(_seconds_of(lambda: add(vector, total), repetitions, total))
 
 
 def host_copy_bytes_per_second(repetitions, library=np):
@@ -82,9 +75,16 @@ def host_copy_bytes_per_second(repetitions, library=np):
         return np.inf
     device, array = the_device(), library.zeros(COPIES_NBYTES, np.uint8)
     buffer = device.page_locked(array.nbytes)
-    return min(array.nbytes / _seconds_of(call, array, repetitions).min() for call in (
+    return min(array.nbytes / np.median(_seconds_of(call, repetitions, array)) for call in (
         lambda: device.copy_out(array, buffer)[1].synchronize(),
         lambda: device.copy_in(buffer, array).synchronize()))
+
+
+def memory_bytes_per_second(repetitions):
+    """Return the rate of a STREAM triad on this rank, of arrays of 64 MiB, 12 bytes counted an entry."""
+    a, b, c = np.ones((3, MEMORY_NBYTES // 4), np.float32)
+    return 3 * MEMORY_NBYTES / np.median(
+        _seconds_of(lambda: triad(a, b, np.float32(0.5), c), min(repetitions, 5), a))
 
 
 @njit(cache=True)
@@ -94,8 +94,7 @@ def triad(a, b, s, c):
         a[i] = b[i] + s * c[i]
 
 
-def coding_seconds(compressor, seconds, repetitions, library=np, *,
-                   longest_seconds=LONGEST_SECONDS):
+def coding_seconds(compressor, seconds, repetitions, library=np, longest_seconds=LONGEST_SECONDS):
     """Return (nbytes, encode seconds, decode seconds), float64 vectors, of this rank.
 
     Vectors of so many bytes of float32, in the chunks that an allreduce cuts them to; short ones stay
@@ -112,7 +111,7 @@ def coding_seconds(compressor, seconds, repetitions, library=np, *,
 def _coded_once(compressor, size, seconds, repetitions, library):
     """Return the median seconds of encoding float32[size], and half of those of decoding it twice."""
     vector = library.asarray(np.random.default_rng(0).standard_normal(size, dtype=np.float32))
-    residual, total = library.zeros((2, size), np.float32)
+    residual, total = library.zeros(size, np.float32), library.zeros(size, np.float32)
     parts = [(part, library.zeros(compressor.wire_nbytes(part.stop - part.start), np.uint8),
               library.zeros(compressor.state_entries(part.stop - part.start), np.float32))
              for part in chunk_slices(0, size, chunk_entries(compressor, size))]
@@ -126,12 +125,12 @@ def _coded_once(compressor, size, seconds, repetitions, library):
             compressor.decode(wire, total[part])
             compressor.add_decoded(wire, total[part])
 
-    encoding, decoding = (float(np.median(_seconds_of(call, total, repetitions, seconds)))
+    encoding, decoding = (float(np.median(_seconds_of(call, repetitions, total, seconds)))
                           for call in (encode, decode))
     return encoding, decoding / 2
 
 
-def _seconds_of(call, array, repetitions, enough_seconds=np.inf):
+def _seconds_of(call, repetitions, array, enough_seconds=np.inf):
     """Return float64[n]: seconds that `call()`, which works on `array`, took; compilation left out.
 
     n: `repetitions`, or as many as take `enough_seconds`.

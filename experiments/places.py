@@ -1,5 +1,6 @@
-"""Where programs run: on the testbed, or on this machine without a narrow link. Imports no MPI."""
+"""Where programs of the studies run: on the testbed, or on this machine alone. Imports no MPI."""
 
+import json
 import os
 import signal
 import subprocess
@@ -8,14 +9,11 @@ import sys
 from isthmus import testbed
 from isthmus.runs.launch import mpirun, rank_environment
 
-NAME = "peers"
-NAMED = ("--name", NAME)  # beside a testbed that somebody else may have up
-
 
 class Localhost:
-    """All ranks on this machine, over shared memory and the loopback: for trials alone."""
+    """All ranks on this machine, over shared memory: no link is narrow unless the program paces it."""
 
-    def __init__(self, cluster_path, ranks):
+    def __init__(self, cluster_path, ranks, name):
         self.ranks = ranks
 
     def __enter__(self):
@@ -38,22 +36,25 @@ class Localhost:
 
 
 class Testbed:
-    """A network namespace a site, with links between them as slow as the cluster file says."""
+    """A network namespace a site, with links between them as slow as the cluster file says.
 
-    def __init__(self, cluster_path, ranks):
-        self.cluster_path = str(cluster_path)
+    name: of the testbed, so that it is beside one that somebody else may have up.
+    """
+
+    def __init__(self, cluster_path, ranks, name):
+        self.cluster_path, self.name = str(cluster_path), name
 
     def __enter__(self):
-        failed = subprocess.run(isthmus_command("testbed", "up", self.cluster_path, *NAMED)).returncode
+        failed = subprocess.run(self._verb("up", self.cluster_path)).returncode
         if failed:  # it has said why
             sys.exit(failed)
         return self
 
     def __exit__(self, *_):
-        subprocess.run(isthmus_command("testbed", "down", *NAMED))
+        subprocess.run(self._verb("down"))
 
     def command(self, *program):
-        return isthmus_command("testbed", "run", self.cluster_path, *NAMED, "--", *program)
+        return [*self._verb("run", self.cluster_path), "--", *program]
 
     def environment(self):
         """Each site's daemon sees as many cores as ranks and would let them poll; but sites share them.
@@ -63,19 +64,22 @@ class Testbed:
         return {**os.environ, "OMPI_MCA_mpi_yield_when_idle": "1"}
 
     def counters(self):
-        return testbed.counters(NAME)
+        return testbed.counters(self.name)
 
     def facts(self):
         """Return what a result should tell of the testbed."""
-        told = testbed.describe(NAME)
+        told = testbed.describe(self.name)
         return {key: told[key] for key in ("latency", "congestion_control")}
 
+    def _verb(self, verb, *arguments):
+        return isthmus_command("testbed", verb, *arguments, "--name", self.name)
 
-PLACES = {"testbed": Testbed, "localhost": Localhost}
+
+PLACES = {"testbed": Testbed, "localhost": Localhost, "paced": Localhost}
 
 
 def isthmus_command(*arguments):
-    return [sys.executable, "-m", "isthmus.cli", *arguments]
+    return [sys.executable, "-m", "isthmus.cli", *map(str, arguments)]
 
 
 def output_of(command, environment, limit_seconds):
@@ -98,8 +102,15 @@ def output_of(command, environment, limit_seconds):
     return output, cause(errors) if process.returncode else None
 
 
+def objects_in(output):
+    """Return the objects that a program has printed, one a line."""
+    return [json.loads(line) for line in output.splitlines() if line.startswith('{"')]
+
+
 def cause(errors):
-    """Return the first line of a job's error output that names an error, or else its first line."""
+    """Return the first line of a job's error output that names an error, isthmus' own if there is one,
+    or else its first line."""
     lines = [line.strip() for line in errors.splitlines() if line.strip()]
-    telling = [line for line in lines if "Error" in line or "error" in line]
+    telling = ([line for line in lines if line.startswith("isthmus: ")]
+               or [line for line in lines if "Error" in line or "error" in line])
     return (telling or lines or ["it failed without a word"])[0][:300]
