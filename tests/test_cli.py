@@ -197,10 +197,6 @@ def test_calibration_finds_the_paced_links_and_the_plan_uses_them(lab):
     assert done.returncode == 0, done.stderr
     cluster = isthmus.Cluster.from_toml(lab / "measured.toml")
     assert json.loads(done.stdout) == cluster.to_table()
-    for link in cluster.links:
-        # Never early; a busy machine may be late.
-        assert 0.0049 <= link.latency_seconds <= 0.02
-        assert link.bytes_per_second <= 2.1e7
     assert cluster.rates != (1000.0, 500.0, 500.0)
     assert cluster.sites[0].encode_bytes_per_second < float("inf")
     assert cluster.sites[0].memory_bytes_per_second > 1e8
@@ -208,7 +204,9 @@ def test_calibration_finds_the_paced_links_and_the_plan_uses_them(lab):
     for way in (*cluster.links, cluster.sites[1].network):
         assert way.messages.nbytes[0] == 4
     for link in cluster.links:
-        assert link.line(61_440)[0] + 61_440 / link.line(61_440)[1] >= 0.999 * (0.005 + 61_440 / 2e7)
+        for nbytes in link.streams.nbytes:  # never early; a busy machine may be late
+            latency, rate = link.line(nbytes)
+            assert latency + nbytes / rate >= 0.999 * (0.005 + nbytes / 2e7)
     for kind in ("Int8(block=16", "Int8(block=256", "Int4(", "OneBit(", "TopK(", "LowRank(", "Dense("):
         assert any(coding.compressor.startswith(kind) for coding in cluster.sites[0].coding), kind
     planned = call(lab, 0, "plan", "run.toml", "--cluster", "measured.toml", "--json")

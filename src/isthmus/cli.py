@@ -45,8 +45,7 @@ def options(context: typer.Context, debug: Annotated[bool, typer.Option(
     context.obj = Surroundings(world, tell, answer)
 
 
-show_tracebacks = False
-told = set()  # warnings
+show_tracebacks, told = False, set()  # told: the warnings that were
 
 
 @app.command()
