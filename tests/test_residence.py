@@ -337,6 +337,9 @@ def test_a_run_with_gpus_at_one_site_ends_as_one_without_and_is_calibrated(
         comm, gpu, shared_folder, monkeypatch):
     """From files: `device = "gpu"` is all that differs."""
     monkeypatch.setattr(measuring, "COPIES_NBYTES", 1000)
+    monkeypatch.setattr(measuring, "VECTOR_NBYTES", (400, 4000))
+    for name in ("CODING_SECONDS", "MESSAGES_SECONDS"):
+        monkeypatch.setattr(f"isthmus.runs.calibrate.{name}", 0.01)
     path = lab(comm, shared_folder, cluster={"compute": "real"}, plan={"replan": False},
                training={"epochs": 2, "batch_size": 60, "seed": 3})
     hashes = []

@@ -9,6 +9,7 @@ from threadpoolctl import threadpool_limits
 
 from isthmus.compression import COMPRESSORS
 from isthmus.compression.dense import Dense
+from isthmus.compression.low_rank import LowRank
 from isthmus.devices import array_library
 from isthmus.files import check_folder
 from isthmus.planning.calibration import fit_link, fit_table, rounded
@@ -118,12 +119,13 @@ def measure_coding(tiers, settings, repetitions, table, tell):
     A site's own rates are those of the run's compressor, for a vector as long as the run's gradient.
     """
     own, size = settings.make_compressor() or Dense(), settings.make_model().size
-    every = [own, *(kind() for kind in COMPRESSORS.values()), Dense("float16"), Dense("bfloat16")]
+    kinds = [kind for kind in COMPRESSORS.values() if tiers.device == "cpu" or kind is not LowRank]
+    every = [own, *(kind() for kind in kinds), Dense("float16"), Dense("bfloat16")]
     tell("measuring the compressors on the leaders, all leaders at once")
     leads = tiers.world.rank in {tiers.cluster.ranks_of_site(name)[0] for name in tiers.cluster.names}
     library = array_library(tiers.device)
-    mine = [coding(compressor, repetitions, library) for compressor in dict.fromkeys(every)
-            ] if leads else []
+    mine = together(tiers.world, lambda: [coding(compressor, repetitions, library)
+                                          for compressor in dict.fromkeys(every)] if leads else [])
     found = gather_json(tiers.world, mine)
     for site in table["site"]:
         site["coding"] = found[tiers.cluster.ranks_of_site(site["name"])[0]]
