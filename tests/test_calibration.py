@@ -26,6 +26,7 @@ from isthmus.planning.time_model import (
     staging_seconds,
     waiting_seconds,
 )
+from isthmus.runs.calibrate import measure_ways
 from isthmus.runs.mpi_algorithm import OPEN_MPI, allreduce_algorithm
 from isthmus.topology.measured import CalibrationRangeWarning, SizeTable
 from isthmus.training.measuring import coding_seconds as measured_coding_seconds
@@ -294,3 +295,17 @@ def test_every_compressor_can_be_timed():
         nbytes, encode, decode = measured_coding_seconds(compressor, 1e-4, 2, longest_seconds=0.0)
         assert nbytes.size == 1
         assert encode > 0 < decode
+
+
+@pytest.mark.ranks(3)
+def test_links_that_share_a_rate_are_measured_and_read_back(comm, monkeypatch):
+    """Two edges behind one uplink: each link has its own latency, and all of a way one rate."""
+    monkeypatch.setattr("isthmus.runs.calibrate.MESSAGES_SECONDS", 0.5)
+    table = cluster_of(1, 1, 1, bytes_per_second=2e8, shared="uplink")
+    with isthmus.split_tiers(comm, isthmus.Cluster(table)) as tiers:
+        table = tiers.cluster.to_table()
+        measure_ways(tiers.paced(), 2, table, "paced", lambda line: None)
+    if comm.rank == 0:
+        measured = isthmus.Cluster(table)
+        assert {link.pipe for link in measured.links} == {"uplink:up", "uplink:down"}
+        assert all(0 < link.bytes_per_second <= 2.5e8 for link in measured.links)

@@ -190,6 +190,20 @@ def test_where_all_ranks_of_a_host_wait_the_one_with_rank_0_says_so(caplog, home
     assert warnings_of(caplog) == words
 
 
+def test_a_stall_that_ends_with_the_run_is_told_to_be_over(caplog):
+    caplog.set_level(logging.INFO, "isthmus")
+    rows = np.array([row(7, "allreduce"), row(7, "compute")])
+    watch = watched(rows, 0, 2)
+    watch.look(3.0)
+    rows[:, 2] = 3.1
+    watch.closed.set()
+    watch.start()
+    watch.close()  # before the thread has looked again
+    stalls, went_on = warnings_of(caplog)
+    assert stalls.startswith("step 7 stalls")
+    assert re.match("step 7 went on after .* s; <1> late", went_on)
+
+
 def test_between_steps_and_before_the_first_nothing_stalls(caplog):
     rows = np.array([row(0, "preparation"), row(7, "end")])
     for rank, kind in enumerate(("preparation", "end")):

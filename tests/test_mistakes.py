@@ -262,7 +262,7 @@ IN_RANKS = {
     "an unknown key in ranks": ({"training.batchsize": 3}, {}, TRAIN, 3, ["'batch_size'"]),
     "no room in ranks": ({}, {"site.0.storage_nbytes": 9.0, "site.1.storage_nbytes": 9.0}, TRAIN, 6,
                          ["storage"]),
-    "* a GPU": ({}, {"site.0.device": "gpu", "site.1.device": "gpu"}, TRAIN, 10, ['device = "cpu"']),
+    "a GPU": ({}, {"site.0.device": "gpu", "site.1.device": "gpu"}, TRAIN, 10, ['device = "cpu"']),
     "* no data": ({}, {}, TRAIN, 5, ["data/train", "isthmus pack"]),
     "a missing shard": ({}, {}, TRAIN, 5, ["shard-00003.h5", "again"]),
     "a cut shard": ({}, {}, TRAIN, 5, ["shard-00003.h5", "again"]),
@@ -283,7 +283,8 @@ IN_RANKS = {
 
 @pytest.mark.ranks(3)
 @pytest.mark.parametrize("name", IN_RANKS)
-def test_a_mistake_is_told_once_by_a_job_of_three_ranks(comm, shared_folder, capsys, name):
+def test_a_mistake_is_told_once_by_a_job_of_three_ranks(comm, shared_folder, monkeypatch, capsys, name):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # a GPU that is there is no mistake
     settings, cluster, arguments, code, words = IN_RANKS[name]
     if comm.rank == 0:
         pack_lab(shared_folder)

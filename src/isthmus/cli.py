@@ -16,7 +16,7 @@ from rich.console import Console
 
 from isthmus.benchmarking.verbs import Surroundings, bench
 from isthmus.runs.failures import failure_of, last_words, told_by_another
-from isthmus.runs.verbs import compare, status, submit
+from isthmus.runs.verbs import compare, report, status, submit
 from isthmus.testbed.verbs import testbed
 
 app = typer.Typer(
@@ -174,16 +174,7 @@ def simulate(
     answer(as_json, made, simulation_words(made))
 
 
-@app.command()
-def report(
-        folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder of a run.")],
-        as_json: AsJson = False):
-    """Write a run's report: one page that needs nothing else."""
-    from isthmus.runs.report import write_report
-    page = write_report(folder)
-    answer(as_json, {"report": str(page)}, f"report: {page}")
-
-
+app.command()(report)
 app.command()(compare)
 app.command()(submit)
 app.command()(status)

@@ -147,6 +147,7 @@ def measure_ways(tiers, repetitions, table, kind, tell):
     cluster, links = tiers.cluster, table.get("link", ())
     inside = [site for site in table["site"] if site["ranks"] > 1]
     ends = sorted({tuple(sorted((link["from"], link["to"]), key=cluster.names.index)) for link in links})
+    measured = {}  # link -> its samples: bytes and seconds
     each = min(1.0, MESSAGES_SECONDS / len(NBYTES) / max(1, len(inside) + 2 * len(ends)))
     for site in inside:
         tell(f"measuring the network of site {site['name']}")
@@ -166,8 +167,15 @@ def measure_ways(tiers, repetitions, table, kind, tell):
             if {link["from"], link["to"]} == {first, second}:
                 way = 1 if link["from"] == first else 2
                 link.update(line_of(streams[0], streams[way]))
-                for name, samples in (("streams", streams), ("messages", messages)):
-                    link[name] = by_size(link, samples[0], samples[way])
+                measured[link["from"], link["to"]] = {"streams": streams[[0, way]],
+                                                      "messages": messages[[0, way]]}
+    rates = {}  # what is shared has one rate: that of its links in the middle
+    for link, known in zip(links, cluster.links):
+        rates.setdefault(known.pipe, []).append(link["bytes_per_second"])
+    for link, known in zip(links, cluster.links):
+        link["bytes_per_second"] = rounded(np.median(rates[known.pipe]))
+        for name, samples in measured[link["from"], link["to"]].items():
+            link[name] = by_size(link, *samples)
 
 
 def measure_mpi(tiers, repetitions, table):

@@ -58,9 +58,10 @@ class Watch(threading.Thread):
             self.look(time.monotonic())
 
     def close(self):
-        """Look no more; returns when the thread has ended."""
+        """Look no more; returns when the thread has ended. A stall that is over is still told."""
         self.closed.set()
         self.join()
+        self._tell_what_is_over(time.monotonic())
 
     def look(self, now):
         """Give a sign of life; tell of a stall that has begun or ended."""
@@ -68,16 +69,19 @@ class Watch(threading.Thread):
         mine, kind = progress.mine, progress.kind
         mine[ALIVE] = now
         since = mine[SINCE]
-        if self.stall is not None and self.stall[0] != since:
-            began, what, late, told = self.stall
-            self.stall = None
-            log.log(logging.WARNING if told else logging.INFO,
-                    f"{what} went on after {now - began:.1f} s{late}")
+        self._tell_what_is_over(now)
         if self.stall is None and kind not in (PHASES[0], PHASES[-1]):
             usual = list(progress.seconds.get(kind, ()))
             patience = deadline(usual, self.least_seconds, self.deviations)
             if now - since > patience:
                 self._tell(now, since, kind, usual, patience)
+
+    def _tell_what_is_over(self, now):
+        if self.stall is not None and self.stall[0] != self.progress.mine[SINCE]:
+            began, what, late, told = self.stall
+            self.stall = None
+            log.log(logging.WARNING if told else logging.INFO,
+                    f"{what} went on after {now - began:.1f} s{late}")
 
     def _tell(self, now, since, kind, usual, patience):
         progress, rows = self.progress, self.progress.rows.copy()

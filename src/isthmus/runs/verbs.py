@@ -1,4 +1,4 @@
-"""`isthmus submit | status | compare`: one verb a function, no logic of its own."""
+"""`isthmus report | submit | status | compare`: one verb a function, no logic of its own."""
 
 import json
 from pathlib import Path
@@ -7,6 +7,16 @@ from typing import Annotated
 import typer
 
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
+
+
+def report(
+        context: typer.Context,
+        folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder of a run.")],
+        as_json: AsJson = False):
+    """Write a run's report: one page that needs nothing else."""
+    from isthmus.runs.report import write_report
+    page = write_report(folder)
+    context.obj.answer(as_json, {"report": str(page)}, f"report: {page}")
 
 
 def submit(
