@@ -78,6 +78,9 @@ class _Sent:
             self.stamp_request.Wait()
         self.request.Wait()
 
+    def Test(self):  # noqa: N802
+        return (self.stamp_request is None or self.stamp_request.Test()) and self.request.Test()
+
 
 class _Received:
     def __init__(self, comm, hops, stamp, nbytes, requests):
