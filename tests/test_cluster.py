@@ -130,7 +130,7 @@ def test_links_that_share_must_give_one_rate():
 
 
 @pytest.mark.parametrize(("content", "message"), [
-    (None, "no such file"), ("[[site", "not valid TOML"), (b"\xff\xfe", "cannot be read")])
+    (None, "no such file"), ("[[site", "not valid TOML"), (b"\xff\xfe", "not text in UTF-8")])
 def test_a_file_that_is_no_cluster_file_is_named(tmp_path, content, message):
     path = tmp_path / "cluster.toml"
     if content is not None:

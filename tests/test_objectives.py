@@ -237,7 +237,7 @@ def test_forbidden_sites_least_samples_and_money():
     ({"forbidden": {0: ["site0", "site1", "site2"]}}, "shard 0 is allowed on no rank"),
     ({"least_samples": {"moon": 3}}, "least_samples names site 'moon'"),
     ({"workload": isthmus.Workload(data_site="moon")}, "data lies at site 'moon'"),
-    ({"workload": isthmus.Workload(), "staged_epochs": 3}, "needs a workload with a data_site"),
+    ({"workload": isthmus.Workload(), "staged_epochs": 3}, "needs to know where the shards lie"),
 ])
 def test_sites_that_do_not_exist_are_named(limits, message):
     with pytest.raises(PlanError, match=message):

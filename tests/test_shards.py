@@ -265,7 +265,7 @@ def test_bad_files_are_refused_in_one_line(tmp_path):
         (tmp_path / name).write_bytes(content)
     for source, message in {"cut": "its header says", "long": "its header says", "text": "68 65",
                             "empty": "nothing", "header": "is cut", "zip.gz": "cannot be read",
-                            "half.npz": "cannot be read", "objects.npz": "cannot be read",
+                            "half.npz": "cannot be read", "objects.npz": "Python objects",
                             "two.npz": "write .*two.npz:NAME with one of x, y",
                             "two.npz:z": "has no array 'z'", "missing": "no such file"}.items():
         with pytest.raises(ShardError, match=message) as caught:

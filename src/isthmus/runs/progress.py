@@ -6,9 +6,8 @@ import time
 from collections import deque
 
 import numpy as np
-from mpi4py import MPI
 
-from isthmus.topology.agreement import from_root, gather_json
+from isthmus.topology.agreement import from_root, gather_json, ranks_on_host
 
 PHASES = ("preparation", "compute", "allreduce", "update", "replicas", "report", "evaluation",
           "rebalancing", "signals", "checkpoint", "end")
@@ -29,7 +28,7 @@ class Progress:
     """
 
     def __init__(self, world):
-        host = world.Split_type(MPI.COMM_TYPE_SHARED)
+        host = world.Split(ranks_on_host(world)[0])
         self.rows = shared_rows(host)
         self.ranks = gather_json(host, world.rank) if len(self.rows) == host.size else [world.rank]
         self.rank = world.rank

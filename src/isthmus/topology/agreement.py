@@ -4,6 +4,7 @@ import itertools
 import json
 
 import numpy as np
+from mpi4py import MPI
 
 from isthmus import errors
 from isthmus.errors import IsthmusError, ranks_in_words
@@ -89,3 +90,13 @@ def _raise_everywhere(kind, message, ranks):
         error.everywhere = True
         error.ranks = [int(rank) for rank in ranks]
     raise error
+
+
+def ranks_on_host(comm):
+    """Return the ranks of `comm` on this rank's host, itself among them, in order. Collective.
+
+    By the hosts' names: under Slurm's nodes on one machine, Open MPI's ranks disagree about whom they
+    share memory with, and its MPI_Comm_split_type never ends.
+    """
+    hosts = gather_json(comm, MPI.Get_processor_name())
+    return [rank for rank, host in enumerate(hosts) if host == hosts[comm.rank]]

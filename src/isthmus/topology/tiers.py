@@ -7,7 +7,7 @@ from mpi4py import MPI
 
 from isthmus.devices import take_device
 from isthmus.errors import ClusterError
-from isthmus.topology.agreement import from_root, gather_json, together
+from isthmus.topology.agreement import from_root, gather_json, ranks_on_host, together
 from isthmus.topology.cluster import Cluster
 from isthmus.topology.paced import PacedComm
 from isthmus.topology.tracing import Recorder, TracedComm
@@ -92,12 +92,8 @@ def tiers_of_file(comm, path, paced=False):
 
 def number_on_machine(comm, device):
     """Return this rank's number among those of `comm` on its machine with such a device. Collective."""
-    machine = comm.Split_type(MPI.COMM_TYPE_SHARED)
-    alike = machine.Split(device == "gpu")
-    number = alike.rank
-    for made in (alike, machine):
-        made.Free()
-    return number
+    devices = gather_json(comm, device)
+    return [rank for rank in ranks_on_host(comm) if devices[rank] == device].index(comm.rank)
 
 
 def split_tiers(comm, cluster):
