@@ -27,18 +27,23 @@ POWERS = {"even": 0.0, "proportional": 1.0}
 """Plans that are dealt, not planned: by the ranks' rates to this power. "rates^0.5" is one, too."""
 
 
+OBJECTIVES = {"planned": "makespan", "period": "period"}
+"""Plans that isthmus makes, and what they make small."""
+
+
 def power_of(name):
     """Return the power of the rates that a plan deals by; ValueError for a plan that is not known."""
     word, _, power = name.partition("^")
     if word == "rates" and power:
         return float(power)
     if name not in POWERS:
-        raise ValueError(f'a plan is "planned", "even", "proportional" or "rates^NUMBER", not {name!r}')
+        raise ValueError('a plan is "planned", "period", "even", "proportional" or "rates^NUMBER", not '
+                         f"{name!r}")
     return POWERS[name]
 
 
 def _plan(name):
-    if name != "planned":
+    if name not in OBJECTIVES:
         power_of(name)
     return name
 
@@ -89,11 +94,11 @@ class JobSettings(FrozenModel):
 def place_shards(name, cluster, shards, workload, pinned=None, epochs=None):
     """Return the shards of each rank by the plan called `name`.
 
-    "planned": isthmus' own, which counts bringing the data if `epochs` are given. Else shards are
-    dealt, as a person would who knows the limits and not the model.
+    Those of OBJECTIVES are isthmus' own, and count bringing the data if `epochs` are given. Else shards
+    are dealt, as a person would who knows the limits and not the model.
     """
-    if name == "planned":
-        return isthmus.plan_shards(cluster, shards, workload, pinned=pinned,
+    if name in OBJECTIVES:
+        return isthmus.plan_shards(cluster, shards, workload, OBJECTIVES[name], pinned,
                                    staged_epochs=epochs if workload.data_site else None).shards_of_rank
     return deal(cluster, shards, np.array(cluster.rates) ** power_of(name), pinned or {})
 

@@ -216,7 +216,7 @@ def test_waiting_ends_when_the_last_rank_arrives(seconds):
 @given(st.integers(1, 40), st.integers(1, 12))
 def test_local_steps_take_what_the_simulation_says(steps, local_steps):
     cluster, workload = isthmus.Cluster(cluster_of(2, 1)), Workload(size=100_000, batch_size=30)
-    simulated = simulate(cluster, workload, [10, 10, 10], steps=steps, local_steps=local_steps)
+    simulated = simulate(cluster, workload, [20, 20, 10], steps=steps, local_steps=local_steps)
     exchange = isthmus.predict_allreduce(cluster, workload.size, algorithm="hierarchical").seconds
     assert simulated.seconds == pytest.approx(
         float(local_steps_seconds(steps, local_steps, 10 / 500, exchange)))
@@ -233,7 +233,7 @@ def test_formulas_take_arrays():
 def test_a_star_of_chunks_is_a_pipeline():
     cluster = isthmus.Cluster(cluster_of(1, 1, bytes_per_second=1e6))
     stages = hierarchical_stages(cluster, 10**6, isthmus.Dense(), False)
-    (first, each), _ = stages.ways
+    first, each = stages.links
     expected = pipelined_seconds([first], [each], 1 + stages.rest)
     assert isthmus.predict_allreduce(cluster, 10**6, algorithm="hierarchical").seconds == (
         pytest.approx(float(expected)))

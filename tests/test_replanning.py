@@ -11,7 +11,7 @@ from isthmus.planning.allocation import shards_by_rank
 from isthmus.planning.moving_programme import MovingProgramme
 from isthmus.planning.rates import RateFilter, measured_rates
 from isthmus.planning.replanning import Replanner, move_towards, moving_seconds
-from isthmus.planning.step import exchange_terms
+from isthmus.planning.step import together_terms
 from isthmus.planning.time_model import steps_per_epoch
 
 
@@ -47,7 +47,7 @@ def seconds_of(cluster, samples, workload, old, new, now, epochs):
     steps = steps_per_epoch(sum(samples), workload.batch_size)
     held = np.bincount(new, samples, minlength=cluster.size)
     compute = (held / now).max() / steps
-    exchange = sum(exchange_terms(cluster, compute, workload).values())
+    exchange = sum(together_terms(cluster, compute, workload).values())
     return (moving_seconds(cluster, 1000.0 * np.array(samples), old, new)
             + epochs * steps * (compute + exchange))
 

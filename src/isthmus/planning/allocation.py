@@ -28,8 +28,9 @@ class Allocation:
     gap: value / lower bound - 1 (where the bound is 0: value / seconds of an even load);
     stopped: the node limit was reached, and the plan is the best found until then.
     shadow_prices: seconds of the value that one more unit would save, {"rate": unit per second, a
-    rank; "storage": byte, a rank; "least": one unit less demanded, a rank; "pipe": byte per second,
-    by name; "budget": one unit of money}; where imbalance counts, rates have none: targets follow them.
+    rank; "fixed": a second less of its own, a rank; "storage": byte, a rank; "least": one unit less
+    demanded, a rank; "pipe": byte per second, by name; "budget": one unit of money}; where imbalance
+    counts, rates have none: targets follow them.
     """
 
     rank_of_shard: np.ndarray
@@ -136,8 +137,8 @@ def _nothing(problem):
     zeros = (0.0,) * problem.ranks
     fixed = problem.fixed_seconds
     return Allocation(np.zeros(0, np.int64), tuple(fixed.tolist()), *(float(fixed.max()),) * 4, 0.0,
-                      False, {"rate": zeros, "storage": zeros, "least": zeros, "pipe": {},
-                              "budget": 0.0})
+                      False, {"rate": zeros, "fixed": zeros, "storage": zeros, "least": zeros,
+                              "pipe": {}, "budget": 0.0})
 
 
 def _check_plan(problem, rank_of_shard):

@@ -94,6 +94,23 @@ def overlapped_seconds(ready_seconds, seconds):
     return done
 
 
+def period_seconds(computing_seconds, round_trip_seconds):
+    """Return the seconds from one step to the next where sites go on as soon as they have the sum.
+
+    computing_seconds t, round_trip_seconds r (to the hub and back; 0 for the hub): float64[sites]. A
+    site's next step does not wait until the others have the sum, so what a link takes is hidden where
+    its ends are ready at different times. In a star max_s t_s + r_s: the hub computes while the others'
+    wires travel. Two sites exchange directly, and what one waits too long the other waits too little:
+    max(t_1, t_2, (t_1 + t_2 + r) / 2). It is the largest mean of a cycle: Baccelli, Cohen, Olsder and
+    Quadrat 1992, "Synchronization and linearity", theorem 3.23. Never more than max_s t_s + max_s r_s
+    in a star, or max_s t_s + r / 2 for two: that is what steps take which all sites begin together.
+    """
+    computing, trips = np.asarray(computing_seconds, float), np.asarray(round_trip_seconds, float)
+    if computing.size == 2:
+        return float(max(computing.max(), (computing.sum() + trips.sum()) / 2))
+    return float((computing + trips).max())
+
+
 def steps_per_epoch(samples, batch_size):
     """Return K, the same on every rank: whole steps of about `batch_size` samples together."""
     return max(1, round(samples / batch_size))

@@ -10,11 +10,13 @@ import numpy as np
 
 from isthmus.errors import PlanError
 from isthmus.planning.allocation import allocate_shards, shards_by_rank
+from isthmus.planning.crossing import Crossing, shortest_period
+from isthmus.planning.exchanges import Exchange
 from isthmus.planning.integers import NODES
 from isthmus.planning.objectives import make_objective
 from isthmus.planning.prices import bits_taken_for_bytes, link_name, link_prices, price_sentences
 from isthmus.planning.problem import Pipes, Prices
-from isthmus.planning.step import predict_step
+from isthmus.planning.step import predict_step, together_terms
 from isthmus.planning.time_model import (
     fair_staging_seconds,
     staging_seconds,
@@ -30,9 +32,11 @@ class Plan:
     rank_of_shard: int64[shards]. samples_of_rank, seconds_of_rank: one a cluster rank; the seconds are
     those of computing one step. staging_seconds: bringing the shards, if links are full all the time;
     fair_staging_seconds: if flows share them fairly. steps: of an epoch, the same on every rank. terms:
-    seconds of a step by term. objective_seconds: the objective of an epoch, exchange included where it
-    counts finish times ("makespan": epoch_seconds, and the staging's share where that was asked for);
-    lower_bound_seconds: what no plan of whole shards can beat; gap: the one over the other - 1.
+    seconds of a step by term, from one step to the next. objective_seconds: the objective of an epoch,
+    exchange included where it counts finish times: "period": epoch_seconds; "makespan": those of steps
+    that all sites begin together, which is more where sites are ready at different times; with the
+    staging's share where that was asked for. lower_bound_seconds: the objective that no plan of whole
+    shards can beat; gap: the one over the other - 1.
     stopped: a node limit was reached; the plan is the best found until then. money: of one epoch.
     shadow_prices: seconds of the objective saved by one more unit of {"rate": samples per second, a
     rank; "storage": bytes, a rank; "least": a sample less demanded, a rank; "link": bytes per second
@@ -122,26 +126,41 @@ def plan_shards(cluster, shards_or_counts, workload, objective="makespan", pinne
     epochs = staged_epochs or 1
     prices = None if budget is None else Prices(
         epochs * np.array([site.price_per_second for site in sites]), per_byte, budget)
-    found = allocate_shards(
-        samples, 1 / np.array(cluster.rates), fixed_seconds=fixed,
-        storage=[site.storage_nbytes for site in sites], storage_sizes=nbytes,
-        allowed=allowed_ranks(cluster, pinned or {}, forbidden or {}, samples.size), objective=objective,
-        alpha=alpha, least=least_of_ranks(cluster, least_samples), pipes=pipes, prices=prices, then=then,
-        nodes=nodes)
+    limits = {
+        "storage": [site.storage_nbytes for site in sites], "storage_sizes": nbytes,
+        "allowed": allowed_ranks(cluster, pinned or {}, forbidden or {}, samples.size),
+        "least": least_of_ranks(cluster, least_samples), "pipes": pipes, "prices": prices}
+
+    def allocate(delay_seconds):
+        return allocate_shards(
+            samples, 1 / np.array(cluster.rates), objective=objective, alpha=alpha, then=then,
+            nodes=nodes, fixed_seconds=fixed + steps * delay_seconds[list(cluster.site_of_rank)],
+            **limits)
+
+    even = together_terms(cluster, samples.sum() / sum(cluster.rates) / steps, workload)
+    crossing = Crossing.of(cluster, workload, even["links"]) if objective == "period" else None
+    if crossing:
+        found, lead, least = shortest_period(cluster, crossing, steps, allocate)
+    else:
+        found, lead = allocate(np.zeros(len(cluster.sites))), None
+        least = found.lower_bound_seconds
+    weight_of_site = np.bincount(cluster.site_of_rank, found.shadow_prices["fixed"])
     held, stored = (np.bincount(found.rank_of_shard, column, minlength=cluster.size)
                     for column in (samples, nbytes))
     terms = predict_step(cluster, held / steps, workload)
     step_seconds = sum(terms.values())
-    exchange = steps * (step_seconds - terms["compute"]) if weights.makespan else 0.0
     compute_of_rank = fixed + held / np.array(cluster.rates)
-    if objective == "makespan" and staged_epochs is None:
+    exchange = Exchange(workload, steps * bool(weights.makespan), terms["compute"], crossing, lead,
+                         weight_of_site)
+    floor, own = steps * crossing.pipe_seconds if crossing else 0.0, exchange.seconds(cluster)
+    value = max(floor, found.value + own)
+    if staged_epochs is None and crossing:
         value = steps * step_seconds
-    else:
-        value = found.value + exchange
-    bound = found.lower_bound_seconds + exchange
-    gap = max(0.0, value / bound - 1) if found.lower_bound_seconds > 0 else found.gap
+    elif staged_epochs is None and objective == "makespan":
+        value = steps * sum((terms | together_terms(cluster, terms["compute"], workload)).values())
+    bound = max(floor, least + own)
     shadow = {name: found.shadow_prices[name] for name in ("rate", "storage", "least", "budget")}
-    shadow["link"] = _link_shadow(cluster, workload, steps if weights.makespan else 0,
+    shadow["link"] = _link_shadow(cluster, exchange.of_pipes if value <= floor else exchange.with_links,
                                   found.shadow_prices["pipe"])
     each_second = np.array([site.price_per_second for site in sites])
     return Plan(
@@ -150,7 +169,8 @@ def plan_shards(cluster, shards_or_counts, workload, objective="makespan", pinne
         step_seconds=step_seconds, epoch_seconds=steps * step_seconds,
         staging_seconds=staging_seconds(cluster, stored.tolist(), workload.data_site),
         fair_staging_seconds=fair_staging_seconds(cluster, stored.tolist(), workload.data_site),
-        objective=objective, objective_seconds=value, lower_bound_seconds=bound, gap=gap,
+        objective=objective, objective_seconds=value, lower_bound_seconds=bound,
+        gap=max(0.0, value / bound - 1) if least > 0 else found.gap,
         stopped=found.stopped,
         money=float(each_second @ (held / np.array(cluster.rates)) + per_byte @ stored / epochs),
         terms=terms, bound_by=_bound_by(cluster, terms, compute_of_rank / steps), shadow_prices=shadow,
@@ -241,9 +261,9 @@ def _bound_by(cluster, terms, seconds_of_rank):
     return f"bound by the allreduce's {name}: {share}"
 
 
-def _link_shadow(cluster, workload, steps, pipe_prices):
+def _link_shadow(cluster, exchange_seconds, pipe_prices):
     """Return link -> seconds saved by one more byte per second: in the exchange and in the staging."""
-    prices = link_prices(cluster, workload, steps)
+    prices = link_prices(cluster, exchange_seconds)
     name_of_pipe = {link.pipe: link_name(link) for link in cluster.links}
     for pipe, saved in pipe_prices.items():
         prices[name_of_pipe[pipe]] += saved

@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from isthmus.planning.time_model import predict_allreduce
 from isthmus.topology.cluster import Cluster
 
 BIT_RATES = (1e8, 2e8, 5e8, 1e9, 2e9, 2.5e9, 5e9, 1e10, 2.5e10, 4e10, 5e10, 1e11, 2e11, 4e11)
@@ -16,24 +15,21 @@ def link_name(link):
     return link.pipe.rpartition(":")[0] or "-".join(sorted((link.source, link.target)))
 
 
-def link_prices(cluster, workload, steps):
+def link_prices(cluster, exchange_seconds):
     """Return link -> seconds of an epoch's exchange saved by one more byte per second, by differences.
 
-    Both directions of a link grow together; links that share a rate are one.
+    exchange_seconds: of a cluster. Both directions of a link grow together; links that share a rate are
+    one.
     """
-    def epoch(changed):
-        return steps * predict_allreduce(changed, workload.size, algorithm=workload.algorithm,
-                                         compressor=workload.compressor).seconds
-
     names = [link_name(link) for link in cluster.links]
-    now, prices = epoch(cluster), dict.fromkeys(names, 0.0)
+    now, prices = exchange_seconds(cluster), dict.fromkeys(names, 0.0)
     for name in prices if now else ():
         table = cluster.to_table()
         chosen = [entry for entry, other in zip(table["link"], names) if other == name]
         added = 0.001 * min(entry["bytes_per_second"] for entry in chosen)
         for entry in chosen:
             entry["bytes_per_second"] += added
-        prices[name] = max(0.0, (now - epoch(Cluster(table))) / added)
+        prices[name] = max(0.0, (now - exchange_seconds(Cluster(table))) / added)
     return prices
 
 

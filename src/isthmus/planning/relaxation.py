@@ -213,8 +213,8 @@ def _spread(model, units):
 def _prices(model, objective, done):
     """Return what one more unit of each limit saves, in seconds of the objective.
 
-    rate: unit per second, a rank; storage: byte, a rank; least: one unit less demanded, a rank;
-    pipe: byte per second, by pipe; budget: one unit of money.
+    rate: unit per second, a rank; fixed: a second less of its own, a rank; storage: byte, a rank;
+    least: one unit less demanded, a rank; pipe: byte per second, by pipe; budget: one unit of money.
     """
     problem, groups, of_rank = model.problem, model.groups, model.groups.of_rank
     dual = {name: -done.ineqlin.marginals[rows] for name, rows in model.blocks.items()}
@@ -238,6 +238,7 @@ def _prices(model, objective, done):
         pipe = dict(zip(pipes.names, map(float, saved)))
     # A rank is s slower by one part in its rate r = 1 / s: ds / dr = -s^2.
     return {"rate": (per_second * held * groups.seconds_per_unit**2)[of_rank],
+            "fixed": (finish / groups.members)[of_rank],
             "storage": (storage / groups.members * model.time / model.bytes)[of_rank],
             "least": (least / groups.members * model.time / model.unit)[of_rank],
             "pipe": pipe, "budget": budget}

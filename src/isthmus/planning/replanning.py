@@ -9,12 +9,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from isthmus.planning.allocation import shards_by_rank
+from isthmus.planning.crossing import Crossing
 from isthmus.planning.moving_programme import MovingProgramme
 from isthmus.planning.objectives import makespan
 from isthmus.planning.plan import allowed_ranks, least_of_ranks, samples_and_nbytes
 from isthmus.planning.problem import loads, make_problem
 from isthmus.planning.search import improve
-from isthmus.planning.step import exchange_terms
+from isthmus.planning.step import exchange_terms, together_terms
 from isthmus.planning.time_model import steps_per_epoch
 
 LEAST_GAIN = 0.02
@@ -80,12 +81,13 @@ class Replanned:
 class Replanner:
     """Plans again for the same shards on the same ranks, whenever rates have changed.
 
-    shards_or_counts, pinned, forbidden, least_samples: as in `plan_shards`; the objective is the
-    makespan. warm: start the linear programme from its last solution, where highspy is installed.
+    shards_or_counts, pinned, forbidden, least_samples: as in `plan_shards`. objective: "makespan" or
+    "period"; of two sites the one with the higher rate is a whole round trip ahead then. warm: start
+    the linear programme from its last solution, where highspy is installed.
     """
 
-    def __init__(self, cluster, shards_or_counts, workload, *, pinned=None, forbidden=None,
-                 least_samples=0, warm=True):
+    def __init__(self, cluster, shards_or_counts, workload, *, objective="makespan", pinned=None,
+                 forbidden=None, least_samples=0, warm=True):
         samples, nbytes = samples_and_nbytes(shards_or_counts, workload)
         self.cluster, self.workload = cluster, workload
         self.steps = steps_per_epoch(int(samples.sum()), workload.batch_size)
@@ -96,8 +98,15 @@ class Replanner:
             storage=[site.storage_nbytes for site in sites], storage_sizes=nbytes,
             allowed=allowed_ranks(cluster, pinned or {}, forbidden or {}, samples.size),
             least=least_of_ranks(cluster, least_samples))
-        self.programme = MovingProgramme(cluster, self.problem, warm)
-        self._exchanges = {}
+        self.crossing, self.delay_seconds, self._together = None, np.zeros(cluster.size), {}
+        if objective == "period":
+            links = together_terms(cluster, self.problem.ideal_seconds / self.steps, workload)["links"]
+            self.crossing = Crossing.of(cluster, workload, links)
+        if self.crossing:
+            rates = [sum(site.samples_per_second) for site in cluster.sites]
+            delay = self.crossing.delay_seconds(float(2 * rates[cluster.hub] >= sum(rates)))
+            self.delay_seconds = self.steps * delay[list(cluster.site_of_rank)]
+        self.programme = MovingProgramme(cluster, self._delayed(self.problem), warm)
 
     def plan_again(self, rank_of_shard, samples_per_second, epochs):
         """Return the Replanned that ends the `epochs` that are left soonest, moving included.
@@ -111,9 +120,8 @@ class Replanner:
         best, chosen, bound = stay, old, 0.0
         found = epochs > 0 and self.programme.solve(samples_per_second, old, epochs)
         if found:
-            bound = found[0] + epochs * self.steps * self._exchange(
-                problem.seconds_of(loads(problem, old)[0]).max() / self.steps)
-            for candidate in self._candidates(problem, old, found[1]):
+            bound = found[0] + epochs * self.steps * self._least_exchange(problem, old)
+            for candidate in self._candidates(self._delayed(problem), old, found[1]):
                 seconds = self._seconds(problem, old, candidate, epochs)
                 if seconds < best and problem.broken_limits(*loads(problem, candidate)) is None:
                     best, chosen = seconds, candidate
@@ -123,7 +131,7 @@ class Replanner:
         step = problem.seconds_of(units) / self.steps
         return Replanned(
             chosen, tuple(np.flatnonzero(chosen != old).tolist()), tuple(units.astype(int).tolist()),
-            tuple(step.tolist()), float(step.max()) + self._exchange(step.max()), stay, best,
+            tuple(step.tolist()), float(step.max()) + self._following(step), stay, best,
             moving_seconds(self.cluster, problem.nbytes, old, chosen), min(bound, best))
 
     def _with_rates(self, samples_per_second):
@@ -132,6 +140,10 @@ class Replanner:
             raise ValueError(f"samples_per_second must hold {self.problem.ranks} positive numbers, one "
                              f"a rank, not {rates.tolist()}")
         return replace(self.problem, seconds_per_unit=1 / rates)
+
+    def _delayed(self, problem):
+        """Return the Problem with what the links add to each site as part of its own seconds."""
+        return replace(problem, fixed_seconds=problem.fixed_seconds + self.delay_seconds)
 
     def _candidates(self, problem, old, target):
         """Yield plans that are worth a look: towards the target of divisible shards, then searched."""
@@ -144,16 +156,32 @@ class Replanner:
 
     def _seconds(self, problem, old, new, epochs):
         """Return the seconds of moving from `old` to `new` and of `epochs` epochs there."""
-        step = problem.seconds_of(loads(problem, new)[0]).max() / self.steps
+        step = problem.seconds_of(loads(problem, new)[0]) / self.steps
+        exchange = self._following(step) if self.crossing else sum(self._meeting(step.max()).values())
         return float(moving_seconds(self.cluster, problem.nbytes, old, new)
-                     + epochs * self.steps * (step + self._exchange(step)))
+                     + epochs * self.steps * (step.max() + exchange))
 
-    def _exchange(self, computing_seconds):
-        """Return the seconds of a step beyond its computing: less where buckets travel meanwhile."""
+    def _following(self, seconds_of_rank):
+        """Return what a step takes beyond its computing where sites go on as soon as they can."""
+        first_rank = np.cumsum([0] + [site.ranks for site in self.cluster.sites[:-1]])
+        return sum(exchange_terms(self.cluster, np.maximum.reduceat(seconds_of_rank, first_rank),
+                                  self.workload).values())
+
+    def _meeting(self, computing_seconds):
+        """Return the terms of an exchange that all begin together: less where buckets travel before."""
         key = computing_seconds if len(self.workload.buckets) > 1 else 0.0
-        if key not in self._exchanges:
-            self._exchanges[key] = sum(exchange_terms(self.cluster, key, self.workload).values())
-        return self._exchanges[key]
+        if key not in self._together:
+            self._together[key] = together_terms(self.cluster, key, self.workload)
+        return self._together[key]
+
+    def _least_exchange(self, problem, old):
+        """Return seconds of a step that come on top of the programme's in any plan."""
+        terms = self._meeting(problem.seconds_of(loads(problem, old)[0]).max() / self.steps)
+        if not self.crossing:
+            return sum(terms.values())
+        trips = self.crossing.round_trip_seconds
+        # Another lead of two sites could be better, by a round trip at the very most.
+        return sum(terms.values()) - terms["links"] - (trips.sum() if trips.size == 2 else 0.0)
 
 
 def move_towards(problem, site_of_rank, rank_of_shard, target):

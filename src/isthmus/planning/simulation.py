@@ -1,8 +1,8 @@
 """Steps of a cluster that may not exist: stragglers, buckets, local steps, links that are shared.
 
-Where all sites are ready together and links are alike, a step takes exactly what the time model says;
-else every site starts to send when its own slowest rank is ready, and flows share pipes max-min
-fairly.
+A site sends when its own slowest rank is ready, flows share pipes max-min fairly, and its next step
+begins when it has the sum, whether or not the others have it. Where all ranks always take the same
+time, a step takes what the time model says.
 """
 
 import math
@@ -56,10 +56,10 @@ class Stragglers:
 class Simulation:
     """What was simulated, in seconds.
 
-    sync_seconds: from each synchronisation to the next. seconds: all of them. compute_seconds: a
-    rank's mean; wait_seconds: a rank's mean of waiting for the slowest; exchange_seconds: what the
-    allreduce adds after the slowest is done. utilisation: pipe of links -> share of its bytes per
-    second that was used, from 0 to 1.
+    sync_seconds: from when the last site has one synchronisation's sum until it has the next one's.
+    seconds: all of them. compute_seconds: a rank's mean; wait_seconds: a rank's mean of what the slowest
+    computes longer; exchange_seconds: what synchronisations take beyond that. utilisation: pipe of
+    links -> share of its bytes per second that was used, from 0 to 1.
     """
 
     ranks: int
@@ -94,6 +94,8 @@ def simulate(cluster, workload, samples_of_rank=None, *, steps=100, local_steps=
     exchanges = _exchanges(cluster, workload, buckets)
     ready_shares = 1 - BACKWARD_SHARE * np.arange(len(exchanges) - 1, -1, -1) / max(1, len(exchanges))
     generator = np.random.default_rng(seed)
+    begin = np.zeros(len(cluster.sites))  # when each site has the last sum
+    network_free = np.zeros((2, begin.size))  # when its last wire has left, up and down
     sync_seconds, computed, waited, exchanged = [], 0.0, 0.0, 0.0
     for first in range(0, steps, local_steps):
         before = np.zeros(usual.size)
@@ -101,16 +103,16 @@ def simulate(cluster, workload, samples_of_rank=None, *, steps=100, local_steps=
             before += usual * stragglers.draw(generator, usual.size)
         last = usual * stragglers.draw(generator, usual.size)
         own = before + last
-        done = 0.0
+        done = begin
         for share, exchange in zip(ready_shares, exchanges):
-            ready = np.maximum.reduceat(before + share * last, first_rank)
-            done = exchange.done_seconds(np.maximum(ready, done))
-        slowest = own.max()
-        done = max(done, slowest)
-        sync_seconds.append(float(done))
+            ready = begin + np.maximum.reduceat(before + share * last, first_rank)
+            done = exchange.done_seconds(np.maximum(ready, done), network_free)
+        done = np.maximum(done, begin + np.maximum.reduceat(own, first_rank))
+        sync_seconds.append(float(done.max() - begin.max()))
         computed += own.mean()
         waited += waiting_seconds(own).mean()
-        exchanged += done - slowest
+        exchanged += max(0.0, sync_seconds[-1] - own.max())
+        begin = done
     seconds = sum(sync_seconds)
     return Simulation(
         ranks=cluster.size, steps=steps, seconds=seconds, step_seconds=seconds / steps,
@@ -131,17 +133,16 @@ class _Exchange:
 
     def __init__(self, cluster, size, algorithm, compressor):
         self.bytes_of_pipe, self.rate_of_pipe, self.network = {}, {}, None
-        self.before, self.latencies, self.senders = 0.0, np.zeros(0), np.zeros(0, int)
         if algorithm != "hierarchical" or len(cluster.sites) == 1 or size == 0:
             self.after = predict_allreduce(cluster, size, algorithm=algorithm,
                                            compressor=compressor).seconds
             return
         stages = hierarchical_stages(cluster, size, compressor or Dense(), compressor is not None)
         up, down = link_routes(cluster)
-        hub, two = cluster.hub, len(cluster.sites) == 2
-        others = [site for site in range(len(cluster.sites)) if site != hub]
-        routes = up + down if two else up
-        self.senders = np.array(others + [hub] if two else others)
+        self.hub, self.two = cluster.hub, len(cluster.sites) == 2
+        others = [site for site in range(len(cluster.sites)) if site != self.hub]
+        routes = up + down if self.two else up
+        self.senders = np.array(others + [self.hub] if self.two else others)
         lines = {link: link.line(stages.wire_nbytes) for link in chain(*up, *down)}
         self.latencies = np.array([sum(lines[link][0] for link in route) for route in routes])
         for route in up + down:
@@ -153,24 +154,33 @@ class _Exchange:
         self.network = FlowNetwork([[number[link.pipe] for link in route] for route in routes],
                                    list(self.rate_of_pipe.values()))
         self.nbytes, rest = stages.wire_nbytes, stages.rest
-        each_up = max(each for _, each in stages.ways) if two else stages.ways[0][1]
+        each_up = stages.links[1] if self.two else float(stages.ways[0][1].max())
         pace = max(each_up, stages.interval)
         self.cap = (stages.wire_nbytes / (each_up + rest * stages.interval)
                     if rest and stages.interval > each_up else math.inf)
         self.before = sum(stages.first[name] for name in ("reduce", "encode", "copy"))
         self.after = stages.first["decode"] + stages.first["broadcast"]
-        if not two:
-            first_down, each_down = stages.ways[1]
-            self.after += first_down + rest * max(0.0, each_down - pace)
+        if not self.two:
+            first, each = stages.ways[1]
+            self.down = np.insert(first + rest * np.maximum(0.0, each - pace), self.hub, 0.0)
+            self.down_busy = np.insert((1 + rest) * each, self.hub, 0.0)
 
-    def done_seconds(self, ready):
-        """Return when all have the sum, from when each site has its ranks' vectors."""
+    def done_seconds(self, ready, free):
+        """Return when each site has the sum, from when each has its ranks' vectors; all float64[sites].
+
+        free: float64[2, sites], when each site's last wires, up and down, have left; brought up to date.
+        """
+        if self.network is None:
+            return np.full_like(ready, ready.max() + self.after)
         sent = ready + self.before
-        arrived = sent.max()
-        if self.network is not None:
-            through = self.network.finish_seconds(sent[self.senders], self.nbytes, self.cap)
-            arrived = max(arrived, (through + self.latencies).max())
-        return float(arrived + self.after)
+        start = np.maximum(sent, free[0])[self.senders]
+        free[0, self.senders] = self.network.finish_seconds(start, self.nbytes, self.cap)
+        arrived = free[0, self.senders] + self.latencies
+        if self.two:  # each sender's wire goes to the other
+            return np.maximum(sent, arrived[np.argsort(self.senders)][::-1]) + self.after
+        summed = np.maximum(max(sent[self.hub], arrived.max()), free[1])
+        free[1] = summed + self.down_busy
+        return summed + self.down + self.after
 
 
 def _exchanges(cluster, workload, buckets):

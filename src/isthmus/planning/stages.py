@@ -15,20 +15,46 @@ class Stages:
     """What one hierarchical allreduce asks of a cluster: seconds by stage and by way over the links.
 
     first, each: stage -> seconds of the first chunk, of every other chunk; rest: how many others.
-    ways: (first chunk, every other chunk) of each crossing of the links, up and down; none on one
-    site. wire_nbytes: what a leader sends in a crossing, all chunks.
+    ways: up to the hub and down from it, (first chunk, every other chunk), float64[sites - 1] both: of
+    each site but the hub. hub: its number. wire_nbytes: what a leader sends in a crossing, all chunks.
     """
 
     first: dict
     each: dict
     rest: float
     ways: tuple
+    hub: int
     wire_nbytes: float
 
     @property
     def interval(self):
         """Seconds of the leader's own work on a chunk: done by one thread, it counts as one stage."""
         return sum(self.each.values())
+
+    @property
+    def links(self):
+        """(First chunk, every other chunk) on the links, where all sites send at the same time.
+
+        Two sites cross once, both ways at once; more, up to the hub and down again.
+        """
+        ways = [(float(first.max()), float(each.max())) for first, each in self.ways]
+        if len(self.ways[0][0]) == 1:
+            return max(ways)
+        return sum(first for first, _ in ways), max(each for _, each in ways)
+
+    @property
+    def round_trip_seconds(self):
+        """float64[sites]: what the links take from each site to the hub and back; 0 for the hub."""
+        (first_up, up), (first_down, down) = self.ways
+        others = self.rest if self.links[1] >= self.interval else 0.0
+        # A star's sum comes down while the rest goes up: only what is slower than that adds to it.
+        behind = down if up.size == 1 else np.maximum(0.0, down - up.max())
+        return np.insert(first_up + first_down + others * (up + behind), self.hub, 0.0)
+
+    @property
+    def pipe_seconds(self):
+        """Seconds that the busiest pipe needs for all it carries in a step."""
+        return (1 + self.rest) * max(float(each.max()) for _, each in self.ways)
 
 
 def hierarchical_stages(cluster, size, compressor, encodes, chunk_nbytes=WIRE_NBYTES):
@@ -54,7 +80,7 @@ def hierarchical_stages(cluster, size, compressor, encodes, chunk_nbytes=WIRE_NB
         each |= {"encode": first["encode"], "decode": first["decode"]}
         wire_nbytes = wire * (1 + rest)
         ways = tuple(_crossing(routes, wire, wire_nbytes) for routes in link_routes(cluster))
-    return Stages(first, each, rest, ways, wire_nbytes)
+    return Stages(first, each, rest, ways, cluster.hub, wire_nbytes)
 
 
 def coding_seconds(site, compressor, size, encodes=True):
@@ -100,7 +126,7 @@ def link_routes(cluster):
 
 
 def _crossing(routes, wire_nbytes, stream_nbytes):
-    """Return (first chunk, every other chunk) of a wire on each of `routes` at the same time.
+    """Return (first chunk, every other chunk), float64[routes]: a wire on each at the same time.
 
     Links that share a rate take turns: their bytes add up. stream_nbytes: those of all chunks.
     """
@@ -108,5 +134,5 @@ def _crossing(routes, wire_nbytes, stream_nbytes):
     load = {}
     for link in (link for route in routes for link in route):
         load[link.pipe] = load.get(link.pipe, 0.0) + wire_nbytes / lines[link][1]
-    return max(sum(lines[link][0] for link in route)
-               + max(load[link.pipe] for link in route) for route in routes), max(load.values())
+    each = np.array([max(load[link.pipe] for link in route) for route in routes])
+    return np.array([sum(lines[link][0] for link in route) for route in routes]) + each, each

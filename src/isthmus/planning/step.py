@@ -1,6 +1,9 @@
-"""A step: computing, and buckets of the gradient that travel while the rest of it is computed."""
+"""A step: computing, buckets of the gradient that travel meanwhile, and sites that need not wait."""
+
+import numpy as np
 
 from isthmus.compression.chunks import WIRE_NBYTES
+from isthmus.planning.crossing import Crossing
 from isthmus.planning.time_model import (
     AllreduceTime,
     compute_seconds,
@@ -53,17 +56,41 @@ def predict_overlapped(cluster, buckets, computing_seconds, *, algorithm, compre
 
 
 def predict_step(cluster, samples_of_rank, workload):
-    """Return term -> seconds of one step in which rank i computes `samples_of_rank[i]` samples.
+    """Return term -> seconds of one of many steps in which rank i computes `samples_of_rank[i]` samples.
 
-    "compute" is the slowest rank's; the terms of the allreduce start when that rank arrives.
+    "compute" is the slowest rank's; the other terms are what the step takes beyond it. They add up to
+    the time from one step to the next.
     """
+    computing = computing_of_site(cluster, samples_of_rank)
+    return {"compute": float(computing.max()), **exchange_terms(cluster, computing, workload)}
+
+
+def computing_of_site(cluster, samples_of_rank):
+    """Return float64[sites]: seconds until the slowest rank of each site has computed its samples."""
     fixed = [cluster.sites[site].fixed_seconds for site in cluster.site_of_rank]
-    compute = float(compute_seconds(samples_of_rank, cluster.rates, fixed).max())
-    return {"compute": compute, **exchange_terms(cluster, compute, workload)}
+    first_rank = np.cumsum([0] + [site.ranks for site in cluster.sites[:-1]])
+    return np.maximum.reduceat(compute_seconds(samples_of_rank, cluster.rates, fixed), first_rank)
 
 
 def exchange_terms(cluster, computing_seconds, workload):
-    """Return term -> seconds of what a step takes beyond the slowest rank's `computing_seconds`."""
+    """Return term -> seconds of what a step takes beyond the slowest site's computing.
+
+    computing_seconds: float64[sites]. "links" is what is left of them: while one site's wire is on its
+    way another computes, where not all sites are ready together (`period_seconds`).
+    """
+    slowest = float(np.max(computing_seconds))
+    terms = together_terms(cluster, slowest, workload)
+    crossing = Crossing.of(cluster, workload, terms["links"])
+    if crossing is not None:
+        own = sum(terms.values()) - terms["links"]
+        left = crossing.period_seconds(computing_seconds, own) - own - slowest
+        if not np.isclose(left, terms["links"], rtol=1e-9, atol=0):  # or it is the same but for rounding
+            terms["links"] = left
+    return terms
+
+
+def together_terms(cluster, computing_seconds, workload):
+    """Return term -> seconds of an exchange that all sites begin after `computing_seconds`."""
     return predict_overlapped(cluster, workload.buckets or (slice(0, workload.size),), computing_seconds,
                               algorithm=workload.algorithm, compressor=workload.compressor,
                               chunk_nbytes=workload.chunk_nbytes).terms

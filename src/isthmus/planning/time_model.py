@@ -20,6 +20,7 @@ from isthmus.planning.formulas import (
     local_steps_seconds,
     narrow_link_bound_seconds,
     overlapped_seconds,
+    period_seconds,
     pipelined_seconds,
     recursive_seconds,
     ring_seconds,
@@ -33,8 +34,9 @@ from isthmus.planning.stages import coding_seconds, hierarchical_stages, link_ro
 __all__ = [
     "ALGORITHMS", "AllreduceTime", "Workload", "chain_seconds", "coding_seconds", "compute_seconds",
     "fair_staging_seconds", "hierarchical_stages", "link_routes", "local_steps_seconds",
-    "narrow_link_bound_seconds", "overlapped_seconds", "pipelined_seconds", "predict_allreduce",
-    "recursive_seconds", "ring_seconds", "staging_seconds", "steps_per_epoch", "waiting_seconds"]
+    "narrow_link_bound_seconds", "overlapped_seconds", "period_seconds", "pipelined_seconds",
+    "predict_allreduce", "recursive_seconds", "ring_seconds", "staging_seconds", "steps_per_epoch",
+    "waiting_seconds"]
 
 ALGORITHMS = ("mpi", "ring", "tree", "recursive", "hierarchical")
 
@@ -190,18 +192,12 @@ def _ring_hops(cluster, nbytes):
 
 
 def _hierarchical(cluster, size, compressor, encodes, chunk_nbytes):
-    """Pipeline of chunks: every stage once, then the slowest stage for all other chunks.
-
-    Two sites cross once, both ways at the same time; more, up to the hub and down again.
-    """
+    """Pipeline of chunks: every stage once, then the slowest stage for all other chunks."""
     stages = hierarchical_stages(cluster, size, compressor, encodes, chunk_nbytes)
     terms, slowest = dict(stages.first), stages.each
     links = 0.0
-    if len(cluster.sites) == 2:
-        terms["links"], links = max(stages.ways)
-    elif stages.ways:
-        terms["links"] = sum(first for first, _ in stages.ways)
-        links = max(each for _, each in stages.ways)
+    if stages.ways:
+        terms["links"], links = stages.links
     if links >= stages.interval:
         slowest = {"links": links}
     for name, seconds in slowest.items():

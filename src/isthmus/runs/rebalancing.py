@@ -74,6 +74,7 @@ class Rebalancing:
             self._planner = Replanner(
                 self.tiers.cluster, ShardSet(self.settings.data.train, local.manifest),
                 self.settings.workload(), pinned=plan.pinned, forbidden=plan.forbidden,
+                objective="period" if plan.objective == "period" else "makespan",
                 least_samples=plan.least_samples)
         return self._planner.plan_again(self.rank_of_shard, self.filter.rates, left)
 

@@ -4,7 +4,6 @@ import itertools
 import json
 
 import numpy as np
-from mpi4py import MPI
 
 from isthmus import errors
 from isthmus.errors import IsthmusError, ranks_in_words
@@ -98,5 +97,6 @@ def ranks_on_host(comm):
     By the hosts' names: under Slurm's nodes on one machine, Open MPI's ranks disagree about whom they
     share memory with, and its MPI_Comm_split_type never ends.
     """
+    from mpi4py import MPI  # not at the top: `isthmus check` says so where MPI cannot be loaded
     hosts = gather_json(comm, MPI.Get_processor_name())
     return [rank for rank, host in enumerate(hosts) if host == hosts[comm.rank]]
