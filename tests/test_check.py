@@ -281,6 +281,18 @@ def test_a_run_that_is_fit_passes_on_every_rank_and_leaves_nothing(lab):
     assert sorted(lab.rglob("*")) == before
 
 
+def test_another_cluster_file_is_checked_in_place_of_the_settings(lab):
+    (lab / "cluster.toml").rename(lab / "other.toml")
+    code, made, done = check(lab, 0, "run.toml", "--cluster", "other.toml")
+    assert code == 0, done.stdout
+    assert any(group["subject"] == "plan" and group["status"] != "FAIL" for group in made["findings"])
+    assert check(lab, 0, "run.toml")[0] == 4
+    alone = subprocess.run(command(0, "check", "--cluster", "other.toml"), cwd=lab, text=True,
+                           env=rank_environment(), capture_output=True, timeout=60)
+    assert alone.returncode == 2
+    assert "add RUN.toml" in alone.stderr
+
+
 def test_words_are_lines_with_their_cures(lab):
     write(lab, run=with_changes(RUN, {"plan.pinned": {"0": "moon"}}))
     done = subprocess.run(command(0, "check", "run.toml"), cwd=lab, env=rank_environment(), text=True,

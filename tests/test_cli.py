@@ -241,6 +241,14 @@ def test_the_plan_takes_its_objective_and_limits_from_the_settings(lab):
     assert 0 not in total["shards_of_rank"][0]
     weighted, _ = planned(objective="weighted", alpha=1e6, staged_epochs=2, pinned={"1": "site0"})
     assert weighted["shards_of_rank"][0] == [1]
+    write(lab, cluster=cluster_of(2, 1, latency_seconds=0.005))
+    plan, told = planned()
+    (advice,) = plan["advice"]
+    assert advice.startswith('objective = "period" under [plan] would take ')
+    assert 'objective = "period" under [plan]' in told
+    period, told = planned(objective="period")
+    assert f"{period['epoch_seconds']:.3f} s an epoch" in advice
+    assert period["advice"] == [] and "period:" in told
     for name, value in (("objective", "beauty"), ("alpha", -1), ("least_samples", "many")):
         write(lab, run=with_changes(RUN, {f"plan.{name}": value}))
         done = call(lab, 0, "plan", "run.toml")

@@ -53,10 +53,13 @@ def check(
         run: Annotated[Path | None, typer.Argument(
             metavar="[RUN.toml]", help="A run's settings file, to check against this machine.",
             show_default=False)] = None,
+        cluster: OtherCluster = None,
         as_json: AsJson = False):
     """Look for what would stop or slow a run (alone or under mpirun)."""
     from isthmus.runs.check import check, check_words
-    made = check(world, run)
+    if cluster and not run:
+        raise typer.BadParameter("goes with a run's settings; add RUN.toml", param_hint="--cluster")
+    made = check(world, run, cluster)
     answer(as_json, made, check_words(made))
     raise typer.Exit(made["exit_code"])
 
@@ -112,11 +115,11 @@ def plan(
     """Decide which rank holds which shard, and predict the times."""
     from isthmus.runs.launch import launch_advice, launch_lines
     from isthmus.runs.plan import make_plan, plan_table
-    chosen, its_cluster = make_plan(run, cluster)
+    chosen, its_cluster, advice = make_plan(run, cluster)
     other = ["--cluster", cluster] if cluster else []
-    advice = launch_advice(its_cluster, "train", run, *other)
-    answer(as_json, chosen.to_dict() | ({"launch": advice} if launch else {}),
-           [*plan_table(chosen, its_cluster), *(launch_lines(advice) if launch else [])])
+    start = launch_advice(its_cluster, "train", run, *other)
+    answer(as_json, chosen.to_dict() | {"advice": advice} | ({"launch": start} if launch else {}),
+           [*plan_table(chosen, its_cluster, advice), *(launch_lines(start) if launch else [])])
 
 
 @app.command()

@@ -198,10 +198,6 @@ class Job:
         step_seconds = of_rank["step"][0]
         self.seconds += step_seconds
         terms = critical_terms(of_rank, self._leaders)
-        left = step_seconds - sum(terms.values())
-        # What a link takes while another site computes is not what the step takes.
-        terms["links"] += max(-terms["links"], min(0.0, left))
-        terms["wait"] = max(0.0, left)
         self.measured.append(terms)
         self.rebalancing.measure(of_rank)
         self.link_nbytes = int(of_rank["sent_link_nbytes"].sum())
@@ -282,7 +278,7 @@ class Job:
     def _summary(self, digest, links):
         """Return what the run came to, predicted beside measured."""
         median = {name: statistics.median(terms[name] for terms in self.measured)
-                  for name in (*TERMS, "wait")}
+                  for name in TERMS}
         predicted = {**dict.fromkeys(median, 0.0), **self.plan.terms}
         loss, accuracy = self.evaluation
         wire = self.settings.make_compressor() or Dense()

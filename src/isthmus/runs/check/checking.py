@@ -13,10 +13,11 @@ from isthmus.runs.check.job import Job
 COLOURS = {"PASS": "green", "WARN": "yellow", "FAIL": "red"}
 
 
-def check(make_world, settings_path=None):
+def check(make_world, settings_path=None, cluster_path=None):
     """Return what is fit for a run and what is not, as a table for JSON; the same on every rank.
 
     make_world: gives the communicator; called once the launcher has been asked for its version.
+    cluster_path: a cluster file to take instead of the run's.
     Collective over it. The table's exit code is that of the first finding that fails.
     """
     start = time.perf_counter()
@@ -27,7 +28,7 @@ def check(make_world, settings_path=None):
     of_run = []
     if settings_path is not None and comm is not None:
         from isthmus.runs.check import run  # needs MPI
-        settings, of_run = run.settings_of(job, settings_path)
+        settings, of_run = run.settings_of(job, settings_path, cluster_path)
     if settings is not None:
         cluster, more = run.cluster_of(job, settings)
         of_run += more + _data_and_plan(job, settings, cluster)

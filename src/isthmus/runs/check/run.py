@@ -19,10 +19,12 @@ from isthmus.topology.cluster import Cluster
 from isthmus.topology.tiers import cluster_ranks
 
 
-def settings_of(job, path):
+def settings_of(job, path, cluster_path=None):
     """Return (settings as rank 0 reads them or None, findings), the same on every rank."""
     def read():
         settings = RunSettings.from_toml(path)
+        if cluster_path:
+            settings = settings.with_cluster(cluster_path)
         settings.make_compressor()
         return (settings.with_real_links() if on_testbed() else settings).to_json()
 
