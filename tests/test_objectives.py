@@ -98,14 +98,14 @@ def test_a_link_and_a_cloud_behind_it_are_one_rate():
 
 
 FLUID = {"sizes": np.full(400, 0.25), "pace": [1 / 8, 1 / 5, 1 / 2], "storage": [60.0, 40.0, math.inf],
-         "least": [0.0, 0.0, 9.0], "rate": [4.0, 6.0], "budget": 38.0}
+         "least": [0.0, 0.0, 9.0], "rate": [4.0, 6.0], "budget": 38.0, "fixed": [1.0, 0.5, 0.1]}
 
 
 def lp_seconds(objective, pace=FLUID["pace"], storage=FLUID["storage"], least=FLUID["least"],
-               rate=FLUID["rate"], budget=FLUID["budget"]):
+               rate=FLUID["rate"], budget=FLUID["budget"], fixed=FLUID["fixed"]):
     return isthmus.allocate_shards(
-        FLUID["sizes"], pace, storage=storage, least=least, objective=objective, then=(),
-        pipes=Pipes(("a", "b"), rate, [[True, True, False], [False, True, False]]),
+        FLUID["sizes"], pace, fixed_seconds=fixed, storage=storage, least=least, objective=objective,
+        then=(), pipes=Pipes(("a", "b"), rate, [[True, True, False], [False, True, False]]),
         prices=Prices([4.0, 1.0, 0.5], [0.1, 0.2, 0.0], budget))
 
 
@@ -128,6 +128,7 @@ def test_every_shadow_price_is_a_slope(objective, budget):
 
     for rank in range(3):
         assert prices["rate"][rank] == pytest.approx(slope("pace", FLUID["pace"], rank), abs=2e-4)
+        assert prices["fixed"][rank] == pytest.approx(-slope("fixed", FLUID["fixed"], rank), abs=2e-4)
     for rank in range(2):
         assert prices["storage"][rank] == pytest.approx(
             slope("storage", FLUID["storage"], rank), abs=2e-4)

@@ -11,7 +11,7 @@ from isthmus.planning.allocation import shards_by_rank
 from isthmus.planning.moving_programme import MovingProgramme
 from isthmus.planning.rates import RateFilter, measured_rates
 from isthmus.planning.replanning import Replanner, move_towards, moving_seconds
-from isthmus.planning.step import together_terms
+from isthmus.planning.step import exchange_terms, together_terms
 from isthmus.planning.time_model import steps_per_epoch
 
 
@@ -42,24 +42,31 @@ def situations(draw):
     return cluster, samples, place, now, draw(st.sampled_from([0, 1, 7, 100]))
 
 
-def seconds_of(cluster, samples, workload, old, new, now, epochs):
+def seconds_of(cluster, samples, workload, old, new, now, epochs, objective="makespan"):
     """Moving, and epochs of steps: from the formulas, without the planner."""
     steps = steps_per_epoch(sum(samples), workload.batch_size)
     held = np.bincount(new, samples, minlength=cluster.size)
     compute = (held / now).max() / steps
-    exchange = sum(together_terms(cluster, compute, workload).values())
+    if objective == "makespan":
+        exchange = sum(together_terms(cluster, compute, workload).values())
+    else:
+        of_site = [(held / now)[np.array(cluster.site_of_rank) == site].max() / steps
+                   for site in range(len(cluster.sites))]
+        exchange = sum(exchange_terms(cluster, of_site, workload).values())
     return (moving_seconds(cluster, 1000.0 * np.array(samples), old, new)
             + epochs * steps * (compute + exchange))
 
 
-@given(situations(), st.booleans(), st.sampled_from([(), (slice(9000, 30_000), slice(0, 9000))]))
+@given(situations(), st.booleans(), st.sampled_from([(), (slice(9000, 30_000), slice(0, 9000))]),
+       st.sampled_from(["makespan", "period"]))
 def test_a_new_plan_is_never_worse_than_staying_and_never_better_than_its_bound(
-        situation, warm, buckets):
+        situation, warm, buckets, objective):
     cluster, samples, place, now, epochs = situation
     workload = workload_of(size=30_000 if buckets else 1000, buckets=buckets)
-    found = Replanner(cluster, samples, workload, warm=warm).plan_again(place, now, epochs)
-    stay = seconds_of(cluster, samples, workload, place, place, now, epochs)
-    true = seconds_of(cluster, samples, workload, place, found.rank_of_shard, now, epochs)
+    options = {"warm": warm, "objective": objective}
+    found = Replanner(cluster, samples, workload, **options).plan_again(place, now, epochs)
+    stay, true = (seconds_of(cluster, samples, workload, place, new, now, epochs, objective)
+                  for new in (place, found.rank_of_shard))
     assert found.staying_seconds == pytest.approx(stay)
     assert found.seconds == pytest.approx(true)
     assert found.lower_bound_seconds <= true * (1 + 1e-6) <= stay * (1 + 2e-6)
@@ -67,7 +74,7 @@ def test_a_new_plan_is_never_worse_than_staying_and_never_better_than_its_bound(
     assert sorted(shard for mine in found.shards_of_rank for shard in mine) == list(range(len(samples)))
     if found.moved:
         assert found.seconds <= 0.98 * stay + 1e-12
-    again = Replanner(cluster, samples, workload, warm=warm).plan_again(place, now, epochs)
+    again = Replanner(cluster, samples, workload, **options).plan_again(place, now, epochs)
     assert (again.rank_of_shard == found.rank_of_shard).all()
 
 
@@ -82,6 +89,22 @@ def test_what_drifts_is_found_again_from_a_warm_start():
         now = np.array(cluster.rates) * draw.uniform(0.3, 2, 5)
         epochs = int(draw.integers(1, 30))
         assert warm.solve(now, place, epochs)[0] == pytest.approx(cold.solve(now, place, epochs)[0])
+
+
+def test_a_plan_for_a_period_follows_what_drifts():
+    """A cloud that gets slower gives shards to the edge, and is still ahead of it by the round trip."""
+    table = cluster_of(1, 1, latency_seconds=0.02)
+    for site, rate in zip(table["site"], (1000.0, 300.0)):
+        site["samples_per_second"] = rate
+    cluster, samples = isthmus.Cluster(table), [10] * 300
+    workload = workload_of(batch_size=100, sample_nbytes=1.0)
+    plan = isthmus.plan_shards(cluster, samples, workload, "period")
+    found = Replanner(cluster, samples, workload, objective="period").plan_again(
+        plan.rank_of_shard, [700, 300], epochs=20)
+    anew = table | {"site": [table["site"][0] | {"samples_per_second": 700.0}, table["site"][1]]}
+    best = isthmus.plan_shards(isthmus.Cluster(anew), samples, workload, "period")
+    assert found.step_seconds == pytest.approx(best.step_seconds, rel=0.02)
+    assert found.seconds_of_rank[0] - found.seconds_of_rank[1] == pytest.approx(0.04, abs=0.01)
 
 
 def test_few_shards_move_and_only_where_it_pays():

@@ -14,7 +14,7 @@ from isthmus.planning.crossing import Crossing, shortest_period
 from isthmus.planning.exchanges import Exchange
 from isthmus.planning.integers import NODES
 from isthmus.planning.objectives import make_objective
-from isthmus.planning.prices import bits_taken_for_bytes, link_name, link_prices, price_sentences
+from isthmus.planning.prices import bits_taken_for_bytes, link_name, price_sentences
 from isthmus.planning.problem import Pipes, Prices
 from isthmus.planning.step import predict_step, together_terms
 from isthmus.planning.time_model import (
@@ -160,8 +160,9 @@ def plan_shards(cluster, shards_or_counts, workload, objective="makespan", pinne
         value = steps * sum((terms | together_terms(cluster, terms["compute"], workload)).values())
     bound = max(floor, least + own)
     shadow = {name: found.shadow_prices[name] for name in ("rate", "storage", "least", "budget")}
-    shadow["link"] = _link_shadow(cluster, exchange.of_pipes if value <= floor else exchange.with_links,
-                                  found.shadow_prices["pipe"])
+    shadow["link"] = exchange.link_prices(cluster, full_pipes=value <= floor)
+    for pipe, saved in found.shadow_prices["pipe"].items():  # in the staging
+        shadow["link"][next(link_name(link) for link in cluster.links if link.pipe == pipe)] += saved
     each_second = np.array([site.price_per_second for site in sites])
     return Plan(
         rank_of_shard=found.rank_of_shard, samples_of_rank=tuple(held.astype(int).tolist()),
@@ -208,8 +209,9 @@ def _pipes(cluster, data_site, staged_epochs):
 
 def allowed_ranks(cluster, pinned, forbidden, shards):
     """Return (row of each shard, bool[rows, ranks]) of where shards may go."""
-    pin, ban = np.full(shards, -1), {}
-    for word, table in (("pinned to", pinned), ("forbidden at", forbidden)):
+    sites = np.array(cluster.site_of_rank)
+    held, banned = {}, {}
+    for word, table, found in (("pinned to", pinned, held), ("forbidden at", forbidden, banned)):
         for shard, names in table.items():
             names = [names] if isinstance(names, str) else list(names)
             for name in names:
@@ -219,18 +221,14 @@ def allowed_ranks(cluster, pinned, forbidden, shards):
                 if not 0 <= shard < shards:
                     raise PlanError(f"shard {shard} is {word} site {name!r}, but there are shards 0 "
                                     f"to {shards - 1}; name one of these")
-            if table is forbidden:
-                ban[shard] = frozenset(map(cluster.names.index, names))
-            else:
-                pin[shard] = cluster.names.index(names[0])
-    sites = np.array(cluster.site_of_rank)
-    of_shard, rows, known = pin + 1, [sites >= 0], {}
-    rows += [sites == site for site in range(len(cluster.names))]
-    for shard, banned in ban.items():
-        key = int(pin[shard]), banned
+            found[shard] = frozenset(map(cluster.names.index, names))
+    of_shard, rows, known = np.zeros(shards, int), [sites >= 0], {}
+    for shard in held | banned:
+        key = held.get(shard), banned.get(shard, frozenset())
         if key not in known:
             known[key] = len(rows)
-            rows.append(rows[pin[shard] + 1] & ~np.isin(sites, list(banned)))
+            at = rows[0] if key[0] is None else np.isin(sites, list(key[0]))
+            rows.append(at & ~np.isin(sites, list(key[1])))
         of_shard[shard] = known[key]
     return of_shard, np.array(rows)
 
@@ -259,12 +257,3 @@ def _bound_by(cluster, terms, seconds_of_rank):
         slowest = min(cluster.links, key=lambda link: link.bytes_per_second)
         return f"bound by the link {slowest.source} > {slowest.target}: {share}"
     return f"bound by the allreduce's {name}: {share}"
-
-
-def _link_shadow(cluster, exchange_seconds, pipe_prices):
-    """Return link -> seconds saved by one more byte per second: in the exchange and in the staging."""
-    prices = link_prices(cluster, exchange_seconds)
-    name_of_pipe = {link.pipe: link_name(link) for link in cluster.links}
-    for pipe, saved in pipe_prices.items():
-        prices[name_of_pipe[pipe]] += saved
-    return prices

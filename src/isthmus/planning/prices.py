@@ -6,6 +6,8 @@ from isthmus.topology.cluster import Cluster
 
 BIT_RATES = (1e8, 2e8, 5e8, 1e9, 2e9, 2.5e9, 5e9, 1e10, 2.5e10, 4e10, 5e10, 1e11, 2e11, 4e11)
 """Rates at which networks are sold, in bits per second: as bytes per second they are suspicious."""
+FASTER = 1e-3
+"""Share of a link's bytes per second by which it is made faster to see what that saves."""
 WORTH_SAYING = 1e-3
 """Share of the objective that 10 % more must save to be told in a sentence."""
 
@@ -19,18 +21,42 @@ def link_prices(cluster, exchange_seconds):
     """Return link -> seconds of an epoch's exchange saved by one more byte per second, by differences.
 
     exchange_seconds: of a cluster. Both directions of a link grow together; links that share a rate are
-    one.
+    one. Links that save nothing when all of them grow save nothing alone, so halves are tried.
     """
-    names = [link_name(link) for link in cluster.links]
-    now, prices = exchange_seconds(cluster), dict.fromkeys(names, 0.0)
-    for name in prices if now else ():
-        table = cluster.to_table()
-        chosen = [entry for entry, other in zip(table["link"], names) if other == name]
-        added = 0.001 * min(entry["bytes_per_second"] for entry in chosen)
-        for entry in chosen:
-            entry["bytes_per_second"] += added
-        prices[name] = max(0.0, (now - exchange_seconds(Cluster(table))) / added)
+    names = link_names(cluster)
+    prices, now, trials = dict.fromkeys(names, 0.0), exchange_seconds(cluster), [list(names)]
+    while trials:
+        chosen = trials.pop()
+        saved = now - exchange_seconds(with_faster_links(cluster, {
+            number for name in chosen for number in names[name]}))
+        if saved > 1e-12 * now and len(chosen) > 1:
+            trials += [chosen[:len(chosen) // 2], chosen[len(chosen) // 2:]]
+        elif saved > 0 and chosen:
+            prices[chosen[0]] = saved / added_bytes_per_second(cluster, names[chosen[0]])
     return prices
+
+
+def link_names(cluster):
+    """Return name -> numbers of the links that have it."""
+    names = {}
+    for number, link in enumerate(cluster.links):
+        names.setdefault(link_name(link), []).append(number)
+    return names
+
+
+def with_faster_links(cluster, numbers):
+    """Return `cluster` with `FASTER` more bytes per second on each of the links."""
+    table = cluster.to_table()
+    for members in link_names(cluster).values():
+        added = added_bytes_per_second(cluster, members)
+        for number in numbers.intersection(members):
+            table["link"][number]["bytes_per_second"] += added
+    return Cluster(table)
+
+
+def added_bytes_per_second(cluster, numbers):
+    """Return by how much the links of one name are made faster."""
+    return FASTER * min(cluster.links[number].bytes_per_second for number in numbers)
 
 
 def price_sentences(cluster, shadow_prices, whole_seconds):
@@ -38,18 +64,18 @@ def price_sentences(cluster, shadow_prices, whole_seconds):
 
     To first order: from the slopes, which hold while the same limits bind.
     """
-    sites = np.array(cluster.site_of_rank)
-    offers = []
+    rate, storage = (np.bincount(cluster.site_of_rank, np.array(shadow_prices[name]) * weights)
+                     for name, weights in (("rate", cluster.rates), ("storage", 1.0)))
+    offers, names = [], link_names(cluster)
+    tiers = {site.name: site.tier for site in cluster.sites}
     for name, price in shadow_prices["link"].items():
-        links = [link for link in cluster.links if link_name(link) == name]
+        links = [cluster.links[number] for number in names[name]]
         offers.append((price * min(link.bytes_per_second for link in links),
-                       f"10 % more on {_called(cluster, links[0], name)}"))
+                       f"10 % more on {_called(tiers, links[0], name)}"))
     for index, site in enumerate(cluster.sites):
-        rate, storage = (np.array(shadow_prices[name])[sites == index] for name in ("rate", "storage"))
-        offers.append((float(rate @ np.array(site.samples_per_second)),
-                       f"10 % more computing on every rank of {site.name}"))
+        offers.append((float(rate[index]), f"10 % more computing on every rank of {site.name}"))
         if np.isfinite(site.storage_nbytes):
-            offers.append((float(storage.sum() * site.storage_nbytes),
+            offers.append((float(storage[index] * site.storage_nbytes),
                            f"10 % more storage on every rank of {site.name}"))
     offers = [(0.1 * worth, what) for worth, what in offers
               if 0.1 * worth >= max(WORTH_SAYING * whole_seconds, 1e-12)]
@@ -57,10 +83,9 @@ def price_sentences(cluster, shadow_prices, whole_seconds):
                  for saved, what in sorted(offers, key=lambda offer: -offer[0]))
 
 
-def _called(cluster, link, name):
+def _called(tiers, link, name):
     if ":" in link.pipe:
         return f"the shared link {name}"
-    tiers = {site.name: site.tier for site in cluster.sites}
     edges = [end for end in (link.source, link.target) if tiers[end] == "edge"]
     return f"{edges[0]}'s uplink" if len(edges) == 1 else f"the link {name}"
 

@@ -85,7 +85,7 @@ def exchange_terms(cluster, computing_seconds, workload):
         own = sum(terms.values()) - terms["links"]
         left = crossing.period_seconds(computing_seconds, own) - own - slowest
         if not np.isclose(left, terms["links"], rtol=1e-9, atol=0):  # or it is the same but for rounding
-            terms["links"] = left
+            terms["links"] = max(0.0, left)
     return terms
 
 

@@ -13,7 +13,6 @@ from isthmus.runs.choosing import choose
 from isthmus.runs.settings import RunSettings
 from isthmus.shards.shard_file import ShardSet
 
-
 WORTH_SAYING = 0.02
 """Share of an epoch that another objective must save to be named."""
 
