@@ -30,6 +30,13 @@ def ranks_of(item):
     return mark.args[0] if mark else None
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_itemcollected(item):
+    """One and two ranks are the fast part's; more are started by `make test` alone."""
+    if (ranks_of(item) or 0) > 2:
+        item.add_marker(pytest.mark.slow)
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config, items):
     if INSIDE in os.environ:

@@ -53,6 +53,7 @@ def instances(draw):
     return sizes, seconds, fixed, storage, allowed
 
 
+@pytest.mark.slow
 @given(instances())
 @settings(max_examples=500)
 def test_small_plans_equal_brute_force(instance):
@@ -70,6 +71,7 @@ def test_small_plans_equal_brute_force(instance):
     assert sorted(itertools.chain(*found.shards_of_rank)) == list(range(len(sizes)))
 
 
+@pytest.mark.slow
 @given(st.integers(0, 30), st.sampled_from([(300, 30, 900), (120, 40, 1), (500, 7, 50)]))
 @settings(max_examples=15)
 def test_large_plans_are_within_their_bounds(seed, shape):

@@ -28,6 +28,8 @@ from isthmus.errors import EmulationError, ReplicaError
 from isthmus.runs.launch import mpirun, rank_environment
 from isthmus.testbed import own_counters
 
+pytestmark = pytest.mark.slow
+
 ISTHMUS = [sys.executable, "-m", "isthmus.cli"]
 LATENCY_SECONDS, BYTES_PER_SECOND = 0.003, 2e7
 PROVENANCE = {"version", "started", "command", "commit", "python", "versions", "processor"}

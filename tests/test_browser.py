@@ -15,6 +15,8 @@ from test_report import write_run
 from isthmus.runs.compare import compare
 from isthmus.runs.report import write_report
 
+pytestmark = pytest.mark.slow
+
 PHONE, DESK = 390, 1200  # pixels across
 STEPS = 10_000
 

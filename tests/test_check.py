@@ -21,6 +21,8 @@ from isthmus.runs.check import gpu, hdf5, machine, mpi, ranks, slurm
 from isthmus.runs.check.findings import exit_code, failed, grouped, passed, warned
 from isthmus.runs.launch import rank_environment
 
+pytestmark = pytest.mark.slow
+
 lab = test_cli.lab  # the fixture
 BESIDE = str(Path(sys.executable).parent)
 

@@ -62,8 +62,9 @@ def cases(draw):
     return sizes, one_a_rank(0.25, 0.5, 1.0, 3.0), limits, draw(st.sampled_from(sorted(WEIGHTS)))
 
 
+@pytest.mark.slow
 @given(cases())
-@settings(max_examples=500)
+@settings(max_examples=200)
 def test_small_plans_with_every_limit_equal_brute_force(case):
     """The objective first, then the bytes moved, then the imbalance."""
     sizes, pace, limits, objective = case

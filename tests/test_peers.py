@@ -10,6 +10,8 @@ import pytest
 from isthmus.errors import SettingsError
 from isthmus.runs.launch import rank_command, rank_environment
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def study(repository, monkeypatch):

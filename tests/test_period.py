@@ -64,6 +64,7 @@ def situations(draw, may_share=True):
     return isthmus.Cluster(table), samples, workload
 
 
+@settings(max_examples=40)
 @given(situations(may_share=False))
 def test_a_step_takes_what_simulated_sites_take_on_their_own_clocks(situation):
     """The simulation knows no formula for it: sites send when they are ready, and wait for wires."""
@@ -97,7 +98,8 @@ def small_plans(draw):
     return cluster, shards, Workload(workload.size, 20, compressor=workload.compressor), pinned
 
 
-@settings(max_examples=60)
+@pytest.mark.slow
+@settings(max_examples=25)
 @given(small_plans())
 def test_small_plans_are_within_their_bounds_of_brute_force(case):
     """A star's is the best of all; two sites' is within the shard that another lead might move."""
@@ -164,6 +166,7 @@ def test_a_lead_in_between_is_found_where_limits_ask_for_it():
     assert lead == pytest.approx(0, abs=1e-6)
 
 
+@settings(max_examples=30)
 @given(st.floats(0.2, 5), st.integers(0, 30))
 def test_tangents_bound_every_lead(balance, pinned):
     cluster = two_sites(1000.0 * balance, 1000.0)

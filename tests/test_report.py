@@ -18,6 +18,8 @@ from isthmus.runs.page import thin
 from isthmus.runs.report import write_report
 from isthmus.runs.terms import TERMS as TRAINED_TERMS
 
+pytestmark = pytest.mark.slow
+
 TERMS = ("compute", "reduce", "encode", "links", "decode", "broadcast", "update", "wait")
 
 

@@ -14,6 +14,8 @@ from isthmus.errors import ClusterError
 from isthmus.planning.scaling import Study, edge_counts, with_edge_sites, with_link_rate
 from isthmus.planning.time_model import Workload
 
+pytestmark = pytest.mark.slow
+
 
 def calibrated(*sites, **link):
     """A cluster whose hub has work with every wire, so that compressing costs."""

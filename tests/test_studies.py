@@ -11,6 +11,8 @@ import tomli_w
 import isthmus
 from isthmus.errors import PlanError, SettingsError
 
+pytestmark = pytest.mark.slow
+
 LINE = {"turn": 0, "command": "c", "commit": "0", "processor": "p", "place": "testbed", "note": "n"}
 CLUSTER = {"name": "1+1", "link": [{"between": ["cloud", "edge"], "latency_seconds": 0.002,
                                     "bytes_per_second": 1e7}],

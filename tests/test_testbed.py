@@ -20,6 +20,8 @@ from isthmus.errors import ClusterError, EmulationError
 from isthmus.testbed import commands, launch, namespaces, state
 from isthmus.testbed.wiring import Wiring
 
+pytestmark = pytest.mark.slow
+
 ISTHMUS = [sys.executable, "-m", "isthmus.cli", "testbed"]
 OURS = f"test{os.getpid()}"          # beside a testbed that somebody has in use
 WIRES = f"isthmus-{OURS}-wires"

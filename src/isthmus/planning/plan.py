@@ -161,8 +161,9 @@ def plan_shards(cluster, shards_or_counts, workload, objective="makespan", pinne
     bound = max(floor, least + own)
     shadow = {name: found.shadow_prices[name] for name in ("rate", "storage", "least", "budget")}
     shadow["link"] = exchange.link_prices(cluster, full_pipes=value <= floor)
+    name_of_pipe = {link.pipe: link_name(link) for link in cluster.links}
     for pipe, saved in found.shadow_prices["pipe"].items():  # in the staging
-        shadow["link"][next(link_name(link) for link in cluster.links if link.pipe == pipe)] += saved
+        shadow["link"][name_of_pipe[pipe]] += saved
     each_second = np.array([site.price_per_second for site in sites])
     return Plan(
         rank_of_shard=found.rank_of_shard, samples_of_rank=tuple(held.astype(int).tolist()),
