@@ -76,8 +76,8 @@ def plan_table(plan, cluster, advice=()):
     terms = ", ".join(f"{name} {1e3 * seconds:.2f}" for name, seconds in plan.terms.items()
                       if seconds > 0)
     lines = [f"an epoch: {plan.steps} steps, {plan.epoch_seconds:.3f} s",
-             f"{plan.objective}: {plan.objective_seconds:.3f} s; at least "
-             f"{plan.lower_bound_seconds:.3f} s on this cluster, gap {100 * plan.gap:.2f} %"
+             f"{plan.objective}: {plan.objective_seconds:.3f} s; no plan has less than "
+             f"{plan.lower_bound_seconds:.3f} s, gap {100 * plan.gap:.2f} %"
              + (" (stopped at the node limit)" if plan.stopped else "")]
     if plan.staging_seconds:
         fair = plan.fair_staging_seconds

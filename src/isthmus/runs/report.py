@@ -78,14 +78,15 @@ def plan_words(run):
     plan, cluster = run.plan, run.cluster
     samples, sites = np.array(plan["samples_of_rank"]), np.array(cluster.site_of_rank)
     held = [(name, int(samples[sites == site].sum())) for site, name in enumerate(cluster.names)]
-    words = [f"{plan['steps']} steps an epoch, {plan['epoch_seconds']:.3f} s predicted; no plan takes "
-             f"less than {plan['lower_bound_seconds']:.3f} s here (gap {100 * plan['gap']:.2f} %)."]
+    objective = plan.get("objective", "makespan")
+    counted = "; it counts steps that all sites begin together" if objective == "makespan" else ""
+    words = [f"{plan['steps']} steps an epoch, {plan['epoch_seconds']:.3f} s predicted. Of its "
+             f"objective, “{objective}”, no plan has less than {plan['lower_bound_seconds']:.3f} s (gap "
+             f"{100 * plan['gap']:.2f} %){counted}."]
     if len(held) <= 12:
         words.append("Of " + f"{samples.sum():,} samples " + ", ".join(
             f"{name} holds {count:,} ({100 * count / max(1, samples.sum()):.0f} %)"
             for name, count in held) + ".")
-    if plan.get("objective", "makespan") != "makespan":
-        words.append(f"It makes the objective “{plan['objective']}” small.")
     if plan.get("staging_seconds"):
         words.append(f"Bringing the data to the ranks takes {plan['staging_seconds']:.3g} s, predicted.")
     if plan.get("money"):
