@@ -1,6 +1,7 @@
 """Steps that follow one another: their period, and plans that are made for it."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -127,6 +128,13 @@ def two_sites(hub, other, **link):
     return isthmus.Cluster(table)
 
 
+def chain():
+    """Three sites in a row: the last is two links away from the hub."""
+    table = cluster_of(1, 1, 1, latency_seconds=0.004, bytes_per_second=5e6)
+    table["link"][1]["between"] = ["site1", "site2"]
+    return isthmus.Cluster(table)
+
+
 SMALL = Workload(size=10, batch_size=100)
 
 
@@ -181,7 +189,7 @@ def test_tangents_bound_every_lead(balance, pinned):
 
 @pytest.mark.parametrize("cluster", [
     two_sites(900.0, 400.0, bytes_per_second=2e6),
-    isthmus.Cluster(cluster_of(1, 1, 1, latency_seconds=0.004, bytes_per_second=5e6))])
+    isthmus.Cluster(cluster_of(1, 1, 1, latency_seconds=0.004, bytes_per_second=5e6)), chain()])
 def test_what_a_faster_link_saves_is_what_the_plan_for_it_saves(cluster):
     workload = Workload(size=5000, batch_size=100)
 
@@ -208,6 +216,32 @@ def test_a_pipe_that_is_always_full_is_what_a_step_takes():
     plan = isthmus.plan_shards(cluster, [1] * 100, Workload(size=100_000, batch_size=10), "period")
     assert plan.gap == pytest.approx(0)
     assert plan.shadow_prices["link"]["site0-site1"] == pytest.approx(10 * 4e5 / 1e5**2, rel=0.01)
+
+
+@settings(max_examples=30)
+@given(situations(), st.integers(2, 5), st.integers(1, 4))
+def test_a_bound_holds_where_buckets_hide_the_links(situation, buckets, samples):
+    """What is hidden depends on the plan; that of another plan is within the bound all the same."""
+    cluster, _, workload = situation
+    ends = np.linspace(workload.size, 0, buckets + 1).astype(int).tolist()
+    workload = replace(workload, batch_size=20, buckets=tuple(
+        slice(start, stop) for stop, start in itertools.pairwise(ends)))
+    shards = [samples] * (3 * cluster.size)
+    plan = isthmus.plan_shards(cluster, shards, workload, "period")
+    rates = np.array(cluster.rates)
+    for power in (0.0, 0.5, 1.0, 2.0, 8.0):
+        held = sum(shards) * rates**power / (rates**power).sum()
+        whole = samples * whole_shares(held / samples, len(shards))
+        other = predict_step(cluster, whole / plan.steps, workload)
+        assert plan.lower_bound_seconds <= plan.steps * sum(other.values()) * (1 + 1e-6)
+
+
+def whole_shares(shares, count):
+    """Round shares so that `count` are dealt: the largest remainders go up."""
+    whole = np.floor(shares).astype(int)
+    for rank in np.argsort(whole - shares)[:count - whole.sum()]:
+        whole[rank] += 1
+    return whole
 
 
 @pytest.mark.parametrize(("computing", "allreduce", "step", "links", "wait"), [

@@ -167,10 +167,35 @@ class DeviceComm:
         transport.arrived(buffer, array)
 
 
-class _Sent:
+class _Message:
+    """A request of MPI's for a buffer of the transport, which gets it back once."""
+
+    def __init__(self, residence, buffer):
+        self.residence, self.buffer, self.request = residence, buffer, None
+
+    def Wait(self):  # noqa: N802
+        self.residence.post()
+        self.request.Wait()
+        self._end()
+
+    def Test(self):  # noqa: N802
+        self.residence.post()
+        done = self.request.Test()
+        if done:
+            self._end()
+        return done
+
+    def _end(self):
+        if self.buffer is not None:
+            self._give_back(self.residence.transport)
+            self.buffer = None
+
+
+class _Sent(_Message):
     def __init__(self, comm, array, dest, tag):
-        self.residence, self.route, self.request = comm.residence, (comm.comm, dest, tag), None
-        self.buffer, self.made, self.copied = self.residence.transport.outgoing(array)
+        buffer, self.made, self.copied = comm.residence.transport.outgoing(array)
+        super().__init__(comm.residence, buffer)
+        self.route = comm.comm, dest, tag
 
     def leave(self):
         self.made.synchronize()
@@ -179,43 +204,15 @@ class _Sent:
         comm, dest, tag = self.route
         self.request = comm.Isend(self.buffer, dest, tag)
 
-    def Wait(self):  # noqa: N802
-        self.residence.post()
-        self.request.Wait()
-        self._end()
-
-    def Test(self):  # noqa: N802
-        self.residence.post()
-        done = self.request.Test()
-        if done:
-            self._end()
-        return done
-
-    def _end(self):
-        if self.buffer is not None:
-            self.residence.transport.sent(self.buffer)
-            self.buffer = None
+    def _give_back(self, transport):
+        transport.sent(self.buffer)
 
 
-class _Received:
+class _Received(_Message):
     def __init__(self, comm, array, source, tag):
-        self.residence, self.array = comm.residence, array
-        self.buffer = self.residence.transport.incoming(array)
+        super().__init__(comm.residence, comm.residence.transport.incoming(array))
+        self.array = array
         self.request = comm.comm.Irecv(self.buffer, source, tag)
 
-    def Wait(self):  # noqa: N802
-        self.residence.post()
-        self.request.Wait()
-        self._end()
-
-    def Test(self):  # noqa: N802
-        self.residence.post()
-        done = self.request.Test()
-        if done:
-            self._end()
-        return done
-
-    def _end(self):
-        if self.buffer is not None:
-            self.residence.transport.arrived(self.buffer, self.array)
-            self.buffer = None
+    def _give_back(self, transport):
+        transport.arrived(self.buffer, self.array)

@@ -45,7 +45,8 @@ class Exchange:
         if full_pipes:
             return link_prices(
                 cluster, lambda changed: self.steps * self._crossing(changed).pipe_seconds)
-        if len(cluster.sites) > 2 and len(cluster.links) == 2 * (len(cluster.sites) - 1):
+        hub = cluster.names[cluster.hub]
+        if len(cluster.sites) > 2 and all(hub in (link.source, link.target) for link in cluster.links):
             return self._prices_of_star(cluster)
         return link_prices(cluster, lambda changed: float(self._site_seconds(changed).sum()))
 

@@ -141,6 +141,8 @@ def plan_shards(cluster, shards_or_counts, workload, objective="makespan", pinne
     crossing = Crossing.of(cluster, workload, even["links"]) if objective == "period" else None
     if crossing:
         found, lead, least = shortest_period(cluster, crossing, steps, allocate)
+        if len(workload.buckets) > 1:  # what of the links is left depends on the plan: it may be nothing
+            least = allocate(np.zeros(len(cluster.sites))).lower_bound_seconds
     else:
         found, lead = allocate(np.zeros(len(cluster.sites))), None
         least = found.lower_bound_seconds
