@@ -26,9 +26,9 @@ def test_buffers_are_asked_for_where_the_usual_ones_do_not_hold_a_window():
     short = tcp_settings(cluster(1, 1, latency_seconds=0.01, bytes_per_second=1.25e7))
     assert short.kernel == {"net.ipv4.tcp_slow_start_after_idle": "0"}
     assert short.mca_without_root == {}
-    assert short.buffer_nbytes == 2_000_000
+    assert short.route["window"] == 2_000_000
     long = tcp_settings(cluster(1, 1, latency_seconds=0.05, bytes_per_second=1.25e8))
-    assert long.kernel["net.ipv4.tcp_wmem"] == "4096 16384 100000000"
+    assert long.kernel["net.ipv4.tcp_wmem"] == "4096 97500000 97500000"
     assert long.mca_without_root == {"btl_tcp_sndbuf": "25000000"}
 
 
@@ -46,7 +46,7 @@ def test_the_launch_line_names_hosts_and_what_to_set_before():
     assert advice["command"][:5] == ["mpirun", "-n", "4", "--host", "near:2,far:1,edge:1"]
     first, *rest = launch_lines(advice)
     assert first.endswith("isthmus train 'my run.toml'")
-    assert "sysctl -w 'net.ipv4.tcp_rmem=4096 131072 100000000'" in rest
+    assert "sysctl -w 'net.ipv4.tcp_rmem=4096 97500000 97500000'" in rest
     assert rest[-1].endswith("--mca btl_tcp_sndbuf 25000000")
     plain = launch_advice(cluster(2), "train", "run.toml")["command"]
     assert plain == ["mpirun", "-n", "2", "isthmus", "train", "run.toml"]

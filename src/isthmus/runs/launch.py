@@ -34,7 +34,7 @@ def rank_environment(**more):
 def launch_advice(cluster, *arguments):
     """Return what starts `isthmus ARGUMENTS` on the cluster itself, and what its links want of hosts.
 
-    A dict: "command", words; "kernel", sysctl -> value; "first_segments" of routes to other sites;
+    A dict: "command", words; "kernel", sysctl -> value; "route", words for `ip route`;
     "without_root", words to add to the command where the kernel's settings stay as they are.
     """
     tcp = tcp_settings(cluster)
@@ -44,15 +44,14 @@ def launch_advice(cluster, *arguments):
     return {"command": ["mpirun", "-n", str(cluster.size), *(placed if hosts else []),
                         *mca_arguments(tcp.mca), "isthmus", *map(str, arguments)],
             "without_root": mca_arguments(tcp.mca_without_root),
-            "kernel": tcp.kernel, "first_segments": tcp.first_segments}
+            "kernel": tcp.kernel, "route": tcp.route_words}
 
 
 def launch_lines(advice):
     """Return the lines that say `launch_advice`."""
-    first = advice["first_segments"]
     lines = [shlex.join(advice["command"]), "# before, as root on each host:",
              *(f"sysctl -w '{key}={value}'" for key, value in advice["kernel"].items()),
-             f"# ip route change ... initcwnd {first} initrwnd {first}   on the routes to other sites"]
+             f"# ip route change ... {advice['route']}   on the routes to other sites"]
     if advice["without_root"]:
         lines.append(f"# or, where nobody is root, add to mpirun: {shlex.join(advice['without_root'])}")
     return lines

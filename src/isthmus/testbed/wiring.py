@@ -145,8 +145,7 @@ class Wiring:
         yield "link set lo up"
         yield f"link set uplink arp off gso_max_segs {self._segments(number)} up"
         yield f"address add {site_address(number)}/24 dev uplink"
-        first = tcp_settings(self.cluster).first_segments
-        yield f"route add default via 198.18.{number}.1 initcwnd {first} initrwnd {first}"
+        yield f"route add default via 198.18.{number}.1 {tcp_settings(self.cluster).route_words}"
         yield f"address add {control_address(number)}/16 dev control"
         yield "link set control up"
 

@@ -9,9 +9,18 @@ under way when it is full, with the kernel's usual 4 MB at most for a sender's b
     btl_tcp_sndbuf = btl_tcp_rcvbuf = 25 MB           52 MB/s  also where tcp_wmem allows 64 MB
     tcp_wmem, tcp_rmem of 64 MB at most              107 MB/s  and 120 once it is up to speed
 
-A sum of 16 MB over two sites, 100 Mbit/s and 20 ms round trip, both ways at once, by how many windows
-a buffer may grow to: 2 of them 1.66 s, 4 1.55 to 1.57, 6 1.47, 8 1.46, 12 1.43, and 16 1.58, where
-queues overflow; 1.29 is n / B.
+Both ways at once, data of one way wait in the queue before the other way's acknowledgements, and a way
+whose window is the smaller stands still meanwhile (Zhang, Shenker and Clark 1991, "Observations on the
+dynamics of a congestion control algorithm: the effects of two-way traffic"). So windows should be
+alike, and several times what the link holds, but no more than its queue. Those that buffers limit are
+unlike, for how much fits in depends on how packets came: of 3.9 MB each way over 100 Mbit/s and 10 ms
+round trip one took 333 ms and the other 478; with the route's `window` 343 and 345. A sum of 16 MB over
+two sites, 100 Mbit/s and 20 ms round trip (1.29 s are n / B), took 1.55 s with buffers for 4 times
+what the link holds, 1.45 for 8, 1.44 for 12, 1.54 for 16, where queues overflow, and 1.42 with `window`:
+
+    isthmus testbed run experiments/two_sites.toml -- \
+        isthmus bench collectives experiments/two_sites.toml --algorithm hierarchical --compressor none \
+        --smallest 16000000 --largest 16000000 --seconds 9
 
 So the kernel's own limits are what to change; Open MPI must leave the buffers alone then, for a fixed
 size ends their growth.
@@ -27,9 +36,11 @@ the same busy machine.
 
 from dataclasses import dataclass
 
-WINDOWS_HELD = 8              # a buffer's memory, in windows: it also counts what is around the data
-LEAST_BUFFER_NBYTES = 512 * 1024
-USUAL_BUFFER_NBYTES = 4 * 1024 * 1024  # what Linux allows a sender where nobody has changed it
+WINDOWS_OPEN = 8              # what a receiver lets come, of what is under way when the link is full;
+QUEUED_SECONDS = 0.16         # or what a queue may hold beside it, in time at the link's rate
+LEAST_OPEN_NBYTES = 256 * 1024
+BUFFERS_OF_OPEN = 3           # a buffer also counts what is around the data
+USUAL_OPEN_NBYTES = 2 * 1024 * 1024  # for which the buffers do that Linux allows a sender: 4 MB
 FIRST_SEGMENTS = 64           # more than 64 KiB
 USUAL_EAGER_NBYTES = 64 * 1024  # Open MPI's for TCP: longer messages ask first
 EAGER_NBYTES = 2 * 1024 * 1024
@@ -41,42 +52,51 @@ class TcpSettings:
     """What the links of a cluster want.
 
     window_nbytes: under way when the fullest link is full: its rate by the round trip. buffer_nbytes:
-    what a connection's buffer needs at most; far beyond it, a fast start fills queues until packets
-    are lost. kernel: sysctl -> value, for root on every host where the usual does not do.
-    first_segments: `initcwnd` and `initrwnd` of the route to other sites. mca: Open MPI's parameter
-    -> value. mca_without_root: those to add where the kernel's settings cannot be changed; where they
-    are, these make it slower.
+    what a connection's buffers need. kernel: sysctl -> value, for root on every host where the usual
+    does not do. route: word of `ip route` -> value, of the routes to other sites; `window`: what a
+    receiver lets come, the same both ways (the kernel makes it the next 65535 x 2^k). mca: Open MPI's
+    parameter -> value. mca_without_root: those to add where the kernel's settings cannot be changed;
+    where they are, these make it slower.
     """
 
     window_nbytes: int
     buffer_nbytes: int
     kernel: dict
-    first_segments: int
+    route: dict
     mca: dict
     mca_without_root: dict
+
+    @property
+    def route_words(self):
+        """`route` as `ip route` takes it."""
+        return " ".join(f"{word} {value}" for word, value in self.route.items())
 
 
 def tcp_settings(cluster):
     """Return the TcpSettings of the cluster's links between its hub and its other sites.
 
-    Buffers may grow to what the longest link holds. A connection that has been idle, while ranks
-    computed, does not start slowly again, nor does a new one. Where asking first would take longer
-    than the message, Open MPI does not ask.
+    As much may come as the longest link holds, several times, and buffers have room for it. A
+    connection that has been idle, while ranks computed, does not start slowly again, nor does a new
+    one. Where asking first would take longer than the message, Open MPI does not ask.
     """
-    window = round(max(map(_window_nbytes, _ways(cluster)), default=0))
-    most = max(WINDOWS_HELD * window, LEAST_BUFFER_NBYTES)
+    ways = list(_ways(cluster))
+    window = round(max(map(_window_nbytes, ways), default=0))
+    queued = QUEUED_SECONDS * max(map(_fastest, ways), default=0.0)
+    opened = max(round(min(WINDOWS_OPEN * window, window + queued)), LEAST_OPEN_NBYTES)
     kernel, mca, without_root = {"net.ipv4.tcp_slow_start_after_idle": "0"}, {}, {}
-    if most > USUAL_BUFFER_NBYTES:
-        kernel |= buffer_limits(most)
+    if opened > USUAL_OPEN_NBYTES:
+        kernel |= buffer_limits(BUFFERS_OF_OPEN * opened)
         without_root = {"btl_tcp_sndbuf": str(2 * window)}
     if window > USUAL_EAGER_NBYTES:
         mca = {f"btl_tcp_{name}": str(EAGER_NBYTES) for name in EAGER_LIMITS}
-    return TcpSettings(window, most, kernel, FIRST_SEGMENTS, mca, without_root)
+    route = {"initcwnd": FIRST_SEGMENTS, "initrwnd": FIRST_SEGMENTS, "window": opened}
+    return TcpSettings(window, BUFFERS_OF_OPEN * opened, kernel, route, mca, without_root)
 
 
 def buffer_limits(nbytes):
-    """Return sysctl -> value that lets buffers grow from Linux's first sizes to `nbytes`."""
-    return {"net.ipv4.tcp_rmem": f"4096 131072 {nbytes}", "net.ipv4.tcp_wmem": f"4096 16384 {nbytes}"}
+    """Return sysctl -> value with which buffers hold `nbytes` from the first: as they grow, so do
+    windows."""
+    return dict.fromkeys(("net.ipv4.tcp_rmem", "net.ipv4.tcp_wmem"), f"4096 {nbytes} {nbytes}")
 
 
 def _ways(cluster):
@@ -89,5 +109,9 @@ def _ways(cluster):
 
 def _window_nbytes(ways):
     """Return the bytes that leave on the faster way before the first of them is acknowledged."""
-    round_trip = sum(link.latency_seconds for way in ways for link in way)
-    return round_trip * max(min(link.bytes_per_second for link in way) for way in ways)
+    return sum(link.latency_seconds for way in ways for link in way) * _fastest(ways)
+
+
+def _fastest(ways):
+    """Return the bytes per second of the faster way."""
+    return max(min(link.bytes_per_second for link in way) for way in ways)
