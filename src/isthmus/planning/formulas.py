@@ -53,24 +53,27 @@ def narrow_link_bound_seconds(nbytes, latency_seconds, bytes_per_second, wire_sh
     return latency_seconds + nbytes * wire_share / bytes_per_second
 
 
-def ring_seconds(latency_seconds, bytes_per_second, nbytes, add_bytes_per_second=math.inf):
+def ring_seconds(latency_seconds, bytes_per_second, nbytes, add_bytes_per_second=math.inf,
+                 sustained_bytes_per_second=math.inf):
     """Return the seconds of a ring's reduce-scatter and of its all-gather.
 
     latency_seconds, bytes_per_second: float[p], of the way from rank i to rank i + 1. A rank starts
-    a step when it has what the step before brought it; a link carries one part after another. On a
-    uniform ring this is 2 (p - 1) (L + n / (p B)) and the additions (Patarasuk and Yuan 2009); with
-    one slow link it is less than 2 (p - 1) times that link's time, because a part crosses it once a
-    lap.
+    a step when it has what the step before brought it; a link carries one part after another, at
+    `sustained_bytes_per_second` if that is less than for one part alone. On a uniform ring this is
+    2 (p - 1) (L + n / (p B)) and the additions (Patarasuk and Yuan 2009); with one slow link it is less
+    than 2 (p - 1) times that link's time, because a part crosses it once a lap.
     """
     latency, rate = np.broadcast_arrays(np.asarray(latency_seconds, float),
                                         np.asarray(bytes_per_second, float))
     ranks = latency.size
     part = nbytes / max(ranks, 1)
-    ready, free, halves = np.zeros(ranks), np.zeros(ranks), []
+    alone = latency + part / rate
+    each = part / np.minimum(rate, sustained_bytes_per_second)
+    ready, came, halves = np.zeros(ranks), np.full(ranks, -math.inf), []
     for add_seconds in (part / add_bytes_per_second, 0.0):
         for _ in range(ranks - 1):
-            free = np.maximum(ready, free) + part / rate
-            ready = np.maximum(ready, np.roll(free + latency, 1)) + add_seconds
+            came = np.maximum(ready + alone, came + each)
+            ready = np.maximum(ready, np.roll(came, 1)) + add_seconds
         halves.append(float(ready.max(initial=0.0)))
     return halves[0], halves[1] - halves[0]
 

@@ -5,7 +5,7 @@ site's network; between sites the messages of all ranks take turns on the links 
 """
 
 import heapq
-from collections import defaultdict
+from collections import Counter, defaultdict
 from itertools import product
 
 from isthmus.topology.schedules import TREE_CHUNKS_AHEAD, core_ranks, halvings, trees
@@ -24,9 +24,12 @@ class Pipes:
         self.cluster, self.stream_nbytes, self.ways = cluster, stream_nbytes, {}
         self.free, self.busy = defaultdict(float), defaultdict(float)
 
-    def arrival(self, source, target, nbytes, start):
-        """Return when a message that rank `source` has ready at `start` is there."""
-        pipes, latency = self._way(source, target, nbytes)
+    def arrival(self, source, target, nbytes, start, at_once=1):
+        """Return when a message that rank `source` has ready at `start` is there.
+
+        at_once: how many of as many bytes pass a link of its way about then.
+        """
+        pipes, latency = self._way(source, target, nbytes, at_once)
         end = start
         for pipe, seconds in pipes:  # one after another, the head of the message while its tail is sent
             start = max(start, self.free[pipe])
@@ -35,25 +38,39 @@ class Pipes:
             end = max(end, start + seconds)
         return end + latency
 
-    def _way(self, source, target, nbytes):
+    def passing(self, messages):
+        """Return (site, site) -> how many `messages`, (source, target, bytes), share a link with it."""
+        between = Counter((self.cluster.site_of_rank[source], self.cluster.site_of_rank[target])
+                          for source, target, nbytes in messages if nbytes)
+        load = Counter()
+        for sites, count in between.items():
+            for link in self._route(*sites):
+                load[link.pipe] += count
+        return {sites: max((load[link.pipe] for link in self._route(*sites)), default=1)
+                for sites in between}
+
+    def _route(self, here, there):
+        return self.cluster.route(self.cluster.names[here], self.cluster.names[there])
+
+    def _way(self, source, target, nbytes, at_once):
         """Return the pipes between two ranks, with the seconds of `nbytes` in each, and the latency."""
         here, there = (self.cluster.site_of_rank[rank] for rank in (source, target))
-        if (here, there, nbytes) not in self.ways:
-            self.ways[here, there, nbytes] = self._lines(here, there, nbytes)
-        pipes, latency = self.ways[here, there, nbytes]
+        if (here, there, nbytes, at_once) not in self.ways:
+            self.ways[here, there, nbytes, at_once] = self._lines(here, there, nbytes, at_once)
+        pipes, latency = self.ways[here, there, nbytes, at_once]
         if here == there:
             seconds = self.cluster.sites[here].message_seconds + pipes
             return [(("out", source), seconds), (("in", target), seconds)], latency
         return pipes, latency
 
-    def _lines(self, here, there, nbytes):
+    def _lines(self, here, there, nbytes, at_once):
         """Return the seconds of `nbytes` in a site, or in each pipe between two, and the latency."""
         if here == there:
             latency, rate = self.cluster.sites[here].network.line(nbytes)
             return nbytes / rate, latency
-        links = self.cluster.route(self.cluster.names[here], self.cluster.names[there])
-        lines = [link.line(self.stream_nbytes) if self.stream_nbytes else link.line(nbytes, "messages")
-                 for link in links]
+        links = self._route(here, there)
+        lines = [link.line(self.stream_nbytes) if self.stream_nbytes
+                 else link.line(at_once * nbytes, "messages") for link in links]
         return ([(link.pipe, nbytes / rate) for link, (_, rate) in zip(links, lines)],
                 sum(latency for latency, _ in lines))
 
@@ -142,10 +159,11 @@ def halving_seconds(cluster, size, add_bytes_per_second):
     steps = list(zip(*(halvings(core, position, size) for position in range(len(core)))))
 
     def exchange(messages, add):
-        came = list(ready)
+        came, passing = list(ready), pipes.passing(messages)
         for source, target, nbytes in sorted(messages, key=lambda message: ready[message[0]]):
             if nbytes:
-                arrival = pipes.arrival(source, target, nbytes, ready[source])
+                sites = cluster.site_of_rank[source], cluster.site_of_rank[target]
+                arrival = pipes.arrival(source, target, nbytes, ready[source], passing[sites])
                 came[target] = max(came[target], arrival) + (nbytes / add_bytes_per_second
                                                              if add else 0.0)
         ready[:] = came

@@ -64,8 +64,8 @@ def hierarchical_stages(cluster, size, compressor, encodes, chunk_nbytes=WIRE_NB
     up, down = _chains(cluster, 4 * entries)
     wire = compressor.wire_nbytes(entries)
     copy = copy_seconds_of_chunks(cluster, 4 * entries, wire)
-    first = {"reduce": up[0], "encode": 0.0, "copy": copy[0], "links": 0.0, "decode": 0.0,
-             "broadcast": down[0]}
+    first = {"reduce": up[0] + overhead_seconds(cluster, "hierarchical"), "encode": 0.0,
+             "copy": copy[0], "links": 0.0, "decode": 0.0, "broadcast": down[0]}
     each = {"reduce": up[1], "copy": copy[1], "broadcast": down[1]}
     sites, ways, wire_nbytes = len(cluster.sites), (), 0.0
     if sites > 1:
@@ -81,6 +81,12 @@ def hierarchical_stages(cluster, size, compressor, encodes, chunk_nbytes=WIRE_NB
         wire_nbytes = wire * (1 + rest)
         ways = tuple(_crossing(routes, wire, wire_nbytes) for routes in link_routes(cluster))
     return Stages(first, each, rest, ways, cluster.hub, wire_nbytes)
+
+
+def overhead_seconds(cluster, algorithm):
+    """Return what an allreduce takes whatever its size, as calibration found it on as many ranks."""
+    found = cluster.calibration
+    return found.overhead_seconds.get(algorithm, 0.0) if found and found.ranks == cluster.size else 0.0
 
 
 def coding_seconds(site, compressor, size, encodes=True):

@@ -7,6 +7,7 @@ size in question; asking for other sizes warns.
 """
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +30,12 @@ from isthmus.planning.formulas import (
 )
 from isthmus.planning.host_copies import copy_seconds_of_exact
 from isthmus.planning.pipes import halving_seconds, tree_seconds
-from isthmus.planning.stages import coding_seconds, hierarchical_stages, link_routes
+from isthmus.planning.stages import (
+    coding_seconds,
+    hierarchical_stages,
+    link_routes,
+    overhead_seconds,
+)
 
 __all__ = [
     "ALGORITHMS", "AllreduceTime", "Workload", "chain_seconds", "coding_seconds", "compute_seconds",
@@ -77,11 +83,6 @@ class AllreduceTime:
     decode_seconds: float = 0.0
     broadcast_seconds: float = 0.0
 
-    @classmethod
-    def of_two(cls, seconds, copy_seconds):
-        """Make one of the seconds to the sum and the seconds from there to every rank."""
-        return cls(reduce_seconds=seconds[0], broadcast_seconds=seconds[1], copy_seconds=copy_seconds)
-
     @property
     def seconds(self):
         return sum(self.terms.values())
@@ -112,19 +113,18 @@ def predict_allreduce(cluster, size, *, algorithm, compressor=None, chunk_nbytes
         return _hierarchical(cluster, size, compressor or Dense(), compressor is not None, chunk_nbytes)
     adds = min(site.add_bytes_per_second for site in cluster.sites)
     copies = copy_seconds_of_exact(cluster, algorithm, 4 * size)
-    if algorithm == "tree":
-        return AllreduceTime.of_two(tree_seconds(cluster, size, adds), copies)
-    if algorithm == "recursive":
-        return AllreduceTime.of_two(halving_seconds(cluster, size, adds), copies)
-    if algorithm == "ring":
-        return AllreduceTime.of_two(_ring(cluster, 4 * size, adds), copies)
-    return AllreduceTime(copy_seconds=copies, links_seconds=_mpi(cluster, 4 * size, adds))
+    if algorithm == "mpi":
+        return AllreduceTime(copy_seconds=copies, links_seconds=_mpi(cluster, 4 * size, adds))
+    two = {"tree": tree_seconds, "recursive": halving_seconds, "ring": _ring}[algorithm]
+    summed, passed_on = two(cluster, size, adds)
+    return AllreduceTime(reduce_seconds=overhead_seconds(cluster, algorithm) + summed,
+                         broadcast_seconds=passed_on, copy_seconds=copies)
 
 
 def mpi_seconds(cluster, nbytes, add_bytes_per_second=math.inf):
     """Return the shorter of a ring and of halving over the worst hop: MPI picks for itself."""
-    latency, rate = (np.array(column) for column in _ring_hops(cluster, nbytes / cluster.size))
-    return min(sum(ring_seconds(latency, rate, nbytes, add_bytes_per_second)),
+    latency, rate, sustained = _ring_hops(cluster, nbytes / cluster.size)
+    return min(sum(ring_seconds(latency, rate, nbytes, add_bytes_per_second, sustained)),
                float(recursive_seconds(cluster.size, nbytes, latency.max(), rate.min())))
 
 
@@ -163,8 +163,9 @@ def fair_staging_seconds(cluster, nbytes_of_rank, data_site):
     return float(max(network.finish_seconds(np.zeros(len(targets)), sent, math.inf)))
 
 
-def _ring(cluster, nbytes, add_bytes_per_second):
-    return ring_seconds(*_ring_hops(cluster, nbytes / cluster.size), nbytes, add_bytes_per_second)
+def _ring(cluster, size, add_bytes_per_second):
+    latency, rate, sustained = _ring_hops(cluster, 4 * size / cluster.size)
+    return ring_seconds(latency, rate, 4 * size, add_bytes_per_second, sustained)
 
 
 def _mpi(cluster, nbytes, add_bytes_per_second):
@@ -177,18 +178,36 @@ def _mpi(cluster, nbytes, add_bytes_per_second):
 
 
 def _ring_hops(cluster, nbytes):
-    """Return latency and rate from each rank to the next for `nbytes`, ranks in cluster order."""
-    latency, rate, known = [], [], {}
+    """Return float64[ranks]: latency and rate of parts of `nbytes` from each rank to the next, in
+    cluster order, and the rate of one part after another.
+
+    All send at the same time: hops that pass one pipe have their share of its rate.
+    """
     sites = cluster.site_of_rank
-    for here, there in zip(sites, (*sites[1:], sites[0])):
-        if (here, there) not in known:
-            route = cluster.route(cluster.names[here], cluster.names[there])
-            lines = [link.line(nbytes, "messages") for link in route] or [
-                cluster.sites[here].network.line(nbytes)]
-            known[here, there] = sum(each[0] for each in lines), min(each[1] for each in lines)
-        latency.append(known[here, there][0])
-        rate.append(known[here, there][1])
-    return latency, rate
+    hops = list(zip(sites, (*sites[1:], sites[0])))
+    routes = {hop: cluster.route(*(cluster.names[site] for site in hop)) for hop in dict.fromkeys(hops)}
+    passing = Counter(link.pipe for hop in hops for link in routes[hop])
+    lines = {}
+    for (here, there), route in routes.items():
+        if route:
+            known = [_of_many(link, passing[link.pipe], nbytes, 2 * (cluster.size - 1))
+                     for link in route]
+            latency, rate, sustained = zip(*known)
+            lines[here, there] = sum(latency), min(rate), min(sustained)
+        else:
+            latency, rate = cluster.sites[here].network.line(nbytes)
+            lines[here, there] = latency, rate, rate
+    return np.array([lines[hop] for hop in hops]).T
+
+
+def _of_many(link, at_once, nbytes, times):
+    """Return latency and rate of each of `at_once` messages of `nbytes`, and the rate of `times` such,
+    one after another: what a link lets pass at any rate, after a pause, it does once."""
+    load = at_once * nbytes
+    latency, rate = link.line(load, "messages")
+    longest = link.messages.nbytes[-1] if link.messages else math.inf
+    _, sustained = link.line(max(load, min(times * load, longest)), "messages")
+    return latency, rate / at_once, min(rate, sustained) / at_once
 
 
 def _hierarchical(cluster, size, compressor, encodes, chunk_nbytes):

@@ -13,7 +13,7 @@ from isthmus.compression.low_rank import LowRank
 from isthmus.devices import array_library
 from isthmus.files import check_folder
 from isthmus.planning.calibration import fit_link, fit_table, rounded
-from isthmus.planning.time_model import mpi_seconds
+from isthmus.planning.time_model import ALGORITHMS, mpi_seconds, predict_allreduce
 from isthmus.runs.choosing import choose
 from isthmus.runs.mpi_algorithm import allreduce_algorithm
 from isthmus.runs.preparation import (
@@ -22,6 +22,7 @@ from isthmus.runs.preparation import (
     shared_settings,
     shared_tiers,
 )
+from isthmus.runs.settings import PACED_APART
 from isthmus.testbed import on_testbed
 from isthmus.topology.agreement import from_root, gather_json, together
 from isthmus.topology.cluster import Cluster
@@ -34,10 +35,17 @@ from isthmus.training.measuring import (
     memory_bytes_per_second,
     own_message_seconds,
 )
-from isthmus.training.measuring_messages import NBYTES, allreduce_seconds, way_seconds
+from isthmus.training.measuring_messages import (
+    NBYTES,
+    SMALL_ENTRIES,
+    allreduce_seconds,
+    way_seconds,
+)
 
-MESSAGES_SECONDS = 20.0
+MESSAGES_SECONDS = 14.0
 """For all messages of all links and networks together, where single ones are not slow."""
+OVERHEAD_SECONDS = 1.0
+"""For what allreduces take whatever their size, each algorithm."""
 CODING_SECONDS = 0.05
 """For each length of vector, each compressor, and each of encoding and decoding."""
 EAGER_NBYTES = 60 * 1024
@@ -64,9 +72,7 @@ def calibrate(comm, settings_path, output, repetitions, tell):
             made=time.strftime("%Y-%m-%dT%H:%M:%S%z"), ranks=comm.size,
             mpi_library=MPI.Get_library_version().partition(",")[0],
             mpi_algorithm=allreduce_algorithm()).model_dump(mode="json", exclude_none=True))
-        if settings.cluster.links != "paced":  # MPI's own cannot be held to the links' rates
-            tell("measuring MPI's own allreduce")
-            measure_mpi(tiers, repetitions, table)
+        measure_allreduces(tiers, repetitions, table, settings.cluster.links, tell)
         measured = Cluster(table, source=output)
         from_root(comm, lambda: measured.to_toml(output))
         return measured.to_table()
@@ -147,17 +153,20 @@ def coding(compressor, repetitions, library):
 def measure_ways(tiers, repetitions, table, kind, tell):
     """Put into `table` latency, rate and seconds by size of the sites' networks and of the links."""
     cluster, links = tiers.cluster, table.get("link", ())
-    inside = [site for site in table["site"] if site["ranks"] > 1]
     ends = sorted({tuple(sorted((link["from"], link["to"]), key=cluster.names.index)) for link in links})
     measured = {}  # link -> its samples: bytes and seconds
-    each = min(1.0, MESSAGES_SECONDS / len(NBYTES) / max(1, len(inside) + 2 * len(ends)))
-    for site in inside:
-        tell(f"measuring the network of site {site['name']}")
-        first, second = cluster.ranks_of_site(site["name"])[:2]
-        nbytes, there, back = way_seconds(tiers.world, first, second, each, repetitions, WHOLE)
-        site["network"] = line_of(np.tile(nbytes, 2), np.concatenate([there, back]))
-        site["network"]["messages"] = by_size(site["network"], np.tile(nbytes, 2),
-                                              np.concatenate([there, back]))
+    each = min(1.0, MESSAGES_SECONDS / len(NBYTES) / (1 + 2 * len(ends)))
+    tell("measuring the networks of the sites, all at once")
+    own = None
+    if tiers.site.size > 1:
+        own = way_seconds(tiers.site, 0, 1, each, repetitions, WHOLE).tolist()
+    found = gather_json(tiers.world, own if tiers.site.rank == 0 else None)
+    for site in table["site"]:
+        if site["ranks"] > 1:
+            nbytes, there, back = found[cluster.ranks_of_site(site["name"])[0]]
+            samples = np.tile(nbytes, 2), np.concatenate([there, back])
+            site["network"] = line_of(*samples)
+            site["network"]["messages"] = by_size(site["network"], *samples)
     for first, second in ends:
         tell(f"measuring the link {first} - {second}, both ways at once ({kind})")
         leaders = [cluster.ranks_of_site(name)[0] for name in (first, second)]
@@ -180,13 +189,29 @@ def measure_ways(tiers, repetitions, table, kind, tell):
             link[name] = by_size(link, *samples)
 
 
-def measure_mpi(tiers, repetitions, table):
-    """Put into `table` the seconds of MPI's own allreduce over those that the time model says."""
-    nbytes, seconds = allreduce_seconds(tiers, MESSAGES_SECONDS / 2 / len(NBYTES), repetitions)
-    cluster = Cluster(table)
-    adds = min(site.add_bytes_per_second for site in cluster.sites)
-    expected = np.vectorize(lambda size: mpi_seconds(cluster, size, adds))
-    table["calibration"]["allreduce"] = fit_table(nbytes, seconds).over(expected).model_dump(mode="json")
+def measure_allreduces(tiers, repetitions, table, links, tell):
+    """Put into `table` what allreduces took beyond the time model: MPI's own by size, all others once.
+
+    Those of a few entries: what they take more, others do whatever their size. Paced links leave out
+    what cannot be held to their rates.
+    """
+    cluster, found = Cluster(table), {}
+    small = 4 * SMALL_ENTRIES * tiers.world.size
+    for algorithm in ALGORITHMS:
+        if algorithm == "mpi" or (links == "paced" and algorithm in PACED_APART):
+            continue
+        tell(f"measuring what an allreduce by {algorithm} takes whatever its size")
+        _, seconds = allreduce_seconds(tiers, algorithm, [small], OVERHEAD_SECONDS, 4 * repetitions)
+        foretold = predict_allreduce(cluster, small // 4, algorithm=algorithm).seconds
+        found[algorithm] = rounded(max(0.0, np.median(seconds) - foretold))
+    table["calibration"]["overhead_seconds"] = found
+    if links != "paced":
+        tell("measuring MPI's own allreduce")
+        adds = min(site.add_bytes_per_second for site in cluster.sites)
+        expected = np.vectorize(lambda size: mpi_seconds(cluster, size, adds))
+        table["calibration"]["allreduce"] = fit_table(*allreduce_seconds(
+            tiers, "mpi", NBYTES, MESSAGES_SECONDS / 2 / len(NBYTES), repetitions)).over(
+                expected).model_dump(mode="json")
 
 
 def line_of(nbytes, seconds):

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from isthmus.errors import ClusterError
-from isthmus.topology.transport import tcp_settings
+from isthmus.topology.transport import FIRST_WORDS, tcp_settings
 
 NAME = "testbed"                   # of the one testbed that most machines have
 RANKS_NETWORK = "198.18.0.0/16"    # addresses that RFC 2544 sets aside for tests
@@ -145,7 +145,12 @@ class Wiring:
         yield "link set lo up"
         yield f"link set uplink arp off gso_max_segs {self._segments(number)} up"
         yield f"address add {site_address(number)}/24 dev uplink"
-        yield f"route add default via 198.18.{number}.1 {tcp_settings(self.cluster).route_words}"
+        gateway, settings = f"via 198.18.{number}.1", tcp_settings(self.cluster)
+        yield f"route add default {gateway} {FIRST_WORDS}"
+        for other in self.numbers:
+            ends = self.cluster.names[number - 1], self.cluster.names[other - 1]
+            if ends in settings.routes:
+                yield f"route add 198.18.{other}.0/24 {gateway} {settings.routes[ends]}"
         yield f"address add {control_address(number)}/16 dev control"
         yield "link set control up"
 

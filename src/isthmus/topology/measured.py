@@ -14,6 +14,7 @@ from isthmus.toml_files import FrozenModel
 
 VERSION = 1
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class CalibrationRangeWarning(RuntimeWarning):
@@ -80,7 +81,9 @@ class Calibration(FrozenModel):
     """When, with what, and how MPI's own allreduce was found to be.
 
     mpi_algorithm: which one MPI says that it uses, or "unknown". allreduce: its seconds over what the
-    time model says of algorithm "mpi", for the vector's bytes on `ranks` ranks.
+    time model says of algorithm "mpi", for the vector's bytes on `ranks` ranks. overhead_seconds:
+    algorithm -> what an allreduce of a few entries took on them beyond what the model says: waking up
+    after computing, Python, ranks that share a core.
     """
 
     version: int = VERSION
@@ -89,17 +92,20 @@ class Calibration(FrozenModel):
     mpi_algorithm: str = "unknown"
     ranks: int = 0
     allreduce: SizeTable | None = None
+    overhead_seconds: dict[str, Seconds] = Field(default_factory=dict)
 
 
 def line(way, kind, nbytes):
     """Return latency and rate of a way that give the seconds measured for `nbytes`: exact there.
 
-    way: has latency_seconds and bytes_per_second, and the SizeTable called `kind` or None, with which
-    they are returned as they are.
+    The latency is that of the shortest message measured, so that the rate is of bytes alone: messages
+    that share a way add up their bytes, not what each of them takes before its first. way: has
+    latency_seconds and bytes_per_second, and the SizeTable called `kind` or None, with which they are
+    returned as they are.
     """
     latency, rate, table = way.latency_seconds, way.bytes_per_second, getattr(way, kind)
     if table is None or nbytes <= 0:
         return latency, rate
     seconds = table.seconds(nbytes, lambda sizes: latency + sizes / rate)
-    latency = min(latency, seconds)
+    latency = min(table.factors[0] * latency, seconds)
     return latency, nbytes / max(seconds - latency, 1e-12)

@@ -16,7 +16,7 @@ alike, and several times what the link holds, but no more than its queue. Those 
 unlike, for how much fits in depends on how packets came: of 3.9 MB each way over 100 Mbit/s and 10 ms
 round trip one took 333 ms and the other 478; with the route's `window` 343 and 345. A sum of 16 MB over
 two sites, 100 Mbit/s and 20 ms round trip (1.29 s are n / B), took 1.55 s with buffers for 4 times
-what the link holds, 1.45 for 8, 1.44 for 12, 1.54 for 16, where queues overflow, and 1.42 with `window`:
+what the link holds, 1.45 for 8, 1.44 for 12, 1.54 for 16, where queues overflow, and 1.41 with `window`:
 
     isthmus testbed run experiments/two_sites.toml -- \
         isthmus bench collectives experiments/two_sites.toml --algorithm hierarchical --compressor none \
@@ -34,14 +34,16 @@ Messages of more than 64 KiB: Open MPI asks before it sends them, which costs a 
 the same busy machine.
 """
 
+import math
 from dataclasses import dataclass
 
 WINDOWS_OPEN = 8              # what a receiver lets come, of what is under way when the link is full;
 QUEUED_SECONDS = 0.16         # or what a queue may hold beside it, in time at the link's rate
-LEAST_OPEN_NBYTES = 256 * 1024
+LEAST_SCALE = 1               # of a window: the kernel announces multiples of 2^k, 65535 at most
 BUFFERS_OF_OPEN = 3           # a buffer also counts what is around the data
 USUAL_OPEN_NBYTES = 2 * 1024 * 1024  # for which the buffers do that Linux allows a sender: 4 MB
 FIRST_SEGMENTS = 64           # more than 64 KiB
+FIRST_WORDS = f"initcwnd {FIRST_SEGMENTS} initrwnd {FIRST_SEGMENTS}"
 USUAL_EAGER_NBYTES = 64 * 1024  # Open MPI's for TCP: longer messages ask first
 EAGER_NBYTES = 2 * 1024 * 1024
 EAGER_LIMITS = ("eager_limit", "rndv_eager_limit", "max_send_size")  # only together do they help
@@ -53,44 +55,42 @@ class TcpSettings:
 
     window_nbytes: under way when the fullest link is full: its rate by the round trip. buffer_nbytes:
     what a connection's buffers need. kernel: sysctl -> value, for root on every host where the usual
-    does not do. route: word of `ip route` -> value, of the routes to other sites; `window`: what a
-    receiver lets come, the same both ways (the kernel makes it the next 65535 x 2^k). mca: Open MPI's
-    parameter -> value. mca_without_root: those to add where the kernel's settings cannot be changed;
-    where they are, these make it slower.
+    does not do. routes: (site, other site) -> words for the route of the one's hosts to the other's,
+    which say how much may come from there. mca: Open MPI's parameter -> value. mca_without_root: those
+    to add where the kernel's settings cannot be changed; where they are, these make it slower.
     """
 
     window_nbytes: int
     buffer_nbytes: int
     kernel: dict
-    route: dict
+    routes: dict
     mca: dict
     mca_without_root: dict
-
-    @property
-    def route_words(self):
-        """`route` as `ip route` takes it."""
-        return " ".join(f"{word} {value}" for word, value in self.route.items())
 
 
 def tcp_settings(cluster):
     """Return the TcpSettings of the cluster's links between its hub and its other sites.
 
-    As much may come as the longest link holds, several times, and buffers have room for it. A
-    connection that has been idle, while ranks computed, does not start slowly again, nor does a new
-    one. Where asking first would take longer than the message, Open MPI does not ask.
+    As much may come as a link holds, several times, and buffers have room for it. A connection that
+    has been idle, while ranks computed, does not start slowly again, nor does a new one. Where asking
+    first would take longer than the message, Open MPI does not ask.
     """
-    ways = list(_ways(cluster))
-    window = round(max(map(_window_nbytes, ways), default=0))
-    queued = QUEUED_SECONDS * max(map(_fastest, ways), default=0.0)
-    opened = max(round(min(WINDOWS_OPEN * window, window + queued)), LEAST_OPEN_NBYTES)
+    hub, opened = cluster.names[cluster.hub], {}
+    window = 0
+    for other in cluster.names:
+        for site, source in ((hub, other), (other, hub)) if other != hub else ():
+            held, queued = _held_nbytes(cluster, source, site)
+            window = max(window, round(held))
+            opened[site, source] = _announced_nbytes(min(WINDOWS_OPEN * held, held + queued))
+    most = max(opened.values(), default=_announced_nbytes(0))
     kernel, mca, without_root = {"net.ipv4.tcp_slow_start_after_idle": "0"}, {}, {}
-    if opened > USUAL_OPEN_NBYTES:
-        kernel |= buffer_limits(BUFFERS_OF_OPEN * opened)
+    if most > USUAL_OPEN_NBYTES:
+        kernel |= buffer_limits(BUFFERS_OF_OPEN * most)
         without_root = {"btl_tcp_sndbuf": str(2 * window)}
     if window > USUAL_EAGER_NBYTES:
         mca = {f"btl_tcp_{name}": str(EAGER_NBYTES) for name in EAGER_LIMITS}
-    route = {"initcwnd": FIRST_SEGMENTS, "initrwnd": FIRST_SEGMENTS, "window": opened}
-    return TcpSettings(window, BUFFERS_OF_OPEN * opened, kernel, route, mca, without_root)
+    routes = {ends: f"{FIRST_WORDS} window {nbytes}" for ends, nbytes in opened.items()}
+    return TcpSettings(window, BUFFERS_OF_OPEN * most, kernel, routes, mca, without_root)
 
 
 def buffer_limits(nbytes):
@@ -99,19 +99,15 @@ def buffer_limits(nbytes):
     return dict.fromkeys(("net.ipv4.tcp_rmem", "net.ipv4.tcp_wmem"), f"4096 {nbytes} {nbytes}")
 
 
-def _ways(cluster):
-    """Yield the routes (there, back) between the hub and each other site."""
-    hub = cluster.names[cluster.hub]
-    for name in cluster.names:
-        if name != hub:
-            yield cluster.route(hub, name), cluster.route(name, hub)
+def _held_nbytes(cluster, source, target):
+    """Return the bytes that leave `source` before the first of them is acknowledged, and how many a
+    queue may hold."""
+    way = cluster.route(source, target)
+    rate = min(link.bytes_per_second for link in way)
+    round_trip = sum(link.latency_seconds for link in (*way, *cluster.route(target, source)))
+    return round_trip * rate, QUEUED_SECONDS * rate
 
 
-def _window_nbytes(ways):
-    """Return the bytes that leave on the faster way before the first of them is acknowledged."""
-    return sum(link.latency_seconds for way in ways for link in way) * _fastest(ways)
-
-
-def _fastest(ways):
-    """Return the bytes per second of the faster way."""
-    return max(min(link.bytes_per_second for link in way) for way in ways)
+def _announced_nbytes(nbytes):
+    """Return the window of about `nbytes` that the kernel announces as it is: 65535 x 2^k."""
+    return 65535 << max(LEAST_SCALE, round(math.log2(max(nbytes, 1) / 65535)))

@@ -1,4 +1,4 @@
-"""How long messages take, both ways at once, and MPI's own allreduce: what calibration fits."""
+"""How long messages take, both ways at once, and allreduces: what calibration fits."""
 
 import numpy as np
 from mpi4py import MPI
@@ -9,8 +9,10 @@ from isthmus.topology.common_clock import CommonClock
 from isthmus.vectors import chunk_slices
 
 NBYTES = (4, 1024, 16 * 1024, 60 * 1024, 240 * 1024, 960 * 1024, 3840 * 1024)
-LONGEST_SECONDS = 0.5
+LONGEST_SECONDS = 1.5
 """Of one measurement: sizes that would take longer are left out, all but the first three."""
+SMALL_ENTRIES = 256
+"""Of a rank's part of a vector that is summed for what an allreduce takes whatever its size."""
 FEWEST = 3
 
 
@@ -41,13 +43,14 @@ def way_seconds(comm, first, second, seconds, repetitions, message_nbytes=WIRE_N
     return samples.T
 
 
-def allreduce_seconds(tiers, seconds, repetitions):
+def allreduce_seconds(tiers, algorithm, sizes, seconds, repetitions):
     """Return (nbytes, seconds), float64 vectors of samples on every rank: the slowest rank's seconds of
-    MPI's own allreduce. Collective."""
+    an allreduce of float32 vectors of `sizes` bytes. Collective."""
     clock = CommonClock(tiers.world)
 
     def timed(nbytes):
-        allreduce, vector = Allreduce(tiers, nbytes // 4, "mpi"), np.ones(nbytes // 4, np.float32)
+        allreduce = Allreduce(tiers, nbytes // 4, algorithm)
+        vector = np.ones(nbytes // 4, np.float32)
 
         def once():
             start = clock.start()
@@ -56,7 +59,7 @@ def allreduce_seconds(tiers, seconds, repetitions):
 
         return once
 
-    return _by_size(tiers.world, NBYTES, seconds, repetitions, timed).T
+    return _by_size(tiers.world, sizes, seconds, repetitions, timed).T
 
 
 def _by_size(comm, sizes, seconds, repetitions, timed):
