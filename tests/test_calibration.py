@@ -143,6 +143,66 @@ def test_mpi_s_own_is_corrected_by_what_it_took_on_as_many_ranks():
     assert seconds_of(calibrated() | {"calibration": found | {"ranks": 5}}, "mpi") == plain
 
 
+@pytest.mark.parametrize("algorithm", [name for name in ALGORITHMS if name != "mpi"])
+def test_what_an_allreduce_takes_whatever_its_size_is_added_once(algorithm):
+    found = {"version": 1, "ranks": 4, "overhead_seconds": {algorithm: 0.25}}
+    for size in (1, 100_000):
+        plain = seconds_of(calibrated(), algorithm, size)
+        assert seconds_of(calibrated() | {"calibration": found}, algorithm, size) - plain == (
+            pytest.approx(0.25))
+        others = found | {"ranks": 5}
+        assert seconds_of(calibrated() | {"calibration": others}, algorithm, size) == plain
+    if algorithm == "hierarchical":
+        cluster = isthmus.Cluster(calibrated() | {"calibration": found})
+        simulated = simulate(cluster, Workload(size=100_000, batch_size=4), [1, 1, 1, 1], steps=1)
+        assert simulated.seconds == pytest.approx(1 / 500 + seconds_of(cluster.to_table(), algorithm))
+
+
+def bursts(*sites):
+    """An uplink that lets the first 60 kB pass at once, as token buckets do."""
+    table = cluster_of(*sites, bytes_per_second=1e6, shared="uplink")
+    for link in table["link"]:
+        latency, rate = link["latency_seconds"], link["bytes_per_second"]
+        factors = [(latency + max(0, size - 60_000) / rate) / (latency + size / rate) for size in SIZES]
+        link |= dict.fromkeys(("streams", "messages"), flat(1.0) | {"factors": factors})
+    return isthmus.Cluster(table)
+
+
+def test_what_a_link_lets_pass_at_once_it_does_so_once():
+    """A ring's hop carries 2 (p - 1) parts, all but the first at the link's rate; two pairs of halving
+    share the link twice, with half of the vector."""
+    cluster, size = bursts(2, 2), 60_000
+    (link, *_), nbytes = cluster.links, 4 * size
+    ring = isthmus.predict_allreduce(cluster, size, algorithm="ring").seconds
+    _, rate = link.line(6 * nbytes / 4, "messages")
+    assert ring >= (5 * nbytes / 4 / rate) * (1 - 1e-9)
+    halving = isthmus.predict_allreduce(cluster, size, algorithm="recursive").seconds
+    _, rate = link.line(nbytes / 2, "messages")
+    assert halving >= 2 * (nbytes / 2 / rate) * (1 - 1e-9)
+    star = bursts(1, 1, 1)
+    latency, rate = star.links[0].line(2 * 60_000)
+    assert isthmus.predict_allreduce(star, 15_000, algorithm="hierarchical").links_seconds == (
+        pytest.approx(2 * (latency + 2 * 60_000 / rate)))
+
+
+@given(st.integers(1, 3), st.integers(1, 3), st.integers(1000, 200_000))
+def test_a_ring_s_hops_share_an_uplink(north, south, size):
+    """Two sites behind one: both ways of it carry two hops, 2 (p - 1) parts each, the first at once."""
+    cluster = isthmus.Cluster(cluster_of(2, north, south, bytes_per_second=1e6, shared="uplink"))
+    seconds = isthmus.predict_allreduce(cluster, size, algorithm="ring").seconds
+    assert seconds >= 2 * (2 * (cluster.size - 1) - 1) * 4 * size / cluster.size / 1e6
+
+
+def test_links_that_share_a_rate_do_not_share_what_a_message_takes_before_its_first_byte():
+    alone, both = (isthmus.Cluster(cluster_of(*sites, bytes_per_second=1e6, shared="uplink",
+                                              streams=flat(1.0) | {"factors": [3.0, 1.0, 1.0, 1.0]}))
+                   for sites in ((1, 1, 1), (1, 1, 1, 1, 1)))
+    one, other = (isthmus.predict_allreduce(cluster, 1, algorithm="hierarchical").links_seconds
+                  for cluster in (alone, both))
+    assert one == pytest.approx(2 * 0.003, rel=0.01)
+    assert other == pytest.approx(one, rel=0.01)
+
+
 def test_a_compressor_takes_what_it_took_and_another_of_its_class_is_the_best_guess():
     def coding(compressor, seconds):
         return {"compressor": compressor, "nbytes": [4000, 8000],

@@ -7,12 +7,12 @@ time, a step takes what the time model says.
 
 import math
 from dataclasses import dataclass
-from itertools import chain
 
 import numpy as np
 
 from isthmus.compression.dense import Dense
 from isthmus.planning.flows import FlowNetwork
+from isthmus.planning.stages import shared_lines
 from isthmus.planning.time_model import (
     compute_seconds,
     hierarchical_stages,
@@ -143,7 +143,7 @@ class _Exchange:
         others = [site for site in range(len(cluster.sites)) if site != self.hub]
         routes = up + down if self.two else up
         self.senders = np.array(others + [self.hub] if self.two else others)
-        lines = {link: link.line(stages.wire_nbytes) for link in chain(*up, *down)}
+        lines = shared_lines(up, stages.wire_nbytes) | shared_lines(down, stages.wire_nbytes)
         self.latencies = np.array([sum(lines[link][0] for link in route) for route in routes])
         for route in up + down:
             for link in route:

@@ -1,6 +1,7 @@
 """The stages of a hierarchical allreduce: what each chunk costs inside sites and between them."""
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -131,13 +132,21 @@ def link_routes(cluster):
             [cluster.route(hub, name) for name in others])
 
 
+def shared_lines(routes, nbytes):
+    """Return link -> latency and rate of a stream of `nbytes` on every route at the same time.
+
+    The rate is all streams' that pass the link's pipe.
+    """
+    passing = Counter(link.pipe for route in routes for link in route)
+    return {link: link.line(passing[link.pipe] * nbytes) for route in routes for link in route}
+
+
 def _crossing(routes, wire_nbytes, stream_nbytes):
     """Return (first chunk, every other chunk), float64[routes]: a wire on each at the same time.
 
     Links that share a rate take turns: their bytes add up. stream_nbytes: those of all chunks.
     """
-    lines = {link: link.line(stream_nbytes) for route in routes for link in route}
-    load = {}
+    lines, load = shared_lines(routes, stream_nbytes), {}
     for link in (link for route in routes for link in route):
         load[link.pipe] = load.get(link.pipe, 0.0) + wire_nbytes / lines[link][1]
     each = np.array([max(load[link.pipe] for link in route) for route in routes])

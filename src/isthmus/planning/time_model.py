@@ -179,9 +179,7 @@ def _mpi(cluster, nbytes, add_bytes_per_second):
 
 def _ring_hops(cluster, nbytes):
     """Return float64[ranks]: latency and rate of parts of `nbytes` from each rank to the next, in
-    cluster order, and the rate of one part after another.
-
-    All send at the same time: hops that pass one pipe have their share of its rate.
+    cluster order, and the rate of one part after another: of a pipe that several hops pass, their share.
     """
     sites = cluster.site_of_rank
     hops = list(zip(sites, (*sites[1:], sites[0])))
@@ -189,25 +187,19 @@ def _ring_hops(cluster, nbytes):
     passing = Counter(link.pipe for hop in hops for link in routes[hop])
     lines = {}
     for (here, there), route in routes.items():
-        if route:
-            known = [_of_many(link, passing[link.pipe], nbytes, 2 * (cluster.size - 1))
-                     for link in route]
-            latency, rate, sustained = zip(*known)
-            lines[here, there] = sum(latency), min(rate), min(sustained)
-        else:
-            latency, rate = cluster.sites[here].network.line(nbytes)
-            lines[here, there] = latency, rate, rate
+        latency, rate = zip(*([link.line(nbytes, "messages") for link in route]
+                              or [cluster.sites[here].network.line(nbytes)]))
+        sustained = [_sustained(link, 2 * (cluster.size - 1) * passing[link.pipe] * nbytes)
+                     / passing[link.pipe] for link in route]
+        lines[here, there] = sum(latency), min(rate), min(sustained, default=math.inf)
     return np.array([lines[hop] for hop in hops]).T
 
 
-def _of_many(link, at_once, nbytes, times):
-    """Return latency and rate of each of `at_once` messages of `nbytes`, and the rate of `times` such,
-    one after another: what a link lets pass at any rate, after a pause, it does once."""
-    load = at_once * nbytes
-    latency, rate = link.line(load, "messages")
+def _sustained(link, nbytes):
+    """Return the rate of many messages, `nbytes` together: what a link lets pass at any rate, after a
+    pause, it does once."""
     longest = link.messages.nbytes[-1] if link.messages else math.inf
-    _, sustained = link.line(max(load, min(times * load, longest)), "messages")
-    return latency, rate / at_once, min(rate, sustained) / at_once
+    return link.line(min(nbytes, longest), "messages")[1]
 
 
 def _hierarchical(cluster, size, compressor, encodes, chunk_nbytes):
