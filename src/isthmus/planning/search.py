@@ -71,8 +71,12 @@ class _State:
     def _different(self, shards):
         """Return the first of each kind among `shards` of one rank, at most KINDS of them."""
         problem = self.problem
-        rows = np.stack([problem.place_of_shard[shards], problem.sizes[shards], problem.nbytes[shards]])
-        first = shards[np.sort(np.unique(rows, axis=1, return_index=True)[1])]
+        kinds = zip(*(column[shards].tolist() for column in (problem.place_of_shard, problem.sizes,
+                                                              problem.nbytes)))
+        known = {}
+        for shard, kind in zip(shards.tolist(), kinds):
+            known.setdefault(kind, shard)
+        first = np.fromiter(known.values(), int, len(known))
         if first.size > KINDS:
             first = first[np.argsort(problem.sizes[first], kind="stable")]
             first = first[np.linspace(0, first.size - 1, KINDS).astype(int)]
@@ -98,13 +102,15 @@ class _State:
         """Return the move of one shard that leaves both ranks done earliest, or None."""
         problem, critical = self.problem, int(self.seconds.argmax())
         best, change = self.seconds[critical] * (1 - 1e-12), None
-        everyone = np.arange(problem.ranks)
-        for shard in self._different(self.shards_of(critical)):
-            size = problem.sizes[shard]
-            finish = self.seconds + problem.seconds_per_unit * size
-            finish[critical] = np.inf
-            if finish.min() >= best:
+        everyone, shards = np.arange(problem.ranks), self._different(self.shards_of(critical))
+        finishes = self.seconds + np.outer(problem.sizes[shards], problem.seconds_per_unit)
+        finishes[:, critical] = np.inf
+        earliest = finishes.min(axis=1)
+        for number in np.flatnonzero(earliest < best):
+            if earliest[number] >= best:
                 continue
+            shard, finish = shards[number], finishes[number]
+            size = problem.sizes[shard]
             allowed = problem.may_hold(shard) & self._may_change(critical, everyone, size,
                                                                  problem.nbytes[shard])
             finish[~allowed] = np.inf
@@ -125,19 +131,29 @@ class _State:
             limit = np.partition(self.seconds, count - 1)[count - 1]
             ranks = np.flatnonzero(self.seconds <= limit)[:count]
             others = np.concatenate([self.shards_of(int(rank)) for rank in ranks if rank != critical])
-        there = self.rank_of_shard[others]
+        ranks, sizes = self.rank_of_shard[others], problem.sizes[others]
+        looked_at = np.inf
         for shard in self._different(self.shards_of(critical)):
-            gain = problem.sizes[shard] - problem.sizes[others]
-            taken = problem.nbytes[shard] - problem.nbytes[others]
-            worst = np.maximum(self.seconds[critical] - problem.seconds_per_unit[critical] * gain,
-                               self.seconds[there] + problem.seconds_per_unit[there] * gain)
-            worth = np.flatnonzero((gain > 0) & (worst < best))
+            if best < looked_at:  # both ranks must be done before the best so far
+                looked_at = best
+                least = max(0.0, self.seconds[critical] - best) / problem.seconds_per_unit[critical]
+                most = ((best - self.seconds) / problem.seconds_per_unit)[ranks]
+                may = most > least
+                others, ranks, sizes, most = others[may], ranks[may], sizes[may], most[may]
+            gain = problem.sizes[shard] - sizes
+            worth = np.flatnonzero((gain > least) & (gain < most))
             if not worth.size:
                 continue
-            fits = (self._may_change(critical, there[worth], gain[worth], taken[worth])
-                    & problem.may_hold(shard)[there[worth]]
+            there, gained = ranks[worth], gain[worth]
+            taken = problem.nbytes[shard] - problem.nbytes[others[worth]]
+            fits = (self._may_change(critical, there, gained, taken)
+                    & problem.may_hold(shard)[there]
                     & problem.places[problem.place_of_shard[others[worth]], critical])
-            if fits.any():
-                pick = worth[fits][int(worst[worth[fits]].argmin())]
-                best, change = worst[pick], [(shard, int(there[pick])), (int(others[pick]), critical)]
+            worst = np.where(fits, np.maximum(
+                self.seconds[critical] - problem.seconds_per_unit[critical] * gained,
+                self.seconds[there] + problem.seconds_per_unit[there] * gained), np.inf)
+            pick = int(worst.argmin())
+            if worst[pick] < best:
+                best = worst[pick]
+                change = [(int(shard), int(there[pick])), (int(others[worth[pick]]), critical)]
         return change
