@@ -39,7 +39,8 @@ from dataclasses import dataclass
 
 WINDOWS_OPEN = 8              # what a receiver lets come, of what is under way when the link is full;
 QUEUED_SECONDS = 0.16         # or what a queue may hold beside it, in time at the link's rate
-LEAST_SCALE = 1               # of a window: the kernel announces multiples of 2^k, 65535 at most
+LEAST_SECONDS = 0.05          # and what it lets come where there is no latency, in time at that rate,
+LEAST_OPEN_NBYTES = 512 * 1024  # at most
 BUFFERS_OF_OPEN = 3           # a buffer also counts what is around the data
 USUAL_OPEN_NBYTES = 2 * 1024 * 1024  # for which the buffers do that Linux allows a sender: 4 MB
 FIRST_SEGMENTS = 64           # more than 64 KiB
@@ -79,10 +80,12 @@ def tcp_settings(cluster):
     window = 0
     for other in cluster.names:
         for site, source in ((hub, other), (other, hub)) if other != hub else ():
-            held, queued = _held_nbytes(cluster, source, site)
+            held, rate = _held_nbytes(cluster, source, site)
             window = max(window, round(held))
-            opened[site, source] = _announced_nbytes(min(WINDOWS_OPEN * held, held + queued))
-    most = max(opened.values(), default=_announced_nbytes(0))
+            opened[site, source] = _announced_nbytes(max(
+                min(WINDOWS_OPEN * held, held + QUEUED_SECONDS * rate),
+                min(LEAST_SECONDS * rate, LEAST_OPEN_NBYTES)))
+    most = max(opened.values(), default=_announced_nbytes(LEAST_OPEN_NBYTES))
     kernel, mca, without_root = {"net.ipv4.tcp_slow_start_after_idle": "0"}, {}, {}
     if most > USUAL_OPEN_NBYTES:
         kernel |= buffer_limits(BUFFERS_OF_OPEN * most)
@@ -100,14 +103,13 @@ def buffer_limits(nbytes):
 
 
 def _held_nbytes(cluster, source, target):
-    """Return the bytes that leave `source` before the first of them is acknowledged, and how many a
-    queue may hold."""
+    """Return the bytes that leave `source` before the first of them is acknowledged, and their rate."""
     way = cluster.route(source, target)
     rate = min(link.bytes_per_second for link in way)
     round_trip = sum(link.latency_seconds for link in (*way, *cluster.route(target, source)))
-    return round_trip * rate, QUEUED_SECONDS * rate
+    return round_trip * rate, rate
 
 
 def _announced_nbytes(nbytes):
     """Return the window of about `nbytes` that the kernel announces as it is: 65535 x 2^k."""
-    return 65535 << max(LEAST_SCALE, round(math.log2(max(nbytes, 1) / 65535)))
+    return 65535 << max(1, round(math.log2(nbytes / 65535)))  # the first segments must fit in
