@@ -203,6 +203,7 @@ def test_calibration_finds_the_paced_links_and_the_plan_uses_them(lab):
     assert cluster.sites[0].encode_bytes_per_second < float("inf")
     assert cluster.sites[0].memory_bytes_per_second > 1e8
     assert cluster.calibration.version == 1
+    assert set(cluster.calibration.overhead_seconds) == {"ring", "hierarchical"}  # of what can be paced
     for way in (*cluster.links, cluster.sites[1].network):
         assert way.messages.nbytes[0] == 4
     for link in cluster.links:

@@ -201,7 +201,7 @@ def measure_allreduces(tiers, repetitions, table, links, tell):
         if algorithm == "mpi" or (links == "paced" and algorithm in PACED_APART):
             continue
         tell(f"measuring what an allreduce by {algorithm} takes whatever its size")
-        _, seconds = allreduce_seconds(tiers, algorithm, [small], OVERHEAD_SECONDS, 4 * repetitions)
+        _, seconds = allreduce_seconds(tiers, algorithm, [small], OVERHEAD_SECONDS, 2 * repetitions)
         foretold = predict_allreduce(cluster, small // 4, algorithm=algorithm).seconds
         found[algorithm] = rounded(max(0.0, np.median(seconds) - foretold))
     table["calibration"]["overhead_seconds"] = found
