@@ -253,10 +253,11 @@ def test_the_plan_takes_its_objective_and_limits_from_the_settings(lab):
     assert f"{period['epoch_seconds']:.3f} s an epoch" in advice
     assert period["advice"] == []
     assert "period:" in told
-    write(lab, run=with_changes(RUN, {"plan.objective": "beauty"}))
-    done = call(lab, 0, "plan", "run.toml")
-    assert done.returncode == 3
-    assert "plan.objective" in done.stderr
+    for name, value in (("objective", "beauty"), ("alpha", -1), ("least_samples", "many")):
+        write(lab, run=with_changes(RUN, {f"plan.{name}": value}))
+        done = call(lab, 0, "plan", "run.toml")
+        assert done.returncode == 3
+        assert f"plan.{name}" in done.stderr
 
 
 def test_files_are_packed_from_the_command_line(lab):

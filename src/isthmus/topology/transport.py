@@ -14,9 +14,10 @@ whose window is the smaller stands still meanwhile (Zhang, Shenker and Clark 199
 dynamics of a congestion control algorithm: the effects of two-way traffic"). So windows should be
 alike, and several times what the link holds, but no more than its queue. Those that buffers limit are
 unlike, for how much fits in depends on how packets came: of 3.9 MB each way over 100 Mbit/s and 10 ms
-round trip one took 333 ms and the other 478; with the route's `window` 343 and 345. A sum of 16 MB over
-two sites, 100 Mbit/s and 20 ms round trip (1.29 s are n / B), took 1.55 s with buffers for 4 times
-what the link holds, 1.45 for 8, 1.44 for 12, 1.54 for 16, where queues overflow, and 1.41 with `window`:
+round trip one took 333 ms and the other 478 (`isthmus calibrate` of the last cluster in
+experiments/prediction.toml); with the route's `window` 343 and 345. A sum of 16 MB over two sites,
+100 Mbit/s and 20 ms round trip (1.29 s are n / B), took 1.55 s with buffers for 4 times what the link
+holds, 1.45 for 8, 1.44 for 12, 1.54 for 16, where queues overflow, and 1.41 with `window`:
 
     isthmus testbed run experiments/two_sites.toml -- \
         isthmus bench collectives experiments/two_sites.toml --algorithm hierarchical --compressor none \
