@@ -30,7 +30,7 @@ from study import HERE
 import isthmus
 from isthmus.benchmarking.options import CollectivesOptions, named_compressor
 from isthmus.errors import IsthmusError
-from isthmus.runs.settings import PACED_APART
+from isthmus.registry import ALGORITHMS
 from isthmus.toml_files import FrozenModel
 
 
@@ -51,9 +51,9 @@ class AllreduceSettings(FrozenModel):
 
     def options(self, links, largest_nbytes):
         """Return the options on such links, without what cannot be paced; ValueError if wrong."""
-        apart = PACED_APART if links == "paced" else ()
         return CollectivesOptions(
-            algorithms=tuple(name for name in self.algorithms if name not in apart),
+            algorithms=tuple(name for name in self.algorithms
+                             if links == "real" or not ALGORITHMS[name].unpaced),
             compressors=self.compressors, links=links, smallest_nbytes=self.smallest_nbytes,
             largest_nbytes=largest_nbytes, repetitions=self.repetitions, seconds=self.seconds)
 

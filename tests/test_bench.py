@@ -212,7 +212,7 @@ def test_wrong_arguments_end_with_code_2_once(lab, ranks, arguments):
     (lambda: CollectivesOptions(compressors=("int8:size=4",)), "a key of block, rounding"),
     (lambda: CollectivesOptions(links="slow"), "links must be one of real, paced"),
     (lambda: CollectivesOptions(links="paced", algorithms=("mpi",)), "cannot be paced"),
-    (lambda: CollectivesOptions(algorithms=("mpi",), compressors=("int8",)), "'mpi' sends exact"),
+    (lambda: CollectivesOptions(algorithms=("mpi",), compressors=("int8",)), "\"mpi\" sends exact"),
     (lambda: CollectivesOptions(smallest_nbytes=6), "multiple of 4 bytes, not 6"),
     (lambda: LinksOptions(smallest_nbytes=64, largest_nbytes=16), "64, is more than largest, 16"),
     (lambda: KernelOptions(names=("multiply",)), "'multiply'; known kernels: add"),

@@ -15,7 +15,6 @@ from isthmus.planning.calibration import fit_table
 from isthmus.planning.simulation import simulate
 from isthmus.planning.stages import coding_seconds, hierarchical_stages
 from isthmus.planning.time_model import (
-    ALGORITHMS,
     Workload,
     chain_seconds,
     fair_staging_seconds,
@@ -25,6 +24,7 @@ from isthmus.planning.time_model import (
     staging_seconds,
     waiting_seconds,
 )
+from isthmus.registry import ALGORITHMS
 from isthmus.runs.calibrate import measure_ways
 from isthmus.runs.mpi_algorithm import OPEN_MPI, allreduce_algorithm
 from isthmus.topology.measured import CalibrationRangeWarning, SizeTable

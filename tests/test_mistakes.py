@@ -97,7 +97,7 @@ SETTINGS = {
     "a compressor that is a number": ({"allreduce.compressor": 3}, 3, ["compressor: kind", "not 3"]),
     "a ratio of 2": ({"allreduce.compressor": {"kind": "top_k", "ratio": 2}}, 3, ["(0, 1], not 2"]),
     "bits for int8": ({"allreduce.compressor": {"kind": "int8", "bits": 4}}, 3, ["block, rounding"]),
-    "a ring that compresses": ({"allreduce.algorithm": "ring"}, 3, ["'ring'", "hierarchical"]),
+    "a ring that compresses": ({"allreduce.algorithm": "ring"}, 3, ['"ring"', "hierarchical"]),
     "an unknown algorithm": ({"allreduce.algorithm": "star"}, 3, ["'recursive'", "not 'star'"]),
     "no buckets": ({"allreduce.buckets": 0}, 3, ["buckets", "equal to 1"]),
     "paced MPI": ({"allreduce": {"algorithm": "mpi"}, "cluster.links": "paced"}, 3, ["cannot be paced"]),

@@ -13,14 +13,13 @@ from hypothesis import strategies as st
 
 import isthmus
 from isthmus.errors import SettingsError
-from isthmus.picture_style import TERM_LOOKS
+from isthmus.registry import STAGES
 from isthmus.runs.page import thin
 from isthmus.runs.report import write_report
-from isthmus.runs.terms import TERMS as TRAINED_TERMS
 
 pytestmark = pytest.mark.slow
 
-TERMS = ("compute", "reduce", "encode", "links", "decode", "broadcast", "update", "wait")
+TERMS = tuple(STAGES)
 
 
 def write_run(folder, steps=40, finished=True, name="site0", compressor="int8", digest="abcdef123456",
@@ -200,8 +199,8 @@ def test_a_thinned_curve_leaves_out_what_is_not_finite():
 
 
 def test_every_term_looks_different_without_colour_too():
-    assert set(TERM_LOOKS) == {*TRAINED_TERMS, "wait"}
-    assert len({hatch for _, hatch in TERM_LOOKS.values()}) == len(TERM_LOOKS)
+    assert len({stage.hatch for stage in STAGES.values()}) == len(STAGES)
+    assert len({stage.colour for stage in STAGES.values()}) == len(STAGES)
 
 
 @pytest.mark.parametrize(("spoil", "message"), [

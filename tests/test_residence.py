@@ -4,8 +4,10 @@ The device is one that the host plays (late_device): kernels are those of the GP
 host's, and what is not waited for has not happened.
 """
 
+import json
 import subprocess
 from dataclasses import replace
+from pathlib import Path
 
 import host_device
 import numpy as np
@@ -341,7 +343,7 @@ def test_a_run_with_gpus_at_one_site_ends_as_one_without_and_is_calibrated(
     for name in ("CODING_SECONDS", "MESSAGES_SECONDS"):
         monkeypatch.setattr(f"isthmus.runs.calibrate.{name}", 0.01)
     path = lab(comm, shared_folder, cluster={"compute": "real"}, plan={"replan": False},
-               training={"epochs": 2, "batch_size": 60, "seed": 3})
+               training={"epochs": 2, "batch_size": 60, "seed": 3}, run={"trace": True})
     hashes = []
     for device in ("cpu", "gpu"):
         if comm.rank == 0:
@@ -349,7 +351,11 @@ def test_a_run_with_gpus_at_one_site_ends_as_one_without_and_is_calibrated(
             table["site"][0]["device"] = device
             (shared_folder / "cluster.toml").write_text(tomli_w.dumps(table))
         comm.Barrier()
-        hashes.append(train(comm, path, lambda line, passing=False: None)["parameter_hash"])
+        summary = train(comm, path, lambda line, passing=False: None)
+        hashes.append(summary["parameter_hash"])
+        traced = {event["name"] for event in json.loads(
+            Path(summary["folder"], "trace.json").read_text())["traceEvents"] if event["ph"] == "X"}
+        assert ("copy" in traced) == (device == "gpu")
         assert bool(gpu.locked) == (device == "gpu" and comm.rank < 2)
     assert hashes[0] == hashes[1]
     table = calibrate(comm, path, shared_folder / "measured.toml", 2, lambda line: None)

@@ -12,7 +12,6 @@ import isthmus
 from isthmus.planning.calibration import fit_link
 from isthmus.planning.step import predict_overlapped, predict_step
 from isthmus.planning.time_model import (
-    ALGORITHMS,
     Workload,
     compute_seconds,
     narrow_link_bound_seconds,
@@ -22,6 +21,7 @@ from isthmus.planning.time_model import (
     staging_seconds,
     steps_per_epoch,
 )
+from isthmus.registry import ALGORITHMS
 
 COMPRESSORS = [None, isthmus.Int8(), isthmus.TopK(0.01), isthmus.Dense("float16")]
 
@@ -96,7 +96,7 @@ def test_one_site_has_no_link_to_cross():
 
 @pytest.mark.parametrize(("arguments", "message"), [
     ({"algorithm": "star"}, "'star'"),
-    ({"algorithm": "ring", "compressor": isthmus.Int8()}, "needs algorithm='hierarchical'")])
+    ({"algorithm": "ring", "compressor": isthmus.Int8()}, "needs algorithm = \"hierarchical\"")])
 def test_what_cannot_run_is_not_predicted(arguments, message):
     with pytest.raises(ValueError, match=message):
         isthmus.predict_allreduce(isthmus.Cluster(cluster_of(1, 1)), 10, **arguments)

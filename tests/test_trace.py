@@ -16,12 +16,13 @@ from test_report import write_run
 
 import isthmus
 from isthmus.errors import SettingsError, StoppedError
+from isthmus.registry import SPANS
 from isthmus.runs import timeline as timelines
 from isthmus.runs.report import write_report
 from isthmus.runs.timeline import timeline
 from isthmus.shards.batches import LocalSamples
 from isthmus.topology.clocks import clock_offsets
-from isthmus.topology.tracing import SENT, SPANS, Recorder
+from isthmus.topology.tracing import SENT, Recorder
 from isthmus.training.models import Perceptron
 from isthmus.training.recipe import Recipe
 from isthmus.vectors import bucket_slices
@@ -273,7 +274,7 @@ def write_long_trace(folder, steps=30, ranks=(2, 2), pieces=400, name="site0"):
         for rank, rows in enumerate(rows_of_rank):
             for number in range(pieces):
                 first = clock + number * each
-                rows.append(row(SPANS[number % 7], 0, first, first + each, step=step))
+                rows.append(row(SPANS[number % len(SPANS)], 0, first, first + each, step=step))
                 if rank in (0, ranks[0]):
                     peer = ranks[0] - rank
                     end = first + 0.9 * each

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 from isthmus.compression import COMPRESSORS
-from isthmus.planning.time_model import ALGORITHMS, predict_allreduce
+from isthmus.planning.time_model import predict_allreduce
+from isthmus.registry import ALGORITHMS, algorithm_named
 
 LINKS = ("real", "paced")
 
@@ -28,16 +29,14 @@ class CollectivesOptions:
 
     def __post_init__(self):
         for name in self.algorithms:
-            if name not in ALGORITHMS:
-                raise ValueError(f"algorithm must be one of {', '.join(ALGORITHMS)}, not {name!r}")
+            algorithm_named(name)
         for text in self.compressors:
             named_compressor(text)
         check_links(self.links)
         check_sizes(self.smallest_nbytes, self.largest_nbytes)
-        if self.links == "paced" and "mpi" in self.algorithms:
-            raise ValueError("algorithm 'mpi' cannot be paced: MPI sends its messages itself; use "
-                             "another algorithm, or --links real")
         for name in self.algorithms:
+            if self.links == "paced":
+                ALGORITHMS[name].check_paced()
             problems = [_problem_with(name, text) for text in self.compressors]
             if all(problems):
                 raise ValueError(f"{problems[0]}; change that, or add --compressor none")
@@ -45,7 +44,7 @@ class CollectivesOptions:
     @property
     def combinations(self):
         """The (algorithm, name of its compressor) that go together, on such links."""
-        known = [name for name in ALGORITHMS if name != "mpi" or self.links == "real"]
+        known = [name for name, row in ALGORITHMS.items() if self.links == "real" or not row.unpaced]
         return [(name, text) for name in self.algorithms or known for text in self.compressors
                 if _problem_with(name, text) is None]
 

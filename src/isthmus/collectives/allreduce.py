@@ -18,10 +18,10 @@ from isthmus.compression.chunks import WIRE_NBYTES, chunk_entries
 from isthmus.compression.dense import Dense
 from isthmus.devices import memory_for, set_from_host, to_host
 from isthmus.errors import IsthmusError
+from isthmus.registry import algorithm_named
 from isthmus.topology.agreement import gather_json, raise_first
 
 EXACT = {"ring": Ring, "tree": DoubleTree, "recursive": Recursive}
-ALGORITHMS = ("mpi", *EXACT, "hierarchical")
 
 
 class Allreduce:
@@ -279,11 +279,10 @@ def _problem_with(size, algorithm, compressor, _, buckets, chunk_nbytes):
     """Return what is wrong with one rank's wishes alone, or None."""
     if size < 0:
         return f"size must not be negative, not {size}"
-    if algorithm not in ALGORITHMS:
-        return f"algorithm must be one of {', '.join(ALGORITHMS)}, not {algorithm!r}"
-    if compressor != repr(None) and algorithm != "hierarchical":
-        return (f"algorithm {algorithm!r} sends exact float32: a compressor needs "
-                "algorithm='hierarchical'")
+    try:
+        algorithm_named(algorithm).check_compressor(None if compressor == repr(None) else compressor)
+    except ValueError as problem:
+        return str(problem)
     if chunk_nbytes < 1:
         return f"chunk_nbytes must be at least 1, not {chunk_nbytes}"
     covered = 0

@@ -3,6 +3,8 @@
 import time
 from contextlib import contextmanager
 
+from isthmus.registry import ALLREDUCE_STAGES
+
 
 class CountedComm:
     """A communicator that adds the bytes of each send to `sent[site of the peer]`."""
@@ -28,15 +30,13 @@ class StageClock:
     recorder: notes each lap, where a run is traced.
     """
 
-    STAGES = ("reduce", "encode", "copy", "links", "decode", "broadcast")
-
     def __init__(self, recorder=None):
         self.recorder = recorder
-        self.seconds = dict.fromkeys(self.STAGES, 0.0)
+        self.seconds = dict.fromkeys(ALLREDUCE_STAGES, 0.0)
         self.last = 0.0
 
     def start(self):
-        self.seconds = dict.fromkeys(self.STAGES, 0.0)
+        self.seconds = dict.fromkeys(ALLREDUCE_STAGES, 0.0)
         self.resume()
 
     def resume(self):

@@ -11,6 +11,7 @@ from isthmus.compression.dense import Dense
 from isthmus.compression.one_bit import OneBit
 from isthmus.compression.quantized import Int4, Int8
 from isthmus.planning.time_model import predict_allreduce
+from isthmus.registry import ALGORITHMS
 
 COMPRESSORS = (None, Dense("bfloat16"), Dense("float16"), Int8(), Int4(), OneBit())
 """What is tried: those whose error on a Gaussian vector does not depend on the vector's structure."""
@@ -18,7 +19,7 @@ COMPRESSORS = (None, Dense("bfloat16"), Dense("float16"), Int8(), Int4(), OneBit
 CHUNK_NBYTES = (WIRE_NBYTES, WIRE_NBYTES // 2, WIRE_NBYTES // 4, WIRE_NBYTES // 8)
 """Longest first: a shorter one is taken where it saves 5 %, which is more than the model is wrong by."""
 
-EXACT = ("ring", "tree", "recursive")
+EXACT = tuple(name for name, row in ALGORITHMS.items() if row.own and not row.compresses)
 """Algorithms that are tried beside `hierarchical`; MPI's own picks for itself what it does."""
 
 SAMPLE = 65536

@@ -36,15 +36,14 @@ from isthmus.planning.stages import (
     link_routes,
     overhead_seconds,
 )
+from isthmus.registry import ALLREDUCE_STAGES, algorithm_named
 
 __all__ = [
-    "ALGORITHMS", "AllreduceTime", "Workload", "chain_seconds", "coding_seconds", "compute_seconds",
+    "AllreduceTime", "Workload", "chain_seconds", "coding_seconds", "compute_seconds",
     "fair_staging_seconds", "hierarchical_stages", "link_routes", "local_steps_seconds",
     "narrow_link_bound_seconds", "overlapped_seconds", "period_seconds", "pipelined_seconds",
     "predict_allreduce", "recursive_seconds", "ring_seconds", "staging_seconds", "steps_per_epoch",
     "waiting_seconds"]
-
-ALGORITHMS = ("mpi", "ring", "tree", "recursive", "hierarchical")
 
 
 @dataclass(frozen=True)
@@ -90,9 +89,7 @@ class AllreduceTime:
     @property
     def terms(self):
         """Stage -> seconds."""
-        return {"reduce": self.reduce_seconds, "encode": self.encode_seconds,
-                "copy": self.copy_seconds, "links": self.links_seconds, "decode": self.decode_seconds,
-                "broadcast": self.broadcast_seconds}
+        return {stage: getattr(self, f"{stage}_seconds") for stage in ALLREDUCE_STAGES}
 
 
 def predict_allreduce(cluster, size, *, algorithm, compressor=None, chunk_nbytes=WIRE_NBYTES):
@@ -102,11 +99,7 @@ def predict_allreduce(cluster, size, *, algorithm, compressor=None, chunk_nbytes
 
     Raises ValueError for an algorithm that does not exist, or that cannot use the compressor.
     """
-    if algorithm not in ALGORITHMS:
-        raise ValueError(f"algorithm must be one of {', '.join(ALGORITHMS)}, not {algorithm!r}")
-    if compressor is not None and algorithm != "hierarchical":
-        raise ValueError(f"algorithm {algorithm!r} sends exact float32: a compressor needs "
-                         "algorithm='hierarchical'")
+    algorithm_named(algorithm).check_compressor(compressor)
     if size == 0 or cluster.size == 1:
         return AllreduceTime()
     if algorithm == "hierarchical":

@@ -13,7 +13,8 @@ from isthmus.compression.low_rank import LowRank
 from isthmus.devices import array_library
 from isthmus.files import check_folder
 from isthmus.planning.calibration import fit_link, fit_table, rounded
-from isthmus.planning.time_model import ALGORITHMS, mpi_seconds, predict_allreduce
+from isthmus.planning.time_model import mpi_seconds, predict_allreduce
+from isthmus.registry import ALGORITHMS
 from isthmus.runs.choosing import choose
 from isthmus.runs.mpi_algorithm import allreduce_algorithm
 from isthmus.runs.preparation import (
@@ -22,7 +23,6 @@ from isthmus.runs.preparation import (
     shared_settings,
     shared_tiers,
 )
-from isthmus.runs.settings import PACED_APART
 from isthmus.testbed import on_testbed
 from isthmus.topology.agreement import from_root, gather_json, together
 from isthmus.topology.cluster import Cluster
@@ -197,8 +197,8 @@ def measure_allreduces(tiers, repetitions, table, links, tell):
     """
     cluster, found = Cluster(table), {}
     small = 4 * SMALL_ENTRIES * tiers.world.size
-    for algorithm in ALGORITHMS:
-        if algorithm == "mpi" or (links == "paced" and algorithm in PACED_APART):
+    for algorithm, row in ALGORITHMS.items():
+        if not row.own or (links == "paced" and row.unpaced):
             continue
         tell(f"measuring what an allreduce by {algorithm} takes whatever its size")
         _, seconds = allreduce_seconds(tiers, algorithm, [small], OVERHEAD_SECONDS, 2 * repetitions)

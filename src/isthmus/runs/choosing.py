@@ -4,7 +4,8 @@ from dataclasses import fields
 
 from isthmus.compression import COMPRESSORS
 from isthmus.planning import choice
-from isthmus.runs.settings import PACED_APART, KindSettings
+from isthmus.registry import ALGORITHMS
+from isthmus.runs.settings import KindSettings
 
 
 def choose(settings, cluster):
@@ -20,7 +21,7 @@ def choose(settings, cluster):
     compressors = choice.COMPRESSORS if named is None else (named,)
     bound = wanted.largest_error if named is None else 1.0
     algorithms = [name for name in choice.EXACT
-                  if settings.cluster.links == "real" or name not in PACED_APART]
+                  if settings.cluster.links == "real" or not ALGORITHMS[name].unpaced]
     chosen = choice.choose_allreduce(cluster, settings.make_model().size, largest_error=bound,
                                      compressors=compressors,
                                      algorithms=() if named else algorithms)

@@ -4,10 +4,12 @@ import io
 
 import numpy as np
 
-from isthmus.picture_style import COLOURS, HATCHES, STYLE, TERM_LOOKS
+from isthmus.picture_style import COLOURS, HATCHES, STYLE
+from isthmus.registry import STAGES, Stage
 from isthmus.runs.page import INK, chart, draw_curve, legend_above, milliseconds
 
 PREDICTED, MEASURED, DENSE = "#999999", "#0072B2", "#E69F00"
+UNKNOWN = Stage("", "#555555", "")  # a term that another version of isthmus has told
 BARS = 24  # of a chart; more cannot be read, and the tables tell them all
 BANDS = 100  # of a stack over time
 
@@ -47,10 +49,10 @@ def draw_stacks(made, title, stacks):
     with chart(made, title, 1.0 + 0.36 * len(stacks) + 0.2 * rows) as axis:
         left = np.zeros(len(stacks))
         for term in terms:
-            colour, hatch = TERM_LOOKS.get(term, ("#555555", ""))
+            stage = STAGES.get(term, UNKNOWN)
             values = np.array([seconds.get(term, 0.0) for seconds in tables])
-            axis.barh(range(len(stacks)), 1e3 * values, 0.7, 1e3 * left, color=colour, hatch=hatch,
-                      label=term)
+            axis.barh(range(len(stacks)), 1e3 * values, 0.7, 1e3 * left, color=stage.colour,
+                      hatch=stage.hatch, label=term)
             for place, value in enumerate(values):
                 if value > 0.14 * whole:  # wide enough for its name
                     axis.text(1e3 * (left[place] + value / 2), place, f"{1e3 * value:#.3g}", ha="center",
@@ -157,10 +159,10 @@ def _draw_terms_over_time(made, steps):
         total, worth_naming = np.zeros(len(means)), 0.02 * means.sum()
         edges = [steps[end]["step"] for end in ends[:-1]] + [steps[-1]["step"] + 1]
         for name, values in zip(names, means.T):
-            colour, hatch = TERM_LOOKS.get(name, ("#555555", ""))
+            stage = STAGES.get(name, UNKNOWN)
             if values.any():
-                axis.stairs(total + values, edges, baseline=total, fill=True, facecolor=colour,
-                            hatch=hatch, linewidth=0,
+                axis.stairs(total + values, edges, baseline=total, fill=True, facecolor=stage.colour,
+                            hatch=stage.hatch, linewidth=0,
                             label=name if values.sum() > worth_naming else None)
             total = total + values
         axis.set(xlabel="step", ylabel="ms a step", xlim=(edges[0], edges[-1]))

@@ -11,6 +11,7 @@ from isthmus.errors import SettingsError
 from isthmus.planning.integers import NODES
 from isthmus.planning.objectives import OBJECTIVES, TIE_BREAKS
 from isthmus.planning.time_model import Workload
+from isthmus.registry import ALGORITHMS
 from isthmus.runs.slurm_settings import SlurmSettings
 from isthmus.toml_files import FrozenModel, check_table, read_toml
 from isthmus.topology.cluster import Cluster
@@ -21,10 +22,6 @@ from isthmus.vectors import bucket_slices
 
 Count = Annotated[int, Field(ge=1)]
 
-PACED_APART = {"mpi": "MPI sends its messages itself",
-               **dict.fromkeys(("tree", "recursive"), "several ranks of a site send over a link at "
-                               "once, and each would be paced alone")}
-"""Algorithms that paced links cannot hold, and why."""
 
 
 class ClusterSettings(FrozenModel):
@@ -72,7 +69,7 @@ class KindSettings(FrozenModel):
 class AllreduceSettings(FrozenModel):
     """How gradients are summed."""
 
-    algorithm: Literal["mpi", "ring", "tree", "recursive", "hierarchical", "auto"] = "hierarchical"
+    algorithm: Literal[*ALGORITHMS, "auto"] = "hierarchical"
     compressor: KindSettings | None = None
     error_feedback: bool = True
     buckets: Count = 1
@@ -88,9 +85,8 @@ class AllreduceSettings(FrozenModel):
 
     @model_validator(mode="after")
     def _exact_algorithms_do_not_compress(self):
-        if self.compressor and self.algorithm not in ("hierarchical", "auto"):
-            raise ValueError(f"algorithm {self.algorithm!r} sends exact float32; "
-                             'a compressor needs algorithm = "hierarchical"')
+        if self.algorithm in ALGORITHMS:
+            ALGORITHMS[self.algorithm].check_compressor(self.compressor)
         return self
 
 
@@ -171,11 +167,8 @@ class RunSettings(FrozenModel):
 
     @model_validator(mode="after")
     def _paced_links_need_one_rank_to_keep_them(self):
-        algorithm = self.allreduce.algorithm
-        if self.cluster.links == "paced" and algorithm in PACED_APART:
-            raise ValueError(f'allreduce.algorithm "{algorithm}" cannot be paced: '
-                             f'{PACED_APART[algorithm]}; use "ring" or "hierarchical", or '
-                             'cluster.links = "real"')
+        if self.cluster.links == "paced" and self.allreduce.algorithm in ALGORITHMS:
+            ALGORITHMS[self.allreduce.algorithm].check_paced()
         return self
 
     @classmethod

@@ -2,9 +2,7 @@
 
 import numpy as np
 
-from isthmus.collectives.counting import StageClock
-
-TERMS = ("compute", *StageClock.STAGES, "update", "wait")
+from isthmus.registry import ALLREDUCE_STAGES
 
 
 def critical_terms(of_rank, leaders):
@@ -22,9 +20,9 @@ def critical_terms(of_rank, leaders):
     speakers = slice(None) if leaders is None else leaders
     terms = {"compute": of_rank["compute"].max()}
     allreduce = charged(of_rank["allreduce"][speakers])
-    for stage in StageClock.STAGES[:-1]:
+    for stage in ALLREDUCE_STAGES[:-1]:
         terms[stage] = charged(of_rank[stage][speakers])
-    terms["broadcast"] = max(0.0, allreduce - sum(terms[stage] for stage in StageClock.STAGES[:-1]))
+    terms["broadcast"] = max(0.0, allreduce - sum(terms[stage] for stage in ALLREDUCE_STAGES[:-1]))
     terms["update"] = of_rank["update"].max()
     left = of_rank["step"][0] - sum(terms.values())
     terms["links"] = max(0.0, terms["links"] + min(0.0, left))

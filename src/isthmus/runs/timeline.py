@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from isthmus.errors import SettingsError
-from isthmus.picture_style import TERM_LOOKS
+from isthmus.registry import STAGES
 
 TEMPLATE = Path(__file__).with_name("timeline.html")
 STEPS = 3    # that are drawn
@@ -50,7 +50,7 @@ def timeline(folder, cluster):
         return ""
     page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return page.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
-        error_us=error_us, looks=TERM_LOOKS, hatches=HATCHES, left=LEFT, right=RIGHT, lane=LANE,
+        error_us=error_us, stages=STAGES, hatches=HATCHES, left=LEFT, right=RIGHT, lane=LANE,
         **draw(pieces, cluster))
 
 
@@ -97,7 +97,7 @@ def draw(pieces, cluster):
             "bands": [(top, _crossing_words(crossings, site, len(steps)))
                       for site, (top, _) in bands.items()],
             "steps": [(at(start), step) for step, (start, _) in steps.items()],
-            "names": [name for name in TERM_LOOKS if any(box[3] == name for box in boxes)],
+            "names": [name for name in STAGES if any(box[3] == name for box in boxes)],
             "hidden": cluster.size - len(lanes),
             "step_ms": (end - begin) / len(steps) / 1e3}
 

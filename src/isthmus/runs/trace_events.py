@@ -10,7 +10,8 @@ from collections import defaultdict, deque
 from typing import NamedTuple
 
 from isthmus.files import replacing
-from isthmus.topology.tracing import COLUMNS, RECEIVED, SENT, SPANS
+from isthmus.registry import SPANS
+from isthmus.topology.tracing import COLUMNS, RECEIVED, SENT
 
 ROW = ("step", *COLUMNS)
 STEP, KIND, AT, START, END, PEER, NBYTES, TAG = range(len(ROW))

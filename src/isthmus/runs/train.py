@@ -13,13 +13,14 @@ from isthmus.collectives.allreduce import Allreduce
 from isthmus.compression.dense import Dense
 from isthmus.devices import array_library
 from isthmus.errors import StoppedError
+from isthmus.registry import STAGES
 from isthmus.runs.choosing import choose
 from isthmus.runs.journal import Journal
 from isthmus.runs.preparation import hold_seconds, place_data, shared_settings, shared_tiers
 from isthmus.runs.rebalancing import Rebalancing
 from isthmus.runs.record import RunFolder, provenance, replanned_sentence
 from isthmus.runs.stopping import stopping_on
-from isthmus.runs.terms import TERMS, critical_terms
+from isthmus.runs.terms import critical_terms
 from isthmus.runs.trace import Trace
 from isthmus.testbed import on_testbed
 from isthmus.topology.agreement import broadcast_json, from_root, gather_json
@@ -278,7 +279,7 @@ class Job:
     def _summary(self, digest, links):
         """Return what the run came to, predicted beside measured."""
         median = {name: statistics.median(terms[name] for terms in self.measured)
-                  for name in TERMS}
+                  for name in STAGES}
         predicted = {**dict.fromkeys(median, 0.0), **self.plan.terms}
         loss, accuracy = self.evaluation
         wire = self.settings.make_compressor() or Dense()

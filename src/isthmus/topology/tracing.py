@@ -11,7 +11,8 @@ from collections import deque
 
 import numpy as np
 
-SPANS = ("compute", "reduce", "encode", "links", "decode", "broadcast", "update")
+from isthmus.registry import SPANS
+
 SENT, RECEIVED = len(SPANS), len(SPANS) + 1
 """Kinds of rows: numbers of SPANS, and messages."""
 

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from isthmus import kernels
-from isthmus.collectives.counting import StageClock
 from isthmus.devices import library_of, out_of_memory, synchronise, to_host
 from isthmus.errors import NonFiniteError, ReplicaError
 from isthmus.planning.step import computed_share
+from isthmus.registry import ALLREDUCE_STAGES
 
-MEASURED = ("loss", "samples", "compute", "allreduce", *StageClock.STAGES, "update", "step",
+MEASURED = ("loss", "samples", "compute", "allreduce", *ALLREDUCE_STAGES, "update", "step",
             "sent_site_nbytes", "sent_link_nbytes")
 """What each rank notes of each step: a row of float64, gathered now and then to the job's rank 0."""
 
