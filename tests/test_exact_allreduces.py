@@ -19,11 +19,12 @@ from isthmus.collectives import (
     ring_reduce,
     ring_reduce_scatter,
 )
-from isthmus.collectives.counting import CountedComm, StageClock
 from isthmus.collectives.recursive import Recursive
 from isthmus.collectives.ring import Ring
+from isthmus.collectives.stage_clock import StageClock
 from isthmus.collectives.tree import DoubleTree
 from isthmus.topology.agreement import gather_json
+from isthmus.topology.counted import CountedComm
 
 KINDS = (Ring, DoubleTree, Recursive)
 SIZES = st.one_of(st.integers(0, 40), st.integers(0, 5000), st.integers(15_000, 150_000))

@@ -10,7 +10,6 @@ most, headers included, which between two sites is what crosses the cut.
 import hashlib
 
 import numpy as np
-from mpi4py import MPI
 
 from isthmus.benchmarking.bounds import bound_seconds
 from isthmus.benchmarking.options import named_compressor, sizes_nbytes
@@ -21,6 +20,7 @@ from isthmus.planning.time_model import predict_allreduce
 from isthmus.testbed import own_counters
 from isthmus.topology.agreement import from_root, gather_json, require
 from isthmus.topology.common_clock import CommonClock
+from isthmus.topology.world import barrier, maximum
 
 HEADER = (f"# {'nbytes':>11} {'median ms':>11} {'least ms':>11} {'most ms':>11} {'model ms':>11} "
           f"{'bound ms':>11} {'cut bytes':>11} {'sent bytes':>11} {'times':>6}")
@@ -106,9 +106,7 @@ def _timed(clock, allreduce, vector):
 
 def _slowest(world, own_seconds):
     """Return float64[repetitions] on every rank: the slowest rank's seconds of each."""
-    slowest = np.empty(len(own_seconds))
-    world.Allreduce(np.array(own_seconds, float), slowest, MPI.MAX)
-    return slowest
+    return maximum(world, own_seconds)
 
 
 def _cut(tiers, counted, predicted, calls):
@@ -126,7 +124,7 @@ def _cut(tiers, counted, predicted, calls):
 
 def _carried(tiers):
     """Return the testbed's counters, the same on every rank, or None off a testbed."""
-    tiers.world.Barrier()
+    barrier(tiers.world)
     return from_root(tiers.world, own_counters, tiers.home)
 
 

@@ -14,6 +14,7 @@ from isthmus.benchmarking.options import sizes_nbytes
 from isthmus.benchmarking.spread import spread_of
 from isthmus.errors import ClusterError
 from isthmus.topology.agreement import broadcast_json, require
+from isthmus.topology.world import all_gather, barrier, broadcast
 
 STREAM_NBYTES = 60 * 1024
 """Bytes of a message of a stream: under the size at which MPI over TCP asks before it sends."""
@@ -78,13 +79,13 @@ def half_round_trips(world, first, second, nbytes, options):
             world.Send(buffer, first)
         return (time.perf_counter() - start) / 2
 
-    world.Barrier()
+    barrier(world)
     there_and_back()
     warm = broadcast_json(world, there_and_back(), first)
     repetitions = int(np.clip(options.seconds / (2 * warm), 2, options.repetitions))
-    world.Barrier()
+    barrier(world)
     seconds = np.array([there_and_back() for _ in range(repetitions)])
-    world.Bcast(seconds, first)
+    broadcast(world, seconds, first)
     return seconds
 
 
@@ -117,8 +118,7 @@ def streams(tiers, first, second, ways, options):
 def _stream(world, flowing, incoming):
     """Return the seconds until all messages of each (source, target) are there, on every rank."""
     outgoing = np.zeros(STREAM_NBYTES, np.uint8)
-    seconds = np.zeros(world.size)
-    world.Barrier()
+    barrier(world)
     start = time.perf_counter()
     arriving = [world.Irecv(message, source) for source, target in flowing
                 if world.rank == target for message in incoming]
@@ -126,11 +126,11 @@ def _stream(world, flowing, incoming):
             if world.rank == source for _ in incoming]
     for request in arriving:
         request.Wait()
-    own = np.array([time.perf_counter() - start])
+    own = time.perf_counter() - start
     for request in sent:
         request.Wait()
-    world.Allgather(own, seconds)
-    return [float(seconds[target]) for _, target in flowing]
+    seconds = all_gather(world, np.array([own]))
+    return [float(seconds[target][0]) for _, target in flowing]
 
 
 def _way(cluster, source, target):

@@ -7,12 +7,12 @@ import numpy as np
 from mpi4py import MPI
 
 from isthmus import kernels
-from isthmus.collectives.counting import CountedComm, StageClock
 from isthmus.collectives.exact import OfMPI
 from isthmus.collectives.hierarchical import Hierarchical
 from isthmus.collectives.recursive import Recursive
 from isthmus.collectives.residence import Host, residence_of
 from isthmus.collectives.ring import Ring
+from isthmus.collectives.stage_clock import StageClock
 from isthmus.collectives.tree import DoubleTree
 from isthmus.compression.chunks import WIRE_NBYTES, chunk_entries
 from isthmus.compression.dense import Dense
@@ -20,6 +20,7 @@ from isthmus.devices import memory_for, set_from_host, to_host
 from isthmus.errors import IsthmusError
 from isthmus.registry import algorithm_named
 from isthmus.topology.agreement import gather_json, raise_first
+from isthmus.topology.counted import CountedComm
 
 EXACT = {"ring": Ring, "tree": DoubleTree, "recursive": Recursive}
 

@@ -23,14 +23,22 @@ class OfMPI(Exact):
     UNKNOWN = -1  # the last place of `sent`: no site's
 
     def __init__(self, comm, size, sent, clock):
-        self.comm, self.sent, self.clock = comm, sent, clock
+        self.allreduce, self.sent, self.clock = _own_allreduce(comm), sent, clock
         self.site = 0 if sent.size == 2 else self.UNKNOWN
         self.nbytes = 4 * size if comm.size > 1 else 0
 
     def __call__(self, total):
         self.sent[self.site] += self.nbytes
-        self.comm.Allreduce(MPI.IN_PLACE, total)
+        self.allreduce(MPI.IN_PLACE, total)
         self.clock.lap("links")
 
     def predicted(self):
         yield self.site, self.nbytes
+
+
+def _own_allreduce(comm):
+    """Return MPI's Allreduce on `comm`; ValueError where it would go past what wraps the links."""
+    try:
+        return comm.Allreduce
+    except AttributeError as problem:
+        raise ValueError(f'algorithm "mpi" cannot be used on these links: {problem}') from None

@@ -22,9 +22,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from isthmus import kernels
-from isthmus.collectives.messages import arrived, receiving, sending, wait_for
+from isthmus.collectives.messages import arrived, receiving, sending, sending_nbytes, wait_for
 from isthmus.compression.chunks import chunk_entries, site_chunk_entries
 from isthmus.compression.compressor import Compressor
+from isthmus.topology.comm import message_nbytes
 from isthmus.vectors import chunk_slices
 
 
@@ -110,10 +111,10 @@ class Hierarchical:
         """Yield (site, bytes) for every message that this rank sends in one call."""
         for chunk in itertools.chain(*self.buckets):
             for neighbour in (self.left, self.right):
-                if neighbour is not None:
-                    yield self.index, 4 * _length(chunk.whole)
+                for piece in chunk.pieces if neighbour is not None else ():
+                    yield self.index, message_nbytes(self.site, 4 * _length(piece), neighbour)
             for peer in self.peers:
-                yield peer, chunk.compressor.wire_nbytes(_length(chunk.whole))
+                yield peer, sending_nbytes(self.leaders, chunk.wires[self.index].size, 1, peer)
 
     def _receive_ahead(self, pieces):
         """Yield the request and the inbox of each piece from the right, one piece ahead."""

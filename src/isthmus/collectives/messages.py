@@ -4,6 +4,7 @@ MPI counts what a message holds in 31 bits; here alone is it seen to that none c
 """
 
 from isthmus import kernels
+from isthmus.topology.comm import message_nbytes
 from isthmus.vectors import chunk_slices
 
 PIECE_NBYTES = 4 * 1024 * 1024
@@ -23,6 +24,12 @@ def inbox_entries(size):
 def sending(comm, vector, target):
     """Start to send `vector`; return the requests."""
     return [comm.Isend(vector[piece], target) for piece in pieces(vector)]
+
+
+def sending_nbytes(comm, size, itemsize, target):
+    """Return the bytes that `sending` so many entries comes to, with what wrappers add to messages."""
+    return sum(message_nbytes(comm, itemsize * (piece.stop - piece.start), target)
+               for piece in chunk_slices(0, size, PIECE_NBYTES // itemsize))
 
 
 def receiving(comm, vector, source):

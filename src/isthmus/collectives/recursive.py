@@ -10,7 +10,14 @@ neighbour's, and are told the result.
 import numpy as np
 
 from isthmus.collectives.exact import Exact
-from isthmus.collectives.messages import adding, inbox_entries, receiving, sending, wait_for
+from isthmus.collectives.messages import (
+    adding,
+    inbox_entries,
+    receiving,
+    sending,
+    sending_nbytes,
+    wait_for,
+)
 from isthmus.topology.schedules import core_ranks, halvings
 
 
@@ -51,10 +58,11 @@ class Recursive(Exact):
         """Yield (site, bytes) for each part that this rank sends in one call."""
         for other in (self.folds_into, self.folded):
             if other is not None:
-                yield self.site_of_rank[other], 4 * self.size
+                yield self.site_of_rank[other], sending_nbytes(self.comm, self.size, 4, other)
         for step in self.halvings:
             for part in (step.give, step.keep):
-                yield self.site_of_rank[step.peer], 4 * (part.stop - part.start)
+                yield self.site_of_rank[step.peer], sending_nbytes(
+                    self.comm, part.stop - part.start, 4, step.peer)
 
     def _add_from(self, source, part):
         for _ in adding(self.comm, part, source, self.inbox):

@@ -19,6 +19,7 @@ from isthmus import kernels
 from isthmus.devices import library_name, mpi_library_path, mpi_takes_device_arrays
 from isthmus.kernels.device import the_device
 from isthmus.kernels.device_arrays import F4, check
+from isthmus.topology.comm import Wrapped
 
 
 def residence_of(array, clock):
@@ -137,15 +138,15 @@ class Direct:
         pass
 
 
-class DeviceComm:
+class DeviceComm(Wrapped):
     """A communicator that takes arrays of a device, as mpi4py's take NumPy's.
 
     Its requests end in any order; what was sent must stay as it is until then.
     """
 
     def __init__(self, comm, residence):
-        self.comm, self.residence = comm, residence
-        self.rank, self.size = comm.rank, comm.size
+        super().__init__(comm)
+        self.residence = residence
 
     def Isend(self, array, dest, tag=0):  # noqa: N802
         sent = _Sent(self, array, dest, tag)
@@ -155,9 +156,6 @@ class DeviceComm:
 
     def Irecv(self, array, source, tag=0):  # noqa: N802
         return _Received(self, array, source, tag)
-
-    def Recv(self, array, source, tag=0):  # noqa: N802
-        self.Irecv(array, source, tag).Wait()
 
     def Allreduce(self, in_place, array):  # noqa: N802
         transport = self.residence.transport

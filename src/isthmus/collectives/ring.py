@@ -13,7 +13,14 @@ float32[ring_inbox_entries(n, p)] or more; give the same one to every call and n
 import numpy as np
 
 from isthmus.collectives.exact import Exact
-from isthmus.collectives.messages import adding, inbox_entries, receiving, sending, wait_for
+from isthmus.collectives.messages import (
+    adding,
+    inbox_entries,
+    receiving,
+    sending,
+    sending_nbytes,
+    wait_for,
+)
 from isthmus.devices import library_of
 
 
@@ -22,7 +29,8 @@ class Ring(Exact):
 
     def __init__(self, comm, site_of_rank, size, clock, empty=np.empty):
         self.comm, self.size, self.clock = comm, size, clock
-        self.right_site = site_of_rank[(comm.rank + 1) % comm.size]
+        self.right = (comm.rank + 1) % comm.size
+        self.right_site = site_of_rank[self.right]
         self.inbox = empty(inbox_entries(-(-size // comm.size)), "f4")
 
     def __call__(self, total):
@@ -36,7 +44,7 @@ class Ring(Exact):
         for step in range(self.comm.size - 1):
             for sent in (self.comm.rank - step - 1, self.comm.rank - step):
                 part = ring_part(self.size, self.comm.size, sent)
-                yield self.right_site, 4 * (part.stop - part.start)
+                yield self.right_site, sending_nbytes(self.comm, part.stop - part.start, 4, self.right)
 
 
 def ring_part(size, ranks, rank):

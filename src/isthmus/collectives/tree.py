@@ -18,6 +18,7 @@ import numpy as np
 from isthmus import kernels
 from isthmus.collectives.exact import Exact
 from isthmus.collectives.messages import arrived, wait_for, wait_for_any
+from isthmus.topology.comm import message_nbytes
 from isthmus.topology.schedules import TREE_CHUNKS_AHEAD, trees
 
 
@@ -43,7 +44,9 @@ class DoubleTree(Exact):
         """Yield (site, bytes) for what this rank sends to each neighbour in one call."""
         for branch in self.branches:
             for other in branch.neighbours:
-                yield self.site_of_rank[other], 4 * branch.entries
+                for chunk in branch.chunks:
+                    yield self.site_of_rank[other], message_nbytes(
+                        branch.comm, 4 * (chunk.stop - chunk.start), other)
 
 
 class _Branch:
@@ -51,7 +54,7 @@ class _Branch:
 
     def __init__(self, comm, tree, tag, empty):
         self.comm, self.tag = comm, tag
-        self.chunks, self.entries = tree.chunks, tree.entries
+        self.chunks = tree.chunks
         self.parent, self.children = tree.parents[comm.rank], tree.children[comm.rank]
         self.ahead = TREE_CHUNKS_AHEAD * tree.depth(comm.rank)
         longest = max((chunk.stop - chunk.start for chunk in self.chunks), default=0)

@@ -8,6 +8,8 @@ from collections import deque
 import numpy as np
 
 from isthmus.topology.agreement import from_root, gather_json, ranks_on_host
+from isthmus.topology.comm import innermost
+from isthmus.topology.world import barrier
 
 PHASES = ("preparation", "compute", "allreduce", "update", "replicas", "report", "evaluation",
           "rebalancing", "signals", "checkpoint", "end")
@@ -28,7 +30,7 @@ class Progress:
     """
 
     def __init__(self, world):
-        host = world.Split(ranks_on_host(world)[0])
+        host = innermost(world).Split(ranks_on_host(world)[0])
         self.rows = shared_rows(host)
         self.ranks = gather_json(host, world.rank) if len(self.rows) == host.size else [world.rank]
         self.rank = world.rank
@@ -36,7 +38,7 @@ class Progress:
         self.seconds = {}  # by "step", and by phase outside a step: how long the last ones took
         self.kind = None
         self.enter(PHASES[0], 0)
-        host.Barrier()
+        barrier(host)
         host.Free()
 
     @property

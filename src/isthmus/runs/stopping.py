@@ -6,6 +6,8 @@ from contextlib import contextmanager
 
 import numpy as np
 
+from isthmus.topology.world import broadcast
+
 SECONDS_BETWEEN_QUESTIONS = 3.0
 
 
@@ -30,7 +32,7 @@ class StopRequest:
         if step < self.next_step:
             return False
         answer = np.array([self.signalled, self._steps_to_wait(step)], np.int64)
-        self.world.Bcast(answer, self.home)
+        broadcast(self.world, answer, self.home)
         self.next_step = step + int(answer[1])
         return bool(answer[0])
 

@@ -5,13 +5,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from mpi4py import MPI
 
 from isthmus.errors import IsthmusError
 from isthmus.runs.trace_events import AT, END, ROW, START, write_trace
 from isthmus.topology.agreement import from_root
 from isthmus.topology.clocks import clock_offsets
 from isthmus.topology.tracing import Recorder
+from isthmus.topology.world import gather, maximum
 
 ROWS = 100_000
 """Spans and messages of all ranks in a trace: the last steps for which that is enough, or the last one.
@@ -57,17 +57,11 @@ class Trace:
     def _gather(self):
         """Return float64[:, ROW] of each rank at home: the steps that all ranks kept, on one clock."""
         world, steps = self._world, self.recorder.steps
-        first = np.array([steps[0][0] if steps else np.inf])
-        world.Allreduce(MPI.IN_PLACE, first, MPI.MAX)
+        first = maximum(world, [steps[0][0] if steps else np.inf])[0]
         own = np.concatenate([np.empty((0, len(ROW))), *(
             np.column_stack([np.full(len(rows), number), rows])
             for number, rows in steps if number >= first)])
         moments, ahead = zip(*((moment, offsets[world.rank, 0]) for moment, offsets in self.comparisons))
         for column in (AT, START, END):
             own[:, column] -= np.interp(own[:, column], moments, ahead)
-        counts = np.empty(world.size, np.int64)
-        world.Allgather(np.array([len(own)]), counts)
-        everything = np.empty((counts.sum(), len(ROW))) if world.rank == self._home else None
-        world.Gatherv(own, [everything, counts * len(ROW)] if everything is not None else None,
-                      self._home)
-        return None if everything is None else np.split(everything, np.cumsum(counts)[:-1])
+        return gather(world, own, self._home)

@@ -1,21 +1,19 @@
 """What the ranks of a communicator decide together, so that none waits for one that has failed."""
 
-import itertools
 import json
 
 import numpy as np
 
 from isthmus import errors
 from isthmus.errors import IsthmusError, ranks_in_words
+from isthmus.topology.world import all_gather, broadcast
 
 
 def require(comm, holds, error, message):
     """Raise `error(message)` on every rank of `comm` if `holds` is false on any of them."""
-    flags = np.empty(comm.size, np.uint8)
-    comm.Allgather(np.array([bool(holds)], np.uint8), flags)
-    bad = np.flatnonzero(flags == 0)
-    if bad.size:
-        _raise_everywhere(error, message if bad.size == comm.size else
+    bad = ranks_where(comm, not holds)
+    if bad:
+        _raise_everywhere(error, message if len(bad) == comm.size else
                           f"{message} (on {ranks_in_words(bad)})", bad)
 
 
@@ -35,13 +33,11 @@ def raise_first(comm, problem):
 
     problem: an IsthmusError or a ValueError; None on a rank where all is well.
     """
-    flags = np.empty(comm.size, np.uint8)
-    comm.Allgather(np.array([problem is not None], np.uint8), flags)
-    bad = np.flatnonzero(flags)
-    if bad.size:
-        first = int(bad[0])
+    bad = ranks_where(comm, problem is not None)
+    if bad:
+        first = bad[0]
         told = broadcast_json(comm, problem and [type(problem).__name__, str(problem)], first)
-        everyone = bad.size == comm.size
+        everyone = len(bad) == comm.size
         _raise_everywhere(getattr(errors, told[0], ValueError), told[1] if everyone or comm.size == 1
                           else f"{told[1]} (on {ranks_in_words(bad)})", bad)
 
@@ -64,30 +60,29 @@ def broadcast_json(comm, value, root=0):
     """Return the JSON `value` of `root` on every rank; it travels as a length and bytes."""
     text = json.dumps(value).encode() if comm.rank == root else b""
     nbytes = np.array([len(text)], np.int64)
-    comm.Bcast(nbytes, root)
+    broadcast(comm, nbytes, root)
     buffer = np.frombuffer(text, np.uint8).copy() if comm.rank == root else np.empty(
         nbytes[0], np.uint8)
-    comm.Bcast(buffer, root)
+    broadcast(comm, buffer, root)
     return json.loads(buffer.tobytes())
 
 
 def gather_json(comm, value):
     """Return on every rank the list of each rank's JSON `value`, in rank order."""
     text = np.frombuffer(json.dumps(value).encode(), np.uint8)
-    sizes = np.empty(comm.size, np.int64)
-    comm.Allgather(np.array([text.size], np.int64), sizes)
-    starts = np.concatenate([[0], np.cumsum(sizes)])
-    everything = np.empty(starts[-1], np.uint8)
-    comm.Allgatherv(text.copy(), [everything, sizes, starts[:-1], None])
-    return [json.loads(everything[first:last].tobytes())
-            for first, last in itertools.pairwise(starts)]
+    return [json.loads(each.tobytes()) for each in all_gather(comm, text)]
+
+
+def ranks_where(comm, holds):
+    """Return the ranks of `comm` where `holds` is true, on every rank. Collective."""
+    return np.flatnonzero(np.concatenate(all_gather(comm, np.array([bool(holds)])))).tolist()
 
 
 def _raise_everywhere(kind, message, ranks):
     error = kind(message)
     if isinstance(error, IsthmusError):
         error.everywhere = True
-        error.ranks = [int(rank) for rank in ranks]
+        error.ranks = ranks
     raise error
 
 

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from isthmus.topology.world import TOGETHER, broadcast
+
 LEAST_ROUNDS, MOST_SECONDS = 5, 0.1  # for each rank; a long link takes few rounds
 CLOSE_SECONDS = 5e-6                 # as close as messages on one machine come
 
@@ -13,15 +15,13 @@ def clock_offsets(comm, clock, ranks=None):
     numbers stay 0. Of several rounds the quickest counts: how the two ways share its round trip is
     not known, so half of it is the error. Collective.
     """
-    own = comm.Dup()  # its messages meet no others, and are not held by paced links
-    offsets = np.zeros((own.size, 2))
-    for rank in range(1, own.size) if ranks is None else ranks:
-        if own.rank == 0:
-            offsets[rank] = _compare(own, rank, clock)
-        elif own.rank == rank:
-            _answer(own, clock)
-    own.Bcast(offsets, 0)
-    own.Free()
+    offsets = np.zeros((comm.size, 2))
+    for rank in range(1, comm.size) if ranks is None else ranks:
+        if comm.rank == 0:
+            offsets[rank] = _compare(comm, rank, clock)
+        elif comm.rank == rank:
+            _answer(comm, clock)
+    broadcast(comm, offsets)
     return offsets
 
 
@@ -31,13 +31,13 @@ def _compare(comm, rank, clock):
     began, rounds, offset, error = clock(), 0, 0.0, np.inf
     while rounds < LEAST_ROUNDS or (error > CLOSE_SECONDS and clock() - began < MOST_SECONDS):
         start = clock()
-        comm.Send(go, rank)
-        comm.Recv(theirs, rank)
+        comm.Send(go, rank, TOGETHER)
+        comm.Recv(theirs, rank, TOGETHER)
         end = clock()
         if end - start < 2 * error:
             offset, error = theirs[0] - (start + end) / 2, (end - start) / 2
         rounds += 1
-    comm.Send(stop, rank)
+    comm.Send(stop, rank, TOGETHER)
     return offset, error
 
 
@@ -45,7 +45,7 @@ def _answer(comm, clock):
     """Tell rank 0 the time as often as it asks."""
     asked = np.empty(1)
     while True:
-        comm.Recv(asked, 0)
+        comm.Recv(asked, 0, TOGETHER)
         if not asked[0]:
             return
-        comm.Send(np.array([clock()]), 0)
+        comm.Send(np.array([clock()]), 0, TOGETHER)

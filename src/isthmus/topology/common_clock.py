@@ -8,11 +8,11 @@ import os
 import time
 from pathlib import Path
 
-import numpy as np
 from mpi4py import MPI
 
 from isthmus.topology.agreement import gather_json
 from isthmus.topology.clocks import clock_offsets
+from isthmus.topology.world import maximum
 
 SPIN_SECONDS = 0.0005  # at the end of a wait, because sleeping is not as exact
 BOOT = Path("/proc/sys/kernel/random/boot_id")
@@ -52,9 +52,7 @@ class CommonClock:
         return self._most(self.clock() - self.ahead) + self.ahead
 
     def _most(self, number):
-        largest = np.empty(1)
-        self.comm.Allreduce(np.array([number]), largest, MPI.MAX)
-        return float(largest[0])
+        return float(maximum(self.comm, [number])[0])
 
 
 def _machine():

@@ -8,10 +8,13 @@ import time
 
 import numpy as np
 
+from isthmus.topology.comm import Wrapped
+from isthmus.topology.world import TOGETHER
+
 TAG = 77
 
 
-class PacedComm:
+class PacedComm(Wrapped):
     """A communicator whose messages between sites take their time; all else is passed on.
 
     The sender stamps each message with the moment at which it would start to leave: the clock is
@@ -20,19 +23,18 @@ class PacedComm:
     the sender's queue where one site sends to many, the receiver's where many send to one.
     """
 
+    lets_past = True
+
     def __init__(self, comm, cluster, site_of_peer, site):
-        self.comm, self.site = comm, site
+        super().__init__(comm)
         self.out = [_hops(cluster, site, other) for other in site_of_peer]
         self.into = [_hops(cluster, other, site) for other in site_of_peer]
         self.busy_until = {}
 
-    def __getattr__(self, name):
-        return getattr(self.comm, name)
-
     def Isend(self, buffer, dest, tag=0):  # noqa: N802
         """Send a contiguous array; across a link a stamp goes ahead of it."""
         request = None
-        if self.out[dest]:
+        if self.out[dest] and tag != TOGETHER:
             start = max(time.monotonic(), self._free(self.out[dest]))
             self._occupy(self.out[dest], start, buffer.nbytes)
             stamp = np.array([start])
@@ -41,17 +43,11 @@ class PacedComm:
 
     def Irecv(self, buffer, source, tag=0):  # noqa: N802
         """Receive into a contiguous array; Wait returns when the link would have delivered it."""
-        if not self.into[source]:
+        if not self.into[source] or tag == TOGETHER:
             return self.comm.Irecv(buffer, source, tag)
         stamp = np.empty(1)
         requests = (self.comm.Irecv(stamp, source, TAG + tag), self.comm.Irecv(buffer, source, tag))
         return _Received(self, self.into[source], stamp, buffer.nbytes, requests)
-
-    def Send(self, buffer, dest, tag=0):  # noqa: N802
-        self.Isend(buffer, dest, tag).Wait()
-
-    def Recv(self, buffer, source, tag=0):  # noqa: N802
-        self.Irecv(buffer, source, tag).Wait()
 
     def arrival(self, hops, start, nbytes):
         """Return when a message that starts to leave at `start` has arrived."""

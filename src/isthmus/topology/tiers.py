@@ -9,8 +9,10 @@ from isthmus.devices import take_device
 from isthmus.errors import ClusterError
 from isthmus.topology.agreement import from_root, gather_json, ranks_on_host, together
 from isthmus.topology.cluster import Cluster
+from isthmus.topology.comm import innermost
 from isthmus.topology.paced import PacedComm
 from isthmus.topology.tracing import Recorder, TracedComm
+from isthmus.topology.world import World
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Tiers:
     """
 
     cluster: Cluster
-    world: MPI.Comm
+    world: World
     site: MPI.Comm
     leaders: MPI.Comm
     cloud: MPI.Comm
@@ -45,25 +47,33 @@ class Tiers:
         """Where this rank computes: "cpu" or "gpu"."""
         return self.cluster.sites[self.site_index].device
 
+    def through(self, wrap):
+        """Return these tiers with every communicator as `wrap` wraps it.
+
+        wrap(comm, ranks): gives a `Comm` around `comm`, whose peers are the cluster ranks `ranks`.
+        """
+        cluster, world, leaders = self.cluster, self.world, self.leaders
+        if leaders != MPI.COMM_NULL:
+            leaders = wrap(leaders, [cluster.ranks_of_site(name)[0] for name in cluster.names])
+        site = wrap(self.site, cluster.ranks_of_site(self.site_name))
+        return replace(self, site=site, leaders=leaders, world=_world_of(
+            cluster, wrap(world.comm, range(cluster.size)), world.site, leaders))
+
     def paced(self):
         """Return these tiers with links that hold every message as long as the file says."""
-        cluster, rank = self.cluster, self.world.rank
-        world = PacedComm(self.world, cluster, cluster.site_of_rank, cluster.site_of_rank[rank])
-        leaders = self.leaders
-        if leaders != MPI.COMM_NULL:
-            leaders = PacedComm(leaders, cluster, range(len(cluster.sites)), self.site_index)
-        return replace(self, world=world, leaders=leaders)
+        site_of_rank = self.cluster.site_of_rank
+
+        def wrap(comm, ranks):
+            sites = [site_of_rank[rank] for rank in ranks]
+            return comm if {*sites} == {self.site_index} else PacedComm(
+                comm, self.cluster, sites, self.site_index)
+
+        return self.through(wrap)
 
     def traced(self, recorder):
         """Return these tiers with communicators whose messages `recorder` notes."""
-        cluster, leaders = self.cluster, self.leaders
-        if leaders != MPI.COMM_NULL:
-            first = [cluster.ranks_of_site(name)[0] for name in cluster.names]
-            leaders = TracedComm(leaders, recorder, first)
-        return replace(
-            self, world=TracedComm(self.world, recorder, range(cluster.size)), leaders=leaders,
-            site=TracedComm(self.site, recorder, cluster.ranks_of_site(self.site_name)),
-            recorder=recorder)
+        return replace(self.through(lambda comm, ranks: TracedComm(comm, recorder, ranks)),
+                       recorder=recorder)
 
     def __enter__(self):
         return self
@@ -73,7 +83,7 @@ class Tiers:
         if error_type is None:
             for comm in (self.leaders, self.cloud, self.edge, self.site, self.world):
                 if comm != MPI.COMM_NULL:
-                    comm.Free()
+                    innermost(comm).Free()
 
 
 @contextmanager
@@ -111,10 +121,16 @@ def split_tiers(comm, cluster):
     leaders = world.Split(0 if site.rank == 0 else MPI.UNDEFINED, key=index)
     tier = cluster.sites[index].tier
     mine = world.Split(0 if tier == "cloud" else 1, key=world.rank)
-    return Tiers(cluster, world, site, leaders,
+    return Tiers(cluster, _world_of(cluster, world, site, leaders), site, leaders,
                  cloud=mine if tier == "cloud" else MPI.COMM_NULL,
                  edge=mine if tier == "edge" else MPI.COMM_NULL,
                  tier=tier, site_name=cluster.names[index], home=order[0])
+
+
+def _world_of(cluster, comm, site, leaders):
+    """Return all ranks: `site` is MPI's, and `leaders` may be COMM_NULL."""
+    several = leaders != MPI.COMM_NULL and len(cluster.sites) > 1
+    return World(comm, site, leaders if several else None, cluster.site_of_rank, cluster.hub)
 
 
 def cluster_ranks(cluster, hosts):

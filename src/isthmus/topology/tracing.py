@@ -12,6 +12,7 @@ from collections import deque
 import numpy as np
 
 from isthmus.registry import SPANS
+from isthmus.topology.comm import Wrapped
 
 SENT, RECEIVED = len(SPANS), len(SPANS) + 1
 """Kinds of rows: numbers of SPANS, and messages."""
@@ -76,18 +77,17 @@ class Recorder:
         _ROW.pack_into(self._memory, place, *values)
 
 
-class TracedComm:
+class TracedComm(Wrapped):
     """A communicator whose messages `recorder` notes; all else is passed on.
 
     rank_of_peer: the cluster's rank of each rank of `comm`.
     """
 
-    def __init__(self, comm, recorder, rank_of_peer):
-        self.comm, self.recorder, self.rank_of_peer = comm, recorder, rank_of_peer
-        self.rank, self.size = comm.rank, comm.size
+    lets_past = True
 
-    def __getattr__(self, name):
-        return getattr(self.comm, name)
+    def __init__(self, comm, recorder, rank_of_peer):
+        super().__init__(comm)
+        self.recorder, self.rank_of_peer = recorder, rank_of_peer
 
     def Isend(self, buffer, dest, tag=0):  # noqa: N802
         row = self.recorder.message(SENT, self.rank_of_peer[dest], buffer.nbytes, tag)
@@ -96,12 +96,6 @@ class TracedComm:
     def Irecv(self, buffer, source, tag=0):  # noqa: N802
         row = self.recorder.message(RECEIVED, self.rank_of_peer[source], buffer.nbytes, tag)
         return _Noted(self.recorder, row, self.comm.Irecv(buffer, source, tag))
-
-    def Send(self, buffer, dest, tag=0):  # noqa: N802
-        self.Isend(buffer, dest, tag).Wait()
-
-    def Recv(self, buffer, source, tag=0):  # noqa: N802
-        self.Irecv(buffer, source, tag).Wait()
 
     def Allreduce(self, sent, total, *operation):  # noqa: N802
         """Pass on MPI's own, which does not tell to whom it sends."""

@@ -8,6 +8,7 @@ from isthmus.devices import set_from_host, to_host
 from isthmus.errors import CheckpointError
 from isthmus.files import replacing
 from isthmus.topology.agreement import from_root, gather_json, together
+from isthmus.topology.world import broadcast
 
 VERSION = 3
 
@@ -50,7 +51,7 @@ def read_checkpoint(path, tiers, state, allreduce, identity):
         world, lambda: _read(path, found, state, memories, identity), home)
     for name, array in (("parameters", state.parameters), ("momentum", state.momentum)):
         values = found[name] if world.rank == home else np.empty(array.size, np.float32)
-        world.Bcast(values, home)
+        broadcast(world, values, home)
         set_from_host(array, values)
     for rank, entries in memories.items():
         if world.rank == home != rank:

@@ -9,6 +9,7 @@ from isthmus import kernels
 from isthmus.compression.chunks import chunk_entries
 from isthmus.devices import synchronise
 from isthmus.kernels.device import the_device
+from isthmus.topology.world import all_gather, barrier
 from isthmus.vectors import chunk_slices
 
 VECTOR_NBYTES = (4, 16 * 1024, 2**20, 16 * 2**20)
@@ -32,15 +33,13 @@ def gradient_seconds(comm, model, features, targets, batch_sizes, repetitions, l
         batch = features[pick], targets[pick]
         seconds = []
         for _ in range(repetitions + 1):
-            comm.Barrier()
+            barrier(comm)
             start = time.perf_counter()
             model.gradient(parameters, *batch, gradient)
             synchronise(gradient)
             seconds.append(time.perf_counter() - start)
         medians.append(np.median(seconds[1:]))
-    everyone = np.empty((comm.size, len(batch_sizes)))
-    comm.Allgather(np.array(medians), everyone)
-    return everyone
+    return np.stack(all_gather(comm, np.array(medians)))
 
 
 def own_message_seconds(comm, repetitions, messages=50):

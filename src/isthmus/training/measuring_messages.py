@@ -5,7 +5,9 @@ from mpi4py import MPI
 
 from isthmus.collectives.allreduce import Allreduce
 from isthmus.compression.chunks import WIRE_NBYTES
+from isthmus.topology.comm import innermost
 from isthmus.topology.common_clock import CommonClock
+from isthmus.topology.world import all_gather, maximum
 from isthmus.vectors import chunk_slices
 
 NBYTES = (4, 1024, 16 * 1024, 60 * 1024, 240 * 1024, 960 * 1024, 3840 * 1024)
@@ -23,24 +25,18 @@ def way_seconds(comm, first, second, seconds, repetitions, message_nbytes=WIRE_N
     other so many bytes in messages of at most `message_nbytes`, and wait for the other's. About
     `seconds` for each size of NBYTES from `smallest` on. Collective over `comm`.
     """
-    pair = comm.Split(0 if comm.rank in (first, second) else MPI.UNDEFINED, comm.rank)
+    pair = innermost(comm).Split(0 if comm.rank in (first, second) else MPI.UNDEFINED, comm.rank)
     samples = np.empty((0, 3))
     if pair != MPI.COMM_NULL:
         other = second if comm.rank == first else first
         clock = CommonClock(pair)
         came = _by_size(pair, [size for size in NBYTES if size >= smallest], seconds, repetitions,
                         lambda nbytes: _exchange(comm, clock, other, nbytes, message_nbytes))
-        theirs = np.empty_like(came)
-        pair.Sendrecv(came, 1 - pair.rank, recvbuf=theirs, source=1 - pair.rank)
+        theirs = all_gather(pair, came)[1 - pair.rank]
         there, back = (theirs, came) if comm.rank == first else (came, theirs)
         samples = np.column_stack([came[:, 0], there[:, 1], back[:, 1]])
         pair.Free()
-    count = np.array([len(samples)])
-    comm.Bcast(count, first)
-    if comm.rank != first:
-        samples = np.empty((count[0], 3))
-    comm.Bcast(samples, first)
-    return samples.T
+    return all_gather(comm, samples)[first].T
 
 
 def allreduce_seconds(tiers, algorithm, sizes, seconds, repetitions):
@@ -99,6 +95,4 @@ def _exchange(comm, clock, other, nbytes, message_nbytes):
 
 
 def _slowest(comm, seconds):
-    most = np.empty(1)
-    comm.Allreduce(np.array([seconds], float), most, MPI.MAX)
-    return float(most[0])
+    return float(maximum(comm, [seconds])[0])

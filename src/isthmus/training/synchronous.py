@@ -19,6 +19,8 @@ from isthmus.devices import library_of, out_of_memory, synchronise, to_host
 from isthmus.errors import NonFiniteError, ReplicaError
 from isthmus.planning.step import computed_share
 from isthmus.registry import ALLREDUCE_STAGES
+from isthmus.topology.agreement import ranks_where
+from isthmus.topology.world import all_gather, gather
 
 MEASURED = ("loss", "samples", "compute", "allreduce", *ALLREDUCE_STAGES, "update", "step",
             "sent_site_nbytes", "sent_link_nbytes")
@@ -160,10 +162,8 @@ class Training:
 
     def _refuse_non_finite(self):
         """Every rank is here in the same step: all saw the same mean."""
-        flags = np.empty(self.tiers.world.size, np.uint8)
         mine = kernels.for_array(self.gradient).all_finite(self.gradient)
-        self.tiers.world.Allgather(np.array([not mine], np.uint8), flags)
-        self.non_finite_ranks = [int(rank) for rank in np.flatnonzero(flags)]
+        self.non_finite_ranks = ranks_where(self.tiers.world, not mine)
         if self.recipe.on_non_finite == "stop":
             ranks = ", ".join(map(str, self.non_finite_ranks)) or "none by itself: their sum overflows"
             error = NonFiniteError(
@@ -176,8 +176,7 @@ class Training:
         """Return the parameters' SHA-256; ReplicaError on every rank if it differs on any."""
         digest = hashlib.sha256(to_host(self.state.parameters)).digest()
         world = self.tiers.world
-        everyone = np.empty((world.size, 32), np.uint8)
-        world.Allgather(np.frombuffer(digest, np.uint8).copy(), everyone)
+        everyone = all_gather(world, np.frombuffer(digest, np.uint8))
         other = [rank for rank in range(world.size) if everyone[rank].tobytes() != everyone[0].tobytes()]
         if other:
             error = ReplicaError(f"step {self.state.step}: parameters on ranks {other} differ from "
@@ -197,9 +196,7 @@ class Training:
             logs = scores - top - np.log(np.exp(scores - top).sum(axis=1, keepdims=True))
             sums += (-logs[np.arange(len(targets)), targets].sum(dtype="f8"),
                      (scores.argmax(axis=1) == targets).sum(), len(targets))
-        everyone = np.empty((self.tiers.world.size, 3))
-        self.tiers.world.Allgather(sums, everyone)
-        loss, right, samples = everyone.sum(axis=0)
+        loss, right, samples = np.stack(all_gather(self.tiers.world, sums)).sum(axis=0)
         return loss / samples, right / samples
 
     def take(self, local):
@@ -212,6 +209,5 @@ class Training:
         world, home = self.tiers.world, self.tiers.home
         rows = np.array(self.rows, np.float64).reshape(-1, len(MEASURED))
         self.rows.clear()
-        everyone = np.empty((world.size, *rows.shape)) if world.rank == home else None
-        world.Gather(rows, everyone, home)
-        return everyone
+        everyone = gather(world, rows, home)
+        return None if everyone is None else np.stack(everyone)

@@ -1,27 +1,9 @@
-"""What an allreduce spends: bytes at the send call, seconds by stage."""
+"""What an allreduce spends its seconds on, by stage."""
 
 import time
 from contextlib import contextmanager
 
 from isthmus.registry import ALLREDUCE_STAGES
-
-
-class CountedComm:
-    """A communicator that adds the bytes of each send to `sent[site of the peer]`."""
-
-    def __init__(self, comm, sent, site_of_peer):
-        self.comm, self.sent, self.site_of_peer = comm, sent, site_of_peer
-        self.rank, self.size = comm.rank, comm.size
-
-    def Isend(self, buffer, dest, tag=0):  # noqa: N802
-        self.sent[self.site_of_peer[dest]] += buffer.nbytes
-        return self.comm.Isend(buffer, dest, tag)
-
-    def Irecv(self, buffer, source, tag=0):  # noqa: N802
-        return self.comm.Irecv(buffer, source, tag)
-
-    def Recv(self, buffer, source):  # noqa: N802
-        self.comm.Recv(buffer, source)
 
 
 class StageClock:

@@ -1,0 +1,91 @@
+"""What isthmus asks of a communicator, and the base of all that stand around one.
+
+A link is a stack of wrappers over MPI's communicator, or over anything else that fulfils `Comm`:
+counted, paced, traced, on a device. Everything between ranks is written on these verbs, so that no
+wrapper has a back door. To add one, derive it from `Wrapped`, change what it changes, and hand it to
+`Tiers.through`.
+"""
+
+from typing import Any, Protocol
+
+
+class Request(Protocol):
+    """A message under way."""
+
+    def Wait(self) -> Any:  # noqa: N802
+        """Return when the message is done."""
+
+    def Test(self) -> bool:  # noqa: N802
+        """Return at once whether the message is done."""
+
+
+class Comm(Protocol):
+    """Messages between ranks, as mpi4py's upper-case methods have them: contiguous arrays, no pickle.
+
+    Messages from one rank to another with one tag arrive in the order in which they were sent.
+    """
+
+    rank: int
+    size: int
+
+    def Isend(self, buffer: Any, dest: int, tag: int = 0) -> Request:  # noqa: N802
+        """Start to send the array `buffer`, which stays as it is until the request is done."""
+
+    def Irecv(self, buffer: Any, source: int, tag: int = 0) -> Request:  # noqa: N802
+        """Start to overwrite the array `buffer` with a message of its size."""
+
+    def Send(self, buffer: Any, dest: int, tag: int = 0) -> Any:  # noqa: N802
+        """Send the array `buffer`."""
+
+    def Recv(self, buffer: Any, source: int, tag: int = 0) -> Any:  # noqa: N802
+        """Overwrite the array `buffer` with a message of its size."""
+
+
+class Wrapped:
+    """A communicator around another: it passes every verb on, and a wrapper changes some of them.
+
+    lets_past: whether MPI's other methods, its own collectives among them, may be used past this
+    wrapper. False where what travels must be changed by it.
+    """
+
+    lets_past = False
+
+    def __init__(self, comm: Comm):
+        self.comm, self.rank, self.size = comm, comm.rank, comm.size
+
+    def Isend(self, buffer, dest, tag=0):  # noqa: N802
+        return self.comm.Isend(buffer, dest, tag)
+
+    def Irecv(self, buffer, source, tag=0):  # noqa: N802
+        return self.comm.Irecv(buffer, source, tag)
+
+    def Send(self, buffer, dest, tag=0):  # noqa: N802
+        self.Isend(buffer, dest, tag).Wait()
+
+    def Recv(self, buffer, source, tag=0):  # noqa: N802
+        self.Irecv(buffer, source, tag).Wait()
+
+    def overhead_nbytes(self, nbytes: int, dest: int) -> int:
+        """Return by how many bytes a message of `nbytes` to `dest` grows, here and in all below.
+
+        It is added where bytes are counted and where they are predicted.
+        """
+        return message_nbytes(self.comm, nbytes, dest) - nbytes
+
+    def __getattr__(self, name):
+        if name.startswith("__") or not self.lets_past:
+            raise AttributeError(f"{type(self).__name__} has no {name}: MPI's own would go past it; use "
+                                 "Isend, Irecv, Send and Recv")
+        return getattr(self.comm, name)
+
+
+def message_nbytes(comm: Comm, nbytes: int, dest: int) -> int:
+    """Return the bytes that a message of `nbytes` to `dest` comes to, with what wrappers add to it."""
+    return nbytes + (comm.overhead_nbytes(nbytes, dest) if isinstance(comm, Wrapped) else 0)
+
+
+def innermost(comm: Comm) -> Any:
+    """Return the communicator, MPI's as a rule, that is inside all wrappers."""
+    while isinstance(comm, Wrapped):
+        comm = comm.comm
+    return comm
