@@ -7,7 +7,7 @@ import tracemalloc
 import numpy as np
 import pytest
 from clusters import cluster_of
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import isthmus
@@ -20,6 +20,7 @@ def vector_of(rank, size, seed=0):
 
 
 @given(st.lists(st.integers(0, 1000), max_size=12), st.integers(1, 20))
+@example([0, 1], 1)
 def test_buckets_cover_the_vector_from_its_end_and_cut_no_tensor(lengths, buckets):
     bounds = np.cumsum([0, *lengths]).tolist()
     tensors = [slice(first, last) for first, last in itertools.pairwise(bounds)]

@@ -14,7 +14,15 @@ from isthmus.collectives.allreduce import Allreduce
 from isthmus.registry import ALGORITHMS
 from isthmus.topology.agreement import broadcast_json, gather_json, together
 from isthmus.topology.comm import Wrapped, innermost
-from isthmus.topology.world import all_gather, barrier, broadcast, gather, maximum
+from isthmus.topology.world import (
+    all_gather,
+    all_gather_rows,
+    barrier,
+    broadcast,
+    gather,
+    gather_rows,
+    maximum,
+)
 
 ROOT = Path(__file__).parents[1]
 EXTRA = 7
@@ -129,11 +137,15 @@ def test_all_ranks_learn_what_each_has_through_whatever_wraps_the_links(
                 came = np.zeros_like(came)
             broadcast(world, came, root)
             assert came.tobytes() == arrays[root].tobytes()
-            for found in (all_gather(world, given), gather(world, given, root)):
+            for found in (all_gather_rows(world, given), gather_rows(world, given, root)):
                 if found is not None:
                     assert [each.shape for each in found] == [each.shape for each in arrays]
                     assert [each.tobytes() for each in found] == [each.tobytes() for each in arrays]
             assert (found is None) == (world.rank != root)
+            alike = np.full((2, *shape), world.rank, dtype)
+            for found in (all_gather(world, alike), gather(world, alike, root)):
+                assert found is None or [(each == rank).all() and each.shape == alike.shape
+                                         for rank, each in enumerate(found)] == [True] * 4
             assert maximum(world, [world.rank, -world.rank]).tolist() == [3, 0]
             barrier(world)
         assert all(cluster.site_of_rank[rank] != tiers.site_index for rank in to)

@@ -14,11 +14,13 @@ def chunk_slices(first, last, chunk):
 def bucket_slices(tensors, buckets):
     """Group `tensors`, slices in order, into at most `buckets` slices of like size, the last first.
 
-    No tensor is cut. A gradient becomes ready from its end to its start; so does this list.
+    No tensor is cut, and one without entries has no slice of its own. A gradient becomes ready from its
+    end to its start; so does this list.
     """
     size = tensors[-1].stop if tensors else 0
+    filled = [tensor for tensor in tensors if tensor.start < tensor.stop] or tensors[:1]
     cut, last = [], size
-    for number, tensor in reversed(list(enumerate(tensors))):
+    for number, tensor in reversed(list(enumerate(filled))):
         if last - tensor.start >= size / buckets or number == 0:
             cut.append(slice(tensor.start, last))
             last = tensor.start

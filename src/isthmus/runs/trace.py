@@ -11,7 +11,7 @@ from isthmus.runs.trace_events import AT, END, ROW, START, write_trace
 from isthmus.topology.agreement import from_root
 from isthmus.topology.clocks import clock_offsets
 from isthmus.topology.tracing import Recorder
-from isthmus.topology.world import gather, maximum
+from isthmus.topology.world import gather_rows, maximum
 
 ROWS = 100_000
 """Spans and messages of all ranks in a trace: the last steps for which that is enough, or the last one.
@@ -64,4 +64,4 @@ class Trace:
         moments, ahead = zip(*((moment, offsets[world.rank, 0]) for moment, offsets in self.comparisons))
         for column in (AT, START, END):
             own[:, column] -= np.interp(own[:, column], moments, ahead)
-        return gather(world, own, self._home)
+        return gather_rows(world, own, self._home)

@@ -6,7 +6,7 @@ import numpy as np
 
 from isthmus import errors
 from isthmus.errors import IsthmusError, ranks_in_words
-from isthmus.topology.world import all_gather, broadcast
+from isthmus.topology.world import all_gather, all_gather_rows, broadcast
 
 
 def require(comm, holds, error, message):
@@ -70,7 +70,7 @@ def broadcast_json(comm, value, root=0):
 def gather_json(comm, value):
     """Return on every rank the list of each rank's JSON `value`, in rank order."""
     text = np.frombuffer(json.dumps(value).encode(), np.uint8)
-    return [json.loads(each.tobytes()) for each in all_gather(comm, text)]
+    return [json.loads(each.tobytes()) for each in all_gather_rows(comm, text)]
 
 
 def ranks_where(comm, holds):

@@ -4,7 +4,7 @@ MPI's own collectives may do what stays inside a site. What crosses sites is sen
 leaders' communicator, so that whatever wraps it wraps this too.
 """
 
-import itertools
+import math
 
 import numpy as np
 
@@ -58,67 +58,100 @@ def broadcast(comm, array, root=0):
 def gather(comm, array, root=0):
     """Return [array of each rank] on `root`, in rank order, and None elsewhere. Collective.
 
-    The arrays are of one dtype; their first dimension may differ from rank to rank.
+    The arrays are of one shape and dtype.
     """
     world = World.of(comm)
-    home, place = world.place_of_rank[root]
-    counts, rows = _gather_at_leader(world, np.ascontiguousarray(array), home)
-    if place and world.site_index == home:  # from the leader to the root beside it
-        if world.site.rank == 0:
-            _send(world.site, counts, rows, place)
-        elif world.rank == root:
-            counts, rows = _receive(world.site, 0, world.size, array)
-    return _parts(counts, rows) if world.rank == root else None
+    return _gather(world, np.ascontiguousarray(array), [len(array)] * world.size, root)
+
+
+def gather_rows(comm, array, root=0):
+    """Return what `gather` does, of arrays whose first dimension may differ. Collective."""
+    world = World.of(comm)
+    return _gather(world, np.ascontiguousarray(array), _counts(world, array), root)
 
 
 def all_gather(comm, array):
     """Return [array of each rank] on every rank, in rank order. Collective.
 
-    The arrays are of one dtype; their first dimension may differ from rank to rank.
+    The arrays are of one shape and dtype.
     """
     world = World.of(comm)
-    root = world.ranks_of_site[world.hub][0]
-    counts, rows = _gather_at_leader(world, np.ascontiguousarray(array), world.hub)
-    if world.rank != root:
-        counts = np.empty(world.size, np.int64)
-    broadcast(world, counts, root)
-    if world.rank != root:
-        rows = _room(counts, array)
-    broadcast(world, rows, root)
-    return _parts(counts, rows)
+    return _all_gather(world, np.ascontiguousarray(array), [len(array)] * world.size)
+
+
+def all_gather_rows(comm, array):
+    """Return what `all_gather` does, of arrays whose first dimension may differ. Collective."""
+    world = World.of(comm)
+    return _all_gather(world, np.ascontiguousarray(array), _counts(world, array))
 
 
 def maximum(comm, numbers):
     """Return the largest of all ranks' float64 `numbers`, entry by entry, on every rank. Collective."""
-    return np.max(all_gather(comm, np.asarray(numbers, np.float64)[None]), axis=(0, 1))
+    return np.max(all_gather(comm, np.asarray(numbers, np.float64)), axis=0)
 
 
 def barrier(comm):
     """Return when every rank has called this. Collective."""
-    all_gather(comm, np.empty(0, np.uint8))
+    all_gather(comm, np.empty(1, np.uint8))
 
 
-def _gather_at_leader(world, own, home):
-    """Return the numbers of rows of all ranks, and these rows, on the leader of site `home` alone."""
-    site = world.site
-    counts = np.empty(site.size, np.int64)
-    site.Allgather(np.array([len(own)], np.int64), counts)
-    rows = _room(counts, own)
-    nbytes = counts * (rows.nbytes // max(1, len(rows)))
-    site.Gatherv(own.reshape(-1).view(np.uint8), [rows.reshape(-1).view(np.uint8), nbytes], 0)
-    if world.leaders is None:
-        return counts, rows
+def _counts(world, array):
+    """Return the rows of each rank's array, on every rank."""
+    return np.concatenate(all_gather(world, np.array([len(array)]))).tolist()
+
+
+def _gather(world, own, counts, root):
+    home, place = world.place_of_rank[root]
+    # In the root's site all goes to the root at once, but for what its leader has from other sites.
+    rows = _gather_in_site(world, own, counts, place if world.site_index == home else 0)
     if world.site_index != home:
-        _send(world.leaders, counts, rows, home)
-        return None, None
-    parts = {}
-    for number, ranks in enumerate(world.ranks_of_site):
-        came = counts, rows
-        if number != home:
-            came = _receive(world.leaders, number, len(ranks), own)
-        parts.update(zip(ranks, _parts(*came)))
-    ordered = [parts[rank] for rank in range(world.size)]
-    return np.array([len(part) for part in ordered], np.int64), np.concatenate(ordered)
+        if world.leaders is not None:
+            world.leaders.Send(rows, home, TOGETHER)
+        return None
+    others = [site for site in range(len(world.ranks_of_site)) if site != home]
+    came = {home: rows}
+    for site in others:
+        came[site] = _room(world, own, counts, site)
+        if world.leaders is not None:
+            world.leaders.Recv(came[site], site, TOGETHER)
+            if place:
+                world.site.Send(came[site], place, TOGETHER)
+        elif world.rank == root:
+            world.site.Recv(came[site], 0, TOGETHER)
+    return _of_ranks(world, came, counts) if world.rank == root else None
+
+
+def _all_gather(world, own, counts):
+    sites = range(len(world.ranks_of_site))
+    came = {site: _room(world, own, counts, site) for site in sites}
+    if len(sites) == 1:
+        world.site.Allgatherv(_bytes(own), [_bytes(came[0]), _nbytes(world, own, counts, 0)])
+        return _of_ranks(world, came, counts)
+    came[world.site_index] = _gather_in_site(world, own, counts, 0)
+    if world.leaders is not None:
+        _swap_between_leaders(world, came)
+    for site in sites:
+        if site != world.site_index or world.site.size > 1:
+            world.site.Bcast(came[site], 0)
+    return _of_ranks(world, came, counts)
+
+
+def _swap_between_leaders(world, came):
+    """Fill `came`, site -> rows, of which a leader has its own: two directly, more through the hub."""
+    leaders, hub, own = world.leaders, world.hub, world.site_index
+    if leaders.size == 2 or own == hub:
+        others = [site for site in came if site != own]
+        sent = [leaders.Isend(came[own], other, TOGETHER) for other in others]
+        for other in others:
+            leaders.Recv(came[other], other, TOGETHER)
+        sent += [leaders.Isend(came[site], other, TOGETHER)
+                 for other in others for site in others if site != other]
+    else:
+        sent = [leaders.Isend(came[own], hub, TOGETHER)]
+        for site in (hub, *(site for site in came if site not in (own, hub))):
+            leaders.Recv(came[site], hub, TOGETHER)
+    for request in sent:
+        request.Wait()
 
 
 def _tell_leaders(leaders, array, home):
@@ -131,26 +164,36 @@ def _tell_leaders(leaders, array, home):
         request.Wait()
 
 
-def _send(comm, counts, rows, target):
-    comm.Send(counts, target, TOGETHER)
-    comm.Send(rows, target, TOGETHER)
+def _gather_in_site(world, own, counts, place):
+    """Return the rows of this site's ranks on number `place` of them; junk on the others."""
+    site = world.site
+    rows = _room(world, own, counts, world.site_index)
+    site.Gatherv(_bytes(own), [_bytes(rows), _nbytes(world, own, counts, world.site_index)], place)
+    return rows
 
 
-def _receive(comm, source, ranks, like):
-    """Return what a rank sends of `ranks` ranks: their numbers of rows, and the rows."""
-    counts = np.empty(ranks, np.int64)
-    comm.Recv(counts, source, TOGETHER)
-    rows = _room(counts, like)
-    comm.Recv(rows, source, TOGETHER)
-    return counts, rows
+def _room(world, like, counts, site):
+    """Return an array for the rows of a site's ranks, each as those of `like`."""
+    rows = sum(counts[rank] for rank in world.ranks_of_site[site])
+    return np.empty((rows, *like.shape[1:]), like.dtype)
 
 
-def _room(counts, like):
-    """Return an array for so many rows of each rank, of the dtype and the shape of those of `like`."""
-    return np.empty((counts.sum(), *like.shape[1:]), like.dtype)
+def _nbytes(world, like, counts, site):
+    """Return the bytes of each of a site's ranks."""
+    of_row = like.itemsize * math.prod(like.shape[1:])
+    return [counts[rank] * of_row for rank in world.ranks_of_site[site]]
 
 
-def _parts(counts, rows):
-    """Return the rows of each rank."""
-    ends = np.cumsum(counts).tolist()
-    return [rows[first:last] for first, last in itertools.pairwise([0, *ends])]
+def _bytes(array):
+    return array.reshape(-1).view(np.uint8)
+
+
+def _of_ranks(world, came, counts):
+    """Return the rows of each rank, from those of each site."""
+    parts = [None] * world.size
+    for site, ranks in enumerate(world.ranks_of_site):
+        first = 0
+        for rank in ranks:
+            parts[rank] = came[site][first:first + counts[rank]]
+            first += counts[rank]
+    return parts

@@ -7,7 +7,7 @@ from isthmus.collectives.allreduce import Allreduce
 from isthmus.compression.chunks import WIRE_NBYTES
 from isthmus.topology.comm import innermost
 from isthmus.topology.common_clock import CommonClock
-from isthmus.topology.world import all_gather, maximum
+from isthmus.topology.world import all_gather_rows, maximum
 from isthmus.vectors import chunk_slices
 
 NBYTES = (4, 1024, 16 * 1024, 60 * 1024, 240 * 1024, 960 * 1024, 3840 * 1024)
@@ -32,11 +32,11 @@ def way_seconds(comm, first, second, seconds, repetitions, message_nbytes=WIRE_N
         clock = CommonClock(pair)
         came = _by_size(pair, [size for size in NBYTES if size >= smallest], seconds, repetitions,
                         lambda nbytes: _exchange(comm, clock, other, nbytes, message_nbytes))
-        theirs = all_gather(pair, came)[1 - pair.rank]
+        theirs = all_gather_rows(pair, came)[1 - pair.rank]
         there, back = (theirs, came) if comm.rank == first else (came, theirs)
         samples = np.column_stack([came[:, 0], there[:, 1], back[:, 1]])
         pair.Free()
-    return all_gather(comm, samples)[first].T
+    return all_gather_rows(comm, samples)[first].T
 
 
 def allreduce_seconds(tiers, algorithm, sizes, seconds, repetitions):
