@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 import isthmus
 from isthmus.planning.flows import FlowNetwork, _fill_one, max_min_rates
-from isthmus.planning.simulation import BACKWARD_SHARE, Stragglers, simulate
-from isthmus.planning.step import predict_step
+from isthmus.planning.simulation import Stragglers, simulate
+from isthmus.planning.step import computed_share, predict_step
 from isthmus.planning.time_model import Workload, overlapped_seconds
 
 SYSTEM_PYTHON = "/usr/bin/python3"
@@ -166,8 +166,7 @@ def test_buckets_overlap_as_the_time_model_says(buckets, rate):
     workload = Workload(size=840_000)
     samples = np.array([100.0, 50.0, 1.0])
     usual = 0.1
-    ready = [usual * (1 - BACKWARD_SHARE * (buckets - number) / buckets)
-             for number in range(1, buckets + 1)]
+    ready = [usual * computed_share(buckets - number, buckets) for number in range(1, buckets + 1)]
     each = isthmus.predict_allreduce(cluster, 840_000 // buckets, algorithm="hierarchical").seconds
     done = overlapped_seconds(ready, [each] * buckets)[-1]
     simulated = simulate(cluster, workload, samples, steps=1, buckets=buckets)

@@ -10,9 +10,8 @@ import numpy as np
 
 from isthmus.errors import PlanError
 from isthmus.planning.classes import order_of
-from isthmus.planning.cuts import makespan_bound
 from isthmus.planning.integers import NODES
-from isthmus.planning.objectives import make_objective
+from isthmus.planning.objectives import make_objective, tie_breaks
 from isthmus.planning.problem import loads, make_problem
 from isthmus.planning.relaxation import relax
 from isthmus.planning.rounding import place_whole
@@ -90,11 +89,11 @@ def allocate_shards(sizes, seconds_per_unit, *, fixed_seconds=None, storage=None
     problem = make_problem(sizes, seconds_per_unit, fixed_seconds, storage, allowed, storage_sizes,
                            least, pipes, prices)
     objective = make_objective(objective, alpha)
+    tie_breaks(problem, then)  # also where the problem will be too large for them: all are known
     if problem.sizes.size == 0:
         return _nothing(problem)
     relaxation = relax(problem, objective, then)
-    plain = objective == make_objective("makespan")
-    bound = makespan_bound(problem, relaxation.value) if plain else relaxation.value
+    bound = objective.lower_bound(problem, relaxation.value)
     placement = _placed(problem, objective, relaxation, bound, then, nodes)
     _check_plan(problem, placement.rank_of_shard)
     return _allocation(problem, objective, placement, relaxation, max(bound, placement.bound))

@@ -116,22 +116,27 @@ def whole_items(problem, shards, kinds):
                  problem.place_of_shard[sample], of_shard.ravel())
 
 
-def kinds_of(problem):
-    """Return the kind of each shard: shards of one kind are alike in everything."""
+def kinds_of(problem, bytes_count=False):
+    """Return the kind of each shard: shards of one kind are alike in all that counts.
+
+    bytes_count: bytes do even where the problem does not limit them.
+    """
     columns = [problem.place_of_shard, problem.sizes]
-    if problem.limits_bytes and problem.nbytes is not problem.sizes:
+    if (bytes_count or problem.limits_bytes) and problem.nbytes is not problem.sizes:
         columns.append(problem.nbytes)
     return classes_of(*columns)[0]
 
 
-def rank_groups(problem, items):
-    """Return the classes of ranks, few enough for `items`."""
+def rank_groups(problem, items, objective):
+    """Return the classes of ranks that are alike to the objective, few enough for `items`."""
     columns = [problem.seconds_per_unit, problem.fixed_seconds, problem.storage, problem.least]
     same = [_pattern(problem.places)]
     if problem.pipes.names:
         same.append(_pattern(problem.pipes.uses))
     if problem.prices is not None:
         same += [problem.prices.per_second, problem.prices.per_byte]
+    for term in objective.terms:
+        same += term.tells_apart(problem)
     of_rank, first = classes_of(*same, *columns)
     width = 1e-3
     exact = True

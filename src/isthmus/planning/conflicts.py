@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 
 from isthmus.errors import PlanError
+from isthmus.planning.programme import Model
 
 SLACK = 1e-7
 """Share of a limit that the solver may exceed and still call it kept."""
@@ -105,7 +106,6 @@ def _sentence(model, held):
 
 def _needed_places(model, held):
     """Return the shards whose places are part of the conflict: opened everywhere, it is gone."""
-    from isthmus.planning.relaxation import Model
     problem, result = model.problem, []
     for row in np.flatnonzero(~problem.places.all(axis=1)):
         places = problem.places.copy()

@@ -10,7 +10,7 @@ import numpy as np
 
 from isthmus.planning.classes import each_rank, rank_groups, whole_items
 from isthmus.planning.problem import loads
-from isthmus.planning.relaxation import Model, with_ceiling
+from isthmus.planning.programme import Model, with_ceiling
 
 NODES = 300
 """Of the search tree, after which the solver returns the best it has found. Nodes, not seconds: the
@@ -33,10 +33,9 @@ def place_by_integers(problem, chain, shards, kinds, rank_of_shard, nodes=NODES,
     """
     held = loads(problem, rank_of_shard)
     items = whole_items(problem, shards, kinds)
-    model = Model(problem, items, each_rank(problem, *held), held,
-                  deviations=any(each.imbalance for each in chain))
+    model = Model(problem, items, each_rank(problem, *held), held, chain)
     rows, bound = model.rows()
-    constant = model.constant(chain[0])
+    first, constant = chain[0], model.constant(chain[0])
     best, proved, stopped = None, -np.inf, False
     if reached is not None:
         rows, bound = with_ceiling(rows, bound, model.cost(chain[0]), reached / model.time - constant)
@@ -55,7 +54,7 @@ def place_by_integers(problem, chain, shards, kinds, rank_of_shard, nodes=NODES,
         rows, bound = with_ceiling(rows, bound, model.cost(objective), done.fun)
     if best is None:
         return Solved(None, proved, stopped)
-    groups = rank_groups(problem, items)
+    groups = rank_groups(problem, items, first)
     if groups.exact and not held[1].any():
         best = _one_of_many(best, groups.of_rank)
     result = rank_of_shard.copy()

@@ -1,94 +1,195 @@
-"""What a plan is to make small. All are in seconds, so that they can be compared and mixed.
+"""The terms that plans are made for, and the objectives that are sums of them.
 
-C_j, D_j, x_ij: rate of rank j, what it holds, and whether shard i is on it; B: bytes per second.
-Only `makespan` and `weighted` know that ranks run side by side: the others are kept because the
-literature on placing data between edge and cloud uses them, each with what it leaves out.
+A new one is a class here and a row in OBJECTIVES. C_j, D_j, x_ij: rate of rank j, what it holds, and
+whether shard i is on it; B: bytes per second. Only finish times know that ranks run side by side: the
+other objectives are kept because the literature on placing data between edge and cloud uses them.
 """
 
-from dataclasses import dataclass
+import numpy as np
+
+from isthmus.planning.crossing import Crossing
+from isthmus.planning.cuts import makespan_bound
+from isthmus.planning.exchanges import Exchange, Following, Together
+from isthmus.planning.step import together_terms
+from isthmus.planning.terms import Objective, PerByte, PerSecond, Term
 
 
-@dataclass(frozen=True)
-class Objective:
-    """Weights of: the last rank's finish; computing seconds summed over ranks; seconds on links
-    summed over links (bytes / B); bytes that cross a link; sum of |L_j - L'_j| in seconds."""
+class Makespan(Term):
+    """When the last rank is done, of steps that all sites begin together."""
 
-    makespan: float = 0.0
-    computing: float = 0.0
-    moving: float = 0.0
-    bytes: float = 0.0
-    imbalance: float = 0.0
+    searches = ("programme", "swaps", "replanning")
+    finishes = True
 
     def value(self, problem, units, stored):
-        """Return the objective of a plan with `units` and `stored` bytes on each rank."""
-        total = 0.0
-        if self.makespan:
-            total += self.makespan * float(problem.seconds_of(units, stored).max())
-        if self.computing:
-            total += self.computing * float(problem.seconds_per_unit @ units)
-        if self.moving:
-            total += self.moving * float(problem.staged_seconds(stored).sum())
-        if self.bytes:
-            total += self.bytes * float(problem.pipes.uses.any(axis=0) @ stored)
-        if self.imbalance:
-            total += self.imbalance * float(
-                problem.seconds_per_unit @ abs(units - problem.targets))
-        return total
+        return self.weight * float(problem.seconds_of(units, stored).max())
 
-    def seconds_per_byte(self, problem):
-        """Return float64[ranks]: what one byte on a rank adds for having been moved there."""
-        uses = problem.pipes.uses
-        if not problem.pipes.names:
-            return 0.0 * problem.seconds_per_unit
-        return self.moving * (1 / problem.pipes.bytes_per_second) @ uses + self.bytes * uses.any(axis=0)
+    def cost(self, model):
+        cost = np.zeros(model.size)
+        cost[model.latest] = self.weight
+        return cost
+
+    def increment(self, problem, units, waits, ranks, size):
+        return self.weight * (problem.fixed_seconds[ranks] + waits[ranks]
+                              + problem.seconds_per_unit[ranks] * (units[ranks] + size))
+
+    def lower_bound(self, problem, relaxed):
+        return self.weight * makespan_bound(problem, relaxed / self.weight)
+
+    def exchange(self, cluster, workload, steps, computing_seconds):
+        return Together(cluster, workload, steps)
 
 
-def makespan():
+class Period(Makespan):
+    """When the last rank is done, after what the links add to each site's own seconds."""
+
+    def exchange(self, cluster, workload, steps, computing_seconds):
+        links = together_terms(cluster, computing_seconds, workload)["links"]
+        crossing = Crossing.of(cluster, workload, links)
+        return Following(cluster, workload, steps, crossing) if crossing else Exchange(
+            cluster, workload, steps)
+
+
+class Computing(PerSecond):
+    """The seconds that ranks compute, summed over ranks."""
+
+    def per_second(self, problem):
+        return self.weight
+
+
+class Moving(PerByte):
+    """The seconds that data is on links, summed over links: bytes / B."""
+
+    searches = ("programme", "swaps")
+
+    def value(self, problem, units, stored):
+        return self.weight * float(problem.staged_seconds(stored).sum())
+
+    def per_byte(self, problem):
+        return self.weight * (1 / problem.pipes.bytes_per_second) @ problem.pipes.uses
+
+    def per_pipe_second(self):
+        return self.weight
+
+    def tells_apart(self, problem):
+        """Nothing more than which pipes lead to a rank, by which all ranks are told apart."""
+        return ()
+
+
+class MovedBytes(PerByte):
+    """The bytes that cross a link: no seconds, so that it is of use alone."""
+
+    searches = ("programme", "swaps")
+
+    def per_byte(self, problem):
+        return self.weight * problem.pipes.uses.any(axis=0)
+
+    def scale(self, model):
+        return model.bytes
+
+    def tells_apart(self, problem):
+        """Nothing more than which pipes lead to a rank, by which all ranks are told apart."""
+        return ()
+
+
+class Imbalance(Term):
+    """The sum over ranks of |L_j - L'_j|: their seconds, and those if loads followed the rates."""
+
+    searches = ("programme",)
+    prices_rates = False
+
+    def value(self, problem, units, stored):
+        return self.weight * float(problem.seconds_per_unit @ abs(units - problem.targets))
+
+    def columns(self, groups):
+        """d of each class of ranks, |s_g (U_g - target_g)| <= d_g."""
+        return groups.first.size
+
+    def add_rows(self, model):
+        from scipy.sparse import diags_array
+        groups = model.groups
+        members = np.bincount(groups.of_rank, model.problem.targets - model.held[0]) / groups.members
+        target = groups.seconds_per_unit * members / model.time
+        seconds = diags_array(groups.seconds_per_unit / model.time) @ model.units
+        minus = -diags_array(np.ones(groups.first.size)).tocsr()
+        model.add("above", seconds, target, own=(type(self), minus))
+        model.add("below", -seconds, -target, own=(type(self), minus))
+
+    def cost(self, model):
+        cost = np.zeros(model.size)
+        cost[model.own[type(self)]] = self.weight * model.groups.members
+        return cost
+
+    def increment(self, problem, units, waits, ranks, size):
+        held, target = units[ranks], problem.targets[ranks]
+        return self.weight * problem.seconds_per_unit[ranks] * (
+            abs(held + size - target) - abs(held - target))
+
+
+def makespan(alpha=1.0):
     """min T, every rank done by T (staging counted where asked for). The default; leaves out nothing
     that the time model knows, but what other jobs do to the links."""
-    return Objective(makespan=1.0)
+    return Objective((Makespan(),))
 
 
-def period():
+def period(alpha=1.0):
     """min T, the time from one step to the next, where a site need not wait until the others have the
     sum: the makespan, after what the links add to each site's own time (`planning.crossing`). Leaves
     out how the first step begins and the last one ends; without links it is the makespan."""
-    return makespan()
+    return Objective((Period(),))
 
 
-def total_time():
+def total_time(alpha=1.0):
     """min sum_j D_j / C_j + sum_j D_j / B. Leaves out that ranks run side by side, so that all of the
     load goes to the fastest rank that has room; and that data which stays where it was born crosses
     nothing: with one B for all, sum_j D_j / B = D / B is the same for every plan and drops out."""
-    return Objective(computing=1.0)
+    return Objective((Computing(),))
 
 
-def assignment():
+def assignment(alpha=1.0):
     """min sum_ij T_ij x_ij, T_ij = computing shard i on rank j + bringing it there over each link of
     the way. Leaves out that ranks and links work side by side; unlike total_time it knows the way."""
-    return Objective(computing=1.0, moving=1.0)
+    return Objective((Computing(), Moving()))
 
 
-def imbalance():
+def imbalance(alpha=1.0):
     """min sum_j |L_j - L'_j|, L_j the seconds of rank j and L'_j the same if loads followed the rates.
     Leaves out how long everything takes: a plan far from its targets everywhere by a little is worse
     than one that ruins a single rank, which all others then wait for; and fixed costs and links."""
-    return Objective(imbalance=1.0)
+    return Objective((Imbalance(),))
 
 
 def weighted(alpha=1.0):
     """min T_total + alpha x communication: the makespan + alpha x seconds on links, summed over links.
     Leaves out that transfers over different links overlap; alpha has no unit and no right value."""
-    return Objective(makespan=1.0, moving=alpha)
+    return Objective((Makespan(), Moving(alpha)))
 
 
 OBJECTIVES = {"makespan": makespan, "period": period, "total_time": total_time,
               "assignment": assignment, "imbalance": imbalance, "weighted": weighted}
-TIE_BREAKS = {"bytes": Objective(bytes=1.0), "imbalance": Objective(imbalance=1.0)}
+"""Name -> Objective of an alpha, which `weighted` alone heeds."""
+TIE_BREAKS = {"bytes": Objective((MovedBytes(),)), "imbalance": Objective((Imbalance(),))}
+"""Name -> Objective: what is made small next, among plans that are equal."""
 
 
-def make_objective(name, alpha=1.0):
-    """Return the Objective called `name`; ValueError that lists the names if there is none."""
-    if name not in OBJECTIVES:
-        raise ValueError(f"objective must be one of {', '.join(map(repr, OBJECTIVES))}, not {name!r}")
-    return weighted(alpha) if name == "weighted" else OBJECTIVES[name]()
+def make_objective(objective, alpha=1.0):
+    """Return the Objective of a name; one that is an Objective already stays what it is.
+
+    Raises ValueError that lists the names if there is none of that name.
+    """
+    if isinstance(objective, Objective):
+        return objective
+    if objective not in OBJECTIVES:
+        raise ValueError(
+            f"objective must be one of {', '.join(map(repr, OBJECTIVES))}, not {objective!r}")
+    return OBJECTIVES[objective](alpha)
+
+
+def tie_breaks(problem, names):
+    """Return the Objectives of `names`, in turn; the bytes moved only where there are pipes.
+
+    Raises ValueError that lists the names if one is not known.
+    """
+    if unknown := [name for name in names if name not in TIE_BREAKS]:
+        raise ValueError(
+            f"then must hold some of {', '.join(map(repr, TIE_BREAKS))}, not {unknown[0]!r}")
+    return [TIE_BREAKS[name] for name in names if problem.pipes.names or name != "bytes"]

@@ -14,7 +14,7 @@ PLAYED = 4096
 """Chunks times ranks of a tree that are played, at most: some tenths of a second."""
 
 
-class Pipes:
+class Timetable:
     """What carries messages: when each pipe is free again, and how long it has been busy.
 
     stream_nbytes: of what short messages are a part, if they are; links take them as a stream.
@@ -82,12 +82,12 @@ def tree_seconds(cluster, size, add_bytes_per_second):
     of a longer vector every other chunk then takes what the last of those took, or what the busiest
     pipe, or the adding of one rank, needs for one. Of more ranks fewer chunks are played.
     """
-    both, pipes = trees(cluster.size, size), Pipes(cluster, 4 * size)
+    both, timetable = trees(cluster.size, size), Timetable(cluster, 4 * size)
     deepest = max(tree.depth(rank) for tree in both for rank in {*tree.parents} - {None})
     settled = 2 * (TREE_CHUNKS_AHEAD * (deepest + 1) + 1)
     played = max(1, min(settled, PLAYED // cluster.size, max(len(tree.chunks) for tree in both)))
-    summed, ended, adding = _play_trees(both, played, pipes, add_bytes_per_second)
-    each = max(*pipes.busy.values(), max(adding.values())) / played
+    summed, ended, adding = _play_trees(both, played, timetable, add_bytes_per_second)
+    each = max(*timetable.busy.values(), max(adding.values())) / played
     if played == settled:
         half = played // 2
         each = max(each, (ended[-1] - ended[half - 1]) / (played - half))
@@ -97,7 +97,7 @@ def tree_seconds(cluster, size, add_bytes_per_second):
     return summed + rest, ended[-1] - summed
 
 
-def _play_trees(both, played, pipes, add_bytes_per_second):
+def _play_trees(both, played, timetable, add_bytes_per_second):
     """Play the first `played` chunks of each tree, as `collectives.tree` sends them.
 
     Return when the last root has the last sum, when all ranks have each chunk, and each rank's adding.
@@ -130,14 +130,14 @@ def _play_trees(both, played, pipes, add_bytes_per_second):
         if what == "came":
             came[number][rank, chunk] += 1
         elif what == "raised" and parent is not None:
-            arrival = pipes.arrival(rank, parent, nbytes, now)
+            arrival = timetable.arrival(rank, parent, nbytes, now)
             heapq.heappush(events, (arrival, number, parent, chunk, "came"))
         else:
             summed = max(summed, now) if parent is None else summed
             ended[chunk] = max(ended[chunk], now)
             fallen[number][rank] += 1
             for child in tree.children[rank]:
-                arrival = pipes.arrival(rank, child, nbytes, now)
+                arrival = timetable.arrival(rank, child, nbytes, now)
                 heapq.heappush(events, (arrival, number, child, chunk, "fell"))
         raise_chunks(now, number, rank)
     return summed, ended, adding
@@ -154,16 +154,16 @@ def halving_seconds(cluster, size, add_bytes_per_second):
     folding takes 2 (L + n / B) more, and shared links make the ranks of a site take turns.
     """
     core = core_ranks(cluster.size)
-    pipes, ready = Pipes(cluster), [0.0] * cluster.size
+    timetable, ready = Timetable(cluster), [0.0] * cluster.size
     folds = [(rank, rank + 1, 4 * size) for rank in sorted(set(range(cluster.size)) - set(core))]
     steps = list(zip(*(halvings(core, position, size) for position in range(len(core)))))
 
     def exchange(messages, add):
-        came, passing = list(ready), pipes.passing(messages)
+        came, passing = list(ready), timetable.passing(messages)
         for source, target, nbytes in sorted(messages, key=lambda message: ready[message[0]]):
             if nbytes:
                 sites = cluster.site_of_rank[source], cluster.site_of_rank[target]
-                arrival = pipes.arrival(source, target, nbytes, ready[source], passing[sites])
+                arrival = timetable.arrival(source, target, nbytes, ready[source], passing[sites])
                 came[target] = max(came[target], arrival) + (nbytes / add_bytes_per_second
                                                              if add else 0.0)
         ready[:] = came

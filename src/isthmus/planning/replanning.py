@@ -9,14 +9,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from isthmus.planning.allocation import shards_by_rank
-from isthmus.planning.crossing import Crossing
+from isthmus.planning.exchanges import following_seconds
 from isthmus.planning.moving_programme import MovingProgramme
-from isthmus.planning.objectives import makespan
-from isthmus.planning.plan import allowed_ranks, least_of_ranks, samples_and_nbytes
+from isthmus.planning.objectives import make_objective
 from isthmus.planning.problem import loads, make_problem
 from isthmus.planning.search import improve
-from isthmus.planning.step import exchange_terms, together_terms
-from isthmus.planning.time_model import steps_per_epoch
+from isthmus.planning.task import Task
 
 LEAST_GAIN = 0.02
 """Share of the seconds to come that a move must save: less is within what the time model knows."""
@@ -81,31 +79,24 @@ class Replanned:
 class Replanner:
     """Plans again for the same shards on the same ranks, whenever rates have changed.
 
-    shards_or_counts, pinned, forbidden, least_samples: as in `plan_shards`. objective: "makespan" or
-    "period"; of two sites the one with the higher rate is a whole round trip ahead then. warm: start
-    the linear programme from its last solution, where highspy is installed.
+    shards_or_counts, pinned, forbidden, least_samples: as in `plan_shards`.
+    objective: a name of `objectives.OBJECTIVES` that "replanning" can handle; ValueError for others. Of
+        two sites the one with the higher rate is a whole round trip ahead in "period".
+    warm: start the linear programme from its last solution, where highspy is installed.
     """
 
     def __init__(self, cluster, shards_or_counts, workload, *, objective="makespan", pinned=None,
                  forbidden=None, least_samples=0, warm=True):
-        samples, nbytes = samples_and_nbytes(shards_or_counts, workload)
-        self.cluster, self.workload = cluster, workload
-        self.steps = steps_per_epoch(int(samples.sum()), workload.batch_size)
-        sites = [cluster.sites[site] for site in cluster.site_of_rank]
+        self.objective = make_objective(objective).on(cluster)
+        self.objective.require("replanning")
+        task = Task.of(cluster, shards_or_counts, workload)
+        self.cluster, self.workload, self.steps = cluster, workload, task.steps
         self.problem = make_problem(
-            samples, 1 / np.array(cluster.rates),
-            fixed_seconds=self.steps * np.array([site.fixed_seconds for site in sites]),
-            storage=[site.storage_nbytes for site in sites], storage_sizes=nbytes,
-            allowed=allowed_ranks(cluster, pinned or {}, forbidden or {}, samples.size),
-            least=least_of_ranks(cluster, least_samples))
-        self.crossing, self.delay_seconds, self._together = None, np.zeros(cluster.size), {}
-        if objective == "period":
-            links = together_terms(cluster, self.problem.ideal_seconds / self.steps, workload)["links"]
-            self.crossing = Crossing.of(cluster, workload, links)
-        if self.crossing:
-            rates = [sum(site.samples_per_second) for site in cluster.sites]
-            delay = self.crossing.delay_seconds(float(2 * rates[cluster.hub] >= sum(rates)))
-            self.delay_seconds = self.steps * delay[list(cluster.site_of_rank)]
+            task.samples, task.seconds_per_sample, fixed_seconds=task.fixed_seconds,
+            **task.limits(pinned, forbidden, least_samples))
+        self.exchange = self.objective.exchange(
+            cluster, workload, self.steps, self.problem.ideal_seconds / self.steps)
+        self.delay_seconds = self.steps * self.exchange.delay_of_rank()
         self.programme = MovingProgramme(cluster, self._delayed(self.problem), warm)
 
     def plan_again(self, rank_of_shard, samples_per_second, epochs):
@@ -129,9 +120,10 @@ class Replanner:
             best, chosen = stay, old
         units = loads(problem, chosen)[0]
         step = problem.seconds_of(units) / self.steps
+        following = following_seconds(self.cluster, self.workload, step)
         return Replanned(
             chosen, tuple(np.flatnonzero(chosen != old).tolist()), tuple(units.astype(int).tolist()),
-            tuple(step.tolist()), float(step.max()) + self._following(step), stay, best,
+            tuple(step.tolist()), float(step.max()) + following, stay, best,
             moving_seconds(self.cluster, problem.nbytes, old, chosen), min(bound, best))
 
     def _with_rates(self, samples_per_second):
@@ -150,38 +142,20 @@ class Replanner:
         towards = move_towards(problem, np.array(self.cluster.site_of_rank), old, target)
         yield towards
         enough = (1 + GOOD_ENOUGH) * problem.seconds_of(target).max()
-        yield improve(problem, makespan(), towards.copy(), enough)
+        yield improve(problem, self.objective, towards.copy(), enough)
         if old.size * problem.ranks <= SMALL:
-            yield improve(problem, makespan(), old.copy(), enough)
+            yield improve(problem, self.objective, old.copy(), enough)
 
     def _seconds(self, problem, old, new, epochs):
         """Return the seconds of moving from `old` to `new` and of `epochs` epochs there."""
         step = problem.seconds_of(loads(problem, new)[0]) / self.steps
-        exchange = self._following(step) if self.crossing else sum(self._meeting(step.max()).values())
         return float(moving_seconds(self.cluster, problem.nbytes, old, new)
-                     + epochs * self.steps * (step.max() + exchange))
-
-    def _following(self, seconds_of_rank):
-        """Return what a step takes beyond its computing where sites go on as soon as they can."""
-        first_rank = np.cumsum([0] + [site.ranks for site in self.cluster.sites[:-1]])
-        return sum(exchange_terms(self.cluster, np.maximum.reduceat(seconds_of_rank, first_rank),
-                                  self.workload).values())
-
-    def _meeting(self, computing_seconds):
-        """Return the terms of an exchange that all begin together: less where buckets travel before."""
-        key = computing_seconds if len(self.workload.buckets) > 1 else 0.0
-        if key not in self._together:
-            self._together[key] = together_terms(self.cluster, key, self.workload)
-        return self._together[key]
+                     + epochs * self.steps * (step.max() + self.exchange.beyond_seconds(step)))
 
     def _least_exchange(self, problem, old):
         """Return seconds of a step that come on top of the programme's in any plan."""
-        terms = self._meeting(problem.seconds_of(loads(problem, old)[0]).max() / self.steps)
-        if not self.crossing:
-            return sum(terms.values())
-        trips = self.crossing.round_trip_seconds
-        # Another lead of two sites could be better, by a round trip at the very most.
-        return sum(terms.values()) - terms["links"] - (trips.sum() if trips.size == 2 else 0.0)
+        computing = problem.seconds_of(loads(problem, old)[0]).max() / self.steps
+        return self.exchange.least_beyond_seconds(computing)
 
 
 def move_towards(problem, site_of_rank, rank_of_shard, target):

@@ -7,7 +7,7 @@ import numpy as np
 from isthmus.errors import PlanError
 from isthmus.planning.classes import kinds_of, order_of
 from isthmus.planning.integers import place_by_integers
-from isthmus.planning.objectives import TIE_BREAKS
+from isthmus.planning.objectives import tie_breaks
 from isthmus.planning.problem import loads
 from isthmus.planning.search import improve
 
@@ -36,7 +36,7 @@ def place_whole(problem, objective, relaxation, bound, then, nodes):
     `stopped`, also in the objectives named in `then`), else over the rest. Raises PlanError if no
     whole-shard plan is found.
     """
-    kinds = kinds_of(problem)
+    kinds = kinds_of(problem, bytes_count=bool(objective.per_byte(problem).any()))
     exact = (int(kinds.max(initial=-1)) + 1) * problem.ranks <= INTEGER_VARIABLES
     floor = fill_shares(problem, relaxation, kinds)
     goal = bound * (1 + (1e-9 if exact else GOOD_ENOUGH))
@@ -45,10 +45,10 @@ def place_whole(problem, objective, relaxation, bound, then, nodes):
             relaxation.prices["budget"], 1e-3 * problem.ideal_seconds / problem.budget))
         if _keeps_limits(problem, best):
             break
-    if objective.makespan and not (objective.computing or objective.imbalance):
+    if objective.handled_by("swaps"):
         best = improve(problem, objective, best, goal)
     best = best if _keeps_limits(problem, best) else None
-    chain = [TIE_BREAKS[name] for name in then if exact and (problem.pipes.names or name != "bytes")]
+    chain = tie_breaks(problem, then) if exact else []
     done = best is not None and _value(problem, objective, best) <= goal
     if done and not chain:
         return Placement(best)
@@ -61,7 +61,7 @@ def place_whole(problem, objective, relaxation, bound, then, nodes):
                                None if not done else _value(problem, objective, best))
     plan = solved.rank_of_shard
     if not exact:
-        plan = improve(problem, objective, plan, goal) if objective.makespan else plan
+        plan = improve(problem, objective, plan, goal) if objective.handled_by("swaps") else plan
     plans = [each for each in (plan, best) if _keeps_limits(problem, each)]
     if not plans:
         if solved.stopped:
@@ -149,7 +149,7 @@ def deal(problem, objective, rank_of_shard, seconds_per_money=0.0):
         breadth = problem.places.sum(axis=1)
         rows = problem.place_of_shard[left]
         hands = [left[rows == row] for row in np.argsort(breadth, kind="stable")]
-    per_byte, per_unit = objective.seconds_per_byte(problem), np.zeros(problem.ranks)
+    per_byte, per_unit = objective.per_byte(problem), np.zeros(problem.ranks)
     if problem.prices is not None:
         per_byte = per_byte + seconds_per_money * problem.prices.per_byte
         per_unit = seconds_per_money * problem.prices.per_second * problem.seconds_per_unit
@@ -169,7 +169,7 @@ def deal(problem, objective, rank_of_shard, seconds_per_money=0.0):
             ranks = ranks[fits]
             if not ranks.size:
                 return None
-            cost = _cost(problem, objective, waits, units, ranks, problem.sizes[mine[0]])
+            cost = _cost(problem, objective, units, waits, ranks, problem.sizes[mine[0]])
             cost += per_unit[ranks] * problem.sizes[mine[0]] + per_byte[ranks] * problem.nbytes[mine[0]]
             chosen = ranks[_least(cost, count)]
             rank_of_shard[mine] = chosen
@@ -179,17 +179,12 @@ def deal(problem, objective, rank_of_shard, seconds_per_money=0.0):
     return rank_of_shard
 
 
-def _cost(problem, objective, waits, units, ranks, size):
+def _cost(problem, objective, units, waits, ranks, size):
     """Return what one more shard costs on each of `ranks`, but for its bytes and money; least where
     samples are still demanded."""
-    held, pace = units[ranks], problem.seconds_per_unit[ranks]
-    cost = objective.computing * pace * size
-    if objective.makespan:
-        cost += objective.makespan * (problem.fixed_seconds[ranks] + waits[ranks] + pace * (held + size))
-    if objective.imbalance:
-        target = problem.targets[ranks]
-        cost += objective.imbalance * pace * (abs(held + size - target) - abs(held - target))
-    return cost - 1e6 * problem.ideal_seconds * (held < problem.least[ranks])
+    wanted = units[ranks] < problem.least[ranks]
+    return (objective.increment(problem, units, waits, ranks, size)
+            - 1e6 * problem.ideal_seconds * wanted)
 
 
 def _least(cost, count):

@@ -18,14 +18,17 @@ def improve(problem, objective, rank_of_shard, goal):
     """Move or swap a shard of the critical rank while that rank is done sooner, down to `goal`.
 
     Where staging takes time, or bytes moved have a weight, shards change places only between ranks
-    that the same pipes lead to, so that nothing else of the objective changes.
+    that the same pipes lead to, so that nothing else of the objective changes. Raises ValueError for an
+    objective of which something else would.
     """
-    if rank_of_shard is None or not rank_of_shard.size:
+    objective.require("swaps")
+    weight = objective.finish_weight
+    if not weight or rank_of_shard is None or not rank_of_shard.size:
         return rank_of_shard
     state = _State(problem, rank_of_shard)
-    rest = objective.value(problem, state.units, state.stored) - objective.makespan * state.seconds.max()
+    rest = objective.value(problem, state.units, state.stored) - weight * state.seconds.max()
     for _ in range(min(10 * problem.ranks + 100, STEPS // problem.ranks)):
-        if objective.makespan * state.seconds.max() + rest <= goal:
+        if weight * state.seconds.max() + rest <= goal:
             break
         change = state.best_move() or state.best_swap()
         if change is None:

@@ -13,6 +13,7 @@ import numpy as np
 from isthmus.compression.dense import Dense
 from isthmus.planning.flows import FlowNetwork
 from isthmus.planning.stages import shared_lines
+from isthmus.planning.step import ready_shares
 from isthmus.planning.time_model import (
     compute_seconds,
     hierarchical_stages,
@@ -20,9 +21,6 @@ from isthmus.planning.time_model import (
     predict_allreduce,
     waiting_seconds,
 )
-
-BACKWARD_SHARE = 2 / 3
-"""Of the time of a gradient: the backward pass, in which buckets become ready one after another."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +90,6 @@ def simulate(cluster, workload, samples_of_rank=None, *, steps=100, local_steps=
     usual = compute_seconds(samples, rates, fixed)
     first_rank = np.cumsum([0] + [site.ranks for site in cluster.sites[:-1]])
     exchanges = _exchanges(cluster, workload, buckets)
-    ready_shares = 1 - BACKWARD_SHARE * np.arange(len(exchanges) - 1, -1, -1) / max(1, len(exchanges))
     generator = np.random.default_rng(seed)
     begin = np.zeros(len(cluster.sites))  # when each site has the last sum
     network_free = np.zeros((2, begin.size))  # when its last wire has left, up and down
@@ -104,7 +101,7 @@ def simulate(cluster, workload, samples_of_rank=None, *, steps=100, local_steps=
         last = usual * stragglers.draw(generator, usual.size)
         own = before + last
         done = begin
-        for share, exchange in zip(ready_shares, exchanges):
+        for share, exchange in zip(ready_shares(len(exchanges)), exchanges):
             ready = begin + np.maximum.reduceat(before + share * last, first_rank)
             done = exchange.done_seconds(np.maximum(ready, done), network_free)
         done = np.maximum(done, begin + np.maximum.reduceat(own, first_rank))

@@ -23,6 +23,12 @@ def computed_share(first, size):
     return FORWARD_SHARE + (1 - FORWARD_SHARE) * (size - first) / size if size else 1.0
 
 
+def ready_shares(buckets):
+    """Return float64[buckets]: the `computed_share` of as many equal parts of a gradient, in turn."""
+    backward = 2 * FORWARD_SHARE
+    return 1 - backward * np.arange(buckets - 1, -1, -1) / max(1, buckets)
+
+
 def predict_overlapped(cluster, buckets, computing_seconds, *, algorithm, compressor=None,
                        chunk_nbytes=WIRE_NBYTES):
     """Return the AllreduceTime, in seconds, of what is left of an allreduce after the computing.

@@ -28,10 +28,10 @@ from isthmus.planning.formulas import (
     steps_per_epoch,
     waiting_seconds,
 )
-from isthmus.planning.host_copies import copy_seconds_of_exact
 from isthmus.planning.pipes import halving_seconds, tree_seconds
 from isthmus.planning.stages import (
     coding_seconds,
+    copy_seconds_of_exact,
     hierarchical_stages,
     link_routes,
     overhead_seconds,

@@ -1,62 +1,28 @@
-"""What one more unit of a rate, a link or a storage is worth, in numbers and in sentences."""
+"""What a plan says to people: what it is bound by, what would help, and what looks wrong."""
 
 import numpy as np
 
-from isthmus.topology.cluster import Cluster
+from isthmus.planning.exchanges import link_name, link_names
 
 BIT_RATES = (1e8, 2e8, 5e8, 1e9, 2e9, 2.5e9, 5e9, 1e10, 2.5e10, 4e10, 5e10, 1e11, 2e11, 4e11)
 """Rates at which networks are sold, in bits per second: as bytes per second they are suspicious."""
-FASTER = 1e-3
-"""Share of a link's bytes per second by which it is made faster to see what that saves."""
 WORTH_SAYING = 1e-3
 """Share of the objective that 10 % more must save to be told in a sentence."""
 
 
-def link_name(link):
-    """Return the name of what a link's rate belongs to: what it shares, or its two sites."""
-    return link.pipe.rpartition(":")[0] or "-".join(sorted((link.source, link.target)))
-
-
-def link_prices(cluster, exchange_seconds):
-    """Return link -> seconds of an epoch's exchange saved by one more byte per second, by differences.
-
-    exchange_seconds: of a cluster. Both directions of a link grow together; links that share a rate are
-    one. Links that save nothing when all of them grow save nothing alone, so halves are tried.
-    """
-    names = link_names(cluster)
-    prices, now, trials = dict.fromkeys(names, 0.0), exchange_seconds(cluster), [list(names)]
-    while trials:
-        chosen = trials.pop()
-        saved = now - exchange_seconds(with_faster_links(cluster, {
-            number for name in chosen for number in names[name]}))
-        if saved > 1e-12 * now and len(chosen) > 1:
-            trials += [chosen[:len(chosen) // 2], chosen[len(chosen) // 2:]]
-        elif saved > 0 and chosen:
-            prices[chosen[0]] = saved / added_bytes_per_second(cluster, names[chosen[0]])
-    return prices
-
-
-def link_names(cluster):
-    """Return name -> numbers of the links that have it."""
-    names = {}
-    for number, link in enumerate(cluster.links):
-        names.setdefault(link_name(link), []).append(number)
-    return names
-
-
-def with_faster_links(cluster, numbers):
-    """Return `cluster` with `FASTER` more bytes per second on each of the links."""
-    table = cluster.to_table()
-    for members in link_names(cluster).values():
-        added = added_bytes_per_second(cluster, members)
-        for number in numbers.intersection(members):
-            table["link"][number]["bytes_per_second"] += added
-    return Cluster(table)
-
-
-def added_bytes_per_second(cluster, numbers):
-    """Return by how much the links of one name are made faster."""
-    return FASTER * min(cluster.links[number].bytes_per_second for number in numbers)
+def bound_by(cluster, terms, seconds_of_rank):
+    """Return one sentence: the term that takes longest, and where."""
+    name = max(terms, key=terms.get)
+    whole = sum(terms.values())
+    share = f"{1e3 * terms[name]:.1f} ms of {1e3 * whole:.1f} ms a step"
+    if name == "compute":
+        rank = int(np.argmax(seconds_of_rank))
+        return (f"bound by computing on rank {rank} of site "
+                f"{cluster.names[cluster.site_of_rank[rank]]}: {share}")
+    if name == "links":
+        slowest = min(cluster.links, key=lambda link: link.bytes_per_second)
+        return f"bound by the link {slowest.source} > {slowest.target}: {share}"
+    return f"bound by the allreduce's {name}: {share}"
 
 
 def price_sentences(cluster, shadow_prices, whole_seconds):

@@ -1,0 +1,135 @@
+"""What a plan is made for and what it must keep to, as arrays: from a cluster, shards and a workload."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from isthmus.errors import PlanError
+from isthmus.planning.problem import Pipes, Prices
+from isthmus.planning.time_model import Workload, steps_per_epoch
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """Shards that are to be placed on the ranks of a cluster."""
+
+    cluster: Any
+    workload: Workload
+    samples: np.ndarray  # float64[shards]
+    nbytes: np.ndarray  # float64[shards]
+
+    @classmethod
+    def of(cls, cluster, shards_or_counts, workload):
+        """Return the Task of a ShardSet, or of the samples of each shard."""
+        if hasattr(shards_or_counts, "samples"):
+            samples, nbytes = (np.array(column, float)
+                               for column in (shards_or_counts.samples, shards_or_counts.nbytes))
+        else:
+            samples = np.asarray(shards_or_counts, float)
+            nbytes = samples * workload.sample_nbytes
+        return cls(cluster, workload, samples, nbytes)
+
+    @cached_property
+    def steps(self):
+        """Steps of an epoch."""
+        return steps_per_epoch(int(self.samples.sum()), self.workload.batch_size)
+
+    def of_rank(self, name):
+        """Return float64[ranks]: a number of each rank's site, by its name in the cluster file."""
+        sites = self.cluster.sites
+        return np.array([getattr(sites[site], name) for site in self.cluster.site_of_rank])
+
+    @cached_property
+    def seconds_per_sample(self):
+        """float64[ranks]."""
+        return 1 / np.array(self.cluster.rates)
+
+    @cached_property
+    def fixed_seconds(self):
+        """float64[ranks]: of all steps, whatever a rank holds."""
+        return self.steps * self.of_rank("fixed_seconds")
+
+    def limits(self, pinned=None, forbidden=None, least_samples=0):
+        """Return keyword arguments of `allocate_shards` and of `make_problem`."""
+        return {"storage": self.of_rank("storage_nbytes"), "storage_sizes": self.nbytes,
+                "allowed": allowed_ranks(self.cluster, pinned or {}, forbidden or {}, self.samples.size),
+                "least": least_of_ranks(self.cluster, least_samples)}
+
+
+@dataclass(frozen=True, eq=False)
+class Staging:
+    """How the shards come to the ranks before computing starts."""
+
+    epochs: float  # that it serves
+    pipes: Pipes | None  # None: every rank sees the shards
+    money_per_byte: np.ndarray  # float64[ranks]
+
+    @classmethod
+    def of(cls, cluster, data_site, staged_epochs):
+        """Return the Staging from the site where the shards lie.
+
+        staged_epochs: those that pay for its time; None: it is told, not counted.
+        """
+        if staged_epochs is not None and not staged_epochs >= 1:
+            raise ValueError(f"staged_epochs must be at least 1, not {staged_epochs}")
+        if data_site is None:
+            if staged_epochs is not None:
+                raise PlanError("staged_epochs needs to know where the shards lie; name the site "
+                                "(data.site in a run's settings, data_site of a workload)")
+            return cls(1, None, np.zeros(cluster.size))
+        if data_site not in cluster.names:
+            raise PlanError(f"the data lies at site {data_site!r}, which does not exist; known sites: "
+                            f"{', '.join(cluster.names)}")
+        routes = [cluster.route(data_site, name) for name in cluster.names]
+        rate = {link.pipe: link.bytes_per_second for route in routes for link in route}
+        of_site = np.array([[any(link.pipe == pipe for link in route) for route in routes]
+                            for pipe in rate], bool).reshape(len(rate), len(routes))
+        money = np.array([sum(link.price_per_byte for link in route) for route in routes])
+        sites = np.array(cluster.site_of_rank)
+        pipes = Pipes(tuple(rate), np.array(list(rate.values())), of_site[:, sites],
+                      1 / staged_epochs if staged_epochs else 0.0)
+        return cls(staged_epochs or 1, pipes, money[sites])
+
+    def prices(self, money_per_second, budget):
+        """Return the Prices of all its epochs; None where there is no budget."""
+        return None if budget is None else Prices(
+            self.epochs * money_per_second, self.money_per_byte, budget)
+
+
+def allowed_ranks(cluster, pinned, forbidden, shards):
+    """Return (row of each shard, bool[rows, ranks]) of where shards may go."""
+    sites = np.array(cluster.site_of_rank)
+    held, banned = {}, {}
+    for word, table, found in (("pinned to", pinned, held), ("forbidden at", forbidden, banned)):
+        for shard, names in table.items():
+            names = [names] if isinstance(names, str) else list(names)
+            for name in names:
+                if name not in cluster.names:
+                    raise PlanError(f"shard {shard} is {word} site {name!r}, which does not exist; "
+                                    f"known sites: {', '.join(cluster.names)}")
+                if not 0 <= shard < shards:
+                    raise PlanError(f"shard {shard} is {word} site {name!r}, but there are shards 0 "
+                                    f"to {shards - 1}; name one of these")
+            found[shard] = frozenset(map(cluster.names.index, names))
+    of_shard, rows, known = np.zeros(shards, int), [sites >= 0], {}
+    for shard in held | banned:
+        key = held.get(shard), banned.get(shard, frozenset())
+        if key not in known:
+            known[key] = len(rows)
+            at = rows[0] if key[0] is None else np.isin(sites, list(key[0]))
+            rows.append(at & ~np.isin(sites, list(key[1])))
+        of_shard[shard] = known[key]
+    return of_shard, np.array(rows)
+
+
+def least_of_ranks(cluster, least_samples):
+    """Return the samples that each rank must hold."""
+    if not isinstance(least_samples, dict):
+        return np.full(cluster.size, float(least_samples))
+    for name in least_samples:
+        if name not in cluster.names:
+            raise PlanError(f"least_samples names site {name!r}, which does not exist; known sites: "
+                            f"{', '.join(cluster.names)}")
+    return [float(least_samples.get(cluster.names[site], 0)) for site in cluster.site_of_rank]
