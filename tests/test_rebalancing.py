@@ -14,6 +14,7 @@ import tomli_w
 from clusters import cluster_of
 
 import isthmus
+from isthmus.planning.replanning import Replanner
 from isthmus.runs import train as job
 from isthmus.runs.report import write_report
 from isthmus.runs.settings import PlanSettings
@@ -24,9 +25,9 @@ STEPS, EPOCHS = 10, 6
 RATE = 500.0  # samples per second of a rank that is not slow
 
 
-def lab(comm, folder, sites=(2, 2), **changes):
+def lab(comm, folder, sites=(2, 2), link=(), **changes):
     """Write a cluster of like ranks, 600 samples in 60 shards, and a run's settings."""
-    cluster = cluster_of(*sites, bytes_per_second=2e7)
+    cluster = cluster_of(*sites, **{"bytes_per_second": 2e7} | dict(link))
     for site in cluster["site"]:
         site["samples_per_second"] = RATE
     run = {"cluster": {"file": "cluster.toml", "compute": "paced"},
@@ -191,8 +192,40 @@ def test_a_rank_with_a_third_of_a_processor_is_relieved(comm, shared_folder, mon
         assert after[-1] < 0.75 * before[-1], moved
 
 
-@pytest.mark.parametrize("limits", [{"objective": "total_time"}, {"budget": 3.0}])
+@pytest.mark.slow
+@pytest.mark.ranks(3)
+def test_a_run_whose_steps_follow_one_another_is_planned_again_for_that(
+        comm, shared_folder, monkeypatch):
+    """The hub stays ahead by the wires' way while a rank slows down."""
+    path = lab(comm, shared_folder, (1, 2), link={"latency_seconds": 0.02}, plan={"objective": "period"},
+               training={"epochs": 4}, run={"checkpoint_every": 10**6})
+    pace(monkeypatch, 2, 5)
+    found, real = [], Replanner.plan_again
+
+    def plan_again(self, rank_of_shard, rates, left):
+        found.append((self, rates.copy(), left, rank_of_shard.copy()))
+        return real(self, rank_of_shard, rates, left)
+    monkeypatch.setattr(Replanner, "plan_again", plan_again)
+    summary = job.train(comm, path, lambda line, passing=False: None)
+    if comm.rank == 0:
+        plan = json.loads(Path(summary["folder"], "plan.json").read_text())
+        assert plan["objective"] == "period"
+        moves = [line for line in lines_of(summary, "replanned") if line["shards"]]
+        assert moves[0]["step"] <= 2 * STEPS
+        planner, rates, left, old = found[0]
+        counts = [10] * 60
+        again, other = (Replanner(planner.cluster, counts, planner.workload, objective=name).plan_again(
+            old, rates, left) for name in ("period", "makespan"))
+        assert moves[0]["samples_of_rank"] == list(again.samples_of_rank) != list(other.samples_of_rank)
+
+
+@pytest.mark.parametrize("limits", [{"objective": "total_time"}, {"objective": "weighted", "alpha": 0.0},
+                                    {"budget": 3.0}, {"objective": "period", "budget": 3.0}])
 def test_replanning_for_anything_but_time_is_refused(limits):
-    with pytest.raises(ValueError, match="replan = true needs"):
+    with pytest.raises(ValueError, match='replan = true needs objective = "makespan" or "period"'):
         PlanSettings(replan=True, **limits)
-    assert "replan" not in PlanSettings(replan=True).limits()
+
+
+@pytest.mark.parametrize("objective", ["makespan", "period"])
+def test_plans_for_time_may_be_made_again(objective):
+    assert "replan" not in PlanSettings(replan=True, objective=objective).limits()

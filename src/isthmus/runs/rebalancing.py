@@ -73,9 +73,8 @@ class Rebalancing:
             plan, local = self.settings.plan, self.training.local
             self._planner = Replanner(
                 self.tiers.cluster, ShardSet(self.settings.data.train, local.manifest),
-                self.settings.workload(), pinned=plan.pinned, forbidden=plan.forbidden,
-                objective="period" if plan.objective == "period" else "makespan",
-                least_samples=plan.least_samples)
+                self.settings.workload(), objective=plan.objective, pinned=plan.pinned,
+                forbidden=plan.forbidden, least_samples=plan.least_samples)
         return self._planner.plan_again(self.rank_of_shard, self.filter.rates, left)
 
     def _move(self, new):

@@ -9,7 +9,7 @@ from isthmus.compression import COMPRESSORS
 from isthmus.compression.chunks import WIRE_NBYTES
 from isthmus.errors import SettingsError
 from isthmus.planning.integers import NODES
-from isthmus.planning.objectives import OBJECTIVES, TIE_BREAKS
+from isthmus.planning.objectives import OBJECTIVES, TIE_BREAKS, make_objective
 from isthmus.planning.time_model import Workload
 from isthmus.registry import ALGORITHMS
 from isthmus.runs.slurm_settings import SlurmSettings
@@ -109,7 +109,7 @@ class PlanSettings(FrozenModel):
     replan: measure how fast ranks are while the run goes on, and move shards between epochs.
     """
 
-    objective: Literal[tuple(OBJECTIVES)] = "makespan"
+    objective: str = "makespan"
     alpha: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
     pinned: dict[int, str] = Field(default_factory=dict)
     forbidden: dict[int, str | tuple[str, ...]] = Field(default_factory=dict)
@@ -120,10 +120,18 @@ class PlanSettings(FrozenModel):
     nodes: Count = NODES
     replan: bool = False
 
+    @field_validator("objective")
+    @classmethod
+    def _is_an_objective(cls, value):
+        make_objective(value)
+        return value
+
     @model_validator(mode="after")
     def _plans_are_made_again_for_time_alone(self):
-        if self.replan and (self.objective != "makespan" or self.budget is not None):
-            raise ValueError('replan = true needs objective = "makespan" and no budget')
+        again = [name for name in OBJECTIVES if make_objective(name).handled_by("replanning")]
+        if self.replan and (self.objective not in again or self.budget is not None):
+            allowed = " or ".join(f'"{name}"' for name in again)
+            raise ValueError(f"replan = true needs objective = {allowed} and no budget")
         return self
 
     def limits(self):
