@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -59,6 +60,56 @@ def test_a_module_imports_from_lower_floors_only(path):
         assert other in FLOORS, f"{path}:{line} imports {other}, which is on no floor"
         assert other in (room, "errors") or FLOORS[other] < FLOORS[room], (
             f"{path}:{line}: {room} (floor {FLOORS[room]}) imports {other} (floor {FLOORS[other]})")
+
+
+def name_of(path):
+    """Return the dotted name of a file's module."""
+    root, first = (ROOT / "kernels", ["isthmus", "kernels"]) if path.is_relative_to(
+        ROOT / "kernels") else (ROOT / "src/isthmus", ["isthmus"])
+    return ".".join(first + [part for part in path.relative_to(root).with_suffix("").parts
+                             if part != "__init__"])
+
+
+def files_imported(path, files):
+    """Yield the modules among `files` that a file imports, late imports included."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                yield from [name for name in (whole, node.module) if name in files][:1]
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in files)
+
+
+def test_no_files_import_each_other_in_a_circle():
+    """An import inside a function hides a circle and does not mend it."""
+    files = {name_of(path): path for path in MODULES}
+    left = {name: set(files_imported(path, files)) - {name} for name, path in files.items()}
+    while free := [name for name in left if not left[name] & left.keys()]:
+        for name in free:
+            del left[name]
+    # What is left imports something that is left: among these files are the circles.
+    assert not left, {name: sorted(others & left.keys()) for name, others in left.items()}
+
+
+def test_public_classes_of_the_planner_have_names_of_their_own():
+    seen = {}
+    for path in (ROOT / "src/isthmus/planning").glob("*.py"):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                assert seen.setdefault(node.name, path) == path, f"{node.name}: {path}"
+
+
+def test_sentences_of_the_planner_have_one_colon_at_most():
+    """A list inside a list is read twice; a field or an argument has a line of its own."""
+    for path in (ROOT / "src/isthmus/planning").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(
+                    node.value.value, str):
+                text = re.sub(r"`[^`]*`|\{[^}]*\}", "", node.value.value)  # code has colons of its own
+                lines = re.sub(r"\n(?= *\w+(?:, \w+)*: )", "\n\n", text)  # an argument's line
+                for sentence in re.split(r"\.\s|\n\n", lines):
+                    assert len(re.findall(r":\s", sentence)) < 2, f"{path}:{node.lineno}: {sentence}"
 
 
 def test_planning_knows_no_mpi_and_no_data():

@@ -133,7 +133,8 @@ class Odd(Term):
     (("makespan",), "an objective is a sum of planning.terms.Term, not of 'makespan'"),
     ((Makespan(), Square()), "the integer programme cannot handle the term Square"),
     ((Odd(),), "Odd names the search 'dowsing'; there are programme, swaps, replanning"),
-    ((Makespan(), Period()), "one finish time at most, not Makespan and Period")])
+    ((Makespan(), Period()), "one finish time at most, not Makespan and Period"),
+    ((Makespan(0.5), Imbalance()), "Makespan has the weight 1, to which those of other")])
 def test_a_term_that_nothing_can_plan_for_is_refused(made, message):
     with pytest.raises((TypeError, ValueError), match=message):
         Objective(made)
@@ -172,7 +173,7 @@ def test_local_search_leaves_alone_what_has_no_finish_time():
     assert (improve(problem, Objective((Moving(),)), place.copy(), 0.0) == place).all()
 
 
-@pytest.mark.parametrize("term", [Makespan(0.5), Period(), Moving(0.3), Imbalance(),
+@pytest.mark.parametrize("term", [Makespan(), Period(), Moving(0.3), Imbalance(),
                                   Energy(2.0, (1.0, 2.0))])
 def test_values_and_increments_of_terms_agree(term):
     """What one more shard adds to a sum over ranks is the difference of two values."""
@@ -183,7 +184,7 @@ def test_values_and_increments_of_terms_agree(term):
     added = np.sum(term.increment(problem, before, np.zeros(2), rank, size)
                    + size * term.per_byte(problem)[rank])
     if term.finishes:  # the rank's own finish: dealing looks for the least of them
-        assert added == term.weight * problem.seconds_of(after)[1]
+        assert added == problem.seconds_of(after)[1]
     else:
         assert added == pytest.approx(
             term.value(problem, after, after) - term.value(problem, before, before))

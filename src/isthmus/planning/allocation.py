@@ -19,28 +19,17 @@ from isthmus.planning.rounding import place_whole
 
 @dataclass(frozen=True, eq=False)
 class Allocation:
-    """Whole shards on ranks.
+    """Whole shards on ranks, how good that is, and what would make it better."""
 
-    rank_of_shard: int64[shards]; seconds_of_rank: when each rank is done; seconds: the last of them;
-    value: of the objective, in seconds (the makespan's is `seconds`); lp_seconds: the value if shards
-    were divisible; lower_bound_seconds: the value that no plan of whole shards can beat;
-    gap: value / lower bound - 1 (where the bound is 0: value / seconds of an even load);
-    stopped: the node limit was reached, and the plan is the best found until then.
-    shadow_prices: seconds of the value that one more unit would save, {"rate": unit per second, a
-    rank; "fixed": a second less of its own, a rank; "storage": byte, a rank; "least": one unit less
-    demanded, a rank; "pipe": byte per second, by name; "budget": one unit of money}; where imbalance
-    counts, rates have none: targets follow them.
-    """
-
-    rank_of_shard: np.ndarray
-    seconds_of_rank: tuple[float, ...]
-    seconds: float
-    value: float
-    lp_seconds: float
-    lower_bound_seconds: float
-    gap: float
-    stopped: bool
-    shadow_prices: dict
+    rank_of_shard: np.ndarray  # int64[shards]
+    seconds_of_rank: tuple[float, ...]  # when each rank is done
+    seconds: float  # when the last rank is done
+    value: float  # of the objective, in seconds
+    lp_seconds: float  # the value if shards were divisible
+    lower_bound_seconds: float  # the value that no plan of whole shards can beat
+    gap: float  # value / lower bound - 1, or value / seconds of an even load where the bound is 0
+    stopped: bool  # the node limit was reached, and this is the best plan found until then
+    shadow_prices: dict  # seconds of the value that one more unit saves, as `relaxation.prices_of` says
 
     @cached_property
     def shards_of_rank(self):
@@ -74,17 +63,23 @@ def allocate_shards(sizes, seconds_per_unit, *, fixed_seconds=None, storage=None
                     prices=None, then=("bytes", "imbalance"), nodes=NODES):
     """Return the Allocation of shards to ranks with the least makespan, or another objective.
 
-    sizes: units (samples) of each shard. seconds_per_unit, fixed_seconds, storage: one a rank.
-    allowed: {shard: ranks that may hold it}; a shard that is not named may go anywhere. For very
-    many: (row of each shard, bool[rows, ranks]). storage_sizes: bytes of each shard; its size if not
-    given. least: units that each rank must hold. pipes: Pipes that shards cross first. prices: Prices
-    with a budget. objective: a name of `objectives.OBJECTIVES`, alpha for "weighted"; then: what to
-    make small next, of "bytes" (moved) and "imbalance", where the problem is small enough.
+    sizes: units (samples) of each shard.
+    seconds_per_unit, fixed_seconds, storage: one a rank.
+    allowed: {shard: ranks that may hold it}. A shard that is not named may go anywhere. For very many
+        shards it is (row of each shard, bool[rows, ranks]).
+    storage_sizes: bytes of each shard, its size if not given.
+    objective: a name of `objectives.OBJECTIVES`, or a `terms.Objective`.
+    alpha: of the objective "weighted".
+    least: units that each rank must hold.
+    pipes: Pipes that shards cross first.
+    prices: Prices with a budget.
+    then: what to make small next, of "bytes" (moved) and "imbalance", where the problem is small enough.
+    nodes: after which integer programmes stop.
 
-    Exact (to the solver's tolerance) where kinds of shards times ranks are few; else floor, deal,
-    local search and a small integer programme, with the gap told. Integer programmes stop after
-    `nodes`. Ties go the same way every time. Raises ValueError for numbers that make no sense and
-    PlanError that names a smallest set of limits in conflict.
+    The plan is exact, to the solver's tolerance, where kinds of shards times ranks are few. Else it is
+    found by floor, deal, local search and a small integer programme, and its gap is told. Ties go the
+    same way every time. Raises ValueError for numbers that make no sense, and PlanError that names a
+    smallest set of limits in conflict.
     """
     problem = make_problem(sizes, seconds_per_unit, fixed_seconds, storage, allowed, storage_sizes,
                            least, pipes, prices)

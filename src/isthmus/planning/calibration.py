@@ -49,15 +49,11 @@ def fit_link(nbytes, seconds):
 
 @dataclass(frozen=True)
 class TableFit:
-    """Seconds by size, on a line from each size to the next; they never fall as sizes grow.
+    """Seconds by size, on a line from each size to the next; they never fall as sizes grow."""
 
-    nbytes, seconds, low_seconds, high_seconds: float64[sizes], ascending. low to high: an interval for
-    the seconds of that size, by the spread of its own samples.
-    """
-
-    nbytes: np.ndarray
+    nbytes: np.ndarray  # float64[sizes], ascending, as all of these
     seconds: np.ndarray
-    low_seconds: np.ndarray
+    low_seconds: np.ndarray  # from here to high_seconds: by the spread of that size's own samples
     high_seconds: np.ndarray
 
     def over(self, formula):

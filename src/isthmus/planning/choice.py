@@ -27,16 +27,13 @@ SAMPLE = 65536
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to sum, its predicted seconds, and the error of its sum on Gaussian vectors.
-
-    error: normalised mean square error, ||sum - true||^2 / ||true||^2, of the crossings between sites.
-    """
+    """One way to sum, its predicted seconds, and the error of its sum on Gaussian vectors."""
 
     algorithm: str
     compressor: Any
     chunk_nbytes: int
     seconds: float
-    error: float
+    error: float  # ||sum - true||^2 / ||true||^2, of the crossings between sites
 
     @property
     def name(self):

@@ -15,29 +15,27 @@ PAIRS, GROUPS = 150_000, 1000
 
 @dataclass(frozen=True)
 class Items:
-    """Kinds of what is placed: size and nbytes of one, how many there are (total), where they may go
-    (row of `places`), and the kind of each shard."""
+    """Kinds of what is placed."""
 
-    size: np.ndarray
-    nbytes: np.ndarray
-    total: np.ndarray
-    place: np.ndarray
-    of_shard: np.ndarray
+    size: np.ndarray  # float64[kinds], of one
+    nbytes: np.ndarray  # float64[kinds], of one
+    total: np.ndarray  # float64[kinds], how many there are
+    place: np.ndarray  # int64[kinds], the row of `places` that says where they may go
+    of_shard: np.ndarray  # int64[shards], the kind of each
 
 
 @dataclass(frozen=True)
 class Groups:
-    """Classes of ranks: `members` of each, one of them (`first`), the class of each rank, and the
-    values that the programme uses for one rank of the class."""
+    """Classes of ranks, and the values that the programme uses for one rank of each."""
 
-    first: np.ndarray
-    members: np.ndarray
-    of_rank: np.ndarray
+    first: np.ndarray  # int64[classes], one of its ranks
+    members: np.ndarray  # how many ranks it has
+    of_rank: np.ndarray  # int64[ranks], the class of each
     seconds_per_unit: np.ndarray
     fixed_seconds: np.ndarray
     storage: np.ndarray
     least: np.ndarray
-    exact: bool = True
+    exact: bool = True  # false: ranks are only almost alike, and these are the best of their values
 
 
 def factorise(values):

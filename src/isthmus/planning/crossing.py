@@ -19,14 +19,10 @@ LOOKS = 8
 
 @dataclass(frozen=True)
 class Crossing:
-    """What the links add to each site's computing.
+    """What the links add to each site's computing."""
 
-    round_trip_seconds: float64[sites], to the hub and back, 0 for the hub. pipe_seconds: what the
-    busiest pipe needs for a step, whatever the sites do meanwhile.
-    """
-
-    round_trip_seconds: np.ndarray
-    pipe_seconds: float
+    round_trip_seconds: np.ndarray  # float64[sites], to the hub and back, 0 for the hub
+    pipe_seconds: float  # what the busiest pipe needs for a step, whatever the sites do meanwhile
 
     @classmethod
     def of(cls, cluster, workload, links_seconds):
@@ -48,7 +44,8 @@ class Crossing:
     def period_seconds(self, computing_seconds, own_seconds):
         """Return the seconds from one step to the next.
 
-        computing_seconds: float64[sites]; own_seconds: what an exchange takes but for the links.
+        computing_seconds: float64[sites].
+        own_seconds: what an exchange takes but for the links.
         """
         return max(self.pipe_seconds,
                    own_seconds + period_seconds(computing_seconds, self.round_trip_seconds))

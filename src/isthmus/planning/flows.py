@@ -39,8 +39,11 @@ class FlowNetwork:
         self.groups = _groups(self.shared)
 
     def finish_seconds(self, starts, nbytes, caps=math.inf):
-        """Return float64[flows]: when flows of `nbytes` (one number or one each) that start at
-        `starts` have sent their last byte; `caps`: what each can send at most, in bytes a second."""
+        """Return float64[flows]: when flows that start at `starts` have sent their last byte.
+
+        nbytes: of each flow, or of all alike.
+        caps: what each can send at most, in bytes a second.
+        """
         starts = np.asarray(starts, float)
         nbytes, caps = np.broadcast_to(nbytes, starts.shape), np.minimum(caps, self.own_caps)
         finish = starts + nbytes / caps

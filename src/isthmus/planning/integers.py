@@ -19,17 +19,17 @@ same plan on every machine, however busy."""
 
 @dataclass(frozen=True)
 class Solved:
-    """rank_of_shard, or None; bound of the first objective, proved; stopped: nodes ran out."""
+    """What an integer programme has found."""
 
-    rank_of_shard: np.ndarray | None
-    bound: float
-    stopped: bool
+    rank_of_shard: np.ndarray | None  # int64[shards]
+    bound: float  # of the first objective, proved
+    stopped: bool  # nodes ran out
 
 
 def place_by_integers(problem, chain, shards, kinds, rank_of_shard, nodes=NODES, reached=None):
     """Place `shards` so that the objectives of `chain` are small, each without giving up those before.
 
-    reached: a value of the first objective that is known to be optimal: it is not solved for again.
+    reached: a value of the first objective that is known to be optimal, and not solved for again.
     """
     held = loads(problem, rank_of_shard)
     items = whole_items(problem, shards, kinds)

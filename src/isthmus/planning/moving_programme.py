@@ -7,10 +7,10 @@
     sum_(j in s) x_ij = held_is + sum_(l into s) y_il - sum_(l out of s) y_il    every kind i and site s
     sum_(l in p) sum_i bytes_i y_il / B_p <= M                       every pipe p
 
-x_ij: of kind i on rank j; y_il: of kind i over link l; M: seconds of moving. A drift of rates changes
-one column, that of T, and none of the pairs': the basis of the last solution is where the next one
-starts (highspy, where it is installed; SciPy's HiGHS starts anew each time). Rows are in shares of the
-load and of `time`, because the solver's tolerances are absolute.
+Of kind i x_ij is on rank j, and y_il goes over link l; M seconds are spent on moving. A drift of rates
+changes one column, that of T. The basis of the last solution is therefore where the next one starts:
+with highspy, where it is installed. SciPy's HiGHS starts anew each time. Rows are in shares of the load
+and of `time`, because the solver's tolerances are absolute.
 """
 
 import numpy as np

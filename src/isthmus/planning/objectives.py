@@ -1,7 +1,7 @@
 """The terms that plans are made for, and the objectives that are sums of them.
 
-A new one is a class here and a row in OBJECTIVES. C_j, D_j, x_ij: rate of rank j, what it holds, and
-whether shard i is on it; B: bytes per second. Only finish times know that ranks run side by side: the
+A new one is a class here and a row in OBJECTIVES. C_j is the rate of rank j, D_j what it holds, x_ij
+whether shard i is on it, and B bytes per second. Only finish times know that ranks run side by side. The
 other objectives are kept because the literature on placing data between edge and cloud uses them.
 """
 
@@ -21,19 +21,19 @@ class Makespan(Term):
     finishes = True
 
     def value(self, problem, units, stored):
-        return self.weight * float(problem.seconds_of(units, stored).max())
+        return float(problem.seconds_of(units, stored).max())
 
     def cost(self, model):
         cost = np.zeros(model.size)
-        cost[model.latest] = self.weight
+        cost[model.latest] = 1.0
         return cost
 
     def increment(self, problem, units, waits, ranks, size):
-        return self.weight * (problem.fixed_seconds[ranks] + waits[ranks]
-                              + problem.seconds_per_unit[ranks] * (units[ranks] + size))
+        return (problem.fixed_seconds[ranks] + waits[ranks]
+                + problem.seconds_per_unit[ranks] * (units[ranks] + size))
 
     def lower_bound(self, problem, relaxed):
-        return self.weight * makespan_bound(problem, relaxed / self.weight)
+        return makespan_bound(problem, relaxed)
 
     def exchange(self, cluster, workload, steps, computing_seconds):
         return Together(cluster, workload, steps)
@@ -126,41 +126,54 @@ class Imbalance(Term):
 
 
 def makespan(alpha=1.0):
-    """min T, every rank done by T (staging counted where asked for). The default; leaves out nothing
-    that the time model knows, but what other jobs do to the links."""
+    """min T, every rank done by T, and its data brought where that is asked for. The default.
+
+    Leaves out nothing that the time model knows, but what other jobs do to the links.
+    """
     return Objective((Makespan(),))
 
 
 def period(alpha=1.0):
-    """min T, the time from one step to the next, where a site need not wait until the others have the
-    sum: the makespan, after what the links add to each site's own time (`planning.crossing`). Leaves
-    out how the first step begins and the last one ends; without links it is the makespan."""
+    """min T, the time from one step to the next, where a site need not wait for the others' sum.
+
+    It is the makespan after what the links add to each site's own time (`planning.crossing`), and the
+    makespan itself without links. Leaves out how the first step begins and the last one ends.
+    """
     return Objective((Period(),))
 
 
 def total_time(alpha=1.0):
-    """min sum_j D_j / C_j + sum_j D_j / B. Leaves out that ranks run side by side, so that all of the
-    load goes to the fastest rank that has room; and that data which stays where it was born crosses
-    nothing: with one B for all, sum_j D_j / B = D / B is the same for every plan and drops out."""
+    """min sum_j D_j / C_j + sum_j D_j / B.
+
+    Leaves out that ranks run side by side, so that all of the load goes to the fastest rank that has
+    room. Leaves out that data which stays where it was born crosses nothing. With one B for all,
+    sum_j D_j / B = D / B is the same for every plan and drops out.
+    """
     return Objective((Computing(),))
 
 
 def assignment(alpha=1.0):
-    """min sum_ij T_ij x_ij, T_ij = computing shard i on rank j + bringing it there over each link of
-    the way. Leaves out that ranks and links work side by side; unlike total_time it knows the way."""
+    """min sum_ij T_ij x_ij, T_ij = computing shard i on rank j + bringing it there over each link.
+
+    Leaves out that ranks and links work side by side. Unlike total_time it knows the way.
+    """
     return Objective((Computing(), Moving()))
 
 
 def imbalance(alpha=1.0):
     """min sum_j |L_j - L'_j|, L_j the seconds of rank j and L'_j the same if loads followed the rates.
-    Leaves out how long everything takes: a plan far from its targets everywhere by a little is worse
-    than one that ruins a single rank, which all others then wait for; and fixed costs and links."""
+
+    Leaves out fixed costs, links, and how long everything takes. A plan far from its targets everywhere
+    by a little is worse to it than one that ruins a single rank, which all others then wait for.
+    """
     return Objective((Imbalance(),))
 
 
 def weighted(alpha=1.0):
     """min T_total + alpha x communication: the makespan + alpha x seconds on links, summed over links.
-    Leaves out that transfers over different links overlap; alpha has no unit and no right value."""
+
+    Leaves out that transfers over different links overlap. Alpha has no unit and no right value.
+    """
     return Objective((Makespan(), Moving(alpha)))
 
 

@@ -10,12 +10,12 @@ import numpy as np
 
 from isthmus.errors import PlanError
 from isthmus.planning.allocation import allocate_shards, shards_by_rank
+from isthmus.planning.epoch import Epoch, Staging
 from isthmus.planning.exchanges import Exchange, link_name
 from isthmus.planning.integers import NODES
 from isthmus.planning.objectives import make_objective
 from isthmus.planning.sentences import bits_taken_for_bytes, bound_by, price_sentences
 from isthmus.planning.step import predict_step
-from isthmus.planning.task import Staging, Task
 from isthmus.planning.time_model import fair_staging_seconds, staging_seconds, waiting_seconds
 
 
@@ -26,49 +26,28 @@ class Plan:
     Ranks are cluster ranks. Seconds, steps and money are of one epoch where nothing else is said.
     """
 
-    rank_of_shard: np.ndarray
-    """int64[shards]."""
+    rank_of_shard: np.ndarray  # int64[shards]
     samples_of_rank: tuple[int, ...]
-    seconds_of_rank: tuple[float, ...]
-    """Of computing one step."""
-    steps: int
-    """The same on every rank."""
-    step_seconds: float
-    """From one step to the next."""
+    seconds_of_rank: tuple[float, ...]  # of computing one step
+    steps: int  # the same on every rank
+    step_seconds: float  # from one step to the next
     epoch_seconds: float
-    staging_seconds: float
-    """Of bringing the shards, if links are full all the time."""
-    objective: str
+    staging_seconds: float  # of bringing the shards, if links are full all the time
+    objective: str  # its name
+    # The objective's value, with exchanges where it counts finish times, and with the staging's share
+    # where that was asked for. Of "period" it is epoch_seconds. Of "makespan" all sites begin a step
+    # together, which takes more where some are ready sooner.
     objective_seconds: float
-    """The objective's value, with the exchanges where it counts finish times.
-
-    Of "period" it is `epoch_seconds`. Of "makespan" it is that of steps which all sites begin together,
-    which is more where sites are ready at different times. The staging's share is in it where that was
-    asked for.
-    """
-    lower_bound_seconds: float
-    """No plan of whole shards has a smaller objective."""
-    gap: float
-    """The objective over its lower bound, less 1."""
-    stopped: bool
-    """A node limit was reached, and the plan is the best found until then."""
+    lower_bound_seconds: float  # the objective that no plan of whole shards can beat
+    gap: float  # the one over the other, less 1
+    stopped: bool  # a node limit was reached, and this is the best plan found until then
     money: float
-    terms: dict
-    """Seconds of a step by term. They add up to `step_seconds`."""
-    bound_by: str
-    """The term that takes longest, in a sentence."""
-    shadow_prices: dict
-    """Seconds of the objective that one more unit would save.
-
-    "rate": of samples per second, a rank. "storage": of bytes, a rank. "least": of samples that are not
-    demanded, a rank. "link": of bytes per second both ways, by link. "budget": of money.
-    """
-    fair_staging_seconds: float = 0.0
-    """Of bringing the shards, if flows share links fairly."""
-    sentences: tuple[str, ...] = ()
-    """The shadow prices for people."""
-    warnings: tuple[str, ...] = ()
-    """What looks wrong in the cluster file."""
+    terms: dict  # term -> seconds of a step, which add up to step_seconds
+    bound_by: str  # the term that takes longest, in a sentence
+    shadow_prices: dict  # seconds of the objective that one more unit saves, as `_shadow_prices` says
+    fair_staging_seconds: float = 0.0  # of bringing the shards, if flows share links fairly
+    sentences: tuple[str, ...] = ()  # the shadow prices, for people
+    warnings: tuple[str, ...] = ()  # what looks wrong in the cluster file
 
     @cached_property
     def shards_of_rank(self):
@@ -123,37 +102,37 @@ def plan_shards(cluster, shards_or_counts, workload, objective="makespan", pinne
     Raises PlanError where no plan satisfies the limits, or a site does not exist.
     """
     aim = make_objective(objective, alpha).on(cluster)
-    task = Task.of(cluster, shards_or_counts, workload)
-    if task.samples.sum() == 0:
+    epoch = Epoch.of(cluster, shards_or_counts, workload)
+    if epoch.samples.sum() == 0:
         raise PlanError("no plan: the shards hold no samples; pack some data")
     for doubt in bits_taken_for_bytes(cluster):
         warnings.warn(doubt, stacklevel=2)
     staging = Staging.of(cluster, workload.data_site, staged_epochs)
-    limits = task.limits(pinned, forbidden, least_samples) | {
-        "pipes": staging.pipes, "prices": staging.prices(task.of_rank("price_per_second"), budget)}
+    limits = epoch.limits(pinned, forbidden, least_samples) | {
+        "pipes": staging.pipes, "prices": staging.prices(epoch.of_rank("price_per_second"), budget)}
 
     def allocate(delay_seconds):
-        delays = task.steps * delay_seconds[list(cluster.site_of_rank)]
-        return allocate_shards(task.samples, task.seconds_per_sample, objective=aim, then=then,
-                               nodes=nodes, fixed_seconds=task.fixed_seconds + delays, **limits)
+        delays = epoch.steps * delay_seconds[list(cluster.site_of_rank)]
+        return allocate_shards(epoch.samples, epoch.seconds_per_sample, objective=aim, then=then,
+                               nodes=nodes, fixed_seconds=epoch.fixed_seconds + delays, **limits)
 
-    even_seconds = task.samples.sum() / sum(cluster.rates) / task.steps
-    exchange = (aim.exchange(cluster, workload, task.steps, even_seconds)
+    even_seconds = epoch.samples.sum() / sum(cluster.rates) / epoch.steps
+    exchange = (aim.exchange(cluster, workload, epoch.steps, even_seconds)
                 or Exchange(cluster, workload, 0))
     placed = exchange.place(allocate)
     time_alone = len(aim.terms) == 1 and staged_epochs is None
-    return _told(objective, task, staging, exchange, placed, time_alone)
+    return _told(objective, epoch, staging, exchange, placed, time_alone)
 
 
-def _told(objective, task, staging, exchange, placed, time_alone):
+def _told(objective, epoch, staging, exchange, placed, time_alone):
     """Return the Plan of an Allocation: what it is predicted to take, and what would help.
 
     time_alone: the objective is the time of an epoch, and nothing else.
     """
-    cluster, workload, found, steps = task.cluster, task.workload, placed.allocation, task.steps
+    cluster, workload, found, steps = epoch.cluster, epoch.workload, placed.allocation, epoch.steps
     held, stored = (np.bincount(found.rank_of_shard, column, minlength=cluster.size)
-                    for column in (task.samples, task.nbytes))
-    computing = task.fixed_seconds + held / np.array(cluster.rates)
+                    for column in (epoch.samples, epoch.nbytes))
+    computing = epoch.fixed_seconds + held / np.array(cluster.rates)
     terms = predict_step(cluster, held / steps, workload)
     own, floor = exchange.own_seconds(cluster, terms["compute"]), exchange.floor_seconds
     whole = exchange.epoch_seconds(terms) if time_alone else None
@@ -169,14 +148,19 @@ def _told(objective, task, staging, exchange, placed, time_alone):
         objective=objective, objective_seconds=value, lower_bound_seconds=bound,
         gap=max(0.0, value / bound - 1) if placed.least_seconds > 0 else found.gap,
         stopped=found.stopped,
-        money=float(task.of_rank("price_per_second") @ (held / np.array(cluster.rates))
+        money=float(epoch.of_rank("price_per_second") @ (held / np.array(cluster.rates))
                     + staging.money_per_byte @ stored / staging.epochs),
         terms=terms, bound_by=bound_by(cluster, terms, computing / steps), shadow_prices=shadow,
         sentences=price_sentences(cluster, shadow, value), warnings=bits_taken_for_bytes(cluster))
 
 
 def _shadow_prices(cluster, found, link_prices):
-    """Return the Allocation's prices, with those of its pipes by link, after those of exchanges."""
+    """Return what -> seconds of the objective that one more unit of it saves.
+
+    "rate", "storage", "least": float of each rank, for a sample per second, a byte, a sample less.
+    "link": by link, for a byte per second both ways, in exchanges and in the staging.
+    "budget": for a unit of money.
+    """
     shadow = {name: found.shadow_prices[name] for name in ("rate", "storage", "least", "budget")}
     shadow["link"] = link_prices
     name_of_pipe = {link.pipe: link_name(link) for link in cluster.links}

@@ -9,49 +9,39 @@ from isthmus.errors import PlanError
 
 @dataclass(frozen=True)
 class Pipes:
-    """What shards cross on their way to the ranks, before computing starts.
-
-    bytes_per_second: float64[pipes]; uses: bool[pipes, ranks], which pipes lead to a rank;
-    share: how much of the staging is charged to the finish time (1 / epochs that it serves; 0: the
-    bytes are counted, their time is not).
-    """
+    """What shards cross on their way to the ranks, before computing starts."""
 
     names: tuple[str, ...]
-    bytes_per_second: np.ndarray
-    uses: np.ndarray
-    share: float = 1.0
+    bytes_per_second: np.ndarray  # float64[pipes]
+    uses: np.ndarray  # bool[pipes, ranks], which pipes lead to a rank
+    share: float = 1.0  # of the staging's time that is charged to the finish, 1 / epochs that it serves
 
 
 @dataclass(frozen=True)
 class Prices:
-    """Money: per_second of computing and per_byte brought, float64[ranks]; budget: all there is."""
+    """Money, and what it is spent on."""
 
-    per_second: np.ndarray
-    per_byte: np.ndarray
-    budget: float
+    per_second: np.ndarray  # float64[ranks], of computing
+    per_byte: np.ndarray  # float64[ranks], brought there
+    budget: float  # all there is
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Shards and ranks as arrays; checked by `make_problem`.
+    """Shards and ranks as arrays; checked by `make_problem`."""
 
-    sizes (units, e.g. samples), nbytes: float64[shards]; seconds_per_unit, fixed_seconds, storage
-    (bytes), least (units a rank must hold): float64[ranks]; place_of_shard: int64[shards], row of
-    places: bool[sets, ranks], where a shard may go.
-    """
-
-    sizes: np.ndarray
-    nbytes: np.ndarray
-    seconds_per_unit: np.ndarray
-    fixed_seconds: np.ndarray
-    storage: np.ndarray
-    least: np.ndarray
-    place_of_shard: np.ndarray
-    places: np.ndarray
+    sizes: np.ndarray  # float64[shards], units: samples, say
+    nbytes: np.ndarray  # float64[shards]
+    seconds_per_unit: np.ndarray  # float64[ranks]
+    fixed_seconds: np.ndarray  # float64[ranks], whatever a rank holds
+    storage: np.ndarray  # float64[ranks], bytes
+    least: np.ndarray  # float64[ranks], units that a rank must hold
+    place_of_shard: np.ndarray  # int64[shards], its row of `places`
+    places: np.ndarray  # bool[rows, ranks], where a shard may go
     pipes: Pipes
     prices: Prices | None
-    load: float = field(init=False)
-    ideal_seconds: float = field(init=False)
+    load: float = field(init=False)  # units of all shards
+    ideal_seconds: float = field(init=False)  # of the whole load on all ranks together
 
     def __post_init__(self):
         """Add the whole load, and the seconds it takes on all ranks together."""

@@ -8,8 +8,8 @@
     rows of the terms' own, with d         |s_g (U_g - target_g)| <= d_g  of imbalance
     sum_g x_ig = total_i,  x >= 0          every kind i
 
-x_ig: how many of kind i all ranks of class g hold; U_g, W_g: units and bytes on one of them. There is
-no variable for a forbidden pair. Rows are in seconds and in shares of all bytes, because the solver's
+All ranks of class g hold x_ig of kind i; on one of them are U_g units and W_g bytes. There is no
+variable for a forbidden pair. Rows are in seconds and in shares of all bytes, because the solver's
 tolerances are absolute. The same matrices, with whole numbers, are the integer programme. Makespan on
 unlike machines: Lenstra, Shmoys and Tardos 1990, doi:10.1007/BF01585745.
 """
@@ -18,10 +18,10 @@ import numpy as np
 
 
 class Model:
-    """The rows as sparse matrices, by block of one name: A v <= b, and the equalities.
+    """The rows A v <= b as sparse matrices, in blocks that have a name, and the equalities.
 
-    v: pairs (kind, class), then T (`latest`), S of each pipe, and what terms have of their own (`own`:
-    kind of term -> slice).
+    v is the pairs (kind, class), then T (`latest`), then S of each pipe, and then what variables terms
+    have of their own (`own` is the slice of each kind of term).
     """
 
     def __init__(self, problem, items, groups, held=None, objectives=()):

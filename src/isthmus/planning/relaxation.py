@@ -18,18 +18,15 @@ TIE_BREAK_PAIRS = 5000
 
 @dataclass(frozen=True)
 class Relaxation:
-    """The optimum with divisible shards, and what one more unit of each limit would save.
+    """The optimum with divisible shards: `units[k]` units of `items` `item[k]` are on rank `rank[k]`."""
 
-    value: of the objective; item, rank, units: how many units of which class each rank should hold.
-    """
-
-    value: float
+    value: float  # of the objective
     items: Items
     groups: Groups
     item: np.ndarray
     rank: np.ndarray
     units: np.ndarray
-    prices: dict
+    prices: dict  # as `prices_of` says
 
 
 def relax(problem: Problem, objective: Objective, then=()):
@@ -55,7 +52,7 @@ def relax(problem: Problem, objective: Objective, then=()):
         done = again
     units = done.x[:model.pairs].clip(0) * items.size[model.kind] / groups.members[model.group]
     return Relaxation(first.fun * model.time, items, groups, *_spread(model, units),
-                      _prices(model, objective, first))
+                      prices_of(model, objective, first))
 
 
 def _spread(model, units):
@@ -73,11 +70,15 @@ def _spread(model, units):
     return model.kind[some][entry], rank, units[some][entry] * pace[rank]
 
 
-def _prices(model, objective, done):
+def prices_of(model, objective, done):
     """Return what one more unit of each limit saves, in seconds of the objective.
 
-    rate: unit per second, a rank; fixed: a second less of its own, a rank; storage: byte, a rank;
-    least: one unit less demanded, a rank; pipe: byte per second, by pipe; budget: one unit of money.
+    "rate": float64[ranks], for a unit per second.
+    "fixed": float64[ranks], for a second less of a rank's own.
+    "storage": float64[ranks], for a byte.
+    "least": float64[ranks], for a unit less that is demanded.
+    "pipe": by name, for a byte per second.
+    "budget": for a unit of money.
     """
     problem, groups, of_rank = model.problem, model.groups, model.groups.of_rank
     dual = {name: -done.ineqlin.marginals[rows] for name, rows in model.blocks.items()}

@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from isthmus.planning.allocation import shards_by_rank
+from isthmus.planning.epoch import Epoch
 from isthmus.planning.exchanges import following_seconds
 from isthmus.planning.moving_programme import MovingProgramme
 from isthmus.planning.objectives import make_objective
 from isthmus.planning.problem import loads, make_problem
 from isthmus.planning.search import improve
-from isthmus.planning.task import Task
 
 LEAST_GAIN = 0.02
 """Share of the seconds to come that a move must save: less is within what the time model knows."""
@@ -55,20 +55,18 @@ def moving_seconds(cluster, nbytes, old, new):
 class Replanned:
     """Where shards shall be from now on, and what that is predicted to save.
 
-    rank_of_shard: int64[shards]; moved: the shards that change ranks; all seconds are of the epochs
-    that are left: staying_seconds, seconds (moving_seconds included) and lower_bound_seconds, what no
-    plan that starts here can beat. step_seconds, seconds_of_rank: of a step, as in a Plan, afterwards.
+    Seconds are of the epochs that are left where nothing else is said.
     """
 
-    rank_of_shard: np.ndarray
-    moved: tuple[int, ...]
+    rank_of_shard: np.ndarray  # int64[shards]
+    moved: tuple[int, ...]  # the shards that change ranks
     samples_of_rank: tuple[int, ...]
-    seconds_of_rank: tuple[float, ...]
-    step_seconds: float
-    staying_seconds: float
-    seconds: float
+    seconds_of_rank: tuple[float, ...]  # of computing a step, afterwards
+    step_seconds: float  # from one step to the next, afterwards
+    staying_seconds: float  # if nothing moved
+    seconds: float  # with moving_seconds
     moving_seconds: float
-    lower_bound_seconds: float
+    lower_bound_seconds: float  # no plan that starts here can beat it
 
     @property
     def shards_of_rank(self):
@@ -89,11 +87,11 @@ class Replanner:
                  forbidden=None, least_samples=0, warm=True):
         self.objective = make_objective(objective).on(cluster)
         self.objective.require("replanning")
-        task = Task.of(cluster, shards_or_counts, workload)
-        self.cluster, self.workload, self.steps = cluster, workload, task.steps
+        epoch = Epoch.of(cluster, shards_or_counts, workload)
+        self.cluster, self.workload, self.steps = cluster, workload, epoch.steps
         self.problem = make_problem(
-            task.samples, task.seconds_per_sample, fixed_seconds=task.fixed_seconds,
-            **task.limits(pinned, forbidden, least_samples))
+            epoch.samples, epoch.seconds_per_sample, fixed_seconds=epoch.fixed_seconds,
+            **epoch.limits(pinned, forbidden, least_samples))
         self.exchange = self.objective.exchange(
             cluster, workload, self.steps, self.problem.ideal_seconds / self.steps)
         self.delay_seconds = self.steps * self.exchange.delay_of_rank()

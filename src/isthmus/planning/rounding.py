@@ -19,12 +19,11 @@ GOOD_ENOUGH = 1e-3
 
 @dataclass(frozen=True)
 class Placement:
-    """rank_of_shard: int64[shards]; bound: what the integer programme proved, else -infinity;
-    stopped: the node limit was reached before the programme was done."""
+    """Whole shards on ranks, and what is proved of them."""
 
-    rank_of_shard: np.ndarray
-    bound: float = -np.inf
-    stopped: bool = False
+    rank_of_shard: np.ndarray  # int64[shards]
+    bound: float = -np.inf  # what the integer programme proved, if it did
+    stopped: bool = False  # the node limit was reached before the programme was done
 
 
 def place_whole(problem, objective, relaxation, bound, then, nodes):

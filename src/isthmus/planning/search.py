@@ -22,13 +22,12 @@ def improve(problem, objective, rank_of_shard, goal):
     objective of which something else would.
     """
     objective.require("swaps")
-    weight = objective.finish_weight
-    if not weight or rank_of_shard is None or not rank_of_shard.size:
+    if not objective.finishes or rank_of_shard is None or not rank_of_shard.size:
         return rank_of_shard
     state = _State(problem, rank_of_shard)
-    rest = objective.value(problem, state.units, state.stored) - weight * state.seconds.max()
+    rest = objective.value(problem, state.units, state.stored) - state.seconds.max()
     for _ in range(min(10 * problem.ranks + 100, STEPS // problem.ranks)):
-        if weight * state.seconds.max() + rest <= goal:
+        if state.seconds.max() + rest <= goal:
             break
         change = state.best_move() or state.best_swap()
         if change is None:

@@ -27,12 +27,10 @@ from isthmus.planning.time_model import (
 class Stragglers:
     """How much a rank's computing of a step varies, drawn for every rank and step on its own.
 
-    variation: standard deviation over mean, of a log-normal with mean 1. measured: factors to draw
-    from instead, each a measured time over the median.
     """
 
-    variation: float = 0.0
-    measured: tuple[float, ...] = ()
+    variation: float = 0.0  # standard deviation over mean, of a log-normal with mean 1
+    measured: tuple[float, ...] = ()  # factors to draw from instead: measured times over their median
 
     def __post_init__(self):
         if not 0 <= self.variation < math.inf:
@@ -52,23 +50,18 @@ class Stragglers:
 
 @dataclass(frozen=True)
 class Simulation:
-    """What was simulated, in seconds.
-
-    sync_seconds: from when the last site has one synchronisation's sum until it has the next one's.
-    seconds: all of them. compute_seconds: a rank's mean; wait_seconds: a rank's mean of what the slowest
-    computes longer; exchange_seconds: what synchronisations take beyond that. utilisation: pipe of
-    links -> share of its bytes per second that was used, from 0 to 1.
-    """
+    """What was simulated, in seconds."""
 
     ranks: int
     steps: int
-    seconds: float
+    seconds: float  # of all steps
     step_seconds: float
-    compute_seconds: float
-    wait_seconds: float
-    exchange_seconds: float
+    compute_seconds: float  # a rank's mean
+    wait_seconds: float  # a rank's mean of what the slowest computes longer
+    exchange_seconds: float  # what synchronisations take beyond that
     samples_per_second: float
-    utilisation: dict
+    utilisation: dict  # pipe of links -> share of its bytes per second that was used, from 0 to 1
+    # From when the last site has one synchronisation's sum until it has the next one's.
     sync_seconds: tuple[float, ...]
 
 
@@ -76,10 +69,12 @@ def simulate(cluster, workload, samples_of_rank=None, *, steps=100, local_steps=
              stragglers=Stragglers(), seed=0):
     """Return the Simulation of `steps` steps of `workload` on `cluster`.
 
-    samples_of_rank: of a step; None shares the batch out by rate. local_steps: H, between
-    synchronisations; buckets: m parts of the gradient, summed one after another while the backward
-    pass of the last local step goes on. Equal seeds give equal results. Raises ValueError for counts
-    below 1.
+    samples_of_rank: of a step. None shares the batch out by rate.
+    local_steps: H, between synchronisations.
+    buckets: m parts of the gradient, summed one after another while the backward pass of the last local
+        step goes on.
+
+    Equal seeds give equal results. Raises ValueError for counts below 1.
     """
     for name, count in (("steps", steps), ("local_steps", local_steps), ("buckets", buckets)):
         if count < 1:

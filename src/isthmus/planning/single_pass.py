@@ -1,10 +1,12 @@
 """Share out data that is read once, where sending overlaps computing: divisible load on a star.
 
 One load, a root that has it, workers on a link each. The whole load would take node i `w_i` seconds
-and link i `z_i` seconds. Sources: Bharadwaj, Ghose, Mani and Robertazzi 1996, "Scheduling Divisible
-Loads in Parallel and Distributed Systems"; Beaumont, Casanova, Legrand, Robert and Yang 2005,
-"Scheduling divisible loads on star and tree networks: results and open problems" (without latencies
-fastest links first, whatever the workers' speed, and everybody takes part).
+and link i `z_i` seconds. Without latencies the fastest links come first, whatever the workers' speed,
+and everybody takes part.
+
+Bharadwaj, Ghose, Mani and Robertazzi 1996, "Scheduling Divisible Loads in Parallel and Distributed
+Systems". Beaumont, Casanova, Legrand, Robert and Yang 2005, "Scheduling divisible loads on star and
+tree networks: results and open problems".
 """
 
 import math
@@ -19,18 +21,13 @@ MODES = ("sequential", "simultaneous", "cut-through")
 
 @dataclass(frozen=True)
 class SinglePass:
-    """Who computes how much of a load that is read once.
+    """Who computes how much of a load that is read once. The shares are 1 in all."""
 
-    seconds: when the last is done. root_share, worker_shares: parts of the load, 1 in all;
-    worker i's is `worker_shares[i]`. order: the workers that take part, as the root serves them.
-    lower_bound_seconds: what no order can beat; `seconds` itself wherever the order is proved best,
-    or was given.
-    """
-
-    seconds: Any
+    seconds: Any  # when the last is done
     root_share: Any
     worker_shares: tuple
-    order: tuple[int, ...]
+    order: tuple[int, ...]  # the workers that take part, as the root serves them
+    # What no order can beat; `seconds` itself wherever the order is proved best, or was given.
     lower_bound_seconds: Any
 
 
@@ -38,16 +35,17 @@ def plan_single_pass(root_seconds, worker_seconds, link_seconds, *, mode="sequen
                      latency_seconds=0.0, order=None):
     """Return the SinglePass in which root and workers are done soonest.
 
-    root_seconds, worker_seconds, link_seconds: seconds for the whole load on each node and link;
-    root_seconds None: the root does not compute, else it computes while it sends.
-    mode "sequential": the root serves one worker after another (one port), and a worker starts when
-    it has its part; "simultaneous": all links at once; "cut-through": all links at once, and a
-    worker computes what has arrived while the rest arrives. rounds: messages for each worker that
-    takes part. latency_seconds: of a message, one number or one a worker; it occupies the link.
-    order: workers in the order to serve, those that would only cost time are left out of it. None
-    finds the best: for one round without latencies fastest links first, with latencies by dynamic
-    programme where kinds of workers are few, for several rounds by integer programme up to eight
-    workers. Beyond that fastest links come first, and `lower_bound_seconds` tells what that may cost.
+    root_seconds: for the whole load. The root computes while it sends, or not at all if None.
+    worker_seconds, link_seconds: for the whole load on each worker and link.
+    mode: "sequential", the root serves one worker after another (one port), and a worker starts when
+        it has its part. In "simultaneous" all links work at once. In "cut-through" they do too, and a
+        worker computes what has arrived while the rest arrives.
+    rounds: messages for each worker that takes part.
+    latency_seconds: of a message, one number or one a worker. It occupies the link.
+    order: workers in the order to serve. Those that would only cost time are left out of it. None finds
+        the best one: for one round without latencies fastest links first, with latencies by dynamic
+        programme where kinds of workers are few, for several rounds by integer programme up to eight
+        workers. Beyond that fastest links come first, and `lower_bound_seconds` tells what it may cost.
 
     One round takes whatever computes: Fractions give an exact answer. Raises ValueError for seconds
     that are not positive and finite, and for modes and rounds that do not exist.

@@ -12,14 +12,10 @@ from isthmus.planning.single_pass import plan_single_pass
 
 @dataclass(frozen=True)
 class TreeNode:
-    """A node, the link that leads to it, and the nodes below.
+    """A node, the link that leads to it, and the nodes below."""
 
-    seconds: for the whole load; None: the node only forwards. link_seconds: for the whole load on
-    the link from its parent; None for the root.
-    """
-
-    seconds: Any
-    link_seconds: Any = None
+    seconds: Any  # for the whole load; None where the node only forwards
+    link_seconds: Any = None  # for the whole load on the link from its parent; None for the root
     children: tuple["TreeNode", ...] = ()
 
 

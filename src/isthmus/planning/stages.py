@@ -12,19 +12,14 @@ from isthmus.planning.formulas import chain_seconds
 
 @dataclass(frozen=True)
 class Stages:
-    """What one hierarchical allreduce asks of a cluster: seconds by stage and by way over the links.
+    """What one hierarchical allreduce asks of a cluster: seconds by stage and by way over the links."""
 
-    first, each: stage -> seconds of the first chunk, of every other chunk; rest: how many others.
-    ways: up to the hub and down from it, (first chunk, every other chunk), float64[sites - 1] both: of
-    each site but the hub. hub: its number. wire_nbytes: what a leader sends in a crossing, all chunks.
-    """
-
-    first: dict
-    each: dict
-    rest: float
-    ways: tuple
-    hub: int
-    wire_nbytes: float
+    first: dict  # stage -> seconds of the first chunk
+    each: dict  # stage -> seconds of every other chunk
+    rest: float  # how many other chunks there are
+    ways: tuple  # up to the hub and down from it: (first, each), float64[sites but the hub] both
+    hub: int  # the number of its site
+    wire_nbytes: float  # what a leader sends in a crossing, all chunks
 
     @property
     def interval(self):

@@ -144,7 +144,7 @@ class PerByte(Term):
 
 @dataclass(frozen=True)
 class Objective:
-    """The sum of its terms, of which one at most is a finish time."""
+    """The sum of its terms. One at most is a finish time; the weights of others are relative to it."""
 
     terms: tuple[Term, ...]
 
@@ -157,9 +157,13 @@ class Objective:
                 raise ValueError(f"{_name(term)} names the search {min(unknown)!r}; there are "
                                  f"{', '.join(SEARCHES)}")
         self.require("programme")
-        if sum(term.finishes for term in self.terms) > 1:
+        finishing = [term for term in self.terms if term.finishes]
+        if len(finishing) > 1:
             raise ValueError("an objective has one finish time at most, not "
-                             + " and ".join(_name(term) for term in self.terms if term.finishes))
+                             + " and ".join(map(_name, finishing)))
+        if finishing and finishing[0].weight != 1:
+            raise ValueError(f"{_name(finishing[0])} has the weight 1, to which those of other terms "
+                             f"are relative, not {finishing[0].weight}")
 
     def handled_by(self, search):
         """Return whether a search can handle all of its terms."""
@@ -176,9 +180,9 @@ class Objective:
         return Objective(tuple(term.on(cluster) for term in self.terms))
 
     @property
-    def finish_weight(self):
-        """What a second counts by which the last rank is done later; 0 if no term knows of it."""
-        return sum(term.weight for term in self.terms if term.finishes)
+    def finishes(self):
+        """Whether one of the terms is the time at which the last rank is done."""
+        return any(term.finishes for term in self.terms)
 
     def value(self, problem, units, stored):
         """Return the objective of a plan with `units` and `stored` bytes on each rank."""

@@ -48,22 +48,16 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Workload:
-    """What one epoch asks of a cluster.
+    """What one epoch asks of a cluster."""
 
-    size: entries of the gradient, float32. buckets: slices of it in the order in which they are
-    started; () is one, the whole. chunk_nbytes: most bytes of a wire of "hierarchical". batch_size:
-    samples of a step, all ranks together. sample_nbytes: bytes of a sample where shards are given as
-    counts alone. data_site: name of the site where the shards lie; None where every rank sees them.
-    """
-
-    size: int = 0
-    batch_size: int = 256
+    size: int = 0  # entries of the gradient, float32
+    batch_size: int = 256  # samples of a step, all ranks together
     algorithm: str = "hierarchical"
     compressor: Any = None
-    sample_nbytes: float = 0.0
-    data_site: str | None = None
-    buckets: tuple[slice, ...] = ()
-    chunk_nbytes: int = WIRE_NBYTES
+    sample_nbytes: float = 0.0  # bytes of a sample where shards are given as counts alone
+    data_site: str | None = None  # where the shards lie; None where every rank sees them
+    buckets: tuple[slice, ...] = ()  # of the gradient, in the order in which they start; () is the whole
+    chunk_nbytes: int = WIRE_NBYTES  # most bytes of a wire of "hierarchical"
 
 
 @dataclass(frozen=True)
@@ -71,13 +65,12 @@ class AllreduceTime:
     """Predicted seconds of one allreduce, from the arrival of the last rank.
 
     Each field is the time for which its stage is what the others wait for, so that they add up to
-    `seconds`: the slowest stage counts with all its chunks, the others with one. copy_seconds: from a
-    GPU's memory to the host's and back, of what is sent and received; 0 where no site has GPUs.
+    `seconds`. The slowest stage counts with all its chunks, the others with one.
     """
 
     reduce_seconds: float = 0.0
     encode_seconds: float = 0.0
-    copy_seconds: float = 0.0
+    copy_seconds: float = 0.0  # from a GPU's memory to the host's and back; 0 where no site has GPUs
     links_seconds: float = 0.0
     decode_seconds: float = 0.0
     broadcast_seconds: float = 0.0
@@ -124,7 +117,7 @@ def mpi_seconds(cluster, nbytes, add_bytes_per_second=math.inf):
 def staging_seconds(cluster, nbytes_of_rank, data_site):
     """Return max over shared pipes of bytes / B: the fluid bound for bringing shards to ranks.
 
-    data_site: name of the site where the shards lie; None: every rank sees them, nothing moves.
+    data_site: name of the site where the shards lie. With None every rank sees them, nothing moves.
     """
     if data_site is None:
         return 0.0
@@ -172,7 +165,7 @@ def _mpi(cluster, nbytes, add_bytes_per_second):
 
 def _ring_hops(cluster, nbytes):
     """Return float64[ranks]: latency and rate of parts of `nbytes` from each rank to the next, in
-    cluster order, and the rate of one part after another: of a pipe that several hops pass, their share.
+    cluster order, and the rate of one part after another, their share of a pipe that several hops pass.
     """
     sites = cluster.site_of_rank
     hops = list(zip(sites, (*sites[1:], sites[0])))

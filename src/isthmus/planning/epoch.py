@@ -1,4 +1,4 @@
-"""What a plan is made for and what it must keep to, as arrays: from a cluster, shards and a workload."""
+"""What a plan is made for and what it must keep to, as arrays: shards, ranks, limits, staging."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,8 +12,8 @@ from isthmus.planning.time_model import Workload, steps_per_epoch
 
 
 @dataclass(frozen=True, eq=False)
-class Task:
-    """Shards that are to be placed on the ranks of a cluster."""
+class Epoch:
+    """The shards of one epoch, that are to be placed on the ranks of a cluster."""
 
     cluster: Any
     workload: Workload
@@ -22,7 +22,7 @@ class Task:
 
     @classmethod
     def of(cls, cluster, shards_or_counts, workload):
-        """Return the Task of a ShardSet, or of the samples of each shard."""
+        """Return the Epoch of a ShardSet, or of the samples of each shard."""
         if hasattr(shards_or_counts, "samples"):
             samples, nbytes = (np.array(column, float)
                                for column in (shards_or_counts.samples, shards_or_counts.nbytes))
@@ -70,7 +70,7 @@ class Staging:
     def of(cls, cluster, data_site, staged_epochs):
         """Return the Staging from the site where the shards lie.
 
-        staged_epochs: those that pay for its time; None: it is told, not counted.
+        staged_epochs: those that pay for its time. With None it is told, not counted.
         """
         if staged_epochs is not None and not staged_epochs >= 1:
             raise ValueError(f"staged_epochs must be at least 1, not {staged_epochs}")
