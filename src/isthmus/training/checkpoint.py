@@ -1,4 +1,4 @@
-"""A checkpoint: all that decides the steps to come, in one HDF5 file, whole or not at all."""
+"""A checkpoint: all that decides the steps to come, in one file, whole or not at all."""
 
 import json
 
@@ -6,11 +6,9 @@ import numpy as np
 
 from isthmus.devices import set_from_host, to_host
 from isthmus.errors import CheckpointError
-from isthmus.files import replacing
 from isthmus.topology.agreement import from_root, gather_json, together
 from isthmus.topology.world import broadcast
-
-VERSION = 3
+from isthmus.training.checkpoint_file import read_checkpoint_file, write_checkpoint_file
 
 
 def write_checkpoint(path, tiers, state, allreduce, identity, notes=None):
@@ -73,44 +71,25 @@ def _entries_of_memories(world, allreduce):
 
 
 def _write(path, state, calls, sent, memories, identity, notes):
-    import h5py
-    with replacing(path) as partial, h5py.File(partial, "w") as file:
-        file.attrs.update(version=VERSION, step=state.step, calls=calls, sent=json.dumps(sent),
-                          identity=json.dumps(identity))
-        arrays = {"parameters": to_host(state.parameters), "momentum": to_host(state.momentum)}
-        arrays |= {f"memories/{rank}": memory for rank, memory in memories.items()}
-        for name, array in arrays.items():
-            file.create_dataset(name, data=array, chunks=(max(1, min(array.size, 1 << 18)),),
-                                fletcher32=True)
-        text = np.frombuffer(json.dumps(notes or {}).encode(), np.uint8)
-        file.create_dataset("notes", data=text, chunks=(min(text.size, 1 << 20),), fletcher32=True)
+    arrays = {"parameters": to_host(state.parameters), "momentum": to_host(state.momentum)}
+    arrays |= {f"memories/{rank}": memory for rank, memory in memories.items()}
+    write_checkpoint_file(path, arrays, {"step": state.step, "calls": calls, "sent": sent,
+                                         "identity": identity, "notes": notes or {}})
 
 
 def _read(path, found, state, memories, identity):
     """Read the arrays into `found`; return what the other ranks are told."""
-    import h5py
-    try:
-        with h5py.File(path, "r") as file:
-            written = json.loads(file.attrs["identity"])
-            _check_identity(path, written, identity)
-            if file.attrs["version"] != VERSION:
-                raise CheckpointError(f"{path}: is of version {file.attrs['version']}, this program "
-                                      f"reads {VERSION}; use the isthmus that wrote it")
-            wanted = {"parameters": state.parameters.size, "momentum": state.momentum.size}
-            wanted |= {f"memories/{rank}": entries for rank, entries in memories.items()}
-            for name, entries in wanted.items():
-                found[name] = file[name][:].astype(np.float32, copy=False)
-                if found[name].shape != (entries,):
-                    raise CheckpointError(f"{path}: {name} has shape {found[name].shape}, this run "
-                                          f"has ({entries},); resume with the same model, sites and "
-                                          "compressor")
-            return [int(file.attrs["step"]), int(file.attrs["calls"]),
-                    json.loads(file.attrs["sent"]), json.loads(file["notes"][:].tobytes())]
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such checkpoint; set run.checkpoint_every, or start "
-                              "without --resume") from None
-    except (OSError, KeyError, ValueError, RuntimeError) as problem:
-        raise CheckpointError(f"{path}: is damaged ({problem}); start without --resume") from None
+    arrays, table = read_checkpoint_file(path)
+    _check_identity(path, table["identity"], identity)
+    wanted = {"parameters": state.parameters.size, "momentum": state.momentum.size}
+    wanted |= {f"memories/{rank}": entries for rank, entries in memories.items()}
+    for name, entries in wanted.items():
+        shape = arrays[name].shape if name in arrays else ()
+        if shape != (entries,):
+            raise CheckpointError(f"{path}: {name} has shape {shape}, this run has ({entries},); resume "
+                                  "with the same model, sites and compressor")
+        found[name] = arrays[name]
+    return [table["step"], table["calls"], table["sent"], table["notes"]]
 
 
 def _check_identity(path, written, identity):
