@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from isthmus.shards.packing import pack_shards, read_arrays
+from isthmus.shards.packing import pack_shards
+from isthmus.shards.sources import read_arrays
 
 SOURCE = Path("/usr/share/datasets/fashion-mnist")
 PARTS = {"train": ("train", 1200, 60), "test": ("t10k", 200, 8)}  # file, images a class, shards

@@ -1,12 +1,16 @@
 """Shards: what is packed comes back, and whatever is broken is found and named."""
 
+import contextlib
 import gzip
+import hashlib
+import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -17,7 +21,7 @@ from hypothesis import strategies as st
 import isthmus
 from isthmus.errors import OutputError, ShardError
 from isthmus.shards.batches import LocalSamples
-from isthmus.shards.packing import read_arrays
+from isthmus.shards.sources import read_arrays
 
 DRAW = np.random.default_rng(0)
 IMAGES = {"features": DRAW.integers(0, 255, (100, 6, 5), dtype="u1"),
@@ -96,21 +100,31 @@ def test_every_flipped_bit_is_found(noise_set, place, bit):
         path.write_bytes(whole)
 
 
-def test_a_flipped_byte_in_the_data_is_named_by_file_dataset_and_chunk(noise_set):
+def test_hdf5_is_never_given_a_file_that_is_not_what_was_packed(noise_set, monkeypatch):
     path = noise_set.folder / noise_set.names[0]
-    with h5py.File(path) as file:
-        chunk = file["features"].id.get_chunk_info(2)
     whole = path.read_bytes()
-    broken = bytearray(whole)
-    broken[chunk.byte_offset + chunk.size // 2] ^= 0x10
+    monkeypatch.setattr(h5py, "File", lambda *_: pytest.fail("HDF5 has seen it"))
     try:
-        path.write_bytes(broken)
-        for act in (noise_set.verify, lambda: noise_set.read(0)):
-            with pytest.raises(ShardError, match=r"shard-00000.h5: dataset 'features', chunk 2 "
-                                                 r"\(samples 16 to 23\)"):
+        path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        for act in (noise_set.verify, lambda: noise_set.read(0),
+                    lambda: next(noise_set.pieces(0, "features"))):
+            with pytest.raises(ShardError, match="shard-00000.h5: its SHA-256 is not the manifest's"):
                 act()
     finally:
         path.write_bytes(whole)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
+def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path, kind):
+    shards = isthmus.pack_shards(IMAGES, tmp_path / "set", 2)
+    for path in (shards.folder / shards.names[0], shards.folder / "manifest.json", tmp_path / "source"):
+        path.unlink(missing_ok=True)
+        {"pipe": os.mkfifo, "device": lambda path: path.symlink_to("/dev/zero"),
+         "folder": Path.mkdir}[kind](path)
+    for act in (shards.verify, lambda: shards.read(0), lambda: isthmus.ShardSet.open(shards.folder),
+                lambda: read_arrays({"a": tmp_path / "source"})):
+        with pytest.raises(ShardError, match=r"is a pipe or a device|[Ii]s a (directory|folder)"):
+            act()
 
 
 @pytest.mark.parametrize("kept", [0, 10, 1000, -1])
@@ -151,14 +165,53 @@ def strange(kind):
     return write
 
 
+def trust(folder, name):
+    """Have the manifest say that shard `name` is as it is: a whole set from a stranger."""
+    edited(folder / "manifest.json", lambda table: next(
+        shard for shard in table["shards"] if shard["file"] == name).update(
+            sha256=hashlib.sha256((folder / name).read_bytes()).hexdigest()))
+    return isthmus.ShardSet.open(folder)
+
+
 @pytest.mark.parametrize("kind", ["nothing", "external link", "soft link", "virtual", "text",
                                   "external storage", "another shape", "another dtype", "a group",
                                   "a filter", "other numbers"])
 def test_a_strange_file_is_refused(tmp_path, kind):
     shards = isthmus.pack_shards({"targets": IMAGES["targets"]}, tmp_path, 2)
     strange(kind)(tmp_path / shards.names[0])
-    with pytest.raises(ShardError, match="dataset 'targets'"):
+    with pytest.raises(ShardError, match="SHA-256"):
         shards.read(0)
+    with pytest.raises(ShardError, match="dataset 'targets'"):
+        trust(tmp_path, shards.names[0]).read(0)
+
+
+def claimed(folder, rows, chunk):
+    """Write a shard and a source of a few hundred bytes that claim to be gigabytes of zeros."""
+    with h5py.File(folder / "shard-00000.h5", "w") as file:
+        file.create_dataset("targets", (rows,), "u1", chunks=(chunk,), maxshape=(None,),
+                            compression="gzip")
+    edited(folder / "manifest.json", lambda table: table["shards"][0].update(samples=rows))
+
+
+@pytest.mark.parametrize(("rows", "chunk"), [(68 << 30, 1 << 20), (1000, 1 << 31)])
+def test_a_small_file_that_claims_gigabytes_is_refused_before_they_are_read(tmp_path, rows, chunk):
+    isthmus.pack_shards({"targets": IMAGES["targets"]}, tmp_path, 1)
+    claimed(tmp_path, rows, chunk)
+    np.savez_compressed(tmp_path / "zeros.npz", x=np.zeros(1 << 20))
+    (tmp_path / "idx.gz").write_bytes(gzip.compress(bytes([0, 0, 8, 2]) + b"\x7f\xff\xff\xff" * 2))
+    sources = [tmp_path / "shard-00000.h5", tmp_path / "idx.gz"]
+    for act in (lambda: trust(tmp_path, "shard-00000.h5").read(0),
+                *(lambda source=source: read_arrays({"a": source}) for source in sources)):
+        with pytest.raises(ShardError, match="claims to hold [0-9,]{13,} bytes and has [0-9,]{2,6};"):
+            act()
+    assert read_arrays({"a": tmp_path / "zeros.npz"})["a"].size == 1 << 20
+
+
+def test_what_compresses_best_is_no_false_claim(tmp_path):
+    shards = isthmus.pack_shards({"a": np.zeros((80, 1 << 20), "u1")}, tmp_path, 1, "zstd")
+    stored = (tmp_path / shards.names[0]).stat().st_size
+    assert 10_000 < shards.nbytes[0] / stored < 40_000
+    assert not shards.read(0)["a"].any()
 
 
 def edited(path, change):
@@ -177,6 +230,10 @@ def edited(path, change):
     (lambda t: t["arrays"]["targets"].update(dtype="cheese"), "not a dtype"),
     (lambda t: t["shards"][0]["arrays_sha256"].pop("targets"), "lists arrays"),
     (lambda t: t.update(version=9), "version"),
+    (lambda t: t["shards"].append(t["shards"][0]), "'shard-00000.h5' stands there twice"),
+    (lambda t: t["shards"][0].update(samples=2**40) or t["arrays"]["features"].update(
+        shape=[2**31, 2**31]), "more bytes than there are"),
+    (lambda t: t["arrays"]["targets"].update(dtype="|,B"), "not a dtype"),
 ])
 def test_a_wrong_manifest_is_refused(tmp_path, change, message):
     isthmus.pack_shards(IMAGES, tmp_path, 2)
@@ -209,29 +266,113 @@ def test_a_packed_folder_is_not_overwritten_by_accident(tmp_path):
     isthmus.ShardSet.open(tmp_path).verify()
 
 
+@pytest.mark.parametrize("text", ["[" * 200_000, '{"shards": [], "shards": []}', "", "\0" * 50])
+def test_a_manifest_that_is_no_table_is_refused(tmp_path, text):
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(ShardError, match="cannot be read|stands there twice") as caught:
+        isthmus.ShardSet.open(tmp_path)
+    assert len(str(caught.value).splitlines()) == 1
+
+
 PACK = """
 import sys, numpy as np, isthmus
 values = np.random.default_rng(0).integers(0, 255, (4000, 2000), dtype="u1")
 print("ready", flush=True)
-isthmus.pack_shards({"a": values}, sys.argv[1], 40)
+isthmus.pack_shards({"a": values}, sys.argv[1], 40, overwrite=True)
 """
 
 
-def test_a_killed_packer_leaves_nothing_half_written(tmp_path):
-    for attempt in range(5):
+@pytest.mark.slow
+def test_a_killed_packer_leaves_a_whole_set_or_none_and_the_next_one_no_trace_of_it(tmp_path):
+    """In a folder that was empty, and in one where another set stands."""
+    for attempt in range(6):
         folder = tmp_path / str(attempt)
+        if old := attempt % 2:
+            isthmus.pack_shards(IMAGES, folder, 9)
+        (folder / "mine.txt").parent.mkdir(exist_ok=True)
+        (folder / "mine.txt").write_text("whatever")
         process = subprocess.Popen([sys.executable, "-c", PACK, str(folder)],
                                    stdout=subprocess.PIPE, text=True)
         process.stdout.readline()
         time.sleep(0.05 + 0.1 * attempt)
         process.send_signal(signal.SIGKILL)
-        process.wait()
-        if (folder / "manifest.json").exists():
-            isthmus.ShardSet.open(folder).verify()
-            continue
-        for path in folder.glob("*.h5"):
-            with h5py.File(path) as file:
-                assert file["a"][:].shape == (100, 2000)
+        process.communicate()
+        if old or (folder / "manifest.json").exists():
+            stands = isthmus.ShardSet.open(folder)
+            stands.verify()
+            assert len(stands.names) in (9 if old else 40, 40)
+        isthmus.pack_shards(IMAGES, folder, 3, overwrite=True)
+        assert {path.name for path in folder.iterdir()} == {
+            "manifest.json", "mine.txt", *(f"shard-{number:05d}.h5" for number in range(3))}
+
+
+def files_of(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+class EndedError(Exception):
+    pass
+
+
+def stopping(patch, after):
+    """Have each call that changes a folder raise from number `after` on, as if the process had ended."""
+    calls = itertools.count()
+
+    def counted(real):
+        def act(*given, **named):
+            if next(calls) >= after:
+                raise EndedError
+            return real(*given, **named)
+        return act
+
+    for kind in ("replace", "link", "unlink", "fsync"):
+        patch.setattr(os, kind, counted(getattr(os, kind)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("old", [None, 1, 4])
+def test_a_pack_that_is_stopped_anywhere_leaves_a_whole_set(tmp_path, monkeypatch, old):
+    """Every call that changes the folder fails in turn; the old set stands until the new one does."""
+    other = {name: values[::-1] for name, values in IMAGES.items()}
+    fresh = isthmus.pack_shards(other, tmp_path / "fresh", 2, "none")
+    for calls in itertools.count():
+        folder = tmp_path / str(calls)
+        if old:
+            isthmus.pack_shards(IMAGES, folder, old, "none")
+        with monkeypatch.context() as patch, contextlib.suppress(EndedError):
+            stopping(patch, calls)
+            isthmus.pack_shards(other, folder, 2, "none", overwrite=True)
+            break
+        if old or (folder / "manifest.json").exists():
+            targets = contents(isthmus.ShardSet.open(folder))["targets"].tobytes()
+            assert targets in (IMAGES["targets"].tobytes(), other["targets"].tobytes())
+        isthmus.pack_shards(other, folder, 2, "none", overwrite=True)
+        assert files_of(folder) == files_of(fresh.folder)
+    assert calls >= 12
+    assert files_of(folder) == files_of(fresh.folder)
+
+
+def test_files_that_no_pack_has_written_are_left_alone(tmp_path):
+    for name in ("shard-00007.h5", "shard-00000.h5", "photo.jpg.partial", "shard-1.h5"):
+        (tmp_path / name).write_bytes(b"somebody's")
+    with pytest.raises(ShardError, match="shard-00000.h5: is there, and is of no packed set"):
+        isthmus.pack_shards(IMAGES, tmp_path, 2)
+    isthmus.pack_shards(IMAGES, tmp_path, 2, overwrite=True).verify()
+    (tmp_path / "shard-00000.h5.4711.partial").write_bytes(b"a killed pack's")
+    isthmus.pack_shards(IMAGES, tmp_path, 2, overwrite=True).verify()
+    assert set(files_of(tmp_path)) == {"shard-00007.h5", "photo.jpg.partial", "shard-1.h5",
+                                       "manifest.json", "shard-00000.h5", "shard-00001.h5"}
+
+
+def test_two_packs_into_one_folder_at_once_are_one_and_an_error(tmp_path, monkeypatch):
+    def second(*_):
+        with pytest.raises(OutputError, match="another process packs into this folder"):
+            isthmus.pack_shards(IMAGES, tmp_path, 3)
+        return "0" * 64
+    with monkeypatch.context() as patch:
+        patch.setattr("isthmus.shards.packing.write_shard", second)
+        isthmus.pack_shards(IMAGES, tmp_path, 2)
+    isthmus.pack_shards(IMAGES, tmp_path, 2, overwrite=True).verify()
 
 
 def idx(values):

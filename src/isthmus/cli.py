@@ -76,7 +76,8 @@ def pack(
         overwrite: Annotated[bool, typer.Option(help="Replace a packed set.")] = False,
         as_json: AsJson = False):
     """Turn arrays into a folder of HDF5 shards with checksums."""
-    from isthmus.shards.packing import pack_shards, read_arrays
+    from isthmus.shards.packing import pack_shards
+    from isthmus.shards.sources import read_arrays
     sources = {}
     for item in array:
         name, equals, source = item.partition("=")

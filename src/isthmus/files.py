@@ -67,11 +67,11 @@ def remove_leftovers(folder):
 
 def open_plain(path):
     """Open the file `path` to read its bytes; OSError where it is a folder, a pipe or a device."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would wait for its writer
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError(errno.EINVAL, "is a folder, a pipe or a device, not a file")
-    return open(descriptor, "rb")
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "is a pipe or a device, not a file")
+    return file
 
 
 def check_folder(path, cure):

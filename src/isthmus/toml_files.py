@@ -1,6 +1,7 @@
 """Read a TOML file into a checked, frozen model; whatever is wrong with it fits on one line."""
 
 import difflib
+import reprlib
 import tomllib
 import types
 from pathlib import Path
@@ -22,6 +23,11 @@ RULES = {
 }
 """What pydantic says at length, by its type of error."""
 
+SHOWN = reprlib.Repr()
+"""Writes what was found: as it is, or with dots in its middle where it is long or deep."""
+SHOWN.maxstring = SHOWN.maxother = SHOWN.maxlong = 200
+SHOWN.maxlist = SHOWN.maxdict = 20
+
 
 class FrozenModel(BaseModel):
     """Settings that are checked when they are made, refuse unknown keys and do not change."""
@@ -40,7 +46,7 @@ def read_toml(path, error):
                     "read") from None
     except UnicodeDecodeError:
         raise error(f"{path}: is not text in UTF-8; save it as that") from None
-    except tomllib.TOMLDecodeError as problem:
+    except (tomllib.TOMLDecodeError, RecursionError) as problem:
         raise error(f"{path}: is not valid TOML: {problem}; mend that line") from None
 
 
@@ -70,7 +76,7 @@ def _one_line(kind, problem):
         message = str(problem["ctx"]["error"])
         return f"{where}: {message}" if problem["loc"] else message
     rule = RULES.get(problem["type"]) or problem["msg"].replace("Input should", "must", 1)
-    return f"{where}: {rule[0].lower()}{rule[1:]}, not {problem['input']!r}"
+    return f"{where}: {rule[0].lower()}{rule[1:]}, not {SHOWN.repr(problem['input'])}"
 
 
 def _dotted(location):

@@ -1,5 +1,7 @@
 """The manifest of a folder of shards: what is in each file, and how to know that it still is."""
 
+import json
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -7,10 +9,13 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from isthmus.errors import ShardError
+from isthmus.files import open_plain, write_text
 from isthmus.toml_files import FrozenModel, check_table
 
 NAME = "manifest.json"
 NUMBERS = "iufb"  # dtype kinds: integers, floats, booleans
+DTYPES = r"[<>|=]?[iufb]\d*|\?|u?int\d+|float\d+|bool"
+MOST_NBYTES = 1 << 60
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
@@ -24,11 +29,11 @@ class Array(FrozenModel):
     @classmethod
     def _is_a_number_type(cls, value):
         try:
-            kind = np.dtype(value)
+            kind = np.dtype(value) if re.fullmatch(DTYPES, value) else None
         except TypeError:
-            raise ValueError(f"{value!r} is not a dtype") from None
-        if kind.kind not in NUMBERS or kind.hasobject:
-            raise ValueError(f"dtype {value!r} is not a type of numbers")
+            kind = None
+        if kind is None:
+            raise ValueError(f"{value!r} is not a dtype of numbers, such as '<f4'")
         return kind.str
 
     @property
@@ -65,6 +70,10 @@ class Manifest(FrozenModel):
     def of(cls, table, source):
         """Return the checked manifest in `table`; ShardError names `source` if it is wrong."""
         manifest = check_table(cls, table, source, ShardError)
+        _check_names([shard.file for shard in manifest.shards], source)
+        sample = sum(array.sample_nbytes for array in manifest.arrays.values())
+        if sum(shard.samples for shard in manifest.shards) * sample > MOST_NBYTES:
+            raise ShardError(f"{source}: claims more bytes than there are anywhere; pack the data again")
         for shard in manifest.shards:
             if shard.arrays_sha256.keys() != manifest.arrays.keys():
                 raise ShardError(f"{source}: {shard.file} lists arrays {list(shard.arrays_sha256)}, "
@@ -74,13 +83,29 @@ class Manifest(FrozenModel):
     @classmethod
     def read(cls, folder):
         """Return the manifest of `folder`; ShardError in one line if there is none or it is bad."""
-        import json
         path = Path(folder, NAME)
         try:
-            table = json.loads(path.read_text(encoding="utf-8"))
+            with open_plain(path) as file:
+                table = json.loads(file.read(), object_pairs_hook=lambda pairs: _table(pairs, path))
         except FileNotFoundError:
             raise ShardError(f"{path}: no such file; pack the data with `isthmus pack`, or name the "
                              "folder that holds manifest.json") from None
-        except (OSError, ValueError) as problem:
+        except (OSError, ValueError, RecursionError) as problem:
             raise ShardError(f"{path}: cannot be read ({problem}); pack the data again") from None
         return cls.of(table, path)
+
+    def write(self, folder):
+        """Write the manifest into `folder`, in the place of another."""
+        write_text(Path(folder, NAME), self.model_dump_json(indent=1) + "\n")
+
+
+def _table(pairs, source):
+    """Return the dict of a JSON object's `pairs`, each name of which stands there once."""
+    _check_names([name for name, _ in pairs], source)
+    return dict(pairs)
+
+
+def _check_names(names, source):
+    if len(set(names)) < len(names):
+        twice = next(name for number, name in enumerate(names) if name in names[:number])
+        raise ShardError(f"{source}: {twice!r} stands there twice; pack the data again")

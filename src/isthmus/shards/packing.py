@@ -1,23 +1,24 @@
-"""From arrays, or from the files in which they come, to a folder of shards."""
+"""From arrays to a folder of shards, in which a whole set stands at every moment once there was one."""
 
-import gzip
+import fcntl
 import hashlib
-import io
 import itertools
-import math
-from contextlib import contextmanager
+import os
+import re
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 
-from isthmus.errors import ShardError
-from isthmus.files import write_text
+from isthmus.errors import OutputError, ShardError
+from isthmus.files import check_folder, open_plain, remove_leftovers
 from isthmus.shards.manifest import NAME, NUMBERS, Manifest
 from isthmus.shards.shard_file import ShardSet, write_shard
 from isthmus.vectors import part_bounds
 
+SHARD = re.compile(r"shard-\d{5,}(\.new)*\.h5")
+START = b"\x89HDF\r\n\x1a\n\x03"  # of HDF5 files in the format of version 1.10
 COMPRESSIONS = ("lz4", "zstd", "gzip", "none")
-IDX_DTYPES = {8: "u1", 9: "i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 
 
 def pack_shards(arrays, folder, shards=64, compression="lz4", overwrite=False):
@@ -25,9 +26,11 @@ def pack_shards(arrays, folder, shards=64, compression="lz4", overwrite=False):
 
     Each file is written under a temporary name and renamed, chunked, compressed and checksummed;
     the manifest comes last, so that a folder with a manifest is whole. The same arrays give the same
-    bytes. compression: "lz4", "zstd", "gzip" or "none". Returns the ShardSet. Raises ShardError for
-    arrays that do not fit each other, and for a folder that holds another packed set unless
-    `overwrite`; OutputError if it cannot be written.
+    bytes. compression: "lz4", "zstd", "gzip" or "none". overwrite: take the place of another packed
+    set, which stands until the new one does. What a pack that was killed left in `folder` is removed.
+    Returns the ShardSet. Raises ShardError for arrays that do not fit each other, and for a folder that
+    holds another packed set unless `overwrite`; OutputError if it cannot be written, and then all is as
+    it was.
     """
     folder = Path(folder)
     arrays = {name: _checked(name, values) for name, values in arrays.items()}
@@ -44,28 +47,129 @@ def pack_shards(arrays, folder, shards=64, compression="lz4", overwrite=False):
                          f"not {compression!r}")
     if not 1 <= shards <= max(samples, 1):
         raise ShardError(f"{samples} samples cannot make {shards} shards; ask for 1 to {samples}")
-    if (folder / NAME).exists():
-        if not overwrite:
+    with _new_set(folder, shards, overwrite) as names:
+        entries = []
+        for file, (first, last) in zip(names, itertools.pairwise(part_bounds(samples, shards))):
+            part = {name: values[first:last] for name, values in arrays.items()}
+            entries.append({
+                "file": file, "samples": last - first,
+                "sha256": write_shard(folder / file, part, compression),
+                "arrays_sha256": {name: hashlib.sha256(np.ascontiguousarray(values)).hexdigest()
+                                  for name, values in part.items()}})
+        Manifest.of({"arrays": {
+            name: {"shape": values.shape[1:], "dtype": values.dtype.str}
+            for name, values in arrays.items()}, "shards": entries}, folder / NAME).write(folder)
+    return ShardSet.open(folder)
+
+
+@contextmanager
+def _new_set(folder, shards, overwrite):
+    """Give names for the files of a new set, which the block writes, and then their manifest.
+
+    No file of the set that stands has one of these names: it stands until the new one does. Then its
+    files are removed and the new ones get their plain names.
+    """
+    check_folder(folder, "choose another folder")
+    with _alone(folder):
+        standing = _standing(folder)
+        if standing is not None and not overwrite:
             raise ShardError(f"{folder}: already holds a packed set; choose another folder, or "
                              "overwrite it with --overwrite")
-        (folder / NAME).unlink()  # from here on the folder is not a set until the new one is whole
-        for old in folder.glob("shard-*.h5"):
-            old.unlink()
-    entries = []
-    bounds = part_bounds(samples, shards)
-    for number, (first, last) in enumerate(itertools.pairwise(bounds)):
-        part = {name: values[first:last] for name, values in arrays.items()}
-        file = f"shard-{number:05d}.h5"
-        entries.append({
-            "file": file, "samples": last - first,
-            "sha256": write_shard(folder / file, part, compression),
-            "arrays_sha256": {name: hashlib.sha256(np.ascontiguousarray(values)).hexdigest()
-                              for name, values in part.items()}})
-    manifest = Manifest.of({"arrays": {
-        name: {"shape": values.shape[1:], "dtype": values.dtype.str}
-        for name, values in arrays.items()}, "shards": entries}, folder / NAME)
-    write_text(folder / NAME, manifest.model_dump_json(indent=1) + "\n")
-    return ShardSet(folder, manifest)
+        standing = standing or set()
+        remove_leftovers(folder)
+        _remove(folder, _shards_in(folder) - standing)
+        names = next(names for times in itertools.count()
+                     if not standing & set(names := _names(shards, times)))
+        strange = next((name for name in names if os.path.lexists(folder / name)), None)
+        if strange and not overwrite:
+            raise ShardError(f"{folder / strange}: is there, and is of no packed set; choose another "
+                             "folder, or overwrite it with --overwrite")
+        try:
+            yield names
+        finally:  # also where something fails before or after the new manifest is there
+            _remove(folder, standing.union(names) - (_standing(folder) or set()))
+        _use_plain_names(folder)
+
+
+def _use_plain_names(folder):
+    """Call the files of the set that stands as if there had been no other; or leave it as it is.
+
+    Each has two names until a manifest with the plain ones is there: at every moment a set stands.
+    """
+    manifest = Manifest.read(folder)
+    names = [shard.file for shard in manifest.shards]
+    pairs, linked = list(zip(names, _names(len(names), 0))), []
+    if names == [plain for _, plain in pairs]:
+        return
+    with suppress(OSError, OutputError):  # a file system without hard links
+        for name, plain in pairs:
+            os.link(folder / name, folder / plain)
+            linked.append(plain)
+        manifest.model_copy(update={"shards": tuple(
+            shard.model_copy(update={"file": plain})
+            for shard, (_, plain) in zip(manifest.shards, pairs))}).write(folder)
+    _remove(folder, {*names, *linked} - _standing(folder))
+
+
+@contextmanager
+def _alone(folder):
+    """Keep others from packing into `folder` meanwhile, where the file system has locks."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError as problem:
+        raise OutputError(f"{folder}: cannot be listed: {problem.strerror}; mend its rights") from None
+    try:
+        with suppress(OSError):
+            _lock(descriptor, folder)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor, folder):
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise OutputError(f"{folder}: another process packs into this folder; wait until it ends, or "
+                          "choose another folder") from None
+
+
+def _standing(folder):
+    """Return the names of the files of the set in `folder`; None where there is no manifest.
+
+    Where the manifest is damaged they are all that look like shards.
+    """
+    try:
+        return {shard.file for shard in Manifest.read(folder).shards}
+    except ShardError:
+        if not os.path.lexists(folder / NAME):
+            return None
+        return _shards_in(folder)
+
+
+def _shards_in(folder):
+    return {path.name for path in folder.iterdir() if _is_shard(path)}
+
+
+def _names(shards, times):
+    return [f"shard-{number:05d}{'.new' * times}.h5" for number in range(shards)]
+
+
+def _is_shard(path):
+    """Whether `path` has the name and the first bytes of a shard that `pack_shards` has written."""
+    if not SHARD.fullmatch(path.name):
+        return False
+    try:
+        with open_plain(path) as file:
+            return file.read(len(START)) == START
+    except OSError:
+        return False
+
+
+def _remove(folder, names):
+    for name in names:
+        with suppress(OSError):
+            (folder / name).unlink()
 
 
 def _checked(name, values):
@@ -79,94 +183,3 @@ def _checked(name, values):
     if values.ndim == 0:
         raise ShardError(f"array {name!r} is a single number; give one row a sample")
     return values.astype(values.dtype.newbyteorder("<"), copy=False)
-
-
-def read_arrays(sources):
-    """Return name -> array from `sources`, name -> FILE or FILE:MEMBER.
-
-    Files: IDX (also gzipped), NPZ and HDF5; a member must be named where a file has several arrays.
-    Raises ShardError in one line: which file, what is wrong, how to mend it.
-    """
-    return {name: _read(str(source)) for name, source in sources.items()}
-
-
-def _read(source):
-    path, _, member = source, "", ""
-    if not Path(source).exists() and ":" in source:
-        path, _, member = source.rpartition(":")
-    with _told_in_one_line(path):
-        with open(path, "rb") as file:
-            start = file.read(8)
-        if start[:2] == b"\x1f\x8b":
-            with gzip.open(path, "rb") as file:
-                return _from_idx(path, file.read())
-        if start[:4] == b"PK\x03\x04":
-            return _from_npz(path, member)
-        if start == b"\x89HDF\r\n\x1a\n":
-            return _from_hdf5(path, member)
-        return _from_idx(path, Path(path).read_bytes())
-
-
-@contextmanager
-def _told_in_one_line(path):
-    """Turn what libraries raise for a bad file into a ShardError."""
-    import zipfile
-    import zlib
-    try:
-        yield
-    except FileNotFoundError:
-        raise ShardError(f"{path}: no such file; check the name and the folder you are in") from None
-    except IsADirectoryError:
-        raise ShardError(f"{path}: is a folder; name a file in it") from None
-    except (OSError, EOFError, ValueError, KeyError, zlib.error, zipfile.BadZipFile,
-            RuntimeError) as problem:
-        why = str(problem).splitlines()[0]
-        if "allow_pickle" in why:
-            raise ShardError(f"{path}: holds Python objects; write numbers into it") from None
-        raise ShardError(f"{path}: cannot be read ({why}); it is cut, damaged or not the kind of file "
-                         "that it seems") from None
-
-
-def _from_idx(path, content):
-    """Return the array of an IDX file: zeros, a type, a rank, then big-endian sizes and numbers."""
-    if len(content) < 4 or content[:2] != b"\0\0" or content[2] not in IDX_DTYPES:
-        raise ShardError(f"{path}: is not an IDX, NPZ or HDF5 file (it starts with "
-                         f"{content[:4].hex(' ') or 'nothing'}); give one of these")
-    dtype, rank = np.dtype(IDX_DTYPES[content[2]]), content[3]
-    if len(content) < 4 + 4 * rank:
-        raise ShardError(f"{path}: is cut: its header should have {4 + 4 * rank} bytes")
-    shape = tuple(map(int, np.frombuffer(content, ">u4", rank, 4)))
-    expected = 4 + 4 * rank + math.prod(shape) * dtype.itemsize
-    if len(content) != expected:
-        raise ShardError(f"{path}: has {len(content)} bytes, its header says {expected}; "
-                         "the file is cut or damaged")
-    return np.frombuffer(content, dtype, offset=4 + 4 * rank).reshape(shape)
-
-
-def _from_npz(path, member):
-    with np.load(io.BytesIO(Path(path).read_bytes()), allow_pickle=False) as archive:
-        return archive[_member(path, member, archive.files)]
-
-
-def _from_hdf5(path, member):
-    import h5py
-    import hdf5plugin  # noqa: F401  registers LZ4 and Zstandard with HDF5
-    with h5py.File(path, "r") as file:
-        arrays = []
-        file.visititems(lambda name, item: arrays.append(name)
-                        if isinstance(item, h5py.Dataset) else None)
-        dataset = file[_member(path, member, arrays)]
-        if dataset.is_virtual or dataset.external:
-            raise ShardError(f"{path}: {dataset.name} keeps its numbers in another file; "
-                             "copy them into this one")
-        return dataset[()]
-
-
-def _member(path, member, names):
-    """Return the array of a file to take: the one that is asked for, or the only one."""
-    if not member and len(names) == 1:
-        return names[0]
-    if member not in names:
-        asked = f"has no array {member!r}" if member else "has several arrays"
-        raise ShardError(f"{path}: {asked}; write {path}:NAME with one of {', '.join(names)}")
-    return member

@@ -8,19 +8,15 @@ import numpy as np
 from isthmus.errors import ShardError
 from isthmus.shards.batches import LocalSamples
 from isthmus.shards.manifest import Manifest
-from isthmus.shards.shard_file import rows_of_piece
+from isthmus.shards.shard_file import PIECE_NBYTES, rows_of_piece
 from isthmus.topology.agreement import broadcast_json, gather_json, require, together
-
-PIECE_NBYTES = 4 << 20
-"""Bytes of a message; a rank that receives holds its own samples and at most two of these."""
 
 
 @dataclass(frozen=True)
 class Delivery:
-    """One array of one shard: from the rank that reads it, or by the rank that needs it (`None`)."""
+    """One shard: from the rank that reads it, or by the rank that needs it (`None`)."""
 
     shard: int
-    name: str
     source: int | None
     target: int
 
@@ -45,7 +41,7 @@ def scatter_shards(tiers, shards, plan, piece_nbytes=PIECE_NBYTES):
     mine = plan.shards_of_rank[world.rank]
     arrays = together(world, lambda: room_for(manifest, mine))
     places = places_of(manifest, mine, arrays)
-    deliveries = [delivery for delivery in _deliveries(manifest, plan, sees)
+    deliveries = [delivery for delivery in _deliveries(plan, sees)
                   if world.rank in (delivery.source, delivery.target)]
     received = together(world, lambda: _deliver(world, shards, manifest, deliveries, places,
                                                 piece_nbytes))
@@ -56,19 +52,17 @@ def _deliver(world, shards, manifest, deliveries, places, piece_nbytes):
     """Carry out this rank's share of the deliveries, in the order that all ranks have in common;
     return the bytes that came over MPI.
 
-    A sender that meets a broken file says so to its receiver, and both go on with what comes next.
+    A sender that meets a broken file says so to its receiver, and both go on with the next shard.
     """
     problem, received = None, 0
     for delivery in deliveries:
         try:
             if delivery.source is None:
-                _read_own(shards, delivery, places[delivery.shard, delivery.name])
+                _read_own(shards, delivery.shard, places)
             elif delivery.source == world.rank:
                 _send(world, shards, delivery, piece_nbytes)
             else:
-                received += _receive(world, manifest, delivery,
-                                     _sizes(manifest, delivery, piece_nbytes),
-                                     places[delivery.shard, delivery.name])
+                received += _receive(world, manifest, delivery, places, piece_nbytes)
         except ShardError as caught:
             problem = problem or caught
     if problem is not None:
@@ -76,28 +70,32 @@ def _deliver(world, shards, manifest, deliveries, places, piece_nbytes):
     return received
 
 
-def _read_own(shards, delivery, place):
-    first = 0
-    for piece in shards.pieces(delivery.shard, delivery.name):
-        place[first:first + len(piece)] = piece
-        first += len(piece)
+def _read_own(shards, number, places):
+    with shards.opened(number) as shard:
+        for name in shard.arrays:
+            first = 0
+            for piece in shard.pieces(name):
+                places[number, name][first:first + len(piece)] = piece
+                first += len(piece)
 
 
 def _send(world, shards, delivery, piece_nbytes):
-    """Send an array piece by piece; the next is read while the last is on its way.
+    """Send a shard's arrays piece by piece; the next is read while the last is on its way.
 
-    A byte goes ahead of each piece, and one comes after the last: whether all was well until then.
+    A byte goes ahead of each piece, and one comes after an array's last: whether all was well until
+    then.
     """
-    reader = shards.pieces(delivery.shard, delivery.name, piece_nbytes)
     sent = None
     try:
-        for piece in reader:
-            piece = np.ascontiguousarray(piece)
-            if sent is not None:
-                sent[0].Wait()
-            world.Send(np.ones(1, np.uint8), delivery.target)
-            sent = world.Isend(piece.reshape(-1).view(np.uint8), delivery.target), piece
-        world.Send(np.ones(1, np.uint8), delivery.target)
+        with shards.opened(delivery.shard) as shard:
+            for name in shard.arrays:
+                for piece in shard.pieces(name, piece_nbytes):
+                    piece = np.ascontiguousarray(piece)
+                    if sent is not None:
+                        sent[0].Wait()
+                    world.Send(np.ones(1, np.uint8), delivery.target)
+                    sent = world.Isend(piece.reshape(-1).view(np.uint8), delivery.target), piece
+                world.Send(np.ones(1, np.uint8), delivery.target)
     except ShardError:
         world.Send(np.zeros(1, np.uint8), delivery.target)
         raise
@@ -106,34 +104,42 @@ def _send(world, shards, delivery, piece_nbytes):
             sent[0].Wait()
 
 
-def _receive(world, manifest, delivery, pieces, place):
-    """Receive an array straight into its place; return its bytes."""
-    digest, well, first = hashlib.sha256(), np.zeros(1, np.uint8), 0
-    shard = manifest.shards[delivery.shard]
-    for rows in [*pieces, 0]:
-        world.Recv(well, delivery.source)
-        if not well[0]:
-            raise ShardError(f"{shard.file}: rank {delivery.source} could not read it; fetch the file "
-                             "there again, or pack again")
-        if rows:
-            piece = place[first:first + rows]
-            world.Recv(piece.reshape(-1).view(np.uint8), delivery.source)
-            digest.update(piece.data if piece.size else b"")
-            first += rows
-    if digest.hexdigest() != shard.arrays_sha256[delivery.name]:
-        raise ShardError(f"{shard.file}: dataset {delivery.name!r} is not what the manifest says after "
-                         f"its way from rank {delivery.source}; check that machine's memory and network")
-    return place.nbytes
+def _receive(world, manifest, delivery, places, piece_nbytes):
+    """Receive a shard's arrays straight into their places; return their bytes.
+
+    What arrives wrong is told after all that is on its way has come; a sender that has failed sends
+    no more of this shard.
+    """
+    shard, changed, received = manifest.shards[delivery.shard], [], 0
+    for name in manifest.arrays:
+        digest, well, first = hashlib.sha256(), np.zeros(1, np.uint8), 0
+        for rows in [*_sizes(manifest, delivery.shard, name, piece_nbytes), 0]:
+            world.Recv(well, delivery.source)
+            if not well[0]:
+                raise ShardError(f"{shard.file}: rank {delivery.source} could not read it; fetch the "
+                                 "file there again, or pack again")
+            if rows:
+                piece = places[delivery.shard, name][first:first + rows]
+                world.Recv(piece.reshape(-1).view(np.uint8), delivery.source)
+                digest.update(piece.data if piece.size else b"")
+                first += rows
+                received += piece.nbytes
+        if digest.hexdigest() != shard.arrays_sha256[name]:
+            changed.append(name)
+    if changed:
+        raise ShardError(f"{shard.file}: dataset {changed[0]!r} is not what the manifest says after its "
+                         f"way from rank {delivery.source}; check that machine's memory and network")
+    return received
 
 
-def _sizes(manifest, delivery, piece_nbytes):
-    """Return the rows of each piece of a delivery."""
-    rows = rows_of_piece(manifest.arrays[delivery.name], piece_nbytes)
-    samples = manifest.shards[delivery.shard].samples
+def _sizes(manifest, shard, name, piece_nbytes):
+    """Return the rows of each piece of array `name` of a shard."""
+    rows = rows_of_piece(manifest.arrays[name], piece_nbytes)
+    samples = manifest.shards[shard].samples
     return [min(rows, samples - first) for first in range(0, samples, rows)]
 
 
-def _deliveries(manifest, plan, sees):
+def _deliveries(plan, sees):
     """Yield every delivery, in one order for all ranks; readers take turns in sending."""
     readers = [rank for rank, can in enumerate(sees) if can]
     turn = 0
@@ -142,8 +148,7 @@ def _deliveries(manifest, plan, sees):
         if not sees[target]:
             source, turn = readers[turn % len(readers)], turn + 1
         for shard in shards:
-            for name in manifest.arrays:
-                yield Delivery(shard, name, source, target)
+            yield Delivery(shard, source, target)
 
 
 def room_for(manifest, mine):
