@@ -266,7 +266,7 @@ IN_RANKS = {
     "* no data": ({}, {}, TRAIN, 5, ["data/train", "isthmus pack"]),
     "a missing shard": ({}, {}, TRAIN, 5, ["shard-00003.h5", "again"]),
     "a cut shard": ({}, {}, TRAIN, 5, ["shard-00003.h5", "again"]),
-    "a flipped byte": ({}, {}, TRAIN, 5, ["shard-00003.h5: dataset 'features', chunk 0"]),
+    "a flipped byte": ({}, {}, TRAIN, 5, ["shard-00003.h5: its SHA-256 is not the manifest's"]),
     "a manifest of objects": ({}, {}, TRAIN, 5, ["manifest.json", "dtype"]),
     "targets with fractions": ({}, {}, TRAIN, 5, ["data/train", "whole number", "float64"]),
     "classes beyond the model's": ({}, {}, TRAIN, 5, ["data/train", "0 ... 2", "classes"]),
