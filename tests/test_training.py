@@ -1,5 +1,6 @@
 """Training: the same bits on every rank and after every stop; what goes wrong goes wrong together."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import isthmus
 from isthmus.errors import CheckpointError, NonFiniteError, OutputError, ReplicaError
 from isthmus.shards.batches import LocalSamples
 from isthmus.topology.agreement import gather_json
+from isthmus.training import checkpoint_file
 from isthmus.training.checkpoint import read_checkpoint, write_checkpoint
 from isthmus.training.models import Perceptron
 from isthmus.training.recipe import Recipe
@@ -91,11 +93,24 @@ def test_a_run_that_was_stopped_ends_with_the_bits_of_one_that_was_not(
         assert run(again) == whole
 
 
+def another_version(path):
+    """Make a whole file of another version."""
+    image = path.read_bytes()[checkpoint_file.BLOCK_NBYTES:]
+    path.write_bytes(checkpoint_file._block(5, checkpoint_file._digest(5, image)) + image)
+
+
 @pytest.mark.ranks(2)
 @pytest.mark.parametrize(("spoil", "message"), [
     (lambda path: path.unlink(), "no such checkpoint"),
     (lambda path: path.write_bytes(path.read_bytes()[:2000]), "is damaged"),
+    (lambda path: path.write_bytes(path.read_bytes() + b"\0"), "is damaged"),
     (lambda path: path.write_bytes(b"hello"), "is damaged"),
+    (lambda path: path.write_bytes(b""), "is damaged"),
+    (lambda path: path.unlink() or path.mkdir(), "cannot be read: Is a directory"),
+    (lambda path: path.unlink() or os.mkfifo(path), "cannot be read: is a pipe"),
+    (another_version, "is of version 5, this program reads 4; use the isthmus that wrote it"),
+    (lambda path: path.write_bytes(path.read_bytes()[checkpoint_file.BLOCK_NBYTES:]),
+     "is of version 3 or older, this program reads 4; use the isthmus that wrote it"),
     (lambda path: None, "written with run = 1, this run has 2"),
 ])
 def test_a_checkpoint_that_cannot_be_used_is_refused_on_all_ranks(
@@ -110,10 +125,31 @@ def test_a_checkpoint_that_cannot_be_used_is_refused_on_all_ranks(
         with pytest.raises(CheckpointError, match=message) as caught:
             read_checkpoint(path, tiers, training.state, training.allreduce, {"run": 2})
         assert caught.value.everywhere
+        assert len(str(caught.value).splitlines()) == 1
         other = training_of(tiers, (5, 5), model=Perceptron(6, (4,), 3))
         if message.startswith("written"):
             with pytest.raises(CheckpointError, match="shape"):
                 read_checkpoint(path, tiers, other.state, other.allreduce, {"run": 1})
+
+
+@pytest.mark.ranks(2)
+def test_a_checkpoint_with_one_other_bit_anywhere_is_refused_on_all_ranks(comm, shared_folder):
+    path = shared_folder / "checkpoint.h5"
+    with isthmus.split_tiers(comm, isthmus.Cluster(cluster_of(1, 1))) as tiers:
+        training = training_of(tiers, (5, 5), compressor=isthmus.Int8(8))
+        write_checkpoint(path, tiers, training.state, training.allreduce, {"run": 1})
+        whole = path.read_bytes()
+        for place in range(comm.size, len(whole), 11):
+            if comm.rank == 0:
+                other = bytearray(whole)
+                other[place] ^= 1 << place % 8
+                path.write_bytes(other)
+            with pytest.raises(CheckpointError, match="is damaged: its bytes are not those") as caught:
+                read_checkpoint(path, tiers, training.state, training.allreduce, {"run": 1})
+            assert caught.value.everywhere
+        if comm.rank == 0:
+            path.write_bytes(whole)
+        read_checkpoint(path, tiers, training.state, training.allreduce, {"run": 1})
 
 
 @pytest.mark.ranks(2)

@@ -106,8 +106,9 @@ class RunFolder:
 
     def close(self):
         if self._lines is not None:
-            self._lines.close()
-            self._lines = None
+            lines, self._lines = self._lines, None
+            with self._writing():
+                lines.close()
 
 
 def provenance(settings, hosts, mpi_library, model_size):

@@ -13,6 +13,7 @@ from isthmus.collectives.allreduce import Allreduce
 from isthmus.compression.dense import Dense
 from isthmus.devices import array_library
 from isthmus.errors import StoppedError
+from isthmus.files import remove_leftovers
 from isthmus.registry import STAGES
 from isthmus.runs.choosing import choose
 from isthmus.runs.journal import Journal
@@ -94,6 +95,7 @@ class Job:
         def make():
             folder = RunFolder(resume) if resume else RunFolder.create(
                 self.settings.run.folder, stem, name)
+            remove_leftovers(folder.path)
             if not resume:
                 table = provenance(self.settings, self.journal.hosts,
                                    MPI.Get_library_version().strip("\0"), self.training.model.size)
