@@ -202,6 +202,10 @@ def test_a_mistake_is_told_in_one_line(lab, capsys, name):
     ("run.toml", b"x = = 3\n", ["run.toml: is not valid TOML", "line 1, column 5"]),
     ("run.toml", b"\xff\xfe", ["run.toml: is not text in UTF-8"]),
     ("cluster.toml", b"[[site]\n", ["cluster.toml: is not valid TOML", "line 1"]),
+    ("cluster.toml", b"a = " + b"[" * 200_000, ["cluster.toml: has brackets in brackets"]),
+    ("data/train/manifest.json", b"[" * 200_000, ["manifest.json: cannot be read", "again"]),
+    ("data/train/manifest.json", b'{"arrays": ' + b"[" * 600 + b"]" * 600 + b"}",
+     ["manifest.json: arrays: must be a", ", not [[[[[[[...]]]]]]]"]),
     ("data/train/manifest.json", b"{", ["manifest.json: cannot be read", "pack the data again"]),
     ("data/train/manifest.json", b"[]", ["manifest.json: the whole: must be a table"]),
     ("data/train/manifest.json", b"{}", ["manifest.json: arrays: this key is missing"])])

@@ -46,8 +46,10 @@ def read_toml(path, error):
                     "read") from None
     except UnicodeDecodeError:
         raise error(f"{path}: is not text in UTF-8; save it as that") from None
-    except (tomllib.TOMLDecodeError, RecursionError) as problem:
+    except tomllib.TOMLDecodeError as problem:
         raise error(f"{path}: is not valid TOML: {problem}; mend that line") from None
+    except RecursionError:
+        raise error(f"{path}: has brackets in brackets beyond any use; mend the file") from None
 
 
 def check_table(kind: type[Model], table: dict, path, error) -> Model:
