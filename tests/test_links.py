@@ -105,7 +105,12 @@ def test_what_a_wrapper_adds_is_counted_and_predicted_to_the_byte(comm, name, si
         mean = allreduce(plain)
         counted = allreduce.sent_to_sites[:-1].tolist()
         by_site = np.bincount([tiers.cluster.site_of_rank[rank] for rank in to], left, len(sites))
+        plain, more = (isthmus.predict_allreduce(
+            cluster, size, algorithm=name, compressor=compressor, chunk_nbytes=6000).seconds
+            for cluster in (tiers.cluster, wrapped.cluster))
     assert mean.tobytes() == expected.tobytes()
+    rate = tiers.cluster.links[0].bytes_per_second
+    assert EXTRA / rate * 0.99 < more - plain < EXTRA * len(tiers.cluster.sites) * 200 / rate
     assert counted == by_site.tolist() == allreduce.predicted_to_sites()[:-1].tolist()
     assert sum(counted) == sum(left)
     assert len(left) > 1 or comm.rank or name == "tree"
@@ -187,3 +192,16 @@ def test_no_collective_of_mpi_crosses_sites():
                 else:
                     assert name in MPI_ITSELF, where
                     assert node.attr == "Allreduce", where
+
+
+@pytest.mark.parametrize("nbytes", [7, 28])
+def test_the_time_model_knows_what_wrappers_add_to_each_message(nbytes):
+    """Int8 in chunks over one link: so many more bytes a chunk, at the link's rate."""
+    cluster = isthmus.Cluster(cluster_of(1, 1, latency_seconds=0.01, bytes_per_second=1e6))
+    size, compressor = 50_000, isthmus.Int8(250)
+    predicted = [isthmus.predict_allreduce(each, size, algorithm="hierarchical", compressor=compressor,
+                                           chunk_nbytes=compressor.wire_nbytes(5000)).links_seconds
+                 for each in (cluster, cluster.with_overhead(nbytes))]
+    assert predicted[1] - predicted[0] == pytest.approx(10 * nbytes / 1e6, rel=1e-9)
+    assert cluster.with_overhead(3).with_overhead(4).overhead_nbytes == 7
+    assert cluster.overhead_nbytes == 0

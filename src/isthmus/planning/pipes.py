@@ -71,7 +71,8 @@ class Timetable:
         links = self._route(here, there)
         lines = [link.line(self.stream_nbytes) if self.stream_nbytes
                  else link.line(at_once * nbytes, "messages") for link in links]
-        return ([(link.pipe, nbytes / rate) for link, (_, rate) in zip(links, lines)],
+        whole = nbytes + self.cluster.overhead_nbytes
+        return ([(link.pipe, whole / rate) for link, (_, rate) in zip(links, lines)],
                 sum(latency for latency, _ in lines))
 
 

@@ -73,8 +73,9 @@ def hierarchical_stages(cluster, size, compressor, encodes, chunk_nbytes=WIRE_NB
         # The leader with most peers hands a wire to each of them and takes one from each.
         first["encode"] += (sites - 1) * max(site.message_seconds for site in cluster.sites)
         each |= {"encode": first["encode"], "decode": first["decode"]}
-        wire_nbytes = wire * (1 + rest)
-        ways = tuple(_crossing(routes, wire, wire_nbytes) for routes in link_routes(cluster))
+        message_nbytes = wire + cluster.overhead_nbytes
+        wire_nbytes = message_nbytes * (1 + rest)
+        ways = tuple(_crossing(routes, message_nbytes, wire_nbytes) for routes in link_routes(cluster))
     return Stages(first, each, rest, ways, cluster.hub, wire_nbytes)
 
 

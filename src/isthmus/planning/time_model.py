@@ -177,7 +177,8 @@ def _ring_hops(cluster, nbytes):
                               or [cluster.sites[here].network.line(nbytes)]))
         sustained = [_sustained(link, 2 * (cluster.size - 1) * passing[link.pipe] * nbytes)
                      / passing[link.pipe] for link in route]
-        lines[here, there] = sum(latency), min(rate), min(sustained, default=math.inf)
+        share = nbytes / (nbytes + cluster.overhead_nbytes) if route and nbytes else 1.0
+        lines[here, there] = sum(latency), share * min(rate), share * min(sustained, default=math.inf)
     return np.array([lines[hop] for hop in hops]).T
 
 

@@ -5,6 +5,7 @@ rank* is what plans speak of, and what `tiers.world.rank` is in a job.
 """
 
 from collections import deque
+from copy import copy
 from functools import cached_property
 from itertools import accumulate
 
@@ -49,8 +50,11 @@ class Cluster:
     """Sites and the links between them.
 
     `sites` and `links` are tuples of `Site` and (directed) `Link`; `site_of_rank[r]` is the index
-    of the site of cluster rank r, `rates[r]` its samples per second.
+    of the site of cluster rank r, `rates[r]` its samples per second. `overhead_nbytes` is what each
+    message between sites grows by in a job that wraps its links; no file has it.
     """
+
+    overhead_nbytes = 0
 
     def __init__(self, table, source="cluster"):
         """Build from a dict with the keys of a cluster file; `source` names it in errors."""
@@ -98,6 +102,12 @@ class Cluster:
         made = self.calibration and self.calibration.model_dump(mode="json", exclude_none=True)
         return {"site": sites} | ({"link": links} if links else {}) | (
             {"calibration": made} if made else {})
+
+    def with_overhead(self, nbytes):
+        """Return this cluster, with messages between sites that grow by `nbytes` more."""
+        other = copy(self)
+        other.overhead_nbytes = self.overhead_nbytes + nbytes
+        return other
 
     def to_toml(self, path):
         """Write a cluster file that reads back as this cluster."""

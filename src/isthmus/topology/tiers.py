@@ -9,7 +9,7 @@ from isthmus.devices import take_device
 from isthmus.errors import ClusterError
 from isthmus.topology.agreement import from_root, gather_json, ranks_on_host, together
 from isthmus.topology.cluster import Cluster
-from isthmus.topology.comm import innermost
+from isthmus.topology.comm import innermost, message_nbytes
 from isthmus.topology.paced import PacedComm
 from isthmus.topology.tracing import Recorder, TracedComm
 from isthmus.topology.world import World
@@ -51,13 +51,20 @@ class Tiers:
         """Return these tiers with every communicator as `wrap` wraps it.
 
         wrap(comm, ranks): gives a `Comm` around `comm`, whose peers are the cluster ranks `ranks`.
+        What it adds to a message between sites is from then on in what the cluster is predicted to take.
         """
         cluster, world, leaders = self.cluster, self.world, self.leaders
         if leaders != MPI.COMM_NULL:
             leaders = wrap(leaders, [cluster.ranks_of_site(name)[0] for name in cluster.names])
         site = wrap(self.site, cluster.ranks_of_site(self.site_name))
-        return replace(self, site=site, leaders=leaders, world=_world_of(
-            cluster, wrap(world.comm, range(cluster.size)), world.site, leaders))
+        everyone = wrap(world.comm, range(cluster.size))
+        far = next((rank for rank, index in enumerate(cluster.site_of_rank)
+                    if index != self.site_index), None)
+        if far is not None:
+            cluster = cluster.with_overhead(
+                message_nbytes(everyone, 0, far) - message_nbytes(world.comm, 0, far))
+        return replace(self, cluster=cluster, site=site, leaders=leaders,
+                       world=_world_of(cluster, everyone, world.site, leaders))
 
     def paced(self):
         """Return these tiers with links that hold every message as long as the file says."""
