@@ -300,8 +300,8 @@ def test_words_are_lines_with_their_cures(lab):
     done = subprocess.run(command(0, "check", "run.toml"), cwd=lab, env=rank_environment(), text=True,
                           capture_output=True, timeout=60)
     assert done.returncode == 6
-    assert done.stdout == ""
-    lines = done.stderr.splitlines()
+    assert done.stderr == ""
+    lines = done.stdout.splitlines()
     (place,) = [number for number, line in enumerate(lines) if line.startswith("FAIL  plan")]
     assert lines[place + 1].split()[0] == "cure:"
     assert "1 FAIL" in lines[-1]

@@ -223,7 +223,8 @@ def test_the_plan_is_printed_as_a_table(lab):
     done = call(lab, 0, "plan", "run.toml", "--launch")
     assert done.returncode == 0
     for text in ("site0", "site1", "150", "75", "waits", "gap", "a step", "mpirun -n 3", "slow_start"):
-        assert text in done.stderr
+        assert text in done.stdout
+    assert done.stderr == ""
 
 
 def test_the_plan_takes_its_objective_and_limits_from_the_settings(lab):
@@ -232,7 +233,7 @@ def test_the_plan_takes_its_objective_and_limits_from_the_settings(lab):
         write(lab, run=with_changes(RUN, {"plan": limits, "data.site": "site1"}))
         done = [call(lab, 0, "plan", "run.toml", *form) for form in (["--json"], [])]
         assert [each.returncode for each in done] == [0, 0], done
-        return json.loads(done[0].stdout), done[1].stderr
+        return json.loads(done[0].stdout), done[1].stdout
 
     plan, told = planned()
     assert "10 % more computing on every rank of site0 saves" in told

@@ -60,8 +60,8 @@ def test_the_page_needs_nothing_else_and_tells_what_came_of_the_runs(told, runs)
 def test_the_terminal_has_a_table_with_a_column_a_run(told):
     lines = comparison_table(told)
     assert lines[:3] == ["A: first", "B: again", "C: fewer"]
-    assert [column.header for column in lines[3].columns] == ["", "A", "B", "C"]
-    assert list(lines[3].columns[3].cells)[-1] == "one_bit"
+    assert [str(column.header) for column in lines[3].columns] == ["", "A", "B", "C"]
+    assert str(list(lines[3].columns[3].cells)[-1]) == "one_bit"
 
 
 def test_what_a_run_lacks_differs_from_what_another_has():

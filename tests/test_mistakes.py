@@ -147,7 +147,7 @@ COMMANDS = {
     "no settings": ("plan", 2, ["missing argument 'RUN.toml'"]),
     "* an unknown option": ("plan run.toml --colour", 2, ["--colour"]),
     "an option without a value": ("train run.toml --resume", 2, ["'--resume' requires"]),
-    "no shards": ("pack set -a x=images.npz:x --shards 0", 2, ["'--shards'", "equal to 1"]),
+    "no shards": ("pack set -a x=images.npz:x --shards 0", 2, ["'--shards'", "at least 1, not 0"]),
     "* an array without a file": ("pack set -a features", 2, ["NAME=FILE"]),
     "a file without a name": ("pack set -a =images.npz:x", 2, ["NAME=FILE"]),
     "an algorithm of bench": ("bench collectives cluster.toml --algorithm star", 2, ["'star'", "ring"]),

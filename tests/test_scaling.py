@@ -117,7 +117,7 @@ def test_the_verb_takes_a_run_s_settings_and_says_what_it_found(repository):
     done = simulate(repository, "experiments/fashion_two_sites.toml", "--steps", 3, "--edge-sites", 2)
     assert done.returncode == 0, done.stderr
     for words in ("4 ranks, 3 steps", "a step: ", "edge>cloud", "int8 pays", "isthmus calibrate"):
-        assert words in done.stderr
+        assert words in done.stdout
 
 
 def test_a_run_is_simulated_on_another_cluster(repository, tmp_path):

@@ -1,26 +1,23 @@
 """The command line: one verb a function, no logic of its own."""
 
 import json
-import logging
 import os
-import signal
 import sys
-import time
-import traceback
-import warnings as python_warnings
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+import isthmus
+from isthmus.arguments import HELP, AsJson, OtherCluster, RunFile, number
 from isthmus.benchmarking.verbs import Surroundings, bench
-from isthmus.runs.failures import failure_of, last_words, told_by_another
+from isthmus.ending import Ending
 from isthmus.runs.verbs import compare, report, status, submit
+from isthmus.terminal import Terminal
 from isthmus.testbed.verbs import testbed
 
 app = typer.Typer(
-    no_args_is_help=True, add_completion=False, rich_markup_mode="rich",
+    no_args_is_help=True, add_completion=False, context_settings=HELP, rich_markup_mode="rich",
     help="Train one model over machines on both sides of a narrow link: plan, run, check.",
     epilog="Exit codes: 0 done, 2 wrong arguments, 3 to 15 by cause, 130 interrupted; a page for "
            "each is in docs/errors.")
@@ -28,24 +25,30 @@ app.add_typer(bench, name="bench")
 app.add_typer(testbed, name="testbed")
 # Click's ClickException, wherever Typer has it: newer versions bring their own copy of click.
 CommandLineError = typer.BadParameter.__mro__[2]
-text = Console(stderr=True, highlight=False, soft_wrap=True)
+terminal = Terminal()
+ending = Ending(terminal, lambda: None, lambda: True)  # main() makes the one of this process
 
-RunFile = Annotated[Path, typer.Argument(metavar="RUN.toml", help="The run's settings file.")]
-OtherCluster = Annotated[Path | None, typer.Option(
-    metavar="FILE", help="A cluster file to take instead of the one in the settings.")]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
+
+
+def show_version(wanted: bool):
+    """Print the version and end, where --version is given."""
+    if wanted:
+        if speaks():
+            terminal.result(f"isthmus {isthmus.__version__}")
+        raise typer.Exit
 
 
 @app.callback()
-def options(context: typer.Context, debug: Annotated[bool, typer.Option(
-        "--debug", help="Show the traceback of an error.")] = False):
+def options(
+        context: typer.Context,
+        debug: Annotated[bool, typer.Option(
+            "--debug", metavar="", help="Show the traceback of an error.")] = False,
+        version: Annotated[bool, typer.Option(
+            "--version", metavar="", help="Show the version and end.", is_eager=True,
+            callback=show_version)] = False):
     """Note what holds for every verb."""
-    global show_tracebacks
-    show_tracebacks = debug
+    ending.debug = debug
     context.obj = Surroundings(world, tell, answer)
-
-
-show_tracebacks, told = False, set()  # told: the warnings that were
 
 
 @app.command()
@@ -71,9 +74,11 @@ def pack(
             "--array", "-a", metavar="NAME=FILE[:MEMBER]",
             help="An array by name: IDX (also .gz), file.npz:array or file.h5:dataset. Give "
                  "features first, then targets.")],
-        shards: Annotated[int, typer.Option(min=1, help="Number of shards.")] = 64,
-        compression: Annotated[str, typer.Option(help="lz4, zstd, gzip or none.")] = "lz4",
-        overwrite: Annotated[bool, typer.Option(help="Replace a packed set.")] = False,
+        shards: Annotated[int, number("Number of shards.", at_least=1)] = 64,
+        compression: Annotated[str, typer.Option(
+            metavar="NAME", help="lz4, zstd, gzip or none.")] = "lz4",
+        overwrite: Annotated[bool, typer.Option(
+            "--overwrite", metavar="", help="Replace a packed set.")] = False,
         as_json: AsJson = False):
     """Turn arrays into a folder of HDF5 shards with checksums."""
     from isthmus.shards.packing import pack_shards
@@ -96,14 +101,14 @@ def pack(
 @app.command()
 def calibrate(
         run: RunFile,
-        output: Annotated[Path, typer.Option("--output", "-o", help="The cluster file to write.")],
-        repetitions: Annotated[int, typer.Option(min=1, help="Times of which to take the median.")]
-        = 20,
+        output: Annotated[Path, typer.Option(
+            "--output", "-o", metavar="FILE", help="The cluster file to write.")],
+        repetitions: Annotated[int, number("Times of which to take the median.", at_least=1)] = 20,
         as_json: AsJson = False):
     """Measure ranks and links (under mpirun); write a cluster file."""
     from isthmus.runs.calibrate import calibrate
     table = calibrate(world(), run, output, repetitions, tell)
-    answer(as_json, table, f"{output}: written; name it under \\[cluster] file in {run}")
+    answer(as_json, table, f"{output}: written; name it under [cluster] file in {run}")
 
 
 @app.command()
@@ -111,7 +116,8 @@ def plan(
         run: RunFile,
         cluster: OtherCluster = None,
         launch: Annotated[bool, typer.Option(
-            "--launch", help="Add the mpirun line, and what the links want of TCP.")] = False,
+            "--launch", metavar="",
+            help="Add the mpirun line, and what the links want of TCP.")] = False,
         as_json: AsJson = False):
     """Decide which rank holds which shard, and predict the times."""
     from isthmus.runs.launch import launch_advice, launch_lines
@@ -130,6 +136,7 @@ def train(
             metavar="FOLDER", help="Go on with the run in this folder from its checkpoint.")] = None,
         cluster: OtherCluster = None,
         name: Annotated[str | None, typer.Option(
+            metavar="NAME",
             help="What the run's folder is called; if it has a checkpoint, go on from that.")] = None,
         as_json: AsJson = False):
     """Plan, scatter and train (under mpirun); leave a folder with a report."""
@@ -141,32 +148,32 @@ def train(
     page = from_root(comm, lambda: str(write_report(Path(summary["folder"]))))
     step = summary["step"]
     answer(as_json, summary | {"report": page},
-           f"accuracy {summary['accuracy']:.4f} after {summary['steps']} steps; a step took "
-           f"{1e3 * step['measured_seconds']:.1f} ms, predicted "
-           f"{1e3 * step['predicted_seconds']:.1f} ms\nreport: {page}")
+           [f"accuracy {summary['accuracy']:.4f} after {summary['steps']} steps; a step took "
+            f"{1e3 * step['measured_seconds']:.1f} ms, predicted "
+            f"{1e3 * step['predicted_seconds']:.1f} ms", f"report: {page}"])
 
 
 @app.command()
 def simulate(
         file: Annotated[Path, typer.Argument(
             metavar="CLUSTER_OR_RUN.toml", help="A cluster file, or a run's settings file.")],
-        steps: Annotated[int, typer.Option(min=1, help="Steps to simulate.")] = 100,
+        steps: Annotated[int, number("Steps to simulate.", at_least=1)] = 100,
         stragglers: Annotated[str, typer.Option(
             metavar="NUMBER|FOLDER", help="How much a rank's computing varies: standard deviation "
             "over mean, or the folder of a run to draw from.")] = "0",
-        local_steps: Annotated[int, typer.Option(
-            min=1, help="Steps from one synchronisation to the next.")] = 1,
-        buckets: Annotated[int, typer.Option(
-            min=1, help="Parts of the gradient, summed while the rest is computed.")] = 1,
-        size: Annotated[int | None, typer.Option(
-            min=1, help="Entries of the gradient; else the run's, or a million.")] = None,
-        batch_size: Annotated[int | None, typer.Option(
-            min=1, help="Samples of a step, all ranks together; else the run's, or 256.")] = None,
-        edge_sites: Annotated[int, typer.Option(
-            min=0, help="Simulate up to so many edge sites, other links and compressors; 0: none.")]
-        = 64,
+        local_steps: Annotated[int, number(
+            "Steps from one synchronisation to the next.", at_least=1)] = 1,
+        buckets: Annotated[int, number(
+            "Parts of the gradient, summed while the rest is computed.", at_least=1)] = 1,
+        size: Annotated[int | None, number(
+            "Entries of the gradient; else the run's, or a million.", at_least=1)] = None,
+        batch_size: Annotated[int | None, number(
+            "Samples of a step, all ranks together; else the run's, or 256.", at_least=1)] = None,
+        edge_sites: Annotated[int, number(
+            "Simulate up to so many edge sites, other links and compressors; 0: none.",
+            at_least=0)] = 64,
         cluster: OtherCluster = None,
-        seed: Annotated[int, typer.Option(min=0, help="Of what is drawn.")] = 0,
+        seed: Annotated[int, number("Of what is drawn.", at_least=0)] = 0,
         output: Annotated[Path | None, typer.Option(
             "--output", "-o", metavar="FOLDER", help="Where numbers and pictures go.")] = None,
         as_json: AsJson = False):
@@ -185,41 +192,26 @@ app.command()(status)
 
 
 def answer(as_json, table, words):
-    """Print what a verb has to say, from one rank: an object on stdout, or words on stderr."""
+    """Give what a verb has to say on standard output, from one rank: an object, or lines and tables."""
     if not speaks():
         return
     if as_json:
         print(json.dumps(table))
     else:
         for part in [words] if isinstance(words, str) else words:
-            text.print(part)
+            terminal.result(part)
 
 
 def tell(line, passing=False):
-    """Print a line of progress, from one rank; on a terminal the next one replaces a passing one."""
-    if not speaks():
-        return
-    if text.is_terminal:
-        text.file.write("\r\x1b[2K")  # what the passing line has left there
-    text.print(line, markup=False, end="" if passing and text.is_terminal else "\n")
+    """Print a line of progress on standard error, from one rank; the next one replaces a passing one."""
+    if speaks():
+        terminal.tell(line, passing=passing)
 
 
 def speaks():
     """Whether this process prints what all ranks have to say: rank 0, or no rank at all."""
     names = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "SLURM_PROCID")
     return next((os.environ[name] for name in names if name in os.environ), "0") == "0"
-
-
-class Warnings(logging.Handler):
-    """Prints what any rank warns of, a step that stalls."""
-
-    def emit(self, record):
-        if record.levelno == logging.WARNING:
-            text.print(("\r\x1b[2K" if text.is_terminal else "") + record.getMessage(), markup=False,
-                       style="yellow")
-
-
-warnings = Warnings(logging.WARNING)
 
 
 def world():
@@ -236,59 +228,12 @@ def world_if_there():
 
 def main():
     """Run a verb; every error becomes one line, printed once, and a numbered exit code."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    python_warnings.showwarning = warn
-    logging.getLogger("isthmus").addHandler(warnings)
-    try:
-        code = app(standalone_mode=False, prog_name="isthmus") or 0
-        together = True
-    except CommandLineError as problem:
-        code, together = problem.exit_code, True
-        verb = problem.ctx.command_path if getattr(problem, "ctx", None) else "isthmus"
-        line = problem.format_message().rstrip(".").replace("Input should", "must")
-        say([f"isthmus: {line[0].lower()}{line[1:]}; see `{verb} --help`"] * speaks())
-    except typer.Abort:
-        code, together = 130, False
-    except KeyboardInterrupt:
-        code, together = 130, False
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        if told_by_another(world_if_there()):
-            signal.raise_signal(signal.SIGTERM)  # mpirun ends all ranks because one of them has failed
-        say(["isthmus: interrupted; a run with checkpoints goes on with `isthmus train RUN.toml "
-             "--resume FOLDER`"] * speaks())
-    except Exception as problem:
-        code, together = failure_of(problem)["code"], getattr(problem, "everywhere", False)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        say(last_words(problem, world_if_there(), speaks()))
-    end(code, together)
-
-
-def say(lines):
-    """Print what ends the job, with the traceback where that is wanted."""
-    if lines and show_tracebacks:
-        traceback.print_exc()
-    for line in lines:
-        text.print(line, markup=False, style="red" if line.startswith("isthmus:") else None)
-
-
-def warn(message, *_):
-    """Print a warning as one line, once, from one rank."""
-    line = f"warning: {' '.join(str(message).split())}"
-    if speaks() and line not in told:
-        told.add(line)
-        text.print(line, markup=False, style="yellow")
-
-
-def end(code, together):
-    """Leave with `code`; one rank that fails alone takes the others with it."""
-    comm = world_if_there()
-    if comm is None and not speaks():
-        code = 0  # a code here would have mpirun end rank 0 before it has told what is wrong
-    if code and not together and comm is not None and comm.size > 1:
-        sys.stderr.flush()
-        time.sleep(0.1)  # what is said on standard error comes before mpirun's own words
-        comm.Abort(code)
-    sys.exit(code)
+    global ending
+    ending = Ending(terminal, world_if_there, speaks)
+    for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot write ends no verb
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    ending.run(lambda: app(standalone_mode=False, prog_name="isthmus"), CommandLineError)
 
 
 if __name__ == "__main__":

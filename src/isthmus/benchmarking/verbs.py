@@ -7,23 +7,22 @@ from typing import Annotated
 
 import typer
 
+from isthmus.arguments import HELP, AsJson, ClusterFile, number
+
 bench = typer.Typer(
-    no_args_is_help=True, rich_markup_mode="rich",
+    no_args_is_help=True, context_settings=HELP, rich_markup_mode="rich",
     help="Time allreduces, kernels and links, beside the model and what bounds them.")
 
-ClusterFile = Annotated[Path, typer.Argument(metavar="CLUSTER.toml", help="The cluster file.")]
 Links = Annotated[str, typer.Option(
     metavar="real|paced", help="Real, or held to the rates of the cluster file.")]
-Smallest = Annotated[int, typer.Option(
-    min=4, metavar="NBYTES", help="The least size; then 4 times it, and so on ...")]
-Largest = Annotated[int, typer.Option(min=4, metavar="NBYTES", help="... and at last the largest.")]
-Repetitions = Annotated[int, typer.Option(
-    min=2, help="Of each result at most; see --seconds.")]
-Seconds = Annotated[float, typer.Option(
-    min=0.01, help="For the repetitions of each result, or as long as 2 of them take.")]
+Smallest = Annotated[int, number(
+    "The least size; then 4 times it, and so on ...", at_least=4, metavar="NBYTES")]
+Largest = Annotated[int, number("... and at last the largest.", at_least=4, metavar="NBYTES")]
+Repetitions = Annotated[int, number("Of each result at most; see --seconds.", at_least=2)]
+Seconds = Annotated[float, number(
+    "For the repetitions of each result, or as long as 2 of them take.", at_least=0.01)]
 Output = Annotated[Path, typer.Option(
     "--output", "-o", metavar="FOLDER", help="Where results go; those of the same verb are replaced.")]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 FOLDER = Path("runs/bench")
 
 
@@ -66,10 +65,10 @@ def kernels(
         context: typer.Context,
         name: Annotated[list[str] | None, typer.Argument(
             metavar="[KERNEL]...", help="Those to measure; without it, all.")] = None,
-        nbytes: Annotated[int, typer.Option(
-            min=4096, help="Bytes of each array; fewer than caches hold give another figure.")]
+        nbytes: Annotated[int, number(
+            "Bytes of each array; fewer than caches hold give another figure.", at_least=4096)]
         = 384_000_000,
-        repetitions: Annotated[int, typer.Option(min=1, help="Times each.")] = 5,
+        repetitions: Annotated[int, number("Times each.", at_least=1)] = 5,
         output: Output = FOLDER, as_json: AsJson = False):
     """Time kernels on one core as a share of a triad of the same run."""
     from isthmus.benchmarking.bench import run_kernels
@@ -103,5 +102,5 @@ def _checked(kind, **values):
 
 
 def _answer(surroundings, as_json, table):
-    surroundings.answer(as_json, table, "\n".join(
-        [f"results: {table['file']}", *(f"picture: {path}" for path in table.get("pictures", ()))]))
+    surroundings.answer(as_json, table, [
+        f"results: {table['file']}", *(f"picture: {path}" for path in table.get("pictures", ()))])

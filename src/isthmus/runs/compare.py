@@ -5,12 +5,11 @@ from collections import Counter
 from os.path import normpath
 from pathlib import Path
 
-from rich.table import Table
-
 from isthmus.errors import SettingsError
 from isthmus.runs.comparison_pictures import draw_comparison
 from isthmus.runs.page import milliseconds, relative, write_page
 from isthmus.runs.reading import read_run
+from isthmus.terminal import table_of
 
 LETTERS = "ABCDEFGHIJKL"  # what runs are called on the page; curves of more could not be told apart
 NOT_COMPARED = ("run.folder", "run.report_every")  # change nothing that a run comes to
@@ -189,14 +188,9 @@ def link_rows(runs):
 
 def comparison_table(told):
     """Return what to print: a table with a column a run, and sentences."""
-    table = Table()
-    table.add_column("", no_wrap=True)
-    for run in told["runs"]:
-        table.add_column(run["letter"], justify="right", overflow="fold")
-    for what, texts in facts(told["runs"]):
-        table.add_row(what, *texts)
-    for key, texts in in_words(told["settings"]):
-        table.add_row(key, *texts, style="cyan")
+    columns = [("", "left"), *((run["letter"], "right") for run in told["runs"])]
+    table = table_of(columns, [*(((what, *texts), "") for what, texts in facts(told["runs"])),
+                               *(((key, *texts), "cyan") for key, texts in in_words(told["settings"]))])
     return [*(f"{run['letter']}: {run['name']}" for run in told["runs"]), table,
             *parameter_words(told), f"page: {told['page']}"]
 

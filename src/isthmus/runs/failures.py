@@ -1,9 +1,10 @@
 """What a failure says: one block for the whole job, also where many ranks fail at once."""
 
 import json
+import signal
 import time
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from isthmus.errors import IsthmusError, MachineError, ranks_in_words
@@ -12,6 +13,10 @@ TAG = 79
 SECONDS_FOR_OTHERS = 1.0
 SECONDS_FOR_THE_FIRST = 10.0
 LONGEST = 1000  # characters of a message: what travels stays short enough to be sent without asking
+GO_ON = "a run with checkpoints goes on with `isthmus train RUN.toml --resume FOLDER`"
+LOST = "its process is gone"
+LOST_LINE = (f"{LOST}: killed from outside, or by a crash; look into `dmesg` on its host for the "
+             "kernel's out-of-memory killer")
 REPORT = "run again with `isthmus --debug ...` and report the traceback"
 
 
@@ -20,7 +25,9 @@ class Place:
     """Where a rank was when its run failed: `problem.place` of the exception that ends the run.
 
     hosts, sites, tiers: of each cluster rank. folder: the run's, or None before it has one.
-    checkpoint: the step of the last one, or None.
+    checkpoint: the step of the last one, or None. home: the cluster rank of the job's rank 0. seen: the
+    ranks whose processes are seen from here; of them, gone: those that were killed -> their step and
+    phase, signalled: those that a signal told to end, and failing: those that tell an error.
     """
 
     rank: int
@@ -31,6 +38,11 @@ class Place:
     tiers: tuple
     folder: Path | None
     checkpoint: int | None
+    home: int = 0
+    seen: tuple = ()
+    gone: dict = field(default_factory=dict)
+    signalled: tuple = ()
+    failing: tuple = ()
 
 
 def last_words(problem, comm, speaks):
@@ -98,6 +110,56 @@ def failures_of_all(comm, mine, rank, seconds=SECONDS_FOR_OTHERS):
     return dict(sorted(told.values(), key=lambda each: each[0])) if min(told) == comm.rank else None
 
 
+def interrupted_lines(number, place, speaks):
+    """Return the lines of a process that the signal `number` has told to end; none if others speak.
+
+    place: a rank's `Place` after the others had a moment to note theirs; None where no run is under way.
+    """
+    if place is None:
+        return [f"isthmus: interrupted; {GO_ON}"] * speaks
+    if place.failing:
+        return []
+    if place.gone:
+        return _lost_lines(place) if place.rank == min(set(place.seen) - place.gone.keys()) else []
+    everybody = all_interrupted(place)
+    if place.rank != (place.home if everybody else min(place.signalled, default=place.rank)):
+        return []
+    who = "" if everybody else f"{_named(place, place.signalled or [place.rank])}: "
+    why = f" by {signal.Signals(number).name}" if who else ""
+    if everybody and len(place.seen) < len(place.hosts):
+        why = f" by mpirun; if nobody stopped it, look at {_named(place, _elsewhere(place))}"
+    return [f"isthmus: {who}interrupted in step {place.step}{why}; {_how_to_go_on(place)}"]
+
+
+def all_interrupted(place):
+    """Whether all ranks that are seen here were told to end, as by mpirun; of no run under way: True."""
+    return place is None or set(place.signalled) >= set(place.seen)
+
+
+def _lost_lines(place):
+    """Return the blocks of ranks whose process is gone, one for each point where they were."""
+    failures = {rank: {"kind": LOST, "code": MachineError.exit_code, "line": LOST_LINE, "source": "",
+                       "step": step, "phase": phase} for rank, (step, phase) in place.gone.items()}
+    return failure_lines(failures, place)
+
+
+def _elsewhere(place):
+    return sorted(set(range(len(place.hosts))) - set(place.seen))
+
+
+def _named(place, ranks):
+    return name_ranks(ranks, place.hosts, place.sites, place.tiers)
+
+
+def _how_to_go_on(place):
+    if place.folder is None:
+        return "nothing was written"
+    if place.checkpoint is None:
+        return f"it has written no checkpoint (run.checkpoint_every) in {place.folder}"
+    return (f"go on from the checkpoint of step {place.checkpoint} with `isthmus train RUN.toml "
+            f"--resume {place.folder}`")
+
+
 def told_by_another(comm):
     """Return whether another rank has failed, and tells it."""
     if comm is None or comm.size == 1:
@@ -141,15 +203,16 @@ def _block(kind, code, line, source, ranks, failures, place):
         "cause": f"{kind} at {source}" if source else kind,
         "job": job,
         "to do": cure,
-        "more": f"docs/errors/{code}.md{_where_tracebacks_are(ranks, place.folder)}"}
+        "more": f"docs/errors/{code}.md{_where_tracebacks_are(ranks, place.folder, kind != LOST)}"}
     return [f"  {name:<6} {text}" for name, text in words.items()]
 
 
-def _where_tracebacks_are(ranks, folder):
+def _where_tracebacks_are(ranks, folder, traced):
     if folder is None:
         return ""
     logs = folder / "logs"
-    return f", and the traceback in {log_path(folder, ranks[0]) if len(ranks) == 1 else logs}"
+    what = "the traceback" if traced else "what came before"
+    return f", and {what} in {log_path(folder, ranks[0]) if len(ranks) == 1 else logs}"
 
 
 def log_path(folder, rank):

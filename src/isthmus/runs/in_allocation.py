@@ -13,6 +13,7 @@ import sys
 
 from isthmus.errors import IsthmusError
 from isthmus.mpirun import mpirun
+from isthmus.terminal import Terminal
 from isthmus.topology.slurm import read_allocation
 
 
@@ -21,7 +22,7 @@ def main():
     try:
         line = rank_command(read_allocation(), sys.argv[1:])
     except IsthmusError as problem:
-        print(f"isthmus: {problem}", file=sys.stderr)
+        Terminal().tell(f"isthmus: {problem}")
         sys.exit(problem.exit_code)
     os.execv(line[0], line)
 

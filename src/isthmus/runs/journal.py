@@ -8,8 +8,10 @@ from mpi4py import MPI
 
 import isthmus
 from isthmus.errors import StoppedError
+from isthmus.runs import interruption
 from isthmus.runs.failures import Place, name_ranks
-from isthmus.runs.progress import Progress
+from isthmus.runs.interruption import Interrupted
+from isthmus.runs.progress import FAILS, SIGNALLED, Progress
 from isthmus.runs.rank_log import RankLog
 from isthmus.runs.stalls import Watch
 from isthmus.topology.agreement import gather_json
@@ -32,6 +34,7 @@ class Journal:
         self._of_rank = (tuple(self.hosts), tuple(site.name for site in sites),
                          tuple(site.tier for site in sites))
         self.rank, self.folder, self.checkpoint = world.rank, None, None
+        self.home = tiers.home
         self._tell = tell if world.rank == tiers.home else None
         self.progress = Progress(world)
         self.watch = Watch(self.progress, settings.stall_seconds, settings.stall_deviations,
@@ -55,7 +58,16 @@ class Journal:
         """Note that this rank begins `phase` of `step` (`isthmus.runs.progress.PHASES`)."""
         self.progress.enter(phase, step)
 
+    def place(self):
+        """Return the `Place` where this rank is now."""
+        progress = self.progress
+        return Place(self.rank, progress.step, progress.phase, *self._of_rank, self.folder,
+                     self.checkpoint, self.home, tuple(progress.ranks),
+                     {rank: progress.point_of(rank) for rank in progress.ranks_gone()},
+                     tuple(progress.ranks_ending(SIGNALLED)), tuple(progress.ranks_ending(FAILS)))
+
     def __enter__(self):
+        interruption.keep(self)
         return self
 
     def __exit__(self, kind, problem, _):
@@ -65,9 +77,13 @@ class Journal:
             log.info("the run is finished")
         elif isinstance(problem, StoppedError):
             log.info(str(problem))
+        elif isinstance(problem, Interrupted):
+            log.info(f"step {self.progress.step}, phase {self.progress.phase}: {problem}")
         else:
+            self.progress.note_ending(signalled=False)
             log.error(f"step {self.progress.step}, phase {self.progress.phase}: {kind.__name__}: "
                       f"{problem}", exc_info=problem)
-            problem.place = Place(self.rank, self.progress.step, self.progress.phase, *self._of_rank,
-                                  self.folder, self.checkpoint)
+            problem.place = self.place()
         self.log.close()
+        if not isinstance(problem, Interrupted):
+            interruption.keep(None)

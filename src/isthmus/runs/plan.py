@@ -4,14 +4,13 @@ import math
 import warnings
 
 import numpy as np
-from rich.markup import escape
-from rich.table import Table
 
 from isthmus.errors import PlanError
 from isthmus.planning.plan import plan_shards
 from isthmus.runs.choosing import choose
 from isthmus.runs.settings import RunSettings
 from isthmus.shards.shard_file import ShardSet
+from isthmus.terminal import table_of
 
 WORTH_SAYING = 0.02
 """Share of an epoch that another objective must save to be named."""
@@ -65,14 +64,11 @@ def plan_run(settings, cluster, shards, limits=None):
 
 def plan_table(plan, cluster, advice=()):
     """Return what to print: a table of site, rank, shards, samples, seconds; what bounds it all."""
-    table = Table()
-    table.add_column("site")
-    for column in ("rank", "shards", "samples", "compute, ms a step", "waits, ms"):
-        table.add_column(column, justify="right")
-    for rank, (site, waits) in enumerate(zip(cluster.site_of_rank, plan.waiting_of_rank)):
-        table.add_row(cluster.names[site], str(rank), str(len(plan.shards_of_rank[rank])),
-                      str(plan.samples_of_rank[rank]), f"{1e3 * plan.seconds_of_rank[rank]:.2f}",
-                      f"{1e3 * waits:.2f}")
+    columns = ("rank", "shards", "samples", "compute, ms a step", "waits, ms")
+    rows = [((cluster.names[site], rank, len(plan.shards_of_rank[rank]), plan.samples_of_rank[rank],
+              f"{1e3 * plan.seconds_of_rank[rank]:.2f}", f"{1e3 * waits:.2f}"), "")
+            for rank, (site, waits) in enumerate(zip(cluster.site_of_rank, plan.waiting_of_rank))]
+    table = table_of([("site", "left"), *((column, "right") for column in columns)], rows)
     terms = ", ".join(f"{name} {1e3 * seconds:.2f}" for name, seconds in plan.terms.items()
                       if seconds > 0)
     lines = [f"an epoch: {plan.steps} steps, {plan.epoch_seconds:.3f} s",
@@ -86,4 +82,4 @@ def plan_table(plan, cluster, advice=()):
     if plan.money:
         lines.append(f"money: {plan.money:.6g} an epoch")
     return [table, *lines, f"a step: {1e3 * plan.step_seconds:.2f} ms ({terms})", plan.bound_by,
-            *plan.sentences, *map(escape, advice), *(f"warning: {line}" for line in plan.warnings)]
+            *plan.sentences, *advice, *(f"warning: {line}" for line in plan.warnings)]

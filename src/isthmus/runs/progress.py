@@ -4,6 +4,7 @@ import os
 import tempfile
 import time
 from collections import deque
+from pathlib import Path
 
 import numpy as np
 
@@ -16,9 +17,12 @@ PHASES = ("preparation", "compute", "allreduce", "update", "replicas", "report",
 """What a rank does, in the order of a step and of what may follow it."""
 NUMBERS = {phase: number for number, phase in enumerate(PHASES)}
 OF_STEP = ("compute", "allreduce", "update")
-STEP, PHASE, SINCE, ALIVE = range(4)
+STEP, PHASE, SINCE, ALIVE, PROCESS, ENDING = range(6)
 """Columns of a row: the step, the phase by number, and two moments of CLOCK_MONOTONIC: when the step
-(or the phase, outside a step) began, and the last sign of life."""
+(or the phase, outside a step) began, and the last sign of life; the process's number; how it ends."""
+GOES_ON, SIGNALLED, FAILS = range(3)
+"""How a rank ends: not yet, because a signal told it to, or by an error that it tells."""
+COLUMNS = 6
 KEPT = 200
 
 
@@ -34,10 +38,14 @@ class Progress:
         self.rows = shared_rows(host)
         self.ranks = gather_json(host, world.rank) if len(self.rows) == host.size else [world.rank]
         self.rank = world.rank
+        self.sees_processes = True
         self.mine = memoryview(self.rows[self.ranks.index(world.rank)])
+        self.mine[PROCESS] = os.getpid()
         self.seconds = {}  # by "step", and by phase outside a step: how long the last ones took
         self.kind = None
         self.enter(PHASES[0], 0)
+        barrier(host)
+        self.sees_processes = not self.ranks_gone()  # not in containers with numbers of their own
         barrier(host)
         host.Free()
 
@@ -58,21 +66,50 @@ class Progress:
             self.kind, self.mine[SINCE] = kind, now
         self.mine[STEP], self.mine[PHASE], self.mine[ALIVE] = step, NUMBERS[phase], now
 
+    def note_ending(self, signalled):
+        """Note that this rank ends: by a signal, or by an error that it tells."""
+        self.mine[ENDING] = SIGNALLED if signalled else FAILS
+
+    def ranks_ending(self, how):
+        """Return the ranks of this host that end so: SIGNALLED or FAILS."""
+        return [rank for rank, row in zip(self.ranks, self.rows) if row[ENDING] == how]
+
+    def ranks_gone(self):
+        """Return the ranks of this host whose process is no more, and that did not say that they end."""
+        if not self.sees_processes:
+            return []
+        return [rank for rank, row in zip(self.ranks, self.rows)
+                if row[ENDING] == GOES_ON and not _lives(int(row[PROCESS]))]
+
+    def point_of(self, rank):
+        """Return the step and the phase of a rank of this host."""
+        row = self.rows[self.ranks.index(rank)]
+        return int(row[STEP]), PHASES[int(row[PHASE])]
+
+
+def _lives(process):
+    """Whether a process is there and no zombie; its parent may not have asked for its end yet."""
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state not in "ZX"
+
 
 def shared_rows(host):
-    """Return float64[host.size, 4] of zeros that all ranks of `host` share. Collective.
+    """Return float64[host.size, 6] of zeros that all ranks of `host` share. Collective.
 
     Where they do not all see one folder for it (in containers), each rank has one row of its own.
     """
-    path = from_root(host, lambda: _make_file(32 * host.size))
+    path = from_root(host, lambda: _make_file(8 * COLUMNS * host.size))
     try:
-        rows = np.memmap(path, np.float64, "r+", shape=(host.size, 4))
+        rows = np.memmap(path, np.float64, "r+", shape=(host.size, COLUMNS))
     except (OSError, TypeError):
         rows = None
     seen = gather_json(host, rows is not None)
     if path and host.rank == 0:
         os.unlink(path)  # the memory lives as long as a rank has it
-    return np.asarray(rows) if all(seen) else np.zeros((1, 4))
+    return np.asarray(rows) if all(seen) else np.zeros((1, COLUMNS))
 
 
 def _make_file(nbytes):

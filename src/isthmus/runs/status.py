@@ -5,9 +5,8 @@ import os
 import shutil
 from pathlib import Path
 
-from rich.table import Table
-
 from isthmus.errors import SchedulerError, SettingsError
+from isthmus.terminal import table_of
 from isthmus.topology.slurm import ask
 
 TAIL_NBYTES = 1 << 16
@@ -67,16 +66,11 @@ def status_table(runs, parent):
     """Return what to print: a table, a row a run."""
     if not runs:
         return f"{parent}: no runs yet"
-    table = Table()
-    for column in ("run", "state", "job"):
-        table.add_column(column, no_wrap=True)
-    for column in ("step", "loss"):
-        table.add_column(column, justify="right")
-    for run in runs:
-        table.add_row(run["name"], run["state"], run["job"] or "",
-                      f"{run['step']}/{run['steps']}" if run["steps"] else "",
-                      "" if run["loss"] is None else f"{run['loss']:.4f}")
-    return [table]
+    columns = [("run", "left"), ("state", "left"), ("job", "left"), ("step", "right"), ("loss", "right")]
+    rows = [((run["name"], run["state"], run["job"] or "",
+              f"{run['step']}/{run['steps']}" if run["steps"] else "",
+              "" if run["loss"] is None else f"{run['loss']:.4f}"), "") for run in runs]
+    return [table_of(columns, rows)]
 
 
 def _table(path):

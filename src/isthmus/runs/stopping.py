@@ -6,16 +6,16 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from isthmus.topology.world import broadcast
+from isthmus.topology.world import maximum
 
 SECONDS_BETWEEN_QUESTIONS = 3.0
 
 
 class StopRequest:
-    """Whether the job's rank 0 has been told to stop: it tells the others every few seconds.
+    """Whether any rank has been told to stop: all of them ask each other every few seconds.
 
-    Asking costs one message over the links, so most steps do not ask. Rank 0 also tells after how
-    many steps to ask again, so that all ranks ask after the same ones.
+    Asking costs a message each way over the links, so most steps do not ask. The job's rank 0 also tells
+    after how many steps to ask again, so that all ranks ask after the same ones.
     """
 
     def __init__(self, world, home):
@@ -31,8 +31,8 @@ class StopRequest:
             self.next_step = step
         if step < self.next_step:
             return False
-        answer = np.array([self.signalled, self._steps_to_wait(step)], np.int64)
-        broadcast(self.world, answer, self.home)
+        steps = self._steps_to_wait(step) if self.world.rank == self.home else 0
+        answer = maximum(self.world, [self.signalled, steps])
         self.next_step = step + int(answer[1])
         return bool(answer[0])
 

@@ -1,12 +1,12 @@
 """`isthmus report | submit | status | compare`: one verb a function, no logic of its own."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
+from isthmus.arguments import AsJson, OtherCluster, RunFile
+from isthmus.terminal import Content
 
 
 def report(
@@ -21,17 +21,16 @@ def report(
 
 def submit(
         context: typer.Context,
-        run: Annotated[Path, typer.Argument(metavar="RUN.toml", help="The run's settings file.")],
+        run: RunFile,
         dry_run: Annotated[bool, typer.Option(
-            "--dry-run", help="Print the sbatch script and submit nothing.")] = False,
-        cluster: Annotated[Path | None, typer.Option(
-            metavar="FILE", help="A cluster file to take instead of the one in the settings.")] = None,
+            "--dry-run", metavar="", help="Print the sbatch script and submit nothing.")] = False,
+        cluster: OtherCluster = None,
         as_json: AsJson = False):
     """Submit the run to Slurm: a heterogeneous job where there are several sites."""
     from isthmus.runs.submit import script_of_run, submit_run
     if dry_run:
         script = script_of_run(run, cluster)
-        print(json.dumps({"script": script}) if as_json else script, end="\n" if as_json else "")
+        context.obj.answer(as_json, {"script": script}, [Content(script)])
         return
     made = submit_run(run, cluster)
     context.obj.answer(as_json, made, f"job {made['job']}: submitted; its folder is {made['folder']}, "

@@ -1,17 +1,18 @@
 """`isthmus testbed up | run | down`: one verb a function, no logic of its own."""
 
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-testbed = typer.Typer(
-    no_args_is_help=True, help="A cluster on this machine alone: emulated sites and links (root).")
+from isthmus.arguments import HELP, AsJson, ClusterFile
 
-ClusterFile = Annotated[Path, typer.Argument(metavar="CLUSTER.toml", help="The cluster file.")]
-BedName = Annotated[str, typer.Option("--name", help="Which testbed, where there are several.")]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
+testbed = typer.Typer(
+    no_args_is_help=True, context_settings=HELP,
+    help="A cluster on this machine alone: emulated sites and links (root).")
+
+BedName = Annotated[str, typer.Option(
+    "--name", metavar="NAME", help="Which testbed, where there are several.")]
 
 
 @testbed.command()

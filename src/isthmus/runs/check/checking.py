@@ -3,12 +3,11 @@
 import time
 from pathlib import Path
 
-from rich.text import Text
-
 from isthmus.errors import ranks_in_words
 from isthmus.runs.check import gpu, hdf5, machine, mpi, ranks, slurm
 from isthmus.runs.check.findings import Finding, exit_code, failed, grouped, worst_status
 from isthmus.runs.check.job import Job
+from isthmus.terminal import styled
 
 COLOURS = {"PASS": "green", "WARN": "yellow", "FAIL": "red"}
 
@@ -47,16 +46,15 @@ def check_words(made):
     """Return the lines to print: a finding each, its ranks where others say another thing, the cure."""
     lines = []
     for group in made["findings"]:
-        line = Text(group["status"], style=COLOURS[group["status"]])
-        line.append(f"  {group['subject']:<16} {group['found']}", style="default")
+        found = f"  {group['subject']:<16} {group['found']}"
         if len(group["ranks"]) < made["ranks"]:
-            line.append(f" ({ranks_in_words(group['ranks'])}: {', '.join(group['hosts'])})")
+            found += f" ({ranks_in_words(group['ranks'])}: {', '.join(group['hosts'])})"
+        lines.append(styled((group["status"], COLOURS[group["status"]]), (found, "")))
         if group["cure"]:
-            line.append(f"\n      {'':<16} cure: {group['cure']}", style="default")
-        lines.append(line)
+            lines.append(f"      {'':<16} cure: {group['cure']}")
     count = {status: sum(group["status"] == status for group in made["findings"]) for status in COLOURS}
-    lines.append(Text(", ".join(f"{number} {status}" for status, number in count.items())
-                      + f"; ranks: {made['ranks']}; {made['seconds']:.1f} s"))
+    lines.append(", ".join(f"{number} {status}" for status, number in count.items())
+                 + f"; ranks: {made['ranks']}; {made['seconds']:.1f} s")
     return lines
 
 
