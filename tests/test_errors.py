@@ -25,8 +25,8 @@ from isthmus.runs.failures import (
     told_by_another,
 )
 from isthmus.runs.launch import rank_environment
-from isthmus.runs.progress import PHASES, Progress, late_rows
-from isthmus.runs.stalls import FIRST_SECONDS, Watch, deadline
+from isthmus.runs.progress import OF_STEP, PHASES, Progress, late_rows
+from isthmus.runs.stalls import FIRST_SECONDS, SECONDS_OF_OTHERS, Watch, deadline
 from isthmus.topology.agreement import gather_json
 
 HOSTS, SITES, TIERS = ("n0", "n0", "n1", "n2"), ("here", "here", "there", "there"), (
@@ -152,10 +152,12 @@ def test_late_are_those_without_a_sign_of_life_or_else_those_behind(rows, late):
     assert late_rows(np.array(rows), 100.0, 5.0).tolist() == late
 
 
-def watched(rows, rank, size, home=0, usual=(0.1,) * 9):
+def watched(rows, rank, size, home=0, usual=(0.1,) * 9, abort_seconds=None, ended=None):
     progress = SimpleNamespace(rows=rows, rank=rank, ranks=list(range(len(rows))), mine=rows[rank],
-                               kind="step", step=int(rows[rank][0]), seconds={"step": usual})
-    return Watch(progress, 2.0, 10.0, lambda ranks: f"<{','.join(map(str, ranks))}>", home, size)
+                               kind="step", step=int(rows[rank][0]), seconds={"step": usual},
+                               next_is_gone=lambda: False)
+    return Watch(progress, 2.0, 10.0, lambda ranks: f"<{','.join(map(str, ranks))}>", home, size,
+                 abort_seconds, lambda line, ranks: ended.append((rank, line, ranks)))
 
 
 def warnings_of(caplog):
@@ -204,13 +206,49 @@ def test_a_stall_that_ends_with_the_run_is_told_to_be_over(caplog):
     assert re.match("step 7 went on after .* s; <1> late", went_on)
 
 
-def test_between_steps_and_before_the_first_nothing_stalls(caplog):
-    rows = np.array([row(0, "preparation"), row(7, "end")])
-    for rank, kind in enumerate(("preparation", "end")):
-        watch = watched(rows, rank, 2)
-        watch.progress.kind = kind
-        watch.look(1000.0)
+def test_before_the_first_step_a_minute_is_usual_and_after_the_last_nothing_stalls(caplog):
+    caplog.set_level(logging.INFO, "isthmus")
+    rows = np.array([row(0, "preparation", alive=5.0), row(0, "preparation")])
+    watch = watched(rows, 1, 2)
+    watch.progress.kind = "preparation"
+    watch.look(FIRST_SECONDS - 0.1)
     assert not caplog.records
+    watch.look(FIRST_SECONDS + 0.1)
+    assert warnings_of(caplog) == [
+        "preparation before the first step stalls: 60.1 s so far; late: <0> in preparation of step 0, "
+        "no sign of life for 55.1 s; <1> in preparation"]
+    watch = watched(np.array([row(7, "end"), row(7, "end")]), 0, 2, abort_seconds=1.0)
+    watch.progress.kind = "end"
+    watch.look(1000.0)
+    assert len(warnings_of(caplog)) == 1
+
+
+def test_after_abort_seconds_the_rank_that_tells_a_stall_ends_the_job_and_else_another():
+    rows, ended = np.array([row(7, "allreduce"), row(7, "compute"), row(7, "allreduce")]), []
+    watches = [watched(rows, rank, 3, abort_seconds=5.0, ended=ended) for rank in range(3)]
+    for watch in watches:
+        watch.look(4.9)
+    assert not ended
+    for watch in watches:
+        watch.look(5.1)
+    assert ended == [(0, "step 7 stalls: 5.1 s, run.abort_seconds are over; late: <1> in compute of "
+                         "step 7; <0,2> in allreduce", [1])]
+    watches[2].look(5.2 + SECONDS_OF_OTHERS)
+    assert [rank for rank, *_ in ended] == [0, 2]
+
+
+def test_a_rank_that_is_gone_ends_the_job_where_nobody_else_does():
+    ended = []
+    watch = watched(np.array([row(7, "allreduce"), row(7, "compute")]), 0, 2, ended=ended)
+    watch.progress.next_is_gone = lambda: True
+    for now in (1.0, 1.0 + SECONDS_OF_OTHERS):
+        watch.look(now)
+        assert not ended
+    watch.look(1.1 + SECONDS_OF_OTHERS)
+    assert ended == [(0, None, ())]
+
+
+AFTER = PHASES[PHASES.index("replicas"):][:3]
 
 
 @pytest.mark.ranks(3)
@@ -218,13 +256,13 @@ def test_ranks_of_a_host_see_where_each_other_is(comm):
     progress = Progress(comm)
     assert progress.ranks == [0, 1, 2]
     for step in range(1, 4):
-        for phase in PHASES[1:4]:
+        for phase in OF_STEP:
             progress.enter(phase, step)
-    progress.enter(PHASES[4 + comm.rank], 3)
+    progress.enter(AFTER[comm.rank], 3)
     comm.Barrier()
     assert progress.rows[:, 0].tolist() == [3, 3, 3]
-    assert [PHASES[int(number)] for number in progress.rows[:, 1]] == list(PHASES[4:7])
-    assert progress.phase == PHASES[4 + comm.rank]
+    assert [PHASES[int(number)] for number in progress.rows[:, 1]] == list(AFTER)
+    assert progress.phase == AFTER[comm.rank]
     assert len(progress.seconds["step"]) == 3
     assert gather_json(comm, progress.rank) == [0, 1, 2]
     comm.Barrier()
@@ -249,9 +287,9 @@ models.Perceptron.gradient = planted
 '''
 
 
-def start(lab, plant):
-    """Start a job of three ranks in which `plant` runs before each gradient."""
-    (lab / "sitecustomize.py").write_text(PLANTED.format(plant))
+def start(lab, plant, at_once=""):
+    """Start a job of three ranks in which `plant` runs before each gradient, and `at_once` first."""
+    (lab / "sitecustomize.py").write_text(PLANTED.format(plant) + at_once)
     paths = [str(lab), *filter(None, [os.environ.get("PYTHONPATH")])]
     return subprocess.Popen(command(3, "train", "run.toml"), cwd=lab, text=True, stdout=subprocess.PIPE,
                             env=rank_environment(PYTHONPATH=os.pathsep.join(paths), COLUMNS="200"),
@@ -285,6 +323,21 @@ def test_ranks_that_fail_are_told_in_one_block(lab, culprits, who, logs):
         log = (folder / f"logs/rank{number:04}.log").read_text()
         assert "checkpoint written" in log
         assert ("Traceback" in log) == (str(number) in culprits)
+
+
+@pytest.mark.slow
+def test_a_freeze_before_the_first_step_is_ended_with_who_was_late(lab):
+    write(lab, run=with_changes(RUN, {"run.abort_seconds": 10}))
+    job = start(lab, "pass", "initial = models.Perceptron.initial\ndef frozen(*given):\n"
+                "    rank == 1 and os.kill(os.getpid(), signal.SIGSTOP)\n"
+                "    return initial(*given)\nmodels.Perceptron.initial = frozen\n")
+    told = job.communicate(timeout=120)[1].replace("\0", "")
+    assert job.returncode == MachineError.exit_code, told
+    first, rank, step, *_ = (line for line in told.splitlines() if line.startswith(("isthmus:", "  ")))
+    assert first.startswith("isthmus: rank 1: beginning before the first step stalls: ")
+    assert "late: rank 1 (site site1, tier edge, host " in first
+    assert rank.startswith("  rank   rank 1 (site site1, tier edge, host ")
+    assert step == "  step   0, phase beginning"
 
 
 @pytest.mark.slow

@@ -17,6 +17,8 @@ GO_ON = "a run with checkpoints goes on with `isthmus train RUN.toml --resume FO
 LOST = "its process is gone"
 LOST_LINE = (f"{LOST}: killed from outside, or by a crash; look into `dmesg` on its host for the "
              "kernel's out-of-memory killer")
+STALL = "a step that does not end"
+STALL_CURE = "look at these hosts, or allow for more with run.abort_seconds"
 REPORT = "run again with `isthmus --debug ...` and report the traceback"
 
 
@@ -120,7 +122,7 @@ def interrupted_lines(number, place, speaks):
     if place.failing:
         return []
     if place.gone:
-        return _lost_lines(place) if place.rank == min(set(place.seen) - place.gone.keys()) else []
+        return lost_lines(place) if place.rank == min(set(place.seen) - place.gone.keys()) else []
     everybody = all_interrupted(place)
     if place.rank != (place.home if everybody else min(place.signalled, default=place.rank)):
         return []
@@ -136,10 +138,17 @@ def all_interrupted(place):
     return place is None or set(place.signalled) >= set(place.seen)
 
 
-def _lost_lines(place):
+def lost_lines(place):
     """Return the blocks of ranks whose process is gone, one for each point where they were."""
     failures = {rank: {"kind": LOST, "code": MachineError.exit_code, "line": LOST_LINE, "source": "",
                        "step": step, "phase": phase} for rank, (step, phase) in place.gone.items()}
+    return failure_lines(failures, place)
+
+
+def stalled_lines(line, ranks, place):
+    """Return the block of a job that is ended because `ranks` have stalled."""
+    failures = {rank: {"kind": STALL, "code": MachineError.exit_code, "line": f"{line}; {STALL_CURE}",
+                       "source": "", "step": place.step, "phase": place.phase} for rank in ranks}
     return failure_lines(failures, place)
 
 
@@ -203,11 +212,11 @@ def _block(kind, code, line, source, ranks, failures, place):
         "cause": f"{kind} at {source}" if source else kind,
         "job": job,
         "to do": cure,
-        "more": f"docs/errors/{code}.md{_where_tracebacks_are(ranks, place.folder, kind != LOST)}"}
+        "more": f"docs/errors/{code}.md{_where_more_is(ranks, place.folder, kind not in (LOST, STALL))}"}
     return [f"  {name:<6} {text}" for name, text in words.items()]
 
 
-def _where_tracebacks_are(ranks, folder, traced):
+def _where_more_is(ranks, folder, traced):
     if folder is None:
         return ""
     logs = folder / "logs"

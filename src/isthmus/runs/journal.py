@@ -2,14 +2,15 @@
 
 import logging
 import os
+import sys
 from pathlib import Path
 
 from mpi4py import MPI
 
 import isthmus
-from isthmus.errors import StoppedError
+from isthmus.errors import MachineError, StoppedError
 from isthmus.runs import interruption
-from isthmus.runs.failures import Place, name_ranks
+from isthmus.runs.failures import Place, lost_lines, name_ranks, stalled_lines
 from isthmus.runs.interruption import Interrupted
 from isthmus.runs.progress import FAILS, SIGNALLED, Progress
 from isthmus.runs.rank_log import RankLog
@@ -38,15 +39,15 @@ class Journal:
         self._tell = tell if world.rank == tiers.home else None
         self.progress = Progress(world)
         self.watch = Watch(self.progress, settings.stall_seconds, settings.stall_deviations,
-                           lambda ranks: name_ranks(ranks, *self._of_rank), tiers.home, world.size)
+                           lambda ranks: name_ranks(ranks, *self._of_rank), tiers.home, world.size,
+                           settings.abort_seconds, self.abandon)
         log.info(f"isthmus {isthmus.__version__}: {name_ranks([self.rank], *self._of_rank)}, process "
                  f"{os.getpid()}")
 
     def open(self, folder):
-        """Begin the log in the run's folder, and watch for stalls."""
+        """Begin the log in the run's folder."""
         self.folder = Path(folder)
         self.log.open(folder)
-        self.watch.start()
 
     def tell(self, line, passing=False):
         """Log a line of progress, and print it where the job's rank 0 is."""
@@ -58,6 +59,15 @@ class Journal:
         """Note that this rank begins `phase` of `step` (`isthmus.runs.progress.PHASES`)."""
         self.progress.enter(phase, step)
 
+    def abandon(self, line, ranks):
+        """End the job from the thread that watches, because of a stall or of ranks that are gone."""
+        place = self.place()
+        self.progress.note_ending(signalled=False)
+        for each in lost_lines(place) if line is None else stalled_lines(line, ranks, place):
+            log.warning(each)
+        sys.stderr.flush()
+        os._exit(MachineError.exit_code)  # the main thread waits inside MPI; mpirun ends the others
+
     def place(self):
         """Return the `Place` where this rank is now."""
         progress = self.progress
@@ -68,6 +78,7 @@ class Journal:
 
     def __enter__(self):
         interruption.keep(self)
+        self.watch.start()
         return self
 
     def __exit__(self, kind, problem, _):

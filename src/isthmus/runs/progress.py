@@ -12,7 +12,8 @@ from isthmus.topology.agreement import from_root, gather_json, ranks_on_host
 from isthmus.topology.comm import innermost
 from isthmus.topology.world import barrier
 
-PHASES = ("preparation", "compute", "allreduce", "update", "replicas", "report", "evaluation",
+BEFORE_STEPS = ("preparation", "placing data", "beginning")
+PHASES = (*BEFORE_STEPS, "compute", "allreduce", "update", "replicas", "report", "evaluation",
           "rebalancing", "signals", "checkpoint", "end")
 """What a rank does, in the order of a step and of what may follow it."""
 NUMBERS = {phase: number for number, phase in enumerate(PHASES)}
@@ -80,6 +81,11 @@ class Progress:
             return []
         return [rank for rank, row in zip(self.ranks, self.rows)
                 if row[ENDING] == GOES_ON and not _lives(int(row[PROCESS]))]
+
+    def next_is_gone(self):
+        """Whether the process of the next rank on this host is no more, though it did not say so."""
+        row = self.rows[(self.ranks.index(self.rank) + 1) % len(self.ranks)]
+        return self.sees_processes and row[ENDING] == GOES_ON and not _lives(int(row[PROCESS]))
 
     def point_of(self, rank):
         """Return the step and the phase of a rank of this host."""

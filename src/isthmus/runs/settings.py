@@ -144,7 +144,8 @@ class OutputSettings(FrozenModel):
 
     trace: note what every rank does when, and write trace.json at the end.
     stall_seconds, stall_deviations: a step is told to stall after its usual seconds and so many median
-    absolute deviations, and at least after so many seconds.
+    absolute deviations, and at least after so many seconds. abort_seconds: after which a stall ends the
+    job; None: it is told, and the job waits.
     """
 
     folder: Path = Path("runs")
@@ -154,6 +155,7 @@ class OutputSettings(FrozenModel):
     trace: bool = False
     stall_seconds: Annotated[float, Field(gt=0)] = 10.0
     stall_deviations: NotNegative = 10.0
+    abort_seconds: Annotated[float, Field(gt=0)] | None = None
 
 
 class RunSettings(FrozenModel):

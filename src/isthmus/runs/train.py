@@ -47,7 +47,9 @@ def train(comm, settings_path, tell, *, resume=None, cluster=None, name=None):
         settings, why = choose(settings, tiers.cluster)
         if why:
             journal.tell(f"allreduce: {why['reason']}")
+        journal.enter("placing data", 0)
         plan, local, test = place_data(tiers, settings, journal.tell)
+        journal.enter("beginning", 0)
         model = settings.make_model()
         trace = Trace(tiers) if settings.run.trace else None
         computing = trace.tiers if trace else tiers
