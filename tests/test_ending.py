@@ -1,5 +1,6 @@
 """How a job ends: by signals to one rank, to mpirun and without it, and where a rank is lost."""
 
+import json
 import os
 import re
 import signal
@@ -13,6 +14,7 @@ import pytest
 from clusters import cluster_of
 from test_cli import ISTHMUS, RUN, command, pack_lab, with_changes, write
 
+from isthmus.runs.aftermath import aftermath
 from isthmus.runs.failures import Place, interrupted_lines
 from isthmus.runs.interruption import SECONDS_TO_END, Interrupted, Watchman
 from isthmus.runs.launch import rank_environment
@@ -132,6 +134,27 @@ def test_a_process_that_comes_to_no_handler_is_ended_by_another_thread():
             except Exception:
                 raise AssertionError("an interruption is no error to be mended") from None
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.parametrize(("files", "code", "ends", "words"), [
+    ({"summary.json": {"steps": 10}}, 0, 0, None), ({"summary.json": {"steps": 10}}, 137, 137, None),
+    ({}, 0, 15, ["code 0 and the run has no summary", "step on record is 3 of 10", "begin again"]),
+    ({"checkpoint.h5": {}}, 137, 137, ["code 137", "go on from its checkpoint", "--resume "]),
+    ({}, 14, 14, None), ({}, 7, 7, None), (None, 0, 15, ["the last step on record is 0; "])])
+def test_after_mpirun_a_run_without_a_summary_has_a_line_and_no_code_0(
+        tmp_path, files, code, ends, words):
+    folder = tmp_path / "run-7"
+    if files is not None:
+        folder.mkdir()
+        run = {"settings": {"training": {"epochs": 2}}}
+        for name, table in {"run.json": run, "plan.json": {"steps": 5}, **files}.items():
+            (folder / name).write_text(json.dumps(table))
+        (folder / "metrics.jsonl").write_text('{"kind": "step", "step": 3, "loss": 1.5}\n')
+    returned, lines = aftermath(code, str(folder))
+    assert returned == ends
+    assert len(lines) == bool(words)
+    assert all(word in lines[0] for word in words or ()), lines
+    assert aftermath(code, None) == (code, [])
 
 
 @pytest.mark.slow

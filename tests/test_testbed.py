@@ -420,6 +420,35 @@ def test_the_exit_code_is_passed_on_and_what_was_up_stays_up(bed, lab):
     assert json.loads(call(lab, "down", "--json").stdout) == {"was_up": True}
 
 
+def test_no_code_0_where_ranks_have_not_begun(bed, monkeypatch):
+    """As where the launch agent has died."""
+    monkeypatch.setattr(launch, "rank_command", lambda *_: ["true"])
+    with pytest.raises(EmulationError, match="0 of 2 ranks began, and mpirun ended with code 0"):
+        testbed.run(cluster(1, 1), ["true"], name=OURS)
+
+
+@pytest.mark.slow
+def test_a_daemon_that_is_lost_leaves_a_line_with_the_way_on(bed, lab):
+    run = (lab / "run.toml").read_text().replace("epochs = 2", "epochs = 4000")
+    (lab / "run.toml").write_text(run + "\n[run]\ncheckpoint_every = 5\n")
+    job = subprocess.Popen([*ISTHMUS, "run", "--name", OURS, "cluster.toml", "--", sys.executable, "-m",
+                            "isthmus.cli", "train", "run.toml"], cwd=lab, stdout=subprocess.DEVNULL,
+                           stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 100
+    while not list(lab.glob("runs/*/checkpoint.h5")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    (folder,) = lab.glob("runs/*")
+    for process in commands.run("ip", "netns", "pids", SITE1).split():
+        if Path(f"/proc/{process}/comm").read_text() == "prted\n":
+            os.kill(int(process), signal.SIGKILL)
+    told = job.communicate(timeout=60)[1]
+    assert job.returncode not in (0, None), told
+    (line,) = (line for line in told.splitlines() if " the run has no summary" in line)
+    assert line.startswith(f"isthmus: {folder}: mpirun has ended with code {job.returncode} and the run")
+    assert line.endswith(f"go on from its checkpoint with `isthmus train RUN.toml --resume {folder}`")
+    assert not (folder / "summary.json").exists()
+
+
 def test_mistakes_are_told_in_one_line(machine, lab):
     (lab / "other.toml").write_text("[[site]]")
     for arguments, code, words in (

@@ -48,7 +48,7 @@ def options(
             callback=show_version)] = False):
     """Note what holds for every verb."""
     ending.debug = debug
-    context.obj = Surroundings(world, tell, answer)
+    context.obj = Surroundings(world, tell, answer, after_mpirun)
 
 
 @app.command()
@@ -206,6 +206,15 @@ def tell(line, passing=False):
     """Print a line of progress on standard error, from one rank; the next one replaces a passing one."""
     if speaks():
         terminal.tell(line, passing=passing)
+
+
+def after_mpirun(code, folder):
+    """Say what became of the run in `folder` once mpirun has ended with `code`; return the exit code."""
+    from isthmus.runs.aftermath import aftermath
+    code, lines = aftermath(code, folder)
+    for line in lines:
+        terminal.tell(line, "red")
+    return code
 
 
 def speaks():

@@ -28,12 +28,13 @@ FOLDER = Path("runs/bench")
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What the command line gives its verbs: world() -> communicator, tell(line), and
-    answer(as_json, table, words)."""
+    """What the command line gives its verbs: world() -> communicator, tell(line),
+    answer(as_json, table, words), and aftermath(code, folder) -> the exit code after mpirun's."""
 
     world: Callable
     tell: Callable
     answer: Callable
+    aftermath: Callable
 
 
 @bench.command()

@@ -15,6 +15,7 @@ from isthmus.runs.interruption import Interrupted
 from isthmus.runs.progress import FAILS, SIGNALLED, Progress
 from isthmus.runs.rank_log import RankLog
 from isthmus.runs.stalls import Watch
+from isthmus.testbed.launch import RUN_NOTE
 from isthmus.topology.agreement import gather_json
 
 log = logging.getLogger("isthmus")
@@ -45,8 +46,10 @@ class Journal:
                  f"{os.getpid()}")
 
     def open(self, folder):
-        """Begin the log in the run's folder."""
+        """Begin the log in the run's folder; note the folder for what has started the job."""
         self.folder = Path(folder)
+        if RUN_NOTE in os.environ and self.rank == self.home:
+            Path(os.environ[RUN_NOTE]).write_text(str(self.folder.absolute()))
         self.log.open(folder)
 
     def tell(self, line, passing=False):

@@ -24,6 +24,10 @@ while wait "$job"; code=$?; [ "$code" -gt 128 ] && kill -0 "$job" 2> /dev/null; 
 # A run that was told before it could listen has ended by the signal itself.
 [ "$stopping" = no ] || [ "$code" -le 128 ] || code=14
 
+# Where a node, a daemon or an agent was lost: how far the run came; and no code 0 without a summary.
+python3 -m isthmus.runs.aftermath "$code" "$runs/$SLURM_JOB_NAME-$SLURM_JOB_ID"
+code=$?
+
 # A job that somebody has cancelled stays cancelled: only a running one is put back into the queue.
 state=$(scontrol show job --oneliner "$SLURM_JOB_ID" | head -n 1 | grep -o 'JobState=[A-Z]*')
 if [ "$code" = 14 ] && [ "$state" = JobState=RUNNING ]; then

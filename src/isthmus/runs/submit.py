@@ -52,7 +52,8 @@ def job_script(settings, run, cluster_path):
     """Return the script: one component of the job a site, then what is alike for all runs."""
     options = ["--cluster", os.path.relpath(cluster_path)] if cluster_path else []
     values = {"run_file": shlex.quote(os.path.relpath(run)), "threads": str(settings.run.threads),
-              "options": f"({shlex.join(options)})"}
+              "options": f"({shlex.join(options)})",
+              "runs": shlex.quote(os.path.relpath(settings.run.folder))}
     return "\n".join(["#!/bin/bash", *header(settings, job_name(run), run), "",
                       *(f"{name}={value}" for name, value in values.items()),
                       "", BODY.read_text(encoding="utf-8")])

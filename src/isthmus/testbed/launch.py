@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 from itertools import groupby
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from isthmus.errors import EmulationError
 from isthmus.mpirun import MORE_RANKS_THAN_CORES, mca_arguments, mpirun
@@ -16,6 +18,8 @@ from isthmus.testbed.wiring import CONTROL_NETWORK, NAME, RANKS_NETWORK, Wiring
 from isthmus.topology.transport import tcp_settings
 
 TESTBED = "ISTHMUS_TESTBED"  # in the environment of its ranks: the testbed's name
+RUN_NOTE = "ISTHMUS_RUN_NOTE"  # in the environment: the file into which a run writes its folder
+NOTE_BEGINNING = 'echo >> "$1"; shift; exec "$@"'
 PATIENCE_SECONDS = 10.0
 
 
@@ -40,16 +44,24 @@ def run(cluster, command, stdout=None, name=NAME):
     if program is None:
         raise EmulationError(f"testbed: no program is called {command[0]!r}; after `--` comes what to "
                              "start in each rank, as in: isthmus train RUN.toml")
-    line = rank_command(cluster, [program, *command[1:]], name)
     wires = Wiring(cluster, name=name).wires
     made = up(cluster, name)
-    try:
-        before = counters(name)
-        code = _wait_for(inside(wires, wires, *line), name, stdout)
-        after = counters(name)
-    finally:
-        if made:
-            down(name)
+    with TemporaryDirectory(prefix="isthmus-") as folder:
+        begun = Path(folder, "begun")  # a line a rank
+        line = rank_command(cluster, ["sh", "-c", NOTE_BEGINNING, "isthmus", str(begun), program,
+                                      *command[1:]], name)
+        try:
+            before = counters(name)
+            code = _wait_for(inside(wires, wires, *line), name, stdout)
+            after = counters(name)
+        finally:
+            if made:
+                down(name)
+        ranks = len(begun.read_text().splitlines()) if begun.exists() else 0
+    if code == 0 and ranks < cluster.size:
+        raise EmulationError(f"testbed: {ranks} of {cluster.size} ranks began, and mpirun ended with "
+                             "code 0: it has lost a launch agent or a daemon; see its words above, and "
+                             "start it again")
     return code, {site: {key: after[site][key] - before[site][key] for key in after[site]}
                   for site in after}
 

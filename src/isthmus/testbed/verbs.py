@@ -1,6 +1,9 @@
 """`isthmus testbed up | run | down`: one verb a function, no logic of its own."""
 
+import os
 import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
@@ -40,8 +43,13 @@ def run_on_testbed(
         as_json: AsJson = False):
     """Start a command in every rank, messages going over the links."""
     from isthmus.testbed import run
+    from isthmus.testbed.launch import RUN_NOTE
     from isthmus.topology.cluster import Cluster
-    code, sites = run(Cluster.from_toml(cluster), command, sys.stderr if as_json else None, name)
+    with TemporaryDirectory(prefix="isthmus-") as folder:
+        note = Path(folder, "run")
+        os.environ[RUN_NOTE] = str(note)
+        code, sites = run(Cluster.from_toml(cluster), command, sys.stderr if as_json else None, name)
+        code = context.obj.aftermath(code, note.read_text() if note.exists() else None)
     context.obj.answer(
         as_json, {"exit_code": code, "emulated": True, "sites": sites},
         "testbed: emulated links; " + "; ".join(
