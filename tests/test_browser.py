@@ -17,7 +17,7 @@ from isthmus.runs.report import write_report
 
 pytestmark = pytest.mark.slow
 
-PHONE, DESK = 390, 1200  # pixels across
+PHONE, SMALL, DESK = 390, 420, 1200  # pixels across
 STEPS = 10_000
 
 
@@ -120,6 +120,22 @@ def test_every_chart_is_there_and_can_be_seen(visit):
 def test_no_page_is_wider_than_the_screen(visit):
     seen, _, width = visit
     assert seen.ask("document.documentElement.scrollWidth") <= width
+
+
+def test_three_columns_can_be_read_on_a_phone_without_moving_them(browser, tmp_path):
+    """With numbers of runs as they are: five digits of milliseconds, seven of bytes."""
+    runs = [write_run(tmp_path / name, digest=name * 4) for name in ("one", "two", "six")]
+    for run in runs:
+        summary = json.loads((run / "summary.json").read_text())
+        for term in summary["terms"]:
+            term |= {"predicted_seconds": 0.0123456, "measured_seconds": 0.0134567}
+        (run / "summary.json").write_text(json.dumps(summary))
+    seen = Visit(browser, tmp_path / compare(runs)["page"], SMALL)
+    assert seen.ask("innerWidth") == SMALL
+    widths = seen.ask("[...document.querySelectorAll('.scroll')].map(each => "
+                      "[each.scrollWidth, each.clientWidth])")
+    assert len(widths) >= 3
+    assert all(wanted <= given for wanted, given in widths), widths
 
 
 @pytest.mark.parametrize("light", ["light", "dark"])

@@ -10,7 +10,7 @@ from test_report import TERMS, Page, write_run
 from isthmus import cli
 from isthmus.errors import SettingsError
 from isthmus.picture_style import HATCHES
-from isthmus.runs.compare import compare, comparison_table, differences, parameter_words
+from isthmus.runs.compare import compare, comparison_table, differences, fastest, parameter_words
 from isthmus.runs.comparison_pictures import look
 
 
@@ -128,3 +128,18 @@ def test_the_verb_refuses_in_one_line(runs, monkeypatch, capsys, which, code, wo
     captured = capsys.readouterr()
     assert captured.out == ""
     assert words in " ".join(captured.err.split())
+
+
+@pytest.mark.parametrize(("medians", "quartiles", "card"), [
+    ((0.030, 0.050), ((0.029, 0.031), (0.049, 0.051)),
+     ("A · 30.0 ms", "fastest step (median); B: 50.0 ms")),
+    ((0.050, 0.049), ((0.048, 0.052), (0.047, 0.051)),
+     ("49.0 ms", "fastest step (median): A and B within their spread; none is faster")),
+    ((0.030, 0.031, 0.050), ((0.029, 0.032), (0.030, 0.033), (0.049, 0.051)),
+     ("30.0 ms", "fastest step (median): A and B within their spread; C: 50.0 ms")),
+    ((0.031, 0.030), ((0.031, 0.031), (0.030, 0.030)),
+     ("B · 30.0 ms", "fastest step (median); A: 31.0 ms"))])
+def test_a_run_is_the_fastest_only_beyond_the_spread_of_steps(medians, quartiles, card):
+    runs = [{"letter": letter, "measured_step_seconds": median, "step_seconds_quartiles": list(spread)}
+            for letter, median, spread in zip("ABC", medians, quartiles)]
+    assert fastest(runs) == card
