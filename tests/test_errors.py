@@ -11,8 +11,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from clusters import cluster_of
 from test_cli import RUN, command, pack_lab, with_changes, write
 
+import isthmus
 from isthmus import errors
 from isthmus.errors import EXIT_CODES, IsthmusError, MachineError, NonFiniteError
 from isthmus.runs.failures import (
@@ -26,6 +28,7 @@ from isthmus.runs.failures import (
 )
 from isthmus.runs.launch import rank_environment
 from isthmus.runs.progress import OF_STEP, PHASES, Progress, late_rows
+from isthmus.runs.slow_links import LinkWatch
 from isthmus.runs.stalls import FIRST_SECONDS, SECONDS_OF_OTHERS, Watch, deadline
 from isthmus.topology.agreement import gather_json
 
@@ -323,6 +326,35 @@ def test_ranks_that_fail_are_told_in_one_block(lab, culprits, who, logs):
         log = (folder / f"logs/rank{number:04}.log").read_text()
         assert "checkpoint written" in log
         assert ("Traceback" in log) == (str(number) in culprits)
+
+
+def test_links_ten_times_as_slow_as_predicted_are_named_once_and_once_when_they_are_not(caplog):
+    caplog.set_level(logging.INFO, "isthmus")
+    watch = LinkWatch(isthmus.Cluster(cluster_of(1, 1)), 0.004)
+    for step, milliseconds in ((10, 39), (20, 41), (30, 500), (40, 5)):
+        watch.look(step, [milliseconds / 1e3] * 4 + [9.0])  # one step that stalls is not the link
+    slow, well = warnings_of(caplog)
+    assert slow.startswith("step 20: a step takes 41.0 ms on links, 10 times the predicted 4.0 ms: the "
+                           "link between site1 and site0 is slower than the cluster file says")
+    assert well == "step 40: links are as fast as before, 5.0 ms a step"
+    three = LinkWatch(isthmus.Cluster(cluster_of(1, 1, 1)), 0.0001)
+    assert three.links == "one of the links between site1 and site0, site2 and site0"
+    three.look(1, [0.004])  # forty times as long, and less than a machine's unrest
+    LinkWatch(isthmus.Cluster(cluster_of(2)), 0.0).look(1, [1.0])
+    assert len(warnings_of(caplog)) == 2
+
+
+@pytest.mark.slow
+def test_a_link_that_is_slower_than_predicted_is_named_while_the_run_goes_on(lab):
+    job = start(lab, "pass", "import isthmus.collectives.hierarchical as module\n"
+                "wait = module.wait_for\n"
+                "def slow(*given):\n    time.sleep(0.05)\n    return wait(*given)\n"
+                "module.wait_for = slow\n")
+    told = job.communicate(timeout=120)[1]
+    assert job.returncode == 0, told
+    lines = [line for line in told.splitlines() if " ms on links, " in line]
+    assert len(lines) == 1, told
+    assert re.match(r"step 7: a step takes .* the link between site1 and site0 is slower", lines[0])
 
 
 @pytest.mark.slow

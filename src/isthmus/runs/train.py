@@ -20,6 +20,7 @@ from isthmus.runs.journal import Journal
 from isthmus.runs.preparation import hold_seconds, place_data, shared_settings, shared_tiers
 from isthmus.runs.rebalancing import Rebalancing
 from isthmus.runs.record import RunFolder, provenance, replanned_sentence
+from isthmus.runs.slow_links import LinkWatch
 from isthmus.runs.stopping import stopping_on
 from isthmus.runs.terms import critical_terms
 from isthmus.runs.trace import Trace
@@ -85,6 +86,7 @@ class Job:
         self.loss = None
         self.skipped = 0
         self.rebalancing = Rebalancing(tiers, settings, plan, training)
+        self.slow_links = LinkWatch(tiers.cluster, plan.terms.get("links", 0.0))
         cluster = tiers.cluster
         self._leaders = None
         if settings.allreduce.algorithm == "hierarchical" and len(cluster.sites) > 1:
@@ -189,6 +191,8 @@ class Job:
         first = self.training.state.step - rows.shape[1] + 1
         for number in range(rows.shape[1]):
             self._report_step(first + number, dict(zip(MEASURED, rows[:, number].T)))
+        self.slow_links.look(self.training.state.step,
+                             [terms["links"] for terms in self.measured[-rows.shape[1]:]])
         self.folder.flush()
         self.tell(f"step {self.training.state.step}/{self.training.recipe.total_steps}: "
                   f"loss {self.loss:.4f}, {1e3 * self._median_step():.1f} ms a step, "

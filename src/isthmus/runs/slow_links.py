@@ -1,0 +1,41 @@
+"""Links that take ten times as long as predicted are named while the run goes on."""
+
+import logging
+import statistics
+
+TIMES = 10.0
+LEAST_SECONDS = 0.005
+"""A step: less than this over the prediction may be the machine's own unrest."""
+log = logging.getLogger("isthmus")
+
+
+class LinkWatch:
+    """Holds what steps take on the links against what was predicted; kept where the job's rank 0 is.
+
+    cluster: its sites and hub tell which links are meant. predicted_seconds: of a step, on its links.
+    """
+
+    def __init__(self, cluster, predicted_seconds):
+        self.predicted_seconds = predicted_seconds
+        names = cluster.names
+        others = [name for name in names if name != names[cluster.hub]] if len(names) > 1 else []
+        ends = [f"{name} and {names[cluster.hub]}" for name in others]
+        self.links = f"the link between {ends[0]}" if len(ends) == 1 else (
+            f"one of the links between {', '.join(ends)}")
+        self.slow = False
+
+    def look(self, step, seconds):
+        """Warn where the median of `seconds`, of the last steps, is so long; once, and once after."""
+        if not seconds or not self.predicted_seconds:
+            return
+        median = statistics.median(seconds)
+        slow = median > max(TIMES * self.predicted_seconds, self.predicted_seconds + LEAST_SECONDS)
+        if slow and not self.slow:
+            log.warning(
+                f"step {step}: a step takes {1e3 * median:.1f} ms on links, "
+                f"{median / self.predicted_seconds:.0f} times the predicted "
+                f"{1e3 * self.predicted_seconds:.1f} ms: {self.links} is slower than the cluster file "
+                "says, or others use it; measure with `mpirun ... isthmus bench links`")
+        elif self.slow and not slow:
+            log.warning(f"step {step}: links are as fast as before, {1e3 * median:.1f} ms a step")
+        self.slow = slow
