@@ -27,8 +27,8 @@ from isthmus.runs.failures import (
     told_by_another,
 )
 from isthmus.runs.launch import rank_environment
+from isthmus.runs.links import LinkWatch
 from isthmus.runs.progress import OF_STEP, PHASES, Progress, late_rows
-from isthmus.runs.slow_links import LinkWatch
 from isthmus.runs.stalls import FIRST_SECONDS, SECONDS_OF_OTHERS, Watch, deadline
 from isthmus.topology.agreement import gather_json
 

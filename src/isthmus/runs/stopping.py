@@ -4,8 +4,6 @@ import signal
 import time
 from contextlib import contextmanager
 
-import numpy as np
-
 from isthmus.topology.world import maximum
 
 SECONDS_BETWEEN_QUESTIONS = 3.0

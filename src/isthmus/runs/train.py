@@ -5,7 +5,6 @@ import statistics
 from contextlib import nullcontext
 from pathlib import Path
 
-import numpy as np
 from mpi4py import MPI
 from threadpoolctl import threadpool_limits
 
@@ -17,15 +16,15 @@ from isthmus.files import remove_leftovers
 from isthmus.registry import STAGES
 from isthmus.runs.choosing import choose
 from isthmus.runs.journal import Journal
+from isthmus.runs.links import LinkWatch, counted_links
 from isthmus.runs.preparation import hold_seconds, place_data, shared_settings, shared_tiers
 from isthmus.runs.rebalancing import Rebalancing
 from isthmus.runs.record import RunFolder, provenance, replanned_sentence
-from isthmus.runs.slow_links import LinkWatch
 from isthmus.runs.stopping import stopping_on
 from isthmus.runs.terms import critical_terms
 from isthmus.runs.trace import Trace
 from isthmus.testbed import on_testbed
-from isthmus.topology.agreement import broadcast_json, from_root, gather_json
+from isthmus.topology.agreement import broadcast_json, from_root
 from isthmus.training.checkpoint import read_checkpoint, write_checkpoint
 from isthmus.training.synchronous import MEASURED, State, Training
 
@@ -158,7 +157,7 @@ class Job:
         """Compare replicas, write summary.json, and return it with the folder on every rank."""
         self.journal.enter("end", self.training.state.step)
         digest = self.training.compare_replicas()
-        links = self._links()
+        links = counted_links(self.tiers, self.training.allreduce)
         if self.leads:
             self._note("replicas", hash=digest)
             summary = self._summary(digest, links)
@@ -271,18 +270,6 @@ class Job:
                 self.seconds = line["seconds"]
             elif line["kind"] == "evaluation":
                 self.evaluation = line["loss"], line["accuracy"]
-
-    def _links(self):
-        """Return the bytes sent over each link and what the formula says."""
-        allreduce, names = self.training.allreduce, self.tiers.cluster.names
-        predicted = allreduce.calls * allreduce.predicted_to_sites()
-        everyone = np.array(gather_json(self.tiers.world, np.stack(
-            [allreduce.sent_to_sites, predicted], axis=1).tolist()))
-        site_of_rank = np.array(self.tiers.cluster.site_of_rank)
-        return [{"source": names[i], "target": names[j], "sent_nbytes": int(nbytes[0]),
-                 "predicted_nbytes": int(nbytes[1])}
-                for i in range(len(names)) for j in range(len(names)) if i != j
-                and (nbytes := everyone[site_of_rank == i, j].sum(axis=0)).any()]
 
     def _summary(self, digest, links):
         """Return what the run came to, predicted beside measured."""

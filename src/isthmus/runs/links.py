@@ -1,12 +1,29 @@
-"""Links that take ten times as long as predicted are named while the run goes on."""
+"""What a run's links carry; and those that take ten times as long as predicted, named while it goes on."""
 
 import logging
 import statistics
+
+import numpy as np
+
+from isthmus.topology.agreement import gather_json
 
 TIMES = 10.0
 LEAST_SECONDS = 0.005
 """A step: less than this over the prediction may be the machine's own unrest."""
 log = logging.getLogger("isthmus")
+
+
+def counted_links(tiers, allreduce):
+    """Return the bytes sent over each link and what the formula says, on every rank. Collective."""
+    names = tiers.cluster.names
+    predicted = allreduce.calls * allreduce.predicted_to_sites()
+    everyone = np.array(gather_json(tiers.world, np.stack(
+        [allreduce.sent_to_sites, predicted], axis=1).tolist()))
+    site_of_rank = np.array(tiers.cluster.site_of_rank)
+    return [{"source": names[i], "target": names[j], "sent_nbytes": int(nbytes[0]),
+             "predicted_nbytes": int(nbytes[1])}
+            for i in range(len(names)) for j in range(len(names)) if i != j
+            and (nbytes := everyone[site_of_rank == i, j].sum(axis=0)).any()]
 
 
 class LinkWatch:
