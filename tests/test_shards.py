@@ -1,6 +1,7 @@
 """Shards: what is packed comes back, and whatever is broken is found and named."""
 
 import contextlib
+import fcntl
 import gzip
 import hashlib
 import itertools
@@ -112,6 +113,15 @@ def test_hdf5_is_never_given_a_file_that_is_not_what_was_packed(noise_set, monke
                 act()
     finally:
         path.write_bytes(whole)
+
+
+def test_reading_needs_no_locks(tmp_path):
+    """Neither of shards nor of what is packed: on file systems without locks there is nothing to set."""
+    shards = isthmus.pack_shards({"a": np.arange(9)}, tmp_path, 1)
+    with open(tmp_path / shards.names[0], "rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        np.testing.assert_array_equal(shards.read(0)["a"], np.arange(9))
+        np.testing.assert_array_equal(read_arrays({"a": file.name})["a"], np.arange(9))
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device", "folder"])

@@ -27,7 +27,10 @@ TABLE = "table"
 
 
 def write_checkpoint_file(path, arrays, table):
-    """Write `arrays`, name -> float32[...], and a JSON `table` to `path`, whole or not at all."""
+    """Write `arrays`, name -> float32[...], and a JSON `table` to `path`, whole or not at all.
+
+    Takes twice the file's bytes of memory while it lasts.
+    """
     def fill(file):
         for name, array in arrays.items():
             file[name] = array
