@@ -123,8 +123,17 @@ def test_a_run_that_was_killed_and_resumed_ends_with_the_same_bits(lab):
     process.wait(timeout=60)
     (folder,) = lab.glob("runs/*")
     assert not (folder / "summary.json").exists(), "the run ended before it was stopped"
+    checkpoint, leftover = folder / "checkpoint.h5", folder / "checkpoint.h5.4711.partial"
+    content = checkpoint.read_bytes()
+    checkpoint.write_bytes(content[:1816] + bytes([content[1816] ^ 64]) + content[1817:])
+    damaged = call(lab, 3, "train", "run.toml", "--resume", folder)
+    assert damaged.returncode == 9
+    assert damaged.stderr.count("checkpoint.h5: is damaged") == 1
+    checkpoint.write_bytes(content)
+    leftover.write_bytes(content[:100])
     resumed = call(lab, 3, "train", "run.toml", "--resume", folder, "--json")
     assert resumed.returncode == 0, resumed.stderr
+    assert not leftover.exists()
     summary = json.loads(resumed.stdout)
     assert summary["parameter_hash"] == whole["parameter_hash"]
     assert summary["links"] == whole["links"]
