@@ -57,7 +57,7 @@ def test_what_json_has_no_word_for_is_refused(value):
 @pytest.mark.parametrize("text", [
     "", "{", "[1,]", "nan", "\x00",
     b"\xff\xfe\xff", b'"\xed\xa0\x80"', '"\\ud800"', '{"\\uDC00": 1}', "[" * 200_000,
-    '{"a":' * 100_000, "1" * 5000])
+    "[" * 100 + "]" * 100, '{"a":' * 100_000, "1" * 5000])
 def test_whatever_is_no_json_is_one_kind_of_error(text):
     with pytest.raises(ValueError):
         loads(text)

@@ -1,6 +1,5 @@
 """The command line: one verb a function, no logic of its own."""
 
-import json
 import os
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ import isthmus
 from isthmus.arguments import HELP, AsJson, OtherCluster, RunFile, number
 from isthmus.benchmarking.verbs import Surroundings, bench
 from isthmus.ending import Ending
+from isthmus.json_text import dumps
 from isthmus.runs.verbs import compare, report, status, submit
 from isthmus.terminal import Terminal
 from isthmus.testbed.verbs import testbed
@@ -196,7 +196,7 @@ def answer(as_json, table, words):
     if not speaks():
         return
     if as_json:
-        print(json.dumps(table))
+        print(dumps(table))
     else:
         for part in [words] if isinstance(words, str) else words:
             terminal.result(part)

@@ -29,9 +29,21 @@ def loads(text, *, exact=False):
         value = json.loads(text, parse_constant=None if exact else lambda _: None)
     except RecursionError:
         raise ValueError("brackets inside brackets, too many to follow") from None
+    if not exact and _deeper_than(64, value):
+        raise ValueError("brackets inside brackets, too many to follow")
     if "\\ud" in text.lower():
         json.dumps(value, ensure_ascii=False).encode()  # half a character is a ValueError here
     return value
+
+
+def _deeper_than(most, value):
+    level = [value]
+    for _ in range(most):
+        level = [inner for each in level if isinstance(each, dict | list)
+                 for inner in (each.values() if isinstance(each, dict) else each)]
+        if not level:
+            return False
+    return True
 
 
 def _plain_leaf(value):

@@ -1,8 +1,7 @@
 """Where results go: a line each in a folder, with what made them, whole at every moment."""
 
-import json
-
 from isthmus.files import check_folder, write_text
+from isthmus.json_text import dumps
 from isthmus.provenance import process_provenance
 
 
@@ -24,4 +23,4 @@ class Results:
 
     def keep(self, results):
         """Write all results so far, in the place of what was there before."""
-        write_text(self.path, "".join(json.dumps(result | self.provenance) + "\n" for result in results))
+        write_text(self.path, "".join(dumps(result | self.provenance) + "\n" for result in results))

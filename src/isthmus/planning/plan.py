@@ -3,7 +3,7 @@
 import hashlib
 import json
 import warnings
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 
 import numpy as np
@@ -48,6 +48,7 @@ class Plan:
     fair_staging_seconds: float = 0.0  # of bringing the shards, if flows share links fairly
     sentences: tuple[str, ...] = ()  # the shadow prices, for people
     warnings: tuple[str, ...] = ()  # what looks wrong in the cluster file
+    data: str | None = None  # digest of the samples, None where only their counts were known
 
     @cached_property
     def shards_of_rank(self):
@@ -121,7 +122,8 @@ def plan_shards(cluster, shards_or_counts, workload, objective="makespan", pinne
                 or Exchange(cluster, workload, 0))
     placed = exchange.place(allocate)
     time_alone = len(aim.terms) == 1 and staged_epochs is None
-    return _told(objective, epoch, staging, exchange, placed, time_alone)
+    return replace(_told(objective, epoch, staging, exchange, placed, time_alone),
+                   data=getattr(shards_or_counts, "digest", None))
 
 
 def _told(objective, epoch, staging, exchange, placed, time_alone):

@@ -1,21 +1,22 @@
 """A run's folder, read: what made it, what was planned, what was measured."""
 
-import json
 import statistics
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from isthmus.errors import SettingsError
+from isthmus.json_text import loads
+from isthmus.runs.contents import ANY_LINE, LINES, PlanTable, Provenance, Summary
 from isthmus.topology.cluster import Cluster
-
-NEEDED = {"run.json": ("settings", "hosts", "started"), "plan.json": ("terms", "step_seconds", "steps"),
-          "summary.json": ("terms", "step", "steps", "links", "accuracy", "loss", "parameter_hash")}
 
 
 @dataclass(frozen=True)
 class Run:
-    """What the files of a run tell; `summary` is None while the run has not finished."""
+    """What the files of a run tell; `summary` is None while the run has not made its last step."""
 
     folder: Path
     provenance: dict
@@ -57,7 +58,7 @@ class Run:
         else:
             names = self.steps[0]["terms"] if self.steps else self.plan["terms"]
             rows = [(name, self.plan["terms"].get(name, 0.0),
-                     statistics.median(line["terms"][name] for line in self.steps)
+                     statistics.median(line["terms"].get(name, 0.0) for line in self.steps)
                      if self.steps else None) for name in names]
         return [row for row in rows if max(row[1], row[2] or 0.0) > 0]
 
@@ -86,40 +87,109 @@ def read_run(folder):
     Raises SettingsError in one line if the folder is not a run's or a file in it is damaged.
     """
     folder = Path(folder)
-    provenance, plan = _table(folder / "run.json"), _table(folder / "plan.json")
-    summary = _table(folder / "summary.json") if (folder / "summary.json").exists() else None
-    return Run(folder, provenance, plan, summary, _lines(folder / "metrics.jsonl"),
-               Cluster.from_toml(folder / "cluster.toml"))
+    provenance = read_table(folder / "run.json", Provenance)
+    plan = read_table(folder / "plan.json", PlanTable)
+    cluster = Cluster.from_toml(folder / "cluster.toml")
+    for key in ("shards_of_rank", "samples_of_rank", "seconds_of_rank"):
+        if len(plan[key]) != cluster.size:
+            raise SettingsError(f"{folder / 'plan.json'}: {key} tells of {len(plan[key])} ranks, "
+                                f"cluster.toml of {cluster.size}; one of them is of another run")
+    metrics = read_metrics(folder / "metrics.jsonl")
+    summary = None
+    if (folder / "summary.json").exists():
+        summary = read_table(folder / "summary.json", Summary)
+    last_step = max((line["step"] for line in metrics if line["kind"] == "step"), default=0)
+    if not is_finished(summary, plan["steps"], epochs_of(provenance["settings"]), last_step):
+        summary = None
+    return Run(folder, provenance, plan, summary, metrics, cluster)
 
 
-def _table(path):
+def read_metrics(path):
+    """Return the lines of the metrics.jsonl at `path`; SettingsError names the first damaged one."""
+    found = []
+    for number, _, table, wrong in read_lines(path):
+        if wrong:
+            raise SettingsError(f"{path}: line {number} {wrong}; the file is damaged: remove that line")
+        found.append(table)
+    return tuple(found)
+
+def read_table(path, kind):
+    """Return the JSON table in `path`, a `kind`; SettingsError in one line if it is not one."""
     try:
-        table = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
+        return TypeAdapter(kind).validate_python(loads(read_bytes(path)))
+    except FileNotFoundError:
         raise SettingsError(f"{path}: no such file; name the folder of a run, such as "
                             "runs/NAME-DATE") from None
-    except (OSError, ValueError) as problem:
-        raise SettingsError(f"{path}: cannot be read ({problem}); the run's folder is damaged") from None
-    for key in NEEDED[path.name]:
-        if not isinstance(table, dict) or key not in table:
-            raise SettingsError(f"{path}: tells no {key!r}; the run's folder is damaged, or of another "
-                                "program")
-    return table
+    except ValueError as problem:
+        raise SettingsError(f"{path}: {in_words(problem)}; the run's folder is damaged, or of another "
+                            "program") from None
 
 
-def _lines(path):
-    """Return the lines of metrics.jsonl; a last line that a killed run left half-written is dropped."""
+def read_lines(path):
+    """Yield (number, bytes, table, what is wrong) of each line of the metrics.jsonl at `path`.
+
+    table: checked, None where something is wrong. A last line that is still being written, or that a
+    killed run left so, is left out. A file that is not there has no lines.
+    """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    except OSError:
-        return ()
-    tables = []
+        lines = read_bytes(path).split(b"\n")
+    except FileNotFoundError:
+        return
     for number, line in enumerate(lines, 1):
         try:
-            tables.append(json.loads(line))
-        except ValueError:
-            if number == len(lines):
-                break
-            raise SettingsError(f"{path}: line {number} is not JSON; the file is damaged: remove "
-                                "that line") from None
-    return tuple(tables)
+            table, wrong = check_line(line), None
+        except ValueError as problem:
+            table, wrong = None, in_words(problem)
+        if table or number < len(lines):
+            yield number, line, table, wrong
+
+
+def check_line(line):
+    """Return the table that a line of metrics.jsonl (bytes) holds; ValueError if it is none."""
+    table = ANY_LINE.validate_python(loads(line))
+    return LINES[table["kind"]].validate_python(table) if table["kind"] in LINES else table
+
+
+def read_bytes(path):
+    """Return what the file `path` holds; FileNotFoundError, or SettingsError if it cannot be read."""
+    path = Path(path)
+    try:
+        if path.exists() and not path.is_file():
+            raise SettingsError(f"{path}: is no file; the run's folder is damaged")
+        return path.read_bytes()
+    except NotADirectoryError:
+        raise FileNotFoundError(path) from None
+    except FileNotFoundError:
+        raise
+    except OSError as problem:
+        raise SettingsError(f"{path}: cannot be read: {problem.strerror}; look at its rights and its "
+                            "disk") from None
+
+
+def in_words(problem):
+    """Say in a few words what a ValueError of reading and checking found."""
+    if not isinstance(problem, ValidationError):
+        return f"is not JSON ({problem})"
+    first = problem.errors(include_url=False, include_context=False)[0]
+    where = " ".join(".".join(map(str, first["loc"])).split())
+    if first["type"] == "missing":
+        return f"tells no {where!r}"
+    given = f"{first['input']!r:.40}"
+    if not where:
+        return f"holds {given}, which is no table"
+    return f"gives {where} = {given}; {first['msg'].replace('Input should', 'it must', 1)}"
+
+
+def is_finished(summary, steps_an_epoch, epochs, last_step):
+    """Whether a run's summary (None: there is none) is of its last step.
+
+    A run that was told to go on, with more epochs, has an old one until it ends again. steps_an_epoch,
+    epochs: None where they are not known.
+    """
+    return summary is not None and summary.get("steps", last_step) >= max(
+        last_step, (steps_an_epoch or 0) * (epochs or 0))
+
+
+def epochs_of(settings: dict[str, Any]):
+    """Return the epochs that a run's settings ask for, None where they do not say."""
+    return settings.get("training", {}).get("epochs")

@@ -1,14 +1,21 @@
 """The folder of a run: what made it, what was planned, what was measured. Rank 0 alone writes it."""
 
-import json
 import time
 from contextlib import contextmanager
 from pathlib import Path
 
 from isthmus.errors import CheckpointError, OutputError
-from isthmus.files import check_folder, write_text
+from isthmus.files import check_folder, replacing, write_text
+from isthmus.json_text import dumps
 from isthmus.provenance import process_provenance
+from isthmus.runs.contents import Provenance
+from isthmus.runs.lock import FolderLock
+from isthmus.runs.reading import read_lines, read_table
 from isthmus.testbed import on_testbed
+from isthmus.topology.agreement import from_root
+
+DAMAGED = "damaged-lines"
+"""The file of a run's folder for lines of metrics.jsonl that could not be read when it was resumed."""
 
 
 class RunFolder:
@@ -51,24 +58,55 @@ class RunFolder:
         return str(path) if (path / "checkpoint.h5").is_file() else None
 
     @staticmethod
-    def check(parent, resume):
-        """Raise OutputError or CheckpointError now for what would fail later."""
-        if resume is not None:
+    def reserve(parent, resume, name, lock):
+        """Take the folder that `resume` or `name` means; return it if it has a run to go on with.
+
+        None: a new one is to be made. Raises OutputError or CheckpointError now for what would fail
+        later, and where another job has the folder.
+        """
+        elsewhere = "set run.folder to a folder that you may write in"
+        named = name is not None and (RunFolder.begun(parent, name) is not None or resume is None)
+        if named:
+            check_folder(parent, elsewhere)
+            lock.take(Path(parent, name))
+            resume = RunFolder.begun(parent, name)  # what it has now that nobody else can change it
+            if resume is None and Path(parent, name, "summary.json").exists():
+                raise OutputError(f"{Path(parent, name)}: holds a finished run; give another --name, or "
+                                  "remove the folder")
+        elif resume is not None:
             if not Path(resume, "checkpoint.h5").is_file():
                 raise CheckpointError(f"{Path(resume, 'checkpoint.h5')}: no such checkpoint; set "
                                       "run.checkpoint_every, or start without --resume")
-            return
-        check_folder(parent, "set run.folder to a folder that you may write in")
+            lock.take(resume)
+        else:
+            check_folder(parent, elsewhere)
+        return resume and str(resume)
+
+    def write_documents(self, table, cluster, plan, step=None):
+        """Write what made the run, its cluster and its plan: run.json, cluster.toml and plan.json.
+
+        step: of the checkpoint that the run goes on from. run.json then keeps when it was first started,
+        and what was started earlier.
+        """
+        if step is not None and (self.path / "run.json").exists():
+            before = read_table(self.path / "run.json", Provenance)
+            start = {"started": before.get("resumed", before["started"]),
+                     "command": before.get("command", []), "until_step": step}
+            table = table | {"started": before["started"], "resumed": table["started"],
+                             "earlier": [*before.get("earlier", []), start]}
+        self.write_json("run.json", table)
+        cluster.to_toml(self.path / "cluster.toml")
+        self.write_json("plan.json", plan.to_dict())
 
     def write_json(self, name, table):
-        write_text(self.path / name, json.dumps(table, indent=1) + "\n")
+        write_text(self.path / name, dumps(table, indent=1) + "\n")
 
     def note(self, kind, **values):
         """Add a line to metrics.jsonl."""
         with self._writing():
             if self._lines is None:
                 self._lines = open(self.metrics, "a", encoding="utf-8")  # noqa: SIM115
-            self._lines.write(json.dumps({"kind": kind, **values}) + "\n")
+            self._lines.write(dumps({"kind": kind, **values}) + "\n")
 
     def flush(self):
         if self._lines is not None:
@@ -86,23 +124,25 @@ class RunFolder:
     def cut_back(self, step):
         """Drop what metrics.jsonl tells of steps after `step`: they will be made again.
 
-        Returns the lines that are kept, as dicts.
+        Returns the lines that are kept, as dicts, and the numbers of those that were damaged, which go
+        to a file of their own.
         """
-        kept = []
-        try:
-            lines = self.metrics.read_text(encoding="utf-8").splitlines()
-        except OSError as problem:
-            raise CheckpointError(f"{self.metrics}: cannot be read: {problem.strerror}; resume in the "
-                                  "folder that the run has made") from None
-        for line in lines:
-            try:
-                table = json.loads(line)
-            except ValueError:  # the line that was being written when the run was killed
-                break
-            if table["step"] <= step:
+        if not self.metrics.exists():
+            raise CheckpointError(f"{self.metrics}: no such file; resume in the folder that the run has "
+                                  "made")
+        kept, lines, damaged = [], [], {}
+        for number, line, table, wrong in read_lines(self.metrics):
+            if wrong:
+                damaged[number] = line + b"\n"
+            elif table["step"] <= step:
                 kept.append(table)
-        write_text(self.metrics, "".join(json.dumps(table) + "\n" for table in kept))
-        return kept
+                lines.append(line + b"\n")
+        if damaged:
+            with self._writing(), open(self.path / DAMAGED, "ab") as file:
+                file.writelines(damaged.values())
+        with replacing(self.metrics) as partial:
+            partial.write_bytes(b"".join(lines))
+        return kept, list(damaged)
 
     def close(self):
         if self._lines is not None:
@@ -111,14 +151,22 @@ class RunFolder:
                 lines.close()
 
 
-def provenance(settings, hosts, mpi_library, model_size):
-    """Return what made a run, for its run.json."""
+@contextmanager
+def reserved(comm, parent, resume, name):
+    """Give (folder to go on with or None, the lock on it), and free it at the end. Collective."""
+    with FolderLock() as lock:
+        yield from_root(comm, lambda: RunFolder.reserve(parent, resume, name, lock)), lock
+
+
+def provenance(settings, hosts, mpi_library, model_size, data):
+    """Return what made a run, for its run.json; data: what `Manifest.told` says of each set."""
     return process_provenance() | {
         "mpi_library": mpi_library,
         "hosts": hosts,
         "settings": settings.to_json(),
         "emulated": ["links"] if on_testbed() else [],
         "model_size": model_size,
+        "data": data,
     }
 
 

@@ -1,6 +1,5 @@
 """Steps of a cluster file on any machine: its times, how it scales, and whether int8 pays."""
 
-import json
 import statistics
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -9,11 +8,13 @@ import numpy as np
 
 from isthmus.errors import SettingsError
 from isthmus.files import replacing, write_text
+from isthmus.json_text import dumps
 from isthmus.planning.scaling import Study, edge_counts
 from isthmus.planning.simulation import Stragglers, simulate
 from isthmus.planning.time_model import Workload
 from isthmus.runs.choosing import choose
 from isthmus.runs.pictures import draw_scaling
+from isthmus.runs.reading import read_metrics
 from isthmus.runs.settings import RunSettings
 from isthmus.toml_files import read_toml
 from isthmus.topology.cluster import Cluster
@@ -63,15 +64,14 @@ def read_stragglers(text):
         if "variation" in str(problem):
             raise SettingsError(f"--stragglers {text}: {problem}") from None
     path = Path(text) / "metrics.jsonl"
+    if not path.exists():
+        raise SettingsError(f"{path}: no such file; --stragglers takes a number such as 0.1, or the "
+                            "folder of a run")
     try:
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        computed = [line["terms"]["compute"] for line in lines if line["kind"] == "step"]
+        computed = [line["terms"]["compute"] for line in read_metrics(path) if line["kind"] == "step"]
         middle = statistics.median(computed)
         return Stragglers(measured=tuple(seconds / middle for seconds in computed))
-    except OSError as problem:
-        raise SettingsError(f"{path}: cannot be read: {problem.strerror}; --stragglers takes a number "
-                            "such as 0.1, or the folder of a run") from None
-    except (ValueError, KeyError, TypeError, ZeroDivisionError):
+    except (ValueError, KeyError, ZeroDivisionError):
         raise SettingsError(f"{path}: does not tell what its steps computed; give the folder of a run "
                             "that has made some") from None
 
@@ -122,7 +122,7 @@ def _cluster_and_workload(path, other_cluster, size, batch_size):
 
 def _write(folder, table):
     """Write numbers and pictures into `folder`; return their paths."""
-    write_text(folder / "simulation.json", json.dumps(table, indent=1))
+    write_text(folder / "simulation.json", dumps(table, indent=1))
     paths = [folder / "simulation.json"]
     if "scaling" in table:
         for kind in ("svg", "png"):

@@ -1,6 +1,5 @@
 """Write the sbatch script of a run, and submit it."""
 
-import json
 import os
 import re
 import shlex
@@ -9,6 +8,7 @@ from pathlib import Path
 
 from isthmus.errors import SettingsError
 from isthmus.files import check_folder, write_text
+from isthmus.json_text import dumps
 from isthmus.runs.settings import RunSettings
 from isthmus.runs.slurm_settings import SlurmSiteSettings
 from isthmus.topology.slurm import ask
@@ -33,7 +33,7 @@ def submit_run(run, cluster_path=None):
     name = job_name(run)
     folder = parent / f"{name}-{job}"
     write_text(folder / "job.sbatch", script)
-    write_text(folder / "slurm.json", json.dumps({"job": job}) + "\n")
+    write_text(folder / "slurm.json", dumps({"job": job}) + "\n")
     return {"job": job, "folder": str(folder), "log": str(parent / f"{name}-{job}.log")}
 
 

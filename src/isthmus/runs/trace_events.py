@@ -5,11 +5,11 @@ not take one yet. A span's bytes are those of the messages that were handed to M
 messages between sites.
 """
 
-import json
 from collections import defaultdict, deque
 from typing import NamedTuple
 
 from isthmus.files import replacing
+from isthmus.json_text import dumps
 from isthmus.registry import SPANS
 from isthmus.topology.tracing import COLUMNS, RECEIVED, SENT
 
@@ -60,8 +60,8 @@ def write_trace(path, cluster, rows_of_rank, offsets):
                     "uncertainty_seconds": offsets[:, rank, 1].tolist()}
                    for rank in range(cluster.size)]}
     with replacing(path) as partial, open(partial, "w", encoding="utf-8") as file:
-        file.write(f'{{"displayTimeUnit": "ms",\n"otherData": {json.dumps(told)},\n"traceEvents": [\n')
-        file.write(",\n".join(map(json.dumps, trace_events(cluster, rows_of_rank, errors))))
+        file.write(f'{{"displayTimeUnit": "ms",\n"otherData": {dumps(told)},\n"traceEvents": [\n')
+        file.write(",\n".join(map(dumps, trace_events(cluster, rows_of_rank, errors))))
         file.write("\n]}\n")
 
 

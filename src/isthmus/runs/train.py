@@ -11,7 +11,7 @@ from threadpoolctl import threadpool_limits
 from isthmus.collectives.allreduce import Allreduce
 from isthmus.compression.dense import Dense
 from isthmus.devices import array_library
-from isthmus.errors import StoppedError
+from isthmus.errors import CheckpointError, StoppedError
 from isthmus.files import remove_leftovers
 from isthmus.registry import STAGES
 from isthmus.runs.choosing import choose
@@ -19,12 +19,13 @@ from isthmus.runs.journal import Journal
 from isthmus.runs.links import LinkWatch, counted_links
 from isthmus.runs.preparation import hold_seconds, place_data, shared_settings, shared_tiers
 from isthmus.runs.rebalancing import Rebalancing
-from isthmus.runs.record import RunFolder, provenance, replanned_sentence
+from isthmus.runs.record import RunFolder, provenance, replanned_sentence, reserved
+from isthmus.runs.resuming import Recalled, identity_of, recall
 from isthmus.runs.stopping import stopping_on
 from isthmus.runs.terms import critical_terms
 from isthmus.runs.trace import Trace
 from isthmus.testbed import on_testbed
-from isthmus.topology.agreement import broadcast_json, from_root
+from isthmus.topology.agreement import broadcast_json, from_root, require, together
 from isthmus.training.checkpoint import read_checkpoint, write_checkpoint
 from isthmus.training.synchronous import MEASURED, State, Training
 
@@ -38,10 +39,8 @@ def train(comm, settings_path, tell, *, resume=None, cluster=None, name=None):
     returned on every rank. SIGUSR1 has the run write a checkpoint and raise StoppedError.
     """
     settings = shared_settings(comm, settings_path, cluster)
-    if name is not None:
-        resume = from_root(comm, lambda: RunFolder.begun(settings.run.folder, name)) or resume
-    from_root(comm, lambda: RunFolder.check(settings.run.folder, resume))
-    with (threadpool_limits(settings.run.threads), shared_tiers(comm, settings) as tiers,
+    with (reserved(comm, settings.run.folder, resume, name) as (resume, lock),
+          threadpool_limits(settings.run.threads), shared_tiers(comm, settings) as tiers,
           stopping_on(signal.SIGUSR1, tiers.world, tiers.home) as stop,
           Journal(tiers, settings.run, tell) as journal):
         settings, why = choose(settings, tiers.cluster)
@@ -62,7 +61,7 @@ def train(comm, settings_path, tell, *, resume=None, cluster=None, name=None):
         training = Training(computing, model, local, allreduce, recipe, state,
                             hold_seconds(tiers, settings), journal.enter)
         job = Job(tiers, settings, plan, training, test, journal)
-        job.open_folder(Path(settings_path).stem, resume, name, why)
+        job.open_folder(Path(settings_path).stem, resume, name, lock, why)
         with trace.written_to(job.path) if trace else nullcontext():
             job.run(stop)
         return job.finish()
@@ -86,6 +85,8 @@ class Job:
         self.skipped = 0
         self.rebalancing = Rebalancing(tiers, settings, plan, training)
         self.slow_links = LinkWatch(tiers.cluster, plan.terms.get("links", 0.0))
+        self.data = {"train": training.local.manifest, "test": test.manifest}
+        self.identity = identity_of(settings, tiers.cluster, plan, self.data)
         cluster = tiers.cluster
         self._leaders = None
         if settings.allreduce.algorithm == "hierarchical" and len(cluster.sites) > 1:
@@ -93,25 +94,31 @@ class Job:
             if len(self._leaders) > 2:  # the hub waits for one crossing, the others for two
                 self._leaders.pop(cluster.hub)
 
-    def open_folder(self, stem, resume, name, why=None):
-        """Make the run's folder and write down what is about to run; or go on with an old one."""
+    def open_folder(self, stem, resume, name, lock, why=None):
+        """Make the run's folder, or go on with an old one, and write down what is about to run."""
         def make():
             folder = RunFolder(resume) if resume else RunFolder.create(
                 self.settings.run.folder, stem, name)
+            if not resume and name is None:
+                lock.take(folder.path)
             remove_leftovers(folder.path)
-            if not resume:
-                table = provenance(self.settings, self.journal.hosts,
-                                   MPI.Get_library_version().strip("\0"), self.training.model.size)
-                folder.write_json("run.json", table | {"choice": why})
-                self.tiers.cluster.to_toml(folder.path / "cluster.toml")
-                folder.write_json("plan.json", self.plan.to_dict())
             return str(folder.path)
+
+        def write_down():
+            table = provenance(self.settings, self.journal.hosts,
+                               MPI.Get_library_version().strip("\0"), self.training.model.size,
+                               {name: manifest.told() for name, manifest in self.data.items()})
+            self.folder.write_documents(table | {"choice": why}, self.tiers.cluster, self.plan,
+                                        self.training.state.step if resume else None)
 
         self.path = Path(from_root(self.tiers.world, make, self.tiers.home))
         self.folder = RunFolder(self.path) if self.leads else None
         self.journal.open(self.path)
         if resume:
             self._resume()
+        from_root(self.tiers.world, write_down, self.tiers.home)
+        if resume:
+            self._note("resumed")
         self.tell(f"run folder: {self.path}")
 
     def run(self, stop):
@@ -231,49 +238,36 @@ class Job:
                 self.folder.flush()
             self.tell(f"step {self.training.state.step}: {replanned_sentence(told)}")
 
-    def _identity(self):
-        """Return what a run that resumes must share with the one that wrote the checkpoint."""
-        table = self.settings.to_json()
-        training = table["training"]
-        if training["schedule"] == "constant":  # then more epochs change nothing that was
-            training = {key: value for key, value in training.items() if key != "epochs"}
-        return {"model": table["model"], "training": training, "allreduce": table["allreduce"],
-                "plan": self.plan.hash, "ranks": self.tiers.world.size}
-
     def _write_checkpoint(self):
         path = self.path / "checkpoint.h5"
         self.journal.enter("checkpoint", self.training.state.step)
         write_checkpoint(path, self.tiers, self.training.state, self.training.allreduce,
-                         self._identity(), self.rebalancing.to_json())
+                         self.identity, self.rebalancing.to_json())
         self.journal.checkpoint = self.training.state.step
         self.tell(f"step {self.training.state.step}: checkpoint written")
 
     def _resume(self):
-        state = self.training.state
+        """Take up the state of the checkpoint, and the clock and the curves of what led to it."""
+        state, recipe, world = self.training.state, self.training.recipe, self.tiers.world
         notes = read_checkpoint(self.path / "checkpoint.h5", self.tiers, state,
-                                self.training.allreduce, self._identity())
+                                self.training.allreduce, self.identity)
+        require(world, state.step <= recipe.total_steps, CheckpointError,
+                f"{self.path / 'checkpoint.h5'}: is of step {state.step}, and training.epochs = "
+                f"{recipe.epochs} ends at step {recipe.total_steps}; give "
+                f"{-(-state.step // recipe.steps)} epochs or more")
+        found = together(world, lambda: recall(self.folder, state.step, recipe.total_steps)
+                         if self.leads else Recalled())
+        self.seconds, self.loss, self.measured = found.seconds, found.loss, found.measured
+        self.evaluation = found.evaluation
         self.rebalancing.resume(notes)
         self.journal.checkpoint = state.step
-        if self.leads:
-            self._recall(self.folder.cut_back(state.step))
-        self._note("resumed")
         self.tell(f"resumed at step {state.step}")
-
-    def _recall(self, lines):
-        """Take up the clock, the terms and the accuracy where the earlier part of the run left them."""
-        for line in lines:
-            if line["kind"] == "step":
-                self.seconds = line["seconds"]
-                self.loss = line["loss"]
-                self.measured.append(line["terms"])
-            elif line["kind"] == "replanned":
-                self.seconds = line["seconds"]
-            elif line["kind"] == "evaluation":
-                self.evaluation = line["loss"], line["accuracy"]
+        if found.told:
+            self.tell(found.told)
 
     def _summary(self, digest, links):
         """Return what the run came to, predicted beside measured."""
-        median = {name: statistics.median(terms[name] for terms in self.measured)
+        median = {name: statistics.median(terms.get(name, 0.0) for terms in self.measured)
                   for name in STAGES}
         predicted = {**dict.fromkeys(median, 0.0), **self.plan.terms}
         loss, accuracy = self.evaluation

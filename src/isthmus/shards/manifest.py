@@ -1,5 +1,6 @@
 """The manifest of a folder of shards: what is in each file, and how to know that it still is."""
 
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -10,6 +11,7 @@ from pydantic import Field, field_validator
 
 from isthmus.errors import ShardError
 from isthmus.files import open_plain, write_text
+from isthmus.json_text import dumps
 from isthmus.toml_files import FrozenModel, check_table
 
 NAME = "manifest.json"
@@ -65,6 +67,19 @@ class Manifest(FrozenModel):
             if not name.isidentifier():
                 raise ValueError(f"array {name!r}: a name is letters, digits and underscores")
         return value
+
+    @property
+    def digest(self):
+        """SHA-256 of all samples and how they are cut into shards, whatever files they are in."""
+        arrays = [[name, array.shape, array.dtype] for name, array in self.arrays.items()]
+        shards = [[shard.samples, *(shard.arrays_sha256[name] for name in self.arrays)]
+                  for shard in self.shards]
+        return hashlib.sha256(dumps([arrays, shards]).encode()).hexdigest()
+
+    def told(self):
+        """Return what a run says of the samples that it learnt from."""
+        return {"samples": sum(shard.samples for shard in self.shards), "shards": len(self.shards),
+                "sha256": self.digest}
 
     @classmethod
     def of(cls, table, source):

@@ -51,6 +51,11 @@ class ShardSet:
         return tuple(shard.samples * sample for shard in self.manifest.shards)
 
     @property
+    def digest(self):
+        """SHA-256 of all samples, as the manifest tells it."""
+        return self.manifest.digest
+
+    @property
     def arrays(self):
         return {name: (array.shape, np.dtype(array.dtype))
                 for name, array in self.manifest.arrays.items()}

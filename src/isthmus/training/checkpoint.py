@@ -1,6 +1,6 @@
 """A checkpoint: all that decides the steps to come, in one file, whole or not at all."""
 
-import json
+from pathlib import Path
 
 import numpy as np
 
@@ -9,6 +9,7 @@ from isthmus.errors import CheckpointError
 from isthmus.topology.agreement import from_root, gather_json, together
 from isthmus.topology.world import broadcast
 from isthmus.training.checkpoint_file import read_checkpoint_file, write_checkpoint_file
+from isthmus.training.identity import difference_in_words
 
 
 def write_checkpoint(path, tiers, state, allreduce, identity, notes=None):
@@ -80,7 +81,9 @@ def _write(path, state, calls, sent, memories, identity, notes):
 def _read(path, found, state, memories, identity):
     """Read the arrays into `found`; return what the other ranks are told."""
     arrays, table = read_checkpoint_file(path)
-    _check_identity(path, table["identity"], identity)
+    different = difference_in_words(table["identity"], identity, Path(path).parent)
+    if different:
+        raise CheckpointError(f"{path}: is of another run: {different}")
     wanted = {"parameters": state.parameters.size, "momentum": state.momentum.size}
     wanted |= {f"memories/{rank}": entries for rank, entries in memories.items()}
     for name, entries in wanted.items():
@@ -90,11 +93,3 @@ def _read(path, found, state, memories, identity):
                                   "with the same model, sites and compressor")
         found[name] = arrays[name]
     return [table["step"], table["calls"], table["sent"], table["notes"]]
-
-
-def _check_identity(path, written, identity):
-    for key in sorted(written.keys() | identity.keys()):
-        if written.get(key) != identity.get(key):
-            raise CheckpointError(f"{path}: was written with {key} = {json.dumps(written.get(key))}, "
-                                  f"this run has {json.dumps(identity.get(key))}; "
-                                  "resume with the same settings")

@@ -1,0 +1,256 @@
+"""What the files of a run's folder hold: keys and types, as `reading` checks them."""
+
+import math
+from typing import Annotated, NotRequired
+
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter
+from typing_extensions import TypedDict  # pydantic takes typing's own from Python 3.12 on
+
+STRICT = ConfigDict(strict=True, extra="allow")  # a later version may tell more
+Number = Annotated[float, Field(ge=-1e60, le=1e60)]
+Seconds = Annotated[float, Field(ge=0, le=1e15)]
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+Measured = Annotated[Number | None, AfterValidator(lambda value: math.nan if value is None else value)]
+"""What may have been no finite number: the file says null then, the program NaN."""
+
+
+class Table(TypedDict):
+    """A table that may hold more than is named, and nothing of another type."""
+
+    __pydantic_config__ = STRICT
+
+
+class ClusterChoice(Table):
+    """The settings' [cluster]."""
+
+    links: str
+    compute: str
+    file: NotRequired[str]
+
+
+class DataChoice(Table):
+    """The settings' [data]."""
+
+    train: str
+    test: str
+
+
+class Kind(Table):
+    """A class by its name."""
+
+    kind: str
+
+
+class AllreduceChoice(Table):
+    """The settings' [allreduce]."""
+
+    algorithm: str
+    compressor: Kind | None
+
+
+class Training(Table):
+    """The settings' [training]."""
+
+    epochs: NotRequired[Annotated[int, Field(ge=1, lt=2**31)]]
+
+
+class Settings(Table):
+    """What is read of a run's settings; they are all told."""
+
+    cluster: ClusterChoice
+    model: Kind
+    allreduce: AllreduceChoice
+    data: NotRequired[DataChoice]
+    training: NotRequired[Training]
+
+
+class Candidate(Table):
+    """An allreduce that "auto" chose from."""
+
+    name: str
+    seconds: Seconds
+    error: Number
+    chunk_nbytes: Count
+
+
+class Choice(Table):
+    """What "auto" chose, and why."""
+
+    reason: str
+    candidates: list[Candidate]
+
+
+class Start(Table):
+    """An earlier start of a run that was resumed: how far it came."""
+
+    started: str
+    command: list[str]
+    until_step: Count
+
+
+class DataTold(Table):
+    """A set of samples that a run had."""
+
+    samples: Count
+    sha256: str
+
+
+class Provenance(Table):
+    """run.json."""
+
+    settings: Settings
+    hosts: list[str]
+    started: str
+    model_size: Count
+    version: NotRequired[str]
+    command: NotRequired[list[str]]
+    commit: NotRequired[str | None]
+    python: NotRequired[str]
+    versions: NotRequired[dict[str, str]]
+    mpi_library: NotRequired[str]
+    processor: NotRequired[str]
+    emulated: NotRequired[list[str]]
+    slurm_job: NotRequired[str | None]
+    choice: NotRequired[Choice | None]
+    data: NotRequired[dict[str, DataTold]]
+    resumed: NotRequired[str]
+    earlier: NotRequired[list[Start]]
+
+
+class Prices(Table):
+    """What is read of a plan's shadow prices."""
+
+    link: dict[str, Measured]
+    storage: list[Measured]
+
+
+class PlanTable(Table):
+    """plan.json."""
+
+    shards_of_rank: list[list[Count]]
+    samples_of_rank: list[Count]
+    seconds_of_rank: list[Seconds]
+    steps: Annotated[int, Field(ge=1, lt=2**31)]
+    step_seconds: Seconds
+    epoch_seconds: Seconds
+    lower_bound_seconds: Measured
+    gap: Measured
+    terms: dict[str, Seconds]
+    bound_by: str
+    objective: NotRequired[str]
+    staging_seconds: NotRequired[Measured]
+    fair_staging_seconds: NotRequired[Measured]
+    money: NotRequired[Measured]
+    hash: NotRequired[str]
+    sentences: NotRequired[list[str]]
+    warnings: NotRequired[list[str]]
+    shadow_prices: NotRequired[Prices]
+
+
+class Link(Table):
+    """Bytes that went one way."""
+
+    source: str
+    target: str
+    sent_nbytes: Count
+    predicted_nbytes: Count
+
+
+class Step(Table):
+    """Seconds, predicted and measured."""
+
+    predicted_seconds: Seconds
+    measured_seconds: Seconds
+
+
+class Term(Step):
+    """Seconds of a term, predicted and measured."""
+
+    name: str
+
+
+class Summary(Table):
+    """summary.json."""
+
+    terms: list[Term]
+    steps: Count
+    loss: Number | None
+    accuracy: Number | None
+    parameter_hash: str
+    dense_link_nbytes: Count
+    links: list[Link]
+    step: Step
+
+
+class Line(Table):
+    """A line of metrics.jsonl of any kind."""
+
+    kind: str
+    step: Count
+
+
+class SentBytes(Table):
+    """Bytes of all ranks since the run began."""
+
+    site: Count
+    link: Count
+
+
+class StepLine(Line):
+    """What a step took."""
+
+    seconds: Seconds
+    loss: Measured
+    step_seconds: Seconds
+    terms: dict[str, Seconds]
+    sent_nbytes: SentBytes
+
+
+class EvaluationLine(Line):
+    """What the test set said."""
+
+    seconds: Seconds
+    link_nbytes: Count
+    loss: Measured
+    accuracy: Measured
+
+
+class ReplicasLine(Line):
+    """The hash that all ranks had."""
+
+    hash: str
+
+
+class NonFiniteLine(Line):
+    """A gradient that was not finite."""
+
+    ranks: list[Count]
+    action: str
+
+
+class Change(Table):
+    """A rank whose pace has changed."""
+
+    rank: Count
+    before: Number
+    after: Number
+
+
+class ReplannedLine(Line):
+    """Shards that moved, or would not have paid to."""
+
+    seconds: Seconds
+    changed: list[Change]
+    shards: Count
+    nbytes: Count
+    moving_seconds: Seconds
+    staying_seconds: Number
+    predicted_seconds: Number
+    predicted_moving_seconds: Number
+    samples_of_rank: list[Count]
+
+
+LINES = {kind: TypeAdapter(table) for kind, table in {
+    "step": StepLine, "evaluation": EvaluationLine, "replicas": ReplicasLine,
+    "non_finite": NonFiniteLine, "replanned": ReplannedLine}.items()}
+ANY_LINE = TypeAdapter(Line)
