@@ -205,10 +205,10 @@ def test_every_term_looks_different_without_colour_too():
 
 @pytest.mark.parametrize(("spoil", "message"), [
     (lambda folder: (folder / "run.json").unlink(), "run.json: no such file"),
-    (lambda folder: (folder / "plan.json").write_text("{"), "plan.json: is not JSON"),
+    (lambda folder: (folder / "plan.json").write_text("{"), "plan.json: cannot be read"),
     (lambda folder: (folder / "plan.json").write_text("[]"), r"plan.json: holds \[\], which"),
-    (lambda folder: (folder / "summary.json").write_text("x"), "summary.json: is not JSON"),
-    (lambda folder: (folder / "metrics.jsonl").write_text("{}x\n{}\n"), "line 1 is not JSON"),
+    (lambda folder: (folder / "summary.json").write_text("x"), "summary.json: cannot be read"),
+    (lambda folder: (folder / "metrics.jsonl").write_text("{}x\n{}\n"), "line 1 cannot be read"),
 ])
 def test_a_damaged_folder_is_named(tmp_path, spoil, message):
     folder = write_run(tmp_path)

@@ -5,6 +5,7 @@ import platform
 import subprocess
 import sys
 import time
+import tomllib
 from importlib.metadata import version
 from pathlib import Path
 
@@ -39,11 +40,21 @@ def _processor():
 
 
 def _commit():
-    """Return the commit of the source that runs, "-dirty" if it was changed; None outside git."""
+    """Return the commit of the source that runs, "-dirty" if it was changed; None where it is installed.
+
+    A repository that an installed package happens to lie in, in its virtual environment, is not asked.
+    """
+    package = Path(isthmus.__file__).resolve().parent
+    root = package.parent.parent
     try:
-        done = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12"],
-                              cwd=Path(isthmus.__file__).parent, capture_output=True, text=True,
-                              timeout=5)
-    except (OSError, subprocess.TimeoutExpired):
+        own = package == root / "src" / "isthmus" and (root / ".git").exists() and tomllib.loads(
+            (root / "pyproject.toml").read_text(encoding="utf-8"))["project"]["name"] == "isthmus"
+        if not own:
+            return None
+        done = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=root,
+                              env={name: value for name, value in os.environ.items()
+                                   if not name.startswith("GIT_")},
+                              capture_output=True, text=True, timeout=5)
+    except (OSError, ValueError, KeyError, TypeError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() or None if done.returncode == 0 else None

@@ -1,6 +1,5 @@
 """Runs side by side: what differs in how they were made, and in what came of it."""
 
-import json
 from collections import Counter
 from os.path import normpath
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from isthmus.errors import SettingsError
+from isthmus.json_text import dumps
 from isthmus.runs.comparison_pictures import draw_comparison
 from isthmus.runs.page import milliseconds, relative, write_page
 from isthmus.runs.reading import read_run
@@ -80,7 +80,7 @@ def environment_of(run):
     """Return what made a run, but for its settings, as one flat table."""
     made = run.provenance
     keys = ("version", "commit", "python", "versions", "mpi_library", "processor", "emulated",
-            "slurm_job", "command")
+            "slurm_job", "command", "data")
     hosts = ", ".join(f"{host} ({ranks})" for host, ranks in Counter(made["hosts"]).items())
     return _flat({key: made.get(key) for key in keys}) | {"hosts": hosts}
 
@@ -232,7 +232,7 @@ def _in_words(value):
         return " ".join(value)
     if isinstance(value, float):
         return f"{value:.6g}"
-    return "–" if value is None else value if isinstance(value, str) else json.dumps(value)
+    return "–" if value is None else value if isinstance(value, str) else dumps(value)
 
 
 def _unless_none(value, scale, text):

@@ -9,8 +9,8 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from isthmus.errors import SettingsError
-from isthmus.json_text import loads
 from isthmus.runs.contents import ANY_LINE, LINES, PlanTable, Provenance, Summary
+from isthmus.runs.seals import unsealed
 from isthmus.topology.cluster import Cluster
 
 
@@ -94,13 +94,17 @@ def read_run(folder):
         if len(plan[key]) != cluster.size:
             raise SettingsError(f"{folder / 'plan.json'}: {key} tells of {len(plan[key])} ranks, "
                                 f"cluster.toml of {cluster.size}; one of them is of another run")
-    metrics = read_metrics(folder / "metrics.jsonl")
-    summary = None
+    path, summary = folder / "metrics.jsonl", None
+    metrics = read_metrics(path)
     if (folder / "summary.json").exists():
         summary = read_table(folder / "summary.json", Summary)
     last_step = max((line["step"] for line in metrics if line["kind"] == "step"), default=0)
     if not is_finished(summary, plan["steps"], epochs_of(provenance["settings"]), last_step):
-        summary = None
+        return Run(folder, provenance, plan, None, metrics, cluster)
+    told = max((line["step"] for line in metrics), default=0)
+    if told < summary["steps"] or not read_bytes(path).endswith(b"\n"):
+        raise SettingsError(f"{path}: tells of no step after {told}, summary.json of "
+                            f"{summary['steps']}; its end is missing")
     return Run(folder, provenance, plan, summary, metrics, cluster)
 
 
@@ -113,10 +117,11 @@ def read_metrics(path):
         found.append(table)
     return tuple(found)
 
+
 def read_table(path, kind):
     """Return the JSON table in `path`, a `kind`; SettingsError in one line if it is not one."""
     try:
-        return TypeAdapter(kind).validate_python(loads(read_bytes(path)))
+        return TypeAdapter(kind).validate_python(unsealed(read_bytes(path)))
     except FileNotFoundError:
         raise SettingsError(f"{path}: no such file; name the folder of a run, such as "
                             "runs/NAME-DATE") from None
@@ -146,7 +151,7 @@ def read_lines(path):
 
 def check_line(line):
     """Return the table that a line of metrics.jsonl (bytes) holds; ValueError if it is none."""
-    table = ANY_LINE.validate_python(loads(line))
+    table = ANY_LINE.validate_python(unsealed(line))
     return LINES[table["kind"]].validate_python(table) if table["kind"] in LINES else table
 
 
@@ -169,7 +174,7 @@ def read_bytes(path):
 def in_words(problem):
     """Say in a few words what a ValueError of reading and checking found."""
     if not isinstance(problem, ValidationError):
-        return f"is not JSON ({problem})"
+        return f"cannot be read ({problem})"
     first = problem.errors(include_url=False, include_context=False)[0]
     where = " ".join(".".join(map(str, first["loc"])).split())
     if first["type"] == "missing":

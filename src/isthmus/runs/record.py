@@ -6,11 +6,11 @@ from pathlib import Path
 
 from isthmus.errors import CheckpointError, OutputError
 from isthmus.files import check_folder, replacing, write_text
-from isthmus.json_text import dumps
 from isthmus.provenance import process_provenance
 from isthmus.runs.contents import Provenance
 from isthmus.runs.lock import FolderLock
 from isthmus.runs.reading import read_lines, read_table
+from isthmus.runs.seals import sealed
 from isthmus.testbed import on_testbed
 from isthmus.topology.agreement import from_root
 
@@ -99,14 +99,14 @@ class RunFolder:
         self.write_json("plan.json", plan.to_dict())
 
     def write_json(self, name, table):
-        write_text(self.path / name, dumps(table, indent=1) + "\n")
+        write_text(self.path / name, sealed(table, indent=1))
 
     def note(self, kind, **values):
         """Add a line to metrics.jsonl."""
         with self._writing():
             if self._lines is None:
                 self._lines = open(self.metrics, "a", encoding="utf-8")  # noqa: SIM115
-            self._lines.write(dumps({"kind": kind, **values}) + "\n")
+            self._lines.write(sealed({"kind": kind, **values}))
 
     def flush(self):
         if self._lines is not None:

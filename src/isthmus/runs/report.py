@@ -1,11 +1,11 @@
 """The report of a run: one page that needs nothing else, predicted beside measured."""
 
-import json
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
+from isthmus.json_text import dumps
 from isthmus.runs import pictures
 from isthmus.runs.page import milliseconds, relative, write_page
 from isthmus.runs.reading import read_run
@@ -26,7 +26,7 @@ def write_report(folder):
         path, "report.html", run=run, headline=headline(run), time_words=time_words(run),
         terms=term_rows(run), links=link_rows(run), ranks=rank_rows(run), events=events(run),
         plan_words=plan_words(run), price_words=price_words(run), replica_words=replica_words(run),
-        environment=environment(run), settings=json.dumps(run.settings, indent=2),
+        environment=environment(run), settings=dumps(run.settings, indent=2),
         paced=[what for what in ("links", "compute") if run.settings["cluster"][what] == "paced"],
         timeline=timeline(run.folder, run.cluster), pictures=pictures.draw_all(run))
     return path
@@ -145,6 +145,8 @@ def environment(run):
     commit = f", commit {made['commit']}" if made.get("commit") else ""
     rows = [
         ("command", " ".join(made.get("command", ()))),
+        *((f"began {each['started']}, left at step {each['until_step']:,}", " ".join(each["command"]))
+          for each in made.get("earlier", ())),
         ("isthmus", made.get("version", "?") + commit),
         ("MPI", made.get("mpi_library", "?").split("\n")[0]),
         ("Python", ", ".join([made.get("python", "?"), *(
@@ -155,6 +157,8 @@ def environment(run):
                             for host, ranks in Counter(made["hosts"]).items()))]
     if made.get("slurm_job"):
         rows.append(("Slurm job", made["slurm_job"]))
+    rows += [(f"data, {name}", f"{each['samples']:,} samples, SHA-256 {each['sha256'][:16]}")
+             for name, each in made.get("data", {}).items()]
     if run.plan.get("hash"):
         rows.append(("plan", run.plan["hash"][:16]))
     return rows

@@ -9,9 +9,9 @@ from typing import NotRequired
 from pydantic import TypeAdapter
 
 from isthmus.errors import SchedulerError, SettingsError
-from isthmus.json_text import loads
 from isthmus.runs.contents import Count, Line, Measured, Table, Training
 from isthmus.runs.reading import epochs_of, in_words, is_finished, read_table
+from isthmus.runs.seals import unsealed
 from isthmus.terminal import table_of
 from isthmus.topology.slurm import ask
 
@@ -135,13 +135,15 @@ def _last_lines(path):
             start = max(0, file.seek(0, os.SEEK_END) - TAIL_NBYTES)
             file.seek(start)
             lines = file.read().split(b"\n")[1 if start else 0:-1]
+            if start and not lines:
+                wrong.append(f"{path}: a line of it has more than {TAIL_NBYTES:,} bytes")
     except FileNotFoundError:
         return [], []
     except OSError as problem:
         return [], [f"{path}: cannot be read: {problem.strerror}"]
     for line in lines:
         try:
-            tables.append(PROGRESS.validate_python(loads(line)))
+            tables.append(PROGRESS.validate_python(unsealed(line)))
         except ValueError as problem:
             wrong.append(f"{path}: a line of the last {len(lines)} {in_words(problem)}")
     return tables, wrong
