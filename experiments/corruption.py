@@ -27,7 +27,11 @@ from pathlib import Path
 import numpy as np
 
 import isthmus
-from isthmus.errors import CheckpointError, ShardError
+from isthmus.errors import CheckpointError, SettingsError, ShardError
+from isthmus.provenance import process_provenance
+from isthmus.runs.record import RunFolder
+from isthmus.runs.report import write_report
+from isthmus.runs.status import describe_run
 from isthmus.training.checkpoint_file import read_checkpoint_file, write_checkpoint_file
 
 OUTCOMES = ("equal", "refused", "silent", "traceback", "hang", "crash")
@@ -77,7 +81,57 @@ def manifest(folder):
     return Subject([folder / "manifest.json"], lambda: _everything(folder), ShardError)
 
 
-KINDS = {"checkpoint": (checkpoint, 2745), "shards": (shards, 2745), "manifest": (manifest, 1362)}
+def run(folder):
+    """The files of a finished run that are text: its report is read from them, and its row in a list."""
+    ends = {"latency_seconds": 0.01, "bytes_per_second": 1e7}
+    cluster = isthmus.Cluster({
+        "site": [{"name": name, "tier": tier, "ranks": 2, "samples_per_second": 1000.0, "network": ends}
+                 for name, tier in (("site0", "cloud"), ("site1", "edge"))],
+        "link": [{"between": ["site0", "site1"], **ends}]})
+    plan = isthmus.plan_shards(cluster, [10] * 6, isthmus.Workload(1000, 20))
+    steps, writer = 3 * plan.steps, RunFolder(folder)
+    writer.write_documents(process_provenance() | {
+        "settings": {"cluster": {"links": "paced", "compute": "real"}, "model": {"kind": "perceptron"},
+                     "allreduce": {"algorithm": "ring", "compressor": None}, "training": {"epochs": 3}},
+        "hosts": ["here"] * 4, "model_size": 1000, "mpi_library": "MPI", "emulated": []}, cluster, plan)
+    for step in range(1, steps + 1):
+        writer.note("step", step=step, epoch=(step - 1) // plan.steps, seconds=0.1 * step, loss=1 / step,
+                    step_seconds=0.1, terms=plan.terms, sent_nbytes={"site": step, "link": 100 * step})
+    writer.note("evaluation", step=steps, epoch=2, seconds=0.1 * steps, link_nbytes=100 * steps,
+                loss=0.3, accuracy=0.9)
+    writer.note("replicas", step=steps, epoch=2, hash="5f" * 32)
+    writer.close()
+    writer.write_json("summary.json", {
+        "outcome": "finished", "steps": steps, "seconds": 0.1 * steps, "loss": 0.3, "accuracy": 0.9,
+        "parameter_hash": "5f" * 32, "dense_link_nbytes": 100 * steps,
+        "links": [{"source": "site0", "target": "site1", "sent_nbytes": 100 * steps,
+                   "predicted_nbytes": 100 * steps}],
+        "terms": [{"name": name, "predicted_seconds": seconds, "measured_seconds": seconds}
+                  for name, seconds in plan.terms.items()],
+        "step": {"predicted_seconds": plan.step_seconds, "measured_seconds": plan.step_seconds}})
+
+    def read():
+        row = _without_end(lambda: describe_run(folder))
+        page = write_report(folder).read_text()
+        if row["problem"]:
+            raise SettingsError(row["problem"])
+        RunFolder(folder).cut_back(steps)
+        return repr([row, page]).encode()
+
+    names = ("run.json", "plan.json", "summary.json", "metrics.jsonl")
+    return Subject([folder / name for name in names], read, SettingsError)
+
+
+KINDS = {"checkpoint": (checkpoint, 2745), "shards": (shards, 2745), "manifest": (manifest, 1362),
+         "run": (run, 412)}
+
+
+def _without_end(read):
+    """Return what `read` does; it may tell of damage and must not end for it."""
+    try:
+        return read()
+    except isthmus.errors.IsthmusError as problem:
+        raise RuntimeError(f"{problem}") from problem
 
 
 def _pack(folder):

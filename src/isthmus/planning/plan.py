@@ -1,7 +1,6 @@
 """The plan of a run: shards on the ranks of a cluster, and the seconds that all is predicted to take."""
 
 import hashlib
-import json
 import warnings
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -9,6 +8,7 @@ from functools import cached_property
 import numpy as np
 
 from isthmus.errors import PlanError
+from isthmus.json_text import dumps
 from isthmus.planning.allocation import allocate_shards, shards_by_rank
 from isthmus.planning.epoch import Epoch, Staging
 from isthmus.planning.exchanges import Exchange, link_name
@@ -63,7 +63,7 @@ class Plan:
     @property
     def hash(self):
         """SHA-256 of the placement: the same on every machine."""
-        return hashlib.sha256(json.dumps(self.shards_of_rank).encode()).hexdigest()
+        return hashlib.sha256(dumps(self.shards_of_rank).encode()).hexdigest()
 
     def to_dict(self):
         """Return a table for JSON, with the hash."""

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from isthmus.errors import SettingsError
+from isthmus.files import open_plain
 from isthmus.runs.contents import ANY_LINE, LINES, PlanTable, Provenance, Summary
 from isthmus.runs.seals import unsealed
 from isthmus.topology.cluster import Cluster
@@ -157,15 +158,11 @@ def check_line(line):
 
 def read_bytes(path):
     """Return what the file `path` holds; FileNotFoundError, or SettingsError if it cannot be read."""
-    path = Path(path)
     try:
-        if path.exists() and not path.is_file():
-            raise SettingsError(f"{path}: is no file; the run's folder is damaged")
-        return path.read_bytes()
-    except NotADirectoryError:
+        with open_plain(path) as file:
+            return file.read()
+    except (FileNotFoundError, NotADirectoryError):
         raise FileNotFoundError(path) from None
-    except FileNotFoundError:
-        raise
     except OSError as problem:
         raise SettingsError(f"{path}: cannot be read: {problem.strerror}; look at its rights and its "
                             "disk") from None

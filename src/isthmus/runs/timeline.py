@@ -1,12 +1,12 @@
 """The timeline of a report: a few steps of every rank, cloud above edge, and what crosses between."""
 
-import json
 import math
 from collections import defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
 from isthmus.errors import SettingsError
+from isthmus.json_text import loads
 from isthmus.registry import STAGES
 
 TEMPLATE = Path(__file__).with_name("timeline.html")
@@ -41,9 +41,9 @@ def timeline(folder, cluster):
     if not path.exists():
         return ""
     try:
-        trace = json.loads(path.read_text(encoding="utf-8"))
+        trace = loads(path.read_bytes())
         pieces, error_us = _pieces(trace["traceEvents"]), trace["otherData"]["clock_uncertainty_us"]
-    except (OSError, ValueError, KeyError, TypeError) as problem:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
         raise SettingsError(f"{path}: cannot be read ({problem}); the trace is damaged: remove "
                             "it") from None
     if not pieces:
