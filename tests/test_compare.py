@@ -4,6 +4,7 @@ import json
 import re
 import sys
 
+import numpy as np
 import pytest
 from test_report import TERMS, Page, write_run
 
@@ -143,3 +144,8 @@ def test_a_run_is_the_fastest_only_beyond_the_spread_of_steps(medians, quartiles
     runs = [{"letter": letter, "measured_step_seconds": median, "step_seconds_quartiles": list(spread)}
             for letter, median, spread in zip("ABC", medians, quartiles)]
     assert fastest(runs) == card
+
+
+def test_what_is_not_finite_is_null_in_an_answer(capsys):
+    cli.answer(True, {"loss": np.float32("nan"), "steps": np.int64(3), "most": [float("inf")]}, "")
+    assert capsys.readouterr().out == '{"loss": null, "steps": 3, "most": [null]}\n'

@@ -1,6 +1,7 @@
 """JSON has one writer: whatever numbers it is given, any reader can take what it writes."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -46,6 +47,14 @@ def test_ranks_tell_one_another_what_is_not_finite():
     assert np.isnan(read[0])
     assert read[1:] == [np.inf, {"loss": -np.inf}, 1.0]
     assert loads("[NaN, Infinity, -Infinity, 2]") == [None, None, None, 2]
+
+
+def test_a_name_that_is_no_text_is_written_so_that_every_reader_can_take_it():
+    name = os.fsdecode(b"runs/\xff")
+    assert dumps({"folder": name, "face": "\U0001f600"}) == (
+        r'{"folder": "runs/\\udcff", "face": "\ud83d\ude00"}')
+    assert loads(dumps(name)) == "runs/\\udcff"
+    assert loads(dumps([name], exact=True), exact=True) == [name]
 
 
 @pytest.mark.parametrize("value", [{1, 2}, b"bytes", object(), {"a": [1j]}])

@@ -1,6 +1,7 @@
 """The report: one page, nothing from outside, every number of the run, and no way to break it."""
 
 import json
+import os
 import re
 from html.parser import HTMLParser
 from itertools import pairwise
@@ -150,6 +151,11 @@ def test_names_cannot_break_the_page(tmp_path, name):
     _, page = page_of(write_run(tmp_path, 3, name=name))
     assert "script" not in page.tags
     assert any(name in shown for shown in page.shown)
+
+
+def test_a_folder_whose_name_is_no_text_has_a_page_too(tmp_path):
+    text, _ = page_of(write_run(tmp_path / os.fsdecode(b"mine\xff"), 3))
+    assert "mine\\udcff" in text
 
 
 @pytest.mark.parametrize("steps", [0, 3])

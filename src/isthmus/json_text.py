@@ -3,18 +3,25 @@
 import json
 import math
 
+HALF = "\\ud"
+"""With what JSON writes a half of a character, or the first of two halves."""
+
 
 def dumps(value, indent=None, *, exact=False):
     """Return `value` as JSON that every reader takes.
 
-    Numbers and arrays of NumPy are written as Python's are; NaN and infinities as null, or as Python
-    reads them where `exact` asks for it: between ranks of a job, which have to see the same number.
+    Numbers and arrays of NumPy are written as Python's are; NaN and infinities as null; bytes of a
+    file's name that are no UTF-8 as Python writes them, "\\udcff". Where `exact` asks for it, between
+    ranks of a job, which have to see the same, all three are written so that `loads` gives them back.
     Raises TypeError for what JSON has no word for.
     """
     try:
-        return json.dumps(value, indent=indent, default=_plain_leaf, allow_nan=exact)
+        text = json.dumps(value, indent=indent, default=_plain_leaf, allow_nan=exact)
     except (TypeError, ValueError):  # a number that is not finite, or a key of NumPy's: they are rare
-        return json.dumps(_plain(value, exact), indent=indent, allow_nan=exact)
+        text = None
+    if text is None or (HALF in text and not exact):
+        text = json.dumps(_plain(value, exact), indent=indent, allow_nan=exact)
+    return text
 
 
 def loads(text, *, exact=False):
@@ -31,7 +38,7 @@ def loads(text, *, exact=False):
         raise ValueError("brackets inside brackets, too many to follow") from None
     if not exact and _deeper_than(64, value):
         raise ValueError("brackets inside brackets, too many to follow")
-    if "\\ud" in text.lower():
+    if not exact and HALF in text.lower():
         json.dumps(value, ensure_ascii=False).encode()  # half a character is a ValueError here
     return value
 
@@ -54,11 +61,13 @@ def _plain_leaf(value):
 
 def _plain(value, exact):
     if isinstance(value, dict):
-        return {_plain(key, True): _plain(each, exact) for key, each in value.items()}
+        return {_plain(key, exact): _plain(each, exact) for key, each in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(each, exact) for each in value]
     if hasattr(value, "tolist"):
         return _plain(value.tolist(), exact)
     if isinstance(value, float) and not exact and not math.isfinite(value):
         return None
+    if isinstance(value, str) and not exact:
+        return value.encode(errors="backslashreplace").decode()
     return value if isinstance(value, str | int | float | None) else _plain_leaf(value)

@@ -27,7 +27,8 @@ def write_page(path, template, **values):
     pages = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True,
                         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     pages.filters["breakable"] = breakable
-    write_text(path, pages.get_template(template).render(**values))
+    text = pages.get_template(template).render(**values)
+    write_text(path, text.encode(errors="backslashreplace").decode())  # names that are no UTF-8
 
 
 def breakable(text, longest=12):
