@@ -126,6 +126,13 @@ def test_only_a_main_program_says_comm_world(path):
         assert "COMM_WORLD" not in path.read_text().replace(launchers_variables, "")
 
 
+def test_json_is_written_and_read_in_one_place():
+    """A manifest reads on its own: it refuses names that stand twice."""
+    users = {path.name for path in MODULES for node in ast.walk(ast.parse(path.read_text()))
+             if isinstance(node, ast.Import) and "json" in [alias.name for alias in node.names]}
+    assert users <= {"json_text.py", "manifest.py", "agreement.py"}
+
+
 def test_nothing_is_pickled():
     """No lower-case MPI calls, no pickle, no NumPy object files."""
     for path in MODULES:

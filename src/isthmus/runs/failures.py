@@ -1,6 +1,5 @@
 """What a failure says: one block for the whole job, also where many ranks fail at once."""
 
-import json
 import signal
 import time
 import traceback
@@ -8,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from isthmus.errors import IsthmusError, MachineError, ranks_in_words
+from isthmus.json_text import dumps, loads
 
 TAG = 79
 SECONDS_FOR_OTHERS = 1.0
@@ -97,7 +97,7 @@ def failures_of_all(comm, mine, rank, seconds=SECONDS_FOR_OTHERS):
     """
     import numpy as np
     from mpi4py import MPI
-    wire = np.frombuffer(json.dumps([rank, mine], ensure_ascii=False).encode(), np.uint8).copy()
+    wire = np.frombuffer(dumps([rank, mine], exact=True).encode(), np.uint8).copy()
     requests = [comm.Isend(wire, peer, TAG) for peer in range(comm.size) if peer != comm.rank]
     told, status = {comm.rank: [rank, mine]}, MPI.Status()
     end = time.monotonic() + seconds
@@ -107,7 +107,7 @@ def failures_of_all(comm, mine, rank, seconds=SECONDS_FOR_OTHERS):
             continue
         theirs = np.empty(status.Get_count(MPI.BYTE), np.uint8)
         comm.Recv(theirs, status.source, TAG)
-        told[status.source] = json.loads(theirs.tobytes())
+        told[status.source] = loads(theirs.tobytes(), exact=True)
     MPI.Request.Testall(requests)
     return dict(sorted(told.values(), key=lambda each: each[0])) if min(told) == comm.rank else None
 

@@ -1,6 +1,5 @@
 """Bring a cluster's namespaces and links up on this machine, count their bytes, take them down."""
 
-import json
 import os
 import subprocess
 import sys
@@ -8,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from isthmus.errors import EmulationError
+from isthmus.json_text import dumps, loads
 from isthmus.testbed.commands import program_path, require_tools, require_tun, run
 from isthmus.testbed.state import (
     NAMESPACES,
@@ -107,7 +107,7 @@ def _state_of_what_is_up(name):
 
 
 def _interface_nbytes(namespace):
-    (table,) = json.loads(run("ip", "-n", namespace, "-json", "-stats", "link", "show", "uplink"))
+    (table,) = loads(run("ip", "-n", namespace, "-json", "-stats", "link", "show", "uplink"))
     return {"sent_nbytes": table["stats64"]["tx"]["bytes"],
             "received_nbytes": table["stats64"]["rx"]["bytes"]}
 
@@ -167,7 +167,7 @@ def _start_relay(wires, table):
          str(NAMESPACES / wires)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, text=True, start_new_session=True, cwd="/")
     with suppress(BrokenPipeError):
-        relay.stdin.write(json.dumps(table))
+        relay.stdin.write(dumps(table))
         relay.stdin.close()
     if relay.stdout.readline() != "ready\n":
         end_processes({relay.pid})

@@ -5,7 +5,6 @@ does not identify yet was left by a crash in between, and is the testbed's own.
 """
 
 import fcntl
-import json
 import os
 import re
 import signal
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from isthmus.errors import EmulationError
 from isthmus.files import write_text
+from isthmus.json_text import dumps, loads
 from isthmus.testbed.commands import run
 
 FOLDER = Path("/run/isthmus")
@@ -49,7 +49,10 @@ def read_state(name):
     """Return the state of the testbed `name` that was written last, or None."""
     path = state_path(name)
     try:
-        return json.loads(path.read_text()) | {"name": name}
+        state = loads(path.read_bytes())
+        if not isinstance(state, dict):
+            raise ValueError("it holds no table")
+        return state | {"name": name}
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as problem:
@@ -59,7 +62,7 @@ def read_state(name):
 
 def write_state(state):
     """Write the state, whole or not at all."""
-    write_text(state_path(state["name"]), json.dumps(state, indent=1) + "\n")
+    write_text(state_path(state["name"]), dumps(state, indent=1) + "\n")
 
 
 def identity(namespace):

@@ -11,7 +11,6 @@ before HDF5 sees any of it. This block is the same in all versions to come.
 
 import hashlib
 import io
-import json
 import re
 
 import numpy as np
@@ -19,6 +18,7 @@ import numpy as np
 from isthmus.errors import CheckpointError
 from isthmus.files import open_plain, write_bytes
 from isthmus.hdf5_files import hdf5_bytes
+from isthmus.json_text import dumps, loads
 
 VERSION = 4
 BLOCK_NBYTES = 512
@@ -34,7 +34,7 @@ def write_checkpoint_file(path, arrays, table):
     def fill(file):
         for name, array in arrays.items():
             file[name] = array
-        file[TABLE] = np.frombuffer(json.dumps(table).encode(), np.uint8)
+        file[TABLE] = np.frombuffer(dumps(table, exact=True).encode(), np.uint8)
 
     image = hdf5_bytes(fill)
     write_bytes(path, _block(VERSION, _digest(VERSION, image)), image)
@@ -58,7 +58,7 @@ def read_checkpoint_file(path):
             arrays = {}
             file.visititems(lambda name, item: arrays.update({name: item[:]})
                             if isinstance(item, h5py.Dataset) else None)
-        return arrays, json.loads(arrays.pop(TABLE).tobytes())
+        return arrays, loads(arrays.pop(TABLE).tobytes(), exact=True)
     except (OSError, KeyError, ValueError, TypeError, RuntimeError) as problem:
         raise CheckpointError(f"{path}: is not what isthmus writes ({problem}); start without "
                               "--resume") from None
