@@ -1,4 +1,4 @@
-"""What a run's links carry; and those that take ten times as long as predicted, named while it goes on."""
+"""What the links of a run carry; and those ten times slower than predicted, named while it goes on."""
 
 import logging
 import statistics
