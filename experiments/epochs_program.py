@@ -17,9 +17,10 @@ if __name__ == "__main__":
     import isthmus
     from isthmus.benchmarking.options import named_compressor
     from isthmus.topology.tiers import tiers_of_file
+    from isthmus.training.loop import State, Training
     from isthmus.training.models import Perceptron
     from isthmus.training.recipe import Recipe
-    from isthmus.training.synchronous import State, Training
+    from isthmus.training.strategies.strategy import Member
 
     def time_plans(tiers, task):
         """Yield a result for each plan, in turn: the slowest rank's seconds, from one instant on all."""
@@ -55,7 +56,8 @@ if __name__ == "__main__":
                         compare_replicas_every=task["epochs"] * task["steps"] + 1)
         allreduce = isthmus.Allreduce(tiers, model.size, "hierarchical",
                                       named_compressor(task["compressor"]), weight=float(local.samples))
-        return Training(tiers, model, local, allreduce, recipe, State.initial(model, recipe.seed),
+        return Training(tiers, model, local, Member(allreduce), recipe,
+                        State.initial(model, recipe.seed),
                         lambda samples: site.fixed_seconds + samples / rate)
 
     def instant(world):

@@ -311,7 +311,7 @@ def explode(monkeypatch, rank):
 
 
 def flip(monkeypatch, rank):
-    from isthmus.training.synchronous import Training
+    from isthmus.training.loop import Training
     update = Training._update
 
     def other(self, mean):

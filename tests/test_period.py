@@ -15,7 +15,7 @@ from isthmus.planning.simulation import simulate
 from isthmus.planning.step import exchange_terms, predict_step, together_terms
 from isthmus.planning.time_model import Workload, period_seconds
 from isthmus.runs.terms import critical_terms
-from isthmus.training.synchronous import MEASURED
+from isthmus.training.loop import MEASURED
 
 seconds = st.floats(0, 1)
 

@@ -131,7 +131,8 @@ def test_batches_and_weights_follow_the_shards(comm, shared_folder, monkeypatch)
     def finish(self):
         training = self.training
         sizes = [len(targets) for _, targets in training.local.batches(steps=STEPS, epoch=0)]
-        seen.append([training.local.samples, min(sizes), max(sizes), float(training.allreduce.share),
+        seen.append([training.local.samples, min(sizes), max(sizes),
+                     float(training.member.gradients.share),
                      sorted(self.rebalancing.rank_of_shard.tolist()).count(comm.rank)])
         return original(self)
     monkeypatch.setattr(job.Job, "finish", finish)

@@ -26,9 +26,10 @@ from isthmus.runs.calibrate import calibrate
 from isthmus.runs.train import train
 from isthmus.training import measuring
 from isthmus.training.checkpoint import read_checkpoint, write_checkpoint
+from isthmus.training.loop import State, Training
 from isthmus.training.measuring import gradient_seconds, host_copy_bytes_per_second
 from isthmus.training.models import Convolutional, Perceptron
-from isthmus.training.synchronous import State, Training
+from isthmus.training.strategies.strategy import Member
 
 SIZE = 6007
 BUCKETS = [slice(3072, SIZE), slice(0, 3072)]
@@ -228,7 +229,7 @@ def training_of(tiers, library, compressor=None, recipe=RECIPE):
     local, state = samples_of(tiers.world.rank, 9), State.initial(MODEL, recipe.seed, library)
     allreduce = isthmus.Allreduce(tiers, MODEL.size, compressor=compressor, weight=9.0,
                                   buckets=[slice(20, MODEL.size), slice(0, 20)], like=state.parameters)
-    return Training(tiers, MODEL, local, allreduce, recipe, state)
+    return Training(tiers, MODEL, local, Member(allreduce), recipe, state)
 
 
 @pytest.mark.ranks(4)
@@ -242,12 +243,12 @@ def test_training_ends_with_one_hash_wherever_ranks_compute(comm, gpu, shared_fo
             training = training_of(tiers, where, isthmus.Int8(8))
             for _ in training.steps():
                 if run == 1 and training.state.step == 5:
-                    write_checkpoint(path, tiers, training.state, training.allreduce, {})
+                    write_checkpoint(path, training, {})
             hashes.append(training.compare_replicas())
             assert type(training.gradient) is where.ndarray
         elsewhere = np if library is gpu.cupy else gpu.cupy
         resumed = training_of(tiers, elsewhere, isthmus.Int8(8))
-        read_checkpoint(path, tiers, resumed.state, resumed.allreduce, {})
+        read_checkpoint(path, resumed, {})
         for _ in resumed.steps():
             pass
         assert hashes == [resumed.compare_replicas()] * 2

@@ -42,7 +42,8 @@ def traced_run(comm, folder, sites, algorithm, compressor, buckets, paced, chunk
     """
     from isthmus.runs.trace import Trace  # it needs MPI, which the process that starts ranks must not
     from isthmus.topology.agreement import gather_json
-    from isthmus.training.synchronous import MEASURED, State, Training
+    from isthmus.training.loop import MEASURED, State, Training
+    from isthmus.training.strategies.strategy import Member
     cluster = isthmus.Cluster(cluster_of(*sites, latency_seconds=LATENCY_SECONDS))
     with isthmus.split_tiers(comm, cluster) as tiers:
         trace = Trace(tiers.paced() if paced else tiers)
@@ -52,7 +53,8 @@ def traced_run(comm, folder, sites, algorithm, compressor, buckets, paced, chunk
         allreduce = isthmus.Allreduce(
             trace.tiers, MODEL.size, algorithm, compressor, chunk_nbytes=chunk_nbytes,
             buckets=bucket_slices(MODEL.tensor_slices, buckets))
-        training = Training(trace.tiers, MODEL, local, allreduce, RECIPE, State.initial(MODEL, 7),
+        training = Training(trace.tiers, MODEL, local, Member(allreduce), RECIPE,
+                            State.initial(MODEL, 7),
                             hold_seconds=lambda samples: slow if tiers.world.rank == 3 else 0.004)
         with trace.written_to(folder):
             for _ in training.steps():

@@ -14,9 +14,10 @@ from isthmus.shards.batches import LocalSamples
 from isthmus.topology.agreement import gather_json
 from isthmus.training import checkpoint_file
 from isthmus.training.checkpoint import read_checkpoint, write_checkpoint
+from isthmus.training.loop import MEASURED, State, Training
 from isthmus.training.models import Perceptron
 from isthmus.training.recipe import Recipe
-from isthmus.training.synchronous import MEASURED, State, Training
+from isthmus.training.strategies.strategy import Member
 from isthmus.vectors import bucket_slices
 
 MODEL = Perceptron(6, (5,), 3)
@@ -34,8 +35,8 @@ def training_of(tiers, counts, recipe=RECIPE, compressor=None, model=MODEL, buck
     allreduce = isthmus.Allreduce(tiers, model.size, compressor=compressor,
                                   weight=float(local.samples),
                                   buckets=bucket_slices(model.tensor_slices, buckets))
-    return Training(tiers, model, local, allreduce, recipe, State.initial(model, recipe.seed),
-                    **options)
+    return Training(tiers, model, local, Member(allreduce), recipe,
+                    State.initial(model, recipe.seed), **options)
 
 
 def run(training):
@@ -81,15 +82,15 @@ def test_a_run_that_was_stopped_ends_with_the_bits_of_one_that_was_not(
         for _ in half.steps():
             if half.state.step == stop:
                 break
-        state = half.allreduce.memory[MODEL.size:]
+        state = half.member.gradients.memory[MODEL.size:]
         assert comm.rank or state.any() or not state.size
         path = shared_folder / "checkpoint.h5"
-        write_checkpoint(path, tiers, half.state, half.allreduce, {"run": 1})
+        write_checkpoint(path, half, {"run": 1})
         again = training_of(tiers, (17, 9, 3, 0), compressor=compressor)
-        read_checkpoint(path, tiers, again.state, again.allreduce, {"run": 1})
+        read_checkpoint(path, again, {"run": 1})
         assert again.state.step == stop
-        assert again.allreduce.sent_nbytes == half.allreduce.sent_nbytes
-        assert again.allreduce.memory.tobytes() == half.allreduce.memory.tobytes()
+        assert again.member.sent_nbytes == half.member.sent_nbytes
+        assert again.member.gradients.memory.tobytes() == half.member.gradients.memory.tobytes()
         assert run(again) == whole
 
 
@@ -118,18 +119,18 @@ def test_a_checkpoint_that_cannot_be_used_is_refused_on_all_ranks(
     path = shared_folder / "checkpoint.h5"
     with isthmus.split_tiers(comm, isthmus.Cluster(cluster_of(1, 1))) as tiers:
         training = training_of(tiers, (5, 5))
-        write_checkpoint(path, tiers, training.state, training.allreduce, {"run": 1})
+        write_checkpoint(path, training, {"run": 1})
         if comm.rank == 0:
             spoil(path)
         comm.Barrier()
         with pytest.raises(CheckpointError, match=message) as caught:
-            read_checkpoint(path, tiers, training.state, training.allreduce, {"run": 2})
+            read_checkpoint(path, training, {"run": 2})
         assert caught.value.everywhere
         assert len(str(caught.value).splitlines()) == 1
         other = training_of(tiers, (5, 5), model=Perceptron(6, (4,), 3))
         if "another run" in message:
             with pytest.raises(CheckpointError, match="shape"):
-                read_checkpoint(path, tiers, other.state, other.allreduce, {"run": 1})
+                read_checkpoint(path, other, {"run": 1})
 
 
 @pytest.mark.ranks(2)
@@ -137,7 +138,7 @@ def test_a_checkpoint_with_one_other_bit_anywhere_is_refused_on_all_ranks(comm, 
     path = shared_folder / "checkpoint.h5"
     with isthmus.split_tiers(comm, isthmus.Cluster(cluster_of(1, 1))) as tiers:
         training = training_of(tiers, (5, 5), compressor=isthmus.Int8(8))
-        write_checkpoint(path, tiers, training.state, training.allreduce, {"run": 1})
+        write_checkpoint(path, training, {"run": 1})
         whole = path.read_bytes()
         for place in range(comm.size, len(whole), 11):
             if comm.rank == 0:
@@ -145,11 +146,11 @@ def test_a_checkpoint_with_one_other_bit_anywhere_is_refused_on_all_ranks(comm, 
                 other[place] ^= 1 << place % 8
                 path.write_bytes(other)
             with pytest.raises(CheckpointError, match="is damaged: its bytes are not those") as caught:
-                read_checkpoint(path, tiers, training.state, training.allreduce, {"run": 1})
+                read_checkpoint(path, training, {"run": 1})
             assert caught.value.everywhere
         if comm.rank == 0:
             path.write_bytes(whole)
-        read_checkpoint(path, tiers, training.state, training.allreduce, {"run": 1})
+        read_checkpoint(path, training, {"run": 1})
 
 
 @pytest.mark.ranks(2)
@@ -157,8 +158,7 @@ def test_a_checkpoint_that_cannot_be_written_is_an_error_on_all_ranks(comm):
     with isthmus.split_tiers(comm, isthmus.Cluster(cluster_of(1, 1))) as tiers:
         training = training_of(tiers, (5, 5))
         with pytest.raises(OutputError, match="cannot be written"):
-            write_checkpoint(Path("/proc/no/checkpoint.h5"), tiers, training.state,
-                             training.allreduce, {})
+            write_checkpoint(Path("/proc/no/checkpoint.h5"), training, {})
 
 
 def poison(training, rank, step):
@@ -195,7 +195,7 @@ def test_a_step_with_a_nan_is_stopped_or_skipped_by_all(comm, compressor, culpri
         poison(skipped, culprit, 5)
         seen = []
         for _ in skipped.steps():
-            before = (skipped.state.parameters.copy(), skipped.allreduce.memory.copy())
+            before = (skipped.state.parameters.copy(), skipped.member.gradients.memory.copy())
             seen.append((skipped.non_finite_ranks, before))
         assert [step for step, (ranks, _) in enumerate(seen) if ranks] == [5]
         np.testing.assert_array_equal(seen[4][1][0], seen[5][1][0])

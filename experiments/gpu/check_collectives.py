@@ -113,9 +113,10 @@ def check_training(world, cupy, tell, hidden=128):
     import isthmus
     from isthmus.errors import ReplicaError
     from isthmus.shards.batches import LocalSamples
+    from isthmus.training.loop import State, Training
     from isthmus.training.models import Perceptron
     from isthmus.training.recipe import Recipe
-    from isthmus.training.synchronous import State, Training
+    from isthmus.training.strategies.strategy import Member
     model, recipe = Perceptron(784, (hidden,), 10), Recipe(epochs=2, steps=20, learning_rate=0.1)
     draw, tiers, wrong = np.random.default_rng(world.rank), tiers_of(world, (2, 2)), []
     samples = LocalSamples({"features": draw.integers(0, 255, (640, 784)).astype("u1"),
@@ -124,7 +125,7 @@ def check_training(world, cupy, tell, hidden=128):
         state = State.initial(model, 0, cupy if world.rank in on_gpu else np)
         allreduce = isthmus.Allreduce(tiers, model.size, compressor=isthmus.Int8(),
                                       weight=samples.samples, like=state.parameters)
-        training = Training(tiers, model, samples, allreduce, recipe, state)
+        training = Training(tiers, model, samples, Member(allreduce), recipe, state)
         try:
             for _ in training.steps():
                 pass

@@ -11,9 +11,10 @@ if __name__ == "__main__":
 
     import isthmus
     from isthmus.compression import COMPRESSORS
+    from isthmus.training.loop import State, Training
     from isthmus.training.models import Perceptron
     from isthmus.training.recipe import Recipe
-    from isthmus.training.synchronous import State, Training
+    from isthmus.training.strategies.strategy import Member
 
     class Isthmus:
         """The peer that `measuring` describes."""
@@ -48,7 +49,7 @@ if __name__ == "__main__":
                 for part in (task["train"], task["test"]))
             model, recipe = Perceptron(hidden=tuple(task["hidden"])), Recipe(**task["recipe"])
             allreduce = peer.reducer(model.size, weight=float(train.samples))
-            self.training = Training(peer.tiers, model, train, allreduce, recipe,
+            self.training = Training(peer.tiers, model, train, Member(allreduce), recipe,
                                      State.initial(model, recipe.seed))
             self.steps = self.training.steps()
 

@@ -12,6 +12,7 @@ _HOME = {
     "LowRank": "isthmus.compression.low_rank",
     "TopK": "isthmus.compression.top_k",
     "Allreduce": "isthmus.collectives.allreduce",
+    "Synchronous": "isthmus.training.strategies.synchronous",
     "pack_shards": "isthmus.shards.packing",
     "ShardSet": "isthmus.shards.shard_file",
     "scatter_shards": "isthmus.shards.scattering",

@@ -164,6 +164,27 @@ class Allreduce:
         return self._clock.seconds
 
     @property
+    def total_seconds(self):
+        """Seconds by stage of all calls so far."""
+        return self._clock.total
+
+    @property
+    def world(self):
+        """The ranks whose vectors are summed."""
+        return self._tiers.world
+
+    def state(self):
+        """Return name -> array: all that the next call depends on, beside the vectors."""
+        return {"memory": self.memory, "calls": np.array([self.calls]),
+                "sent_to_sites": self.sent_to_sites}
+
+    def load(self, state):
+        """Go on from what `state` gave, in place."""
+        set_from_host(self.memory, state["memory"])
+        self.calls = int(state["calls"][0])
+        self.sent_to_sites[:] = state["sent_to_sites"]
+
+    @property
     def _residual(self):
         return getattr(self._exchange, "residual", None)
 

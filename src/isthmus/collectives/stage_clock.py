@@ -15,6 +15,7 @@ class StageClock:
     def __init__(self, recorder=None):
         self.recorder = recorder
         self.seconds = dict.fromkeys(ALLREDUCE_STAGES, 0.0)
+        self.total = dict.fromkeys(ALLREDUCE_STAGES, 0.0)  # of all calls
         self.last = 0.0
 
     def start(self):
@@ -27,7 +28,7 @@ class StageClock:
 
     def lap(self, stage):
         now = time.perf_counter()
-        self.seconds[stage] += now - self.last
+        self._give(stage, now - self.last)
         if self.recorder is not None:
             self.recorder.span(stage, self.last, now)
         self.last = now
@@ -38,7 +39,11 @@ class StageClock:
         start = time.perf_counter()
         yield
         seconds = time.perf_counter() - start
-        self.seconds[stage] += seconds
+        self._give(stage, seconds)
         if self.recorder is not None:
             self.recorder.span(stage, start, start + seconds)
         self.last += seconds
+
+    def _give(self, stage, seconds):
+        self.seconds[stage] += seconds
+        self.total[stage] += seconds

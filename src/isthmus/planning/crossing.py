@@ -26,12 +26,13 @@ class Crossing:
 
     @classmethod
     def of(cls, cluster, workload, links_seconds):
-        """Return the Crossing of a workload; None where sites do not meet as leaders.
+        """Return the Crossing of a workload; None where sites do not meet as leaders in every step.
 
         links_seconds: what of the time on the links is left after the computing, if all sites begin
         together. Only with several buckets is that not the whole.
         """
-        if workload.algorithm != "hierarchical" or len(cluster.sites) == 1 or workload.size == 0:
+        if (workload.algorithm != "hierarchical" or len(cluster.sites) == 1 or workload.size == 0
+                or workload.exchanges_per_step != 1):
             return None
         stages = hierarchical_stages(cluster, workload.size, workload.compressor or Dense(),
                                      workload.compressor is not None, workload.chunk_nbytes)

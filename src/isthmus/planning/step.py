@@ -97,6 +97,8 @@ def exchange_terms(cluster, computing_seconds, workload):
 
 def together_terms(cluster, computing_seconds, workload):
     """Return term -> seconds of an exchange that all sites begin after `computing_seconds`."""
-    return predict_overlapped(cluster, workload.buckets or (slice(0, workload.size),), computing_seconds,
-                              algorithm=workload.algorithm, compressor=workload.compressor,
-                              chunk_nbytes=workload.chunk_nbytes).terms
+    terms = predict_overlapped(cluster, workload.buckets or (slice(0, workload.size),),
+                               computing_seconds, algorithm=workload.algorithm,
+                               compressor=workload.compressor,
+                               chunk_nbytes=workload.chunk_nbytes).terms
+    return {name: workload.exchanges_per_step * seconds for name, seconds in terms.items()}

@@ -58,6 +58,7 @@ class Workload:
     data_site: str | None = None  # where the shards lie; None where every rank sees them
     buckets: tuple[slice, ...] = ()  # of the gradient, in the order in which they start; () is the whole
     chunk_nbytes: int = WIRE_NBYTES  # most bytes of a wire of "hierarchical"
+    exchanges_per_step: float = 1.0  # uses of the allreduce, of the whole vector, on average
 
 
 @dataclass(frozen=True)

@@ -204,6 +204,7 @@ class StepLine(Line):
     step_seconds: Seconds
     terms: dict[str, Seconds]
     sent_nbytes: SentBytes
+    exchanged: NotRequired[bool]
 
 
 class EvaluationLine(Line):

@@ -13,12 +13,11 @@ LEAST_SECONDS = 0.005
 log = logging.getLogger("isthmus")
 
 
-def counted_links(tiers, allreduce):
+def counted_links(tiers, member):
     """Return the bytes sent over each link and what the formula says, on every rank. Collective."""
     names = tiers.cluster.names
-    predicted = allreduce.calls * allreduce.predicted_to_sites()
     everyone = np.array(gather_json(tiers.world, np.stack(
-        [allreduce.sent_to_sites, predicted], axis=1).tolist()))
+        [member.sent_to_sites, member.predicted_to_sites()], axis=1).tolist()))
     site_of_rank = np.array(tiers.cluster.site_of_rank)
     return [{"source": names[i], "target": names[j], "sent_nbytes": int(nbytes[0]),
              "predicted_nbytes": int(nbytes[1])}

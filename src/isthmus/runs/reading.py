@@ -1,6 +1,5 @@
 """A run's folder, read: what made it, what was planned, what was measured."""
 
-import statistics
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +11,7 @@ from isthmus.errors import SettingsError
 from isthmus.files import open_plain
 from isthmus.runs.contents import ANY_LINE, LINES, PlanTable, Provenance, Summary
 from isthmus.runs.seals import unsealed
+from isthmus.runs.terms import typical_terms
 from isthmus.topology.cluster import Cluster
 
 
@@ -57,10 +57,9 @@ class Run:
             rows = [(term["name"], term["predicted_seconds"], term["measured_seconds"])
                     for term in self.summary["terms"]]
         else:
-            names = self.steps[0]["terms"] if self.steps else self.plan["terms"]
-            rows = [(name, self.plan["terms"].get(name, 0.0),
-                     statistics.median(line["terms"].get(name, 0.0) for line in self.steps)
-                     if self.steps else None) for name in names]
+            measured = self._typical[0] if self.steps else dict.fromkeys(self.plan["terms"])
+            rows = [(name, self.plan["terms"].get(name, 0.0), seconds)
+                    for name, seconds in measured.items()]
         return [row for row in rows if max(row[1], row[2] or 0.0) > 0]
 
     @cached_property
@@ -68,8 +67,11 @@ class Run:
         """(predicted, measured) seconds of a step: the median of all; None before the first."""
         if self.summary:
             return tuple(self.summary["step"][f"{name}_seconds"] for name in ("predicted", "measured"))
-        return self.plan["step_seconds"], (statistics.median(
-            sum(line["terms"].values()) for line in self.steps) if self.steps else None)
+        return self.plan["step_seconds"], self._typical[1] if self.steps else None
+
+    @cached_property
+    def _typical(self):
+        return typical_terms((line["terms"], line.get("exchanged", True)) for line in self.steps)
 
     @cached_property
     def link_nbytes(self):

@@ -21,7 +21,8 @@ def identity_of(settings, cluster, plan, data):
         training = {key: value for key, value in training.items() if key != "epochs"}
     return {
         "ranks": cluster.size, "data": {name: manifest.digest for name, manifest in data.items()},
-        "model": table["model"], "training": training, "allreduce": table["allreduce"],
+        "model": table["model"], "training": training, "strategy": table["strategy"],
+        "allreduce": table["allreduce"],
         "sites": [cluster.hub, [[site.name, site.tier, site.ranks] for site in cluster.sites]],
         "plan": {"hash": plan.hash, "settings": table["plan"], "version": isthmus.__version__,
                  "cluster": sha256(dumps(cluster.to_table()).encode()).hexdigest()}}
@@ -51,7 +52,7 @@ def recall(folder, step, total_steps):
     for line in lines:
         if line["kind"] == "step":
             found.seconds, found.loss = line["seconds"], line["loss"]
-            found.measured.append(line["terms"])
+            found.measured.append((line["terms"], line.get("exchanged", True)))
         elif line["kind"] == "replanned":
             found.seconds = line["seconds"]
         elif line["kind"] == "evaluation":

@@ -18,6 +18,8 @@ from isthmus.topology.cluster import Cluster
 from isthmus.topology.cluster_file import NotNegative
 from isthmus.training.models import MODELS
 from isthmus.training.recipe import Recipe
+from isthmus.training.strategies import STRATEGIES
+from isthmus.training.strategies.strategy import exchanges_per_step
 from isthmus.vectors import bucket_slices
 
 Count = Annotated[int, Field(ge=1)]
@@ -165,10 +167,17 @@ class RunSettings(FrozenModel):
     data: DataSettings
     model: KindSettings
     training: TrainingSettings = TrainingSettings()
+    strategy: KindSettings = KindSettings(kind="synchronous", arguments={})
     allreduce: AllreduceSettings = AllreduceSettings()
     plan: PlanSettings = PlanSettings()
     run: OutputSettings = OutputSettings()
     slurm: SlurmSettings = SlurmSettings()
+
+    @field_validator("strategy", mode="before")
+    @classmethod
+    def _strategy_by_name(cls, value):
+        return value if isinstance(value, KindSettings) else KindSettings.of(
+            value, STRATEGIES, "strategy")
 
     @field_validator("model", mode="before")
     @classmethod
@@ -194,10 +203,12 @@ class RunSettings(FrozenModel):
     @classmethod
     def from_json(cls, table, source):
         """Return the settings that `to_json` wrote."""
-        table = {**table, "model": {"kind": table["model"]["kind"], **table["model"]["arguments"]}}
-        if (compressor := table["allreduce"]["compressor"]) is not None:
-            flat = {"kind": compressor["kind"], **compressor["arguments"]}
-            table["allreduce"] = {**table["allreduce"], "compressor": flat}
+        def flat(named):
+            return named and {"kind": named["kind"], **named["arguments"]}
+
+        allreduce = table["allreduce"]
+        table = {**table, "model": flat(table["model"]), "strategy": flat(table["strategy"]),
+                 "allreduce": {**allreduce, "compressor": flat(allreduce["compressor"])}}
         return check_table(cls, table, source, SettingsError)
 
     def to_json(self):
@@ -228,6 +239,9 @@ class RunSettings(FrozenModel):
     def make_model(self):
         return MODELS[self.model.kind](**self.model.arguments)
 
+    def make_strategy(self):
+        return STRATEGIES[self.strategy.kind](**self.strategy.arguments)
+
     def make_compressor(self):
         """Return the compressor, which knows the model's shapes where it asks for them."""
         chosen = self.allreduce.compressor
@@ -248,7 +262,8 @@ class RunSettings(FrozenModel):
                         buckets=tuple(self.make_buckets()),
                         chunk_nbytes=self.allreduce.chunk_nbytes,
                         algorithm=self.allreduce.algorithm, compressor=self.make_compressor(),
-                        sample_nbytes=sample_nbytes, data_site=self.data.site)
+                        sample_nbytes=sample_nbytes, data_site=self.data.site,
+                        exchanges_per_step=exchanges_per_step(self.make_strategy()))
 
     def recipe(self, steps):
         """Return how to train for epochs of `steps` steps."""

@@ -1,5 +1,7 @@
 """What a step's time went into, from what every rank measured of it."""
 
+from statistics import fmean, median
+
 import numpy as np
 
 from isthmus.registry import ALLREDUCE_STAGES
@@ -28,3 +30,27 @@ def critical_terms(of_rank, leaders):
     terms["links"] = max(0.0, terms["links"] + min(0.0, left))
     terms["wait"] = max(0.0, left)
     return {name: float(seconds) for name, seconds in terms.items()}
+
+
+def typical_terms(steps):
+    """Return term -> seconds a step, and the seconds of a step: medians over rounds.
+
+    steps: (term -> seconds, whether an exchange ended the step) of each, in order. A round is the steps
+    from one exchange to the next, and counts with its mean, so that what is done at its end alone has
+    its share. A last round without an exchange is left out, unless there is no other.
+    """
+    rounds, under_way = [], []
+    for terms, exchanged in steps:
+        under_way.append(terms)
+        if exchanged:
+            rounds.append(_mean(under_way))
+            under_way = []
+    rounds = rounds or [_mean(under_way)]
+    names = dict.fromkeys(name for terms in rounds for name in terms)
+    return ({name: median(terms.get(name, 0.0) for terms in rounds) for name in names},
+            median(sum(terms.values()) for terms in rounds))
+
+
+def _mean(round_):
+    names = dict.fromkeys(name for terms in round_ for name in terms)
+    return {name: fmean(terms.get(name, 0.0) for terms in round_) for name in names}

@@ -1,14 +1,14 @@
 """The main job: read the settings, plan, scatter, train, check, and leave a folder that tells it."""
 
 import signal
-import statistics
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from typing import NamedTuple
 
 from mpi4py import MPI
 from threadpoolctl import threadpool_limits
 
-from isthmus.collectives.allreduce import Allreduce
 from isthmus.compression.dense import Dense
 from isthmus.devices import array_library
 from isthmus.errors import CheckpointError, StoppedError
@@ -22,12 +22,13 @@ from isthmus.runs.rebalancing import Rebalancing
 from isthmus.runs.record import RunFolder, provenance, replanned_sentence, reserved
 from isthmus.runs.resuming import Recalled, identity_of, recall
 from isthmus.runs.stopping import stopping_on
-from isthmus.runs.terms import critical_terms
+from isthmus.runs.terms import critical_terms, typical_terms
 from isthmus.runs.trace import Trace
 from isthmus.testbed import on_testbed
 from isthmus.topology.agreement import broadcast_json, from_root, require, together
 from isthmus.training.checkpoint import read_checkpoint, write_checkpoint
-from isthmus.training.synchronous import MEASURED, State, Training
+from isthmus.training.loop import MEASURED, State, Training
+from isthmus.training.strategies.sums import Sums
 
 
 def train(comm, settings_path, tell, *, resume=None, cluster=None, name=None):
@@ -54,17 +55,34 @@ def train(comm, settings_path, tell, *, resume=None, cluster=None, name=None):
         computing = trace.tiers if trace else tiers
         recipe = settings.recipe(plan.steps)
         state = State.initial(model, recipe.seed, array_library(tiers.device))
-        allreduce = Allreduce(computing, model.size, settings.allreduce.algorithm,
-                              settings.make_compressor(), settings.allreduce.error_feedback,
-                              weight=float(local.samples), buckets=settings.make_buckets(),
-                              chunk_nbytes=settings.allreduce.chunk_nbytes, like=state.parameters)
-        training = Training(computing, model, local, allreduce, recipe, state,
+        sums = Sums(computing, model.size, weight=float(local.samples),
+                    algorithm=settings.allreduce.algorithm, compressor=settings.make_compressor(),
+                    error_feedback=settings.allreduce.error_feedback, buckets=settings.make_buckets(),
+                    chunk_nbytes=settings.allreduce.chunk_nbytes, like=state.parameters)
+        member = settings.make_strategy().join(sums, recipe.total_steps)
+        training = Training(computing, model, local, member, recipe, state,
                             hold_seconds(tiers, settings), journal.enter)
         job = Job(tiers, settings, plan, training, test, journal)
         job.open_folder(Path(settings_path).stem, resume, name, lock, why)
         with trace.written_to(job.path) if trace else nullcontext():
             job.run(stop)
         return job.finish()
+
+
+class Duty(NamedTuple):
+    """What is done after a step: in which phase, after which steps, and what.
+
+    due(step) is asked on every rank and says the same on all of them.
+    """
+
+    phase: str
+    due: Callable[[int], bool]
+    act: Callable[[], None]
+
+
+def every(steps):
+    """Return a function that tells whether a step is one of every so many; of None, none is."""
+    return lambda step: steps is not None and step % steps == 0
 
 
 class Job:
@@ -79,10 +97,13 @@ class Job:
         self.path = None
         self.seconds = 0.0  # of training so far; evaluation and checkpoints are not counted
         self.link_nbytes = 0
-        self.measured = []  # terms of each step so far
+        self.measured = []  # of each step so far: its terms, and whether an exchange ended it
         self.evaluation = (None, None)
         self.loss = None
         self.skipped = 0
+        self.stops = False  # whether the run ends after this step, told by a signal
+        self.exchanged = {each.step for each in settings.make_strategy().exchanges(
+            training.recipe.total_steps)}
         self.rebalancing = Rebalancing(tiers, settings, plan, training)
         self.slow_links = LinkWatch(tiers.cluster, plan.terms.get("links", 0.0))
         self.data = {"train": training.local.manifest, "test": test.manifest}
@@ -122,34 +143,46 @@ class Job:
         self.tell(f"run folder: {self.path}")
 
     def run(self, stop):
-        """Make every step; report, evaluate and write checkpoints where the settings say so.
+        """Make every step, and do after it what is due.
 
         Raises StoppedError on every rank once `stop` has told them to, after a checkpoint.
         """
-        recipe, state = self.training.recipe, self.training.state
-        self.training.compare_replicas()
+        state, duties = self.training.state, self._duties(stop)
+        self._compare_replicas()
         for _ in self.training.steps():
-            self.journal.enter("report", state.step)
-            ends_epoch = state.step % recipe.steps == 0
-            if self.training.non_finite_ranks:
-                self._note_skipped()
-            if state.step % recipe.compare_replicas_every == 0:
-                self._note("replicas", hash=self.training.replica_hash)
-            if ends_epoch or state.step % recipe.report_every == 0:
-                self._report()
-            if ends_epoch:
-                self.journal.enter("evaluation", state.step)
-                self._evaluate()
-            if ends_epoch and self.settings.plan.replan:
-                self.journal.enter("rebalancing", state.step)
-                self._rebalance()
-            self.journal.enter("signals", state.step)
-            stops = state.step < recipe.total_steps and stop.told(state.step)
-            if stops or (recipe.checkpoint_every and state.step % recipe.checkpoint_every == 0):
-                self._report()
-                self._write_checkpoint()
-            if stops:
-                self._stop()
+            for duty in duties:
+                if duty.due(state.step):
+                    self.journal.enter(duty.phase, state.step)
+                    duty.act()
+
+    def _duties(self, stop):
+        """Return what is done after a step, in order: when, and what."""
+        recipe, member = self.training.recipe, self.training.member
+        ends_epoch = every(recipe.steps)
+
+        def ask_to_stop():
+            self.stops = stop.told(self.training.state.step)
+
+        return [
+            Duty("report", lambda step: self.training.non_finite_ranks, self._note_skipped),
+            Duty("replicas", lambda step: member.agreed and every(recipe.compare_replicas_every)(step),
+                 self._compare_and_note),
+            Duty("report", lambda step: ends_epoch(step) or every(recipe.report_every)(step),
+                 self._report),
+            Duty("evaluation", ends_epoch, self._evaluate),
+            Duty("rebalancing", lambda step: self.settings.plan.replan and ends_epoch(step),
+                 self._rebalance),
+            Duty("signals", lambda step: step < recipe.total_steps, ask_to_stop),
+            Duty("checkpoint", lambda step: self.stops or every(recipe.checkpoint_every)(step),
+                 self._write_checkpoint),
+            Duty("end", lambda step: self.stops, self._stop)]
+
+    def _compare_replicas(self):
+        """Return the hash of the parameters where all ranks have to have the same; else None."""
+        return self.training.compare_replicas() if self.training.member.agreed else None
+
+    def _compare_and_note(self):
+        self._note("replicas", hash=self._compare_replicas())
 
     def _stop(self):
         self._note("stopped")
@@ -163,8 +196,8 @@ class Job:
     def finish(self):
         """Compare replicas, write summary.json, and return it with the folder on every rank."""
         self.journal.enter("end", self.training.state.step)
-        digest = self.training.compare_replicas()
-        links = counted_links(self.tiers, self.training.allreduce)
+        digest = self._compare_replicas()
+        links = counted_links(self.tiers, self.training.member)
         if self.leads:
             self._note("replicas", hash=digest)
             summary = self._summary(digest, links)
@@ -198,14 +231,11 @@ class Job:
         for number in range(rows.shape[1]):
             self._report_step(first + number, dict(zip(MEASURED, rows[:, number].T)))
         self.slow_links.look(self.training.state.step,
-                             [terms["links"] for terms in self.measured[-rows.shape[1]:]])
+                             [terms["links"] for terms, _ in self.measured[-rows.shape[1]:]])
         self.folder.flush()
         self.tell(f"step {self.training.state.step}/{self.training.recipe.total_steps}: "
-                  f"loss {self.loss:.4f}, {1e3 * self._median_step():.1f} ms a step, "
+                  f"loss {self.loss:.4f}, {1e3 * typical_terms(self.measured)[1]:.1f} ms a step, "
                   f"{self.link_nbytes / 1e6:.1f} MB over links", passing=True)
-
-    def _median_step(self):
-        return statistics.median(sum(terms.values()) for terms in self.measured)
 
     def _report_step(self, step, of_rank):
         """Write the line of one step from what each rank measured of it."""
@@ -213,12 +243,13 @@ class Job:
         step_seconds = of_rank["step"][0]
         self.seconds += step_seconds
         terms = critical_terms(of_rank, self._leaders)
-        self.measured.append(terms)
+        self.measured.append((terms, step in self.exchanged))
         self.rebalancing.measure(of_rank)
         self.link_nbytes = int(of_rank["sent_link_nbytes"].sum())
         self.folder.note(
             "step", step=step, epoch=(step - 1) // self.training.recipe.steps,
             seconds=self.seconds, loss=self.loss, step_seconds=step_seconds, terms=terms,
+            exchanged=step in self.exchanged,
             sent_nbytes={"site": int(of_rank["sent_site_nbytes"].sum()), "link": self.link_nbytes})
 
     def _evaluate(self):
@@ -239,18 +270,16 @@ class Job:
             self.tell(f"step {self.training.state.step}: {replanned_sentence(told)}")
 
     def _write_checkpoint(self):
-        path = self.path / "checkpoint.h5"
-        self.journal.enter("checkpoint", self.training.state.step)
-        write_checkpoint(path, self.tiers, self.training.state, self.training.allreduce,
-                         self.identity, self.rebalancing.to_json())
+        self._report()  # the curves of what leads to a checkpoint are on the disk before it is
+        write_checkpoint(self.path / "checkpoint.h5", self.training, self.identity,
+                         self.rebalancing.to_json())
         self.journal.checkpoint = self.training.state.step
         self.tell(f"step {self.training.state.step}: checkpoint written")
 
     def _resume(self):
         """Take up the state of the checkpoint, and the clock and the curves of what led to it."""
         state, recipe, world = self.training.state, self.training.recipe, self.tiers.world
-        notes = read_checkpoint(self.path / "checkpoint.h5", self.tiers, state,
-                                self.training.allreduce, self.identity)
+        notes = read_checkpoint(self.path / "checkpoint.h5", self.training, self.identity)
         require(world, state.step <= recipe.total_steps, CheckpointError,
                 f"{self.path / 'checkpoint.h5'}: is of step {state.step}, and training.epochs = "
                 f"{recipe.epochs} ends at step {recipe.total_steps}; give "
@@ -267,9 +296,8 @@ class Job:
 
     def _summary(self, digest, links):
         """Return what the run came to, predicted beside measured."""
-        median = {name: statistics.median(terms.get(name, 0.0) for terms in self.measured)
-                  for name in STAGES}
-        predicted = {**dict.fromkeys(median, 0.0), **self.plan.terms}
+        measured, step_seconds = typical_terms(self.measured)
+        predicted = {**dict.fromkeys(STAGES, 0.0), **self.plan.terms}
         loss, accuracy = self.evaluation
         wire = self.settings.make_compressor() or Dense()
         ratio = Dense().wire_nbytes(self.training.model.size) / wire.wire_nbytes(
@@ -280,6 +308,6 @@ class Job:
             "loss": loss, "accuracy": accuracy, "parameter_hash": digest, "links": links,
             "dense_link_nbytes": round(ratio * sum(link["sent_nbytes"] for link in links)),
             "terms": [{"name": name, "predicted_seconds": predicted[name],
-                       "measured_seconds": median[name]} for name in median],
+                       "measured_seconds": measured.get(name, 0.0)} for name in STAGES],
             "step": {"predicted_seconds": self.plan.step_seconds,
-                     "measured_seconds": self._median_step()}}
+                     "measured_seconds": step_seconds}}

@@ -66,6 +66,14 @@ class Tiers:
         return replace(self, cluster=cluster, site=site, leaders=leaders,
                        world=_world_of(cluster, everyone, world.site, leaders))
 
+    def within_site(self):
+        """Return these tiers with this rank's site for the world: nothing crosses a link.
+
+        The cluster stays the whole one, so that sites keep their numbers.
+        """
+        world = World(self.site, self.world.site, None, [0] * self.site.size)
+        return replace(self, leaders=MPI.COMM_NULL, world=world)
+
     def paced(self):
         """Return these tiers with links that hold every message as long as the file says."""
         site_of_rank = self.cluster.site_of_rank

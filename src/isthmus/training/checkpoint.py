@@ -1,10 +1,11 @@
 """A checkpoint: all that decides the steps to come, in one file, whole or not at all."""
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
 
-from isthmus.devices import set_from_host, to_host
+from isthmus.devices import to_host
 from isthmus.errors import CheckpointError
 from isthmus.topology.agreement import from_root, gather_json, together
 from isthmus.topology.world import broadcast
@@ -12,84 +13,81 @@ from isthmus.training.checkpoint_file import read_checkpoint_file, write_checkpo
 from isthmus.training.identity import difference_in_words
 
 
-def write_checkpoint(path, tiers, state, allreduce, identity, notes=None):
-    """Write `state` and every rank's memory to `path`, from the job's rank 0. Collective.
+def write_checkpoint(path, training, identity, notes=None):
+    """Write the arrays of `training` on every rank to `path`, from the job's rank 0. Collective.
 
-    The memories of the leaders cross the links for this: float32[size] and the compressor's state a
-    site and checkpoint.
+    An array that several ranks hold alike is sent and stored once. All random numbers follow from the
+    seed (in `identity`), the step and the counts of calls: they are the random state and the data
+    position.
     identity: JSON table of what a run that resumes from this must share with the one that wrote it.
     notes: JSON table of what else it is given back.
-    All random numbers follow from the seed (in `identity`), the step and the allreduce's count of
-    calls: they are the random state and the data position.
     """
-    world, home = tiers.world, tiers.home
-    sent = gather_json(world, allreduce.sent_to_sites.tolist())
-    memories = {}
-    for rank, entries in _entries_of_memories(world, allreduce).items():
-        memory = to_host(allreduce.memory)
-        if world.rank == home != rank:
-            memory = np.empty(entries, np.float32)
-            world.Recv(memory, rank)
-        elif world.rank == rank != home:
-            world.Send(memory, home)
-        memories[rank] = memory
-    together(world, lambda: _write(path, state, allreduce.calls, sent, memories, identity, notes)
-             if world.rank == home else None)
+    world, home = training.tiers.world, training.tiers.home
+    arrays = {name: np.ascontiguousarray(to_host(array)) for name, array in training.arrays().items()}
+    told = gather_json(world, {name: [hashlib.sha256(array).hexdigest(), len(array), array.dtype.str]
+                               for name, array in arrays.items()})
+    stored, holder_of_rank = {}, {}
+    for name in arrays:
+        holders = {}  # what an array holds -> the first rank that has it
+        holder_of_rank[name] = [holders.setdefault(tuple(each[name]), rank)
+                                for rank, each in enumerate(told)]
+        for (_, entries, dtype), rank in holders.items():
+            if world.rank == rank != home:
+                world.Send(arrays[name], home)
+            elif world.rank == home:
+                stored[f"{name}/{rank}"] = arrays[name]
+                if rank != home:
+                    stored[f"{name}/{rank}"] = np.empty(entries, dtype)
+                    world.Recv(stored[f"{name}/{rank}"], rank)
+    table = {"step": training.state.step, "holder_of_rank": holder_of_rank, "identity": identity,
+             "notes": notes or {}}
+    together(world, lambda: write_checkpoint_file(path, stored, table) if world.rank == home else None)
 
 
-def read_checkpoint(path, tiers, state, allreduce, identity):
-    """Set `state` and `allreduce` to what the job's rank 0 finds in `path`. Collective.
+def read_checkpoint(path, training, identity):
+    """Set `training` to what the job's rank 0 finds in `path`. Collective.
 
     Returns the notes that were written. CheckpointError on every rank if the file is missing, damaged
     or of a run unlike `identity`.
     """
-    world, home = tiers.world, tiers.home
-    found = {}
-    memories = _entries_of_memories(world, allreduce)
-    step, calls, sent, notes = from_root(
-        world, lambda: _read(path, found, state, memories, identity), home)
-    for name, array in (("parameters", state.parameters), ("momentum", state.momentum)):
-        values = found[name] if world.rank == home else np.empty(array.size, np.float32)
-        broadcast(world, values, home)
-        set_from_host(array, values)
-    for rank, entries in memories.items():
-        if world.rank == home != rank:
-            world.Send(found[f"memories/{rank}"], rank)
-        elif world.rank == rank:
-            values = found[f"memories/{rank}"] if rank == home else np.empty(entries, np.float32)
-            if rank != home:
-                world.Recv(values, home)
-            set_from_host(allreduce.memory, values)
-    state.step, allreduce.calls = step, calls
-    allreduce.sent_to_sites[:] = sent[world.rank]
+    world, home, stored = training.tiers.world, training.tiers.home, {}
+    arrays = {name: np.empty_like(to_host(array)) for name, array in training.arrays().items()}
+    wanted = gather_json(world, {name: array.size for name, array in arrays.items()})
+    step, holder_of_rank, notes = from_root(
+        world, lambda: _read(path, stored, identity, wanted), home)
+    for name, array in arrays.items():
+        holders = holder_of_rank[name]
+        if len(set(holders)) == 1:
+            if world.rank == home:
+                array[:] = stored[f"{name}/{holders[0]}"]
+            broadcast(world, array, home)
+        elif world.rank == home:
+            array[:] = stored[f"{name}/{holders[home]}"]
+            for rank, holder in enumerate(holders):
+                if rank != home:
+                    world.Send(stored[f"{name}/{holder}"], rank)
+        else:
+            world.Recv(array, home)
+    training.load(step, arrays)
     return notes
 
 
-def _entries_of_memories(world, allreduce):
-    """Return rank -> entries for every rank that carries something from call to call."""
-    entries = gather_json(world, allreduce.memory.size)
-    return {rank: entries[rank] for rank in range(world.size) if entries[rank]}
+def _read(path, stored, identity, wanted):
+    """Read the arrays into `stored`; return what the other ranks are told.
 
-
-def _write(path, state, calls, sent, memories, identity, notes):
-    arrays = {"parameters": to_host(state.parameters), "momentum": to_host(state.momentum)}
-    arrays |= {f"memories/{rank}": memory for rank, memory in memories.items()}
-    write_checkpoint_file(path, arrays, {"step": state.step, "calls": calls, "sent": sent,
-                                         "identity": identity, "notes": notes or {}})
-
-
-def _read(path, found, state, memories, identity):
-    """Read the arrays into `found`; return what the other ranks are told."""
+    wanted: name -> entries of each rank's array.
+    """
     arrays, table = read_checkpoint_file(path)
     different = difference_in_words(table["identity"], identity, Path(path).parent)
     if different:
         raise CheckpointError(f"{path}: is of another run: {different}")
-    wanted = {"parameters": state.parameters.size, "momentum": state.momentum.size}
-    wanted |= {f"memories/{rank}": entries for rank, entries in memories.items()}
-    for name, entries in wanted.items():
-        shape = arrays[name].shape if name in arrays else ()
-        if shape != (entries,):
-            raise CheckpointError(f"{path}: {name} has shape {shape}, this run has ({entries},); resume "
-                                  "with the same model, sites and compressor")
-        found[name] = arrays[name]
-    return [table["step"], table["calls"], table["sent"], table["notes"]]
+    for rank, entries_of in enumerate(wanted):
+        for name, entries in entries_of.items():
+            holders = table["holder_of_rank"].get(name, ())
+            shape = arrays[f"{name}/{holders[rank]}"].shape if rank < len(holders) else ()
+            if shape != (entries,):
+                raise CheckpointError(f"{path}: {name} of rank {rank} has shape {shape}, this run has "
+                                      f"({entries},); resume with the same model, sites, strategy and "
+                                      "compressor")
+    stored.update(arrays)
+    return [table["step"], table["holder_of_rank"], table["notes"]]

@@ -1,7 +1,8 @@
-"""Synchronous stochastic gradient descent: the same step, the same bits, on every rank.
+"""The training loop: the same step on every rank, as a strategy has it.
 
-A step: each rank computes the gradient of its own batch, one allreduce gives all of them the mean,
-and every rank makes the same update. A rank without samples takes part with a gradient of zeros.
+A step: each rank computes the gradient of its own batch, the strategy's allreduce gives the mean, every
+rank makes the update, and the strategy exchanges what is then due. A rank without samples takes part
+with a gradient of zeros.
 
 Weights: rank i holds D_i of D samples and takes D_i / K of them a step. It sends its summed gradient
 times K / D_i with weight D_i / D, so that every sample counts alike in an epoch, also where
@@ -15,12 +16,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from isthmus import kernels
-from isthmus.devices import library_of, out_of_memory, synchronise, to_host
+from isthmus.devices import library_of, out_of_memory, set_from_host, synchronise, to_host
 from isthmus.errors import NonFiniteError, ReplicaError
 from isthmus.planning.step import computed_share
 from isthmus.registry import ALLREDUCE_STAGES
 from isthmus.topology.agreement import ranks_where
 from isthmus.topology.world import all_gather, gather
+from isthmus.training.instruments import Instruments
 
 MEASURED = ("loss", "samples", "compute", "allreduce", *ALLREDUCE_STAGES, "update", "step",
             "sent_site_nbytes", "sent_link_nbytes")
@@ -29,7 +31,7 @@ MEASURED = ("loss", "samples", "compute", "allreduce", *ALLREDUCE_STAGES, "updat
 
 @dataclass
 class State:
-    """What a step changes; with the seed it decides everything that follows.
+    """What a step changes; with the seed and the strategy's state it decides everything that follows.
 
     Where its arrays live, there the rank computes: NumPy's or CuPy's.
     """
@@ -46,21 +48,20 @@ class State:
 class Training:
     """One rank's part in a job.
 
-    hold_seconds: seconds that computing a batch of n samples shall take at least, or None for as
-    long as it takes (a paced job passes the cluster file's rate). enter(phase, step): called where
-    "compute", "allreduce", "update" and the comparison of "replicas" begin.
+    member: this rank's part in the strategy. hold_seconds: seconds that computing a batch of n samples
+    shall take at least, or None for as long as it takes (a paced job passes the cluster file's rate).
+    enter(phase, step): called where "compute", "allreduce" and "update" begin.
     """
 
-    def __init__(self, tiers, model, local, allreduce, recipe, state, hold_seconds=None,
+    def __init__(self, tiers, model, local, member, recipe, state, hold_seconds=None,
                  enter=lambda phase, step: None):
-        self.tiers, self.model, self.local, self.allreduce = tiers, model, local, allreduce
-        self.recipe, self.state, self.hold_seconds, self.enter = recipe, state, hold_seconds, enter
+        self.tiers, self.model, self.local, self.member = tiers, model, local, member
+        self.recipe, self.state, self.hold_seconds = recipe, state, hold_seconds
         self.gradient = library_of(state.parameters).zeros(model.size, np.float32)
-        self.starting_seconds = 0.0  # of the buckets of this step, inside the time of its computing
-        self.computing_since = 0.0  # the start of this step, or when its last bucket was started
+        self.instruments = Instruments(tiers.recorder, enter)
         self.rows = []  # of the steps since the last `gather_rows`
-        self.replica_hash = None
         self.non_finite_ranks = []
+        member.begin(state.parameters)
 
     def steps(self):
         """Make the steps that are left, and yield after each."""
@@ -69,53 +70,40 @@ class Training:
             epoch, done = divmod(state.step, recipe.steps)
             for features, targets in self.local.batches(
                     steps=recipe.steps, seed=recipe.seed, epoch=epoch, start=done):
-                self._step(features, targets)
+                before = self.member.stage_seconds
+                with self.instruments.step(state.step + 1) as measured:
+                    loss = self._step(features, targets, measured.phase)
+                self._note(loss, len(targets), measured, before)
                 state.step += 1
-                if state.step % recipe.compare_replicas_every == 0:
-                    self.enter("replicas", state.step)
-                    self.compare_replicas()
                 yield
 
-    def _step(self, features, targets):
-        recorder = self.tiers.recorder
-        if recorder:
-            recorder.begin_step()
-        self.enter("compute", self.state.step + 1)
-        start = self.computing_since = time.perf_counter()
-        loss = self._compute(features, targets, start)
-        computed = time.perf_counter()
-        if recorder:
-            recorder.span("compute", self.computing_since, computed)
-        computed -= self.starting_seconds
-        self.enter("allreduce", self.state.step + 1)
-        mean = self.allreduce.finish()
-        reduced = time.perf_counter()
-        self.enter("update", self.state.step + 1)
-        self.non_finite_ranks = []
-        if self.allreduce.finite:
-            self._update(mean)
-        else:
-            self._refuse_non_finite()
-        end = time.perf_counter()
-        if recorder:
-            recorder.span("update", reduced, end)
-            recorder.end_step(self.state.step + 1)
-        stages = self.allreduce.stage_seconds
-        self.rows.append([
-            loss, len(targets), computed - start, reduced - computed, *stages.values(),
-            end - reduced, end - start, *self.allreduce.sent_nbytes.values()])
+    def _step(self, features, targets, phase):
+        """Compute, sum, update, exchange; return the summed loss of this rank's samples."""
+        gradients = self.member.gradients
+        with phase("compute"):
+            loss = self._compute(features, targets, gradients)
+        with phase("allreduce"):
+            mean = gradients.finish()
+        with phase("update"):
+            self.non_finite_ranks = []
+            if gradients.finite:
+                self._update(mean)
+            else:
+                self._refuse_non_finite()
+        with phase("allreduce"):
+            self.member.after_step(self.state.parameters)
+        return loss
 
-    def _compute(self, features, targets, start):
+    def _compute(self, features, targets, gradients):
         """Start each bucket of this rank's scaled gradient as it is ready; return the summed loss."""
-        self.starting_seconds = 0.0
-        buckets = iter(self.allreduce.buckets)
+        buckets = iter(gradients.buckets)
         waiting = next(buckets, None)
 
         def ready(first):
             nonlocal waiting
             while waiting is not None and waiting.start >= first:
-                self._hold(start, len(targets), waiting.start)
-                self._start(self.gradient[waiting])
+                self._hold(len(targets), waiting.start)
+                self._start(self.gradient[waiting], gradients)
                 waiting = next(buckets, None)
 
         with np.errstate(all="ignore"):  # what is not finite is found by every rank, together
@@ -123,30 +111,23 @@ class Training:
                 return self.model.gradient(self.state.parameters, features, targets, self.gradient,
                                            ready)
             except MemoryError as problem:
-                self.allreduce.fail(out_of_memory(
+                gradients.fail(out_of_memory(
                     f"a batch of {len(targets)} samples in step {self.state.step + 1}", problem))
                 ready(0)
                 return np.nan
 
-    def _start(self, bucket):
+    def _start(self, bucket, gradients):
         if self.local.samples:
             bucket *= np.float32(self.recipe.steps / self.local.samples)
         synchronise(bucket)
-        self.enter("allreduce", self.state.step + 1)
-        start = time.perf_counter()
-        if self.tiers.recorder:
-            self.tiers.recorder.span("compute", self.computing_since, start)
-        self.allreduce.start(bucket)
-        self.enter("compute", self.state.step + 1)
-        self.computing_since = time.perf_counter()
-        self.starting_seconds += self.computing_since - start
+        with self.instruments.phase("allreduce"):
+            gradients.start(bucket)
 
-    def _hold(self, start, samples, first):
+    def _hold(self, samples, first):
         """Wait until a paced rank would have the entries from `first` on."""
         if self.hold_seconds is not None:
             share = computed_share(first, self.model.size)
-            left = (start + self.starting_seconds + share * self.hold_seconds(samples)
-                    - time.perf_counter())
+            left = share * self.hold_seconds(samples) - self.instruments.so_far("compute")
             if left > 0:
                 time.sleep(left)
 
@@ -161,16 +142,25 @@ class Training:
         synchronise(change)
 
     def _refuse_non_finite(self):
-        """Every rank is here in the same step: all saw the same mean."""
+        """Every rank whose gradient was summed is here in the same step: all saw the same mean."""
         mine = kernels.for_array(self.gradient).all_finite(self.gradient)
-        self.non_finite_ranks = ranks_where(self.tiers.world, not mine)
+        self.non_finite_ranks = ranks_where(self.member.gradients.world, not mine)
         if self.recipe.on_non_finite == "stop":
             ranks = ", ".join(map(str, self.non_finite_ranks)) or "none by itself: their sum overflows"
             error = NonFiniteError(
                 f"step {self.state.step + 1}: a gradient holds a NaN or an infinity (ranks: {ranks}); "
                 'lower training.learning_rate, look at the data, or set training.on_non_finite = "skip"')
-            error.everywhere, error.ranks = True, self.non_finite_ranks
+            error.everywhere = self.member.gradients.world.size == self.tiers.world.size
+            error.ranks = self.non_finite_ranks
             raise error
+
+    def _note(self, loss, samples, measured, before):
+        """Keep the row of a step; before: the seconds of all stages until then."""
+        stages = self.member.stage_seconds
+        self.rows.append([
+            loss, samples, measured.seconds["compute"], measured.seconds["allreduce"],
+            *(stages[stage] - before[stage] for stage in ALLREDUCE_STAGES),
+            measured.seconds["update"], measured.step_seconds, *self.member.sent_nbytes.values()])
 
     def compare_replicas(self):
         """Return the parameters' SHA-256; ReplicaError on every rank if it differs on any."""
@@ -184,14 +174,13 @@ class Training:
                                  "resume from the last checkpoint")
             error.everywhere, error.ranks = True, other
             raise error
-        self.replica_hash = digest.hex()
-        return self.replica_hash
+        return digest.hex()
 
     def evaluate(self, local):
         """Return mean loss and accuracy over all ranks' samples `local`, the same on every rank."""
-        sums = np.zeros(3)
+        parameters, sums = self.member.anchor(self.state.parameters), np.zeros(3)
         for features, targets in local.batches(size=500, seed=0):
-            scores = to_host(self.model.scores(self.state.parameters, features))
+            scores = to_host(self.model.scores(parameters, features))
             top = scores.max(axis=1, keepdims=True)
             logs = scores - top - np.log(np.exp(scores - top).sum(axis=1, keepdims=True))
             sums += (-logs[np.arange(len(targets)), targets].sum(dtype="f8"),
@@ -202,7 +191,20 @@ class Training:
     def take(self, local):
         """Go on with other samples, `local`, between two epochs. Collective."""
         self.local = local
-        self.allreduce.reweigh(float(local.samples))
+        self.member.reweigh(float(local.samples))
+
+    def arrays(self):
+        """Return name -> array of this rank: all that the next steps depend on, but for the samples."""
+        return {"parameters": self.state.parameters, "momentum": self.state.momentum,
+                **{f"strategy/{name}": array for name, array in self.member.state().items()}}
+
+    def load(self, step, arrays):
+        """Go on after `step` from what `arrays` gave, in place."""
+        self.state.step = step
+        set_from_host(self.state.parameters, arrays["parameters"])
+        set_from_host(self.state.momentum, arrays["momentum"])
+        self.member.load({name.removeprefix("strategy/"): array for name, array in arrays.items()
+                          if name.startswith("strategy/")})
 
     def gather_rows(self):
         """Return float64[ranks, steps since the last call, MEASURED] at home, None elsewhere."""

@@ -1,0 +1,10 @@
+"""When sites exchange, what, and what is made of it: one file a strategy.
+
+To add one: a file beside `synchronous.py` with a frozen dataclass that fulfils `strategy.Strategy`, and
+its name in `STRATEGIES`.
+"""
+
+from isthmus.training.strategies.synchronous import Synchronous
+
+STRATEGIES = {"synchronous": Synchronous}
+"""Name in a settings file -> class."""

@@ -1,0 +1,107 @@
+"""The contract of a strategy: when sites exchange, what they exchange, and what is made of it.
+
+A `Strategy` is what a user writes: frozen, numbers alone, asked by the plan, the time model and the
+report. It makes one `Member` in each rank, which takes part in every step; the training loop, the
+checkpoint, the report and the comparison of replicas ask a member, and know no strategy by name.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+if TYPE_CHECKING:  # plans are made where there is no MPI
+    from isthmus.collectives.allreduce import Allreduce
+    from isthmus.training.strategies.sums import Sums
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """One use of the links between sites.
+
+    step: number of the step, from 1, at whose end it is. share: the part of the vector that is sent.
+    """
+
+    step: int
+    share: float = 1.0
+
+
+class Strategy(Protocol):
+    """When sites exchange, and what."""
+
+    def exchanges(self, steps: int) -> Iterator[Exchange]:
+        """Yield every exchange of a run of `steps` steps, in order; the last step ends with one."""
+
+    def join(self, sums: "Sums", steps: int) -> "Member":
+        """Return this rank's part in a run of `steps` steps. Collective, where it makes sums."""
+
+
+def exchanges_per_step(strategy: Strategy, steps: int = 5040) -> float:
+    """Return how many whole vectors are exchanged a step, on average over a run of `steps` steps."""
+    return sum(each.share for each in strategy.exchanges(steps)) / steps
+
+
+class Member:
+    """One rank's part in a strategy.
+
+    gradients: sums the gradients of each step, over as many ranks as the strategy says.
+    others: further allreduces, of what is exchanged now and then.
+    agreed: whether all ranks hold the same parameters now, so that they may be compared.
+    step: steps made so far.
+    """
+
+    def __init__(self, gradients: "Allreduce", *others: "Allreduce"):
+        self.gradients, self.sums = gradients, (gradients, *others)
+        self.agreed = True
+        self.step = 0
+
+    def begin(self, parameters: Any) -> None:
+        """Take note of the parameters that all ranks begin with."""
+
+    def after_step(self, parameters: Any) -> None:
+        """Exchange what is due after a step has changed `parameters`, and change them in place."""
+        self.step += 1
+
+    def anchor(self, parameters: Any) -> Any:
+        """Return the parameters that all ranks hold alike: what is evaluated."""
+        return parameters
+
+    def state(self) -> dict[str, Any]:
+        """Return name -> array of this rank: with the parameters, all that the next steps depend on."""
+        named = {"step": np.array([self.step]), "agreed": np.array([self.agreed], np.uint8)}
+        for number, each in enumerate(self.sums):
+            named |= {f"sums/{number}/{name}": array for name, array in each.state().items()}
+        return named
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` gave, in place."""
+        self.step, self.agreed = int(state["step"][0]), bool(state["agreed"][0])
+        for number, each in enumerate(self.sums):
+            each.load({name: state[f"sums/{number}/{name}"] for name in each.state()})
+
+    def reweigh(self, weight: float) -> None:
+        """Give this rank another share from the next step on. Collective."""
+        for each in self.sums:
+            each.reweigh(weight)
+
+    @property
+    def sent_nbytes(self) -> dict[str, int]:
+        """Bytes handed to MPI so far, to this rank's own "site" and over a "link"."""
+        each = [part.sent_nbytes for part in self.sums]
+        return {way: sum(nbytes[way] for nbytes in each) for way in ("site", "link")}
+
+    @property
+    def sent_to_sites(self) -> np.ndarray:
+        """The same by site, int64[sites + 1]: see `Allreduce`."""
+        return sum(each.sent_to_sites for each in self.sums)
+
+    def predicted_to_sites(self) -> np.ndarray:
+        """`sent_to_sites` from the formula alone."""
+        return sum(each.calls * each.predicted_to_sites() for each in self.sums)
+
+    @property
+    def stage_seconds(self) -> dict[str, float]:
+        """Seconds by stage of all exchanges so far."""
+        each = [part.total_seconds for part in self.sums]
+        return {stage: sum(seconds[stage] for seconds in each) for stage in each[0]}
