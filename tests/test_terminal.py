@@ -53,7 +53,8 @@ def test_tables_of_verbs_take_names_with_brackets(capsys):
     table["link"][0]["between"] = ["site0", site]
     cluster = isthmus.Cluster(table)
     plan = isthmus.plan_shards(cluster, [10] * 4, isthmus.Workload(100, 10))
-    runs = [{"name": site, "state": "[/]", "job": None, "step": 1, "steps": 2, "loss": None}]
+    runs = [{"name": site, "state": "[/]", "job": None, "step": 1, "steps": 2, "loss": None,
+             "problem": None}]
     for part in (*plan_table(plan, cluster, ["set [plan] x"]), *status_table(runs, ".")):
         Terminal().result(part)
     out = capsys.readouterr().out
@@ -112,5 +113,5 @@ def test_text_reaches_the_terminal_in_one_place(repository):
                     name.split(".")[0] == "rich" for name in names), path
         printed = [ast.unparse(node.args[0]) for node in ast.walk(tree) if isinstance(node, ast.Call)
                    and getattr(node.func, "id", "") == "print"]
-        assert printed == {"cli.py": ["json.dumps(table)"], "tun_relay.py": ["'ready'"]}.get(
+        assert printed == {"cli.py": ["dumps(table)"], "tun_relay.py": ["'ready'"]}.get(
             path.name, []), path

@@ -25,7 +25,8 @@ def aftermath(code, folder):
     if folder is None or code in OWN_CODES:
         return code, []
     run = describe_run(Path(folder)) if Path(folder).is_dir() else {"state": "", "step": 0, "steps": 0}
-    if run["state"] == "finished":
+    damaged = run["state"] == "damaged" and Path(folder, "summary.json").exists()
+    if run["state"] == "finished" or damaged:
         return code, []
     last = f"{run['step']} of {run['steps']}" if run["steps"] else f"{run['step']}"
     line = (f"isthmus: {folder}: mpirun has ended with code {code} and the run has no summary: it was "
