@@ -291,3 +291,4 @@ def test_help_fits_a_terminal_of_80_columns(lab):
                               env={**os.environ, "COLUMNS": "80"})
         assert done.returncode == 0
         assert max(map(len, done.stdout.splitlines())) <= 80
+        assert " range" not in done.stdout  # a number is a NUMBER; its least is told where it is refused
