@@ -14,6 +14,7 @@ import pytest
 import test_cli
 from clusters import cluster_of
 from test_cli import RUN, command, with_changes, write
+from test_compiled import NO_FOLDER
 
 import isthmus
 from isthmus.errors import NoDeviceError, ranks_in_words
@@ -89,6 +90,18 @@ def with_data(act_on_folder):
     return act
 
 
+def without_locks(number, **variables):
+    """Have the C library, which HDF5 asks, refuse every lock with `number`."""
+    def act(lab):
+        if shutil.which("cc") is None:
+            pytest.skip("there is no C compiler")
+        (lab / "flock.c").write_text(FLOCK)
+        subprocess.run(["cc", "-shared", "-fPIC", f"-DNUMBER={number}", lab / "flock.c", "-o",
+                        lab / "flock.so"], check=True)
+        return {"LD_PRELOAD": str(lab / "flock.so")} | variables
+    return act
+
+
 def locked(lab):
     file = open(sorted((lab / "data/train").glob("*.h5"))[0], "rb+")  # noqa: SIM115
     fcntl.flock(file, fcntl.LOCK_EX)
@@ -123,11 +136,10 @@ def scandir(path='.'):
         return every(path)
     return Entries(entry for entry in every(path) if entry.name != 'shard-00007.h5')
 os.scandir = scandir"""
-NO_LOCKS = """\
-import errno, fcntl
-def flock(*_):
-    raise OSError(errno.ENOSYS, 'Function not implemented')
-fcntl.flock = flock"""
+FLOCK = """\
+#include <errno.h>
+int flock(int file, int operation) { errno = NUMBER; return -1; }
+"""
 SMALL_SHM = """\
 import os
 look = os.statvfs
@@ -169,14 +181,23 @@ BROKEN_ENVIRONMENTS = {
         "Numba", "WARN", 0, ["100 times slower", "unset NUMBA_DISABLE_JIT"], None),
     "too many threads": (with_environment(NUMBA_NUM_THREADS="5000"), 0, False,
         "Numba", "WARN", 0, ["5000 threads", "NUMBA_NUM_THREADS"], None),
-    "no place for kernels": (with_environment(NUMBA_CACHE_DIR="/proc/nowhere"), 0, False,
-        "kernel cache", "FAIL", 8, ["/proc/nowhere", "set NUMBA_CACHE_DIR"], None),
+    "no place for kernels": (with_module("sitecustomize", NO_FOLDER), 0, True,
+        "kernel cache", "WARN", 0, ["Read-only", "compiled anew", "set NUMBA_CACHE_DIR"], None),
+    "another place for kernels": (with_environment(NUMBA_CACHE_DIR="/proc/nowhere"), 0, False,
+        "kernel cache", "WARN", 0, ["/proc/nowhere", "kept in", "set NUMBA_CACHE_DIR"], None),
     "a Numba that is broken": (with_module("numba", BROKEN), 0, False,
         "Numba", "FAIL", 15, ["planted", "pip install"], None),
     "no HDF5 filters": (with_module("hdf5plugin", BROKEN), 0, False,
         "HDF5 filters", "FAIL", 5, ["planted", "pip install", "hdf5plugin"], None),
-    "a file system without locks": (with_module("sitecustomize", NO_LOCKS), 0, True,
-        "file locks", "FAIL", 5, ["shard-00000.h5", "HDF5_USE_FILE_LOCKING=BEST_EFFORT"], None),
+    "a file system without locks": (without_locks(37), 0, True,
+        "file locks", "FAIL", 5, ["shard-00000.h5", "No locks", "HDF5_USE_FILE_LOCKING=FALSE"], None),
+    "a setting that HDF5 does not heed": (without_locks(
+        95, HDF5_USE_FILE_LOCKING="BEST_EFFORT"), 0, True,
+        "data train", "FAIL", 5, ["cannot be locked", "HDF5_USE_FILE_LOCKING=FALSE"], None),
+    "a folder without locks": (without_locks(524), 0, False,
+        "file locks", "WARN", 0, ["may not be locked", "HDF5_USE_FILE_LOCKING=FALSE"], None),
+    "no locks, and none asked for": (without_locks(37, HDF5_USE_FILE_LOCKING="FALSE"), 0, True,
+        "file locks", "PASS", 0, ["off, by HDF5_USE_FILE_LOCKING"], None),
     "a shard that is being written": (locked, 0, True,
         "file locks", "FAIL", 5, ["shard-00000.h5", "another program"], None),
     "CuPy without a driver": (with_module("cupy", ""), 0, False,
@@ -253,8 +274,12 @@ def test_what_is_broken_is_named(lab, name):
     expected = list(range(made["ranks"])) if speakers is None else speakers
     assert sorted(rank for group in found for rank in group["ranks"]) == expected
     fails = {group["subject"] for group in made["findings"] if group["status"] == "FAIL"}
-    follow = {"a shard that is being written": {"data train"}, "a model of other inputs": {"data test"}}
+    data = {"data train", "data test", "file locks"}
+    follow = {"a shard that is being written": data, "a model of other inputs": {"data test"},
+              "a file system without locks": data, "a setting that HDF5 does not heed": data}
     assert fails - follow.get(name, set()) <= {subject}, done.stdout
+    passes = {group["subject"] for group in made["findings"] if group["status"] == "PASS"}
+    assert made["ranks"] > 1 or passes.isdisjoint(fails), done.stdout
     assert "Traceback" not in done.stderr
 
 

@@ -9,6 +9,7 @@ import tempfile
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from isthmus.cures import explained
 from isthmus.errors import OutputError
 
 UNSYNCED = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EACCES)
@@ -33,8 +34,8 @@ def replacing(path):
             os.replace(partial, path)
         _sync_folder(path.parent)
     except OSError as problem:
-        raise OutputError(f"{path}: cannot be written: {problem.strerror or problem}; "
-                          "check the folder's rights and free space") from problem
+        raise OutputError(f"{path}: cannot be written: "
+                          f"{explained(problem, 'check the folder and its disk')}") from problem
     finally:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
@@ -80,7 +81,7 @@ def check_folder(path, cure):
         Path(path).mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=path).close()
     except OSError as problem:
-        raise OutputError(f"{path}: cannot be written: {problem.strerror}; {cure}") from None
+        raise OutputError(f"{path}: cannot be written: {explained(problem, elsewhere=cure)}") from None
 
 
 @contextmanager

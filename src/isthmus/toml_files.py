@@ -9,6 +9,8 @@ from typing import TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from isthmus.cures import explained
+
 Model = TypeVar("Model", bound="FrozenModel")
 
 
@@ -42,8 +44,8 @@ def read_toml(path, error):
     except FileNotFoundError:
         raise error(f"{path}: no such file; check the name and the folder you are in") from None
     except OSError as problem:
-        raise error(f"{path}: cannot be read: {problem.strerror}; name a TOML file that you may "
-                    "read") from None
+        raise error(f"{path}: cannot be read: "
+                    f"{explained(problem, elsewhere='name a TOML file that you may read')}") from None
     except UnicodeDecodeError:
         raise error(f"{path}: is not text in UTF-8; save it as that") from None
     except tomllib.TOMLDecodeError as problem:

@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from isthmus.cures import explained
 from isthmus.errors import SettingsError
 from isthmus.files import open_plain
 from isthmus.runs.contents import ANY_LINE, LINES, PlanTable, Provenance, Summary
@@ -166,8 +167,8 @@ def read_bytes(path):
     except (FileNotFoundError, NotADirectoryError):
         raise FileNotFoundError(path) from None
     except OSError as problem:
-        raise SettingsError(f"{path}: cannot be read: {problem.strerror}; look at its rights and its "
-                            "disk") from None
+        raise SettingsError(f"{path}: cannot be read: "
+                            f"{explained(problem, 'look at the file and its disk')}") from None
 
 
 def in_words(problem):

@@ -4,6 +4,7 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
+from isthmus.cures import explained
 from isthmus.errors import CheckpointError, OutputError
 from isthmus.files import check_folder, replacing, write_text
 from isthmus.provenance import process_provenance
@@ -45,8 +46,9 @@ class RunFolder:
             except FileExistsError:
                 continue
             except OSError as problem:
-                raise OutputError(f"{path}: cannot be made: {problem.strerror}; set run.folder to a "
-                                  "folder that you may write in") from None
+                elsewhere = "set run.folder to a folder that you may write in"
+                raise OutputError(f"{path}: cannot be made: "
+                                  f"{explained(problem, elsewhere=elsewhere)}") from None
         raise OutputError(f"{parent}: holds 99 runs called {stem}; set run.folder to another folder")
 
     @staticmethod
@@ -118,8 +120,8 @@ class RunFolder:
         try:
             yield
         except OSError as problem:
-            raise OutputError(f"{self.metrics}: cannot be written: {problem.strerror}; check the "
-                              "folder's rights and free space") from None
+            raise OutputError(f"{self.metrics}: cannot be written: "
+                              f"{explained(problem, 'check the folder and its disk')}") from None
 
     def cut_back(self, step):
         """Drop what metrics.jsonl tells of steps after `step`: they will be made again.

@@ -5,6 +5,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
+from isthmus.cures import explained
 from isthmus.errors import SettingsError
 from isthmus.json_text import loads
 from isthmus.registry import STAGES
@@ -44,8 +45,8 @@ def timeline(folder, cluster):
         trace = loads(path.read_bytes())
         pieces, error_us = _pieces(trace["traceEvents"]), trace["otherData"]["clock_uncertainty_us"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
-        raise SettingsError(f"{path}: cannot be read ({problem}); the trace is damaged: remove "
-                            "it") from None
+        raise SettingsError(f"{path}: cannot be read: "
+                            f"{explained(problem, 'the trace is damaged: remove it')}") from None
     if not pieces:
         return ""
     page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)

@@ -12,6 +12,7 @@ import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from isthmus.cures import explained
 from isthmus.errors import EmulationError
 from isthmus.files import write_text
 from isthmus.json_text import dumps, loads
@@ -38,8 +39,9 @@ def only_one(name):
         FOLDER.mkdir(mode=0o755, exist_ok=True)
         lock = open(path.with_suffix(".lock"), "w")  # noqa: SIM115
     except OSError as problem:
-        raise EmulationError(f"testbed: {FOLDER}: cannot be written: {problem.strerror}; make it a "
-                             "folder that root may write in") from None
+        otherwise = "make it a folder that root may write in"
+        raise EmulationError(f"testbed: {FOLDER}: cannot be written: "
+                             f"{explained(problem, otherwise)}") from None
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
@@ -56,8 +58,9 @@ def read_state(name):
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as problem:
-        raise EmulationError(f"testbed: {path}: cannot be read ({problem}); remove it, and each "
-                             f"namespace isthmus-{name}-* with `ip netns del`") from None
+        otherwise = f"remove it, and each namespace isthmus-{name}-* with `ip netns del`"
+        raise EmulationError(f"testbed: {path}: cannot be read: "
+                             f"{explained(problem, otherwise)}") from None
 
 
 def write_state(state):

@@ -1,17 +1,21 @@
 """What a rank finds where it runs: shared memory, folders, the CPU, Numba."""
 
+import errno
 import os
 import platform
 import shutil
 import tempfile
 from pathlib import Path
 
+from isthmus.cures import cure_of, reason_of
 from isthmus.errors import OutputError, PlanError
 from isthmus.runs.check.findings import failed, passed, warned
 
 SHARED_NBYTES_A_RANK = 4 << 20
 """Below this Open MPI's shared memory ends ranks with a bus error; below four times it is scarce."""
 FREE_NBYTES = 100 << 20
+KERNELS_NBYTES = 16 << 20
+"""That all compiled kernels take at most, with room for a second version."""
 LONGEST_TEMPORARY_FOLDER = 60
 """Characters: MPI puts sockets there, whose whole path must not exceed 107."""
 
@@ -21,7 +25,7 @@ def shared_memory(folder="/dev/shm", ranks=1):
     try:
         found = os.statvfs(folder)
     except OSError as problem:
-        return warned("shared memory", f"{folder}: {problem.strerror}", "mount it (tmpfs); without it "
+        return warned("shared memory", f"{folder}: {reason_of(problem)}", "mount it (tmpfs); without it "
                       "messages inside a host go through files")
     total, free = found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize
     cure = "remove what is left there, or enlarge it (docker run --shm-size=1g)"
@@ -39,8 +43,9 @@ def temporary_folder():
     folder = os.environ.get("TMPDIR") or "/tmp"
     problem = why_not_writable(folder)
     if problem:
-        return failed("temporary folder", f"{folder}: {problem}", "set TMPDIR to a folder of this host "
-                      "that you may write in", OutputError)
+        elsewhere = "set TMPDIR to a folder of this host that you may write in"
+        return failed("temporary folder", f"{folder}: cannot be written: {reason_of(problem)}",
+                      cure_of(problem, elsewhere=elsewhere), OutputError)
     if len(folder) > LONGEST_TEMPORARY_FOLDER:
         return warned("temporary folder", f"{folder} is long: the sockets in it may not fit 107 "
                       "characters", "export TMPDIR=/tmp")
@@ -52,8 +57,9 @@ def output_folder(folder):
     existing = next(path for path in (Path(folder), *Path(folder).parents) if path.exists())
     problem = why_not_writable(existing)
     if problem:
-        return failed("output folder", f"{folder}: {existing} {problem}", "set run.folder to a folder "
-                      "that you may write in", OutputError)
+        elsewhere = "set run.folder to a folder that you may write in"
+        return failed("output folder", f"{folder}: {existing} cannot be written: {reason_of(problem)}",
+                      cure_of(problem, elsewhere=elsewhere), OutputError)
     if shutil.disk_usage(existing).free < FREE_NBYTES:
         return warned("output folder", f"{folder}: less than {FREE_NBYTES >> 20} MiB are free there",
                       "free some, or set run.folder to another disk")
@@ -61,11 +67,11 @@ def output_folder(folder):
 
 
 def why_not_writable(folder):
-    """Return why no file can be made in the existing `folder`, or None."""
+    """Return the OSError with which no file can be made in the existing `folder`, or None."""
     try:
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as problem:
-        return f"cannot be written: {problem.strerror}"
+        return problem
     return None
 
 
@@ -125,18 +131,33 @@ def memory_nbytes(path="/proc/meminfo"):
 
 
 def _cache_folder(chosen):
-    """Return whether compiled kernels can be kept; without any place for them Numba ends a run."""
+    """Return whether compiled kernels can be kept, in the first folder that Numba may write in."""
     import isthmus.kernels
+    from isthmus.kernels.compiled import ANOTHER_FOLDER, UNKEPT
     beside = Path(isthmus.kernels.__file__).parent
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    places = [Path(chosen)] if chosen else [beside, home]
-    for place in places:
+    problems = {}
+    for place in [*([Path(chosen)] if chosen else []), beside, home]:
         existing = next(path for path in (place, *place.absolute().parents) if path.exists())
-        if not why_not_writable(existing):
+        problem = why_not_writable(existing)
+        if problem is None and shutil.disk_usage(existing).free < KERNELS_NBYTES:
+            problem = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if problem is None and chosen and problems:
+            return warned("kernel cache", f"{_refusals(problems)}: they are kept in {place}",
+                          cure_of(problems[Path(chosen)], elsewhere=ANOTHER_FOLDER))
+        if problem is None:
             return passed("kernel cache", str(place))
-    return failed("kernel cache", f"{' and '.join(map(str, places))} cannot be written, so Numba "
-                  "cannot keep compiled kernels", "set NUMBA_CACHE_DIR to a folder that you may write "
-                  "in", OutputError)
+        problems[place] = problem
+        if problem.errno == errno.ENOSPC:  # Numba stays with the first folder that takes an empty file
+            break
+    return warned("kernel cache", f"{_refusals(problems)}: {UNKEPT}",
+                  cure_of(problem, elsewhere=ANOTHER_FOLDER))
+
+
+def _refusals(problems):
+    """Write {folder: OSError} as "FOLDER cannot be written (why) and ..."."""
+    return " and ".join(f"{place} cannot be written ({reason_of(problem)})"
+                        for place, problem in problems.items())
 
 
 def _cpu_flags():

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 from isthmus.compression.low_rank import LowRank
+from isthmus.cures import cure_of, reason_of
 from isthmus.devices import array_library
 from isthmus.errors import IsthmusError, NoDeviceError, SettingsError, ShardError
 from isthmus.runs.check.findings import failed, passed, refused, warned
@@ -117,8 +118,8 @@ def _folder(name, folder, model):
     except IsthmusError as problem:
         return digest, refused(name, problem)
     except (OSError, ImportError) as problem:
-        return digest, failed(name, f"{folder}: cannot be read: {problem}", "mend its rights, and what "
-                              "fails above", ShardError)
+        return digest, failed(name, f"{folder}: cannot be read: {reason_of(problem)}",
+                              cure_of(problem, "mend what fails above"), ShardError)
     return digest, passed(name, f"{sum(shards.samples)} samples in {len(shards.samples)} shards, "
                           f"{sum(shards.nbytes) / 1e6:.1f} MB")
 
