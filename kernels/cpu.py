@@ -9,6 +9,7 @@ Jitted helpers live in this file because numba's cache sees no other.
 """
 
 import numpy as np
+from isthmus.kernels.compiled import compiled
 from isthmus.kernels.reference import (
     CHUNK,
     GROUP,
@@ -20,10 +21,10 @@ from isthmus.kernels.reference import (
     STEP_4,
 )
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic, overload
 
-kernel = njit(cache=True, nogil=True, error_model="numpy")
+kernel = compiled(nogil=True, error_model="numpy")
 
 MAGNITUDE = np.int32(0x7FFFFFFF)
 INFINITY = np.int32(0x7F800000)

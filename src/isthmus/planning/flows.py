@@ -9,7 +9,8 @@ import math
 from collections import deque
 
 import numpy as np
-from numba import njit
+
+from isthmus.kernels.compiled import compiled
 
 
 def max_min_rates(routes, capacities, caps=None):
@@ -85,7 +86,7 @@ def _alike(starts, nbytes, capacity, cap):
     return finish
 
 
-@njit(cache=True)
+@compiled
 def _events(first, pipe_of, capacities, caps, starts, left, order):
     """From one start or finish to the next, with rates constant in between; uses `left` up."""
     finish, rates = np.zeros(starts.size), np.zeros(starts.size)
@@ -120,7 +121,7 @@ def _events(first, pipe_of, capacities, caps, starts, left, order):
     return finish
 
 
-@njit(cache=True)
+@compiled
 def _fill_one(capacity, caps, by_cap, active, running, rates):
     """The same where all share one pipe: by rising cap, each takes its cap or an equal share."""
     for flow in by_cap:
@@ -130,7 +131,7 @@ def _fill_one(capacity, caps, by_cap, active, running, rates):
             running -= 1
 
 
-@njit(cache=True)
+@compiled
 def _fill(first, pipe_of, capacities, caps, active, rates):
     """Progressive filling: settle at once every flow at its cap and every pipe that binds its flows.
 

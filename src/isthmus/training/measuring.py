@@ -3,11 +3,11 @@
 import time
 
 import numpy as np
-from numba import njit
 
 from isthmus import kernels
 from isthmus.compression.chunks import chunk_entries
 from isthmus.devices import synchronise
+from isthmus.kernels.compiled import compiled
 from isthmus.kernels.device import the_device
 from isthmus.topology.world import all_gather, barrier
 from isthmus.vectors import chunk_slices
@@ -86,7 +86,7 @@ def memory_bytes_per_second(repetitions):
         _seconds_of(lambda: triad(a, b, np.float32(0.5), c), min(repetitions, 5), a))
 
 
-@njit(cache=True)
+@compiled
 def triad(a, b, s, c):
     """a = b + s c, the yardstick: a loop that reads two arrays and writes one."""
     for i in range(a.size):

@@ -1,0 +1,82 @@
+"""Kernels run where nothing that is compiled can be kept, and say so once."""
+
+import errno
+import os
+import subprocess
+import sys
+import warnings
+
+import numpy as np
+import pytest
+from isthmus.kernels import compiled as module
+from isthmus.kernels.compiled import compiled
+
+NO_FOLDER = """\
+import tempfile
+make = tempfile.TemporaryFile
+def refuse(*arguments, dir=None, **more):
+    if any(word in str(dir) for word in ("cache", "kernels")):
+        raise OSError(30, "Read-only file system")
+    return make(*arguments, dir=dir, **more)
+tempfile.TemporaryFile = refuse
+"""
+PROGRAM = """\
+import numpy as np
+from isthmus import kernels
+from isthmus.kernels import cpu
+from isthmus.planning.flows import max_min_rates
+total = np.ones(3, "f4")
+cpu.add(np.ones(3, "f4"), total)
+assert total.tolist() == [2, 2, 2]
+assert max_min_rates([(0,), (0,)], [4.0]).tolist() == [2, 2]
+"""
+
+
+def doubled(vector):
+    return 2 * vector
+
+
+@pytest.mark.slow
+def test_kernels_are_compiled_where_no_folder_can_be_written_and_that_is_one_warning(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(NO_FOLDER)
+    done = subprocess.run([sys.executable, "-c", PROGRAM], text=True, capture_output=True, timeout=120,
+                          env=os.environ | {"PYTHONPATH": str(tmp_path)})
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("compiled kernels cannot be kept") == 1, done.stderr
+    assert "set NUMBA_CACHE_DIR" in done.stderr
+
+
+@pytest.mark.parametrize(("number", "cure"), [(errno.ENOSPC, "free space"), (errno.EACCES, "rights")])
+def test_a_cache_that_cannot_be_written_in_is_done_without(tmp_path, monkeypatch, number, cure):
+    monkeypatch.setattr("numba.config.CACHE_DIR", str(tmp_path))
+    kernel = compiled(doubled)
+
+    def fail(*_):
+        raise OSError(number, os.strerror(number))
+    monkeypatch.setattr(kernel._cache._cache_file, "_save_data", fail)
+    with pytest.warns(RuntimeWarning, match=cure):
+        assert kernel(np.float32(2)) == 4
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert kernel(np.float64(2)) == 4  # the cache is not asked again
+
+
+def test_a_damaged_cache_is_written_anew(tmp_path, monkeypatch):
+    monkeypatch.setattr("numba.config.CACHE_DIR", str(tmp_path))
+    compiled(doubled)(np.float32(2))
+    indices = list(tmp_path.rglob("*.nbi"))
+    assert indices
+    for path in indices:
+        path.write_bytes(b"x")
+    assert compiled(doubled)(np.float32(2)) == 4
+    again = compiled(doubled)
+    assert again(np.float32(2)) == 4
+    assert sum(again.stats.cache_hits.values()) == 1
+
+
+def test_every_loop_is_compiled_in_one_way(repository):
+    """A loop that kept to itself would end a run where its cache cannot be written."""
+    for path in [*(repository / "src").rglob("*.py"), *(repository / "kernels").rglob("*.py")]:
+        if path != repository / "kernels/compiled.py":
+            assert "njit" not in path.read_text(), path
+    assert module.UNKEPT
