@@ -20,7 +20,7 @@ BASE ?= HEAD~1
 ROUNDS ?= 3
 FACTOR ?= 1.2
 
-.PHONY: demo test test-fast lint bench bench-compare bench-html docs data gpu-test gpu-bench clean
+.PHONY: demo test test-fast other-mpis lint bench bench-compare bench-html docs data gpu-test gpu-bench clean
 
 demo: $(INSTALLED)
 	$(BIN)/mpirun -n 4 $(BIN)/isthmus calibrate experiments/fashion_two_sites.toml -o runs/two_sites_here.toml
@@ -66,6 +66,13 @@ gpu-bench:
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info
+
+# The other MPI libraries that are tested; each has a folder of its own, for all call their mpirun so.
+other-mpis: $(VENV)/mpi/mpich/.installed $(VENV)/mpi/impi-rt/.installed
+
+$(VENV)/mpi/%/.installed: | $(INSTALLED)
+	$(BIN)/pip install --quiet --ignore-installed --prefix $(VENV)/mpi/$* $*
+	touch $@
 
 $(INSTALLED): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

