@@ -17,6 +17,7 @@ from isthmus.planning.time_model import mpi_seconds, predict_allreduce
 from isthmus.registry import ALGORITHMS
 from isthmus.runs.choosing import choose
 from isthmus.runs.mpi_algorithm import allreduce_algorithm
+from isthmus.runs.pacing import link_not_held, ranks_not_held
 from isthmus.runs.preparation import (
     check_shapes,
     open_where_seen,
@@ -88,18 +89,19 @@ def measure_ranks(tiers, settings, repetitions, table, tell):
         "memory_bytes_per_second": memory_bytes_per_second(repetitions),
         "host_copy_bytes_per_second": host_copy_bytes_per_second(repetitions, library),
         "message_seconds": own_message_seconds(world, repetitions)})
-    computing = None
-    if settings.cluster.compute == "paced":
-        tell("computing is paced: the ranks keep the rates of the cluster file")
-    else:
-        tell("measuring the ranks: gradients of the run's model, all ranks at once")
-        computing = compute_fits(world, settings, model, repetitions, library)
+    tell("measuring the ranks: gradients of the run's model, all ranks at once")
+    computing = compute_fits(world, settings, model, repetitions, library)
+    paced = settings.cluster.compute == "paced"
+    if paced:
+        tell("computing is paced: the file keeps the rates of the cluster file")
+        for words in ranks_not_held(cluster, computing, settings.training.batch_size):
+            tell(f"not held: {words}")
     for site in table["site"]:
         ranks = cluster.ranks_of_site(site["name"])
         for key, slowest in (("add_bytes_per_second", min), ("memory_bytes_per_second", min),
                              ("host_copy_bytes_per_second", min), ("message_seconds", max)):
             site[key] = rounded(slowest(measured[rank][key] for rank in ranks))
-        if computing:
+        if not paced:
             site["samples_per_second"] = [rounded(computing[r].bytes_per_second) for r in ranks]
             site["fixed_seconds"] = rounded(max(computing[r].latency_seconds for r in ranks))
 
@@ -180,6 +182,10 @@ def measure_ways(tiers, repetitions, table, kind, tell):
                 link.update(line_of(streams[0], streams[way]))
                 measured[link["from"], link["to"]] = {"streams": streams[[0, way]],
                                                       "messages": messages[[0, way]]}
+    for link in cluster.links if kind == "paced" else ():
+        words = link_not_held(link, line_of(*measured[link.source, link.target]["streams"]))
+        if words:
+            tell(f"not held: {words}")
     rates = {}  # what is shared has one rate: that of its links in the middle
     for link, known in zip(links, cluster.links):
         rates.setdefault(known.pipe, []).append(link["bytes_per_second"])

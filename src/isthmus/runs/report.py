@@ -7,6 +7,7 @@ import numpy as np
 
 from isthmus.json_text import dumps
 from isthmus.runs import pictures
+from isthmus.runs.pacing import not_held_in
 from isthmus.runs.page import milliseconds, relative, write_page
 from isthmus.runs.reading import read_run
 from isthmus.runs.record import replanned_sentence
@@ -28,6 +29,7 @@ def write_report(folder):
         plan_words=plan_words(run), price_words=price_words(run), replica_words=replica_words(run),
         environment=environment(run), settings=dumps(run.settings, indent=2),
         paced=[what for what in ("links", "compute") if run.settings["cluster"][what] == "paced"],
+        not_held=not_held_in(run),
         timeline=timeline(run.folder, run.cluster), pictures=pictures.draw_all(run))
     return path
 
