@@ -9,6 +9,10 @@ Jitted helpers live in this file because numba's cache sees no other.
 """
 
 import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic, overload
+
 from isthmus.kernels.compiled import compiled
 from isthmus.kernels.reference import (
     CHUNK,
@@ -20,9 +24,6 @@ from isthmus.kernels.reference import (
     STEP,
     STEP_4,
 )
-from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic, overload
 
 kernel = compiled(nogil=True, error_model="numpy")
 

@@ -6,6 +6,7 @@ makes has the bits of its machine, here as on a CPU.
 """
 
 import numpy as np
+
 from isthmus.kernels.device import the_device
 from isthmus.kernels.device_arrays import F4, I1, U1, U2, U4, check, check_chosen
 from isthmus.kernels.reference import GROUP, POSITIONS

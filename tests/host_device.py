@@ -11,6 +11,7 @@ import subprocess
 from pathlib import Path
 
 import numpy as np
+
 from isthmus.kernels.device import SOURCES, source_text
 
 FLAGS = ("-std=c++17", "-O1", "-ffp-contract=off", "-fno-strict-aliasing", "-w", "-shared", "-fPIC")

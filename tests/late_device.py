@@ -214,10 +214,9 @@ def cupy_of(gpu):
 
 def put_in(monkeypatch, gpu):
     """Have isthmus find `gpu` where it looks for CuPy and its GPU."""
-    from isthmus.kernels import gpu as kernels_of_gpu
-
     from isthmus import devices
     from isthmus.collectives import residence
+    from isthmus.kernels import gpu as kernels_of_gpu
     from isthmus.training import measuring
     cupy = cupy_of(gpu)
     monkeypatch.setitem(sys.modules, "cupy", cupy)

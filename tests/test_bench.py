@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import tomli_w
 from clusters import cluster_of
-from isthmus.kernels import NAMES
 from matplotlib.image import imread
 
 import isthmus
@@ -25,6 +24,7 @@ from isthmus.benchmarking.options import (
 )
 from isthmus.benchmarking.spread import spread_of
 from isthmus.errors import EmulationError, ReplicaError
+from isthmus.kernels import NAMES
 from isthmus.runs.launch import mpirun, rank_environment
 from isthmus.testbed import own_counters
 

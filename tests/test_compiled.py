@@ -8,6 +8,7 @@ import warnings
 
 import numpy as np
 import pytest
+
 from isthmus.kernels import compiled as module
 from isthmus.kernels.compiled import compiled
 

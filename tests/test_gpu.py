@@ -16,11 +16,11 @@ from types import SimpleNamespace
 import host_device
 import numpy as np
 import pytest
-from isthmus.kernels import cpu, device, device_arrays, gpu, reference
 
 import isthmus
 from isthmus import devices, kernels
 from isthmus.errors import NoDeviceError
+from isthmus.kernels import cpu, device, device_arrays, gpu, reference
 
 pytestmark = pytest.mark.slow
 

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from isthmus.kernels import cpu, reference
 
 from isthmus import kernels
 from isthmus.errors import NoDeviceError
+from isthmus.kernels import cpu, reference
 
 BLOCK = 16
 SPECIAL = [0.0, -0.0, 1e-45, -1e-40, 1e-36, 1.6e-36, 5.9e-8, 6.2e-5, 65504.0, 65520.0, 1e38, -1e38,

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+
 from isthmus.kernels import reference
 
 SPECIAL = np.array([0.0, -0.0, 1e-45, -1e-40, 1e-36, 1.6e-36, 1.17549435e-38, 5.9e-8, 6.2e-5, 65504.0,

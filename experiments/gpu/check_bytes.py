@@ -17,6 +17,7 @@ def check_all(module, put, get, tell, random_count=RANDOM, seed=0):
     """Run all cases, every third on arrays that do not start at 16 bytes; return the differences."""
     import numpy as np
     from cases import cases, difference, misaligned, random_vectors, vectors
+
     from isthmus.kernels import NAMES
     random, counted, differences = np.random.default_rng(seed), Counter(), []
     for number, (what, vector, residual) in enumerate(
