@@ -1,6 +1,5 @@
 """`isthmus check`: what is broken is named, with the cure, and nothing else fails."""
 
-import fcntl
 import json
 import os
 import shutil
@@ -18,7 +17,7 @@ from test_compiled import NO_FOLDER
 
 import isthmus
 from isthmus.errors import NoDeviceError, ranks_in_words
-from isthmus.runs.check import gpu, hdf5, machine, mpi, ranks, slurm
+from isthmus.runs.check import gpu, machine, mpi, ranks, slurm
 from isthmus.runs.check.findings import exit_code, failed, grouped, passed, warned
 from isthmus.runs.launch import rank_environment
 
@@ -90,25 +89,6 @@ def with_data(act_on_folder):
     return act
 
 
-def without_locks(number, **variables):
-    """Have the C library, which HDF5 asks, refuse every lock with `number`."""
-    def act(lab):
-        if shutil.which("cc") is None:
-            pytest.skip("there is no C compiler")
-        (lab / "flock.c").write_text(FLOCK)
-        subprocess.run(["cc", "-shared", "-fPIC", f"-DNUMBER={number}", lab / "flock.c", "-o",
-                        lab / "flock.so"], check=True)
-        return {"LD_PRELOAD": str(lab / "flock.so")} | variables
-    return act
-
-
-def locked(lab):
-    file = open(sorted((lab / "data/train").glob("*.h5"))[0], "rb+")  # noqa: SIM115
-    fcntl.flock(file, fcntl.LOCK_EX)
-    LOCKED.append(file)
-    return {}
-
-
 def other_set(lab):
     """Rank 2 sees another packed set in the same place."""
     arrays = {"features": np.ones((300, 16), "f4"), "targets": np.zeros(300, "u1")}
@@ -120,7 +100,6 @@ module.ShardSet.open = classmethod(lambda kind, folder: first(
     kind, {str(lab / "other")!r} if str(folder).endswith("train") else folder))""", [2])(lab)
 
 
-LOCKED = []
 UNSEEN = """\
 import os, pathlib
 there = pathlib.Path.is_dir
@@ -136,10 +115,6 @@ def scandir(path='.'):
         return every(path)
     return Entries(entry for entry in every(path) if entry.name != 'shard-00007.h5')
 os.scandir = scandir"""
-FLOCK = """\
-#include <errno.h>
-int flock(int file, int operation) { errno = NUMBER; return -1; }
-"""
 SMALL_SHM = """\
 import os
 look = os.statvfs
@@ -189,17 +164,6 @@ BROKEN_ENVIRONMENTS = {
         "Numba", "FAIL", 15, ["planted", "pip install"], None),
     "no HDF5 filters": (with_module("hdf5plugin", BROKEN), 0, False,
         "HDF5 filters", "FAIL", 5, ["planted", "pip install", "hdf5plugin"], None),
-    "a file system without locks": (without_locks(37), 0, True,
-        "file locks", "FAIL", 5, ["shard-00000.h5", "No locks", "HDF5_USE_FILE_LOCKING=FALSE"], None),
-    "a setting that HDF5 does not heed": (without_locks(
-        95, HDF5_USE_FILE_LOCKING="BEST_EFFORT"), 0, True,
-        "data train", "FAIL", 5, ["cannot be locked", "HDF5_USE_FILE_LOCKING=FALSE"], None),
-    "a folder without locks": (without_locks(524), 0, False,
-        "file locks", "WARN", 0, ["may not be locked", "HDF5_USE_FILE_LOCKING=FALSE"], None),
-    "no locks, and none asked for": (without_locks(37, HDF5_USE_FILE_LOCKING="FALSE"), 0, True,
-        "file locks", "PASS", 0, ["off, by HDF5_USE_FILE_LOCKING"], None),
-    "a shard that is being written": (locked, 0, True,
-        "file locks", "FAIL", 5, ["shard-00000.h5", "another program"], None),
     "CuPy without a driver": (with_module("cupy", ""), 0, False,
         "GPU", "WARN", 0, ["no NVIDIA driver", "--gpus all"], None),
     "a Slurm that is down": (with_program("scontrol", "echo 'Slurmctld(primary) at here is DOWN'"), 0,
@@ -259,12 +223,7 @@ def test_what_is_broken_is_named(lab, name):
     if job_ranks < 0:  # variables that mpirun sets itself
         job_ranks, exported = -job_ranks, environment
         environment = with_module("sitecustomize", f"import os\nos.environ.update({exported})")(lab)
-    try:
-        returned, made, done = check(lab, job_ranks, *(["run.toml"] if with_settings else []),
-                                     **environment)
-    finally:
-        while LOCKED:
-            LOCKED.pop().close()
+    returned, made, done = check(lab, job_ranks, *(["run.toml"] if with_settings else []), **environment)
     found = [group for group in made["findings"]
              if group["subject"] == subject and group["status"] == status]
     assert found, done.stdout
@@ -274,9 +233,7 @@ def test_what_is_broken_is_named(lab, name):
     expected = list(range(made["ranks"])) if speakers is None else speakers
     assert sorted(rank for group in found for rank in group["ranks"]) == expected
     fails = {group["subject"] for group in made["findings"] if group["status"] == "FAIL"}
-    data = {"data train", "data test", "file locks"}
-    follow = {"a shard that is being written": data, "a model of other inputs": {"data test"},
-              "a file system without locks": data, "a setting that HDF5 does not heed": data}
+    follow = {"a model of other inputs": {"data test"}}
     assert fails - follow.get(name, set()) <= {subject}, done.stdout
     passes = {group["subject"] for group in made["findings"] if group["status"] == "PASS"}
     assert made["ranks"] > 1 or passes.isdisjoint(fails), done.stdout
@@ -290,7 +247,7 @@ def test_a_machine_that_is_fit_passes(lab):
     subjects = [group["subject"] for group in made["findings"]]
     for subject in ("MPI library", "fault tolerance", "MPI threads", "launcher", "cores",
                     "shared memory", "temporary folder", "CPU", "Numba", "kernel cache",
-                    "HDF5 filters", "file locks", "GPU", "Slurm", "output folder"):
+                    "HDF5 filters", "GPU", "Slurm", "output folder"):
         assert subjects.count(subject) == 1, subject
     assert all(group["cure"] for group in made["findings"] if group["status"] != "PASS")
 
@@ -382,8 +339,6 @@ def test_what_cannot_be_broken_here_is_judged_by_its_facts(monkeypatch, tmp_path
     for name, tasks in (("SLURM_NTASKS_HET_GROUP_0", "2"), ("SLURM_NTASKS_HET_GROUP_1", "3")):
         monkeypatch.setenv(name, tasks)
     assert slurm.tasks_allocated() == 5
-    monkeypatch.setenv("HDF5_USE_FILE_LOCKING", "FALSE")
-    assert hdf5.locking(tmp_path).found.startswith("off")
 
 
 def test_cores_are_counted_by_host_and_by_quota(tmp_path):

@@ -3,7 +3,6 @@
 import errno
 import os
 
-import h5py
 import numpy as np
 import pytest
 
@@ -11,45 +10,38 @@ import isthmus
 from isthmus import cures, files
 from isthmus.errors import OutputError, SettingsError, ShardError
 from isthmus.runs.settings import RunSettings
-
-NO_LOCKS = "HDF5_USE_FILE_LOCKING=FALSE"
-
-
-def locked(number):
-    """Return the error of HDF5 where the file system answers a lock with `number`."""
-    return OSError(number, "Unable to synchronously open file (unable to lock file, errno = "
-                   f"{number}, error message = '{os.strerror(number)}')")
+from isthmus.shards import shard_file
 
 
 @pytest.mark.parametrize(("problem", "reason", "cure"), [
-    (locked(errno.ENOLCK), "cannot be locked: No locks available", NO_LOCKS),
-    (locked(errno.EOPNOTSUPP), "cannot be locked: Operation not supported", NO_LOCKS),
-    (locked(524), "cannot be locked: Operation not supported", NO_LOCKS),
-    (locked(errno.EAGAIN), "cannot be locked", "another program holds it"),
-    (OSError(errno.EACCES, "x"), "Permission denied", "rights"),
-    (OSError(errno.EIO, "x"), "Input/output error", "dmesg"),
-    (OSError(errno.EMFILE, "x"), "Too many open files", "ulimit -n"),
-    (OSError(errno.ESTALE, "x"), "Stale file handle", "mount"),
+    (OSError(errno.EACCES, "Permission denied"), "Permission denied", "rights"),
+    (OSError(errno.EIO, "Input/output error"), "Input/output error", "dmesg"),
+    (OSError(errno.EMFILE, "Too many open files"), "Too many open files", "ulimit -n"),
+    (OSError(errno.ESTALE, "Stale file handle"), "Stale file handle", "mount"),
+    (OSError(524, "Unknown error 524"), "Operation not supported", "use another"),
+    (OSError(errno.EINVAL, "is a pipe or a device, not a file"), "is a pipe", "again"),
+    (OSError(5, "file read failed: errno = 5, error message = 'Input/output error'"),
+     "cannot be read: Input/output error", "dmesg"),
     (OSError("file read failed: errno = 5, error message = 'Input/output error'"), "Input/output error",
      "dmesg"),
-    (OSError("truncated file: eof = 300"), "truncated file: eof = 300", "fetch"),
-    (OSError("file read failed: errno = 0, error message = 'Success'"), "file read failed", "fetch"),
+    (OSError("truncated file: eof = 300"), "truncated file: eof = 300", "again"),
+    (OSError("file read failed: errno = 0, error message = 'Success'"), "file read failed", "again"),
 ])
-def test_a_shard_is_called_damaged_only_where_the_system_names_no_cause(
+def test_a_shard_is_to_be_fetched_again_only_where_the_system_names_no_other_cause(
         tmp_path, monkeypatch, problem, reason, cure):
     arrays = {"features": np.ones((4, 2), "f4"), "targets": np.zeros(4, "u1")}
     shards = isthmus.pack_shards(arrays, tmp_path / "set", 2)
 
-    def fail(*_, **__):
+    def fail(_):
         raise problem
-    monkeypatch.setattr(h5py, "File", fail)
+    monkeypatch.setattr(shard_file, "open_plain", fail)
     with pytest.raises(ShardError) as caught:
         shards.read(0)
     told, _, advice = str(caught.value).rpartition("; ")
     assert str(tmp_path / "set") in told
     assert reason in told
     assert cure in advice
-    assert ("damaged" in advice) == ("fetch" in cure)
+    assert ("fetch" in advice) == (cure == "again")
 
 
 @pytest.mark.parametrize(("number", "cure"), [

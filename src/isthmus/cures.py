@@ -4,7 +4,7 @@ import errno
 import os
 import re
 
-NO_LOCKS = "export HDF5_USE_FILE_LOCKING=FALSE (BEST_EFFORT does not do: HDF5 2 heeds FALSE alone)"
+NOT_OFFERED = "its file system does not offer that: use another"
 HELD = "another program holds it: wait until that program ends"
 SERVER_KNOWS_NOT = 524
 """ENOTSUPP, which the kernel's file servers answer with and the C library has no words for."""
@@ -29,9 +29,8 @@ CURES = {
     errno.EAGAIN: HELD,
     errno.EBUSY: HELD,
     errno.ETXTBSY: HELD,
-    errno.ENOLCK: NO_LOCKS,
-    errno.EOPNOTSUPP: NO_LOCKS,
-    SERVER_KNOWS_NOT: NO_LOCKS,
+    errno.EOPNOTSUPP: NOT_OFFERED,
+    SERVER_KNOWS_NOT: NOT_OFFERED,
 }
 
 
@@ -46,8 +45,10 @@ def reason_of(problem):
     number = number_of(problem)
     if number is None:
         return (str(problem).splitlines() or [type(problem).__name__])[0][:120]
-    words = "Operation not supported" if number == SERVER_KNOWS_NOT else os.strerror(number)
-    return f"it cannot be locked: {words}" if _locking(problem) else words
+    if number == SERVER_KNOWS_NOT:
+        return "Operation not supported"
+    told = getattr(problem, "strerror", None)
+    return told if told and "errno = " not in told else os.strerror(number)
 
 
 def cure_of(problem, otherwise="", elsewhere=""):
@@ -56,11 +57,7 @@ def cure_of(problem, otherwise="", elsewhere=""):
     otherwise: the cure of an error that has no number, or whose number says less than its place.
     elsewhere: the same for what may as well lie in another place; told beside the number's cure too.
     """
-    number = number_of(problem)
-    if _locking(problem):
-        known = HELD if number in (errno.EAGAIN, errno.EACCES) else NO_LOCKS
-    else:
-        known = CURES.get(number)
+    known = CURES.get(number_of(problem))
     if known is None:
         return otherwise or elsewhere
     return f"{known}, or {elsewhere}" if elsewhere else known
@@ -69,7 +66,3 @@ def cure_of(problem, otherwise="", elsewhere=""):
 def explained(problem, otherwise="", elsewhere=""):
     """Return "why; cure" of an OSError, the end of a message; arguments as of `cure_of`."""
     return f"{reason_of(problem)}; {cure_of(problem, otherwise, elsewhere)}"
-
-
-def _locking(problem):
-    return "unable to lock file" in str(problem)

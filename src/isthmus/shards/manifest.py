@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field, field_validator
 
+from isthmus.cures import explained
 from isthmus.errors import ShardError
 from isthmus.files import open_plain, write_text
 from isthmus.json_text import dumps
@@ -106,7 +107,8 @@ class Manifest(FrozenModel):
             raise ShardError(f"{path}: no such file; pack the data with `isthmus pack`, or name the "
                              "folder that holds manifest.json") from None
         except (OSError, ValueError, RecursionError) as problem:
-            raise ShardError(f"{path}: cannot be read ({problem}); pack the data again") from None
+            raise ShardError(f"{path}: cannot be read: "
+                             f"{explained(problem, 'pack the data again')}") from None
         return cls.of(table, path)
 
     def write(self, folder):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from isthmus.cures import explained
 from isthmus.errors import OutputError, ShardError
 from isthmus.files import check_folder, open_plain, remove_leftovers
 from isthmus.shards.manifest import NAME, NUMBERS, Manifest
@@ -117,7 +118,8 @@ def _alone(folder):
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError as problem:
-        raise OutputError(f"{folder}: cannot be listed: {problem.strerror}; mend its rights") from None
+        raise OutputError(f"{folder}: cannot be listed: "
+                          f"{explained(problem, 'choose another folder')}") from None
     try:
         with suppress(OSError):
             _lock(descriptor, folder)

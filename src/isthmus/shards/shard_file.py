@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from isthmus.cures import explained
 from isthmus.errors import ShardError
 from isthmus.files import open_plain, write_bytes
 from isthmus.hdf5_files import hdf5_bytes
@@ -94,8 +95,8 @@ class ShardSet:
             try:
                 file = h5py.File(plain, "r")
             except OSError as problem:
-                raise ShardError(f"{plain.name}: cannot be opened as HDF5 ({_first_line(problem)}); "
-                                 "pack the data again") from None
+                raise ShardError(f"{plain.name}: cannot be opened as HDF5: "
+                                 f"{explained(problem, 'pack the data again')}") from None
             with file:
                 yield OpenShard(file, plain.name, shard, self.manifest.arrays, stored)
 
@@ -107,8 +108,8 @@ class ShardSet:
             file = open_plain(path)
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as problem:
-            raise ShardError(f"{path}: cannot be read: {problem.strerror}; fetch the file again, or "
-                             "pack the data again") from None
+            fetch = "fetch the file again, or pack the data again"
+            raise ShardError(f"{path}: cannot be read: {explained(problem, fetch)}") from None
         if digest != shard.sha256:
             file.close()
             raise ShardError(f"{path}: its SHA-256 is not the manifest's: the file is cut, damaged or "
@@ -134,8 +135,8 @@ class OpenShard:
                 digest.update(piece.data if piece.size else b"")
                 yield piece
         except (OSError, RuntimeError, KeyError, ValueError, TypeError) as problem:
-            raise ShardError(f"{self.path}: dataset {name!r} cannot be read ({_first_line(problem)}); "
-                             "pack the data again") from None
+            raise ShardError(f"{self.path}: dataset {name!r} cannot be read: "
+                             f"{explained(problem, 'pack the data again')}") from None
         if digest.hexdigest() != self.shard.arrays_sha256[name]:
             raise ShardError(f"{self.path}: dataset {name!r} holds other numbers than the manifest "
                              "says; fetch the manifest and the file again, or pack the data again")
@@ -206,7 +207,3 @@ def _load_filters(dataset, allowed):
         if code > 255:
             import hdf5plugin  # noqa: F401  registers LZ4 and Zstandard with HDF5
     return None
-
-
-def _first_line(problem):
-    return str(problem).splitlines()[0][:120]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from isthmus.cures import explained
 from isthmus.errors import ShardError
 from isthmus.files import open_plain
 from isthmus.shards.claims import check_claim
@@ -55,11 +56,10 @@ def _told_in_one_line(path):
     except MemoryError:
         raise ShardError(f"{path}: does not fit in this machine's memory; pack it in parts") from None
     except Exception as problem:
-        why = (str(problem).splitlines() or [type(problem).__name__])[0]
-        if "allow_pickle" in why:
+        if "allow_pickle" in str(problem):
             raise ShardError(f"{path}: holds Python objects; write numbers into it") from None
-        raise ShardError(f"{path}: cannot be read ({why}); it is cut, damaged or not the kind of file "
-                         "that it seems") from None
+        otherwise = "it is cut, damaged or not the kind of file that it seems"
+        raise ShardError(f"{path}: cannot be read: {explained(problem, otherwise)}") from None
 
 
 def _from_idx(path, content, stored):

@@ -15,6 +15,7 @@ import re
 
 import numpy as np
 
+from isthmus.cures import explained
 from isthmus.errors import CheckpointError
 from isthmus.files import open_plain, write_bytes
 from isthmus.hdf5_files import hdf5_bytes
@@ -49,8 +50,8 @@ def read_checkpoint_file(path):
         raise CheckpointError(f"{path}: no such checkpoint; set run.checkpoint_every, or start "
                               "without --resume") from None
     except OSError as problem:
-        raise CheckpointError(f"{path}: cannot be read: {problem.strerror}; mend its rights or its "
-                              "disk, or start without --resume") from None
+        raise CheckpointError(f"{path}: cannot be read: "
+                              f"{explained(problem, elsewhere='start without --resume')}") from None
     _check_whole(path, block, image)
     import h5py
     try:

@@ -83,7 +83,6 @@ def _of_ranks(job, settings, cluster):
 
 def _of_machine(job, settings):
     """Return what this rank finds on its own."""
-    data = settings.data.train if settings else Path()
     subjects = [
         ("shared memory", lambda: [machine.shared_memory(
             ranks=len(job.ranks_of_host()[job.hosts[job.rank]]))]),
@@ -91,7 +90,6 @@ def _of_machine(job, settings):
         ("CPU", lambda: [machine.cpu()]),
         ("Numba", machine.numba_kernels),
         ("HDF5 filters", lambda: [hdf5.filters()]),
-        ("file locks", lambda: [hdf5.locking(data)]),
         ("GPU", gpu.gpu)]
     if job.rank == 0:
         folder = settings.run.folder if settings else Path("runs").resolve()
