@@ -10,6 +10,7 @@ from isthmus.errors import ClusterError
 from isthmus.topology.agreement import from_root, gather_json, ranks_on_host, together
 from isthmus.topology.cluster import Cluster
 from isthmus.topology.comm import innermost, message_nbytes
+from isthmus.topology.hosts import is_same_host
 from isthmus.topology.paced import PacedComm
 from isthmus.topology.tracing import Recorder, TracedComm
 from isthmus.topology.world import World
@@ -126,7 +127,7 @@ def split_tiers(comm, cluster):
 
     A site takes the ranks of `comm` that run on its `hosts`, or those of its `world_ranks`; sites
     with neither take what is left, in order. Collective. Raises ClusterError on every rank if the
-    ranks do not fit the sites.
+    ranks do not fit the sites, or if two sites claim one of them.
     """
     hosts = gather_json(comm, MPI.Get_processor_name())
     order = together(comm, lambda: cluster_ranks(cluster, hosts))
@@ -154,15 +155,26 @@ def cluster_ranks(cluster, hosts):
         raise ClusterError(
             f"{cluster.source}: the sites have {cluster.size} ranks, this job has {len(hosts)}; "
             f"start it with mpirun -n {cluster.size}, or change `ranks` of a site")
-    taken = {}
+    named = {site.name: _named_ranks(cluster, site, hosts) for site in cluster.sites
+             if site.hosts or site.world_ranks}
+    site_of = {}
+    for name, ranks in named.items():
+        for rank in ranks:
+            if site_of.setdefault(rank, name) != name:
+                raise ClusterError(
+                    f"{cluster.source}: rank {rank} runs on host {hosts[rank]}, which the sites "
+                    f"{site_of[rank]!r} and {name!r} both claim; give whole names of hosts (as in "
+                    "n1.edge.org) where a short one is of several, or world_ranks")
     for site in cluster.sites:
-        if site.hosts or site.world_ranks:
-            taken[site.name] = _named_ranks(cluster, site, hosts)
-    placed = {rank for ranks in taken.values() for rank in ranks}
-    left = iter(rank for rank in range(len(hosts)) if rank not in placed)
+        if site.hosts and len(named[site.name]) != site.ranks:
+            raise ClusterError(
+                f"{cluster.source}: site {site.name!r} wants {site.ranks} ranks on hosts "
+                f"{', '.join(site.hosts)}, but {len(named[site.name])} ranks run there (this job's "
+                f"hosts: {', '.join(dict.fromkeys(hosts))}); change `hosts` or how ranks are mapped")
+    left = iter(rank for rank in range(len(hosts)) if rank not in site_of)
     order = [0] * len(hosts)
     for site in cluster.sites:
-        ranks = taken.get(site.name) or [next(left) for _ in range(site.ranks)]
+        ranks = named.get(site.name) or [next(left) for _ in range(site.ranks)]
         for here, rank in zip(cluster.ranks_of_site(site.name), ranks):
             order[rank] = here
     return order
@@ -176,11 +188,5 @@ def _named_ranks(cluster, site, hosts):
             raise ClusterError(f"{cluster.source}: site {site.name!r}: world_ranks names rank "
                                f"{beyond[0]}, this job has ranks 0 to {len(hosts) - 1}")
         return list(site.world_ranks)
-    short = {host.partition(".")[0] for host in site.hosts}
-    ranks = [rank for rank, host in enumerate(hosts) if host.partition(".")[0] in short]
-    if len(ranks) != site.ranks:
-        raise ClusterError(
-            f"{cluster.source}: site {site.name!r} wants {site.ranks} ranks on hosts "
-            f"{', '.join(site.hosts)}, but {len(ranks)} ranks run there (this job's hosts: "
-            f"{', '.join(dict.fromkeys(hosts))}); change `hosts` or how ranks are mapped")
-    return ranks
+    return [rank for rank, host in enumerate(hosts)
+            if any(is_same_host(host, name) for name in site.hosts)]
