@@ -7,8 +7,11 @@ from clusters import cluster_of
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isthmus import Cluster
+from isthmus import Cluster, predict_allreduce
 from isthmus.errors import ClusterError
+from isthmus.planning.exchanges import link_names
+from isthmus.planning.scaling import with_edge_sites
+from isthmus.topology.hosts import is_same_host
 from isthmus.topology.tiers import cluster_ranks
 
 
@@ -50,6 +53,52 @@ def test_a_route_goes_over_the_fewest_links_and_the_hub_is_central():
     assert cluster.route("site0", "site0") == ()
     table["site"][1]["tier"] = "cloud"
     assert Cluster(table).hub == 1
+
+
+def renamed(table, *names):
+    """Return the table of a cluster with other names of its sites."""
+    of = dict(zip((site["name"] for site in table["site"]), names))
+    for site in table["site"]:
+        site["name"] = of[site["name"]]
+    for link in table.get("link", ()):
+        link["between"] = [of[name] for name in link["between"]]
+    return table
+
+
+PUNCTUATION = st.text(st.sampled_from(list('a:>-"→. #')), min_size=1, max_size=5)
+
+
+@given(st.lists(PUNCTUATION, min_size=3, max_size=4, unique=True))
+def test_links_share_what_the_file_says_that_they_share_whatever_sites_are_called(names):
+    cluster = Cluster(renamed(cluster_of(*[1] * len(names)), *names))
+    assert len({link.pipe for link in cluster.links}) == len(cluster.links)
+    assert all(link.shared is None for link in cluster.links)
+    assert len(link_names(cluster)) == len(cluster.links) / 2
+    assert Cluster(cluster.to_table()).links == cluster.links
+    assert with_edge_sites(cluster, 5).size == 6
+
+
+@given(PUNCTUATION)
+def test_a_shared_name_is_the_links_own_whatever_it_is(name):
+    cluster = Cluster(cluster_of(1, 1, 1, shared=name))
+    assert {link.shared for link in cluster.links} == {name}
+    assert len({link.pipe for link in cluster.links}) == 2
+    assert Cluster(cluster.to_table()).links == cluster.links
+
+
+def test_a_colon_in_a_name_does_not_change_what_is_predicted():
+    plain, other = (Cluster(renamed(cluster_of(2, 2, 2), *names)) for names in (
+        ("cloud", "east", "west"), ("hub: main", "edge:east", "edge:west")))
+    plain, other = (Cluster(cluster.to_table()) for cluster in (plain, other))
+    assert predict_allreduce(plain, 10**6, algorithm="hierarchical") == predict_allreduce(
+        other, 10**6, algorithm="hierarchical")
+
+
+def test_links_of_pairs_whose_names_join_alike_are_two():
+    table = renamed(cluster_of(1, 1, 1), "a", "b-c", "c")
+    table["site"].append({**table["site"][1], "name": "a-b"})
+    table["link"].append({**table["link"][0], "between": ["a-b", "c"]})
+    assert list(link_names(Cluster(table))) == ['"a"-"b-c"', "a-c", '"a-b"-"c"']
 
 
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=6), st.booleans())
@@ -103,6 +152,9 @@ BAD = {
         lambda table: [site.update(world_ranks=[0, 1]) for site in table["site"]],
         "world_ranks", "one site"),
     "hosts and ranks": (changed("site", 0, hosts=["a"], world_ranks=[0, 1]), "hosts", "not both"),
+    "a host with its slots": (changed("site", 0, hosts=["n1:4"]), "'n1:4'", "names or addresses"),
+    "two hosts in one text": (changed("site", 0, hosts=["n1,n2"]), "'n1,n2'", "names or addresses"),
+    "a host without a name": (changed("site", 0, hosts=[""]), "''", "names or addresses"),
     "a key of a network": (changed("site", 0, "network", bandwidth=1), "network.bandwidth",
                            "no key is called"),
 }
@@ -140,6 +192,13 @@ def test_a_file_that_is_no_cluster_file_is_named(tmp_path, content, message):
     assert str(path) in str(caught.value)
 
 
+def test_a_byte_order_mark_is_no_part_of_a_file(repository, tmp_path):
+    path = tmp_path / "cluster.toml"
+    text = (repository / "experiments/two_sites.toml").read_text()
+    path.write_text(text, encoding="utf-8-sig")
+    assert Cluster.from_toml(path).names == ("cloud", "edge")
+
+
 def placed(table, hosts):
     return cluster_ranks(Cluster(table, "lab.toml"), hosts)
 
@@ -152,6 +211,40 @@ def test_sites_take_ranks_in_order_by_host_or_by_number():
     table = cluster_of(2, 2)
     table["site"][0]["world_ranks"] = [3, 1]
     assert placed(table, ["x"] * 4) == [2, 1, 3, 0]
+
+
+@pytest.mark.parametrize(("name", "other", "same"), [
+    ("n1", "n1", True), ("n1", "n1.edge.org", True), ("n1.edge.org", "n1", True),
+    ("n1.edge.org", "N1.Edge.org.", True), ("n1.edge.org", "n1.cloud.org", False),
+    ("n1", "n2.edge.org", False), ("n1", "n10", False),
+    ("10.0.0.1", "10.0.0.1", True), ("10.0.0.1", "10.0.0.2", False), ("10", "10.0.0.2", False),
+    ("fe80::1", "fe80::1", True), ("fe80::1", "fe80::2", False)])
+def test_whole_names_of_hosts_are_compared_whole_and_addresses_too(name, other, same):
+    assert is_same_host(name, other) == is_same_host(other, name) == same
+
+
+def test_hosts_of_one_first_name_in_two_domains_are_two_hosts():
+    table = cluster_of(1, 1)
+    table["site"][0]["hosts"], table["site"][1]["hosts"] = ["n1.cloud.org"], ["n1.edge.org"]
+    assert placed(table, ["n1.edge.org", "n1.cloud.org"]) == [1, 0]
+
+
+def test_hosts_by_address_are_told_apart():
+    table = cluster_of(1, 1)
+    table["site"][0]["hosts"], table["site"][1]["hosts"] = ["10.0.0.1"], ["10.0.0.2"]
+    assert placed(table, ["10.0.0.2", "10.0.0.1"]) == [1, 0]
+
+
+@pytest.mark.parametrize(("mine", "other", "hosts"), [
+    ({"hosts": ["n1"]}, {"hosts": ["n1.edge.org"]}, ["n1.edge.org", "n1.cloud.org"]),
+    ({"hosts": ["n1.cloud.org"]}, {"hosts": ["n1.edge.org"]}, ["n1", "n1"]),
+    ({"hosts": ["n1"]}, {"world_ranks": [0]}, ["n1", "n2"])])
+def test_a_rank_that_two_sites_claim_is_an_error_that_names_both(mine, other, hosts):
+    table = cluster_of(1, 1)
+    table["site"][0].update(mine)
+    table["site"][1].update(other)
+    with pytest.raises(ClusterError, match="rank 0 runs on host n1.* 'site0' and 'site1' both claim"):
+        placed(table, hosts)
 
 
 @pytest.mark.parametrize(("change", "hosts", "message"), [

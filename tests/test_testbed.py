@@ -132,6 +132,18 @@ def test_a_site_whose_name_no_host_can_have_gets_another():
     assert Wiring(isthmus.Cluster(table)).names == ["site0", "site-2"]
 
 
+def test_no_two_sites_are_one_host_whatever_they_are_called():
+    table = cluster_of(1, 1, 1, 1)
+    for site, name in zip(table["site"], ("site-2", "not a host", "far", "near")):
+        site["name"] = name
+    for link, site in zip(table["link"], table["site"][1:]):
+        link["between"] = ["site-2", site["name"]]
+    table["site"][3]["hosts"] = ["far"]
+    wiring = Wiring(isthmus.Cluster(table))
+    assert wiring.names == ["site-2", "site-3", "site-4", "near"]
+    assert len(wiring.hosts) == 4
+
+
 def test_links_that_share_are_one_queue_and_each_keeps_its_latency():
     wiring = Wiring(three_sites())
     (up,) = {link.pipe for link in wiring.cluster.links if link.target == "site0"}

@@ -146,7 +146,7 @@ def following_seconds(cluster, workload, seconds_of_rank):
 
 def link_name(link):
     """Return the name of what a link's rate belongs to: what it shares, or its two sites."""
-    return link.pipe.rpartition(":")[0] or "-".join(sorted((link.source, link.target)))
+    return link.name
 
 
 def link_names(cluster):

@@ -100,9 +100,12 @@ def with_edge_sites(cluster, count):
                            'give one tier = "edge"')
     edge_names = {site["name"] for site in edge}
     rounds = range(-(-count // len(edge)))
+    mark = "#"
+    while any(mark in site["name"] for site in table["site"]):
+        mark += "#"
 
     def named(name, number):
-        return f"{name}#{number + 1}" if number and name in edge_names else name
+        return f"{name}{mark}{number + 1}" if number and name in edge_names else name
 
     copies = [site | {"name": named(site["name"], number)} for number in rounds for site in edge]
     sites = [site for site in table["site"] if site["tier"] != "edge"] + copies[:count]

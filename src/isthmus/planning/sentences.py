@@ -50,7 +50,7 @@ def price_sentences(cluster, shadow_prices, whole_seconds):
 
 
 def _called(tiers, link, name):
-    if ":" in link.pipe:
+    if link.shared is not None:
         return f"the shared link {name}"
     edges = [end for end in (link.source, link.target) if tiers[end] == "edge"]
     return f"{edges[0]}'s uplink" if len(edges) == 1 else f"the link {name}"

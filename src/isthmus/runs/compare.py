@@ -70,8 +70,10 @@ def settings_of(run):
     """Return the settings of a run and its cluster file as one flat table."""
     table = run.cluster.to_table()
     sites = {site["name"]: site for site in table["site"]}
-    links = {f"{link['from']} → {link['to']}": link for link in table.get("link", ())}
-    flat = _flat({**run.settings, "site": sites, "link": links})
+    links = {" → ".join(map(_as_a_key, (link["from"], link["to"]))): link
+             for link in table.get("link", ())}
+    flat = _flat({**run.settings, "site": {_as_a_key(name): site for name, site in sites.items()},
+                  "link": links})
     return {key: normpath(value) if key in PATHS else value for key, value in flat.items()
             if key not in NOT_COMPARED}
 
@@ -237,6 +239,11 @@ def _in_words(value):
 
 def _unless_none(value, scale, text):
     return "–" if value is None else text.format(scale * value)
+
+
+def _as_a_key(name):
+    """Return a site's name as a part of a key: in quotes where it has what joins keys."""
+    return dumps(name) if set(name) & set('."→') else name
 
 
 def _flat(table, before=""):

@@ -10,6 +10,7 @@ Nothing here runs a command.
 """
 
 import ipaddress
+import itertools
 import re
 from dataclasses import dataclass
 from functools import cached_property
@@ -83,7 +84,7 @@ class Wiring:
             raise ClusterError(f"{cluster.source}: has {len(cluster.sites)} sites; the testbed takes "
                                f"at most {MOST_SITES}")
         self.cluster = cluster
-        self.names = [_name_of(site.name, number) for number, site in enumerate(cluster.sites, 1)]
+        self.names = _host_names(cluster.sites)
         self.wires = f"isthmus-{name}-wires"
         self.namespaces = [f"isthmus-{name}-site-{site}" for site in self.names]
         self.routes = {(source, target): cluster.route(cluster.names[source - 1],
@@ -211,9 +212,16 @@ def control_address(number):
     return str(ipaddress.ip_network(CONTROL_NETWORK)[number + 1])
 
 
-def _name_of(site, number):
-    """Return a host name for a site: its own where it can be one."""
-    return site if re.fullmatch(r"[A-Za-z]([A-Za-z0-9-]{0,28}[A-Za-z0-9])?", site) else f"site-{number}"
+def _host_names(sites):
+    """Return a host name for each site: its own where it can be one, else one that nobody else has."""
+    names, given = [], {host for site in sites for host in site.hosts}
+    for number, site in enumerate(sites, 1):
+        fits = re.fullmatch(r"[A-Za-z]([A-Za-z0-9-]{0,28}[A-Za-z0-9])?", site.name)
+        others = given.difference(site.hosts).union(names, (other.name for other in sites
+                                                            if other is not site))
+        names.append(site.name if fits and site.name not in others else next(
+            name for free in itertools.count(number) if (name := f"site-{free}") not in others))
+    return names
 
 
 def _bits(bytes_per_second):

@@ -4,7 +4,8 @@ Ranks are numbered in the order of the file: the ranks of the first site come fi
 rank* is what plans speak of, and what `tiers.world.rank` is in a job.
 """
 
-from collections import deque
+import json
+from collections import Counter, deque
 from copy import copy
 from functools import cached_property
 from itertools import accumulate
@@ -19,13 +20,19 @@ from isthmus.topology.measured import SizeTable, line
 
 
 class Link(FrozenModel):
-    """One direction of what joins two sites; links of one `pipe` share its bytes per second."""
+    """One direction of what joins two sites; links of one `pipe` share its bytes per second.
+
+    shared: the file's name of what is shared; None where the link has its rate for itself. name: of
+    what its rate belongs to, both directions: what is shared, or its two sites.
+    """
 
     source: str
     target: str
     latency_seconds: float
     bytes_per_second: float
     pipe: str
+    name: str
+    shared: str | None = None
     price_per_byte: float = 0.0
     streams: SizeTable | None = None
     messages: SizeTable | None = None
@@ -36,6 +43,28 @@ class Link(FrozenModel):
         kind: "streams", of short messages; "messages", one. Those of the file where it has no table.
         """
         return line(self, kind, nbytes)
+
+
+def _owner(table):
+    """Return what the rate of a `[[link]]` belongs to: the name of what is shared, or its two sites."""
+    return (table.shared,) if table.shared is not None else tuple(sorted(table.ends[0]))
+
+
+def _link_names(tables):
+    """Return owner -> its name; in quotes where it would be that of another owner too."""
+    plain = {owner: "-".join(owner) for owner in map(_owner, tables)}
+    told = Counter(plain.values())
+    return {owner: name if told[name] == 1 and '"' not in name else "-".join(map(_quoted, owner))
+            for owner, name in plain.items()}
+
+
+def _quoted(name):
+    return json.dumps(name, ensure_ascii=False)
+
+
+def _part(name):
+    """Return a name as a part of a pipe's: in quotes where it has what parts are put together with."""
+    return _quoted(name) if set(name) & set('>:"') else name
 
 
 def _by_end(cluster, end):
@@ -62,7 +91,8 @@ class Cluster:
         checked = check_table(ClusterTable, table, self.source, ClusterError)
         self.sites, self.calibration = checked.site, checked.calibration
         self.names = tuple(site.name for site in self.sites)
-        self.links = tuple(self._link(table, *ends) for table in checked.link
+        names = _link_names(checked.link)
+        self.links = tuple(self._link(table, names[_owner(table)], *ends) for table in checked.link
                            for ends in table.ends)
         self._check_shared_rates()
         first = self.names[0]
@@ -94,7 +124,7 @@ class Cluster:
         """Return the dict that `Cluster(...)` takes, with every key that differs from its default."""
         links = [{"from": link.source, "to": link.target, "latency_seconds": link.latency_seconds,
                   "bytes_per_second": link.bytes_per_second}
-                 | ({"shared": link.pipe.rpartition(":")[0]} if ":" in link.pipe else {})
+                 | ({} if link.shared is None else {"shared": link.shared})
                  | ({"price_per_byte": link.price_per_byte} if link.price_per_byte else {})
                  | link.model_dump(mode="json", include={"streams", "messages"}, exclude_none=True)
                  for link in self.links]
@@ -196,16 +226,16 @@ class Cluster:
     def _links_to(self):
         return _by_end(self, "target")
 
-    def _link(self, table, source, target):
+    def _link(self, table, name, source, target):
         """Return one direction of `table`; shared links share only with those that go their way."""
-        pipe = f"{source}>{target}"
+        pipe = f"{_part(source)}>{_part(target)}"
         if table.shared is not None:
             def depth(name):
                 index = self._index[name]
                 return self.sites[index].tier == "edge", index
-            pipe = f"{table.shared}:{'up' if depth(source) > depth(target) else 'down'}"
+            pipe = f"{_part(table.shared)}:{'up' if depth(source) > depth(target) else 'down'}"
         return Link(source=source, target=target, latency_seconds=table.latency_seconds,
-                    bytes_per_second=table.bytes_per_second, pipe=pipe,
+                    bytes_per_second=table.bytes_per_second, pipe=pipe, name=name, shared=table.shared,
                     price_per_byte=table.price_per_byte, streams=table.streams,
                     messages=table.messages)
 

@@ -1,6 +1,7 @@
 """What a cluster file holds, table by table, and what it may not say."""
 
 import math
+import re
 from collections import Counter
 from typing import Annotated, Any, Literal
 
@@ -65,6 +66,10 @@ class Site(FrozenModel):
         if self.world_ranks and len(set(self.world_ranks)) != self.ranks:
             raise ValueError(f"site {self.name!r}: world_ranks must name {self.ranks} different "
                              f"ranks, not {list(self.world_ranks)}")
+        for host in self.hosts:
+            if not re.fullmatch(r"[\w.-]+|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*:[0-9A-Fa-f:.%\w]*", host):
+                raise ValueError(f"site {self.name!r}: {host!r} is no name of a host; give names or "
+                                 "addresses alone, as in n1.edge.org")
         if self.hosts and self.world_ranks:
             raise ValueError(f"site {self.name!r}: give hosts or world_ranks, not both")
         return self
