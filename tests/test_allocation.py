@@ -121,7 +121,10 @@ def test_shadow_prices_are_the_slopes_of_the_optimum():
 
 @pytest.mark.parametrize(("arguments", "error", "message"), [
     (([5, 5, 5], [1, 1], {"storage": [6, 6]}), PlanError, "storage of ranks 0, 1 is short by 3"),
-    (([5, 5, 5], [1, 1], {"storage": [8, 8]}), PlanError, "in pieces, but not whole"),
+    (([5, 5, 5], [1, 1], {"storage": [8, 8]}), PlanError,
+     "of 5 to 5 samples would fit in pieces, but not whole; give more storage_nbytes, or pack smaller"),
+    (([5, 5, 6], [1, 1], {"least": [8, 8]}), PlanError,
+     "of 5 to 6 samples would fit in pieces, but not whole; demand fewer least_samples, or pack"),
     (([5, 9], [1, 1], {"storage": [8, 6]}), PlanError, "shard 1 takes 9, more than the storage"),
     (([5, 9], [1, 1], {"storage": [9, 6], "allowed": {1: [1]}}), PlanError,
      "shard 1 takes 9, more than .*at most 6"),

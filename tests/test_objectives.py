@@ -1,5 +1,6 @@
 """Objectives and limits beyond the makespan: optimal where that can be enumerated, priced, refused."""
 
+import ast
 import itertools
 import math
 from dataclasses import replace
@@ -326,10 +327,26 @@ def test_a_tight_budget_is_kept_by_many_shards():
     assert found.gap <= 0.1
 
 
-def test_the_solver_writes_nothing_to_standard_output(capfd):
+def test_what_the_solver_prints_is_seen_nowhere_and_what_others_print_is(capfd):
     import ctypes
 
-    from isthmus.planning.integers import _output_to_stderr
-    with _output_to_stderr():
-        ctypes.CDLL(None).puts(b"stray")
-    assert capfd.readouterr() == ("", "stray\n")
+    from isthmus.planning.silence import silent
+    printf = ctypes.CDLL(None).puts
+    printf(b"before")
+    with silent():
+        printf(b"stray")
+    printf(b"after")
+    ctypes.CDLL(None).fflush(None)
+    assert capfd.readouterr() == ("before\nafter\n", "")
+
+
+def test_every_call_of_a_solver_is_silent(repository):
+    """In the source: what HiGHS prints, it prints now and then."""
+    for path in (repository / "src/isthmus/planning").glob("*.py"):
+        tree = ast.parse(path.read_text())
+        silenced = {id(node) for block in ast.walk(tree) if isinstance(block, ast.With)
+                    and any(ast.unparse(item.context_expr) == "silent()" for item in block.items)
+                    for node in ast.walk(block)}
+        for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+            if ast.unparse(call.func) in ("linprog", "milp", "model.run"):
+                assert id(call) in silenced, f"{path}:{call.lineno}"

@@ -11,6 +11,7 @@ import numpy as np
 
 from isthmus.errors import PlanError
 from isthmus.planning.programme import Model
+from isthmus.planning.silence import silent
 
 SLACK = 1e-7
 """Share of a limit that the solver may exceed and still call it kept."""
@@ -60,10 +61,11 @@ def _excess(model, rows_kept, elastic):
     for number, row in enumerate(elastic):
         if storage.start <= row < storage.stop:  # a row is of one rank, and stands for its class
             weight[number] = model.groups.members[model.limited[row - storage.start]]
-    done = linprog(np.concatenate([np.zeros(model.size), weight]),
-                   A_ub=hstack([rows[chosen], slack]).tocsr(), b_ub=bound[chosen],
-                   A_eq=hstack([model.equal, csr_array((model.equal.shape[0], len(elastic)))]).tocsr(),
-                   b_eq=model.items.total, bounds=(0, None), method="highs")
+    equal = hstack([model.equal, csr_array((model.equal.shape[0], len(elastic)))]).tocsr()
+    with silent():
+        done = linprog(np.concatenate([np.zeros(model.size), weight]),
+                       A_ub=hstack([rows[chosen], slack]).tocsr(), b_ub=bound[chosen], A_eq=equal,
+                       b_eq=model.items.total, bounds=(0, None), method="highs")
     if not done.success:
         return np.inf, {}
     return done.fun, dict(zip(elastic, done.x[model.size:]))

@@ -1,9 +1,5 @@
 """Whole shards by an integer programme over how many of each kind every rank takes."""
 
-import ctypes
-import os
-import sys
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +7,7 @@ import numpy as np
 from isthmus.planning.classes import each_rank, rank_groups, whole_items
 from isthmus.planning.problem import loads
 from isthmus.planning.programme import Model, with_ceiling
+from isthmus.planning.silence import silent
 
 NODES = 300
 """Of the search tree, after which the solver returns the best it has found. Nodes, not seconds: the
@@ -63,24 +60,6 @@ def place_by_integers(problem, chain, shards, kinds, rank_of_shard, nodes=NODES,
     return Solved(result, proved, stopped)
 
 
-@contextmanager
-def _output_to_stderr():
-    """HiGHS prints a stray line now and then: it must not spoil a JSON object on standard output."""
-    try:
-        sys.stdout.flush()
-        kept = os.dup(1)
-    except (OSError, ValueError, AttributeError):  # there is no standard output
-        yield
-        return
-    try:
-        os.dup2(2, 1)
-        yield
-    finally:
-        ctypes.CDLL(None).fflush(None)  # what C holds back would come later
-        os.dup2(kept, 1)
-        os.close(kept)
-
-
 def _one_of_many(counts, group_of_rank):
     """Return counts[kind, rank] with identical ranks in order, most of the first kinds first: of the
     many solutions that differ by names alone always the same one."""
@@ -108,7 +87,7 @@ def _whole_solution(model, objective, rows, bound, nodes):
         if name in model.blocks:
             tight[model.blocks[name]] = 2e-6
     for margin in (0.0, 1.0):
-        with _output_to_stderr():
+        with silent():
             done = milp(model.cost(objective), bounds=Bounds(0, top), integrality=whole, constraints=[
                 LinearConstraint(rows, -np.inf, bound - margin * tight),
                 LinearConstraint(model.equal, model.items.total, model.items.total)],

@@ -16,6 +16,7 @@ and of `time`, because the solver's tolerances are absolute.
 import numpy as np
 
 from isthmus.planning.classes import fluid_items
+from isthmus.planning.silence import silent
 
 
 class MovingProgramme:
@@ -127,8 +128,9 @@ class _Cold:
         first = matrix.indptr[column]
         matrix.data[first:first + values.size] = values
         rows = matrix.tocsr()
-        done = linprog(cost, A_ub=rows[:many], b_ub=bound[:many], A_eq=rows[many:], b_eq=bound[many:],
-                       bounds=(0, None), method="highs")
+        with silent():
+            done = linprog(cost, A_ub=rows[:many], b_ub=bound[:many], A_eq=rows[many:],
+                           b_eq=bound[many:], bounds=(0, None), method="highs")
         return (done.fun, done.x) if done.success else None
 
 
@@ -166,7 +168,8 @@ class _Warm:
         for row, value in enumerate(values.tolist()):
             model.changeCoeff(row, column, value)
         self.bound, self.cost = bound, cost
-        model.run()
+        with silent():
+            model.run()
         if model.getModelStatus() != self.optimal:
             return None
         return model.getInfo().objective_function_value, np.array(model.getSolution().col_value)

@@ -16,6 +16,8 @@ unlike machines: Lenstra, Shmoys and Tardos 1990, doi:10.1007/BF01585745.
 
 import numpy as np
 
+from isthmus.planning.silence import silent
+
 
 class Model:
     """The rows A v <= b as sparse matrices, in blocks that have a name, and the equalities.
@@ -133,5 +135,6 @@ def with_ceiling(rows, bound, cost, value):
 def solve_lp(model, objective, rows, bound):
     """Return scipy's answer for the rows."""
     from scipy.optimize import linprog
-    return linprog(model.cost(objective), A_ub=rows, b_ub=bound, A_eq=model.equal,
-                   b_eq=model.items.total, bounds=(0, None), method="highs")
+    with silent():
+        return linprog(model.cost(objective), A_ub=rows, b_ub=bound, A_eq=model.equal,
+                       b_eq=model.items.total, bounds=(0, None), method="highs")

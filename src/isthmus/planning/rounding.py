@@ -54,7 +54,7 @@ def place_whole(problem, objective, relaxation, bound, then, nodes):
     left = np.arange(problem.sizes.size) if exact else np.flatnonzero(floor < 0)
     few = exact or np.unique(kinds[left]).size * problem.ranks <= INTEGER_VARIABLES
     if not left.size or not few:
-        return Placement(_found(best, exact))
+        return Placement(_found(problem, best, exact))
     start = np.where(np.isin(np.arange(floor.size), left), -1, floor)
     solved = place_by_integers(problem, [objective] + chain, left, kinds, start, nodes,
                                None if not done else _value(problem, objective, best))
@@ -66,17 +66,22 @@ def place_whole(problem, objective, relaxation, bound, then, nodes):
         if solved.stopped:
             raise PlanError(f"no plan: none was found within {nodes} nodes of the integer programme; "
                             "allow more nodes")
-        _found(None, exact)
+        _found(problem, None, exact)
     plan = min(plans, key=lambda each: round(  # of equals the first, which has the tie-breaks
         _value(problem, objective, each) / problem.ideal_seconds, 7))
     return Placement(plan, solved.bound if exact else -np.inf, solved.stopped)
 
 
-def _found(plan, exact):
+def _found(problem, plan, exact):
+    """Return the plan; if there is none raise PlanError, which says what limits could give way."""
     if plan is None:
-        raise PlanError("no plan: the shards would fit in pieces, but "
-                        + ("not whole" if exact else "no plan of whole ones was found")
-                        + "; give more storage_nbytes, or pack smaller shards")
+        cures = [(problem.least.any(), "demand fewer least_samples"),
+                 (np.isfinite(problem.storage).any(), "give more storage_nbytes"),
+                 (np.isfinite(problem.budget), "raise the budget"), (True, "pack smaller shards")]
+        raise PlanError(
+            f"no plan: shards of {problem.sizes.min():g} to {problem.sizes.max():g} samples would fit "
+            f"in pieces, but {'not whole' if exact else 'no plan of whole ones was found'}; "
+            + ", or ".join(cure for binds, cure in cures if binds))
     return plan
 
 

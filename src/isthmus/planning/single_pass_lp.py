@@ -5,6 +5,7 @@ from bisect import bisect_left
 import numpy as np
 
 from isthmus.planning.served_in_turn import best_subset
+from isthmus.planning.silence import silent
 
 ORDERED_WORKERS = 8
 """Workers up to which the integer programme looks for the best order of several rounds."""
@@ -34,10 +35,12 @@ def solve_rounds(root, workers, links, latencies, order, rounds, one_port):
                      + [(part, float(workers[worker])) for part in parts[turn:, place]])
     whole = _Rows(columns)
     whole.add([(part, 1) for part in parts.flat] + ([(1, 1)] if root is not None else []))
-    found = linprog(np.eye(1, columns)[0], A_ub=rows.matrix() if rows.count else None,
-                    b_ub=np.zeros(rows.count) if rows.count else None,
-                    A_eq=_stack(sent, whole), b_eq=[*late, 1.0], method="highs",
-                    options={"primal_feasibility_tolerance": 1e-10, "dual_feasibility_tolerance": 1e-10})
+    with silent():
+        found = linprog(
+            np.eye(1, columns)[0], A_ub=rows.matrix() if rows.count else None,
+            b_ub=np.zeros(rows.count) if rows.count else None,
+            A_eq=_stack(sent, whole), b_eq=[*late, 1.0], method="highs",
+            options={"primal_feasibility_tolerance": 1e-10, "dual_feasibility_tolerance": 1e-10})
     if found.x is None:
         raise AssertionError(f"a single pass always has a plan, but the solver says: {found.message}")
     shares = np.zeros(len(workers))
@@ -123,8 +126,9 @@ def _by_integers(root, workers, links, latencies, rounds, chosen, free):
     integrality[choice] = 1
     high = np.full(columns, np.inf)
     high[choice] = 1
-    found = milp(np.eye(1, columns)[0], constraints=LinearConstraint(rows.matrix(), lower, upper),
-                 integrality=integrality, bounds=Bounds(0, high), options={"mip_rel_gap": 0.0})
+    with silent():
+        found = milp(np.eye(1, columns)[0], constraints=LinearConstraint(rows.matrix(), lower, upper),
+                     integrality=integrality, bounds=Bounds(0, high), options={"mip_rel_gap": 0.0})
     places, taken = np.nonzero(found.x[choice] > 0.5)
     return [chosen[i] for _, i in sorted(zip(places, taken))]
 
