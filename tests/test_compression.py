@@ -296,7 +296,7 @@ def test_a_bad_number_comes_out_bad(compressor, bad):
 
 @pytest.mark.parametrize(("make", "message"), [
     (lambda: TopK(0), "ratio must be in"), (lambda: TopK(2), "ratio must be in"),
-    (lambda: TopK(float("nan")), "ratio must be in"),
+    (lambda: TopK(float("nan")), "ratio must be finite"),
     (lambda: TopK(selector="best"), "selector must be one of"),
     (lambda: LowRank(0), "rank must be"), (lambda: LowRank(2, [(2, -3)]), "shapes must not be"),
     (lambda: TopK(0.1, "threshold").encode(np.ones(9, "f4"), np.zeros(10, "u1"), state=np.ones(2, "f4")),

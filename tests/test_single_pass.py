@@ -205,7 +205,7 @@ def test_beyond_the_exact_search_the_bound_is_told(rounds):
     ({"latency_seconds": math.nan}, "latency_seconds must be finite"),
     ({"latency_seconds": [1, 2, 3]}, "of one length, not 2, 2 and 3"),
     ({"mode": "parallel"}, "one of sequential, simultaneous, cut-through, not 'parallel'"),
-    ({"rounds": 0}, "rounds must be a whole number from 1 on, not 0"),
+    ({"rounds": 0}, "rounds must be at least 1, not 0"),
     ({"rounds": 1.5}, "not 1.5"),
     ({"rounds": 2, "mode": "cut-through"}, "leave rounds at 1"),
     ({"order": [0, 0]}, "each at most once"),

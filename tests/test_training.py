@@ -161,8 +161,8 @@ def test_a_checkpoint_that_cannot_be_written_is_an_error_on_all_ranks(comm):
             write_checkpoint(Path("/proc/no/checkpoint.h5"), training, {})
 
 
-def poison(training, rank, step):
-    """Make `rank`'s gradient of one step hold a NaN."""
+def poison(training, rank, step, value=np.nan):
+    """Make `rank`'s gradient of one step hold a NaN, or another `value`."""
     honest = training.model.gradient
 
     class Poisoned:
@@ -171,12 +171,30 @@ def poison(training, rank, step):
         def gradient(self, parameters, features, targets, gradient, ready):
             def poisoned(first):
                 if training.state.step == step and training.tiers.world.rank == rank:
-                    gradient[max(3, first)] = np.nan
+                    gradient[max(3, first)] = value
                 ready(first)
 
             return honest(parameters, features, targets, gradient, poisoned)
 
     training.model = Poisoned()
+
+
+@pytest.mark.ranks(2)
+@pytest.mark.parametrize(("compressor", "value", "message"), [
+    (isthmus.Dense("float16"), 1e6, r"step 3: gradients are finite, .* Dense\(dtype='float16'\) holds, "
+                                    "65504; take .*bfloat16"),
+    (isthmus.Dense("bfloat16"), 1e6, None), (None, 1e6, None)])
+def test_a_sum_that_a_wire_does_not_hold_says_which_would(comm, compressor, value, message):
+    with isthmus.split_tiers(comm, isthmus.Cluster(cluster_of(1, 1))) as tiers:
+        training = training_of(tiers, (9, 9), compressor=compressor)
+        poison(training, 1, 2, value)
+        if message is None:
+            run(training)
+            return
+        with pytest.raises(NonFiniteError, match=message) as caught:
+            run(training)
+        assert caught.value.everywhere
+        assert caught.value.ranks == []
 
 
 @pytest.mark.ranks(4)

@@ -14,12 +14,12 @@ from isthmus.collectives.residence import Host, residence_of
 from isthmus.collectives.ring import Ring
 from isthmus.collectives.stage_clock import StageClock
 from isthmus.collectives.tree import DoubleTree
+from isthmus.collectives.wishes import Wish, agreed_share
 from isthmus.compression.chunks import WIRE_NBYTES, chunk_entries
 from isthmus.compression.dense import Dense
 from isthmus.devices import memory_for, set_from_host, to_host
 from isthmus.errors import IsthmusError
-from isthmus.registry import algorithm_named
-from isthmus.topology.agreement import gather_json, raise_first
+from isthmus.topology.agreement import raise_first
 from isthmus.topology.counted import CountedComm
 
 EXACT = {"ring": Ring, "tree": DoubleTree, "recursive": Recursive}
@@ -57,11 +57,15 @@ class Allreduce:
     def __init__(self, tiers, size, algorithm="hierarchical", compressor=None,
                  error_feedback=True, weight=1.0, buckets=None, chunk_nbytes=WIRE_NBYTES, like=None):
         world = tiers.world
-        self.buckets = [slice(0, size)] if buckets is None else list(buckets)
-        self._agreed = world, [size, algorithm, repr(compressor), bool(error_feedback),
-                               [[part.start, part.stop] for part in self.buckets], chunk_nbytes]
-        self.size, self.algorithm, self.chunk_nbytes = size, algorithm, chunk_nbytes
-        self.reweigh(weight)
+        problem = self._wish = None
+        try:
+            self._wish = Wish.of(size, algorithm, compressor, error_feedback, buckets, chunk_nbytes)
+        except ValueError as wrong:  # on this rank alone, perhaps
+            problem = str(wrong)
+        self.share = np.float32(agreed_share(world, weight, self._wish, problem))
+        self.size, self.algorithm = self._wish.size, self._wish.algorithm
+        self.chunk_nbytes = self._wish.chunk_nbytes
+        self.buckets = [slice(*ends) for ends in self._wish.buckets]
         self.finite = True
         self.calls = 0
         self._mean, self._started, self._problem = None, 0, None
@@ -85,8 +89,7 @@ class Allreduce:
     def reweigh(self, weight):
         """Give this rank another share, not yet normalised, between two calls. Collective, and refused
         like the share that it was made with."""
-        world, agreed = self._agreed
-        self.share = np.float32(_share(world, weight, agreed))
+        self.share = np.float32(agreed_share(self._tiers.world, weight, self._wish))
 
     def start(self, bucket):
         """Send the next of the `buckets` on its way: a float32 array, which may be changed afterwards.
@@ -158,6 +161,17 @@ class Allreduce:
     @property
     def residual(self):
         return self._residence.zeros(self.size, "f4") if self._residual is None else self._residual
+
+    @property
+    def overflow(self):
+        """What has overflowed where all vectors are finite and their mean is not, and the cure."""
+        wire = self._compressor or Dense()
+        if wire.largest < Dense().largest:
+            return (f"gradients are finite, but a sum of them is more than a wire of {wire} holds, "
+                    f"{wire.largest:.6g}; take a compressor that holds float32's numbers, such as "
+                    '{ kind = "dense", dtype = "bfloat16" } or "int8"')
+        return ("gradients are finite, but a sum of them overflows float32; lower "
+                "training.learning_rate, or scale features and targets down")
 
     @property
     def stage_seconds(self):
@@ -271,47 +285,3 @@ class Allreduce:
                               state=residence.zeros(compressor.state_entries(size), "f4"))
             compressor.decode(wire, chunk)
             compressor.add_decoded(wire, chunk)
-
-
-def _share(world, weight, plan):
-    """Return this rank's normalised weight; raise ValueError on all ranks if any of them is wrong.
-
-    plan: size, algorithm, compressor, error feedback, buckets and chunk_nbytes, on which all ranks must
-    agree.
-    """
-    everyone = gather_json(world, [weight, plan])
-    weights, plans = zip(*everyone)
-    problem = _problem_with(*plan)
-    if problem is None and any(other != plans[0] for other in plans):
-        problem = ("ranks ask for different allreduces (size, algorithm, compressor, error feedback, "
-                   "buckets, chunk_nbytes): "
-                   + "; ".join(f"rank {rank}: {', '.join(map(str, other))}"
-                               for rank, other in enumerate(plans)))
-    elif problem is None and not all(0 <= other < float("inf") for other in weights):
-        problem = f"weights must be finite and not negative, not {list(weights)}"
-    elif problem is None and sum(weights) == 0:
-        problem = "the weights of all ranks are 0: give at least one rank a positive weight"
-    told = next((text for text in gather_json(world, problem) if text), None)
-    if told:
-        raise ValueError(told)
-    return weight / sum(weights)
-
-
-def _problem_with(size, algorithm, compressor, _, buckets, chunk_nbytes):
-    """Return what is wrong with one rank's wishes alone, or None."""
-    if size < 0:
-        return f"size must not be negative, not {size}"
-    try:
-        algorithm_named(algorithm).check_compressor(None if compressor == repr(None) else compressor)
-    except ValueError as problem:
-        return str(problem)
-    if chunk_nbytes < 1:
-        return f"chunk_nbytes must be at least 1, not {chunk_nbytes}"
-    covered = 0
-    for first, last in sorted(buckets):
-        covered = last if first == covered <= last else None
-        if covered is None:
-            break
-    if covered != size:
-        return f"buckets must cover the {size} entries once, in any order, not {buckets}"
-    return None

@@ -12,9 +12,11 @@ class Compressor(Protocol):
 
     `grain`: a vector cut at multiples of `grain` entries gives, piece by piece, wires that hold the
     same numbers as the wire of the whole; None where only the whole can be encoded.
+    `largest`: the largest magnitude that a wire holds.
     """
 
     grain: int | None
+    largest: float = float(np.finfo(np.float32).max)
 
     def wire_nbytes(self, size: int) -> int:
         """Return the bytes of the wire of a vector of `size` entries."""

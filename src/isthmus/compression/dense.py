@@ -25,6 +25,10 @@ class Dense(Compressor):
         if self.dtype not in BITS:
             raise ValueError(f"dtype must be one of {', '.join(BITS)}, not {self.dtype!r}")
 
+    @property
+    def largest(self):
+        return 65504.0 if self.dtype == "float16" else Compressor.largest
+
     def wire_nbytes(self, size):
         return size * BITS[self.dtype] // 8
 

@@ -13,6 +13,7 @@ from isthmus.compression.compressor import Compressor, check_arrays
 from isthmus.devices import library_name
 from isthmus.errors import NoDeviceError
 from isthmus.kernels import reference
+from isthmus.quantities import whole
 
 KEY = 0x9E3779B97F4A7C15  # of the first guess: the same on every rank
 
@@ -57,12 +58,9 @@ class LowRank(Compressor):
     grain: ClassVar[None] = None
 
     def __post_init__(self):
-        if self.rank < 1:
-            raise ValueError(f"rank must be at least 1, not {self.rank}")
-        shapes = tuple(tuple(shape) for shape in self.shapes)
-        if any(length < 0 for shape in shapes for length in shape):
-            raise ValueError(f"shapes must not be negative, not {shapes}")
-        object.__setattr__(self, "shapes", shapes)
+        object.__setattr__(self, "rank", whole("rank", self.rank, least=1))
+        object.__setattr__(self, "shapes", tuple(
+            tuple(whole("shapes", length, least=0) for length in shape) for shape in self.shapes))
 
     def wire_nbytes(self, size):
         matrices, plain = self._layout(size)

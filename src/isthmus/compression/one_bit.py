@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from isthmus import kernels
 from isthmus.compression.compressor import Compressor, check_arrays
+from isthmus.quantities import whole
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class OneBit(Compressor):
     block: int = 1024
 
     def __post_init__(self):
+        object.__setattr__(self, "block", whole("block", self.block))
         if self.block < 8 or self.block & (self.block - 1):
             raise ValueError(f"block must be a power of two, at least 8, not {self.block}")
 

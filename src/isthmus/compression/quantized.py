@@ -7,6 +7,7 @@ import numpy as np
 from isthmus import kernels
 from isthmus.compression.compressor import Compressor, check_arrays
 from isthmus.kernels.reference import GROUP
+from isthmus.quantities import whole
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,7 @@ class Int8(Compressor):
     rounding: str = "nearest"
 
     def __post_init__(self):
-        if self.block < 1:
-            raise ValueError(f"block must be at least 1, not {self.block}")
+        object.__setattr__(self, "block", whole("block", self.block, least=1))
         _check_rounding(self.rounding)
 
     @property
@@ -79,6 +79,7 @@ class Int4(Compressor):
     rounding: str = "nearest"
 
     def __post_init__(self):
+        object.__setattr__(self, "block", whole("block", self.block))
         if self.block < 2 or self.block % 2:
             raise ValueError(f"block must be even, at least 2, not {self.block}")
         _check_rounding(self.rounding)

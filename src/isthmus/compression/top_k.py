@@ -9,6 +9,7 @@ import numpy as np
 from isthmus import kernels
 from isthmus.compression.compressor import Compressor, check_arrays
 from isthmus.devices import to_host
+from isthmus.quantities import real
 
 BLOCK = 65536  # positions inside a block fit in 16 bits
 SELECTORS = ("exact", "threshold", "random")
@@ -42,6 +43,7 @@ class TopK(Compressor):
     grain: ClassVar[None] = None
 
     def __post_init__(self):
+        object.__setattr__(self, "ratio", real("ratio", self.ratio))
         if not 0 < self.ratio <= 1:
             raise ValueError(f"ratio must be in (0, 1], not {self.ratio}")
         if self.selector not in SELECTORS:

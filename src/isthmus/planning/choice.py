@@ -11,6 +11,7 @@ from isthmus.compression.dense import Dense
 from isthmus.compression.one_bit import OneBit
 from isthmus.compression.quantized import Int4, Int8
 from isthmus.planning.time_model import predict_allreduce
+from isthmus.quantities import real, whole
 from isthmus.registry import ALGORITHMS
 
 COMPRESSORS = (None, Dense("bfloat16"), Dense("float16"), Int8(), Int4(), OneBit())
@@ -57,6 +58,7 @@ def choose_allreduce(cluster, size, *, largest_error=0.0, compressors=COMPRESSOR
     Of equals the first that is listed is taken, `hierarchical` before the others.
     Raises ValueError for an error that is not a number from 0 to 1.
     """
+    size, largest_error = whole("size", size, 0), real("largest_error", largest_error)
     if not 0 <= largest_error <= 1:
         raise ValueError(f"largest_error must be from 0 to 1, not {largest_error}")
     candidates = [_hierarchical(cluster, size, compressor) for compressor in compressors]

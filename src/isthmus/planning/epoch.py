@@ -9,6 +9,7 @@ import numpy as np
 from isthmus.errors import PlanError
 from isthmus.planning.problem import Pipes, Prices
 from isthmus.planning.time_model import Workload, steps_per_epoch
+from isthmus.quantities import real, whole
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +29,10 @@ class Epoch:
                                for column in (shards_or_counts.samples, shards_or_counts.nbytes))
         else:
             samples = np.asarray(shards_or_counts, float)
+            if (broken := samples % 1 != 0).any():  # NaN too
+                shard = int(broken.argmax())
+                raise ValueError(f"samples of shard {shard} must be a whole number, not "
+                                 f"{samples[shard]}")
             nbytes = samples * workload.sample_nbytes
         return cls(cluster, workload, samples, nbytes)
 
@@ -72,8 +77,8 @@ class Staging:
 
         staged_epochs: those that pay for its time. With None it is told, not counted.
         """
-        if staged_epochs is not None and not staged_epochs >= 1:
-            raise ValueError(f"staged_epochs must be at least 1, not {staged_epochs}")
+        if staged_epochs is not None:
+            staged_epochs = real("staged_epochs", staged_epochs, least=1)
         if data_site is None:
             if staged_epochs is not None:
                 raise PlanError("staged_epochs needs to know where the shards lie; name the site "
@@ -109,7 +114,7 @@ def allowed_ranks(cluster, pinned, forbidden, shards):
                 if name not in cluster.names:
                     raise PlanError(f"shard {shard} is {word} site {name!r}, which does not exist; "
                                     f"known sites: {', '.join(cluster.names)}")
-                if not 0 <= shard < shards:
+                if not 0 <= whole("a shard's number", shard) < shards:
                     raise PlanError(f"shard {shard} is {word} site {name!r}, but there are shards 0 "
                                     f"to {shards - 1}; name one of these")
             found[shard] = frozenset(map(cluster.names.index, names))
@@ -127,9 +132,10 @@ def allowed_ranks(cluster, pinned, forbidden, shards):
 def least_of_ranks(cluster, least_samples):
     """Return the samples that each rank must hold."""
     if not isinstance(least_samples, dict):
-        return np.full(cluster.size, float(least_samples))
+        return np.full(cluster.size, real("least_samples", least_samples, 0))
     for name in least_samples:
         if name not in cluster.names:
             raise PlanError(f"least_samples names site {name!r}, which does not exist; known sites: "
                             f"{', '.join(cluster.names)}")
-    return [float(least_samples.get(cluster.names[site], 0)) for site in cluster.site_of_rank]
+    return [real("least_samples", least_samples.get(cluster.names[site], 0), 0)
+            for site in cluster.site_of_rank]

@@ -17,6 +17,7 @@ from isthmus.planning.objectives import make_objective
 from isthmus.planning.sentences import bits_taken_for_bytes, bound_by, price_sentences
 from isthmus.planning.step import predict_step
 from isthmus.planning.time_model import fair_staging_seconds, staging_seconds, waiting_seconds
+from isthmus.quantities import real, whole
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +103,8 @@ def plan_shards(cluster, shards_or_counts, workload, objective="makespan", pinne
 
     Raises PlanError where no plan satisfies the limits, or a site does not exist.
     """
-    aim = make_objective(objective, alpha).on(cluster)
+    nodes = whole("nodes", nodes, 1)
+    aim = make_objective(objective, real("alpha", alpha)).on(cluster)
     epoch = Epoch.of(cluster, shards_or_counts, workload)
     if epoch.samples.sum() == 0:
         raise PlanError("no plan: the shards hold no samples; pack some data")

@@ -15,6 +15,7 @@ from typing import Any
 
 from isthmus.planning.served_in_turn import best_order, best_subset, in_turn
 from isthmus.planning.single_pass_lp import best_order_of_rounds, solve_rounds, worth_their_messages
+from isthmus.quantities import whole
 
 MODES = ("sequential", "simultaneous", "cut-through")
 
@@ -54,8 +55,7 @@ def plan_single_pass(root_seconds, worker_seconds, link_seconds, *, mode="sequen
                                          latency_seconds, order)
     if mode not in MODES:
         raise ValueError(f"mode must be one of {', '.join(MODES)}, not {mode!r}")
-    if not isinstance(rounds, int) or rounds < 1:
-        raise ValueError(f"rounds must be a whole number from 1 on, not {rounds!r}")
+    rounds = whole("rounds", rounds, 1)
     if rounds > 1 and mode == "cut-through":
         raise ValueError("mode 'cut-through' has no rounds: what arrives is computed at once; "
                          "leave rounds at 1")

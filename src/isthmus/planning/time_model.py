@@ -36,6 +36,7 @@ from isthmus.planning.stages import (
     link_routes,
     overhead_seconds,
 )
+from isthmus.quantities import real, slices, whole
 from isthmus.registry import ALLREDUCE_STAGES, algorithm_named
 
 __all__ = [
@@ -59,6 +60,12 @@ class Workload:
     buckets: tuple[slice, ...] = ()  # of the gradient, in the order in which they start; () is the whole
     chunk_nbytes: int = WIRE_NBYTES  # most bytes of a wire of "hierarchical"
     exchanges_per_step: float = 1.0  # uses of the allreduce, of the whole vector, on average
+
+    def __post_init__(self):
+        for name, least in (("size", 0), ("batch_size", 1), ("chunk_nbytes", 1)):
+            object.__setattr__(self, name, whole(name, getattr(self, name), least))
+        object.__setattr__(self, "sample_nbytes", real("sample_nbytes", self.sample_nbytes, 0))
+        object.__setattr__(self, "buckets", tuple(slices("buckets", self.buckets, self.size)))
 
 
 @dataclass(frozen=True)
@@ -94,6 +101,7 @@ def predict_allreduce(cluster, size, *, algorithm, compressor=None, chunk_nbytes
     Raises ValueError for an algorithm that does not exist, or that cannot use the compressor.
     """
     algorithm_named(algorithm).check_compressor(compressor)
+    size, chunk_nbytes = whole("size", size, 0), whole("chunk_nbytes", chunk_nbytes, 1)
     if size == 0 or cluster.size == 1:
         return AllreduceTime()
     if algorithm == "hierarchical":

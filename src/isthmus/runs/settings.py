@@ -13,7 +13,7 @@ from isthmus.planning.objectives import OBJECTIVES, TIE_BREAKS, make_objective
 from isthmus.planning.time_model import Workload
 from isthmus.registry import ALGORITHMS
 from isthmus.runs.slurm_settings import SlurmSettings
-from isthmus.toml_files import FrozenModel, check_table, read_toml
+from isthmus.toml_files import FrozenModel, check_table, nearest, read_toml
 from isthmus.topology.cluster import Cluster
 from isthmus.topology.cluster_file import NotNegative
 from isthmus.training.models import MODELS
@@ -54,16 +54,20 @@ class KindSettings(FrozenModel):
         table = dict(value) if isinstance(value, dict) else {"kind": value}
         kind = table.pop("kind", None)
         if kind not in known:
-            raise ValueError(f"kind must be one of {', '.join(known)}, not {kind!r}")
+            close = nearest(kind, known)
+            raise ValueError(f"kind must be one of {', '.join(known)}, not {kind!r}"
+                             + (f"; {close}" if close else ""))
         arguments = {key: tuple(given) if isinstance(given, list) else given
                      for key, given in table.items()}
         try:
             known[kind](**arguments)
         except TypeError:
             names = known[kind].__dataclass_fields__
-            unknown = [repr(name) for name in arguments if name not in names]
+            unknown = next((name for name in arguments if name not in names), None)
+            close = nearest(unknown, names)
             given = ", ".join(f"{name} = {value!r}" for name, value in arguments.items())
-            wrong = f"there is no {', '.join(unknown)}" if unknown else f"look at the types of {given}"
+            wrong = f"look at the types of {given}" if unknown is None else (
+                f"there is no {unknown!r}" + (f", {close}" if close else ""))
             raise ValueError(f"{what} {kind!r} takes {', '.join(names)}; {wrong}") from None
         return cls(kind=kind, arguments=arguments)
 
@@ -144,6 +148,7 @@ class PlanSettings(FrozenModel):
 class OutputSettings(FrozenModel):
     """Where results go, how often, and the threads of each rank's arithmetic.
 
+    mode: of the run's folder, as in 0o700; None: as the umask has it.
     trace: note what every rank does when, and write trace.json at the end.
     stall_seconds, stall_deviations: a step is told to stall after its usual seconds and so many median
     absolute deviations, and at least after so many seconds. abort_seconds: after which a stall ends the
@@ -151,6 +156,7 @@ class OutputSettings(FrozenModel):
     """
 
     folder: Path = Path("runs")
+    mode: int | None = None
     checkpoint_every: Count | None = None
     report_every: Count = 100
     threads: Count = 1
@@ -158,6 +164,14 @@ class OutputSettings(FrozenModel):
     stall_seconds: Annotated[float, Field(gt=0)] = 10.0
     stall_deviations: NotNegative = 10.0
     abort_seconds: Annotated[float, Field(gt=0)] | None = None
+
+    @field_validator("mode")
+    @classmethod
+    def _lets_its_owner_in(cls, value):
+        if value is not None and not (0 <= value <= 0o777 and value & 0o700 == 0o700):
+            raise ValueError(f"must let the owner in and be written in octal, as in 0o700 or 0o750, not "
+                             f"{value}")
+        return value
 
 
 class RunSettings(FrozenModel):

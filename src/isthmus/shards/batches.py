@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 
+from isthmus.quantities import whole
 from isthmus.vectors import part_bounds
 
 
@@ -33,8 +34,12 @@ class LocalSamples:
         """
         if (size is None) == (steps is None):
             raise ValueError("give either size or steps")
-        if (size if steps is None else steps) < 1:
-            raise ValueError("size and steps must be at least 1")
+        if steps is None:
+            size = whole("size", size, least=1)
+        else:
+            steps = whole("steps", steps, least=1)
+        seed, epoch, start = (whole(name, value, least=0) for name, value in (
+            ("seed", seed), ("epoch", epoch), ("start", start)))
         bounds = (part_bounds(self.samples, steps) if steps else
                   [*range(0, self.samples, size), self.samples])
         order = np.random.Generator(np.random.PCG64([seed, epoch])).permutation(self.samples)

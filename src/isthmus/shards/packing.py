@@ -13,6 +13,7 @@ import numpy as np
 from isthmus.cures import explained
 from isthmus.errors import OutputError, ShardError
 from isthmus.files import check_folder, open_plain, remove_leftovers
+from isthmus.quantities import whole
 from isthmus.shards.manifest import NAME, NUMBERS, Manifest
 from isthmus.shards.shard_file import ShardSet, write_shard
 from isthmus.vectors import part_bounds
@@ -33,7 +34,7 @@ def pack_shards(arrays, folder, shards=64, compression="lz4", overwrite=False):
     holds another packed set unless `overwrite`; OutputError if it cannot be written, and then all is as
     it was.
     """
-    folder = Path(folder)
+    folder, shards = Path(folder), whole("shards", shards)
     arrays = {name: _checked(name, values) for name, values in arrays.items()}
     if not arrays:
         raise ShardError("there is nothing to pack: give at least one array")

@@ -1,10 +1,9 @@
 """What the ranks of a communicator decide together, so that none waits for one that has failed."""
 
-import json
 
 import numpy as np
 
-from isthmus import errors
+from isthmus import errors, json_text
 from isthmus.errors import IsthmusError, ranks_in_words
 from isthmus.topology.world import all_gather, all_gather_rows, broadcast
 
@@ -57,25 +56,44 @@ def from_root(comm, make, root=0):
 
 
 def broadcast_json(comm, value, root=0):
-    """Return the JSON `value` of `root` on every rank; it travels as a length and bytes."""
-    text = json.dumps(value).encode() if comm.rank == root else b""
+    """Return the JSON `value` of `root` on every rank; it travels as a length and bytes.
+
+    TypeError on every rank if it has no place in JSON.
+    """
+    text, problem = _text(value) if comm.rank == root else (b"", None)
     nbytes = np.array([len(text)], np.int64)
     broadcast(comm, nbytes, root)
+    if not nbytes[0]:
+        raise problem or TypeError(f"what rank {root} wants to tell has no place in JSON")
     buffer = np.frombuffer(text, np.uint8).copy() if comm.rank == root else np.empty(
         nbytes[0], np.uint8)
     broadcast(comm, buffer, root)
-    return json.loads(buffer.tobytes())
+    return json_text.loads(buffer.tobytes(), exact=True)
 
 
 def gather_json(comm, value):
-    """Return on every rank the list of each rank's JSON `value`, in rank order."""
-    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
-    return [json.loads(each.tobytes()) for each in all_gather_rows(comm, text)]
+    """Return on every rank the list of each rank's JSON `value`, in rank order.
+
+    TypeError on every rank if that of any has no place in JSON.
+    """
+    text, problem = _text(value)
+    everyone = all_gather_rows(comm, np.frombuffer(text, np.uint8))
+    if wrong := [rank for rank, each in enumerate(everyone) if not each.size]:
+        raise problem or TypeError(f"what {ranks_in_words(wrong)} wants to tell has no place in JSON")
+    return [json_text.loads(each.tobytes(), exact=True) for each in everyone]
 
 
 def ranks_where(comm, holds):
     """Return the ranks of `comm` where `holds` is true, on every rank. Collective."""
     return np.flatnonzero(np.concatenate(all_gather(comm, np.array([bool(holds)])))).tolist()
+
+
+def _text(value):
+    """Return `value` as JSON in bytes, and None; or b"" and the TypeError why it cannot be."""
+    try:
+        return json_text.dumps(value, exact=True).encode(), None
+    except (TypeError, ValueError, RecursionError) as problem:
+        return b"", TypeError(str(problem))
 
 
 def _raise_everywhere(kind, message, ranks):

@@ -146,10 +146,11 @@ class Training:
         mine = kernels.for_array(self.gradient).all_finite(self.gradient)
         self.non_finite_ranks = ranks_where(self.member.gradients.world, not mine)
         if self.recipe.on_non_finite == "stop":
-            ranks = ", ".join(map(str, self.non_finite_ranks)) or "none by itself: their sum overflows"
-            error = NonFiniteError(
-                f"step {self.state.step + 1}: a gradient holds a NaN or an infinity (ranks: {ranks}); "
-                'lower training.learning_rate, look at the data, or set training.on_non_finite = "skip"')
+            ranks = ", ".join(map(str, self.non_finite_ranks))
+            error = NonFiniteError(f"step {self.state.step + 1}: " + (
+                f"a gradient holds a NaN or an infinity (ranks: {ranks}); lower training.learning_rate, "
+                'look at the data, or set training.on_non_finite = "skip"' if ranks
+                else self.member.gradients.overflow))
             error.everywhere = self.member.gradients.world.size == self.tiers.world.size
             error.ranks = self.non_finite_ranks
             raise error
@@ -161,6 +162,12 @@ class Training:
             loss, samples, measured.seconds["compute"], measured.seconds["allreduce"],
             *(stages[stage] - before[stage] for stage in ALLREDUCE_STAGES),
             measured.seconds["update"], measured.step_seconds, *self.member.sent_nbytes.values()])
+
+    @property
+    def not_finite(self):
+        """What was not finite in a step that was skipped, in words."""
+        return (f"gradients of ranks {self.non_finite_ranks} are not finite" if self.non_finite_ranks
+                else self.member.gradients.overflow)
 
     def compare_replicas(self):
         """Return the parameters' SHA-256; ReplicaError on every rank if it differs on any."""

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from isthmus.devices import library_of
+from isthmus.quantities import whole
 
 
 class FlatModel:
@@ -93,6 +94,15 @@ class FlatModel:
         return values
 
 
+def take_whole(model, *names):
+    """Take the model's fields `names`, numbers or tuples of them, as whole numbers; else ValueError."""
+    for name in names:
+        given = getattr(model, name)
+        several = isinstance(given, (list, tuple, np.ndarray)) and np.ndim(given)
+        object.__setattr__(model, name, tuple(whole(name, each) for each in given) if several
+                           else whole(name, given))
+
+
 @dataclass(frozen=True)
 class Perceptron(FlatModel):
     """Layers of matrices with ReLU between them."""
@@ -102,6 +112,7 @@ class Perceptron(FlatModel):
     classes: int = 10
 
     def __post_init__(self):
+        take_whole(self, "inputs", "hidden", "classes")
         widths = (self.inputs, *self.hidden, self.classes)
         if min(widths) < 1:
             raise ValueError(f"layers must be at least 1 wide, not {widths}")
@@ -150,6 +161,7 @@ class Convolutional(FlatModel):
     classes: int = 10
 
     def __post_init__(self):
+        take_whole(self, "height", "width", "channels", "classes")
         height, width = self._last_plane()
         if min(height, width) < 1 or min(*self.channels, self.classes) < 1:
             raise ValueError(f"{len(self.channels)} convolutions leave nothing of "

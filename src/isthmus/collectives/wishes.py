@@ -1,0 +1,71 @@
+"""What a rank asks of an allreduce, checked alone and then together: all must ask for the same."""
+
+from dataclasses import astuple, dataclass
+
+from isthmus.errors import ranks_in_words
+from isthmus.quantities import real, slices, whole
+from isthmus.registry import algorithm_named
+from isthmus.topology.agreement import gather_json
+
+
+@dataclass(frozen=True)
+class Wish:
+    """All that ranks must agree on; `compressor` as Python writes it, `buckets` as (first, last)."""
+
+    size: int
+    algorithm: str
+    compressor: str
+    error_feedback: bool
+    buckets: tuple[tuple[int, int], ...]
+    chunk_nbytes: int
+
+    @classmethod
+    def of(cls, size, algorithm, compressor, error_feedback, buckets, chunk_nbytes):
+        """Return the Wish; ValueError where it makes no sense."""
+        size, chunk_nbytes = whole("size", size, 0), whole("chunk_nbytes", chunk_nbytes, 1)
+        buckets = slices("buckets", [slice(0, size)] if buckets is None else buckets, size)
+        buckets = tuple((part.start, part.stop) for part in buckets)
+        if not isinstance(algorithm, str):
+            raise ValueError(f"algorithm must be a name, not {algorithm!r:.80}")
+        if compressor is not None and (isinstance(compressor, type)
+                                       or not hasattr(compressor, "wire_nbytes")):
+            raise ValueError("compressor must be one of isthmus' compressors, as in isthmus.Int8(), not "
+                             f"{compressor!r:.80}")
+        algorithm_named(algorithm).check_compressor(compressor)
+        end = 0
+        for first, last in sorted(buckets):
+            if not first == end <= last:
+                break
+            end = last
+        else:
+            if end == size:
+                return cls(size, str(algorithm), repr(compressor), bool(error_feedback), buckets,
+                           chunk_nbytes)
+        raise ValueError(f"buckets must cover the {size} entries once, in any order, not "
+                         f"{[list(ends) for ends in buckets]}")
+
+
+def agreed_share(world, weight, wish, problem=None):
+    """Return this rank's part of all ranks' weights. Collective.
+
+    wish: this rank's Wish; or problem: why it has none. Raises ValueError on all ranks if any of them
+    has a problem or a weight that is none, and if they wish for different things.
+    """
+    try:
+        weight = real("weight", weight, least=0)
+    except ValueError as wrong:
+        problem = problem or str(wrong)
+    told = [None, None, problem] if problem else [weight, astuple(wish), None]
+    weights, wishes, problems = zip(*gather_json(world, told))
+    if any(problems):
+        first = next(filter(None, problems))
+        ranks = [rank for rank, other in enumerate(problems) if other == first]
+        raise ValueError(first if len(ranks) == world.size else f"{first} (on {ranks_in_words(ranks)})")
+    if any(other != wishes[0] for other in wishes):
+        raise ValueError("ranks ask for different allreduces (size, algorithm, compressor, error "
+                         "feedback, buckets, chunk_nbytes): " + "; ".join(
+                             f"rank {rank}: {', '.join(map(str, other))}"
+                             for rank, other in enumerate(wishes)))
+    if not sum(weights):
+        raise ValueError("the weights of all ranks are 0: give at least one rank a positive weight")
+    return weight / sum(weights)
