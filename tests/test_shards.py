@@ -399,11 +399,38 @@ def test_arrays_are_read_from_every_kind_of_file(tmp_path, values):
     np.savez(tmp_path / "two.npz", x=values, y=values[::-1])
     with h5py.File(tmp_path / "deep.h5", "w") as file:
         file["group/x"], file["other"] = values, [1]
+    with h5py.File(tmp_path / "a:colon.h5", "w") as file:
+        file["b:x"], file["other"] = values, [1]
     sources = {"a": "plain", "b": "packed.gz", "c": "one.npz", "d": "two.npz:x",
-               "e": "deep.h5:group/x"}
+               "e": "deep.h5:group/x", "f": "deep.h5:/group/x", "g": "a:colon.h5:b:x"}
     found = read_arrays({name: f"{tmp_path}/{source}" for name, source in sources.items()})
     for read in found.values():
         np.testing.assert_array_equal(read, values)
+
+
+def matlab(path, **arrays):
+    """Write arrays as MATLAB does with -v7.3: a header, then HDF5 with dimensions in reverse order."""
+    with h5py.File(path, "w", userblock_size=512) as file:
+        for name, values in arrays.items():
+            file[name] = np.atleast_2d(values).T
+    with open(path, "r+b") as file:
+        file.write(b"MATLAB 7.3 MAT-file, Platform: GLNXA64".ljust(512))
+
+
+def test_arrays_of_matlab_have_the_rows_that_they_have_there(tmp_path):
+    values = DRAW.normal(size=(7, 3, 2))
+    matlab(tmp_path / "data.mat", features=values, row=np.arange(7.0), column=np.arange(7.0)[:, None])
+    found = read_arrays({name: f"{tmp_path}/data.mat:{name}" for name in ("features", "row", "column")})
+    np.testing.assert_array_equal(found["features"], values)
+    for name in ("row", "column"):
+        np.testing.assert_array_equal(found[name], np.arange(7.0))
+
+
+def test_a_manifest_with_a_byte_order_mark_is_read(tmp_path):
+    shards = isthmus.pack_shards({"x": np.arange(10)}, tmp_path, shards=2)
+    path = tmp_path / "manifest.json"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert isthmus.ShardSet.open(tmp_path).manifest == shards.manifest
 
 
 def test_bad_files_are_refused_in_one_line(tmp_path):
@@ -412,12 +439,14 @@ def test_bad_files_are_refused_in_one_line(tmp_path):
     np.savez(tmp_path / "two.npz", x=[1], y=[2])
     for name, content in {"cut": good[:-1], "long": good + b"x", "text": b"hello world",
                           "empty": b"", "header": good[:6], "zip.gz": gzip.compress(good)[:-9],
+                          "old.mat": b"MATLAB 5.0 MAT-file, Platform: GLNXA64".ljust(200),
                           "half.npz": (tmp_path / "two.npz").read_bytes()[:60]}.items():
         (tmp_path / name).write_bytes(content)
     for source, message in {"cut": "its header says", "long": "its header says", "text": "68 65",
                             "empty": "nothing", "header": "is cut", "zip.gz": "cannot be read",
                             "half.npz": "cannot be read", "objects.npz": "Python objects",
                             "two.npz": "write .*two.npz:NAME with one of x, y",
+                            "old.mat": "save it with -v7.3",
                             "two.npz:z": "has no array 'z'", "missing": "no such file"}.items():
         with pytest.raises(ShardError, match=message) as caught:
             read_arrays({"a": f"{tmp_path}/{source}"})
@@ -453,7 +482,7 @@ def test_epochs_and_seeds_give_other_orders():
 
 @pytest.mark.parametrize("arguments", [{}, {"size": 3, "steps": 3}, {"size": 0}, {"steps": -1}])
 def test_batches_want_a_size_or_steps(arguments):
-    with pytest.raises(ValueError, match="size"):
+    with pytest.raises(ValueError, match="size|steps"):
         next(LocalSamples({"a": np.arange(5)}).batches(**arguments))
 
 

@@ -19,16 +19,15 @@ IDX_DTYPES = {8: "u1", 9: "i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 def read_arrays(sources):
     """Return name -> array from `sources`, name -> FILE or FILE:MEMBER.
 
-    Files: IDX (also gzipped), NPZ and HDF5; a member must be named where a file has several arrays.
+    Files: IDX (also gzipped), NPZ and HDF5, MATLAB's of version 7.3 among them; a member must be named
+    where a file has several arrays.
     Raises ShardError in one line: which file, what is wrong, how to mend it.
     """
     return {name: _read(str(source)) for name, source in sources.items()}
 
 
 def _read(source):
-    path, _, member = source, "", ""
-    if not Path(source).exists() and ":" in source:
-        path, _, member = source.rpartition(":")
+    path, member = _file_and_member(source)
     with _told_in_one_line(path), open_plain(path) as file:
         start = file.read(8)
         file.seek(0)
@@ -37,9 +36,35 @@ def _read(source):
                 return _from_idx(path, unpacked, file)
         if start[:4] == b"PK\x03\x04":
             return _from_npz(path, member, file)
-        if start == b"\x89HDF\r\n\x1a\n":
-            return _from_hdf5(path, member, file)
+        if start == b"MATLAB 5":
+            raise ShardError(f"{path}: is a MATLAB file of an old kind; save it with -v7.3")
+        if _is_hdf5(file):
+            return _from_hdf5(path, member, file, columns_first=start == b"MATLAB 7")
         return _from_idx(path, file, file)
+
+
+def _file_and_member(source):
+    """Return the file and the array that FILE or FILE:MEMBER means, whatever colons are in them."""
+    if Path(source).exists():
+        return source, ""
+    splits = [(source[:place], source[place + 1:])
+              for place, letter in enumerate(source) if letter == ":"]
+    return next((split for split in reversed(splits) if Path(split[0]).exists()),
+                splits[-1] if splits else (source, ""))
+
+
+def _is_hdf5(file):
+    """Whether HDF5 begins in the file: at its start, or at 512, 1024, ... after another's header."""
+    place, size = 0, _nbytes(file)
+    try:
+        while place < size:
+            file.seek(place)
+            if file.read(8) == b"\x89HDF\r\n\x1a\n":
+                return True
+            place = 2 * place or 512
+        return False
+    finally:
+        file.seek(0)
 
 
 @contextmanager
@@ -94,20 +119,25 @@ def _from_npz(path, member, file):
         return archive[name]
 
 
-def _from_hdf5(path, member, file):
+def _from_hdf5(path, member, file, columns_first=False):
+    """Return an array of an HDF5 file. columns_first: as MATLAB writes it, dimensions in reverse order
+    and vectors as matrices."""
     import h5py
     import hdf5plugin  # noqa: F401  registers LZ4 and Zstandard with HDF5
     with h5py.File(file, "r") as opened:
         arrays = []
         opened.visititems(lambda name, item: arrays.append(name)
                           if isinstance(item, h5py.Dataset) else None)
-        dataset = opened[_member(path, member, arrays)]
+        dataset = opened[_member(path, member.strip("/"), arrays)]
         if dataset.is_virtual or dataset.external:
             raise ShardError(f"{path}: {dataset.name} keeps its numbers in another file; "
                              "copy them into this one")
         for shape in (dataset.shape or (), dataset.chunks or ()):
             check_claim(path, math.prod(shape) * dataset.dtype.itemsize, _nbytes(file))
-        return dataset[()]
+        values = dataset[()]
+        if not columns_first:
+            return values
+        return values.ravel() if values.ndim == 2 and 1 in values.shape else values.T
 
 
 def _nbytes(file):
