@@ -24,16 +24,36 @@ from isthmus.errors import ClusterError, OutputError, SchedulerError, SettingsEr
 from isthmus.runs.in_allocation import rank_command
 from isthmus.runs.launch import rank_environment
 from isthmus.runs.record import RunFolder
+from isthmus.runs.slurm_agent import IN_SCRATCH
 from isthmus.runs.slurm_settings import SlurmSettings
 from isthmus.runs.status import describe_run, list_runs, status_table
 from isthmus.runs.submit import script_of_run
 from isthmus.toml_files import check_table
-from isthmus.topology.slurm import Node, cluster_table, tasks_of_nodes
+from isthmus.topology.slurm import Node, cluster_table, read_allocation, tasks_of_nodes
 
 
 def test_tasks_of_nodes_are_read_from_the_short_form():
     assert tasks_of_nodes("2(x3),1") == [2, 2, 2, 1]
     assert tasks_of_nodes("16") == [16]
+
+
+ALLOCATED = {"SLURM_JOB_NODELIST": "n[0-1]", "SLURM_TASKS_PER_NODE": "2(x2)",
+             "SLURM_JOB_PARTITION": "batch"}
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    ({"SLURM_TASKS_PER_NODE": None}, "SLURM_TASKS_PER_NODE is not set.*--ntasks"),
+    ({"SLURM_JOB_PARTITION": None}, "SLURM_JOB_PARTITION is not set"),
+    ({"SLURM_TASKS_PER_NODE": "two"}, "SLURM_TASKS_PER_NODE holds 'two'"),
+    ({"SLURM_TASKS_PER_NODE": "2(x"}, "SLURM_TASKS_PER_NODE holds ''"),
+    ({"SLURM_TASKS_PER_NODE": "2"}, "tells of 1 nodes, SLURM_JOB_NODELIST of 2"),
+    ({"SLURM_HET_SIZE": "some"}, "SLURM_HET_SIZE holds 'some'"),
+    ({"SLURM_HET_SIZE": "2"}, "SLURM_JOB_NODELIST_HET_GROUP_0 is not set")])
+def test_what_slurm_has_not_told_is_named(monkeypatch, change, words):
+    monkeypatch.setattr("isthmus.topology.slurm.ask", lambda *command, **_: "n0\nn1\n")
+    environment = {key: value for key, value in (ALLOCATED | change).items() if value is not None}
+    with pytest.raises(SchedulerError, match=words):
+        read_allocation(environment)
 
 
 ALLOCATIONS = {
@@ -52,6 +72,9 @@ ALLOCATIONS = {
     "two groups of one partition": (
         [Node("n0", 1, 0, "cloud"), Node("n1", 1, 1, "cloud")],
         [("cloud-0", "cloud", [0]), ("cloud-1", "cloud", [1])]),
+    "a partition that is called like a named site": (
+        [Node("n0", 1, 0, "cloud", ("cloud", "site-edge")), Node("e0", 2, 1, "edge")],
+        [("edge", "cloud", [0]), ("edge+", "edge", [1, 2])]),
     "one site that says nothing": ([Node("n0", 4, None, "batch")], [("batch", "cloud", [0, 1, 2, 3])]),
 }
 
@@ -82,6 +105,25 @@ def test_ranks_are_started_in_the_order_of_groups_and_nodes():
     start = line.index("-n")
     assert line[start:] == ["-n", "2", "--host", "n0:2", "isthmus", "train", "r", ":",
                             "-n", "1", "--host", "e0:1", "isthmus", "train", "r"]
+
+
+def test_scratch_on_a_node_is_a_new_folder_of_ours_alone(tmp_path):
+    """Whatever somebody else has put where it might be expected; nothing is left of it."""
+    (tmp_path / "isthmus-7").mkdir(mode=0o777)
+    (tmp_path / "isthmus-7" / "theirs").write_text("")
+    said = f'stat -c "%a %n" "$TMPDIR"; touch "$TMPDIR/x"; echo "$TMPDIR" > {tmp_path}/place; exit 3'
+    for environment in ({"ISTHMUS_SCRATCH": str(tmp_path)}, {"TMPDIR": str(tmp_path)},
+                        {"ISTHMUS_SCRATCH": str(tmp_path), "TMPDIR": str(tmp_path / "of another node")}):
+        done = subprocess.run(["sh", "-c", IN_SCRATCH, "isthmus", said], capture_output=True, text=True,
+                              env={"PATH": os.environ["PATH"], "SLURM_JOB_ID": "7", **environment})
+        assert done.returncode == 3, done.stderr
+        assert done.stdout.startswith(f"700 {tmp_path}/isthmus-7-")
+        assert not Path((tmp_path / "place").read_text().strip()).exists()
+    assert (tmp_path / "isthmus-7" / "theirs").exists()
+    done = subprocess.run(["sh", "-c", IN_SCRATCH, "isthmus", said], capture_output=True, text=True,
+                          env={"PATH": os.environ["PATH"], "ISTHMUS_SCRATCH": str(tmp_path / "nowhere")})
+    assert done.returncode == 8
+    assert "nowhere" in done.stderr
 
 
 @pytest.mark.parametrize("name", ["one_site", "two_sites"])
@@ -263,7 +305,7 @@ def test_a_heterogeneous_job_from_sbatch_to_its_result(desk, limited, whole):
     assert same_bits(summary, whole)
     assert desk.run("plain", job)["state"] == "finished"
     assert "report.html" in os.listdir(desk.folder / f"runs/plain-{job}")
-    assert not Path(desk.environment["TMPDIR"], f"isthmus-{job}").exists()
+    assert not list(Path(desk.environment["TMPDIR"]).glob(f"isthmus-{job}*"))
 
 
 @pytest.mark.slow

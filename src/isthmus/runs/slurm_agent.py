@@ -2,8 +2,8 @@
 
     python -m isthmus.runs.slurm_agent HOST COMMAND ...
 
-As with ssh, the words of COMMAND are joined and read by the shell of that host. ISTHMUS_SCRATCH, the
-job's scratch folder, is made there before and removed after.
+As with ssh, the words of COMMAND are joined and read by the shell of that host. A scratch folder of this
+job alone is made there before, in the job's own or in ISTHMUS_SCRATCH, and removed after.
 """
 
 import os
@@ -12,12 +12,12 @@ import sys
 from isthmus.topology.slurm import read_allocation
 
 IN_SCRATCH = """
-export TMPDIR="${ISTHMUS_SCRATCH:-${TMPDIR:-/tmp}/isthmus-$SLURM_JOB_ID}/$SLURMD_NODENAME"
-mkdir -p "$TMPDIR"
+[ -n "$TMPDIR" ] && [ -d "$TMPDIR" ] && [ -O "$TMPDIR" ] || TMPDIR=${ISTHMUS_SCRATCH:-/tmp}
+TMPDIR=$(mktemp -d "$TMPDIR/isthmus-$SLURM_JOB_ID-XXXXXXXX") || exit 8
+export TMPDIR
 sh -c "$1"
 code=$?
 rm -rf "$TMPDIR"
-rmdir "$(dirname "$TMPDIR")" 2> /dev/null
 exit $code
 """
 

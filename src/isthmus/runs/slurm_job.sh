@@ -4,11 +4,15 @@ cd "${SLURM_SUBMIT_DIR:?start this with sbatch}"
 # One thread count for all arithmetic; compiled kernels are kept from job to job.
 export OMP_NUM_THREADS=$threads OPENBLAS_NUM_THREADS=$threads MKL_NUM_THREADS=$threads NUMBA_NUM_THREADS=$threads
 export NUMBA_CACHE_DIR=${NUMBA_CACHE_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/isthmus/numba}
-# Scratch on each node, of this job alone: Open MPI's sockets and shared memory.
-export ISTHMUS_SCRATCH=${TMPDIR:-/tmp}/isthmus-$SLURM_JOB_ID
-export TMPDIR=$ISTHMUS_SCRATCH
-mkdir -p "$NUMBA_CACHE_DIR" "$ISTHMUS_SCRATCH"
-trap 'rm -rf "$ISTHMUS_SCRATCH"' EXIT
+mkdir -p "$NUMBA_CACHE_DIR"
+# Scratch on each node, of this job alone, under a name that nobody can foresee: Open MPI's sockets.
+export ISTHMUS_SCRATCH=${TMPDIR:-/tmp}
+TMPDIR=$(mktemp -d "$ISTHMUS_SCRATCH/isthmus-$SLURM_JOB_ID-XXXXXXXX") || {
+  echo "isthmus: no scratch folder can be made in $ISTHMUS_SCRATCH; set TMPDIR to one you may write in" >&2
+  exit 8
+}
+export TMPDIR
+trap 'rm -rf "$TMPDIR"' EXIT
 
 # A job that comes back has the same name, and goes on from its checkpoint.
 python3 -m isthmus.runs.in_allocation \

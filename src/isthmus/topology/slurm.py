@@ -27,21 +27,32 @@ class Node:
 
 def read_allocation(environment=os.environ):
     """Return the nodes of the job that this process runs in, in the order that ranks are numbered."""
+    def given(name):
+        if not environment.get(name):
+            raise SchedulerError(f"Slurm: {name} is not set, as it is in a job with --nodes and "
+                                 "--ntasks; start it with `isthmus submit`, sbatch or salloc, and pass "
+                                 "Slurm's variables on (--export=ALL)")
+        return environment[name]
+
     if "SLURM_JOB_NODELIST" not in environment:
         raise SchedulerError("this is no Slurm job: SLURM_JOB_NODELIST is not set; start it with "
                              "`isthmus submit`, sbatch or salloc")
-    groups = [None]
+    suffixes = {None: ""}
     if "SLURM_HET_SIZE" in environment:
-        groups = list(range(int(environment["SLURM_HET_SIZE"])))
+        size = _whole(environment["SLURM_HET_SIZE"], "SLURM_HET_SIZE")
+        suffixes = {group: f"_HET_GROUP_{group}" for group in range(size)}
     nodes = []
-    for group in groups:
-        suffix = "" if group is None else f"_HET_GROUP_{group}"
-        listed = environment[f"SLURM_JOB_NODELIST{suffix}"]
+    for group, suffix in suffixes.items():
+        listed = given(f"SLURM_JOB_NODELIST{suffix}")
+        counts = tasks_of_nodes(given(f"SLURM_TASKS_PER_NODE{suffix}"))
+        partition = given(f"SLURM_JOB_PARTITION{suffix}")
         names = ask("scontrol", "show", "hostnames", listed).split()
-        counts = tasks_of_nodes(environment[f"SLURM_TASKS_PER_NODE{suffix}"])
+        if len(names) != len(counts):
+            raise SchedulerError(f"Slurm: SLURM_TASKS_PER_NODE{suffix} tells of {len(counts)} nodes, "
+                                 f"SLURM_JOB_NODELIST{suffix} of {len(names)}; unset what was set by "
+                                 "hand, or start the job again")
         features = features_of_nodes(listed)
-        nodes += [Node(name, ranks, group, environment[f"SLURM_JOB_PARTITION{suffix}"],
-                       features.get(name, ()))
+        nodes += [Node(name, ranks, group, partition, features.get(name, ()))
                   for name, ranks in zip(names, counts)]
     return nodes
 
@@ -50,9 +61,18 @@ def tasks_of_nodes(text):
     """Return the tasks of each node from Slurm's short form: "2(x3),1" is 2, 2, 2, 1."""
     counts = []
     for part in text.split(","):
-        count, _, times = part.partition("(x")
-        counts += [int(count)] * int(times.rstrip(")") or 1)
+        count, several, times = part.partition("(x")
+        counts += [_whole(count, "SLURM_TASKS_PER_NODE")] * _whole(
+            times.removesuffix(")") if several else "1", "SLURM_TASKS_PER_NODE")
     return counts
+
+
+def _whole(text, variable):
+    """Return the number that a variable of Slurm's holds; SchedulerError if it is none."""
+    if not (text.isascii() and text.isdigit()):
+        raise SchedulerError(f"Slurm: {variable} holds {text!r} where a number should be; unset what "
+                             "was set by hand, or start the job again")
+    return int(text)
 
 
 def features_of_nodes(listed):
@@ -110,7 +130,7 @@ def site_key(node):
 
 def site_names(keys):
     """Return key -> name: its feature, partition or tier, or all with the group's number."""
-    names = {}
+    names, taken = {}, {key[1] for key in keys if key[0] == "named"}
     unnamed = list(dict.fromkeys(key for key in keys if key[0] != "named"))
     for key in dict.fromkeys(keys):
         if key[0] == "named":
@@ -119,7 +139,11 @@ def site_names(keys):
         group, *words = key
         alone = (word for place, word in enumerate(words, 1)
                  if word and [other[place] for other in unnamed].count(word) == 1)
-        names[key] = next(alone, "-".join(dict.fromkeys(word for word in (*words, str(group)) if word)))
+        name = next(alone, "-".join(dict.fromkeys(word for word in (*words, str(group)) if word)))
+        while name in taken:  # as a feature can say
+            name += "+"
+        names[key] = name
+        taken.add(name)
     return names
 
 
