@@ -36,7 +36,7 @@ class Journal:
         self._of_rank = (tuple(self.hosts), tuple(site.name for site in sites),
                          tuple(site.tier for site in sites))
         self.rank, self.folder, self.checkpoint = world.rank, None, None
-        self.home = tiers.home
+        self.home, self._mode = tiers.home, settings.mode
         self._tell = tell if world.rank == tiers.home else None
         self.progress = Progress(world)
         self.watch = Watch(self.progress, settings.stall_seconds, settings.stall_deviations,
@@ -50,7 +50,7 @@ class Journal:
         self.folder = Path(folder)
         if RUN_NOTE in os.environ and self.rank == self.home:
             Path(os.environ[RUN_NOTE]).write_text(str(self.folder.absolute()))
-        self.log.open(folder)
+        self.log.open(folder, self._mode)
 
     def tell(self, line, passing=False):
         """Log a line of progress, and print it where the job's rank 0 is."""

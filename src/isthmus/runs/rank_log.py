@@ -21,14 +21,18 @@ class RankLog:
         log.addHandler(self.handler)
         log.setLevel(logging.INFO)
 
-    def open(self, folder):
+    def open(self, folder, mode=None):
         """Write to `folder`/logs, what was said so far first.
 
-        A host that does not see the job's folder has one of its own there; where none can be made
+        A host that does not see the job's folder has one of its own there, of `mode` where that is not
+        None; where none can be made
         the run goes on without this rank's log.
         """
         path = log_path(folder, self.rank)
         try:
+            if mode is not None and not path.parents[1].exists():
+                path.parents[1].mkdir(parents=True, exist_ok=True)
+                path.parents[1].chmod(mode)
             path.parent.mkdir(parents=True, exist_ok=True)
             file = _Quiet(path, encoding="utf-8")
         except OSError:

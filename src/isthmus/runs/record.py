@@ -155,9 +155,24 @@ class RunFolder:
 
 @contextmanager
 def reserved(comm, parent, resume, name):
-    """Give (folder to go on with or None, the lock on it), and free it at the end. Collective."""
+    """Give (folder to go on with or None, the lock on it), and free it at the end. Collective.
+
+    resume: the folder of a run, or its checkpoint.h5.
+    """
+    if resume and Path(resume).name == "checkpoint.h5":
+        resume = Path(resume).parent
     with FolderLock() as lock:
         yield from_root(comm, lambda: RunFolder.reserve(parent, resume, name, lock)), lock
+
+
+def let_in(folder, mode):
+    """Let those into `folder` whom `mode`, as in 0o700, lets in; None: those whom the umask does."""
+    if mode is not None:
+        try:
+            Path(folder).chmod(mode)
+        except OSError as problem:
+            raise OutputError(f"{folder}: its mode cannot be set to {mode:#o}: {problem.strerror}; set "
+                              "run.folder to a folder of yours, or leave out run.mode") from None
 
 
 def provenance(settings, hosts, mpi_library, model_size, data):

@@ -9,6 +9,7 @@ from pathlib import Path
 from isthmus.errors import SettingsError
 from isthmus.files import check_folder, write_text
 from isthmus.json_text import dumps
+from isthmus.runs.record import let_in
 from isthmus.runs.settings import RunSettings
 from isthmus.runs.slurm_settings import SlurmSiteSettings
 from isthmus.topology.slurm import ask
@@ -33,6 +34,7 @@ def submit_run(run, cluster_path=None):
     name = job_name(run)
     folder = parent / f"{name}-{job}"
     write_text(folder / "job.sbatch", script)
+    let_in(folder, settings.run.mode)
     write_text(folder / "slurm.json", dumps({"job": job}) + "\n")
     return {"job": job, "folder": str(folder), "log": str(parent / f"{name}-{job}.log")}
 

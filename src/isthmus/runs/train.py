@@ -19,7 +19,7 @@ from isthmus.runs.journal import Journal
 from isthmus.runs.links import LinkWatch, counted_links
 from isthmus.runs.preparation import hold_seconds, place_data, shared_settings, shared_tiers
 from isthmus.runs.rebalancing import Rebalancing
-from isthmus.runs.record import RunFolder, provenance, replanned_sentence, reserved
+from isthmus.runs.record import RunFolder, let_in, provenance, replanned_sentence, reserved
 from isthmus.runs.resuming import Recalled, identity_of, recall
 from isthmus.runs.stopping import stopping_on
 from isthmus.runs.terms import critical_terms, typical_terms
@@ -122,6 +122,7 @@ class Job:
                 self.settings.run.folder, stem, name)
             if not resume and name is None:
                 lock.take(folder.path)
+            let_in(folder.path, self.settings.run.mode)
             remove_leftovers(folder.path)
             return str(folder.path)
 
@@ -164,7 +165,7 @@ class Job:
             self.stops = stop.told(self.training.state.step)
 
         return [
-            Duty("report", lambda step: self.training.non_finite_ranks, self._note_skipped),
+            Duty("report", lambda step: not member.gradients.finite, self._note_skipped),
             Duty("replicas", lambda step: member.agreed and every(recipe.compare_replicas_every)(step),
                  self._compare_and_note),
             Duty("report", lambda step: ends_epoch(step) or every(recipe.report_every)(step),
@@ -213,8 +214,7 @@ class Job:
         self.skipped += 1
         if self.skipped <= 3:
             more = "; more of these are in metrics.jsonl" if self.skipped == 3 else ""
-            self.tell(f"step {self.training.state.step}: skipped, gradients of ranks {ranks} are not "
-                      f"finite{more}")
+            self.tell(f"step {self.training.state.step}: skipped, {self.training.not_finite}{more}")
 
     def _note(self, kind, **values):
         if self.leads:
