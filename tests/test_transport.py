@@ -58,7 +58,8 @@ def test_the_launch_line_names_hosts_and_what_to_set_before():
     table = cluster_of(3, 1, latency_seconds=0.05, bytes_per_second=1.25e8)
     table["site"][0]["hosts"], table["site"][1]["hosts"] = ["near", "far"], ["edge"]
     advice = launch_advice(isthmus.Cluster(table), "train", "my run.toml")
-    assert advice["command"][:5] == ["mpirun", "-n", "4", "--host", "near:2,far:1,edge:1"]
+    assert advice["command"][:8] == ["mpirun", "-n", "4", "--prtemca", "plm_ssh_agent", "ssh",
+                                     "--host", "near:2,far:1,edge:1"]  # never rsh
     first, *rest = launch_lines(advice)
     assert first.endswith("isthmus train 'my run.toml'")
     assert "sysctl -w 'net.ipv4.tcp_rmem=4096 100661760 100661760'" in rest

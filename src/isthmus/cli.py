@@ -13,6 +13,7 @@ from isthmus.benchmarking.verbs import Surroundings, bench
 from isthmus.ending import Ending
 from isthmus.json_text import dumps
 from isthmus.runs.verbs import compare, report, status, submit
+from isthmus.segments import remove_segments
 from isthmus.terminal import Terminal
 from isthmus.testbed.verbs import testbed
 
@@ -72,8 +73,8 @@ def pack(
         folder: Annotated[Path, typer.Argument(help="Where the shards and their manifest go.")],
         array: Annotated[list[str], typer.Option(
             "--array", "-a", metavar="NAME=FILE[:MEMBER]",
-            help="An array by name: IDX (also .gz), file.npz:array or file.h5:dataset. Give "
-                 "features first, then targets.")],
+            help="An array by name: IDX (also .gz), file.npz:array, file.h5:/group/dataset, or MATLAB's "
+                 "7.3, file.mat:array. Give features first, then targets.")],
         shards: Annotated[int, number("Number of shards.", at_least=1)] = 64,
         compression: Annotated[str, typer.Option(
             metavar="NAME", help="lz4, zstd, gzip or none.")] = "lz4",
@@ -225,6 +226,8 @@ def speaks():
 
 def world():
     """Return COMM_WORLD: the one place where the library is told of it."""
+    if "mpi4py.MPI" not in sys.modules and os.environ.get("OMPI_COMM_WORLD_LOCAL_RANK", "0") == "0":
+        remove_segments()
     from mpi4py import MPI
     return MPI.COMM_WORLD
 

@@ -43,7 +43,8 @@ def launch_advice(cluster, *arguments):
     tcp = tcp_settings(cluster)
     hosts = Counter(site.hosts[number % len(site.hosts)] for site in cluster.sites if site.hosts
                     for number in range(site.ranks))
-    placed = ["--host", ",".join(f"{host}:{ranks}" for host, ranks in hosts.items())]
+    placed = ["--prtemca", "plm_ssh_agent", "ssh",  # or it would fall back to rsh
+              "--host", ",".join(f"{_in_brackets(host)}:{ranks}" for host, ranks in hosts.items())]
     routes = {}
     for ends, words in tcp.routes.items():
         routes.setdefault(words, []).append(ends)
@@ -51,6 +52,11 @@ def launch_advice(cluster, *arguments):
                         *mca_arguments(tcp.mca), "isthmus", *map(str, arguments)],
             "without_root": mca_arguments(tcp.mca_without_root),
             "kernel": tcp.kernel, "routes": routes}
+
+
+def _in_brackets(host):
+    """Return a host's name as mpirun's --host takes it: an IPv6 address in brackets."""
+    return f"[{host}]" if ":" in host else host
 
 
 def launch_lines(advice):
