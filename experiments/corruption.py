@@ -28,10 +28,10 @@ import numpy as np
 
 import isthmus
 from isthmus.errors import CheckpointError, SettingsError, ShardError
+from isthmus.folders.record import RunFolder
+from isthmus.folders.status import describe_run
+from isthmus.pages.report import write_report
 from isthmus.provenance import process_provenance
-from isthmus.runs.record import RunFolder
-from isthmus.runs.report import write_report
-from isthmus.runs.status import describe_run
 from isthmus.training.checkpoint_file import read_checkpoint_file, write_checkpoint_file
 
 OUTCOMES = ("equal", "refused", "silent", "traceback", "hang", "crash")

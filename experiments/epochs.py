@@ -17,10 +17,10 @@ from study import HERE
 import isthmus
 from isthmus.benchmarking.options import named_compressor
 from isthmus.errors import PlanError
-from isthmus.planning.step import predict_step
-from isthmus.planning.time_model import staging_seconds
+from isthmus.models.models import Perceptron
+from isthmus.timing.step import predict_step
+from isthmus.timing.time_model import staging_seconds
 from isthmus.toml_files import FrozenModel
-from isthmus.training.models import Perceptron
 
 Count = Annotated[int, Field(ge=1)]
 POWERS = {"even": 0.0, "proportional": 1.0}

@@ -16,8 +16,8 @@ import numpy as np
 from mpi4py import MPI
 
 import isthmus
-from isthmus.planning.step import exchange_terms
-from isthmus.planning.time_model import Workload
+from isthmus.timing.step import exchange_terms
+from isthmus.timing.time_model import Workload
 
 STEPS, WARM_UP = 15, 4
 SIZE = 101_770                     # entries: a perceptron of 128 hidden units on 28 x 28 pixels

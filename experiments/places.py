@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 from isthmus import testbed
-from isthmus.runs.launch import mpirun, rank_environment
+from isthmus.jobs.launch import mpirun, rank_environment
 
 
 class Localhost:
@@ -79,7 +79,7 @@ PLACES = {"testbed": Testbed, "localhost": Localhost, "paced": Localhost}
 
 
 def isthmus_command(*arguments):
-    return [sys.executable, "-m", "isthmus.cli", *map(str, arguments)]
+    return [sys.executable, "-m", "isthmus", *map(str, arguments)]
 
 
 def output_of(command, environment, limit_seconds):

@@ -62,7 +62,7 @@ def shared_folder(comm, tmp_path):
     """One temporary folder for all ranks of a test (rank 0's)."""
     if comm is None:
         return tmp_path
-    from isthmus.topology.agreement import broadcast_json
+    from isthmus.links.agreement import broadcast_json
     return Path(broadcast_json(comm, str(tmp_path)))
 
 
@@ -84,7 +84,7 @@ def pytest_pyfunc_call(pyfuncitem):
 
 def run_together(ranks, nodeids):
     """Run the tests `nodeids` in one mpirun and note what became of each."""
-    from isthmus.runs.launch import rank_command, rank_environment
+    from isthmus.jobs.launch import rank_command, rank_environment
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "outcomes.jsonl")
         command = rank_command(ranks, "-m", "pytest", "--color=no", *nodeids)

@@ -215,9 +215,9 @@ def cupy_of(gpu):
 def put_in(monkeypatch, gpu):
     """Have isthmus find `gpu` where it looks for CuPy and its GPU."""
     from isthmus import devices
-    from isthmus.collectives import residence
     from isthmus.kernels import gpu as kernels_of_gpu
-    from isthmus.training import measuring
+    from isthmus.links import on_device as residence
+    from isthmus.measuring import computing as measuring
     cupy = cupy_of(gpu)
     monkeypatch.setitem(sys.modules, "cupy", cupy)
     monkeypatch.setattr(devices, "gpu_library", lambda oldest=75: cupy)

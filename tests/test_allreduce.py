@@ -8,7 +8,7 @@ import pytest
 from clusters import cluster_of
 
 import isthmus
-from isthmus.topology.agreement import gather_json
+from isthmus.links.agreement import gather_json
 
 SIZES = (0, 1, 2, 3, 7, 255, 1000, 70_001)
 EXACT = (("mpi", None), ("ring", None), ("tree", None), ("recursive", None), ("hierarchical", None))

@@ -24,13 +24,13 @@ from isthmus.benchmarking.options import (
 )
 from isthmus.benchmarking.spread import spread_of
 from isthmus.errors import EmulationError, ReplicaError
+from isthmus.jobs.launch import mpirun, rank_environment
 from isthmus.kernels import NAMES
-from isthmus.runs.launch import mpirun, rank_environment
 from isthmus.testbed import own_counters
 
 pytestmark = pytest.mark.slow
 
-ISTHMUS = [sys.executable, "-m", "isthmus.cli"]
+ISTHMUS = [sys.executable, "-m", "isthmus"]
 LATENCY_SECONDS, BYTES_PER_SECOND = 0.003, 2e7
 PROVENANCE = {"version", "started", "command", "commit", "python", "versions", "processor"}
 
@@ -290,7 +290,7 @@ def test_help_fits_a_terminal_of_80_columns():
 @pytest.mark.parametrize("same_machine", [True, False])
 def test_ranks_start_at_one_instant(comm, same_machine):
     """Also where each machine's clock has a zero of its own, and where a rank comes late."""
-    from isthmus.topology.common_clock import CommonClock
+    from isthmus.links.common_clock import CommonClock
     zero = 0.0 if same_machine else 1000.0 * comm.rank
     common = CommonClock(comm, lambda: time.perf_counter() + zero,
                          machine=None if same_machine else f"machine {comm.rank}")

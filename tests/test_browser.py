@@ -12,8 +12,8 @@ import time
 import pytest
 from test_report import write_run
 
-from isthmus.runs.compare import compare
-from isthmus.runs.report import write_report
+from isthmus.pages.compare import compare
+from isthmus.pages.report import write_report
 
 pytestmark = pytest.mark.slow
 

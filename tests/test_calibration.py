@@ -10,11 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import isthmus
+from isthmus.cluster.measured import CalibrationRangeWarning, SizeTable
 from isthmus.errors import ClusterError
-from isthmus.planning.calibration import fit_table
-from isthmus.planning.simulation import simulate
-from isthmus.planning.stages import coding_seconds, hierarchical_stages
-from isthmus.planning.time_model import (
+from isthmus.measuring.calibrate import measure_ways
+from isthmus.measuring.computing import coding_seconds as measured_coding_seconds
+from isthmus.measuring.messages import NBYTES, allreduce_seconds, way_seconds
+from isthmus.measuring.mpi_algorithm import OPEN_MPI, allreduce_algorithm
+from isthmus.registry import ALGORITHMS
+from isthmus.timing.fits import fit_table
+from isthmus.timing.simulation import simulate
+from isthmus.timing.stages import coding_seconds, hierarchical_stages
+from isthmus.timing.time_model import (
     Workload,
     chain_seconds,
     fair_staging_seconds,
@@ -24,12 +30,6 @@ from isthmus.planning.time_model import (
     staging_seconds,
     waiting_seconds,
 )
-from isthmus.registry import ALGORITHMS
-from isthmus.runs.calibrate import measure_ways
-from isthmus.runs.mpi_algorithm import OPEN_MPI, allreduce_algorithm
-from isthmus.topology.measured import CalibrationRangeWarning, SizeTable
-from isthmus.training.measuring import coding_seconds as measured_coding_seconds
-from isthmus.training.measuring_messages import NBYTES, allreduce_seconds, way_seconds
 
 SIZES = (4, 1024, 61_440, 983_040)
 PLANTED = st.lists(st.tuples(st.integers(1, 10**6), st.floats(1e-6, 1.0)), min_size=1, max_size=8)
@@ -323,7 +323,7 @@ def test_a_cluster_of_thousands_of_sites_is_made():
 @pytest.mark.ranks(2)
 @pytest.mark.parametrize("message_nbytes", [61_440, 2**30])
 def test_ranks_measure_the_ways_between_them(comm, message_nbytes, monkeypatch):
-    monkeypatch.setattr("isthmus.training.measuring_messages.LONGEST_SECONDS", 0.5)
+    monkeypatch.setattr("isthmus.measuring.messages.LONGEST_SECONDS", 0.5)
     with isthmus.split_tiers(comm, isthmus.Cluster(
             cluster_of(1, 1, latency_seconds=0.003, bytes_per_second=4e6))) as tiers:
         world = tiers.paced().world
@@ -353,7 +353,7 @@ def test_every_compressor_can_be_timed():
 @pytest.mark.ranks(3)
 def test_links_that_share_a_rate_are_measured_and_read_back(comm, monkeypatch):
     """Two edges behind one uplink: each link has its own latency, and all of a way one rate."""
-    monkeypatch.setattr("isthmus.runs.calibrate.MESSAGES_SECONDS", 0.5)
+    monkeypatch.setattr("isthmus.measuring.calibrate.MESSAGES_SECONDS", 0.5)
     table = cluster_of(1, 1, 1, bytes_per_second=2e8, shared="uplink")
     with isthmus.split_tiers(comm, isthmus.Cluster(table)) as tiers:
         table = tiers.cluster.to_table()

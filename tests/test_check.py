@@ -16,10 +16,10 @@ from test_cli import RUN, command, with_changes, write
 from test_compiled import NO_FOLDER
 
 import isthmus
+from isthmus.checks import gpu, machine, mpi, ranks, slurm
+from isthmus.checks.findings import exit_code, failed, grouped, passed, warned
 from isthmus.errors import NoDeviceError, ranks_in_words
-from isthmus.runs.check import gpu, machine, mpi, ranks, slurm
-from isthmus.runs.check.findings import exit_code, failed, grouped, passed, warned
-from isthmus.runs.launch import rank_environment
+from isthmus.jobs.launch import rank_environment
 
 pytestmark = pytest.mark.slow
 
@@ -379,8 +379,8 @@ def test_a_clock_that_is_behind_is_told(comm, monkeypatch):
 def test_paced_links_are_for_one_host(comm):
     from types import SimpleNamespace
 
-    from isthmus.runs.check import run  # it needs MPI, which the process that starts ranks must not
-    from isthmus.runs.settings import RunSettings
+    from isthmus.checks import run  # it needs MPI, which the process that starts ranks must not
+    from isthmus.jobs.settings import RunSettings
     paced = RunSettings.model_validate(with_changes(RUN, {"cluster.links": "paced"}))
     assert run.links(SimpleNamespace(hosts=["a", "a"]), paced).status == "PASS"
     apart = run.links(SimpleNamespace(hosts=["a", "b"]), paced)

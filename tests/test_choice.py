@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 
 import isthmus
 from isthmus.compression.chunks import WIRE_NBYTES
-from isthmus.planning.choice import CHUNK_NBYTES, choose_allreduce, error_of, gaussian_error
-from isthmus.runs.choosing import choose
-from isthmus.runs.settings import RunSettings
+from isthmus.jobs.choosing import choose
+from isthmus.jobs.settings import RunSettings
+from isthmus.timing.choice import CHUNK_NBYTES, choose_allreduce, error_of, gaussian_error
 
 RUN = {"cluster": {"file": "c.toml"}, "data": {"train": "a", "test": "b"},
        "model": {"kind": "perceptron", "inputs": 100, "hidden": [200]}}

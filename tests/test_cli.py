@@ -16,12 +16,12 @@ import tomli_w
 from clusters import cluster_of
 
 import isthmus
-from isthmus.runs.launch import mpirun, rank_environment
-from isthmus.runs.settings import RunSettings
+from isthmus.jobs.launch import mpirun, rank_environment
+from isthmus.jobs.settings import RunSettings
 
 pytestmark = pytest.mark.slow
 
-ISTHMUS = [sys.executable, "-m", "isthmus.cli"]
+ISTHMUS = [sys.executable, "-m", "isthmus"]
 RUN = {
     "cluster": {"file": "cluster.toml"},
     "data": {"train": "data/train", "test": "data/test"},

@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from isthmus import Cluster, predict_allreduce
+from isthmus.cluster.hosts import is_same_host
 from isthmus.errors import ClusterError
-from isthmus.planning.exchanges import link_names
-from isthmus.planning.scaling import with_edge_sites
-from isthmus.topology.hosts import is_same_host
-from isthmus.topology.tiers import cluster_ranks
+from isthmus.links.tiers import cluster_ranks
+from isthmus.planning.programme.exchanges import link_names
+from isthmus.timing.scaling import with_edge_sites
 
 
 def test_the_two_site_example_reads_as_written(repository):

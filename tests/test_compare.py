@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from test_report import TERMS, Page, write_run
 
-from isthmus import cli
+from isthmus.cli import main as cli
 from isthmus.errors import SettingsError
+from isthmus.pages.compare import compare, comparison_table, differences, fastest, parameter_words
+from isthmus.pages.comparison_pictures import look
 from isthmus.picture_style import HATCHES
-from isthmus.runs.compare import compare, comparison_table, differences, fastest, parameter_words
-from isthmus.runs.comparison_pictures import look
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ PROGRAM = """\
 import numpy as np
 from isthmus import kernels
 from isthmus.kernels import cpu
-from isthmus.planning.flows import max_min_rates
+from isthmus.timing.flows import max_min_rates
 total = np.ones(3, "f4")
 cpu.add(np.ones(3, "f4"), total)
 assert total.tolist() == [2, 2, 2]

@@ -9,7 +9,7 @@ import pytest
 import isthmus
 from isthmus import cures, files
 from isthmus.errors import OutputError, SettingsError, ShardError
-from isthmus.runs.settings import RunSettings
+from isthmus.jobs.settings import RunSettings
 from isthmus.shards import shard_file
 
 

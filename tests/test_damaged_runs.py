@@ -8,12 +8,12 @@ import pytest
 from test_report import TERMS, write_run
 
 from isthmus.errors import IsthmusError, SettingsError
-from isthmus.runs.compare import compare, comparison_table
-from isthmus.runs.reading import read_metrics, read_run
-from isthmus.runs.record import RunFolder
-from isthmus.runs.report import write_report
-from isthmus.runs.simulate import read_stragglers
-from isthmus.runs.status import list_runs, status_table
+from isthmus.folders.reading import read_metrics, read_run
+from isthmus.folders.record import RunFolder
+from isthmus.folders.status import list_runs, status_table
+from isthmus.jobs.simulate import read_stragglers
+from isthmus.pages.compare import compare, comparison_table
+from isthmus.pages.report import write_report
 
 FILES = ("run.json", "plan.json", "summary.json", "metrics.jsonl")
 CASES = 12

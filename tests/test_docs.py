@@ -21,9 +21,9 @@ from typing import NamedTuple
 import pytest
 from clusters import cluster_of
 
+from isthmus.cluster.cluster import Cluster
 from isthmus.errors import ClusterError
-from isthmus.runs.settings import RunSettings
-from isthmus.topology.cluster import Cluster
+from isthmus.jobs.settings import RunSettings
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = sorted((ROOT / "docs").rglob("*.md"))
@@ -112,7 +112,7 @@ def test_the_tutorial_goes_from_data_to_a_job(comm, desk, monkeypatch, capsys):
 
 def run_isthmus(words, comm, capsys):
     """Run one line, on all ranks after mpirun and else on the first alone; return what it printed."""
-    from isthmus import cli
+    from isthmus.cli import main as cli
     together = words[:3] == ["mpirun", "-n", str(comm.size)]
     arguments = words[3 if together else 0:]
     assert arguments[0] == "isthmus", words
@@ -154,7 +154,7 @@ def test_a_new_compressor_takes_what_the_page_says_and_no_more(tmp_path):
 def test_every_command_is_one(page):
     from typer.main import get_command
 
-    from isthmus.cli import app
+    from isthmus.cli.main import app
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M)
     for block in blocks(page):
         for words in commands(block) if block.language == "sh" else ():

@@ -14,10 +14,10 @@ import pytest
 from clusters import cluster_of
 from test_cli import ISTHMUS, RUN, command, pack_lab, with_changes, write
 
-from isthmus.runs.aftermath import aftermath
-from isthmus.runs.failures import Place, interrupted_lines
-from isthmus.runs.interruption import Interrupted, Watchman
-from isthmus.runs.launch import rank_environment
+from isthmus.jobs.aftermath import aftermath
+from isthmus.jobs.launch import rank_environment
+from isthmus.watching.failures import Place, interrupted_lines
+from isthmus.watching.interruption import Interrupted, Watchman
 
 SECONDS = 2.0
 HERE = Place(0, 21, "allreduce", ("n0", "n0", "n1"), ("here", "here", "there"),
@@ -117,7 +117,7 @@ def test_of_the_ranks_that_are_told_to_end_one_speaks_and_says_why(changes, word
 
 def test_a_process_that_comes_to_no_handler_is_ended_by_another_thread():
     """And where Python does come to it, `Interrupted` passes through what catches exceptions."""
-    slow = ("import ctypes, os, signal, threading; from isthmus.runs.interruption import Watchman\n"
+    slow = ("import ctypes, os, signal, threading; from isthmus.watching.interruption import Watchman\n"
             "threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()\n"
             "lock, library = ctypes.create_string_buffer(64), ctypes.CDLL(None)\n"
             "with Watchman(lambda number, raised: print(number, raised, flush=True), lambda: False):\n"

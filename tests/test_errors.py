@@ -17,7 +17,9 @@ from test_cli import RUN, command, pack_lab, with_changes, write
 import isthmus
 from isthmus import errors
 from isthmus.errors import EXIT_CODES, IsthmusError, MachineError, NonFiniteError
-from isthmus.runs.failures import (
+from isthmus.jobs.launch import rank_environment
+from isthmus.links.agreement import gather_json
+from isthmus.watching.failures import (
     Place,
     failure_lines,
     failure_of,
@@ -26,11 +28,9 @@ from isthmus.runs.failures import (
     name_ranks,
     told_by_another,
 )
-from isthmus.runs.launch import rank_environment
-from isthmus.runs.links import LinkWatch
-from isthmus.runs.progress import OF_STEP, PHASES, Progress, late_rows
-from isthmus.runs.stalls import FIRST_SECONDS, SECONDS_OF_OTHERS, Watch, deadline
-from isthmus.topology.agreement import gather_json
+from isthmus.watching.links import LinkWatch
+from isthmus.watching.progress import OF_STEP, PHASES, Progress, late_rows
+from isthmus.watching.stalls import FIRST_SECONDS, SECONDS_OF_OTHERS, Watch, deadline
 
 HOSTS, SITES, TIERS = ("n0", "n0", "n1", "n2"), ("here", "here", "there", "there"), (
     "cloud", "cloud", "edge", "edge")
@@ -279,7 +279,7 @@ def lab(tmp_path):
 
 PLANTED = '''
 import os, signal, time
-import isthmus.training.models as models
+import isthmus.models.models as models
 rank, gradient, calls = int(os.environ.get("OMPI_COMM_WORLD_RANK", -1)), models.Perceptron.gradient, 0
 def planted(*given):
     global calls

@@ -21,10 +21,10 @@ from isthmus.collectives import (
 )
 from isthmus.collectives.recursive import Recursive
 from isthmus.collectives.ring import Ring
-from isthmus.collectives.stage_clock import StageClock
 from isthmus.collectives.tree import DoubleTree
-from isthmus.topology.agreement import gather_json
-from isthmus.topology.counted import CountedComm
+from isthmus.links.agreement import gather_json
+from isthmus.links.counted import CountedComm
+from isthmus.links.stage_clock import StageClock
 
 KINDS = (Ring, DoubleTree, Recursive)
 SIZES = st.one_of(st.integers(0, 40), st.integers(0, 5000), st.integers(15_000, 150_000))

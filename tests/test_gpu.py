@@ -435,7 +435,7 @@ def test_the_programs_for_a_gpu_need_none_of_the_packages_that_a_bare_machine_la
                "import check_bytes, check_collectives, bandwidth, host_path, site_ranks, isthmus\n"
                "from isthmus import Allreduce, Dense, Int8, Int4, OneBit, TopK\n"
                "from isthmus.shards.batches import LocalSamples\n"
-               "from isthmus.training.models import Perceptron\n"
+               "from isthmus.models.models import Perceptron\n"
                "from isthmus.training.loop import Training\n")
     done = subprocess.run([sys.executable, "-c", program], text=True, capture_output=True,
                           env=os.environ | {"PYTHONPATH": str(ROOT / "experiments/gpu")})

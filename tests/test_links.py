@@ -11,10 +11,9 @@ from hypothesis import strategies as st
 
 import isthmus
 from isthmus.collectives.allreduce import Allreduce
-from isthmus.registry import ALGORITHMS
-from isthmus.topology.agreement import broadcast_json, gather_json, together
-from isthmus.topology.comm import Wrapped, innermost
-from isthmus.topology.world import (
+from isthmus.links.agreement import broadcast_json, gather_json, together
+from isthmus.links.comm import Wrapped, innermost
+from isthmus.links.world import (
     all_gather,
     all_gather_rows,
     barrier,
@@ -23,6 +22,7 @@ from isthmus.topology.world import (
     gather_rows,
     maximum,
 )
+from isthmus.registry import ALGORITHMS
 
 ROOT = Path(__file__).parents[1]
 EXTRA = 7
@@ -176,12 +176,12 @@ def test_agreement_goes_through_what_wraps_the_links(comm):
 COLLECTIVES = {"Bcast", "Gather", "Gatherv", "Allgather", "Allgatherv", "Scatter", "Scatterv", "Reduce",
                "Allreduce", "Reduce_scatter", "Alltoall", "Alltoallv", "Scan", "Barrier", "Ibarrier",
                "Sendrecv", "Ibcast", "Iallreduce", "Iallgather", "Neighbor_alltoall"}
-INSIDE_SITES = {"topology/world.py"}  # MPI's own on a site's communicator
-MPI_ITSELF = {"collectives/exact.py", "collectives/residence.py", "topology/tracing.py"}  # "mpi"
+INSIDE_SITES = {"links/world.py"}  # MPI's own on a site's communicator
+MPI_ITSELF = {"collectives/exact.py", "links/on_device.py", "links/traced.py"}  # "mpi"
 
 
 def test_no_collective_of_mpi_crosses_sites():
-    """All ranks' doings are in `topology.world`, on the verbs; MPI's collectives stay inside a site."""
+    """All ranks' doings are in `links.world`, on the verbs; MPI's collectives stay inside a site."""
     for path in sorted((ROOT / "src/isthmus").rglob("*.py")):
         name = str(path.relative_to(ROOT / "src/isthmus"))
         for node in ast.walk(ast.parse(path.read_text())):

@@ -11,12 +11,12 @@ import time
 import pytest
 
 from isthmus.errors import OutputError
-from isthmus.runs import lock
-from isthmus.runs.lock import FolderLock
+from isthmus.folders import lock
+from isthmus.folders.lock import FolderLock
 
 HOLDER = """
 import sys, time
-from isthmus.runs.lock import FolderLock
+from isthmus.folders.lock import FolderLock
 held = FolderLock()
 held.take(sys.argv[1])
 print("held", flush=True)
@@ -47,7 +47,7 @@ def left_behind(folder, seconds=0, **changes):
 def without_locks(monkeypatch):
     def refuse(*_):
         raise OSError(errno.ENOLCK, "No locks available")
-    monkeypatch.setattr("isthmus.runs.lock.fcntl.flock", refuse)
+    monkeypatch.setattr("isthmus.folders.lock.fcntl.flock", refuse)
 
 
 @pytest.mark.slow

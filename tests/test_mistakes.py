@@ -17,8 +17,8 @@ from clusters import cluster_of
 from test_cli import RUN, call, pack_lab, write
 
 import isthmus
-from isthmus import cli
-from isthmus.topology.agreement import gather_json
+from isthmus.cli import main as cli
+from isthmus.links.agreement import gather_json
 
 PAGES = Path(__file__).resolve().parent.parent / "docs/errors"
 
@@ -343,7 +343,7 @@ def flip(monkeypatch, rank):
 
 
 def stop(monkeypatch, rank):
-    from isthmus.training.models import Perceptron
+    from isthmus.models.models import Perceptron
     gradient = Perceptron.gradient
 
     def signalled(*given):

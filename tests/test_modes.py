@@ -8,8 +8,8 @@ import pytest
 from clusters import cluster_of
 from test_cli import RUN, pack_lab, with_changes, write
 
-from isthmus.runs.report import write_report
-from isthmus.runs.train import train
+from isthmus.jobs.train import train
+from isthmus.pages.report import write_report
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import pytest
 from clusters import cluster_of
 from test_cli import ISTHMUS, RUN, call, pack_lab, with_changes, write
 
-from isthmus.runs.check.mpi import LAUNCHERS
+from isthmus.checks.mpi import LAUNCHERS
 
 pytestmark = pytest.mark.slow
 FOLDER = Path(sys.prefix, "mpi")

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 import isthmus
 from isthmus.errors import PlanError
-from isthmus.planning.objectives import OBJECTIVES
-from isthmus.planning.problem import Pipes, Prices
+from isthmus.planning.programme.objectives import OBJECTIVES
+from isthmus.planning.programme.problem import Pipes, Prices
 
 WEIGHTS = {"makespan": (1, 0, 0, 0), "total_time": (0, 1, 0, 0), "assignment": (0, 1, 1, 0),
            "imbalance": (0, 0, 0, 1), "weighted": (1, 0, 0.5, 0)}
@@ -283,9 +283,9 @@ def test_many_shards_are_dealt_within_a_percent(shape):
 
 def test_the_second_and_third_objective_cost_the_first_nothing():
     """In the relaxation, with and without bytes to be moved."""
-    from isthmus.planning.objectives import makespan
-    from isthmus.planning.problem import make_problem
-    from isthmus.planning.relaxation import relax
+    from isthmus.planning.programme.objectives import makespan
+    from isthmus.planning.programme.problem import make_problem
+    from isthmus.planning.programme.relaxation import relax
     draw = np.random.default_rng(3)
     pace, room = 1 / draw.choice([1.0, 2.0, 5.0], 40), draw.uniform(5, 60, 40)
     for pipes in (None, Pipes(("a",), [9.0], [np.arange(40) % 2 == 0], 0.0)):
@@ -297,7 +297,7 @@ def test_the_second_and_third_objective_cost_the_first_nothing():
 
 
 def test_taking_ranks_together_keeps_the_bound_a_bound(monkeypatch):
-    from isthmus.planning import classes
+    from isthmus.planning.programme import classes
     draw = np.random.default_rng(2)
     sizes, pace = draw.uniform(1, 3, 3000), 1 / draw.uniform(1, 2, 60)
     exact = isthmus.allocate_shards(sizes, pace)
@@ -330,7 +330,7 @@ def test_a_tight_budget_is_kept_by_many_shards():
 def test_what_the_solver_prints_is_seen_nowhere_and_what_others_print_is(capfd):
     import ctypes
 
-    from isthmus.planning.silence import silent
+    from isthmus.planning.programme.silence import silent
     printf = ctypes.CDLL(None).puts
     printf(b"before")
     with silent():

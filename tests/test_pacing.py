@@ -9,9 +9,9 @@ from test_cli import RUN, call, with_changes, write
 from test_report import Page, write_run
 
 import isthmus
-from isthmus.planning.calibration import LinkFit
-from isthmus.runs.pacing import link_not_held, not_held, ranks_not_held
-from isthmus.runs.report import write_report
+from isthmus.folders.pacing import link_not_held, not_held, ranks_not_held
+from isthmus.pages.report import write_report
+from isthmus.timing.fits import LinkFit
 
 lab = test_cli.lab  # the fixture
 

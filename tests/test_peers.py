@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from isthmus.errors import SettingsError
-from isthmus.runs.launch import rank_command, rank_environment
+from isthmus.jobs.launch import rank_command, rank_environment
 
 pytestmark = pytest.mark.slow
 

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import isthmus
-from isthmus.planning.crossing import Crossing, shortest_period
-from isthmus.planning.simulation import simulate
-from isthmus.planning.step import exchange_terms, predict_step, together_terms
-from isthmus.planning.time_model import Workload, period_seconds
-from isthmus.runs.terms import critical_terms
+from isthmus.folders.terms import critical_terms
+from isthmus.timing.crossing import Crossing, shortest_period
+from isthmus.timing.simulation import simulate
+from isthmus.timing.step import exchange_terms, predict_step, together_terms
+from isthmus.timing.time_model import Workload, period_seconds
 from isthmus.training.loop import MEASURED
 
 seconds = st.floats(0, 1)

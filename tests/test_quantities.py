@@ -8,9 +8,9 @@ import pytest
 from clusters import cluster_of
 
 import isthmus
-from isthmus.planning.choice import choose_allreduce
+from isthmus.models.models import Convolutional, Perceptron
 from isthmus.quantities import plain, real, slices, whole
-from isthmus.training.models import Convolutional, Perceptron
+from isthmus.timing.choice import choose_allreduce
 
 WHOLE = [3, 3.0, np.int64(3), np.uint8(3), np.float32(3), np.array(3), np.array(3.0),
          fractions.Fraction(3)]
@@ -143,7 +143,7 @@ def test_numpy_s_numbers_and_what_is_none_on_one_rank_alone(comm):
 
 @pytest.mark.ranks(2)
 def test_what_json_has_no_word_for_is_an_error_on_all_ranks(comm):
-    from isthmus.topology.agreement import broadcast_json, gather_json
+    from isthmus.links.agreement import broadcast_json, gather_json
     mine = comm.rank == 1
     assert gather_json(comm, np.float32(comm.rank)) == [0.0, 1.0]
     assert gather_json(comm, float("inf")) == [float("inf")] * 2

@@ -41,7 +41,7 @@ def test_every_exit_code_is_told(readme):
 
 
 def test_every_verb_is_told(readme):
-    from isthmus.cli import app
+    from isthmus.cli.main import app
     for command in app.registered_commands:
         assert f"| `{command.callback.__name__}` |" in readme
     for group in app.registered_groups:

@@ -14,12 +14,12 @@ import tomli_w
 from clusters import cluster_of
 
 import isthmus
+from isthmus.jobs import train as job
+from isthmus.jobs.settings import PlanSettings
+from isthmus.links.agreement import gather_json
+from isthmus.pages.report import write_report
 from isthmus.planning.replanning import Replanner
-from isthmus.runs import train as job
-from isthmus.runs.report import write_report
-from isthmus.runs.settings import PlanSettings
 from isthmus.shards.scattering import scatter_shards
-from isthmus.topology.agreement import gather_json
 
 STEPS, EPOCHS = 10, 6
 RATE = 500.0  # samples per second of a rank that is not slow
@@ -111,7 +111,7 @@ def test_a_run_that_resumes_after_a_move_ends_with_the_bits_of_one_that_was_not_
     assert moves[-1] <= 3 * STEPS  # before the only checkpoint
     held = []
     real = scatter_shards
-    monkeypatch.setattr("isthmus.runs.preparation.scatter_shards",
+    monkeypatch.setattr("isthmus.jobs.preparation.scatter_shards",
                         lambda *args: held.append(real(*args)) or held[-1])
     pace(monkeypatch, 3, 0)
     again = job.train(comm, path, lambda line, passing=False: None, resume=whole["folder"])

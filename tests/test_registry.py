@@ -10,9 +10,9 @@ from clusters import cluster_of
 import isthmus
 from isthmus.benchmarking.options import CollectivesOptions
 from isthmus.collectives.allreduce import Allreduce
-from isthmus.planning.time_model import AllreduceTime
+from isthmus.jobs.settings import RunSettings
 from isthmus.registry import ALGORITHMS, ALLREDUCE_STAGES, STAGES, algorithm_named
-from isthmus.runs.settings import RunSettings
+from isthmus.timing.time_model import AllreduceTime
 from isthmus.toml_files import check_table
 
 SOURCES = sorted((Path(__file__).parents[1] / "src/isthmus").rglob("*.py"))

@@ -7,12 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import isthmus
-from isthmus.planning.allocation import shards_by_rank
-from isthmus.planning.moving_programme import MovingProgramme
-from isthmus.planning.rates import RateFilter, measured_rates
+from isthmus.planning.programme.allocation import shards_by_rank
+from isthmus.planning.programme.moving_programme import MovingProgramme
 from isthmus.planning.replanning import Replanner, move_towards, moving_seconds
-from isthmus.planning.step import exchange_terms, together_terms
-from isthmus.planning.time_model import steps_per_epoch
+from isthmus.timing.rates import RateFilter, measured_rates
+from isthmus.timing.step import exchange_terms, together_terms
+from isthmus.timing.time_model import steps_per_epoch
 
 
 def cluster_with(rates_of_sites, link=2e6, storage=None):

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 import isthmus
 from isthmus.errors import SettingsError
+from isthmus.pages.page import thin
+from isthmus.pages.report import write_report
 from isthmus.registry import STAGES
-from isthmus.runs.page import thin
-from isthmus.runs.report import write_report
 
 pytestmark = pytest.mark.slow
 

@@ -20,15 +20,15 @@ from test_training import MODEL, RECIPE, samples_of
 
 import isthmus
 from isthmus import devices
-from isthmus.collectives import residence
 from isthmus.errors import NoDeviceError
-from isthmus.runs.calibrate import calibrate
-from isthmus.runs.train import train
-from isthmus.training import measuring
+from isthmus.jobs.train import train
+from isthmus.links import on_device as residence
+from isthmus.measuring import computing as measuring
+from isthmus.measuring.calibrate import calibrate
+from isthmus.measuring.computing import gradient_seconds, host_copy_bytes_per_second
+from isthmus.models.models import Convolutional, Perceptron
 from isthmus.training.checkpoint import read_checkpoint, write_checkpoint
 from isthmus.training.loop import State, Training
-from isthmus.training.measuring import gradient_seconds, host_copy_bytes_per_second
-from isthmus.training.models import Convolutional, Perceptron
 from isthmus.training.strategies.strategy import Member
 
 SIZE = 6007
@@ -45,7 +45,7 @@ def folder(tmp_path_factory):
     if INSIDE in os.environ:
         from mpi4py import MPI
 
-        from isthmus.topology.agreement import broadcast_json
+        from isthmus.links.agreement import broadcast_json
         world, shared = MPI.COMM_WORLD, type(path)(broadcast_json(MPI.COMM_WORLD, str(path)))
         if world.rank == 0:
             LateDevice(shared)
@@ -286,9 +286,9 @@ def test_a_model_computes_where_its_parameters_live(gpu, model, kind):
 
 @pytest.mark.ranks(1)
 def test_a_gpu_is_measured_when_its_work_is_done(comm, gpu, monkeypatch):
-    monkeypatch.setattr("isthmus.training.measuring.COPIES_NBYTES", 1000)
+    monkeypatch.setattr("isthmus.measuring.computing.COPIES_NBYTES", 1000)
     waits = []
-    monkeypatch.setattr("isthmus.training.measuring.synchronise", lambda array: waits.append(array))
+    monkeypatch.setattr("isthmus.measuring.computing.synchronise", lambda array: waits.append(array))
     features, targets = samples_of(0, 6).arrays.values()
     seconds = gradient_seconds(comm, MODEL, features, targets, (2, 4), 3, gpu.cupy)
     assert (seconds > 0).all()
@@ -342,7 +342,7 @@ def test_a_run_with_gpus_at_one_site_ends_as_one_without_and_is_calibrated(
     monkeypatch.setattr(measuring, "COPIES_NBYTES", 1000)
     monkeypatch.setattr(measuring, "VECTOR_NBYTES", (400, 4000))
     for name in ("CODING_SECONDS", "MESSAGES_SECONDS"):
-        monkeypatch.setattr(f"isthmus.runs.calibrate.{name}", 0.01)
+        monkeypatch.setattr(f"isthmus.measuring.calibrate.{name}", 0.01)
     path = lab(comm, shared_folder, cluster={"compute": "real"}, plan={"replan": False},
                training={"epochs": 2, "batch_size": 60, "seed": 3}, run={"trace": True})
     hashes = []

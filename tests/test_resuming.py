@@ -9,11 +9,11 @@ from clusters import cluster_of
 
 import isthmus
 from isthmus.errors import CheckpointError, IsthmusError, OutputError, SettingsError, ShardError
-from isthmus.runs import train as job
-from isthmus.runs.lock import FolderLock
-from isthmus.runs.report import write_report
-from isthmus.runs.status import describe_run
-from isthmus.topology.agreement import from_root, gather_json
+from isthmus.folders.lock import FolderLock
+from isthmus.folders.status import describe_run
+from isthmus.jobs import train as job
+from isthmus.links.agreement import from_root, gather_json
+from isthmus.pages.report import write_report
 from isthmus.training.identity import difference_in_words
 
 RUN = {

@@ -11,8 +11,8 @@ from clusters import cluster_of
 
 import isthmus
 from isthmus.errors import ClusterError
-from isthmus.planning.scaling import Study, edge_counts, with_edge_sites, with_link_rate
-from isthmus.planning.time_model import Workload
+from isthmus.timing.scaling import Study, edge_counts, with_edge_sites, with_link_rate
+from isthmus.timing.time_model import Workload
 
 pytestmark = pytest.mark.slow
 
@@ -27,7 +27,7 @@ def calibrated(*sites, **link):
 
 
 def simulate(folder, *arguments):
-    return subprocess.run([sys.executable, "-m", "isthmus.cli", "simulate", *map(str, arguments)],
+    return subprocess.run([sys.executable, "-m", "isthmus", "simulate", *map(str, arguments)],
                           cwd=folder, text=True, capture_output=True, timeout=120)
 
 

@@ -13,9 +13,9 @@ from clusters import cluster_of
 
 import isthmus
 from isthmus.errors import ShardError
+from isthmus.links.agreement import gather_json
 from isthmus.planning.replanning import moving_seconds
 from isthmus.shards.moving import move_shards
-from isthmus.topology.agreement import gather_json
 
 SAMPLES, SHARDS = 600, 12
 

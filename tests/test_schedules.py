@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isthmus.topology.schedules import TREE_CHUNK_ENTRIES, core_ranks, halvings, trees
+from isthmus.schedules import TREE_CHUNK_ENTRIES, core_ranks, halvings, trees
 
 LONG = 4 * TREE_CHUNK_ENTRIES
 

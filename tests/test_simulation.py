@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import isthmus
-from isthmus.planning.flows import FlowNetwork, _fill_one, max_min_rates
-from isthmus.planning.simulation import Stragglers, simulate
-from isthmus.planning.step import computed_share, predict_step
-from isthmus.planning.time_model import Workload, overlapped_seconds
+from isthmus.timing.flows import FlowNetwork, _fill_one, max_min_rates
+from isthmus.timing.simulation import Stragglers, simulate
+from isthmus.timing.step import computed_share, predict_step
+from isthmus.timing.time_model import Workload, overlapped_seconds
 
 SYSTEM_PYTHON = "/usr/bin/python3"
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.optimize import linprog
 
 import isthmus
-from isthmus.planning.single_pass_lp import solve_rounds
+from isthmus.planning.single_pass.linear_programme import solve_rounds
 
 STAR = (Fraction(1), [Fraction(2), Fraction(3), Fraction(4)],
         [Fraction(1, 2), Fraction(1), Fraction(2)])

@@ -20,16 +20,16 @@ from clusters import cluster_of
 from test_cli import ISTHMUS, RUN, call, command, lab, with_changes, write
 
 import isthmus
+from isthmus.cluster.slurm import Node, cluster_table, read_allocation, tasks_of_nodes
 from isthmus.errors import ClusterError, OutputError, SchedulerError, SettingsError
-from isthmus.runs.in_allocation import rank_command
-from isthmus.runs.launch import rank_environment
-from isthmus.runs.record import RunFolder
-from isthmus.runs.slurm_agent import IN_SCRATCH
-from isthmus.runs.slurm_settings import SlurmSettings
-from isthmus.runs.status import describe_run, list_runs, status_table
-from isthmus.runs.submit import script_of_run
+from isthmus.folders.record import RunFolder
+from isthmus.folders.status import describe_run, list_runs, status_table
+from isthmus.jobs.launch import rank_environment
+from isthmus.jobs.slurm.agent import IN_SCRATCH
+from isthmus.jobs.slurm.in_allocation import rank_command
+from isthmus.jobs.slurm.settings import SlurmSettings
+from isthmus.jobs.slurm.submit import script_of_run
 from isthmus.toml_files import check_table
-from isthmus.topology.slurm import Node, cluster_table, read_allocation, tasks_of_nodes
 
 
 def test_tasks_of_nodes_are_read_from_the_short_form():
@@ -50,7 +50,7 @@ ALLOCATED = {"SLURM_JOB_NODELIST": "n[0-1]", "SLURM_TASKS_PER_NODE": "2(x2)",
     ({"SLURM_HET_SIZE": "some"}, "SLURM_HET_SIZE holds 'some'"),
     ({"SLURM_HET_SIZE": "2"}, "SLURM_JOB_NODELIST_HET_GROUP_0 is not set")])
 def test_what_slurm_has_not_told_is_named(monkeypatch, change, words):
-    monkeypatch.setattr("isthmus.topology.slurm.ask", lambda *command, **_: "n0\nn1\n")
+    monkeypatch.setattr("isthmus.cluster.slurm.ask", lambda *command, **_: "n0\nn1\n")
     environment = {key: value for key, value in (ALLOCATED | change).items() if value is not None}
     with pytest.raises(SchedulerError, match=words):
         read_allocation(environment)

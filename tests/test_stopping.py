@@ -4,8 +4,8 @@ import signal
 
 import pytest
 
-from isthmus.runs.stopping import stopping_on
-from isthmus.topology.agreement import gather_json
+from isthmus.jobs.stopping import stopping_on
+from isthmus.links.agreement import gather_json
 
 
 @pytest.mark.ranks(3)

@@ -10,9 +10,9 @@ import pytest
 from test_rebalancing import lab, lines_of
 
 import isthmus
-from isthmus.runs.report import write_report
-from isthmus.runs.train import train
-from isthmus.topology.agreement import from_root
+from isthmus.jobs.train import train
+from isthmus.links.agreement import from_root
+from isthmus.pages.report import write_report
 from isthmus.training.strategies import STRATEGIES
 from isthmus.training.strategies.strategy import Exchange, Member, exchanges_per_step
 from isthmus.training.strategies.synchronous import Synchronous
@@ -122,7 +122,7 @@ def test_nobody_but_their_own_folder_knows_a_strategy_by_name():
 
 
 def test_a_round_counts_with_its_mean_so_that_what_ends_it_has_its_share():
-    from isthmus.runs.terms import typical_terms
+    from isthmus.folders.terms import typical_terms
     quiet_step, exchange = {"compute": 2.0, "links": 0.0}, {"compute": 2.0, "links": 3.0}
     steps = [(quiet_step, False), (quiet_step, False), (exchange, True)] * 4 + [(quiet_step, False)]
     terms, seconds = typical_terms(steps)

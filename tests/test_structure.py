@@ -11,18 +11,23 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FLOORS = {
-    "errors": 0, "registry": 0, "files": 0, "hdf5_files": 0, "toml_files": 1, "devices": 0,
-    "mpirun": 0, "provenance": 0, "picture_style": 0, "json_text": 0, "terminal": 0, "arguments": 0,
-    "cures": 0, "extras": 0, "quantities": 0, "segments": 0,
-    "kernels": 1, "vectors": 1,
-    "topology": 2, "compression": 2,
-    "collectives": 3, "shards": 3, "planning": 3,
-    "training": 4, "testbed": 4,
-    "runs": 5, "benchmarking": 5,
-    "ending": 6, "cli": 7, "__main__": 8,
-}
-LOWEST = ("errors", "cures", "extras")  # that floor 0 itself may use
+FLOORS = {name: floor for floor, names in enumerate((
+    "errors cures extras registry json_text vectors quantities terminal hdf5_files segments "
+    "picture_style",
+    "files devices mpirun provenance",
+    "toml_files kernels schedules",
+    "cluster compression models",
+    "links timing",
+    "collectives shards planning testbed",
+    "training watching",
+    "folders",
+    "pages",
+    "jobs",
+    "measuring checks",
+    "benchmarking",
+    "cli",
+    "__main__")) for name in names.split()}
+LOWEST = ("errors", "cures", "extras")  # that the lowest floor itself may use
 MODULES = sorted([*(ROOT / "src/isthmus").rglob("*.py"), *(ROOT / "kernels").rglob("*.py")])
 
 
@@ -203,7 +208,7 @@ def test_files_are_not_longer_than_a_screenful_of_screens():
 
 
 def test_the_environment_of_ranks_is_explicit():
-    from isthmus.runs.launch import rank_command, rank_environment
+    from isthmus.jobs.launch import rank_command, rank_environment
     environment = rank_environment(EXTRA="1")
     assert environment["EXTRA"] == "1"
     assert environment["PRTE_MCA_rmaps_default_mapping_policy"] == ":oversubscribe"

@@ -10,9 +10,9 @@ from clusters import cluster_of
 from rich.table import Table
 
 import isthmus
-from isthmus import cli
-from isthmus.runs.plan import plan_table
-from isthmus.runs.status import status_table
+from isthmus.cli import main as cli
+from isthmus.folders.status import status_table
+from isthmus.jobs.plan import plan_table
 from isthmus.terminal import Terminal, styled, table_of, visible
 
 MEAN = "[red]x[/red] [/] [link=http://a] \x1b[31m\x07\r\n\u202e\udcff 8 µs →"
@@ -113,5 +113,5 @@ def test_text_reaches_the_terminal_in_one_place(repository):
                     name.split(".")[0] == "rich" for name in names), path
         printed = [ast.unparse(node.args[0]) for node in ast.walk(tree) if isinstance(node, ast.Call)
                    and getattr(node.func, "id", "") == "print"]
-        assert printed == {"cli.py": ["dumps(table)"], "tun_relay.py": ["'ready'"]}.get(
-            path.name, []), path
+        assert printed == {"cli/main.py": ["dumps(table)"], "testbed/tun_relay.py": ["'ready'"]}.get(
+            f"{path.parent.name}/{path.name}", []), path

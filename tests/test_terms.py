@@ -10,16 +10,23 @@ import pytest
 from clusters import cluster_of
 
 import isthmus
-from isthmus.planning import objectives, terms
-from isthmus.planning.objectives import OBJECTIVES, Imbalance, Makespan, Moving, Period, make_objective
-from isthmus.planning.problem import Pipes, make_problem
+from isthmus.cluster import cluster as cluster_module
+from isthmus.cluster.cluster_file import ClusterTable, NotNegative, Site
+from isthmus.jobs.settings import PlanSettings
+from isthmus.planning.programme import objectives, terms
+from isthmus.planning.programme.objectives import (
+    OBJECTIVES,
+    Imbalance,
+    Makespan,
+    Moving,
+    Period,
+    make_objective,
+)
+from isthmus.planning.programme.problem import Pipes, make_problem
+from isthmus.planning.programme.search import improve
+from isthmus.planning.programme.terms import SEARCHES, Objective, PerByte, PerSecond, Term
 from isthmus.planning.replanning import Replanner
-from isthmus.planning.search import improve
-from isthmus.planning.step import together_terms
-from isthmus.planning.terms import SEARCHES, Objective, PerByte, PerSecond, Term
-from isthmus.runs.settings import PlanSettings
-from isthmus.topology import cluster as cluster_module
-from isthmus.topology.cluster_file import ClusterTable, NotNegative, Site
+from isthmus.timing.step import together_terms
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from isthmus.testbed.wiring import Wiring
 
 pytestmark = pytest.mark.slow
 
-ISTHMUS = [sys.executable, "-m", "isthmus.cli", "testbed"]
+ISTHMUS = [sys.executable, "-m", "isthmus", "testbed"]
 OURS = f"test{os.getpid()}"          # beside a testbed that somebody has in use
 WIRES = f"isthmus-{OURS}-wires"
 SITE1 = f"isthmus-{OURS}-site-site1"
@@ -339,7 +339,7 @@ def lab(tmp_path):
 
 @pytest.mark.slow
 def test_a_job_runs_on_the_testbed_and_says_that_its_links_are_emulated(bed, lab):
-    done = call(lab, "run", "--json", "cluster.toml", "--", sys.executable, "-m", "isthmus.cli", "train",
+    done = call(lab, "run", "--json", "cluster.toml", "--", sys.executable, "-m", "isthmus", "train",
                 "run.toml", "--json")
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
@@ -369,7 +369,7 @@ def test_interfaces_see_the_bytes_that_are_counted(bed, tmp_path, ranks, interle
         for number, site in enumerate(table["site"]):
             site["world_ranks"] = list(range(number, 2 * ranks, 2))
     (tmp_path / "cluster.toml").write_text(tomli_w.dumps(table))
-    done = call(tmp_path, "run", "cluster.toml", "--", sys.executable, "-m", "isthmus.cli", "bench",
+    done = call(tmp_path, "run", "cluster.toml", "--", sys.executable, "-m", "isthmus", "bench",
                 "collectives", "cluster.toml", "--algorithm", "hierarchical", "--smallest", "1000000",
                 "--largest", "1000000", "--repetitions", "3", "-o", "out")
     assert done.returncode == 0, done.stderr
@@ -390,7 +390,7 @@ def test_up_to_64_kib_cross_once_each_way(bed, tmp_path, sites):
     latency, rate = 0.05, 1.25e7
     table = cluster_of(*[1] * sites, latency_seconds=latency, bytes_per_second=rate)
     (tmp_path / "cluster.toml").write_text(tomli_w.dumps(table))
-    done = call(tmp_path, "run", "cluster.toml", "--", sys.executable, "-m", "isthmus.cli", "bench",
+    done = call(tmp_path, "run", "cluster.toml", "--", sys.executable, "-m", "isthmus", "bench",
                 "collectives", "cluster.toml", "--algorithm", "hierarchical", "--compressor", "none",
                 "--smallest", "32768", "--largest", "65536", "--repetitions", "5", "-o", "out")
     assert done.returncode == 0, done.stderr
@@ -405,7 +405,7 @@ def test_the_trees_of_a_link_do_not_wait_for_each_other(bed, tmp_path):
     """Two ranks that are each other's parents: in turns, a chunk took a round trip, twice the time."""
     table = cluster_of(2, 2, latency_seconds=0.01, bytes_per_second=1.25e7)
     (tmp_path / "cluster.toml").write_text(tomli_w.dumps(table))
-    done = call(tmp_path, "run", "cluster.toml", "--", sys.executable, "-m", "isthmus.cli", "bench",
+    done = call(tmp_path, "run", "cluster.toml", "--", sys.executable, "-m", "isthmus", "bench",
                 "collectives", "cluster.toml", "--algorithm", "tree", "--compressor", "none",
                 "--smallest", "2000000", "--largest", "2000000", "--repetitions", "4", "-o", "out")
     assert done.returncode == 0, done.stderr
@@ -444,7 +444,7 @@ def test_a_daemon_that_is_lost_leaves_a_line_with_the_way_on(bed, lab):
     run = (lab / "run.toml").read_text().replace("epochs = 2", "epochs = 4000")
     (lab / "run.toml").write_text(run + "\n[run]\ncheckpoint_every = 5\n")
     job = subprocess.Popen([*ISTHMUS, "run", "--name", OURS, "cluster.toml", "--", sys.executable, "-m",
-                            "isthmus.cli", "train", "run.toml"], cwd=lab, stdout=subprocess.DEVNULL,
+                            "isthmus", "train", "run.toml"], cwd=lab, stdout=subprocess.DEVNULL,
                            stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 100
     while not list(lab.glob("runs/*/checkpoint.h5")) and time.monotonic() < deadline:

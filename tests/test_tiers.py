@@ -8,7 +8,7 @@ from clusters import cluster_of
 
 import isthmus
 from isthmus.errors import ClusterError, PlanError, ShardError, ranks_in_words
-from isthmus.topology.agreement import broadcast_json, from_root, gather_json, require, together
+from isthmus.links.agreement import broadcast_json, from_root, gather_json, require, together
 
 
 @pytest.mark.ranks(5)

@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import isthmus
-from isthmus.planning.calibration import fit_link
-from isthmus.planning.step import predict_overlapped, predict_step
-from isthmus.planning.time_model import (
+from isthmus.registry import ALGORITHMS
+from isthmus.timing.fits import fit_link
+from isthmus.timing.step import predict_overlapped, predict_step
+from isthmus.timing.time_model import (
     Workload,
     compute_seconds,
     narrow_link_bound_seconds,
@@ -21,7 +22,6 @@ from isthmus.planning.time_model import (
     staging_seconds,
     steps_per_epoch,
 )
-from isthmus.registry import ALGORITHMS
 
 COMPRESSORS = [None, isthmus.Int8(), isthmus.TopK(0.01), isthmus.Dense("float16")]
 

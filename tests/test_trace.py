@@ -16,14 +16,14 @@ from test_report import write_run
 
 import isthmus
 from isthmus.errors import SettingsError, StoppedError
+from isthmus.links.clocks import clock_offsets
+from isthmus.links.traced import SENT, Recorder
+from isthmus.models.models import Perceptron
+from isthmus.pages import timeline as timelines
+from isthmus.pages.report import write_report
+from isthmus.pages.timeline import timeline
 from isthmus.registry import SPANS
-from isthmus.runs import timeline as timelines
-from isthmus.runs.report import write_report
-from isthmus.runs.timeline import timeline
 from isthmus.shards.batches import LocalSamples
-from isthmus.topology.clocks import clock_offsets
-from isthmus.topology.tracing import SENT, Recorder
-from isthmus.training.models import Perceptron
 from isthmus.training.recipe import Recipe
 from isthmus.vectors import bucket_slices
 
@@ -40,10 +40,12 @@ def traced_run(comm, folder, sites, algorithm, compressor, buckets, paced, chunk
 
     slow: seconds that rank 3 computes; the others compute for 0.004.
     """
-    from isthmus.runs.trace import Trace  # it needs MPI, which the process that starts ranks must not
-    from isthmus.topology.agreement import gather_json
+    from isthmus.links.agreement import gather_json
     from isthmus.training.loop import MEASURED, State, Training
     from isthmus.training.strategies.strategy import Member
+    from isthmus.watching.trace import (
+        Trace,  # it needs MPI, which the process that starts ranks must not
+    )
     cluster = isthmus.Cluster(cluster_of(*sites, latency_seconds=LATENCY_SECONDS))
     with isthmus.split_tiers(comm, cluster) as tiers:
         trace = Trace(tiers.paced() if paced else tiers)
@@ -135,7 +137,7 @@ def test_a_wire_takes_its_time_on_the_common_clock(comm, shared_folder):
 def test_no_message_is_received_before_it_is_sent(
         comm, shared_folder, monkeypatch, algorithm, compressor, buckets, paced):
     """Whatever zero each rank's clock has: they are measured to be some seconds apart."""
-    from isthmus.runs import trace, trace_events
+    from isthmus.watching import trace, trace_events
     noted = []
     monkeypatch.setattr(trace, "write_trace", lambda *given: noted.append(given))
     shift = 3.0 * comm.rank
@@ -178,7 +180,7 @@ def test_a_clock_that_is_behind_is_found_to_half_a_round_trip(comm):
 
 @pytest.mark.ranks(3)
 def test_a_run_leaves_a_trace_where_that_is_asked_for(comm, shared_folder):
-    from isthmus.runs.train import train
+    from isthmus.jobs.train import train
     write_lab(comm, shared_folder)
     for wanted in (False, True):
         summary = train(comm, shared_folder / f"{wanted}.toml", lambda *_, **__: None)
@@ -190,7 +192,7 @@ def test_a_run_leaves_a_trace_where_that_is_asked_for(comm, shared_folder):
 
 @pytest.mark.ranks(3)
 def test_a_run_that_is_stopped_leaves_the_trace_of_its_steps(comm, shared_folder):
-    from isthmus.runs.train import train
+    from isthmus.jobs.train import train
     write_lab(comm, shared_folder)
 
     def tell(line, passing=False):
@@ -245,7 +247,7 @@ def row(kind, at, start, end, peer=-1, nbytes=0, step=1):
 
 def test_waiting_is_cut_out_of_spans_and_bytes_are_where_they_were_sent():
     """Rank 0 waits for what rank 1 sends late, then for rank 1 to take what it sends itself."""
-    from isthmus.runs.trace_events import messages, spans, trace_events
+    from isthmus.watching.trace_events import messages, spans, trace_events
     rows = np.array([row("compute", 0, 1, 10), row("received", 11, 12, 20, 1, 8),
                      row("sent", 14, np.nan, np.nan, 2, 5), row("reduce", 0, 10, 21),
                      row("sent", 22, 24, 29, 1, 7), row("links", 0, 23, 30)])
@@ -265,7 +267,7 @@ def test_waiting_is_cut_out_of_spans_and_bytes_are_where_they_were_sent():
 
 def write_long_trace(folder, steps=30, ranks=(2, 2), pieces=400, name="site0"):
     """Write the trace of long steps, each a little longer than the one before; return its cluster."""
-    from isthmus.runs.trace_events import write_trace
+    from isthmus.watching.trace_events import write_trace
     table = cluster_of(*ranks)
     table["site"][0]["name"] = name
     for link in table["link"]:

@@ -10,12 +10,12 @@ from clusters import cluster_of
 
 import isthmus
 from isthmus.errors import CheckpointError, NonFiniteError, OutputError, ReplicaError
+from isthmus.links.agreement import gather_json
+from isthmus.models.models import Perceptron
 from isthmus.shards.batches import LocalSamples
-from isthmus.topology.agreement import gather_json
 from isthmus.training import checkpoint_file
 from isthmus.training.checkpoint import read_checkpoint, write_checkpoint
 from isthmus.training.loop import MEASURED, State, Training
-from isthmus.training.models import Perceptron
 from isthmus.training.recipe import Recipe
 from isthmus.training.strategies.strategy import Member
 from isthmus.vectors import bucket_slices

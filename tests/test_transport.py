@@ -4,8 +4,8 @@ import pytest
 from clusters import cluster_of
 
 import isthmus
-from isthmus.runs.launch import launch_advice, launch_lines
-from isthmus.topology.transport import tcp_settings
+from isthmus.jobs.launch import launch_advice, launch_lines
+from isthmus.links.tcp import tcp_settings
 
 
 def cluster(*sites, **link):

@@ -13,7 +13,7 @@ from pathlib import Path
 import tomli_w
 
 import isthmus
-from isthmus.runs.launch import mpirun, rank_environment
+from isthmus.jobs.launch import mpirun, rank_environment
 
 TWO_SITES = Path(__file__).resolve().parent.parent / "two_sites.toml"
 RANKS, SIZES = (4, 8), (16_384, 65_536, 262_144, 1_048_576)
@@ -44,7 +44,7 @@ def measure(ranks, links, ways, sizes):
         cluster = Path(folder, "cluster.toml")
         cluster.write_text(tomli_w.dumps(table))
         done = subprocess.run(
-            [mpirun(), "-n", str(ranks), sys.executable, "-m", "isthmus.cli", "bench", "collectives",
+            [mpirun(), "-n", str(ranks), sys.executable, "-m", "isthmus", "bench", "collectives",
              str(cluster), "--links", links, *options, "--smallest", str(sizes[0]),
              "--largest", str(sizes[-1]), "--seconds", "0.2", "--output", folder, "--json"],
             check=True, text=True, stdout=subprocess.PIPE, env=rank_environment())

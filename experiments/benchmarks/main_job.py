@@ -7,7 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from isthmus.runs.launch import mpirun, rank_environment
+from isthmus.jobs.launch import mpirun, rank_environment
 
 RUN = Path(__file__).resolve().parent.parent / "fashion_two_sites.toml"
 
@@ -18,7 +18,7 @@ class MainJob:
     def setup_cache(self):
         with tempfile.TemporaryDirectory() as folder:
             measured = f"{folder}/cluster.toml"
-            start = [mpirun(), "-n", "4", sys.executable, "-m", "isthmus.cli"]
+            start = [mpirun(), "-n", "4", sys.executable, "-m", "isthmus"]
             for arguments in (["calibrate", RUN, "-o", measured],
                               ["train", RUN, "--cluster", measured, "--json"]):
                 done = subprocess.run([*start, *map(str, arguments)], check=True, text=True,

@@ -168,7 +168,7 @@ class Simulate:
                                          compressor=isthmus.Int8())
 
     def time_hundred_steps(self, shape, links):
-        from isthmus.planning.simulation import Stragglers, simulate
+        from isthmus.timing.simulation import Stragglers, simulate
         simulate(self.cluster, self.workload, steps=100, stragglers=Stragglers(0.2))
 
 

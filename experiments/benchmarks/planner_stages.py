@@ -6,14 +6,14 @@ These are insides: where a commit has others, only these figures are missing.
 import time
 
 import isthmus
-from isthmus.planning.classes import fluid_items, rank_groups
-from isthmus.planning.cuts import makespan_bound
-from isthmus.planning.integers import NODES
-from isthmus.planning.objectives import makespan
-from isthmus.planning.problem import make_problem
-from isthmus.planning.programme import Model, solve_lp
-from isthmus.planning.relaxation import relax
-from isthmus.planning.rounding import place_whole
+from isthmus.planning.programme.classes import fluid_items, rank_groups
+from isthmus.planning.programme.cuts import makespan_bound
+from isthmus.planning.programme.integers import NODES
+from isthmus.planning.programme.linear_programme import Model, solve_lp
+from isthmus.planning.programme.objectives import makespan
+from isthmus.planning.programme.problem import make_problem
+from isthmus.planning.programme.relaxation import relax
+from isthmus.planning.programme.rounding import place_whole
 
 from .planner import CASES
 

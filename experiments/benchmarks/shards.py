@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 
 import isthmus
-from isthmus.runs.launch import rank_command, rank_environment
+from isthmus.jobs.launch import rank_command, rank_environment
 
 SHARDS, REPETITIONS = 16, 5
 REPOSITORY = Path(__file__).resolve().parent.parent.parent

@@ -4,12 +4,12 @@ import subprocess
 import sys
 import time
 
-IMPORTS = ("import isthmus", "from isthmus.kernels import cpu", "import isthmus.training.models")
+IMPORTS = ("import isthmus", "from isthmus.kernels import cpu", "import isthmus.models.models")
 HIGH_WATER = "; print(open('/proc/self/status').read().partition('VmHWM:')[2].split()[0])"
 
 
 class Startup:
-    params = (*IMPORTS, "isthmus.cli --help")
+    params = (*IMPORTS, "isthmus --help")
     param_names = ("what",)
     unit = "seconds"
 

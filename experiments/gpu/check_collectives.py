@@ -31,7 +31,7 @@ def check_bits(world, cupy, size, tell):
     import numpy as np
     from site_ranks import tiers_of
 
-    from isthmus.topology.agreement import gather_json
+    from isthmus.links.agreement import gather_json
     differences, calls = [], 0
     for sites in SITES:
         tiers = tiers_of(world, sites)
@@ -75,7 +75,7 @@ def check_errors(world, cupy, tell, size=1 << 20):
 
     import isthmus
     from isthmus.errors import NoDeviceError
-    from isthmus.topology.agreement import gather_json
+    from isthmus.links.agreement import gather_json
     tiers = tiers_of(world, (2, 2))
     faults = {"on the host": lambda: np.zeros(size, "f4"),
               "not contiguous": lambda: cupy.zeros(2 * size, "f4")[::2],
@@ -112,9 +112,9 @@ def check_training(world, cupy, tell, hidden=128):
 
     import isthmus
     from isthmus.errors import ReplicaError
+    from isthmus.models.models import Perceptron
     from isthmus.shards.batches import LocalSamples
     from isthmus.training.loop import State, Training
-    from isthmus.training.models import Perceptron
     from isthmus.training.recipe import Recipe
     from isthmus.training.strategies.strategy import Member
     model, recipe = Perceptron(784, (hidden,), 10), Recipe(epochs=2, steps=20, learning_rate=0.1)

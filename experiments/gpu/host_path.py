@@ -26,7 +26,7 @@ def path_through_host(device, size, chunks):
     import numpy as np
 
     from isthmus import Int8
-    from isthmus.collectives.residence import PageLocked
+    from isthmus.links.on_device import PageLocked
     from isthmus.vectors import chunk_slices
     compressor, transport = Int8(), PageLocked(device)
     vector, residual, total = (device.zeros(size, "f4") for _ in range(3))

@@ -18,8 +18,8 @@ if __name__ == "__main__":
     from torch.nn.parallel import DistributedDataParallel
 
     import isthmus
+    from isthmus.models.models import Perceptron
     from isthmus.shards.batches import LocalSamples
-    from isthmus.training.models import Perceptron
     from isthmus.training.recipe import Recipe
 
     class Gloo:

@@ -3,8 +3,8 @@
 import importlib
 
 _HOME = {
-    "Cluster": "isthmus.topology.cluster",
-    "split_tiers": "isthmus.topology.tiers",
+    "Cluster": "isthmus.cluster.cluster",
+    "split_tiers": "isthmus.links.tiers",
     "Dense": "isthmus.compression.dense",
     "Int8": "isthmus.compression.quantized",
     "Int4": "isthmus.compression.quantized",
@@ -16,13 +16,13 @@ _HOME = {
     "pack_shards": "isthmus.shards.packing",
     "ShardSet": "isthmus.shards.shard_file",
     "scatter_shards": "isthmus.shards.scattering",
-    "Workload": "isthmus.planning.time_model",
-    "predict_allreduce": "isthmus.planning.time_model",
-    "allocate_shards": "isthmus.planning.allocation",
+    "Workload": "isthmus.timing.time_model",
+    "predict_allreduce": "isthmus.timing.time_model",
+    "allocate_shards": "isthmus.planning.programme.allocation",
     "plan_shards": "isthmus.planning.plan",
-    "plan_single_pass": "isthmus.planning.single_pass",
-    "plan_single_pass_tree": "isthmus.planning.single_pass_tree",
-    "TreeNode": "isthmus.planning.single_pass_tree",
+    "plan_single_pass": "isthmus.planning.single_pass.star",
+    "plan_single_pass_tree": "isthmus.planning.single_pass.tree",
+    "TreeNode": "isthmus.planning.single_pass.tree",
     "IsthmusError": "isthmus.errors",
 }
 """Public name -> module. Loaded on first use, so that `import isthmus` stays light."""

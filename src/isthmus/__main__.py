@@ -1,5 +1,5 @@
 """`python -m isthmus`: the command line."""
 
-from isthmus.cli import main
+from isthmus.cli.main import main
 
 main()

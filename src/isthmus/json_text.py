@@ -24,6 +24,11 @@ def dumps(value, indent=None, *, exact=False):
     return text
 
 
+def quoted(text):
+    """Return `text` in double quotes, as JSON has it, with every letter as it is."""
+    return json.dumps(text, ensure_ascii=False)
+
+
 def loads(text, *, exact=False):
     """Return what the JSON in `text` (str, or UTF-8 bytes) says; NaN and infinities are None.
 

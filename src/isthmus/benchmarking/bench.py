@@ -42,8 +42,8 @@ def _run_between_ranks(comm, cluster_path, options, folder, tell, name, bench, d
     from mpi4py import MPI
     from threadpoolctl import threadpool_limits
 
-    from isthmus.topology.agreement import from_root, gather_json
-    from isthmus.topology.tiers import tiers_of_file
+    from isthmus.links.agreement import from_root, gather_json
+    from isthmus.links.tiers import tiers_of_file
     store = Results(folder, name)
     with threadpool_limits(1), tiers_of_file(comm, cluster_path, options.links == "paced") as tiers:
         facts = {"hosts": gather_json(comm, MPI.Get_processor_name()),

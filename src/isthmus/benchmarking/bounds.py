@@ -1,6 +1,6 @@
 """What no allreduce between sites can beat."""
 
-from isthmus.planning.time_model import narrow_link_bound_seconds
+from isthmus.timing.time_model import narrow_link_bound_seconds
 
 
 def bound_seconds(cluster, nbytes, compressor=None):

@@ -16,11 +16,11 @@ from isthmus.benchmarking.options import named_compressor, sizes_nbytes
 from isthmus.benchmarking.spread import spread_of
 from isthmus.collectives.allreduce import Allreduce
 from isthmus.errors import ReplicaError
-from isthmus.planning.time_model import predict_allreduce
+from isthmus.links.agreement import from_root, gather_json, require
+from isthmus.links.common_clock import CommonClock
+from isthmus.links.world import barrier, maximum
 from isthmus.testbed import own_counters
-from isthmus.topology.agreement import from_root, gather_json, require
-from isthmus.topology.common_clock import CommonClock
-from isthmus.topology.world import barrier, maximum
+from isthmus.timing.time_model import predict_allreduce
 
 HEADER = (f"# {'nbytes':>11} {'median ms':>11} {'least ms':>11} {'most ms':>11} {'model ms':>11} "
           f"{'bound ms':>11} {'cut bytes':>11} {'sent bytes':>11} {'times':>6}")

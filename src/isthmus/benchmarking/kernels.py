@@ -12,7 +12,7 @@ import numpy as np
 
 from isthmus.benchmarking.spread import spread_of
 from isthmus.kernels import cpu
-from isthmus.training.measuring import triad
+from isthmus.measuring.computing import triad
 
 NBYTES = 384_000_000
 GRAIN_NBYTES = 4096

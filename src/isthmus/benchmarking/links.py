@@ -13,8 +13,8 @@ import numpy as np
 from isthmus.benchmarking.options import sizes_nbytes
 from isthmus.benchmarking.spread import spread_of
 from isthmus.errors import ClusterError
-from isthmus.topology.agreement import broadcast_json, require
-from isthmus.topology.world import all_gather, barrier, broadcast
+from isthmus.links.agreement import broadcast_json, require
+from isthmus.links.world import all_gather, barrier, broadcast
 
 STREAM_NBYTES = 60 * 1024
 """Bytes of a message of a stream: under the size at which MPI over TCP asks before it sends."""

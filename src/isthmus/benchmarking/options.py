@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 from isthmus.compression import COMPRESSORS
-from isthmus.planning.time_model import predict_allreduce
 from isthmus.registry import ALGORITHMS, algorithm_named
+from isthmus.timing.time_model import predict_allreduce
 
 LINKS = ("real", "paced")
 

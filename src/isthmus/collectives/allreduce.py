@@ -10,17 +10,17 @@ from isthmus import kernels
 from isthmus.collectives.exact import OfMPI
 from isthmus.collectives.hierarchical import Hierarchical
 from isthmus.collectives.recursive import Recursive
-from isthmus.collectives.residence import Host, residence_of
 from isthmus.collectives.ring import Ring
-from isthmus.collectives.stage_clock import StageClock
 from isthmus.collectives.tree import DoubleTree
 from isthmus.collectives.wishes import Wish, agreed_share
 from isthmus.compression.chunks import WIRE_NBYTES, chunk_entries
 from isthmus.compression.dense import Dense
 from isthmus.devices import memory_for, set_from_host, to_host
 from isthmus.errors import IsthmusError
-from isthmus.topology.agreement import raise_first
-from isthmus.topology.counted import CountedComm
+from isthmus.links.agreement import raise_first
+from isthmus.links.counted import CountedComm
+from isthmus.links.on_device import Host, residence_of
+from isthmus.links.stage_clock import StageClock
 
 EXACT = {"ring": Ring, "tree": DoubleTree, "recursive": Recursive}
 

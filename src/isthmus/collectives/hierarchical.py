@@ -25,7 +25,7 @@ from isthmus import kernels
 from isthmus.collectives.messages import arrived, receiving, sending, sending_nbytes, wait_for
 from isthmus.compression.chunks import chunk_entries, site_chunk_entries
 from isthmus.compression.compressor import Compressor
-from isthmus.topology.comm import message_nbytes
+from isthmus.links.comm import message_nbytes
 from isthmus.vectors import chunk_slices
 
 

@@ -4,7 +4,7 @@ MPI counts what a message holds in 31 bits; here alone is it seen to that none c
 """
 
 from isthmus import kernels
-from isthmus.topology.comm import message_nbytes
+from isthmus.links.comm import message_nbytes
 from isthmus.vectors import chunk_slices
 
 PIECE_NBYTES = 4 * 1024 * 1024

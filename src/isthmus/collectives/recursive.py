@@ -18,7 +18,7 @@ from isthmus.collectives.messages import (
     sending_nbytes,
     wait_for,
 )
-from isthmus.topology.schedules import core_ranks, halvings
+from isthmus.schedules import core_ranks, halvings
 
 
 class Recursive(Exact):

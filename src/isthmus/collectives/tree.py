@@ -18,8 +18,8 @@ import numpy as np
 from isthmus import kernels
 from isthmus.collectives.exact import Exact
 from isthmus.collectives.messages import arrived, wait_for, wait_for_any
-from isthmus.topology.comm import message_nbytes
-from isthmus.topology.schedules import TREE_CHUNKS_AHEAD, trees
+from isthmus.links.comm import message_nbytes
+from isthmus.schedules import TREE_CHUNKS_AHEAD, trees
 
 
 class DoubleTree(Exact):

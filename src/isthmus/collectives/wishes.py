@@ -3,9 +3,9 @@
 from dataclasses import astuple, dataclass
 
 from isthmus.errors import ranks_in_words
+from isthmus.links.agreement import gather_json
 from isthmus.quantities import real, slices, whole
 from isthmus.registry import algorithm_named
-from isthmus.topology.agreement import gather_json
 
 
 @dataclass(frozen=True)

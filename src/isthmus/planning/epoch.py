@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from isthmus.errors import PlanError
-from isthmus.planning.problem import Pipes, Prices
-from isthmus.planning.time_model import Workload, steps_per_epoch
+from isthmus.planning.programme.problem import Pipes, Prices
 from isthmus.quantities import real, whole
+from isthmus.timing.time_model import Workload, steps_per_epoch
 
 
 @dataclass(frozen=True, eq=False)

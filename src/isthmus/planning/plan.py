@@ -9,15 +9,15 @@ import numpy as np
 
 from isthmus.errors import PlanError
 from isthmus.json_text import dumps
-from isthmus.planning.allocation import allocate_shards, shards_by_rank
 from isthmus.planning.epoch import Epoch, Staging
-from isthmus.planning.exchanges import Exchange, link_name
-from isthmus.planning.integers import NODES
-from isthmus.planning.objectives import make_objective
+from isthmus.planning.programme.allocation import allocate_shards, shards_by_rank
+from isthmus.planning.programme.exchanges import Exchange, link_name
+from isthmus.planning.programme.integers import NODES
+from isthmus.planning.programme.objectives import make_objective
 from isthmus.planning.sentences import bits_taken_for_bytes, bound_by, price_sentences
-from isthmus.planning.step import predict_step
-from isthmus.planning.time_model import fair_staging_seconds, staging_seconds, waiting_seconds
 from isthmus.quantities import real, whole
+from isthmus.timing.step import predict_step
+from isthmus.timing.time_model import fair_staging_seconds, staging_seconds, waiting_seconds
 
 
 @dataclass(frozen=True, eq=False)

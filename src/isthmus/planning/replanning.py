@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from isthmus.planning.allocation import shards_by_rank
 from isthmus.planning.epoch import Epoch
-from isthmus.planning.exchanges import following_seconds
-from isthmus.planning.moving_programme import MovingProgramme
-from isthmus.planning.objectives import make_objective
-from isthmus.planning.problem import loads, make_problem
-from isthmus.planning.search import improve
+from isthmus.planning.programme.allocation import shards_by_rank
+from isthmus.planning.programme.exchanges import following_seconds
+from isthmus.planning.programme.moving_programme import MovingProgramme
+from isthmus.planning.programme.objectives import make_objective
+from isthmus.planning.programme.problem import loads, make_problem
+from isthmus.planning.programme.search import improve
 
 LEAST_GAIN = 0.02
 """Share of the seconds to come that a move must save: less is within what the time model knows."""

@@ -3,10 +3,10 @@
 import hashlib
 
 from isthmus.errors import ShardError
+from isthmus.links.agreement import together
 from isthmus.shards.batches import LocalSamples
 from isthmus.shards.scattering import PIECE_NBYTES, places_of, room_for
 from isthmus.shards.shard_file import rows_of_piece
-from isthmus.topology.agreement import together
 
 
 def move_shards(tiers, local, old, new, piece_nbytes=PIECE_NBYTES):

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from isthmus.errors import ShardError
+from isthmus.links.agreement import broadcast_json, gather_json, require, together
 from isthmus.shards.batches import LocalSamples
 from isthmus.shards.manifest import Manifest
 from isthmus.shards.shard_file import PIECE_NBYTES, rows_of_piece
-from isthmus.topology.agreement import broadcast_json, gather_json, require, together
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from isthmus.errors import EmulationError
+from isthmus.links.tcp import tcp_settings
 from isthmus.mpirun import MORE_RANKS_THAN_CORES, mca_arguments, mpirun
 from isthmus.testbed.commands import inside
 from isthmus.testbed.namespaces import counters, down, up
 from isthmus.testbed.wiring import CONTROL_NETWORK, NAME, RANKS_NETWORK, Wiring
-from isthmus.topology.transport import tcp_settings
 
 TESTBED = "ISTHMUS_TESTBED"  # in the environment of its ranks: the testbed's name
 RUN_NOTE = "ISTHMUS_RUN_NOTE"  # in the environment: the file into which a run writes its folder

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from isthmus.errors import EmulationError
 from isthmus.json_text import dumps, loads
+from isthmus.links.tcp import buffer_limits, tcp_settings
 from isthmus.testbed.commands import program_path, require_tools, require_tun, run
 from isthmus.testbed.state import (
     NAMESPACES,
@@ -23,7 +24,6 @@ from isthmus.testbed.state import (
     write_state,
 )
 from isthmus.testbed.wiring import NAME, Wiring, site_address
-from isthmus.topology.transport import buffer_limits, tcp_settings
 
 ZERO = [f"/proc/sys/net/ipv4/conf/{which}/{name}" for which in ("all", "default")
         for name in ("rp_filter", "send_redirects")]

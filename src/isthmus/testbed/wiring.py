@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from isthmus.errors import ClusterError
-from isthmus.topology.transport import FIRST_WORDS, tcp_settings
+from isthmus.links.tcp import FIRST_WORDS, tcp_settings
 
 NAME = "testbed"                   # of the one testbed that most machines have
 RANKS_NETWORK = "198.18.0.0/16"    # addresses that RFC 2544 sets aside for tests

@@ -7,8 +7,8 @@ import numpy as np
 
 from isthmus.devices import to_host
 from isthmus.errors import CheckpointError
-from isthmus.topology.agreement import from_root, gather_json, together
-from isthmus.topology.world import broadcast
+from isthmus.links.agreement import from_root, gather_json, together
+from isthmus.links.world import broadcast
 from isthmus.training.checkpoint_file import read_checkpoint_file, write_checkpoint_file
 from isthmus.training.identity import difference_in_words
 

@@ -18,10 +18,10 @@ import numpy as np
 from isthmus import kernels
 from isthmus.devices import library_of, out_of_memory, set_from_host, synchronise, to_host
 from isthmus.errors import NonFiniteError, ReplicaError
-from isthmus.planning.step import computed_share
+from isthmus.links.agreement import ranks_where
+from isthmus.links.world import all_gather, gather
 from isthmus.registry import ALLREDUCE_STAGES
-from isthmus.topology.agreement import ranks_where
-from isthmus.topology.world import all_gather, gather
+from isthmus.timing.step import computed_share
 from isthmus.training.instruments import Instruments
 
 MEASURED = ("loss", "samples", "compute", "allreduce", *ALLREDUCE_STAGES, "update", "step",

@@ -1,0 +1,1 @@
+"""The command line: one verb a function, no logic of its own."""

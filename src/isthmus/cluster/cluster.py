@@ -1,0 +1,245 @@
+"""A cluster file: the sites, their ranks and rates, and the links between them.
+
+Ranks are numbered in the order of the file: the ranks of the first site come first. This *cluster
+rank* is what plans speak of, and what `tiers.world.rank` is in a job.
+"""
+
+from collections import Counter, deque
+from copy import copy
+from functools import cached_property
+from itertools import accumulate
+
+import tomli_w
+
+from isthmus.cluster.cluster_file import ClusterTable
+from isthmus.cluster.measured import SizeTable, line
+from isthmus.errors import ClusterError
+from isthmus.files import write_text
+from isthmus.json_text import quoted
+from isthmus.toml_files import FrozenModel, check_table, read_toml
+
+
+class Link(FrozenModel):
+    """One direction of what joins two sites; links of one `pipe` share its bytes per second.
+
+    shared: the file's name of what is shared; None where the link has its rate for itself. name: of
+    what its rate belongs to, both directions: what is shared, or its two sites.
+    """
+
+    source: str
+    target: str
+    latency_seconds: float
+    bytes_per_second: float
+    pipe: str
+    name: str
+    shared: str | None = None
+    price_per_byte: float = 0.0
+    streams: SizeTable | None = None
+    messages: SizeTable | None = None
+
+    def line(self, nbytes, kind="streams"):
+        """Return the latency in seconds and the bytes per second that hold for `nbytes` bytes.
+
+        kind: "streams", of short messages; "messages", one. Those of the file where it has no table.
+        """
+        return line(self, kind, nbytes)
+
+
+def _owner(table):
+    """Return what the rate of a `[[link]]` belongs to: the name of what is shared, or its two sites."""
+    return (table.shared,) if table.shared is not None else tuple(sorted(table.ends[0]))
+
+
+def _link_names(tables):
+    """Return owner -> its name; in quotes where it would be that of another owner too."""
+    plain = {owner: "-".join(owner) for owner in map(_owner, tables)}
+    told = Counter(plain.values())
+    return {owner: name if told[name] == 1 and '"' not in name else "-".join(map(quoted, owner))
+            for owner, name in plain.items()}
+
+
+def _part(name):
+    """Return a name as a part of a pipe's: in quotes where it has what parts are put together with."""
+    return quoted(name) if set(name) & set('>:"') else name
+
+
+def _by_end(cluster, end):
+    """Return site -> the links that have it as their `end`, "source" or "target"."""
+    table = {name: [] for name in cluster.names}
+    for link in cluster.links:
+        table[getattr(link, end)].append(link)
+    return table
+
+
+class Cluster:
+    """Sites and the links between them.
+
+    `sites` and `links` are tuples of `Site` and (directed) `Link`; `site_of_rank[r]` is the index
+    of the site of cluster rank r, `rates[r]` its samples per second. `overhead_nbytes` is what each
+    message between sites grows by in a job that wraps its links; no file has it.
+    """
+
+    overhead_nbytes = 0
+
+    def __init__(self, table, source="cluster"):
+        """Build from a dict with the keys of a cluster file; `source` names it in errors."""
+        self.source = str(source)
+        checked = check_table(ClusterTable, table, self.source, ClusterError)
+        self.sites, self.calibration = checked.site, checked.calibration
+        self.names = tuple(site.name for site in self.sites)
+        names = _link_names(checked.link)
+        self.links = tuple(self._link(table, names[_owner(table)], *ends) for table in checked.link
+                           for ends in table.ends)
+        self._check_shared_rates()
+        first = self.names[0]
+        there, back = self._reach(first), self._reach(first, backwards=True)
+        for name in self.names:
+            if name not in there or name not in back:
+                self.route(*((first, name) if name not in there else (name, first)))
+
+    @classmethod
+    def from_toml(cls, path):
+        """Read a cluster file; raises ClusterError with the file, the key and the cure."""
+        table = read_toml(path, ClusterError)
+        if "cluster" in table:
+            raise ClusterError(f"{path}: is a run's settings; give a cluster file, which has a [[site]] "
+                               "for each site")
+        return cls(table, source=path)
+
+    @classmethod
+    def from_slurm(cls):
+        """Return the cluster of the Slurm job around this process; its rates and links are assumed.
+
+        Sites and tiers come from heterogeneous groups, partitions and node features, as
+        `isthmus.cluster.slurm.cluster_table` says; `isthmus calibrate` measures the rest.
+        """
+        from isthmus.cluster.slurm import cluster_table, read_allocation
+        return cls(cluster_table(read_allocation()), source="Slurm")
+
+    def to_table(self):
+        """Return the dict that `Cluster(...)` takes, with every key that differs from its default."""
+        links = [{"from": link.source, "to": link.target, "latency_seconds": link.latency_seconds,
+                  "bytes_per_second": link.bytes_per_second}
+                 | ({} if link.shared is None else {"shared": link.shared})
+                 | ({"price_per_byte": link.price_per_byte} if link.price_per_byte else {})
+                 | link.model_dump(mode="json", include={"streams", "messages"}, exclude_none=True)
+                 for link in self.links]
+        sites = [site.model_dump(mode="json", exclude_defaults=True) for site in self.sites]
+        made = self.calibration and self.calibration.model_dump(mode="json", exclude_none=True)
+        return {"site": sites} | ({"link": links} if links else {}) | (
+            {"calibration": made} if made else {})
+
+    def with_overhead(self, nbytes):
+        """Return this cluster, with messages between sites that grow by `nbytes` more."""
+        other = copy(self)
+        other.overhead_nbytes = self.overhead_nbytes + nbytes
+        return other
+
+    def to_toml(self, path):
+        """Write a cluster file that reads back as this cluster."""
+        write_text(path, tomli_w.dumps(self.to_table()))
+
+    @property
+    def size(self):
+        """Number of ranks."""
+        return len(self.site_of_rank)
+
+    @cached_property
+    def site_of_rank(self):
+        return tuple(index for index, site in enumerate(self.sites) for _ in range(site.ranks))
+
+    @cached_property
+    def rates(self):
+        return tuple(rate for site in self.sites for rate in site.samples_per_second)
+
+    @cached_property
+    def hub(self):
+        """Index of the site where sums meet: a cloud site if there is one, fewest hops to all."""
+        def hops(index):
+            return sum(len(self.route(self.names[index], name)) for name in self.names)
+        cloud = [i for i, site in enumerate(self.sites) if site.tier == "cloud"]
+        sites = cloud or range(len(self.sites))
+        middle = (i for i in sites if len(self._links_from[self.names[i]]) == len(self.sites) - 1)
+        found = next(middle, None)  # one hop to each other site: none has fewer
+        return min(sites, key=hops) if found is None else found
+
+    def ranks_of_site(self, name):
+        """Return the range of cluster ranks of the site called `name`."""
+        return self._ranks[self._index[name]]
+
+    def route(self, source, target):
+        """Return the links from one site to another, fewest hops first found; () within a site."""
+        if source == target:
+            return ()
+        if (source, target) in self._links_between:
+            return (self._links_between[source, target],)
+        # From the end with fewer links: the way out of a small site is soon found.
+        backwards = len(self._links_to[target]) < len(self._links_from[source])
+        start, goal = (target, source) if backwards else (source, target)
+        came_by = self._reach(start, goal, backwards)
+        if goal not in came_by:
+            raise ClusterError(f"{self.source}: no link leads from site {source!r} to {target!r}; "
+                               f'add a [[link]] with between = ["{source}", "{target}"]')
+        path = []
+        while goal != start:
+            path.append(came_by[goal])
+            goal = path[-1].target if backwards else path[-1].source
+        return tuple(path if backwards else reversed(path))
+
+    def _reach(self, start, goal=None, backwards=False):
+        """Return site -> link, of the sites met on the way from `start` to `goal`, or of all.
+
+        The link by which a site is reached; backwards, by which it leads to `start`.
+        """
+        links = self._links_to if backwards else self._links_from
+        came_by, queue = {start: None}, deque([start])
+        while queue and goal not in came_by:
+            for link in links[queue.popleft()]:
+                there = link.source if backwards else link.target
+                if there not in came_by:
+                    came_by[there] = link
+                    queue.append(there)
+        return came_by
+
+    @cached_property
+    def _index(self):
+        return {name: index for index, name in enumerate(self.names)}
+
+    @cached_property
+    def _ranks(self):
+        ends = list(accumulate(site.ranks for site in self.sites))
+        return [range(end - site.ranks, end) for site, end in zip(self.sites, ends)]
+
+    @cached_property
+    def _links_between(self):
+        return {(link.source, link.target): link for link in self.links}
+
+    @cached_property
+    def _links_from(self):
+        return _by_end(self, "source")
+
+    @cached_property
+    def _links_to(self):
+        return _by_end(self, "target")
+
+    def _link(self, table, name, source, target):
+        """Return one direction of `table`; shared links share only with those that go their way."""
+        pipe = f"{_part(source)}>{_part(target)}"
+        if table.shared is not None:
+            def depth(name):
+                index = self._index[name]
+                return self.sites[index].tier == "edge", index
+            pipe = f"{_part(table.shared)}:{'up' if depth(source) > depth(target) else 'down'}"
+        return Link(source=source, target=target, latency_seconds=table.latency_seconds,
+                    bytes_per_second=table.bytes_per_second, pipe=pipe, name=name, shared=table.shared,
+                    price_per_byte=table.price_per_byte, streams=table.streams,
+                    messages=table.messages)
+
+    def _check_shared_rates(self):
+        rate_of_pipe = {}
+        for link in self.links:
+            rate = rate_of_pipe.setdefault(link.pipe, link.bytes_per_second)
+            if rate != link.bytes_per_second:
+                raise ClusterError(f"{self.source}: links that share {link.pipe!r} give "
+                                   f"bytes_per_second {rate:g} and {link.bytes_per_second:g}; "
+                                   "what is shared has one rate: give it in each of them")

@@ -1,0 +1,44 @@
+"""`allreduce.algorithm = "auto"`: the planner chooses, and the run says why."""
+
+from dataclasses import fields
+
+from isthmus.compression import COMPRESSORS
+from isthmus.jobs.settings import KindSettings
+from isthmus.registry import ALGORITHMS
+from isthmus.timing import choice
+
+
+def choose(settings, cluster):
+    """Return the settings with "auto" replaced by what is fastest on `cluster`, and why.
+
+    Why: a table for run.json with `reason` and the candidates, fastest first; None where the settings
+    name an algorithm. A compressor that the settings name is kept, whatever its error.
+    """
+    wanted = settings.allreduce
+    if wanted.algorithm != "auto":
+        return settings, None
+    named = settings.make_compressor()
+    compressors = choice.COMPRESSORS if named is None else (named,)
+    bound = wanted.largest_error if named is None else 1.0
+    algorithms = [name for name in choice.EXACT
+                  if settings.cluster.links == "real" or not ALGORITHMS[name].unpaced]
+    chosen = choice.choose_allreduce(cluster, settings.make_model().size, largest_error=bound,
+                                     compressors=compressors,
+                                     algorithms=() if named else algorithms)
+    best = chosen.best
+    allreduce = wanted.model_copy(update={
+        "algorithm": best.algorithm, "chunk_nbytes": best.chunk_nbytes,
+        "compressor": wanted.compressor or _kind_of(best.compressor)})
+    why = {"reason": chosen.reason, "candidates": [
+        {"name": each.name, "seconds": each.seconds, "error": each.error,
+         "chunk_nbytes": each.chunk_nbytes} for each in chosen.candidates]}
+    return settings.model_copy(update={"allreduce": allreduce}), why
+
+
+def _kind_of(compressor):
+    """Return the settings that name `compressor`."""
+    if compressor is None:
+        return None
+    kind = next(name for name, known in COMPRESSORS.items() if type(compressor) is known)
+    return KindSettings(kind=kind, arguments={
+        field.name: getattr(compressor, field.name) for field in fields(compressor)})

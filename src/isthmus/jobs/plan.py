@@ -1,0 +1,85 @@
+"""A plan before a run: from the settings alone, without MPI."""
+
+import math
+import warnings
+
+import numpy as np
+
+from isthmus.errors import PlanError
+from isthmus.jobs.choosing import choose
+from isthmus.jobs.settings import RunSettings
+from isthmus.planning.plan import plan_shards
+from isthmus.shards.shard_file import ShardSet
+from isthmus.terminal import table_of
+
+WORTH_SAYING = 0.02
+"""Share of an epoch that another objective must save to be named."""
+
+
+def make_plan(settings_path, cluster_path=None):
+    """Return the plan of a run's training shards, its cluster (or that of `cluster_path`), and advice.
+
+    advice: sentences on what the settings could ask for.
+    """
+    settings = RunSettings.from_toml(settings_path)
+    if cluster_path:
+        settings = settings.with_cluster(cluster_path)
+    cluster = settings.read_cluster()
+    settings, _ = choose(settings, cluster)
+    shards = ShardSet.open(settings.data.train)
+    chosen = plan_run(settings, cluster, shards)
+    return chosen, cluster, _advice(chosen, settings, cluster, shards)
+
+
+def _advice(chosen, settings, cluster, shards):
+    """Return what sites that need not wait for each other's wires would save, if that is worth it."""
+    if chosen.objective != "makespan":
+        return []
+    epochs = settings.plan.staged_epochs or math.inf
+    other = plan_run(settings, cluster, shards, settings.plan.limits() | {"objective": "period"})
+    whole = [plan.epoch_seconds + plan.staging_seconds / epochs for plan in (chosen, other)]
+    saved = 1 - whole[1] / whole[0]
+    if saved < WORTH_SAYING:
+        return []
+    held = np.bincount(cluster.site_of_rank, other.samples_of_rank)
+    idle = [name for name, samples in zip(cluster.names, held) if samples == 0]
+    return [f'objective = "period" under [plan] would take {whole[1]:.3f} s an epoch, '
+            f"{100 * saved:.0f} % less: fast sites compute while the wires of slow ones travel"
+            + (f"; {', '.join(idle)} would hold no samples" if idle else "")]
+
+
+def plan_run(settings, cluster, shards, limits=None):
+    """Return the plan of `shards` that the settings ask for; what looks wrong is in its `warnings`.
+
+    limits: keyword arguments of `plan_shards` in place of those of the settings' [plan].
+    """
+    limits = settings.plan.limits() if limits is None else limits
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        try:
+            return plan_shards(cluster, shards, settings.workload(), **limits)
+        except PlanError as problem:
+            raise PlanError(f"[plan] for {cluster.source}: {problem}") from None
+
+
+def plan_table(plan, cluster, advice=()):
+    """Return what to print: a table of site, rank, shards, samples, seconds; what bounds it all."""
+    columns = ("rank", "shards", "samples", "compute, ms a step", "waits, ms")
+    rows = [((cluster.names[site], rank, len(plan.shards_of_rank[rank]), plan.samples_of_rank[rank],
+              f"{1e3 * plan.seconds_of_rank[rank]:.2f}", f"{1e3 * waits:.2f}"), "")
+            for rank, (site, waits) in enumerate(zip(cluster.site_of_rank, plan.waiting_of_rank))]
+    table = table_of([("site", "left"), *((column, "right") for column in columns)], rows)
+    terms = ", ".join(f"{name} {1e3 * seconds:.2f}" for name, seconds in plan.terms.items()
+                      if seconds > 0)
+    lines = [f"an epoch: {plan.steps} steps, {plan.epoch_seconds:.3f} s",
+             f"{plan.objective}: {plan.objective_seconds:.3f} s; no plan has less than "
+             f"{plan.lower_bound_seconds:.3f} s, gap {100 * plan.gap:.2f} %"
+             + (" (stopped at the node limit)" if plan.stopped else "")]
+    if plan.staging_seconds:
+        fair = plan.fair_staging_seconds
+        lines.append(f"staging: {plan.staging_seconds:.3f} s, once; {fair:.3f} s if "
+                     "all flows start together and share links fairly")
+    if plan.money:
+        lines.append(f"money: {plan.money:.6g} an epoch")
+    return [table, *lines, f"a step: {1e3 * plan.step_seconds:.2f} ms ({terms})", plan.bound_by,
+            *plan.sentences, *advice, *(f"warning: {line}" for line in plan.warnings)]

@@ -1,0 +1,93 @@
+"""What all ranks do before the first step: settings, communicators, the plan, the data."""
+
+import math
+from pathlib import Path
+
+from isthmus.errors import ShardError
+from isthmus.jobs.plan import plan_run
+from isthmus.jobs.settings import RunSettings
+from isthmus.links.agreement import from_root, gather_json, require, together
+from isthmus.links.tiers import tiers_of_file
+from isthmus.planning.plan import Plan
+from isthmus.shards.scattering import scatter_shards
+from isthmus.shards.shard_file import ShardSet
+from isthmus.testbed import on_testbed
+
+
+def shared_settings(comm, path, cluster=None):
+    """Return the settings in `path`, as rank 0 reads them, on every rank.
+
+    cluster: a cluster file that takes the place of the settings'. On a testbed links are real to a
+    run: pacing them as well would slow every message twice.
+    """
+    def read():
+        settings = RunSettings.from_toml(path)
+        if on_testbed():
+            settings = settings.with_real_links()
+        return (settings.with_cluster(cluster) if cluster else settings).to_json()
+
+    return RunSettings.from_json(from_root(comm, read), path)
+
+
+def shared_tiers(comm, settings):
+    """Give the tiers of the settings' cluster, paced where that is asked for."""
+    return tiers_of_file(comm, settings.cluster.file, paced=settings.cluster.links == "paced")
+
+
+def place_data(tiers, settings, tell):
+    """Plan and scatter; return the plan and this rank's training and test samples."""
+    model = settings.make_model()
+    train, seen = open_where_seen(tiers.world, settings.data.train)
+    together(tiers.world, lambda: check_shapes(model, train))
+    plan = Plan.from_dict(from_root(tiers.world, lambda: plan_run(
+        settings, tiers.cluster, train).to_dict(), seen))
+    tell(f"plan: samples a rank {', '.join(map(str, plan.samples_of_rank))}; "
+         f"{plan.steps} steps an epoch, {1e3 * plan.step_seconds:.1f} ms each, predicted")
+    test, seen = open_where_seen(tiers.world, settings.data.test)
+    together(tiers.world, lambda: check_shapes(model, test))
+    test_plan = Plan.from_dict(from_root(tiers.world, lambda: plan_run(
+        settings, tiers.cluster, test.samples, limits={}).to_dict(), seen))
+    samples = scatter_shards(tiers, train, plan), scatter_shards(tiers, test, test_plan)
+    for local, folder in zip(samples, (settings.data.train, settings.data.test)):
+        _, targets = local.arrays.values()
+        require(tiers.world, not targets.size or 0 <= targets.min() <= targets.max() < model.classes,
+                ShardError, f"{folder}: targets go beyond 0 ... {model.classes - 1}; set classes under "
+                "[model], or pack other targets")
+    return plan, *samples
+
+
+def check_shapes(model, shards):
+    """Raise ShardError unless the set (None where it is not seen) is what `model` learns from."""
+    if shards is None:
+        return
+    if len(shards.arrays) != 2:
+        raise ShardError(f"{shards.folder}: holds the arrays {', '.join(shards.arrays)}; training takes "
+                         "two, features and then targets: pack those")
+    (features, (shape, dtype)), (targets, (labels, kind)) = shards.arrays.items()
+    if labels or kind.kind not in "iu":
+        raise ShardError(f"{shards.folder}: targets {targets!r} must be a whole number a sample, not "
+                         f"{kind} of shape {list(labels)}; pack class numbers, features first")
+    if math.prod(shape) != math.prod(model.inputs_shape):
+        raise ShardError(f"{shards.folder}: features {features!r} have {math.prod(shape)} numbers a "
+                         f"sample, the model takes {math.prod(model.inputs_shape)}; change [model]")
+    if dtype.kind not in "iuf":
+        raise ShardError(f"{shards.folder}: features {features!r} are of dtype {dtype}; pack integers "
+                         "or floats")
+
+
+def open_where_seen(world, folder):
+    """Return the ShardSet in `folder`, None on a rank that does not see it, and the first that does."""
+    shards = together(world, lambda: ShardSet.open(folder) if Path(folder).is_dir() else None)
+    seen = gather_json(world, shards is not None)
+    require(world, any(seen), ShardError, f"{folder}: no rank sees this folder; pack the data with "
+            "`isthmus pack`, or mend the path under [data] in the settings")
+    return shards, seen.index(True)
+
+
+def hold_seconds(tiers, settings):
+    """Return how long a batch of n samples shall take on this rank, or None where it is not paced."""
+    if settings.cluster.compute != "paced":
+        return None
+    site = tiers.cluster.sites[tiers.site_index]
+    rate = tiers.cluster.rates[tiers.world.rank]
+    return lambda samples: site.fixed_seconds + samples / rate

@@ -1,0 +1,66 @@
+"""A run that goes on: what it must share with the one that stopped, and what it takes up from it."""
+
+from dataclasses import dataclass, field
+from hashlib import sha256
+
+import isthmus
+from isthmus.errors import CheckpointError
+from isthmus.folders.record import DAMAGED
+from isthmus.json_text import dumps
+
+
+def identity_of(settings, cluster, plan, data):
+    """Return what `difference_in_words` compares; data: the Manifest of each set by name.
+
+    Where sums are added in which order depends on the sites and their hub, and not on the cluster's
+    rates, which may have been measured again.
+    """
+    table = settings.to_json()
+    training = table["training"]
+    if training["schedule"] == "constant":  # then more epochs change nothing that was
+        training = {key: value for key, value in training.items() if key != "epochs"}
+    return {
+        "ranks": cluster.size, "data": {name: manifest.digest for name, manifest in data.items()},
+        "model": table["model"], "training": training, "strategy": table["strategy"],
+        "allreduce": table["allreduce"],
+        "sites": [cluster.hub, [[site.name, site.tier, site.ranks] for site in cluster.sites]],
+        "plan": {"hash": plan.hash, "settings": table["plan"], "version": isthmus.__version__,
+                 "cluster": sha256(dumps(cluster.to_table()).encode()).hexdigest()}}
+
+
+@dataclass
+class Recalled:
+    """What the earlier part of a run has left: its clock, its terms, its loss and accuracy.
+
+    told: what is to be said of lines that were lost; None where there are none.
+    """
+
+    seconds: float = 0.0
+    loss: float | None = None
+    measured: list = field(default_factory=list)
+    evaluation: tuple = (None, None)
+    told: str | None = None
+
+
+def recall(folder, step, total_steps):
+    """Return what is Recalled up to `step`; steps after it are dropped from the RunFolder's metrics.
+
+    Raises CheckpointError if no step is left to be made and the metrics do not tell of those that were.
+    """
+    lines, damaged = folder.cut_back(step)
+    found = Recalled()
+    for line in lines:
+        if line["kind"] == "step":
+            found.seconds, found.loss = line["seconds"], line["loss"]
+            found.measured.append((line["terms"], line.get("exchanged", True)))
+        elif line["kind"] == "replanned":
+            found.seconds = line["seconds"]
+        elif line["kind"] == "evaluation":
+            found.evaluation = line["loss"], line["accuracy"]
+    if step == total_steps and (not found.measured or found.evaluation[1] is None):
+        raise CheckpointError(f"{folder.metrics}: does not tell what the steps came to, and none are "
+                              "left to make; start without --resume, or give more epochs")
+    if damaged:
+        found.told = (f"{folder.metrics}: lines {', '.join(map(str, damaged))} could not be read; they "
+                      f"are in {folder.path / DAMAGED} now, and the run goes on without them")
+    return found

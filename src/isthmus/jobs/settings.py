@@ -1,0 +1,286 @@
+"""The settings of a run: one TOML file, checked whole before anything starts."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from isthmus.cluster.cluster import Cluster
+from isthmus.cluster.cluster_file import NotNegative
+from isthmus.compression import COMPRESSORS
+from isthmus.compression.chunks import WIRE_NBYTES
+from isthmus.errors import SettingsError
+from isthmus.jobs.slurm.settings import SlurmSettings
+from isthmus.models.models import MODELS
+from isthmus.planning.programme.integers import NODES
+from isthmus.planning.programme.objectives import OBJECTIVES, TIE_BREAKS, make_objective
+from isthmus.registry import ALGORITHMS
+from isthmus.timing.time_model import Workload
+from isthmus.toml_files import FrozenModel, check_table, nearest, read_toml
+from isthmus.training.recipe import Recipe
+from isthmus.training.strategies import STRATEGIES
+from isthmus.training.strategies.strategy import exchanges_per_step
+from isthmus.vectors import bucket_slices
+
+Count = Annotated[int, Field(ge=1)]
+
+
+
+class ClusterSettings(FrozenModel):
+    """Which cluster, and whether this machine stands in for it."""
+
+    file: Path
+    links: Literal["real", "paced"] = "real"
+    compute: Literal["real", "paced"] = "real"
+
+
+class DataSettings(FrozenModel):
+    """Folders of packed shards."""
+
+    train: Path
+    test: Path
+    site: str | None = None  # where the shards lie before they are brought to the ranks
+
+
+class KindSettings(FrozenModel):
+    """A class by its name in the file, and its arguments."""
+
+    kind: str
+    arguments: dict[str, Any]
+
+    @classmethod
+    def of(cls, value, known, what):
+        """Make one from a name or a table with `kind`, trying the arguments out."""
+        table = dict(value) if isinstance(value, dict) else {"kind": value}
+        kind = table.pop("kind", None)
+        if kind not in known:
+            close = nearest(kind, known)
+            raise ValueError(f"kind must be one of {', '.join(known)}, not {kind!r}"
+                             + (f"; {close}" if close else ""))
+        arguments = {key: tuple(given) if isinstance(given, list) else given
+                     for key, given in table.items()}
+        try:
+            known[kind](**arguments)
+        except TypeError:
+            names = known[kind].__dataclass_fields__
+            unknown = next((name for name in arguments if name not in names), None)
+            close = nearest(unknown, names)
+            given = ", ".join(f"{name} = {value!r}" for name, value in arguments.items())
+            wrong = f"look at the types of {given}" if unknown is None else (
+                f"there is no {unknown!r}" + (f", {close}" if close else ""))
+            raise ValueError(f"{what} {kind!r} takes {', '.join(names)}; {wrong}") from None
+        return cls(kind=kind, arguments=arguments)
+
+
+class AllreduceSettings(FrozenModel):
+    """How gradients are summed."""
+
+    algorithm: Literal[*ALGORITHMS, "auto"] = "hierarchical"
+    compressor: KindSettings | None = None
+    error_feedback: bool = True
+    buckets: Count = 1
+    chunk_nbytes: Count = WIRE_NBYTES
+    largest_error: Annotated[float, Field(ge=0, le=1)] = 1e-4  # of the sum, for "auto"
+
+    @field_validator("compressor", mode="before")
+    @classmethod
+    def _by_name(cls, value):
+        if value in (None, "none") or isinstance(value, KindSettings):
+            return None if value == "none" else value
+        return KindSettings.of(value, COMPRESSORS, "compressor")
+
+    @model_validator(mode="after")
+    def _exact_algorithms_do_not_compress(self):
+        if self.algorithm in ALGORITHMS:
+            ALGORITHMS[self.algorithm].check_compressor(self.compressor)
+        return self
+
+
+class TrainingSettings(FrozenModel):
+    """How the model learns."""
+
+    epochs: Count = 1
+    batch_size: Count = 256
+    learning_rate: Annotated[float, Field(gt=0)] = 0.1
+    schedule: Literal["constant", "linear"] = "constant"
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    seed: Annotated[int, Field(ge=0)] = 0
+    on_non_finite: Literal["stop", "skip"] = "stop"
+    compare_replicas_every: Count = 50
+
+
+class PlanSettings(FrozenModel):
+    """What the plan is for, and its limits: the keyword arguments of `plan_shards`.
+
+    replan: measure how fast ranks are while the run goes on, and move shards between epochs.
+    """
+
+    objective: str = "makespan"
+    alpha: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+    pinned: dict[int, str] = Field(default_factory=dict)
+    forbidden: dict[int, str | tuple[str, ...]] = Field(default_factory=dict)
+    least_samples: NotNegative | dict[str, NotNegative] = 0.0
+    budget: NotNegative | None = None
+    staged_epochs: Annotated[float, Field(ge=1)] | None = None
+    then: tuple[Literal[tuple(TIE_BREAKS)], ...] = tuple(TIE_BREAKS)
+    nodes: Count = NODES
+    replan: bool = False
+
+    @field_validator("objective")
+    @classmethod
+    def _is_an_objective(cls, value):
+        make_objective(value)
+        return value
+
+    @model_validator(mode="after")
+    def _plans_are_made_again_for_time_alone(self):
+        again = [name for name in OBJECTIVES if make_objective(name).handled_by("replanning")]
+        if self.replan and (self.objective not in again or self.budget is not None):
+            allowed = " or ".join(f'"{name}"' for name in again)
+            raise ValueError(f"replan = true needs objective = {allowed} and no budget")
+        return self
+
+    def limits(self):
+        """Return the keyword arguments of `plan_shards`."""
+        return self.model_dump(exclude={"replan"})
+
+
+class OutputSettings(FrozenModel):
+    """Where results go, how often, and the threads of each rank's arithmetic.
+
+    mode: of the run's folder, as in 0o700; None: as the umask has it.
+    trace: note what every rank does when, and write trace.json at the end.
+    stall_seconds, stall_deviations: a step is told to stall after its usual seconds and so many median
+    absolute deviations, and at least after so many seconds. abort_seconds: after which a stall ends the
+    job; None: it is told, and the job waits.
+    """
+
+    folder: Path = Path("runs")
+    mode: int | None = None
+    checkpoint_every: Count | None = None
+    report_every: Count = 100
+    threads: Count = 1
+    trace: bool = False
+    stall_seconds: Annotated[float, Field(gt=0)] = 10.0
+    stall_deviations: NotNegative = 10.0
+    abort_seconds: Annotated[float, Field(gt=0)] | None = None
+
+    @field_validator("mode")
+    @classmethod
+    def _lets_its_owner_in(cls, value):
+        if value is not None and not (0 <= value <= 0o777 and value & 0o700 == 0o700):
+            raise ValueError(f"must let the owner in and be written in octal, as in 0o700 or 0o750, not "
+                             f"{value}")
+        return value
+
+
+class RunSettings(FrozenModel):
+    """A run's settings file, with every path made absolute."""
+
+    cluster: ClusterSettings
+    data: DataSettings
+    model: KindSettings
+    training: TrainingSettings = TrainingSettings()
+    strategy: KindSettings = KindSettings(kind="synchronous", arguments={})
+    allreduce: AllreduceSettings = AllreduceSettings()
+    plan: PlanSettings = PlanSettings()
+    run: OutputSettings = OutputSettings()
+    slurm: SlurmSettings = SlurmSettings()
+
+    @field_validator("strategy", mode="before")
+    @classmethod
+    def _strategy_by_name(cls, value):
+        return value if isinstance(value, KindSettings) else KindSettings.of(
+            value, STRATEGIES, "strategy")
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _by_name(cls, value):
+        return value if isinstance(value, KindSettings) else KindSettings.of(value, MODELS, "model")
+
+    @model_validator(mode="after")
+    def _paced_links_need_one_rank_to_keep_them(self):
+        if self.cluster.links == "paced" and self.allreduce.algorithm in ALGORITHMS:
+            ALGORITHMS[self.allreduce.algorithm].check_paced()
+        return self
+
+    @classmethod
+    def from_toml(cls, path):
+        """Read a run's settings; paths in it are relative to its folder. Raises SettingsError."""
+        table = read_toml(path, SettingsError)
+        if "site" in table:
+            raise SettingsError(f"{path}: is a cluster file; give a run's settings, which name it under "
+                                "[cluster] file")
+        settings = check_table(cls, table, path, SettingsError)
+        return settings.with_paths_from(Path(path).resolve().parent)
+
+    @classmethod
+    def from_json(cls, table, source):
+        """Return the settings that `to_json` wrote."""
+        def flat(named):
+            return named and {"kind": named["kind"], **named["arguments"]}
+
+        allreduce = table["allreduce"]
+        table = {**table, "model": flat(table["model"]), "strategy": flat(table["strategy"]),
+                 "allreduce": {**allreduce, "compressor": flat(allreduce["compressor"])}}
+        return check_table(cls, table, source, SettingsError)
+
+    def to_json(self):
+        return self.model_dump(mode="json")
+
+    def with_paths_from(self, folder):
+        """Return the settings with relative paths taken from `folder`."""
+        def absolute(section, *names):
+            return section.model_copy(update={
+                name: (folder / getattr(section, name)).resolve() for name in names})
+        return self.model_copy(update={
+            "cluster": absolute(self.cluster, "file"),
+            "data": absolute(self.data, "train", "test"),
+            "run": absolute(self.run, "folder")})
+
+    def with_cluster(self, path):
+        """Return the settings with another cluster file."""
+        file = Path(path).resolve()
+        return self.model_copy(update={"cluster": self.cluster.model_copy(update={"file": file})})
+
+    def with_real_links(self):
+        """Return the settings with links that are as slow as they are."""
+        return self.model_copy(update={"cluster": self.cluster.model_copy(update={"links": "real"})})
+
+    def read_cluster(self):
+        return Cluster.from_toml(self.cluster.file)
+
+    def make_model(self):
+        return MODELS[self.model.kind](**self.model.arguments)
+
+    def make_strategy(self):
+        return STRATEGIES[self.strategy.kind](**self.strategy.arguments)
+
+    def make_compressor(self):
+        """Return the compressor, which knows the model's shapes where it asks for them."""
+        chosen = self.allreduce.compressor
+        if chosen is None:
+            return None
+        kind = COMPRESSORS[chosen.kind]
+        known = {"shapes": self.make_model().matrix_shapes}
+        return kind(**{name: known[name] for name in known if name in kind.__dataclass_fields__}
+                    | chosen.arguments)
+
+    def make_buckets(self):
+        """Return the slices of the gradient that are started as they become ready."""
+        return bucket_slices(self.make_model().tensor_slices, self.allreduce.buckets)
+
+    def workload(self, sample_nbytes=0):
+        """Return what one epoch asks of the cluster."""
+        return Workload(size=self.make_model().size, batch_size=self.training.batch_size,
+                        buckets=tuple(self.make_buckets()),
+                        chunk_nbytes=self.allreduce.chunk_nbytes,
+                        algorithm=self.allreduce.algorithm, compressor=self.make_compressor(),
+                        sample_nbytes=sample_nbytes, data_site=self.data.site,
+                        exchanges_per_step=exchanges_per_step(self.make_strategy()))
+
+    def recipe(self, steps):
+        """Return how to train for epochs of `steps` steps."""
+        return Recipe(steps=steps, checkpoint_every=self.run.checkpoint_every,
+                      report_every=self.run.report_every,
+                      **self.training.model_dump(exclude={"batch_size"}))

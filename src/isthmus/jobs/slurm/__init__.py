@@ -1,0 +1,1 @@
+"""Runs as jobs of Slurm: what is written, submitted, and started inside."""

@@ -1,0 +1,90 @@
+"""Write the sbatch script of a run, and submit it."""
+
+import os
+import re
+import shlex
+import sys
+from pathlib import Path
+
+from isthmus.cluster.slurm import ask
+from isthmus.errors import SettingsError
+from isthmus.files import check_folder, write_text
+from isthmus.folders.record import let_in
+from isthmus.jobs.settings import RunSettings
+from isthmus.jobs.slurm.settings import SlurmSiteSettings
+from isthmus.json_text import dumps
+
+BODY = Path(__file__).with_name("slurm_job.sh")
+
+
+def submit_run(run, cluster_path=None):
+    """Submit a run from the folder that this process is in; return its job, folder and log.
+
+    The job finds the programs that this process would: sbatch passes the environment on.
+    """
+    settings = read_settings(run, cluster_path)
+    script = job_script(settings, run, cluster_path)
+    parent = settings.run.folder
+    check_folder(parent, "set run.folder to a folder that you may write in")
+    log = str(parent / "%x-%j.log")
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    told = ask("sbatch", "--parsable", f"--output={log}", "--export=ALL", text=script,
+               environment={**os.environ, "PATH": path})
+    job = told.strip().partition(";")[0]
+    name = job_name(run)
+    folder = parent / f"{name}-{job}"
+    write_text(folder / "job.sbatch", script)
+    let_in(folder, settings.run.mode)
+    write_text(folder / "slurm.json", dumps({"job": job}) + "\n")
+    return {"job": job, "folder": str(folder), "log": str(parent / f"{name}-{job}.log")}
+
+
+def script_of_run(run, cluster_path=None):
+    """Return the sbatch script of a run; paths in it are relative to the current folder."""
+    return job_script(read_settings(run, cluster_path), run, cluster_path)
+
+
+def read_settings(run, cluster_path):
+    """Return the run's settings, with another cluster file if one is given."""
+    settings = RunSettings.from_toml(run)
+    return settings.with_cluster(cluster_path) if cluster_path else settings
+
+
+def job_script(settings, run, cluster_path):
+    """Return the script: one component of the job a site, then what is alike for all runs."""
+    options = ["--cluster", os.path.relpath(cluster_path)] if cluster_path else []
+    values = {"run_file": shlex.quote(os.path.relpath(run)), "threads": str(settings.run.threads),
+              "options": f"({shlex.join(options)})",
+              "runs": shlex.quote(os.path.relpath(settings.run.folder))}
+    return "\n".join(["#!/bin/bash", *header(settings, job_name(run), run), "",
+                      *(f"{name}={value}" for name, value in values.items()),
+                      "", BODY.read_text(encoding="utf-8")])
+
+
+def job_name(run):
+    """Return the name of a run's settings file, in letters that Slurm and a folder's name take."""
+    return re.sub(r"[^A-Za-z0-9_.-]", "_", Path(run).stem) or "isthmus"
+
+
+def header(settings, name, run):
+    """Return the `#SBATCH` lines: of the job, and of each site in the order of the cluster file."""
+    slurm, cluster = settings.slurm, settings.read_cluster()
+    unknown = slurm.site.keys() - set(cluster.names)
+    if unknown:
+        raise SettingsError(f"{run}: slurm.site.{min(unknown)}: no site is called {min(unknown)!r}; "
+                            f"known sites: {', '.join(cluster.names)}")
+    job = [f"--job-name={name}", "--output=%x-%j.log", "--open-mode=append", "--requeue",
+           f"--signal=B:USR1@{slurm.warning_seconds}", f"--time={slurm.time}"]
+    job += [f"--{key}={value}" for key in ("account", "qos") if (value := getattr(slurm, key))]
+    lines = []
+    for index, site in enumerate(cluster.sites):
+        wanted = slurm.site.get(site.name, SlurmSiteSettings())
+        if wanted.nodes > site.ranks:
+            raise SettingsError(f"{run}: slurm.site.{site.name}.nodes: {wanted.nodes} nodes for "
+                                f"{site.ranks} ranks; ask for fewer nodes")
+        lines += ["hetjob"] if index else job
+        lines += [f"--{key}={value}" for key, value in (
+            ("partition", wanted.partition), ("constraint", wanted.constraint), ("nodes", wanted.nodes),
+            ("ntasks", site.ranks), ("cpus-per-task", settings.run.threads), ("mem", wanted.memory),
+            ("time", slurm.time if index else None)) if value is not None]
+    return [f"#SBATCH {line}" for line in lines]

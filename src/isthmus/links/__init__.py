@@ -1,0 +1,1 @@
+"""How ranks reach one another: communicators, what wraps them, and what all ranks agree on."""

@@ -1,0 +1,192 @@
+"""The communicators of a cluster: the world, each site, its leaders, and the two tiers."""
+
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from mpi4py import MPI
+
+from isthmus.cluster.cluster import Cluster
+from isthmus.cluster.hosts import is_same_host
+from isthmus.devices import take_device
+from isthmus.errors import ClusterError
+from isthmus.links.agreement import from_root, gather_json, ranks_on_host, together
+from isthmus.links.comm import innermost, message_nbytes
+from isthmus.links.paced import PacedComm
+from isthmus.links.traced import Recorder, TracedComm
+from isthmus.links.world import World
+
+
+@dataclass(frozen=True)
+class Tiers:
+    """One rank's view of the cluster's communicators.
+
+    `world` has every rank, in the order of the cluster file: `world.rank` is the cluster rank.
+    `leaders` has the first rank of each site, in the order of the sites; it is COMM_NULL off the
+    leaders. `cloud` and `edge` are COMM_NULL for a rank of the other tier. `home` is the cluster rank
+    of the job's own rank 0, which reads settings and writes results. `recorder` notes what this rank
+    does, where that is asked for.
+    """
+
+    cluster: Cluster
+    world: World
+    site: MPI.Comm
+    leaders: MPI.Comm
+    cloud: MPI.Comm
+    edge: MPI.Comm
+    tier: str
+    site_name: str
+    home: int = 0
+    recorder: Recorder | None = None
+
+    @property
+    def site_index(self):
+        """Index of this rank's site in the cluster file."""
+        return self.cluster.names.index(self.site_name)
+
+    @property
+    def device(self):
+        """Where this rank computes: "cpu" or "gpu"."""
+        return self.cluster.sites[self.site_index].device
+
+    def through(self, wrap):
+        """Return these tiers with every communicator as `wrap` wraps it.
+
+        wrap(comm, ranks): gives a `Comm` around `comm`, whose peers are the cluster ranks `ranks`.
+        What it adds to a message between sites is from then on in what the cluster is predicted to take.
+        """
+        cluster, world, leaders = self.cluster, self.world, self.leaders
+        if leaders != MPI.COMM_NULL:
+            leaders = wrap(leaders, [cluster.ranks_of_site(name)[0] for name in cluster.names])
+        site = wrap(self.site, cluster.ranks_of_site(self.site_name))
+        everyone = wrap(world.comm, range(cluster.size))
+        far = next((rank for rank, index in enumerate(cluster.site_of_rank)
+                    if index != self.site_index), None)
+        if far is not None:
+            cluster = cluster.with_overhead(
+                message_nbytes(everyone, 0, far) - message_nbytes(world.comm, 0, far))
+        return replace(self, cluster=cluster, site=site, leaders=leaders,
+                       world=_world_of(cluster, everyone, world.site, leaders))
+
+    def within_site(self):
+        """Return these tiers with this rank's site for the world: nothing crosses a link.
+
+        The cluster stays the whole one, so that sites keep their numbers.
+        """
+        world = World(self.site, self.world.site, None, [0] * self.site.size)
+        return replace(self, leaders=MPI.COMM_NULL, world=world)
+
+    def paced(self):
+        """Return these tiers with links that hold every message as long as the file says."""
+        site_of_rank = self.cluster.site_of_rank
+
+        def wrap(comm, ranks):
+            sites = [site_of_rank[rank] for rank in ranks]
+            return comm if {*sites} == {self.site_index} else PacedComm(
+                comm, self.cluster, sites, self.site_index)
+
+        return self.through(wrap)
+
+    def traced(self, recorder):
+        """Return these tiers with communicators whose messages `recorder` notes."""
+        return replace(self.through(lambda comm, ranks: TracedComm(comm, recorder, ranks)),
+                       recorder=recorder)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, error_type, *_):
+        # Free is collective: freeing while one rank unwinds an exception would hang the others.
+        if error_type is None:
+            for comm in (self.leaders, self.cloud, self.edge, self.site, self.world):
+                if comm != MPI.COMM_NULL:
+                    innermost(comm).Free()
+
+
+@contextmanager
+def tiers_of_file(comm, path, paced=False):
+    """Give the tiers of the cluster file `path`, as rank 0 reads it; links paced where asked for.
+
+    Collective. Raises on every rank if the file is wrong, does not fit the job's ranks, or names a
+    device that is not there.
+    """
+    cluster = Cluster(from_root(comm, lambda: Cluster.from_toml(path).to_table()), source=path)
+    with split_tiers(comm, cluster) as tiers:
+        number = number_on_machine(tiers.world, tiers.device)
+        together(tiers.world, lambda: take_device(tiers.device, number))
+        yield tiers.paced() if paced else tiers
+
+
+def number_on_machine(comm, device):
+    """Return this rank's number among those of `comm` on its machine with such a device. Collective."""
+    devices = gather_json(comm, device)
+    return [rank for rank in ranks_on_host(comm) if devices[rank] == device].index(comm.rank)
+
+
+def split_tiers(comm, cluster):
+    """Split `comm`, of `cluster.size` ranks in any order, into the communicators of `cluster`.
+
+    A site takes the ranks of `comm` that run on its `hosts`, or those of its `world_ranks`; sites
+    with neither take what is left, in order. Collective. Raises ClusterError on every rank if the
+    ranks do not fit the sites, or if two sites claim one of them.
+    """
+    hosts = gather_json(comm, MPI.Get_processor_name())
+    order = together(comm, lambda: cluster_ranks(cluster, hosts))
+    world = comm.Split(0, key=order[comm.rank])
+    index = cluster.site_of_rank[world.rank]
+    site = world.Split(index, key=world.rank)
+    leaders = world.Split(0 if site.rank == 0 else MPI.UNDEFINED, key=index)
+    tier = cluster.sites[index].tier
+    mine = world.Split(0 if tier == "cloud" else 1, key=world.rank)
+    return Tiers(cluster, _world_of(cluster, world, site, leaders), site, leaders,
+                 cloud=mine if tier == "cloud" else MPI.COMM_NULL,
+                 edge=mine if tier == "edge" else MPI.COMM_NULL,
+                 tier=tier, site_name=cluster.names[index], home=order[0])
+
+
+def _world_of(cluster, comm, site, leaders):
+    """Return all ranks: `site` is MPI's, and `leaders` may be COMM_NULL."""
+    several = leaders != MPI.COMM_NULL and len(cluster.sites) > 1
+    return World(comm, site, leaders if several else None, cluster.site_of_rank, cluster.hub)
+
+
+def cluster_ranks(cluster, hosts):
+    """Return the cluster rank of each rank of a job whose rank r runs on `hosts[r]`."""
+    if len(hosts) != cluster.size:
+        raise ClusterError(
+            f"{cluster.source}: the sites have {cluster.size} ranks, this job has {len(hosts)}; "
+            f"start it with mpirun -n {cluster.size}, or change `ranks` of a site")
+    named = {site.name: _named_ranks(cluster, site, hosts) for site in cluster.sites
+             if site.hosts or site.world_ranks}
+    site_of = {}
+    for name, ranks in named.items():
+        for rank in ranks:
+            if site_of.setdefault(rank, name) != name:
+                raise ClusterError(
+                    f"{cluster.source}: rank {rank} runs on host {hosts[rank]}, which the sites "
+                    f"{site_of[rank]!r} and {name!r} both claim; give whole names of hosts (as in "
+                    "n1.edge.org) where a short one is of several, or world_ranks")
+    for site in cluster.sites:
+        if site.hosts and len(named[site.name]) != site.ranks:
+            raise ClusterError(
+                f"{cluster.source}: site {site.name!r} wants {site.ranks} ranks on hosts "
+                f"{', '.join(site.hosts)}, but {len(named[site.name])} ranks run there (this job's "
+                f"hosts: {', '.join(dict.fromkeys(hosts))}); change `hosts` or how ranks are mapped")
+    left = iter(rank for rank in range(len(hosts)) if rank not in site_of)
+    order = [0] * len(hosts)
+    for site in cluster.sites:
+        ranks = named.get(site.name) or [next(left) for _ in range(site.ranks)]
+        for here, rank in zip(cluster.ranks_of_site(site.name), ranks):
+            order[rank] = here
+    return order
+
+
+def _named_ranks(cluster, site, hosts):
+    """Return the ranks that `site` names by number or by host."""
+    if site.world_ranks:
+        beyond = [rank for rank in site.world_ranks if rank >= len(hosts)]
+        if beyond:
+            raise ClusterError(f"{cluster.source}: site {site.name!r}: world_ranks names rank "
+                               f"{beyond[0]}, this job has ranks 0 to {len(hosts) - 1}")
+        return list(site.world_ranks)
+    return [rank for rank, host in enumerate(hosts)
+            if any(is_same_host(host, name) for name in site.hosts)]

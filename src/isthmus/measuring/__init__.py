@@ -1,0 +1,1 @@
+"""What machines, networks and links are, measured: `isthmus calibrate`."""

@@ -1,0 +1,233 @@
+"""Measure a cluster: write its file again with the rates, and the seconds by size, that were found."""
+
+import time
+from pathlib import Path
+
+import numpy as np
+from mpi4py import MPI
+from threadpoolctl import threadpool_limits
+
+from isthmus.cluster.cluster import Cluster
+from isthmus.cluster.measured import Calibration
+from isthmus.compression import COMPRESSORS
+from isthmus.compression.dense import Dense
+from isthmus.compression.low_rank import LowRank
+from isthmus.devices import array_library
+from isthmus.files import check_folder
+from isthmus.folders.pacing import link_not_held, ranks_not_held
+from isthmus.jobs.choosing import choose
+from isthmus.jobs.preparation import (
+    check_shapes,
+    open_where_seen,
+    shared_settings,
+    shared_tiers,
+)
+from isthmus.links.agreement import from_root, gather_json, together
+from isthmus.measuring.computing import (
+    add_bytes_per_second,
+    coding_seconds,
+    gradient_seconds,
+    host_copy_bytes_per_second,
+    memory_bytes_per_second,
+    own_message_seconds,
+)
+from isthmus.measuring.messages import (
+    NBYTES,
+    SMALL_ENTRIES,
+    allreduce_seconds,
+    way_seconds,
+)
+from isthmus.measuring.mpi_algorithm import allreduce_algorithm
+from isthmus.registry import ALGORITHMS
+from isthmus.testbed import on_testbed
+from isthmus.timing.fits import fit_link, fit_table, rounded
+from isthmus.timing.time_model import mpi_seconds, predict_allreduce
+
+MESSAGES_SECONDS = 14.0
+"""For all messages of all links and networks together, where single ones are not slow."""
+OVERHEAD_SECONDS = 1.0
+"""For what allreduces take whatever their size, each algorithm."""
+CODING_SECONDS = 0.05
+"""For each length of vector, each compressor, and each of encoding and decoding."""
+EAGER_NBYTES = 60 * 1024
+WHOLE = 2**30
+
+
+def calibrate(comm, settings_path, output, repetitions, tell):
+    """Measure ranks and links of the run's cluster and write a cluster file to `output`.
+
+    Rates are those of the run's own model on samples of its data's shape, all ranks computing at
+    once; those of compressors are the leaders', all at once. Links and sites' networks are measured
+    both ways at once, by size. Collective; returns the new file's table on every rank.
+    """
+    settings = shared_settings(comm, settings_path)
+    from_root(comm, lambda: check_folder(Path(output).parent, "name another file with --output"))
+    with threadpool_limits(settings.run.threads), shared_tiers(comm, settings) as tiers:
+        settings, _ = choose(settings, tiers.cluster)
+        table = tiers.cluster.to_table()
+        measure_ranks(tiers, settings, repetitions, table, tell)
+        measure_coding(tiers, settings, repetitions, table, tell)
+        kind = "emulated" if on_testbed() else settings.cluster.links
+        measure_ways(tiers, repetitions, table, kind, tell)
+        table["calibration"] = from_root(comm, lambda: Calibration(
+            made=time.strftime("%Y-%m-%dT%H:%M:%S%z"), ranks=comm.size,
+            mpi_library=MPI.Get_library_version().partition(",")[0],
+            mpi_algorithm=allreduce_algorithm()).model_dump(mode="json", exclude_none=True))
+        measure_allreduces(tiers, repetitions, table, settings.cluster.links, tell)
+        measured = Cluster(table, source=output)
+        from_root(comm, lambda: measured.to_toml(output))
+        return measured.to_table()
+
+
+def measure_ranks(tiers, settings, repetitions, table, tell):
+    """Put into `table` each rank's samples per second, and each site's adding, memory and messages."""
+    world, cluster, model = tiers.world, tiers.cluster, settings.make_model()
+    library = array_library(tiers.device)
+    tell("measuring the ranks' memory and messages, all at once")
+    measured = gather_json(world, {
+        "add_bytes_per_second": add_bytes_per_second(model.size, repetitions, library),
+        "memory_bytes_per_second": memory_bytes_per_second(repetitions),
+        "host_copy_bytes_per_second": host_copy_bytes_per_second(repetitions, library),
+        "message_seconds": own_message_seconds(world, repetitions)})
+    tell("measuring the ranks: gradients of the run's model, all ranks at once")
+    computing = compute_fits(world, settings, model, repetitions, library)
+    paced = settings.cluster.compute == "paced"
+    if paced:
+        tell("computing is paced: the file keeps the rates of the cluster file")
+        for words in ranks_not_held(cluster, computing, settings.training.batch_size):
+            tell(f"not held: {words}")
+    for site in table["site"]:
+        ranks = cluster.ranks_of_site(site["name"])
+        for key, slowest in (("add_bytes_per_second", min), ("memory_bytes_per_second", min),
+                             ("host_copy_bytes_per_second", min), ("message_seconds", max)):
+            site[key] = rounded(slowest(measured[rank][key] for rank in ranks))
+        if not paced:
+            site["samples_per_second"] = [rounded(computing[r].bytes_per_second) for r in ranks]
+            site["fixed_seconds"] = rounded(max(computing[r].latency_seconds for r in ranks))
+
+
+def compute_fits(world, settings, model, repetitions, library):
+    """Return a fit of seconds = fixed + samples / rate for each rank."""
+    shards, _ = open_where_seen(world, settings.data.train)
+    together(world, lambda: check_shapes(model, shards))
+    shapes = next(shape for shape in gather_json(world, shards and {
+        name: [list(shape), str(dtype)] for name, (shape, dtype) in shards.arrays.items()}) if shape)
+    share = max(2, settings.training.batch_size // world.size)
+    sizes = (max(1, share // 2), share, 2 * share)
+    draw = np.random.default_rng(0)
+    features, targets = (draw.integers(0, 2 if shape == [] else 255, (sizes[-1], *shape)).astype(dtype)
+                         for shape, dtype in shapes.values())
+    seconds = gradient_seconds(world, model, features, targets, sizes, repetitions, library)
+    return [fit_link(sizes, row) for row in seconds]
+
+
+def measure_coding(tiers, settings, repetitions, table, tell):
+    """Put into `table` what encoding and decoding take on the leaders, for every compressor.
+
+    A site's own rates are those of the run's compressor, for a vector as long as the run's gradient.
+    """
+    own, size = settings.make_compressor() or Dense(), settings.make_model().size
+    kinds = [kind for kind in COMPRESSORS.values() if tiers.device == "cpu" or kind is not LowRank]
+    every = [own, *(kind() for kind in kinds), Dense("float16"), Dense("bfloat16")]
+    tell("measuring the compressors on the leaders, all leaders at once")
+    leads = tiers.world.rank in {tiers.cluster.ranks_of_site(name)[0] for name in tiers.cluster.names}
+    library = array_library(tiers.device)
+    mine = together(tiers.world, lambda: [coding(compressor, repetitions, library)
+                                          for compressor in dict.fromkeys(every)] if leads else [])
+    found = gather_json(tiers.world, mine)
+    for site in table["site"]:
+        site["coding"] = found[tiers.cluster.ranks_of_site(site["name"])[0]]
+        first = site["coding"][0]
+        for verb in ("encode", "decode"):
+            seconds = np.interp(4 * size, first["nbytes"], first[f"{verb}_seconds"])
+            more = max(1.0, 4 * size / first["nbytes"][-1]) * (2 if verb == "decode" else 1)
+            site[f"{verb}_bytes_per_second"] = rounded(4 * size / (more * seconds))
+
+
+def coding(compressor, repetitions, library):
+    """Return what a cluster file says of a compressor on this rank."""
+    nbytes, *seconds = coding_seconds(compressor, CODING_SECONDS, repetitions, library)
+    return {"compressor": repr(compressor), "nbytes": nbytes.astype(int).tolist()} | {
+        f"{verb}_seconds": [rounded(each) for each in column]
+        for verb, column in zip(("encode", "decode"), seconds)}
+
+
+def measure_ways(tiers, repetitions, table, kind, tell):
+    """Put into `table` latency, rate and seconds by size of the sites' networks and of the links."""
+    cluster, links = tiers.cluster, table.get("link", ())
+    ends = sorted({tuple(sorted((link["from"], link["to"]), key=cluster.names.index)) for link in links})
+    measured = {}  # link -> its samples: bytes and seconds
+    each = min(1.0, MESSAGES_SECONDS / len(NBYTES) / (1 + 2 * len(ends)))
+    tell("measuring the networks of the sites, all at once")
+    own = None
+    if tiers.site.size > 1:
+        own = way_seconds(tiers.site, 0, 1, each, repetitions, WHOLE).tolist()
+    found = gather_json(tiers.world, own if tiers.site.rank == 0 else None)
+    for site in table["site"]:
+        if site["ranks"] > 1:
+            nbytes, there, back = found[cluster.ranks_of_site(site["name"])[0]]
+            samples = np.tile(nbytes, 2), np.concatenate([there, back])
+            site["network"] = line_of(*samples)
+            site["network"]["messages"] = by_size(site["network"], *samples)
+    for first, second in ends:
+        tell(f"measuring the link {first} - {second}, both ways at once ({kind})")
+        leaders = [cluster.ranks_of_site(name)[0] for name in (first, second)]
+        streams = way_seconds(tiers.world, *leaders, each, repetitions)
+        whole = way_seconds(tiers.world, *leaders, each, repetitions, WHOLE, EAGER_NBYTES + 1)
+        short = streams[:, streams[0] <= EAGER_NBYTES]
+        messages = np.concatenate([short, whole], axis=1)
+        for link in links:
+            if {link["from"], link["to"]} == {first, second}:
+                way = 1 if link["from"] == first else 2
+                link.update(line_of(streams[0], streams[way]))
+                measured[link["from"], link["to"]] = {"streams": streams[[0, way]],
+                                                      "messages": messages[[0, way]]}
+    for link in cluster.links if kind == "paced" else ():
+        words = link_not_held(link, line_of(*measured[link.source, link.target]["streams"]))
+        if words:
+            tell(f"not held: {words}")
+    rates = {}  # what is shared has one rate: that of its links in the middle
+    for link, known in zip(links, cluster.links):
+        rates.setdefault(known.pipe, []).append(link["bytes_per_second"])
+    for link, known in zip(links, cluster.links):
+        link["bytes_per_second"] = rounded(np.median(rates[known.pipe]))
+        for name, samples in measured[link["from"], link["to"]].items():
+            link[name] = by_size(link, *samples)
+
+
+def measure_allreduces(tiers, repetitions, table, links, tell):
+    """Put into `table` what allreduces took beyond the time model: MPI's own by size, all others once.
+
+    Those of a few entries: what they take more, others do whatever their size. Paced links leave out
+    what cannot be held to their rates.
+    """
+    cluster, found = Cluster(table), {}
+    small = 4 * SMALL_ENTRIES * tiers.world.size
+    for algorithm, row in ALGORITHMS.items():
+        if not row.own or (links == "paced" and row.unpaced):
+            continue
+        tell(f"measuring what an allreduce by {algorithm} takes whatever its size")
+        _, seconds = allreduce_seconds(tiers, algorithm, [small], OVERHEAD_SECONDS, 2 * repetitions)
+        foretold = predict_allreduce(cluster, small // 4, algorithm=algorithm).seconds
+        found[algorithm] = rounded(max(0.0, np.median(seconds) - foretold))
+    table["calibration"]["overhead_seconds"] = found
+    if links != "paced":
+        tell("measuring MPI's own allreduce")
+        adds = min(site.add_bytes_per_second for site in cluster.sites)
+        expected = np.vectorize(lambda size: mpi_seconds(cluster, size, adds))
+        table["calibration"]["allreduce"] = fit_table(*allreduce_seconds(
+            tiers, "mpi", NBYTES, MESSAGES_SECONDS / 2 / len(NBYTES), repetitions)).over(
+                expected).model_dump(mode="json")
+
+
+def line_of(nbytes, seconds):
+    """Return latency and rate of samples, as a cluster file has them."""
+    fit = fit_link(nbytes, seconds)
+    return {"latency_seconds": rounded(fit.latency_seconds),
+            "bytes_per_second": rounded(fit.bytes_per_second)}
+
+
+def by_size(way, nbytes, seconds):
+    """Return the table of samples' seconds by size over those of the latency and rate of `way`."""
+    return fit_table(nbytes, seconds).over(
+        lambda sizes: way["latency_seconds"] + sizes / way["bytes_per_second"]).model_dump(mode="json")

@@ -1,0 +1,1 @@
+"""What is learned: models on one flat vector of parameters."""

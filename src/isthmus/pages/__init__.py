@@ -1,0 +1,1 @@
+"""A run told on a page: its report, its timeline, and runs compared."""

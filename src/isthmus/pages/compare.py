@@ -1,0 +1,256 @@
+"""Runs side by side: what differs in how they were made, and in what came of it."""
+
+from collections import Counter
+from os.path import normpath
+from pathlib import Path
+
+import numpy as np
+
+from isthmus.errors import SettingsError
+from isthmus.folders.reading import read_run
+from isthmus.json_text import dumps
+from isthmus.pages.comparison_pictures import draw_comparison
+from isthmus.pages.page import milliseconds, relative, write_page
+from isthmus.terminal import table_of
+
+LETTERS = "ABCDEFGHIJKL"  # what runs are called on the page; curves of more could not be told apart
+NOT_COMPARED = ("run.folder", "run.report_every")  # change nothing that a run comes to
+PATHS = ("cluster.file", "data.train", "data.test")
+
+
+def compare(folders, output=None):
+    """Write a page that puts the finished runs in `folders` side by side; return what it tells.
+
+    output: the page; None: comparison.html beside the first run. The table returned is ready for
+    JSON. Raises SettingsError in one line for what is no run, has not finished, or made no steps.
+    """
+    runs = [finished_run(folder) for folder in folders]
+    page = Path(output or Path(folders[0]).absolute().parent / "comparison.html")
+    told = {"page": str(page),
+            "runs": [outcome(letter, run) for letter, run in zip(LETTERS, runs)],
+            "settings": differences([settings_of(run) for run in runs]),
+            "environment": differences([environment_of(run) for run in runs]),
+            "parameters": parameters(runs)}
+    write_page(page, "compare.html", told=told, letters=LETTERS, best=best(told["runs"]),
+               facts=facts(told["runs"]), terms=term_rows(told["runs"]), links=link_rows(told["runs"]),
+               words=parameter_words(told), pictures=draw_comparison(LETTERS, runs),
+               settings=in_words(told["settings"]), environment=in_words(told["environment"]))
+    return told
+
+
+def finished_run(folder):
+    """Return the Run in `folder`; SettingsError if it has not finished or made no steps."""
+    run = read_run(folder)
+    if run.summary is None or (run.steps and run.steps[-1]["step"] > run.summary["steps"]):
+        raise SettingsError(f"{folder}: holds no summary.json of its last step, so the run is still "
+                            "going or was stopped; wait for it, or go on with it: isthmus train "
+                            f"RUN.toml --resume {folder}")
+    if not run.steps:
+        raise SettingsError(f"{run.folder / 'metrics.jsonl'}: tells of no step; name a run that made "
+                            "some, with the file that it wrote")
+    return run
+
+
+def outcome(letter, run):
+    """Return what a run came to, ready for JSON."""
+    predicted, measured = run.step_seconds
+    lower, upper = np.quantile([step["step_seconds"] for step in run.steps], (0.25, 0.75)).tolist()
+    return {"letter": letter, "name": run.name, "folder": str(run.folder),
+            "started": run.provenance["started"], "steps": run.steps[-1]["step"],
+            "seconds": run.steps[-1]["seconds"], "accuracy": run.summary["accuracy"],
+            "loss": run.summary["loss"], "predicted_step_seconds": predicted,
+            "measured_step_seconds": measured, "step_seconds_quartiles": [lower, upper],
+            "terms": {name: {"predicted_seconds": each, "measured_seconds": other}
+                      for name, each, other in run.terms},
+            "links": run.summary["links"], "link_nbytes": run.link_nbytes,
+            "parameter_hash": run.summary["parameter_hash"]}
+
+
+def settings_of(run):
+    """Return the settings of a run and its cluster file as one flat table."""
+    table = run.cluster.to_table()
+    sites = {site["name"]: site for site in table["site"]}
+    links = {" → ".join(map(_as_a_key, (link["from"], link["to"]))): link
+             for link in table.get("link", ())}
+    flat = _flat({**run.settings, "site": {_as_a_key(name): site for name, site in sites.items()},
+                  "link": links})
+    return {key: normpath(value) if key in PATHS else value for key, value in flat.items()
+            if key not in NOT_COMPARED}
+
+
+def environment_of(run):
+    """Return what made a run, but for its settings, as one flat table."""
+    made = run.provenance
+    keys = ("version", "commit", "python", "versions", "mpi_library", "processor", "emulated",
+            "slurm_job", "command", "data")
+    hosts = ", ".join(f"{host} ({ranks})" for host, ranks in Counter(made["hosts"]).items())
+    return _flat({key: made.get(key) for key in keys}) | {"hosts": hosts}
+
+
+def differences(tables):
+    """Return key -> the values of all tables, for each key of which they are not all equal.
+
+    A table that lacks a key has None there, as one that says None.
+    """
+    keys = dict.fromkeys(key for table in tables for key in table)
+    rows = {key: [table.get(key) for table in tables] for key in keys}
+    return {key: values for key, values in rows.items()
+            if any(value != values[0] for value in values)}
+
+
+def parameters(runs):
+    """Return which runs ended with the same parameters, and the first step after which they differed.
+
+    groups: letters of runs with equal hashes. first_difference: the first step at which all runs
+    compared their replicas and had not all the same hash; None if there is none.
+    """
+    groups = {}
+    for letter, run in zip(LETTERS, runs):
+        groups.setdefault(run.summary["parameter_hash"], []).append(letter)
+    common = set.intersection(*(set(run.replica_hashes) for run in runs))
+    differ = [step for step in common if len({run.replica_hashes[step] for run in runs}) > 1]
+    return {"equal": len(groups) == 1, "groups": list(groups.values()), "compared_steps": sorted(common),
+            "first_difference": min(differ, default=None)}
+
+
+def parameter_words(told):
+    """Return sentences on the runs' parameters."""
+    found = told["parameters"]
+    common, first = found["compared_steps"], found["first_difference"]
+    if found["equal"]:
+        words = ["All runs ended with the same parameters, bit for bit."]
+    else:
+        same = [" = ".join(group) for group in found["groups"] if len(group) > 1]
+        words = [f"Equal parameters at the end, bit for bit: {'; '.join(same)}. No others are equal."
+                 if same else "No two runs ended with the same parameters."]
+    if first is not None:
+        equal = max((step for step in common if step < first), default=None)
+        words.append(f"All hashes were still equal after step {equal:,}, and not after step {first:,}."
+                     if equal is not None else f"They were no longer all equal after step {first:,}.")
+    return words
+
+
+def best(runs):
+    """Return the cards that come first: (letter and value, what it is), as text."""
+    def card(key, what, text, better=min):
+        first = better(runs, key=lambda run: run[key])
+        last = (max if better is min else min)(runs, key=lambda run: run[key])
+        if first[key] == last[key]:
+            return text(first), f"{what}: all the same"
+        return f"{first['letter']} · {text(first)}", f"{what}; {last['letter']}: {text(last)}"
+
+    cards = [card("accuracy", "best test accuracy", lambda run: f"{100 * run['accuracy']:.1f} %", max)
+             ] if all(run["accuracy"] is not None for run in runs) else []
+    cards.append(fastest(runs))
+    if any(run["link_nbytes"] for run in runs):
+        cards.append(card("link_nbytes", "fewest bytes over links",
+                          lambda run: f"{run['link_nbytes'] / 1e6:.1f} MB"))
+    equal = len({run["parameter_hash"] for run in runs}) == 1
+    return [*cards, ("equal" if equal else "differ", "parameters at the end, bit for bit")]
+
+
+def fastest(runs):
+    """Return the card of the fastest step: of one run only where the others' spreads lie beyond its own.
+
+    Runs of which the middle halves of the steps overlap with those of the run with the least median are
+    named with it: which of them is faster, another try may tell otherwise.
+    """
+    def text(run):
+        return f"{1e3 * run['measured_step_seconds']:.1f} ms"
+
+    first = min(runs, key=lambda run: run["measured_step_seconds"])
+    last = max(runs, key=lambda run: run["measured_step_seconds"])
+    upper = max(first["step_seconds_quartiles"][1], first["measured_step_seconds"])
+    equal = [run for run in runs if run is first or min(
+        run["step_seconds_quartiles"][0], run["measured_step_seconds"]) <= upper]
+    if len(equal) == 1:
+        value, what = f"{first['letter']} · {text(first)}", "fastest step (median)"
+    else:
+        letters = " and ".join(run["letter"] for run in equal)
+        value, what = text(first), f"fastest step (median): {letters} within their spread"
+    rest = f"{last['letter']}: {text(last)}" if len(equal) < len(runs) else "none is faster"
+    return value, f"{what}; {rest}"
+
+
+def facts(runs):
+    """Return (what, a text a run) of what the runs came to."""
+    def row(what, text):
+        return what, [text(run) for run in runs]
+
+    return [
+        row("test accuracy", lambda run: _unless_none(run["accuracy"], 100, "{:.2f} %")),
+        row("test loss", lambda run: _unless_none(run["loss"], 1, "{:.4f}")),
+        row("steps", lambda run: f"{run['steps']:,}"),
+        row("training, s", lambda run: f"{run['seconds']:.2f}"),
+        row("a step, ms", lambda run: milliseconds(run["measured_step_seconds"])),
+        row("half of them, ms", lambda run: " – ".join(
+            milliseconds(seconds) for seconds in run["step_seconds_quartiles"])),
+        row("predicted, ms", lambda run: milliseconds(run["predicted_step_seconds"])),
+        row("prediction off by", lambda run: relative(run["predicted_step_seconds"],
+                                                      run["measured_step_seconds"])),
+        row("over links, MB", lambda run: f"{run['link_nbytes'] / 1e6:.2f}"),
+        row("bytes as the formula", lambda run: "equal" if all(
+            link["sent_nbytes"] == link["predicted_nbytes"] for link in run["links"]) else "differ"),
+        row("parameters", lambda run: run["parameter_hash"][:8])]
+
+
+def term_rows(runs):
+    """Return (term, a text a run: predicted and measured ms)."""
+    names = dict.fromkeys(name for run in runs for name in run["terms"])
+    return [(name, [" / ".join(milliseconds(run["terms"][name][f"{kind}_seconds"])
+                               for kind in ("predicted", "measured"))
+                    if name in run["terms"] else "–" for run in runs]) for name in names]
+
+
+def link_rows(runs):
+    """Return (link, a text a run: bytes counted, and the formula's where they differ)."""
+    def text(run, ends):
+        for link in run["links"]:
+            if (link["source"], link["target"]) == ends:
+                sent, predicted = link["sent_nbytes"], link["predicted_nbytes"]
+                return f"{sent:,}" + ("" if sent == predicted else f" (formula {predicted:,})")
+        return "–"
+
+    ends = dict.fromkeys((link["source"], link["target"]) for run in runs for link in run["links"])
+    return [(" → ".join(each), [text(run, each) for run in runs]) for each in ends]
+
+
+def comparison_table(told):
+    """Return what to print: a table with a column a run, and sentences."""
+    columns = [("", "left"), *((run["letter"], "right") for run in told["runs"])]
+    table = table_of(columns, [*(((what, *texts), "") for what, texts in facts(told["runs"])),
+                               *(((key, *texts), "cyan") for key, texts in in_words(told["settings"]))])
+    return [*(f"{run['letter']}: {run['name']}" for run in told["runs"]), table,
+            *parameter_words(told), f"page: {told['page']}"]
+
+
+def in_words(rows):
+    """Return (key, a text a run) of `differences`."""
+    return [(key, [_in_words(value) for value in values]) for key, values in rows.items()]
+
+
+def _in_words(value):
+    if isinstance(value, list) and all(isinstance(each, str) for each in value):
+        return " ".join(value)
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return "–" if value is None else value if isinstance(value, str) else dumps(value)
+
+
+def _unless_none(value, scale, text):
+    return "–" if value is None else text.format(scale * value)
+
+
+def _as_a_key(name):
+    """Return a site's name as a part of a key: in quotes where it has what joins keys."""
+    return dumps(name) if set(name) & set('."→') else name
+
+
+def _flat(table, before=""):
+    flat = {}
+    for key, value in table.items():
+        if isinstance(value, dict) and value:
+            flat |= _flat(value, f"{before}{key}.")
+        else:
+            flat[f"{before}{key}"] = value
+    return flat

@@ -1,0 +1,1 @@
+"""The best allocation: terms, linear programmes, whole numbers, and searches."""

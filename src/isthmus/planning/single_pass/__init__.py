@@ -1,0 +1,1 @@
+"""Data that is read once: divisible load on stars and trees."""

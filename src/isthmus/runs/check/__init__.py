@@ -1,5 +1,0 @@
-"""Is this machine, and this job, fit for a run? Each line passes, warns or fails, with the cure."""
-
-from isthmus.runs.check.checking import check, check_words
-
-__all__ = ["check", "check_words"]

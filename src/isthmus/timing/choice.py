@@ -1,0 +1,117 @@
+"""Which algorithm, compressor and chunk: the least predicted time within a bound on the error."""
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from isthmus.compression.chunks import WIRE_NBYTES
+from isthmus.compression.dense import Dense
+from isthmus.compression.one_bit import OneBit
+from isthmus.compression.quantized import Int4, Int8
+from isthmus.quantities import real, whole
+from isthmus.registry import ALGORITHMS
+from isthmus.timing.time_model import predict_allreduce
+
+COMPRESSORS = (None, Dense("bfloat16"), Dense("float16"), Int8(), Int4(), OneBit())
+"""What is tried: those whose error on a Gaussian vector does not depend on the vector's structure."""
+
+CHUNK_NBYTES = (WIRE_NBYTES, WIRE_NBYTES // 2, WIRE_NBYTES // 4, WIRE_NBYTES // 8)
+"""Longest first: a shorter one is taken where it saves 5 %, which is more than the model is wrong by."""
+
+EXACT = tuple(name for name, row in ALGORITHMS.items() if row.own and not row.compresses)
+"""Algorithms that are tried beside `hierarchical`; MPI's own picks for itself what it does."""
+
+SAMPLE = 65536
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to sum, its predicted seconds, and the error of its sum on Gaussian vectors."""
+
+    algorithm: str
+    compressor: Any
+    chunk_nbytes: int
+    seconds: float
+    error: float  # ||sum - true||^2 / ||true||^2, of the crossings between sites
+
+    @property
+    def name(self):
+        return self.algorithm if self.compressor is None else f"{self.algorithm} with {self.compressor}"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The chosen Candidate, all that were looked at, fastest first, and why it is this one."""
+
+    best: Candidate
+    candidates: tuple[Candidate, ...]
+    reason: str
+
+
+def choose_allreduce(cluster, size, *, largest_error=0.0, compressors=COMPRESSORS, algorithms=EXACT):
+    """Return the Choice for float32 vectors of `size` entries on `cluster`.
+
+    largest_error: what the sum may be wrong by, as `Candidate.error`; 0 allows exact float32 alone.
+    compressors: those to try with "hierarchical"; None is dense float32. algorithms: exact ones to try.
+    Of equals the first that is listed is taken, `hierarchical` before the others.
+    Raises ValueError for an error that is not a number from 0 to 1.
+    """
+    size, largest_error = whole("size", size, 0), real("largest_error", largest_error)
+    if not 0 <= largest_error <= 1:
+        raise ValueError(f"largest_error must be from 0 to 1, not {largest_error}")
+    candidates = [_hierarchical(cluster, size, compressor) for compressor in compressors]
+    candidates += [Candidate(algorithm, None, WIRE_NBYTES,
+                             predict_allreduce(cluster, size, algorithm=algorithm).seconds, 0.0)
+                   for algorithm in algorithms]
+    candidates.sort(key=lambda candidate: candidate.seconds)
+    best = next((each for each in candidates if each.error <= largest_error), None)
+    if best is None:
+        raise ValueError(f"no candidate keeps an error of {largest_error:g}; allow a larger one, or try "
+                         "dense float32 too")
+    return Choice(best, tuple(candidates), _reason(best, candidates, largest_error))
+
+
+def error_of(cluster, size, compressor):
+    """Return the error of a sum of Gaussian vectors over the sites of `cluster`, without feedback.
+
+    One quantisation between two sites; past a hub the sum of sums is quantised once more.
+    """
+    if compressor is None or len(cluster.sites) == 1 or size == 0:
+        return 0.0
+    entries = size if compressor.grain is None else SAMPLE
+    return gaussian_error(compressor, entries) * (1 if len(cluster.sites) == 2 else 2)
+
+
+@functools.lru_cache(maxsize=64)
+def gaussian_error(compressor, size=SAMPLE):
+    """Return ||x - C(x)||^2 / ||x||^2 of a Gaussian x of `size` entries, always the same."""
+    x = np.random.Generator(np.random.PCG64(0)).standard_normal(size, dtype=np.float32)
+    wire, decoded = np.empty(compressor.wire_nbytes(size), np.uint8), np.empty_like(x)
+    compressor.encode(x, wire)
+    compressor.decode(wire, decoded)
+    return float(((x - decoded) ** 2).sum(dtype=np.float64) / (x**2).sum(dtype=np.float64))
+
+
+def _hierarchical(cluster, size, compressor):
+    seconds = {nbytes: predict_allreduce(cluster, size, algorithm="hierarchical", compressor=compressor,
+                                         chunk_nbytes=nbytes).seconds for nbytes in CHUNK_NBYTES}
+    chunk = next(nbytes for nbytes in CHUNK_NBYTES if seconds[nbytes] <= 1.05 * min(seconds.values()))
+    return Candidate("hierarchical", compressor, chunk, seconds[chunk],
+                     error_of(cluster, size, compressor))
+
+
+def _reason(best, candidates, largest_error):
+    """Return the sentence that a report prints."""
+    text = (f"{best.name}, chunks of {best.chunk_nbytes / 1024:.3g} KiB: {1e3 * best.seconds:.3g} ms "
+            f"predicted, error {best.error:.2g} of at most {largest_error:.2g}")
+    others = [each for each in candidates if each is not best]
+    within = next((each for each in others if each.error <= largest_error), None)
+    if within:
+        text += f"; next: {within.name}, {1e3 * within.seconds:.3g} ms"
+    faster = next((each for each in others if each.seconds < best.seconds), None)
+    if faster:
+        text += (f"; faster, but with an error of {faster.error:.2g}: {faster.name}, "
+                 f"{1e3 * faster.seconds:.3g} ms")
+    return text

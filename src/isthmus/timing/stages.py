@@ -1,0 +1,173 @@
+"""The stages of a hierarchical allreduce: what each chunk costs inside sites and between them."""
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+
+from isthmus.compression.chunks import SITE_ENTRIES, WIRE_NBYTES, chunk_entries
+from isthmus.timing.formulas import chain_seconds
+
+
+@dataclass(frozen=True)
+class Stages:
+    """What one hierarchical allreduce asks of a cluster: seconds by stage and by way over the links."""
+
+    first: dict  # stage -> seconds of the first chunk
+    each: dict  # stage -> seconds of every other chunk
+    rest: float  # how many other chunks there are
+    ways: tuple  # up to the hub and down from it: (first, each), float64[sites but the hub] both
+    hub: int  # the number of its site
+    wire_nbytes: float  # what a leader sends in a crossing, all chunks
+
+    @property
+    def interval(self):
+        """Seconds of the leader's own work on a chunk: done by one thread, it counts as one stage."""
+        return sum(self.each.values())
+
+    @property
+    def links(self):
+        """(First chunk, every other chunk) on the links, where all sites send at the same time.
+
+        Two sites cross once, both ways at once; more, up to the hub and down again.
+        """
+        ways = [(float(first.max()), float(each.max())) for first, each in self.ways]
+        if len(self.ways[0][0]) == 1:
+            return max(ways)
+        return sum(first for first, _ in ways), max(each for _, each in ways)
+
+    @property
+    def round_trip_seconds(self):
+        """float64[sites]: what the links take from each site to the hub and back; 0 for the hub."""
+        (first_up, up), (first_down, down) = self.ways
+        others = self.rest if self.links[1] >= self.interval else 0.0
+        # A star's sum comes down while the rest goes up: only what is slower than that adds to it.
+        behind = down if up.size == 1 else np.maximum(0.0, down - up.max())
+        return np.insert(first_up + first_down + others * (up + behind), self.hub, 0.0)
+
+    @property
+    def pipe_seconds(self):
+        """Seconds that the busiest pipe needs for all it carries in a step."""
+        return (1 + self.rest) * max(float(each.max()) for _, each in self.ways)
+
+
+def hierarchical_stages(cluster, size, compressor, encodes, chunk_nbytes=WIRE_NBYTES):
+    """Return the Stages of a vector of `size` entries in wires of `compressor`."""
+    entries = min(size, chunk_entries(compressor, size, chunk_nbytes))
+    rest = (size - entries) / entries
+    up, down = _chains(cluster, 4 * entries)
+    wire = compressor.wire_nbytes(entries)
+    copy = copy_seconds_of_chunks(cluster, 4 * entries, wire)
+    first = {"reduce": up[0] + overhead_seconds(cluster, "hierarchical"), "encode": 0.0,
+             "copy": copy[0], "links": 0.0, "decode": 0.0, "broadcast": down[0]}
+    each = {"reduce": up[1], "copy": copy[1], "broadcast": down[1]}
+    sites, ways, wire_nbytes = len(cluster.sites), (), 0.0
+    if sites > 1:
+        # A hub of three sites or more adds, encodes once more, and decodes what it has encoded.
+        wires, encodings = (2, 1) if sites == 2 else (sites, 2)
+        # All leaders at once, so the slowest counts.
+        seconds = [coding_seconds(site, compressor, size, encodes) for site in cluster.sites]
+        first["encode"] = entries / size * max(each[0] for each in seconds) * encodings
+        first["decode"] = entries / size * max(each[1] for each in seconds) * wires / 2
+        # The leader with most peers hands a wire to each of them and takes one from each.
+        first["encode"] += (sites - 1) * max(site.message_seconds for site in cluster.sites)
+        each |= {"encode": first["encode"], "decode": first["decode"]}
+        message_nbytes = wire + cluster.overhead_nbytes
+        wire_nbytes = message_nbytes * (1 + rest)
+        ways = tuple(_crossing(routes, message_nbytes, wire_nbytes) for routes in link_routes(cluster))
+    return Stages(first, each, rest, ways, cluster.hub, wire_nbytes)
+
+
+def overhead_seconds(cluster, algorithm):
+    """Return what an allreduce takes whatever its size, as calibration found it on as many ranks."""
+    found = cluster.calibration
+    return found.overhead_seconds.get(algorithm, 0.0) if found and found.ranks == cluster.size else 0.0
+
+
+def coding_seconds(site, compressor, size, encodes=True):
+    """Return the seconds to encode `size` entries, and to decode and add the wires of two sites.
+
+    From the site's table of the compressor, or else of its class; without one from the site's rates,
+    which count as nothing where they were not measured. Those are of the run's own compressor, so
+    float32 that is only copied to a wire (`encodes` is false) counts as nothing too.
+    """
+    named = {coding.compressor: coding for coding in site.coding}
+    kind = f"{type(compressor).__name__}("
+    table = named.get(repr(compressor)) or next(
+        (coding for name, coding in named.items() if name.startswith(kind)), None)
+    if table is None:
+        encode = 4 * size / site.encode_bytes_per_second if encodes else 0.0
+        return encode, 4 * size / site.decode_bytes_per_second
+    table.warn_outside(4 * size)
+    more = max(1.0, 4 * size / table.nbytes[-1])
+    encode, decode = (more * float(np.interp(4 * size, table.nbytes, seconds))
+                      for seconds in (table.encode_seconds, table.decode_seconds))
+    return encode, 2 * decode
+
+
+def _chains(cluster, chunk_nbytes):
+    """Return (first chunk, every other chunk) of the slowest site's reduce and broadcast."""
+    up, down = [(0.0, 0.0)], [(0.0, 0.0)]
+    for site in cluster.sites:
+        # Inside a site a long chunk goes in several messages.
+        latency, rate = site.network.line(min(chunk_nbytes, 4 * SITE_ENTRIES))
+        for way, adds in ((up, site.add_bytes_per_second), (down, math.inf)):
+            first, each = chain_seconds(site.ranks, chunk_nbytes, latency, rate, site.message_seconds,
+                                        adds)
+            way.append((float(first), float(each)))
+    return max(up), max(down)
+
+
+def link_routes(cluster):
+    """Return the routes of all other sites to the hub, and those from the hub to them."""
+    hub = cluster.names[cluster.hub]
+    others = [name for name in cluster.names if name != hub]
+    return ([cluster.route(name, hub) for name in others],
+            [cluster.route(hub, name) for name in others])
+
+
+def shared_lines(routes, nbytes):
+    """Return link -> latency and rate of a stream of `nbytes` on every route at the same time.
+
+    The rate is all streams' that pass the link's pipe.
+    """
+    passing = Counter(link.pipe for route in routes for link in route)
+    return {link: link.line(passing[link.pipe] * nbytes) for route in routes for link in route}
+
+
+def _crossing(routes, wire_nbytes, stream_nbytes):
+    """Return (first chunk, every other chunk), float64[routes]: a wire on each at the same time.
+
+    Links that share a rate take turns: their bytes add up. stream_nbytes: those of all chunks.
+    """
+    lines, load = shared_lines(routes, stream_nbytes), {}
+    for link in (link for route in routes for link in route):
+        load[link.pipe] = load.get(link.pipe, 0.0) + wire_nbytes / lines[link][1]
+    each = np.array([max(load[link.pipe] for link in route) for route in routes])
+    return np.array([sum(lines[link][0] for link in route) for route in routes]) + each, each
+
+
+def copy_seconds_of_exact(cluster, algorithm, nbytes):
+    """Return the seconds of the copies in one exact allreduce of `nbytes`, at the slowest site.
+
+    A rank copies all that it sends to its host and all that it receives from there: the vector once
+    with MPI's own algorithm, up to twice in a tree, and 2 (p - 1) / p of it otherwise.
+    """
+    sent = {"mpi": 1, "tree": 2}.get(algorithm, 2 * (1 - 1 / cluster.size))
+    return 2 * sent * nbytes / min(site.host_copy_bytes_per_second for site in cluster.sites)
+
+
+def copy_seconds_of_chunks(cluster, chunk_nbytes, wire_nbytes):
+    """Return (first chunk, every other chunk) of "hierarchical", at the slowest site.
+
+    A chunk is copied out and in at each hop of its site's chain, up and down, and so are wires. The
+    first takes all hops one after another; of every other the rank that copies most counts.
+    """
+    first, each, peers_of_hub = 0.0, 0.0, len(cluster.sites) - 1
+    for index, site in enumerate(cluster.sites):
+        wires = 2 * (peers_of_hub if index == cluster.hub else min(1, peers_of_hub)) * wire_nbytes
+        hops, rate = 2 * (site.ranks - 1), site.host_copy_bytes_per_second
+        first = max(first, (wires + 2 * hops * chunk_nbytes) / rate)
+        each = max(each, (wires + min(hops, 4) * chunk_nbytes) / rate)
+    return first, each

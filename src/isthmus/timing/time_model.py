@@ -1,0 +1,212 @@
+"""How long things take, in seconds, term by term: the model that plans are made with.
+
+The formulas are those of alpha-beta models (Thakur, Rabenseifner and Gropp 2005, "Optimization of
+collective communication operations in MPICH"), widened by compression and by links that share. Where
+the cluster file has what `isthmus calibrate` measured by size, latencies and rates are those of the
+size in question; asking for other sizes warns.
+"""
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from isthmus.compression.chunks import WIRE_NBYTES
+from isthmus.compression.dense import Dense
+from isthmus.quantities import real, slices, whole
+from isthmus.registry import ALLREDUCE_STAGES, algorithm_named
+from isthmus.timing.formulas import (
+    chain_seconds,
+    compute_seconds,
+    local_steps_seconds,
+    narrow_link_bound_seconds,
+    overlapped_seconds,
+    period_seconds,
+    pipelined_seconds,
+    recursive_seconds,
+    ring_seconds,
+    steps_per_epoch,
+    waiting_seconds,
+)
+from isthmus.timing.pipes import halving_seconds, tree_seconds
+from isthmus.timing.stages import (
+    coding_seconds,
+    copy_seconds_of_exact,
+    hierarchical_stages,
+    link_routes,
+    overhead_seconds,
+)
+
+__all__ = [
+    "AllreduceTime", "Workload", "chain_seconds", "coding_seconds", "compute_seconds",
+    "fair_staging_seconds", "hierarchical_stages", "link_routes", "local_steps_seconds",
+    "narrow_link_bound_seconds", "overlapped_seconds", "period_seconds", "pipelined_seconds",
+    "predict_allreduce", "recursive_seconds", "ring_seconds", "staging_seconds", "steps_per_epoch",
+    "waiting_seconds"]
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What one epoch asks of a cluster."""
+
+    size: int = 0  # entries of the gradient, float32
+    batch_size: int = 256  # samples of a step, all ranks together
+    algorithm: str = "hierarchical"
+    compressor: Any = None
+    sample_nbytes: float = 0.0  # bytes of a sample where shards are given as counts alone
+    data_site: str | None = None  # where the shards lie; None where every rank sees them
+    buckets: tuple[slice, ...] = ()  # of the gradient, in the order in which they start; () is the whole
+    chunk_nbytes: int = WIRE_NBYTES  # most bytes of a wire of "hierarchical"
+    exchanges_per_step: float = 1.0  # uses of the allreduce, of the whole vector, on average
+
+    def __post_init__(self):
+        for name, least in (("size", 0), ("batch_size", 1), ("chunk_nbytes", 1)):
+            object.__setattr__(self, name, whole(name, getattr(self, name), least))
+        object.__setattr__(self, "sample_nbytes", real("sample_nbytes", self.sample_nbytes, 0))
+        object.__setattr__(self, "buckets", tuple(slices("buckets", self.buckets, self.size)))
+
+
+@dataclass(frozen=True)
+class AllreduceTime:
+    """Predicted seconds of one allreduce, from the arrival of the last rank.
+
+    Each field is the time for which its stage is what the others wait for, so that they add up to
+    `seconds`. The slowest stage counts with all its chunks, the others with one.
+    """
+
+    reduce_seconds: float = 0.0
+    encode_seconds: float = 0.0
+    copy_seconds: float = 0.0  # from a GPU's memory to the host's and back; 0 where no site has GPUs
+    links_seconds: float = 0.0
+    decode_seconds: float = 0.0
+    broadcast_seconds: float = 0.0
+
+    @property
+    def seconds(self):
+        return sum(self.terms.values())
+
+    @property
+    def terms(self):
+        """Stage -> seconds."""
+        return {stage: getattr(self, f"{stage}_seconds") for stage in ALLREDUCE_STAGES}
+
+
+def predict_allreduce(cluster, size, *, algorithm, compressor=None, chunk_nbytes=WIRE_NBYTES):
+    """Return the AllreduceTime of a float32 vector of `size` entries.
+
+    chunk_nbytes: most bytes of a wire of "hierarchical".
+
+    Raises ValueError for an algorithm that does not exist, or that cannot use the compressor.
+    """
+    algorithm_named(algorithm).check_compressor(compressor)
+    size, chunk_nbytes = whole("size", size, 0), whole("chunk_nbytes", chunk_nbytes, 1)
+    if size == 0 or cluster.size == 1:
+        return AllreduceTime()
+    if algorithm == "hierarchical":
+        return _hierarchical(cluster, size, compressor or Dense(), compressor is not None, chunk_nbytes)
+    adds = min(site.add_bytes_per_second for site in cluster.sites)
+    copies = copy_seconds_of_exact(cluster, algorithm, 4 * size)
+    if algorithm == "mpi":
+        return AllreduceTime(copy_seconds=copies, links_seconds=_mpi(cluster, 4 * size, adds))
+    two = {"tree": tree_seconds, "recursive": halving_seconds, "ring": _ring}[algorithm]
+    summed, passed_on = two(cluster, size, adds)
+    return AllreduceTime(reduce_seconds=overhead_seconds(cluster, algorithm) + summed,
+                         broadcast_seconds=passed_on, copy_seconds=copies)
+
+
+def mpi_seconds(cluster, nbytes, add_bytes_per_second=math.inf):
+    """Return the shorter of a ring and of halving over the worst hop: MPI picks for itself."""
+    latency, rate, sustained = _ring_hops(cluster, nbytes / cluster.size)
+    return min(sum(ring_seconds(latency, rate, nbytes, add_bytes_per_second, sustained)),
+               float(recursive_seconds(cluster.size, nbytes, latency.max(), rate.min())))
+
+
+def staging_seconds(cluster, nbytes_of_rank, data_site):
+    """Return max over shared pipes of bytes / B: the fluid bound for bringing shards to ranks.
+
+    data_site: name of the site where the shards lie. With None every rank sees them, nothing moves.
+    """
+    if data_site is None:
+        return 0.0
+    load, rate = {}, {}
+    nbytes_of_site = np.bincount(cluster.site_of_rank, nbytes_of_rank, minlength=len(cluster.sites))
+    for name, nbytes in zip(cluster.names, nbytes_of_site.tolist()):
+        for link in cluster.route(data_site, name):
+            load[link.pipe] = load.get(link.pipe, 0.0) + nbytes
+            rate[link.pipe] = link.bytes_per_second
+    return max((load[pipe] / rate[pipe] for pipe in load), default=0.0)
+
+
+def fair_staging_seconds(cluster, nbytes_of_rank, data_site):
+    """Return when the last site has its shards where flows share links max-min fairly, as TCP does.
+
+    Never less than `staging_seconds`, the fluid bound (Bertsekas and Gallager 1992, "Data networks").
+    """
+    from isthmus.timing.flows import FlowNetwork
+    nbytes = np.bincount(cluster.site_of_rank, nbytes_of_rank, minlength=len(cluster.sites))
+    targets = [name for name, count in zip(cluster.names, nbytes) if count and name != data_site]
+    if data_site is None or not targets:
+        return 0.0
+    routes = [cluster.route(data_site, name) for name in targets]
+    rate = {link.pipe: link.bytes_per_second for route in routes for link in route}
+    number = {pipe: place for place, pipe in enumerate(rate)}
+    network = FlowNetwork([[number[link.pipe] for link in route] for route in routes],
+                          list(rate.values()))
+    sent = nbytes[[cluster.names.index(name) for name in targets]]
+    return float(max(network.finish_seconds(np.zeros(len(targets)), sent, math.inf)))
+
+
+def _ring(cluster, size, add_bytes_per_second):
+    latency, rate, sustained = _ring_hops(cluster, 4 * size / cluster.size)
+    return ring_seconds(latency, rate, 4 * size, add_bytes_per_second, sustained)
+
+
+def _mpi(cluster, nbytes, add_bytes_per_second):
+    """Return `mpi_seconds`, corrected by what calibration found of MPI's own on as many ranks."""
+    found = cluster.calibration
+    if found is None or found.allreduce is None or found.ranks != cluster.size:
+        return mpi_seconds(cluster, nbytes, add_bytes_per_second)
+    return found.allreduce.seconds(nbytes, lambda sizes: np.vectorize(
+        lambda size: mpi_seconds(cluster, size, add_bytes_per_second))(sizes))
+
+
+def _ring_hops(cluster, nbytes):
+    """Return float64[ranks]: latency and rate of parts of `nbytes` from each rank to the next, in
+    cluster order, and the rate of one part after another, their share of a pipe that several hops pass.
+    """
+    sites = cluster.site_of_rank
+    hops = list(zip(sites, (*sites[1:], sites[0])))
+    routes = {hop: cluster.route(*(cluster.names[site] for site in hop)) for hop in dict.fromkeys(hops)}
+    passing = Counter(link.pipe for hop in hops for link in routes[hop])
+    lines = {}
+    for (here, there), route in routes.items():
+        latency, rate = zip(*([link.line(nbytes, "messages") for link in route]
+                              or [cluster.sites[here].network.line(nbytes)]))
+        sustained = [_sustained(link, 2 * (cluster.size - 1) * passing[link.pipe] * nbytes)
+                     / passing[link.pipe] for link in route]
+        share = nbytes / (nbytes + cluster.overhead_nbytes) if route and nbytes else 1.0
+        lines[here, there] = sum(latency), share * min(rate), share * min(sustained, default=math.inf)
+    return np.array([lines[hop] for hop in hops]).T
+
+
+def _sustained(link, nbytes):
+    """Return the rate of many messages, `nbytes` together: what a link lets pass at any rate, after a
+    pause, it does once."""
+    longest = link.messages.nbytes[-1] if link.messages else math.inf
+    return link.line(min(nbytes, longest), "messages")[1]
+
+
+def _hierarchical(cluster, size, compressor, encodes, chunk_nbytes):
+    """Pipeline of chunks: every stage once, then the slowest stage for all other chunks."""
+    stages = hierarchical_stages(cluster, size, compressor, encodes, chunk_nbytes)
+    terms, slowest = dict(stages.first), stages.each
+    links = 0.0
+    if stages.ways:
+        terms["links"], links = stages.links
+    if links >= stages.interval:
+        slowest = {"links": links}
+    for name, seconds in slowest.items():
+        terms[name] += stages.rest * seconds
+    return AllreduceTime(**{f"{name}_seconds": seconds for name, seconds in terms.items()})

@@ -1,1 +1,0 @@
-"""What the machines are: sites, ranks and links (`cluster`), and their communicators (`tiers`)."""

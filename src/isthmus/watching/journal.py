@@ -1,0 +1,103 @@
+"""One rank's account of a run: where it is, its log, and what is to be told if it fails."""
+
+import logging
+import os
+import sys
+from pathlib import Path
+
+from mpi4py import MPI
+
+import isthmus
+from isthmus.errors import MachineError, StoppedError
+from isthmus.links.agreement import gather_json
+from isthmus.testbed.launch import RUN_NOTE
+from isthmus.watching import interruption
+from isthmus.watching.failures import Place, lost_lines, name_ranks, stalled_lines
+from isthmus.watching.interruption import Interrupted
+from isthmus.watching.progress import FAILS, SIGNALLED, Progress
+from isthmus.watching.rank_log import RankLog
+from isthmus.watching.stalls import Watch
+
+log = logging.getLogger("isthmus")
+
+
+class Journal:
+    """Kept by `with` while a run goes on. Collective, but for an exception on the way out.
+
+    settings: `[run]`. tell(line, passing): prints a line of progress; called where the job's rank 0 is.
+    hosts: the name of each cluster rank's host.
+    """
+
+    def __init__(self, tiers, settings, tell):
+        cluster, world = tiers.cluster, tiers.world
+        self.log = RankLog(world.rank)
+        self.hosts = gather_json(world, MPI.Get_processor_name())
+        sites = [cluster.sites[site] for site in cluster.site_of_rank]
+        self._of_rank = (tuple(self.hosts), tuple(site.name for site in sites),
+                         tuple(site.tier for site in sites))
+        self.rank, self.folder, self.checkpoint = world.rank, None, None
+        self.home, self._mode = tiers.home, settings.mode
+        self._tell = tell if world.rank == tiers.home else None
+        self.progress = Progress(world)
+        self.watch = Watch(self.progress, settings.stall_seconds, settings.stall_deviations,
+                           lambda ranks: name_ranks(ranks, *self._of_rank), tiers.home, world.size,
+                           settings.abort_seconds, self.abandon)
+        log.info(f"isthmus {isthmus.__version__}: {name_ranks([self.rank], *self._of_rank)}, process "
+                 f"{os.getpid()}")
+
+    def open(self, folder):
+        """Begin the log in the run's folder; note the folder for what has started the job."""
+        self.folder = Path(folder)
+        if RUN_NOTE in os.environ and self.rank == self.home:
+            Path(os.environ[RUN_NOTE]).write_text(str(self.folder.absolute()))
+        self.log.open(folder, self._mode)
+
+    def tell(self, line, passing=False):
+        """Log a line of progress, and print it where the job's rank 0 is."""
+        log.info(line)
+        if self._tell is not None:
+            self._tell(line, passing)
+
+    def enter(self, phase, step):
+        """Note that this rank begins `phase` of `step` (`isthmus.watching.progress.PHASES`)."""
+        self.progress.enter(phase, step)
+
+    def abandon(self, line, ranks):
+        """End the job from the thread that watches, because of a stall or of ranks that are gone."""
+        place = self.place()
+        self.progress.note_ending(signalled=False)
+        for each in lost_lines(place) if line is None else stalled_lines(line, ranks, place):
+            log.warning(each)
+        sys.stderr.flush()
+        os._exit(MachineError.exit_code)  # the main thread waits inside MPI; mpirun ends the others
+
+    def place(self):
+        """Return the `Place` where this rank is now."""
+        progress = self.progress
+        return Place(self.rank, progress.step, progress.phase, *self._of_rank, self.folder,
+                     self.checkpoint, self.home, tuple(progress.ranks),
+                     {rank: progress.point_of(rank) for rank in progress.ranks_gone()},
+                     tuple(progress.ranks_ending(SIGNALLED)), tuple(progress.ranks_ending(FAILS)))
+
+    def __enter__(self):
+        interruption.keep(self)
+        self.watch.start()
+        return self
+
+    def __exit__(self, kind, problem, _):
+        if self.watch.ident is not None:
+            self.watch.close()
+        if problem is None:
+            log.info("the run is finished")
+        elif isinstance(problem, StoppedError):
+            log.info(str(problem))
+        elif isinstance(problem, Interrupted):
+            log.info(f"step {self.progress.step}, phase {self.progress.phase}: {problem}")
+        else:
+            self.progress.note_ending(signalled=False)
+            log.error(f"step {self.progress.step}, phase {self.progress.phase}: {kind.__name__}: "
+                      f"{problem}", exc_info=problem)
+            problem.place = self.place()
+        self.log.close()
+        if not isinstance(problem, Interrupted):
+            interruption.keep(None)
