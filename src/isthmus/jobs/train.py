@@ -9,25 +9,22 @@ from typing import NamedTuple
 from mpi4py import MPI
 from threadpoolctl import threadpool_limits
 
-from isthmus.compression.dense import Dense
 from isthmus.devices import array_library
 from isthmus.errors import CheckpointError, StoppedError
 from isthmus.files import remove_leftovers
 from isthmus.folders.record import RunFolder, let_in, provenance, replanned_sentence, reserved
-from isthmus.folders.terms import critical_terms, typical_terms
+from isthmus.jobs.account import Account
 from isthmus.jobs.choosing import choose
 from isthmus.jobs.preparation import hold_seconds, place_data, shared_settings, shared_tiers
 from isthmus.jobs.rebalancing import Rebalancing
 from isthmus.jobs.resuming import Recalled, identity_of, recall
 from isthmus.jobs.stopping import stopping_on
 from isthmus.links.agreement import broadcast_json, from_root, require, together
-from isthmus.registry import STAGES
-from isthmus.testbed import on_testbed
 from isthmus.training.checkpoint import read_checkpoint, write_checkpoint
-from isthmus.training.loop import MEASURED, State, Training
+from isthmus.training.loop import State, Training
 from isthmus.training.strategies.sums import Sums
 from isthmus.watching.journal import Journal
-from isthmus.watching.links import LinkWatch, counted_links
+from isthmus.watching.links import counted_links
 from isthmus.watching.trace import Trace
 
 
@@ -86,34 +83,19 @@ def every(steps):
 
 
 class Job:
-    """A run under way: its training, its clock, and its folder, which the job's rank 0 alone has."""
+    """A run under way: its training, what it has measured, and what is done after its steps."""
 
     def __init__(self, tiers, settings, plan, training, test, journal):
         self.tiers, self.settings, self.plan = tiers, settings, plan
         self.training, self.test = training, test
         self.journal, self.tell = journal, journal.tell
         self.leads = tiers.world.rank == tiers.home
-        self.folder = None
+        self.account = Account(tiers, settings, plan, training, journal.tell)
         self.path = None
-        self.seconds = 0.0  # of training so far; evaluation and checkpoints are not counted
-        self.link_nbytes = 0
-        self.measured = []  # of each step so far: its terms, and whether an exchange ended it
-        self.evaluation = (None, None)
-        self.loss = None
-        self.skipped = 0
         self.stops = False  # whether the run ends after this step, told by a signal
-        self.exchanged = {each.step for each in settings.make_strategy().exchanges(
-            training.recipe.total_steps)}
         self.rebalancing = Rebalancing(tiers, settings, plan, training)
-        self.slow_links = LinkWatch(tiers.cluster, plan.terms.get("links", 0.0))
         self.data = {"train": training.local.manifest, "test": test.manifest}
         self.identity = identity_of(settings, tiers.cluster, plan, self.data)
-        cluster = tiers.cluster
-        self._leaders = None
-        if settings.allreduce.algorithm == "hierarchical" and len(cluster.sites) > 1:
-            self._leaders = [cluster.ranks_of_site(name)[0] for name in cluster.names]
-            if len(self._leaders) > 2:  # the hub waits for one crossing, the others for two
-                self._leaders.pop(cluster.hub)
 
     def open_folder(self, stem, resume, name, lock, why=None):
         """Make the run's folder, or go on with an old one, and write down what is about to run."""
@@ -130,17 +112,17 @@ class Job:
             table = provenance(self.settings, self.journal.hosts,
                                MPI.Get_library_version().strip("\0"), self.training.model.size,
                                {name: manifest.told() for name, manifest in self.data.items()})
-            self.folder.write_documents(table | {"choice": why}, self.tiers.cluster, self.plan,
+            self.account.folder.write_documents(table | {"choice": why}, self.tiers.cluster, self.plan,
                                         self.training.state.step if resume else None)
 
         self.path = Path(from_root(self.tiers.world, make, self.tiers.home))
-        self.folder = RunFolder(self.path) if self.leads else None
+        self.account.folder = RunFolder(self.path) if self.leads else None
         self.journal.open(self.path)
         if resume:
             self._resume()
         from_root(self.tiers.world, write_down, self.tiers.home)
         if resume:
-            self._note("resumed")
+            self.account.note("resumed")
         self.tell(f"run folder: {self.path}")
 
     def run(self, stop):
@@ -165,7 +147,7 @@ class Job:
             self.stops = stop.told(self.training.state.step)
 
         return [
-            Duty("report", lambda step: not member.gradients.finite, self._note_skipped),
+            Duty("report", lambda step: not member.gradients.finite, self.account.note_skipped),
             Duty("replicas", lambda step: member.agreed and every(recipe.compare_replicas_every)(step),
                  self._compare_and_note),
             Duty("report", lambda step: ends_epoch(step) or every(recipe.report_every)(step),
@@ -183,12 +165,12 @@ class Job:
         return self.training.compare_replicas() if self.training.member.agreed else None
 
     def _compare_and_note(self):
-        self._note("replicas", hash=self._compare_replicas())
+        self.account.note("replicas", hash=self._compare_replicas())
 
     def _stop(self):
-        self._note("stopped")
+        self.account.note("stopped")
         if self.leads:
-            self.folder.close()
+            self.account.folder.close()
         error = StoppedError(f"stopped by a signal after step {self.training.state.step}; go on with "
                              f"`isthmus train RUN.toml --resume {self.path}`")
         error.everywhere = True
@@ -200,73 +182,28 @@ class Job:
         digest = self._compare_replicas()
         links = counted_links(self.tiers, self.training.member)
         if self.leads:
-            self._note("replicas", hash=digest)
-            summary = self._summary(digest, links)
-            self.folder.write_json("summary.json", summary)
-            self.folder.close()
+            self.account.note("replicas", hash=digest)
+            summary = self.account.summary(digest, links)
+            self.account.folder.write_json("summary.json", summary)
+            self.account.folder.close()
         else:
             summary = None
         return broadcast_json(self.tiers.world, summary, self.tiers.home) | {"folder": str(self.path)}
 
-    def _note_skipped(self):
-        ranks = self.training.non_finite_ranks
-        self._note("non_finite", ranks=ranks, action="skipped")
-        self.skipped += 1
-        if self.skipped <= 3:
-            more = "; more of these are in metrics.jsonl" if self.skipped == 3 else ""
-            self.tell(f"step {self.training.state.step}: skipped, {self.training.not_finite}{more}")
-
-    def _note(self, kind, **values):
-        if self.leads:
-            state, steps = self.training.state, self.training.recipe.steps
-            self.folder.note(kind, **({"step": state.step, "epoch": (state.step - 1) // steps}
-                                      | values))
-
     def _report(self):
-        """Gather what all ranks measured since the last report, and write a line a step."""
-        rows = self.training.gather_rows()
-        if rows is None or rows.shape[1] == 0:
-            return
-        first = self.training.state.step - rows.shape[1] + 1
-        for number in range(rows.shape[1]):
-            self._report_step(first + number, dict(zip(MEASURED, rows[:, number].T)))
-        self.slow_links.look(self.training.state.step,
-                             [terms["links"] for terms, _ in self.measured[-rows.shape[1]:]])
-        self.folder.flush()
-        self.tell(f"step {self.training.state.step}/{self.training.recipe.total_steps}: "
-                  f"loss {self.loss:.4f}, {1e3 * typical_terms(self.measured)[1]:.1f} ms a step, "
-                  f"{self.link_nbytes / 1e6:.1f} MB over links", passing=True)
-
-    def _report_step(self, step, of_rank):
-        """Write the line of one step from what each rank measured of it."""
-        self.loss = of_rank["loss"].sum() / max(of_rank["samples"].sum(), 1)
-        step_seconds = of_rank["step"][0]
-        self.seconds += step_seconds
-        terms = critical_terms(of_rank, self._leaders)
-        self.measured.append((terms, step in self.exchanged))
-        self.rebalancing.measure(of_rank)
-        self.link_nbytes = int(of_rank["sent_link_nbytes"].sum())
-        self.folder.note(
-            "step", step=step, epoch=(step - 1) // self.training.recipe.steps,
-            seconds=self.seconds, loss=self.loss, step_seconds=step_seconds, terms=terms,
-            exchanged=step in self.exchanged,
-            sent_nbytes={"site": int(of_rank["sent_site_nbytes"].sum()), "link": self.link_nbytes})
+        self.account.report(look=self.rebalancing.measure)
 
     def _evaluate(self):
-        loss, accuracy = self.evaluation = self.training.evaluate(self.test)
-        self._note("evaluation", seconds=self.seconds, link_nbytes=self.link_nbytes,
-                   loss=loss, accuracy=accuracy)
-        self.tell(f"epoch {self.training.state.step // self.training.recipe.steps}: "
-                  f"test loss {loss:.4f}, accuracy {accuracy:.4f}")
+        self.account.note_evaluation(*self.training.evaluate(self.test))
 
     def _rebalance(self):
         """Move shards if ranks have changed their pace and it pays; that takes time of the run."""
         told = self.rebalancing.after_epoch()
         if told:
-            self.seconds += told["moving_seconds"]
-            self._note("replanned", seconds=self.seconds, **told)
+            self.account.seconds += told["moving_seconds"]
+            self.account.note("replanned", seconds=self.account.seconds, **told)
             if self.leads:
-                self.folder.flush()
+                self.account.folder.flush()
             self.tell(f"step {self.training.state.step}: {replanned_sentence(told)}")
 
     def _write_checkpoint(self):
@@ -284,30 +221,11 @@ class Job:
                 f"{self.path / 'checkpoint.h5'}: is of step {state.step}, and training.epochs = "
                 f"{recipe.epochs} ends at step {recipe.total_steps}; give "
                 f"{-(-state.step // recipe.steps)} epochs or more")
-        found = together(world, lambda: recall(self.folder, state.step, recipe.total_steps)
+        found = together(world, lambda: recall(self.account.folder, state.step, recipe.total_steps)
                          if self.leads else Recalled())
-        self.seconds, self.loss, self.measured = found.seconds, found.loss, found.measured
-        self.evaluation = found.evaluation
+        self.account.take_up(found)
         self.rebalancing.resume(notes)
         self.journal.checkpoint = state.step
         self.tell(f"resumed at step {state.step}")
         if found.told:
             self.tell(found.told)
-
-    def _summary(self, digest, links):
-        """Return what the run came to, predicted beside measured."""
-        measured, step_seconds = typical_terms(self.measured)
-        predicted = {**dict.fromkeys(STAGES, 0.0), **self.plan.terms}
-        loss, accuracy = self.evaluation
-        wire = self.settings.make_compressor() or Dense()
-        ratio = Dense().wire_nbytes(self.training.model.size) / wire.wire_nbytes(
-            self.training.model.size)
-        return {
-            "outcome": "finished", "steps": self.training.state.step, "seconds": self.seconds,
-            "emulated": ["links"] if on_testbed() else [],
-            "loss": loss, "accuracy": accuracy, "parameter_hash": digest, "links": links,
-            "dense_link_nbytes": round(ratio * sum(link["sent_nbytes"] for link in links)),
-            "terms": [{"name": name, "predicted_seconds": predicted[name],
-                       "measured_seconds": measured.get(name, 0.0)} for name in STAGES],
-            "step": {"predicted_seconds": self.plan.step_seconds,
-                     "measured_seconds": step_seconds}}

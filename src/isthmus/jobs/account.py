@@ -1,0 +1,116 @@
+"""What a job has measured so far, and what it tells of it: lines, progress, and the summary."""
+
+from isthmus.compression.dense import Dense
+from isthmus.folders.terms import critical_terms, typical_terms
+from isthmus.registry import STAGES
+from isthmus.testbed import on_testbed
+from isthmus.training.loop import MEASURED
+from isthmus.watching.links import LinkWatch
+
+
+class Account:
+    """The clock, the curves and the terms of a run; all ranks have one, the job's rank 0 fills it.
+
+    folder: the RunFolder, where the job's rank 0 is; None elsewhere.
+    seconds: of training so far; evaluation and checkpoints are not counted.
+    measured: of each step so far, its terms and whether an exchange ended it.
+    """
+
+    def __init__(self, tiers, settings, plan, training, tell):
+        self.settings, self.plan, self.training, self.tell = settings, plan, training, tell
+        self.folder = None
+        self.seconds, self.link_nbytes, self.loss = 0.0, 0, None
+        self.measured, self.evaluation = [], (None, None)
+        self.skipped = 0
+        self.exchanged = {each.step for each in settings.make_strategy().exchanges(
+            training.recipe.total_steps)}
+        self.slow_links = LinkWatch(tiers.cluster, plan.terms.get("links", 0.0))
+        self._leaders = _leaders(tiers.cluster, settings.allreduce.algorithm)
+
+    def note(self, kind, **values):
+        """Write a line of metrics.jsonl, of the step that is done."""
+        if self.folder is not None:
+            state, steps = self.training.state, self.training.recipe.steps
+            self.folder.note(kind, **({"step": state.step, "epoch": (state.step - 1) // steps}
+                                      | values))
+
+    def take_up(self, recalled):
+        """Go on from what the earlier part of a run has left."""
+        self.seconds, self.loss, self.measured = recalled.seconds, recalled.loss, recalled.measured
+        self.evaluation = recalled.evaluation
+
+    def report(self, look=lambda of_rank: None):
+        """Gather what all ranks measured since the last report, and write a line a step. Collective.
+
+        look: shown what each rank measured of each of these steps, name -> float64[ranks].
+        """
+        rows = self.training.gather_rows()
+        if rows is None or rows.shape[1] == 0:
+            return
+        state, recipe = self.training.state, self.training.recipe
+        first = state.step - rows.shape[1] + 1
+        for number in range(rows.shape[1]):
+            of_rank = dict(zip(MEASURED, rows[:, number].T))
+            self._note_step(first + number, of_rank)
+            look(of_rank)
+        self.slow_links.look(state.step,
+                             [terms["links"] for terms, _ in self.measured[-rows.shape[1]:]])
+        self.folder.flush()
+        self.tell(f"step {state.step}/{recipe.total_steps}: loss {self.loss:.4f}, "
+                  f"{1e3 * typical_terms(self.measured)[1]:.1f} ms a step, "
+                  f"{self.link_nbytes / 1e6:.1f} MB over links", passing=True)
+
+    def _note_step(self, step, of_rank):
+        self.loss = of_rank["loss"].sum() / max(of_rank["samples"].sum(), 1)
+        step_seconds = of_rank["step"][0]
+        self.seconds += step_seconds
+        terms = critical_terms(of_rank, self._leaders)
+        self.measured.append((terms, step in self.exchanged))
+        self.link_nbytes = int(of_rank["sent_link_nbytes"].sum())
+        self.folder.note(
+            "step", step=step, epoch=(step - 1) // self.training.recipe.steps,
+            seconds=self.seconds, loss=self.loss, step_seconds=step_seconds, terms=terms,
+            exchanged=step in self.exchanged,
+            sent_nbytes={"site": int(of_rank["sent_site_nbytes"].sum()), "link": self.link_nbytes})
+
+    def note_skipped(self):
+        """Tell of a step that was left out because a gradient, or their sum, was not finite."""
+        self.note("non_finite", ranks=self.training.non_finite_ranks, action="skipped")
+        self.skipped += 1
+        if self.skipped <= 3:
+            more = "; more of these are in metrics.jsonl" if self.skipped == 3 else ""
+            self.tell(f"step {self.training.state.step}: skipped, {self.training.not_finite}{more}")
+
+    def note_evaluation(self, loss, accuracy):
+        """Tell what the test set said at the end of an epoch."""
+        self.evaluation = loss, accuracy
+        self.note("evaluation", seconds=self.seconds, link_nbytes=self.link_nbytes, loss=loss,
+                  accuracy=accuracy)
+        self.tell(f"epoch {self.training.state.step // self.training.recipe.steps}: "
+                  f"test loss {loss:.4f}, accuracy {accuracy:.4f}")
+
+    def summary(self, digest, links):
+        """Return what the run came to, predicted beside measured."""
+        measured, step_seconds = typical_terms(self.measured)
+        predicted = {**dict.fromkeys(STAGES, 0.0), **self.plan.terms}
+        loss, accuracy = self.evaluation
+        wire, size = self.settings.make_compressor() or Dense(), self.training.model.size
+        ratio = Dense().wire_nbytes(size) / wire.wire_nbytes(size)
+        return {
+            "outcome": "finished", "steps": self.training.state.step, "seconds": self.seconds,
+            "emulated": ["links"] if on_testbed() else [],
+            "loss": loss, "accuracy": accuracy, "parameter_hash": digest, "links": links,
+            "dense_link_nbytes": round(ratio * sum(link["sent_nbytes"] for link in links)),
+            "terms": [{"name": name, "predicted_seconds": predicted[name],
+                       "measured_seconds": measured.get(name, 0.0)} for name in STAGES],
+            "step": {"predicted_seconds": self.plan.step_seconds, "measured_seconds": step_seconds}}
+
+
+def _leaders(cluster, algorithm):
+    """Return the ranks whose time of an exchange counts; None where all ranks' does."""
+    if algorithm != "hierarchical" or len(cluster.sites) == 1:
+        return None
+    leaders = [cluster.ranks_of_site(name)[0] for name in cluster.names]
+    if len(leaders) > 2:  # the hub waits for one crossing, the others for two
+        leaders.pop(cluster.hub)
+    return leaders
