@@ -9,7 +9,7 @@ once before any is launched again. A launch leaves its results as lines of JSON 
 it ends; a study that was stopped goes on where it was, if code and settings are the same. At the end it
 prints tables and targets, writes them to `results`.md and draws `results`.svg, as does
 
-    python experiments/peers/findings.py [RESULTS.jsonl]
+    python experiments/peers/sheet.py [RESULTS.jsonl]
 
 Launches that fail are lines, too, with `failed`. Imports no MPI: it starts mpirun.
 """
@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tomli_w
-from peers.findings import tell_findings
+from peers.sheet import tell_findings
 from places import PLACES, objects_in, output_of
 from pydantic import Field, model_validator
 from study import HERE, Notebook, version_of

@@ -26,7 +26,7 @@ from isthmus.folders.record import RunFolder
 from isthmus.folders.status import describe_run, list_runs, status_table
 from isthmus.jobs.launch import rank_environment
 from isthmus.jobs.slurm.agent import IN_SCRATCH
-from isthmus.jobs.slurm.in_allocation import rank_command
+from isthmus.jobs.slurm.in_allocation import line_in_allocation
 from isthmus.jobs.slurm.settings import SlurmSettings
 from isthmus.jobs.slurm.submit import script_of_run
 from isthmus.toml_files import check_table
@@ -101,7 +101,8 @@ def test_outside_a_job_there_is_no_cluster_of_slurm(monkeypatch):
 
 
 def test_ranks_are_started_in_the_order_of_groups_and_nodes():
-    line = rank_command([Node("n0", 2, 0, "cloud"), Node("e0", 1, 1, "edge")], ["isthmus", "train", "r"])
+    line = line_in_allocation([Node("n0", 2, 0, "cloud"), Node("e0", 1, 1, "edge")],
+                              ["isthmus", "train", "r"])
     start = line.index("-n")
     assert line[start:] == ["-n", "2", "--host", "n0:2", "isthmus", "train", "r", ":",
                             "-n", "1", "--host", "e0:1", "isthmus", "train", "r"]

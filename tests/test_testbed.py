@@ -119,7 +119,7 @@ def test_every_rank_starts_where_the_cluster_file_puts_it():
     assert Wiring(placed).hosts == {
         "site0": "isthmus-testbed-site-site0", "near": "isthmus-testbed-site-site1",
         "far": "isthmus-testbed-site-site1", "site2": "isthmus-testbed-site-site2"}
-    line = launch.rank_command(placed, ["program", "-x"])
+    line = launch.line_on_testbed(placed, ["program", "-x"])
     assert line.count("program") == 5
     assert line.count(":") == 4
     assert line[line.index("btl") + 1] == "tcp,self"
@@ -434,7 +434,7 @@ def test_the_exit_code_is_passed_on_and_what_was_up_stays_up(bed, lab):
 
 def test_no_code_0_where_ranks_have_not_begun(bed, monkeypatch):
     """As where the launch agent has died."""
-    monkeypatch.setattr(launch, "rank_command", lambda *_: ["true"])
+    monkeypatch.setattr(launch, "line_on_testbed", lambda *_: ["true"])
     with pytest.raises(EmulationError, match="0 of 2 ranks began, and mpirun ended with code 0"):
         testbed.run(cluster(1, 1), ["true"], name=OURS)
 

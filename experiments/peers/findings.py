@@ -1,21 +1,9 @@
-"""What the lines of compare_peers.jsonl say: tables, targets met or not, and a picture.
+"""What the lines of compare_peers.jsonl say: tables, and targets met or not, computed from the lines."""
 
-    python experiments/peers/findings.py [RESULTS.jsonl]
-
-Writes RESULTS.md and RESULTS.svg beside the lines. Every number is computed from the lines.
-"""
-
-import json
 import statistics
-import sys
-from pathlib import Path
 
-if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
+from study import head, row
 
-from study import head, row, tell
-
-RESULTS = Path(__file__).resolve().parents[2] / "data/measurements/compare_peers.jsonl"
 NARROW = {"ranks_of_sites": [2, 2], "bytes_per_second": 12.5e6}  # where the targets are set
 NBYTES = 16_000_000
 
@@ -162,17 +150,3 @@ def milliseconds(seconds):
 
 def ratio(best, seconds):
     return "" if best is None or seconds is None else f"{best[0] / seconds:.2f} ({best[1]})"
-
-
-def tell_findings(path):
-    """Write what the lines in `path` say beside them, and print the tables."""
-    from peers.picture import draw
-    lines = [json.loads(line) for line in Path(path).read_text().splitlines()]
-    if not lines:
-        return
-    findings = Findings(lines)
-    tell(path, tables(findings), draw(findings))
-
-
-if __name__ == "__main__":
-    tell_findings(Path(sys.argv[1]) if len(sys.argv) > 1 else RESULTS)

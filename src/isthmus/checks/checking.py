@@ -5,7 +5,7 @@ from pathlib import Path
 
 from isthmus.checks import gpu, hdf5, machine, mpi, ranks, slurm
 from isthmus.checks.findings import Finding, exit_code, failed, grouped, worst_status
-from isthmus.checks.job import Job
+from isthmus.checks.job import Checked
 from isthmus.errors import ranks_in_words
 from isthmus.terminal import styled
 
@@ -22,7 +22,7 @@ def check(make_world, settings_path=None, cluster_path=None):
     start = time.perf_counter()
     path, told = mpi.launcher_on_path()
     comm, findings = mpi.start_mpi(make_world)
-    job = Job(comm)
+    job = Checked(comm)
     settings = cluster = None
     of_run = []
     if settings_path is not None and comm is not None:

@@ -6,7 +6,7 @@ import socket
 from isthmus.links.agreement import from_root, gather_json
 
 
-class Job:
+class Checked:
     """What checks of several ranks need; `comm` is None where MPI cannot be started.
 
     started: whether a launcher has started this process as one of the job's ranks.

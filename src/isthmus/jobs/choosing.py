@@ -18,7 +18,7 @@ def choose(settings, cluster):
     if wanted.algorithm != "auto":
         return settings, None
     named = settings.make_compressor()
-    compressors = choice.COMPRESSORS if named is None else (named,)
+    compressors = choice.TRIED if named is None else (named,)
     bound = wanted.largest_error if named is None else 1.0
     algorithms = [name for name in choice.EXACT
                   if settings.cluster.links == "real" or not ALGORITHMS[name].unpaced]

@@ -49,7 +49,8 @@ OVERHEAD_SECONDS = 1.0
 """For what allreduces take whatever their size, each algorithm."""
 CODING_SECONDS = 0.05
 """For each length of vector, each compressor, and each of encoding and decoding."""
-EAGER_NBYTES = 60 * 1024
+SHORT_NBYTES = 60 * 1024
+"""Messages up to this length are sent at once: under the eager limit of MPI over TCP."""
 WHOLE = 2**30
 
 
@@ -173,8 +174,8 @@ def measure_ways(tiers, repetitions, table, kind, tell):
         tell(f"measuring the link {first} - {second}, both ways at once ({kind})")
         leaders = [cluster.ranks_of_site(name)[0] for name in (first, second)]
         streams = way_seconds(tiers.world, *leaders, each, repetitions)
-        whole = way_seconds(tiers.world, *leaders, each, repetitions, WHOLE, EAGER_NBYTES + 1)
-        short = streams[:, streams[0] <= EAGER_NBYTES]
+        whole = way_seconds(tiers.world, *leaders, each, repetitions, WHOLE, SHORT_NBYTES + 1)
+        short = streams[:, streams[0] <= SHORT_NBYTES]
         messages = np.concatenate([short, whole], axis=1)
         for link in links:
             if {link["from"], link["to"]} == {first, second}:

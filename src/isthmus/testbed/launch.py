@@ -48,7 +48,7 @@ def run(cluster, command, stdout=None, name=NAME):
     made = up(cluster, name)
     with TemporaryDirectory(prefix="isthmus-") as folder:
         begun = Path(folder, "begun")  # a line a rank
-        line = rank_command(cluster, ["sh", "-c", NOTE_BEGINNING, "isthmus", str(begun), program,
+        line = line_on_testbed(cluster, ["sh", "-c", NOTE_BEGINNING, "isthmus", str(begun), program,
                                       *command[1:]], name)
         try:
             before = counters(name)
@@ -66,7 +66,7 @@ def run(cluster, command, stdout=None, name=NAME):
                   for site in after}
 
 
-def rank_command(cluster, command, name=NAME):
+def line_on_testbed(cluster, command, name=NAME):
     """Return the mpirun line: daemons through the agent, messages over the links alone."""
     agent = shlex.join([sys.executable, "-m", "isthmus.testbed.ssh_agent", f"testbed={name}"])
     line = [mpirun(),

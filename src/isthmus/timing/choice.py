@@ -14,7 +14,7 @@ from isthmus.quantities import real, whole
 from isthmus.registry import ALGORITHMS
 from isthmus.timing.time_model import predict_allreduce
 
-COMPRESSORS = (None, Dense("bfloat16"), Dense("float16"), Int8(), Int4(), OneBit())
+TRIED = (None, Dense("bfloat16"), Dense("float16"), Int8(), Int4(), OneBit())
 """What is tried: those whose error on a Gaussian vector does not depend on the vector's structure."""
 
 CHUNK_NBYTES = (WIRE_NBYTES, WIRE_NBYTES // 2, WIRE_NBYTES // 4, WIRE_NBYTES // 8)
@@ -50,7 +50,7 @@ class Choice:
     reason: str
 
 
-def choose_allreduce(cluster, size, *, largest_error=0.0, compressors=COMPRESSORS, algorithms=EXACT):
+def choose_allreduce(cluster, size, *, largest_error=0.0, compressors=TRIED, algorithms=EXACT):
     """Return the Choice for float32 vectors of `size` entries on `cluster`.
 
     largest_error: what the sum may be wrong by, as `Candidate.error`; 0 allows exact float32 alone.

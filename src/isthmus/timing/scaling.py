@@ -9,7 +9,7 @@ from isthmus.compression import Dense, Int8, OneBit
 from isthmus.errors import ClusterError
 from isthmus.timing.simulation import simulate
 
-COMPRESSORS = {"dense float32": None, "float16": Dense("float16"), "int8": Int8(), "1 bit": OneBit()}
+COMPARED = {"dense float32": None, "float16": Dense("float16"), "int8": Int8(), "1 bit": OneBit()}
 """Name -> compressor of a scaling study; None sends float32 as it is."""
 
 
@@ -38,16 +38,16 @@ class Study:
     def edge_sites(self, counts):
         """Return a Point for every number of edge sites and every compressor."""
         return [self.point(count, name, cluster) for count in counts
-                for cluster in (with_edge_sites(self.cluster, count),) for name in COMPRESSORS]
+                for cluster in (with_edge_sites(self.cluster, count),) for name in COMPARED]
 
     def link_rates(self, factors):
         """Return a Point for every factor on all links' bytes per second and every compressor."""
         return [self.point(factor, name, cluster) for factor in factors
-                for cluster in (with_link_rate(self.cluster, factor),) for name in COMPRESSORS]
+                for cluster in (with_link_rate(self.cluster, factor),) for name in COMPARED]
 
     def point(self, value, compressor, cluster):
-        """Simulate `cluster` with a compressor of COMPRESSORS."""
-        made = simulate(cluster, replace(self.workload, compressor=COMPRESSORS[compressor]),
+        """Simulate `cluster` with a compressor of COMPARED."""
+        made = simulate(cluster, replace(self.workload, compressor=COMPARED[compressor]),
                         self.seconds_of_rank * np.array(cluster.rates), **self.options)
         return Point(value, compressor, made.step_seconds, made.samples_per_second,
                      max(made.utilisation.values(), default=0.0))

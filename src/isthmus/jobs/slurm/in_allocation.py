@@ -20,14 +20,14 @@ from isthmus.terminal import Terminal
 def main():
     """Become mpirun."""
     try:
-        line = rank_command(read_allocation(), sys.argv[1:])
+        line = line_in_allocation(read_allocation(), sys.argv[1:])
     except IsthmusError as problem:
         Terminal().tell(f"isthmus: {problem}")
         sys.exit(problem.exit_code)
     os.execv(line[0], line)
 
 
-def rank_command(nodes, command):
+def line_in_allocation(nodes, command):
     """Return the mpirun line that starts `command` on `nodes`."""
     agent = shlex.join([sys.executable, "-m", "isthmus.jobs.slurm.agent"])
     line = [mpirun(), "--prtemca", "ras", "^slurm", "--prtemca", "plm", "ssh",
