@@ -69,6 +69,18 @@ def run_python(block, names):
     expect(block, printed.getvalue())
 
 
+@pytest.fixture(autouse=True)
+def tables(monkeypatch):
+    """What a page adds to a table of the library is gone after its test."""
+    from isthmus.planning.programme.objectives import OBJECTIVES
+    for name in OBJECTIVES:
+        monkeypatch.setitem(OBJECTIVES, name, OBJECTIVES[name])
+    before = set(OBJECTIVES)
+    yield
+    for name in set(OBJECTIVES) - before:
+        del OBJECTIVES[name]
+
+
 @pytest.fixture
 def desk(shared_folder):
     """An empty folder to work in, from which the repository's own files are seen."""

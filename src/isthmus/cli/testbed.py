@@ -48,7 +48,10 @@ def run_on_testbed(
     with TemporaryDirectory(prefix="isthmus-") as folder:
         note = Path(folder, "run")
         os.environ[RUN_NOTE] = str(note)
-        code, sites = run(Cluster.from_toml(cluster), command, sys.stderr if as_json else None, name)
+        try:
+            code, sites = run(Cluster.from_toml(cluster), command, sys.stderr if as_json else None, name)
+        finally:
+            del os.environ[RUN_NOTE]
         code = context.obj.aftermath(code, note.read_text() if note.exists() else None)
     context.obj.answer(
         as_json, {"exit_code": code, "emulated": True, "sites": sites},

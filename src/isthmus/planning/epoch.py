@@ -29,9 +29,9 @@ class Epoch:
                                for column in (shards_or_counts.samples, shards_or_counts.nbytes))
         else:
             samples = np.asarray(shards_or_counts, float)
-            if (broken := samples % 1 != 0).any():  # NaN too
+            if (broken := ~((samples >= 0) & np.isfinite(samples))).any():
                 shard = int(broken.argmax())
-                raise ValueError(f"samples of shard {shard} must be a whole number, not "
+                raise ValueError(f"samples of shard {shard} must be a number and not negative, not "
                                  f"{samples[shard]}")
             nbytes = samples * workload.sample_nbytes
         return cls(cluster, workload, samples, nbytes)

@@ -182,8 +182,9 @@ def _check_plan(manifest, shards, plan, ranks):
             if not 0 <= shard < len(manifest.shards):
                 raise ShardError(f"the plan names shard {shard}, the set has shards 0 to "
                                  f"{len(manifest.shards) - 1}; plan again")
-    if plan.data not in (None, manifest.digest):
-        raise ShardError(f"the plan was made for other samples (SHA-256 {plan.data:.12}, not "
+    data = getattr(plan, "data", None)
+    if data not in (None, manifest.digest):
+        raise ShardError(f"the plan was made for other samples (SHA-256 {data:.12}, not "
                          f"{manifest.digest:.12}); plan again")
     if shards is not None and shards.manifest != manifest:
         raise ShardError(f"{shards.folder}: holds another set than the other ranks see; "

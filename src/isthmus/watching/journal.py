@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from mpi4py import MPI
@@ -49,7 +50,8 @@ class Journal:
         """Begin the log in the run's folder; note the folder for what has started the job."""
         self.folder = Path(folder)
         if RUN_NOTE in os.environ and self.rank == self.home:
-            Path(os.environ[RUN_NOTE]).write_text(str(self.folder.absolute()))
+            with suppress(OSError):  # who wants to know has gone: no reason to end the run
+                Path(os.environ[RUN_NOTE]).write_text(str(self.folder.absolute()))
         self.log.open(folder, self._mode)
 
     def tell(self, line, passing=False):
