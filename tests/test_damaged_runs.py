@@ -10,6 +10,7 @@ from test_report import TERMS, write_run
 from isthmus.errors import IsthmusError, SettingsError
 from isthmus.folders.reading import read_metrics, read_run
 from isthmus.folders.record import RunFolder
+from isthmus.folders.seals import FORMAT
 from isthmus.folders.status import list_runs, status_table
 from isthmus.jobs.simulate import read_stragglers
 from isthmus.pages.compare import compare, comparison_table
@@ -193,3 +194,44 @@ def test_lines_after_a_damaged_one_are_kept(tmp_path):
     assert damaged == [3]
     assert (tmp_path / "damaged-lines").read_bytes() == b"[]\n"
     assert folder.metrics.read_bytes() == b"".join([*lines[:2], *lines[3:8], lines[-1]])
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_of_another_format_is_named_and_left_as_it_is(tmp_path, name):
+    """Whole as it is: no reader calls it damaged, and a resume puts no line of it aside."""
+    folder = RunFolder(write_run(tmp_path / "mine", 12))
+    tables = [json.loads(line) for line in (folder.path / name).read_text().splitlines()]
+
+    def written(**changes):
+        (folder.path / name).write_text("".join(json.dumps(table | changes) + "\n" for table in tables))
+        return (folder.path / name).read_bytes()
+
+    for found in (FORMAT + 1, 0, "x", None, True):
+        content = written(format=found)
+        line = "line 1 " if name == "metrics.jsonl" else ""
+        told = (f"{folder.path / name}: {line}is of format {found!r}, this program reads {FORMAT}; use "
+                "the isthmus that wrote it, whose version run.json tells")
+        with pytest.raises(SettingsError) as refused:
+            read_run(folder.path)
+        assert str(refused.value) == told
+        (row,) = list_runs(tmp_path)
+        assert row["problem"].endswith(told.partition(line or ": ")[2])
+        if name == "metrics.jsonl":
+            with pytest.raises(SettingsError, match="is of format"):
+                folder.cut_back(8)
+        assert (folder.path / name).read_bytes() == content
+        assert not (folder.path / "damaged-lines").exists()
+    written(format=FORMAT, more="than this version knows")
+    assert read_run(folder.path).summary
+
+
+def test_every_file_that_is_read_again_tells_its_format_first(tmp_path):
+    folder = RunFolder(write_run(tmp_path / "mine", 3))
+    for name in FILES[:3]:
+        folder.write_json(name, json.loads((folder.path / name).read_text()))
+    folder.metrics.unlink()
+    folder.note("replicas", step=30, hash="f")
+    folder.close()
+    for name in FILES:
+        assert next(iter(json.loads((folder.path / name).read_text()).items())) == ("format", FORMAT)
+    assert "format" not in read_run(folder.path).provenance

@@ -12,7 +12,7 @@ from isthmus.cures import explained
 from isthmus.errors import SettingsError
 from isthmus.files import open_plain
 from isthmus.folders.contents import ANY_LINE, LINES, PlanTable, Provenance, Summary
-from isthmus.folders.seals import unsealed
+from isthmus.folders.seals import FormatError, unsealed
 from isthmus.folders.terms import typical_terms
 
 
@@ -123,12 +123,17 @@ def read_metrics(path):
 
 
 def read_table(path, kind):
-    """Return the JSON table in `path`, a `kind`; SettingsError in one line if it is not one."""
+    """Return the JSON table in `path`, a `kind`; SettingsError in one line if it is not one.
+
+    What another version of isthmus wrote, in a format of its own, is not damaged, and is told apart.
+    """
     try:
         return TypeAdapter(kind).validate_python(unsealed(read_bytes(path)))
     except FileNotFoundError:
         raise SettingsError(f"{path}: no such file; name the folder of a run, such as "
                             "runs/NAME-DATE") from None
+    except FormatError as problem:
+        raise SettingsError(f"{path}: {problem}") from None
     except ValueError as problem:
         raise SettingsError(f"{path}: {in_words(problem)}; the run's folder is damaged, or of another "
                             "program") from None
@@ -138,7 +143,8 @@ def read_lines(path):
     """Yield (number, bytes, table, what is wrong) of each line of the metrics.jsonl at `path`.
 
     table: checked, None where something is wrong. A last line that is still being written, or that a
-    killed run left so, is left out. A file that is not there has no lines.
+    killed run left so, is left out. A file that is not there has no lines. SettingsError names the first
+    line of another format, which is not damaged and not for this program to put aside.
     """
     try:
         lines = read_bytes(path).split(b"\n")
@@ -147,6 +153,8 @@ def read_lines(path):
     for number, line in enumerate(lines, 1):
         try:
             table, wrong = check_line(line), None
+        except FormatError as problem:
+            raise SettingsError(f"{path}: line {number} {problem}") from None
         except ValueError as problem:
             table, wrong = None, in_words(problem)
         if table or number < len(lines):

@@ -12,7 +12,7 @@ from isthmus.cluster.slurm import ask
 from isthmus.errors import SchedulerError, SettingsError
 from isthmus.folders.contents import Count, Line, Measured, Table, Training
 from isthmus.folders.reading import epochs_of, in_words, is_finished, read_table
-from isthmus.folders.seals import unsealed
+from isthmus.folders.seals import FormatError, unsealed
 from isthmus.terminal import table_of
 
 TAIL_NBYTES = 1 << 16
@@ -144,6 +144,8 @@ def _last_lines(path):
     for line in lines:
         try:
             tables.append(PROGRESS.validate_python(unsealed(line)))
+        except FormatError as problem:
+            wrong.append(f"{path}: a line of the last {len(lines)} {problem}")
         except ValueError as problem:
             wrong.append(f"{path}: a line of the last {len(lines)} {in_words(problem)}")
     return tables, wrong
