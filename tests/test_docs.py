@@ -27,7 +27,8 @@ from isthmus.jobs.settings import RunSettings
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = sorted((ROOT / "docs").rglob("*.md"))
-PAGES = [*(ROOT / folder / "README.md" for folder in ("", "data", "slurm")), *DOCS]
+PAGES = [*(ROOT / folder / "README.md" for folder in ("", "data", "slurm")), *DOCS,
+         ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
 FENCED = re.compile(r"^```(?P<words>.*)\n(?P<text>(?:.*\n)*?)```$", re.M)
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
