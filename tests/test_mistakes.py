@@ -39,6 +39,7 @@ def told(capsys, folder, *arguments):
     """Run `isthmus ARGUMENTS` here; return its exit code and the lines on standard error."""
     before, here = signal.getsignal(signal.SIGTERM), Path.cwd()
     argv, sys.argv = sys.argv, ["isthmus", *map(str, arguments)]
+    environment = dict(os.environ)
     capsys.readouterr()
     try:
         os.chdir(folder)
@@ -48,6 +49,7 @@ def told(capsys, folder, *arguments):
         os.chdir(here)
         sys.argv = argv
         signal.signal(signal.SIGTERM, before)
+    assert dict(os.environ) == environment  # or it would reach what this process starts later
     return ended.value.code, capsys.readouterr().err.splitlines()
 
 

@@ -1,6 +1,5 @@
 """`isthmus testbed up | run | down`: one verb a function, no logic of its own."""
 
-import os
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -44,14 +43,10 @@ def run_on_testbed(
     """Start a command in every rank, messages going over the links."""
     from isthmus.cluster.cluster import Cluster
     from isthmus.testbed import run
-    from isthmus.testbed.launch import RUN_NOTE
     with TemporaryDirectory(prefix="isthmus-") as folder:
         note = Path(folder, "run")
-        os.environ[RUN_NOTE] = str(note)
-        try:
-            code, sites = run(Cluster.from_toml(cluster), command, sys.stderr if as_json else None, name)
-        finally:
-            del os.environ[RUN_NOTE]
+        code, sites = run(Cluster.from_toml(cluster), command, sys.stderr if as_json else None, name,
+                          note)
         code = context.obj.aftermath(code, note.read_text() if note.exists() else None)
     context.obj.answer(
         as_json, {"exit_code": code, "emulated": True, "sites": sites},

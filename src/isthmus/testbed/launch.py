@@ -33,10 +33,11 @@ def own_counters():
     return counters(os.environ[TESTBED]) if on_testbed() else None
 
 
-def run(cluster, command, stdout=None, name=NAME):
+def run(cluster, command, stdout=None, name=NAME, run_note=None):
     """Run `command` in all ranks of `cluster` on its testbed, which is up meanwhile.
 
-    stdout: where the ranks' standard output goes, a file; this process's own if None.
+    stdout: where the ranks' standard output goes, a file; this process's own if None. run_note: a file
+    into which a run writes its folder.
     Returns mpirun's exit code, and the bytes that each site has sent and received (see `counters`).
     A testbed that was not up before is taken down after. KeyboardInterrupt ends all ranks.
     """
@@ -52,7 +53,8 @@ def run(cluster, command, stdout=None, name=NAME):
                                       *command[1:]], name)
         try:
             before = counters(name)
-            code = _wait_for(inside(wires, wires, *line), name, stdout)
+            told = {TESTBED: name} | ({RUN_NOTE: str(run_note)} if run_note else {})
+            code = _wait_for(inside(wires, wires, *line), told, stdout)
             after = counters(name)
         finally:
             if made:
@@ -106,9 +108,12 @@ def host_of_rank(cluster):
     return hosts
 
 
-def _wait_for(line, name, stdout):
-    """Run a command and return its exit code; an interrupt is passed on and ends it."""
-    job = subprocess.Popen(line, env={**os.environ, **MORE_RANKS_THAN_CORES, TESTBED: name},
+def _wait_for(line, told, stdout):
+    """Run a command and return its exit code; an interrupt is passed on and ends it.
+
+    told: what it finds in its environment beside this process's own.
+    """
+    job = subprocess.Popen(line, env={**os.environ, **MORE_RANKS_THAN_CORES, **told},
                            stdout=stdout, start_new_session=True)
     try:
         return job.wait()

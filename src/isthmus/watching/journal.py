@@ -47,10 +47,10 @@ class Journal:
                  f"{os.getpid()}")
 
     def open(self, folder):
-        """Begin the log in the run's folder; note the folder for what has started the job."""
+        """Begin the log in the run's folder; note it, where that can be, for what has started it."""
         self.folder = Path(folder)
         if RUN_NOTE in os.environ and self.rank == self.home:
-            with suppress(OSError):  # who wants to know has gone: no reason to end the run
+            with suppress(OSError):  # what has started the job may have ended, or be on another machine
                 Path(os.environ[RUN_NOTE]).write_text(str(self.folder.absolute()))
         self.log.open(folder, self._mode)
 
