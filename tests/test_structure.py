@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = {name: floor for floor, names in enumerate((
     "errors cures extras registry json_text vectors quantities terminal hdf5_files segments "
-    "picture_style",
+    "picture_style spare",
     "files devices mpirun provenance",
     "toml_files kernels schedules",
     "cluster compression models",

@@ -4,13 +4,18 @@ What is shown is data and never markup. Brackets stand as they are, and a charac
 cursor, colour what follows or turn its direction is written as Python writes it: "\\x1b".
 """
 
+import io
 import re
 import sys
+from contextlib import contextmanager, suppress
 
 from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
+
+from isthmus.cures import explained
+from isthmus.errors import OutputError
 
 INVISIBLE = re.compile("[\0-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 """Control characters, line breaks among them, marks of direction, and bytes that are no UTF-8."""
@@ -43,27 +48,47 @@ class Content(str):
     __slots__ = ()
 
 
+class _Screen(Console):
+    """Where text goes; nowhere if that stream is closed. What cannot be written is an OSError."""
+
+    def __init__(self, stream):
+        super().__init__(file=io.StringIO() if stream is None else stream, highlight=False,
+                         soft_wrap=True)
+
+    def on_broken_pipe(self):
+        raise  # rich calls this where it has caught the error, and would end the process
+
+
 class Terminal:
-    """Standard output for results, standard error for progress, warnings and errors: one screen."""
+    """Standard output for results, standard error for progress, warnings and errors: one screen.
+
+    A result that cannot be written is an OutputError, but for a reader that wants no more of them. A
+    job goes on without the lines beside them that cannot be written.
+    """
 
     def __init__(self):
         self.passing = False
 
     @property
     def out(self):
-        return Console(file=sys.stdout, highlight=False, soft_wrap=True)
+        return _Screen(sys.stdout)
 
     @property
     def err(self):
-        return Console(file=sys.stderr, highlight=False, soft_wrap=True)
+        return _Screen(sys.stderr)
 
     def result(self, part):
         """Show a part of a verb's answer: a line, a table in as much width as it wants, or Content."""
         self._end_passing()
+        with _written():
+            self._show(part)
+
+    def _show(self, part):
         console = self.out
         if isinstance(part, Content):
             if not console.is_terminal:
-                sys.stdout.write(part)
+                console.file.write(part)
+                console.file.flush()
                 return
             part = Text("\n").join(styled((line, "")) for line in part.splitlines())
         if isinstance(part, Table) and not console.is_terminal:  # a file has no right edge
@@ -76,10 +101,30 @@ class Terminal:
         console = self.err
         self._end_passing()
         self.passing = passing and console.is_terminal
-        console.print(styled((line, style)), end="" if self.passing else "\n")
+        with suppress(OSError):
+            console.print(styled((line, style)), end="" if self.passing else "\n")
 
     def _end_passing(self):
         if self.passing:
-            sys.stderr.write(OVERWRITE)
-            sys.stderr.flush()
+            with suppress(OSError):
+                sys.stderr.write(OVERWRITE)
+                sys.stderr.flush()
             self.passing = False
+
+
+@contextmanager
+def _written():
+    """Have what cannot be written to standard output as an OutputError, if anybody wants to read it."""
+    try:
+        yield
+    except BrokenPipeError:
+        leave_unsaid("stdout")
+    except OSError as problem:
+        leave_unsaid("stdout")
+        raise OutputError("standard output: cannot be written: "
+                          f"{explained(problem, 'let it go elsewhere')}") from problem
+
+
+def leave_unsaid(name):
+    """Let nothing more be written to the stream sys.`name`, nor what is still held for it."""
+    setattr(sys, name, io.StringIO())

@@ -44,6 +44,7 @@ def _run_between_ranks(comm, cluster_path, options, folder, tell, name, bench, d
 
     from isthmus.links.agreement import from_root, gather_json
     from isthmus.links.tiers import tiers_of_file
+    from isthmus.spare import if_possible
     store = Results(folder, name)
     with threadpool_limits(1), tiers_of_file(comm, cluster_path, options.links == "paced") as tiers:
         facts = {"hosts": gather_json(comm, MPI.Get_processor_name()),
@@ -51,6 +52,7 @@ def _run_between_ranks(comm, cluster_path, options, folder, tell, name, bench, d
         provenance = from_root(comm, lambda: store.start(**facts))
         results = bench(tiers, options, tell, lambda so_far: from_root(
             comm, lambda: store.keep(so_far)))
-        pictures = from_root(comm, lambda: draw(results))
+        pictures = from_root(comm, lambda: if_possible(
+            lambda: draw(results), "the picture", f"the results are in {store.path}"))
     return {"benchmark": name, "results": results, "provenance": provenance,
-            "file": str(store.path), "pictures": pictures}
+            "file": str(store.path), "pictures": pictures or []}

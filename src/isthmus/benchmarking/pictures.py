@@ -1,7 +1,7 @@
 """Seconds by size, both on logarithmic axes, with what the model says and what bounds them."""
 
 from isthmus.files import replacing
-from isthmus.picture_style import COLOURS, STYLE
+from isthmus.picture_style import COLOURS, STYLE, drawing
 
 FORMATS = ("svg", "png")
 
@@ -13,13 +13,10 @@ def draw_by_size(results, curve_of, lines, folder, name, title):
     make one curve, with its quartiles as a band. lines: what else to draw of each curve, as
     (field in seconds, words, style of the line).
     """
-    import matplotlib
-    from matplotlib.figure import Figure
     curves = {}
     for result in results:
         curves.setdefault(curve_of(result), []).append(result)
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(9, 5.5), layout="constrained")
+    with drawing(STYLE, 9, 5.5) as figure:
         axis = figure.subplots()
         for number, (label, points) in enumerate(curves.items()):
             _draw_curve(axis, label, points, lines, COLOURS[number % len(COLOURS)],

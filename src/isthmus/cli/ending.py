@@ -9,7 +9,7 @@ import traceback
 import warnings as python_warnings
 from pathlib import Path
 
-from isthmus.terminal import visible
+from isthmus.terminal import leave_unsaid, visible
 from isthmus.watching.failures import (
     all_interrupted,
     failure_of,
@@ -130,6 +130,12 @@ class Ending:
             sys.stderr.flush()
             time.sleep(0.1)  # what is said on standard error comes before mpirun's own words
             comm.Abort(code)
+        for name in ("stdout", "stderr"):  # Python's own last try would change the code
+            try:
+                if getattr(sys, name) is not None:
+                    getattr(sys, name).flush()
+            except OSError:
+                leave_unsaid(name)
         sys.exit(code)
 
 

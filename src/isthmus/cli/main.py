@@ -1,6 +1,7 @@
 """The command line: one verb a function, no logic of its own."""
 
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -15,7 +16,8 @@ from isthmus.cli.runs import compare, report, status, submit
 from isthmus.cli.testbed import testbed
 from isthmus.json_text import dumps
 from isthmus.segments import remove_segments
-from isthmus.terminal import Terminal
+from isthmus.spare import if_possible
+from isthmus.terminal import Content, Terminal
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, context_settings=HELP, rich_markup_mode="rich",
@@ -96,7 +98,7 @@ def pack(
     answer(as_json, {"folder": str(folder), "shards": len(packed.samples),
                      "samples": sum(packed.samples), "nbytes": sum(packed.nbytes)},
            f"{folder}: {sum(packed.samples)} samples in {len(packed.samples)} shards, "
-           f"{sum(packed.nbytes) / 1e6:.1f} MB")
+           f"{sum(packed.nbytes) / 1e6:.1f} MB", folder)
 
 
 @app.command()
@@ -109,7 +111,7 @@ def calibrate(
     """Measure ranks and links (under mpirun); write a cluster file."""
     from isthmus.measuring.calibrate import calibrate
     table = calibrate(world(), run, output, repetitions, tell)
-    answer(as_json, table, f"{output}: written; name it under [cluster] file in {run}")
+    answer(as_json, table, f"{output}: written; name it under [cluster] file in {run}", output)
 
 
 @app.command()
@@ -146,12 +148,15 @@ def train(
     from isthmus.pages.report import write_report
     comm = world()
     summary = train(comm, run, tell, resume=resume, cluster=cluster, name=name)
-    page = from_root(comm, lambda: str(write_report(Path(summary["folder"]))))
-    step = summary["step"]
-    answer(as_json, summary | {"report": page},
-           [f"accuracy {summary['accuracy']:.4f} after {summary['steps']} steps; a step took "
-            f"{1e3 * step['measured_seconds']:.1f} ms, predicted "
-            f"{1e3 * step['predicted_seconds']:.1f} ms", f"report: {page}"])
+    folder, step = summary["folder"], summary["step"]
+    page = from_root(comm, lambda: if_possible(
+        lambda: str(write_report(folder)), "the report",
+        f"make it with `{shlex.join(['isthmus', 'report', folder])}`"))
+    words = [f"accuracy {summary['accuracy']:.4f} after {summary['steps']} steps; a step took "
+             f"{1e3 * step['measured_seconds']:.1f} ms, predicted "
+             f"{1e3 * step['predicted_seconds']:.1f} ms"]
+    answer(as_json, summary | {"report": page}, words + [f"report: {page}"] * bool(page),
+           Path(folder, "summary.json"))
 
 
 @app.command()
@@ -192,15 +197,24 @@ app.command()(submit)
 app.command()(status)
 
 
-def answer(as_json, table, words):
-    """Give what a verb has to say on standard output, from one rank: an object, or lines and tables."""
-    if not speaks():
-        return
-    if as_json:
-        print(dumps(table))
-    else:
+def answer(as_json, table, words, stands=None):
+    """Give what a verb has to say on standard output, from one rank: an object, or lines and tables.
+
+    stands: where the verb's work is, which then stands although this cannot be said.
+    """
+    def give():
+        if as_json:
+            terminal.result(Content(f"{dumps(table)}\n"))
+            return
         for part in [words] if isinstance(words, str) else words:
             terminal.result(part)
+
+    if not speaks():
+        return
+    if stands:
+        if_possible(give, "the last line", f"the work is done: {stands}")
+    else:
+        give()
 
 
 def tell(line, passing=False):

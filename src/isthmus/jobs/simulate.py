@@ -8,12 +8,13 @@ import numpy as np
 
 from isthmus.cluster.cluster import Cluster
 from isthmus.errors import SettingsError
-from isthmus.files import replacing, write_text
+from isthmus.files import write_bytes, write_text
 from isthmus.folders.reading import read_metrics
 from isthmus.jobs.choosing import choose
 from isthmus.jobs.settings import RunSettings
 from isthmus.json_text import dumps
 from isthmus.pages.pictures import draw_scaling
+from isthmus.spare import if_possible
 from isthmus.timing.scaling import Study, edge_counts
 from isthmus.timing.simulation import Stragglers, simulate
 from isthmus.timing.time_model import Workload
@@ -126,7 +127,13 @@ def _write(folder, table):
     paths = [folder / "simulation.json"]
     if "scaling" in table:
         for kind in ("svg", "png"):
-            paths.append(folder / f"scaling.{kind}")
-            with replacing(paths[-1]) as partial:
-                partial.write_bytes(draw_scaling(table["scaling"], kind))
-    return [str(path) for path in paths]
+            path = folder / f"scaling.{kind}"
+            paths.append(if_possible(lambda path=path, kind=kind: _draw(path, table["scaling"], kind),
+                                     path, f"the numbers are in {paths[0]}"))
+    return [str(path) for path in paths if path]
+
+
+def _draw(path, scaling, kind):
+    """Write the picture of `scaling` to `path`, which is returned."""
+    write_bytes(path, draw_scaling(scaling, kind))
+    return path

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from isthmus.files import write_text
-from isthmus.picture_style import STYLE
+from isthmus.picture_style import STYLE, drawing
 
 WIDTH = 4.6  # inches of a chart: as wide as a phone at its own size; wide pages show two in a row
 BUCKETS = 500  # of a thinned curve: at least one a pixel
@@ -43,10 +43,7 @@ def breakable(text, longest=12):
 @contextmanager
 def chart(made, title, height=2.6):
     """Give axes to draw on; add (title, SVG) to the list `made` when they are drawn."""
-    import matplotlib
-    from matplotlib.figure import Figure
-    with matplotlib.rc_context(CHART_STYLE):
-        figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    with drawing(CHART_STYLE, WIDTH, height) as figure:
         yield figure.subplots()
         made.append((title, _svg(figure)))
 

@@ -5,7 +5,7 @@ import io
 import numpy as np
 
 from isthmus.pages.page import INK, chart, draw_curve, legend_above, milliseconds
-from isthmus.picture_style import COLOURS, HATCHES, STYLE
+from isthmus.picture_style import COLOURS, HATCHES, STYLE, drawing
 from isthmus.registry import STAGES, Stage
 
 PREDICTED, MEASURED, DENSE = "#999999", "#0072B2", "#E69F00"
@@ -72,10 +72,7 @@ def draw_stacks(made, title, stacks):
 
 def draw_scaling(scaling, kind):
     """Return the bytes of a picture ("svg" or "png") of a study: edge sites and link rates."""
-    import matplotlib
-    from matplotlib.figure import Figure
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(12, 3.8), layout="constrained")
+    with drawing(STYLE, 12, 3.8) as figure:
         axes = figure.subplots(1, 3)
         for axis, study, key, scale, unit in (
                 (axes[0], "edge_sites", "step_seconds", 1e3, "ms a step"),

@@ -11,6 +11,7 @@ from isthmus.links.agreement import from_root
 from isthmus.links.clocks import clock_offsets
 from isthmus.links.traced import Recorder
 from isthmus.links.world import gather_rows, maximum
+from isthmus.spare import if_possible
 from isthmus.watching.trace_events import AT, END, ROW, START, write_trace
 
 ROWS = 100_000
@@ -47,8 +48,10 @@ class Trace:
         self._compare_clocks()
         offsets = np.stack([offsets for _, offsets in self.comparisons])
         rows_of_rank = self._gather()
-        from_root(self._world, lambda: write_trace(
-            Path(folder, "trace.json"), self._cluster, rows_of_rank, offsets), self._home)
+        path = Path(folder, "trace.json")
+        from_root(self._world, lambda: if_possible(
+            lambda: write_trace(path, self._cluster, rows_of_rank, offsets), path,
+            "the run is whole without it"), self._home)
 
     def _compare_clocks(self):
         offsets = clock_offsets(self._world, time.perf_counter)
