@@ -34,6 +34,7 @@ test-fast: $(INSTALLED)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
+	$(BIN)/mypy
 
 bench: $(INSTALLED)
 	$(BIN)/asv machine --yes

@@ -19,7 +19,10 @@ STEPS = 3
 
 def exchanges():
     """Yield (algorithm, compressor)."""
-    from isthmus import Dense, Int4, Int8, OneBit, TopK
+    from isthmus.compression.dense import Dense
+    from isthmus.compression.one_bit import OneBit
+    from isthmus.compression.quantized import Int4, Int8
+    from isthmus.compression.top_k import TopK
     yield from ((name, None) for name in ("hierarchical", "ring", "tree", "recursive", "mpi"))
     for compressor in (Dense("bfloat16"), Int8(), Int8(rounding="stochastic"), Int4(), OneBit(),
                        TopK(), TopK(0.01, "threshold"), TopK(0.01, "random")):
@@ -54,11 +57,11 @@ def bits(tiers, size, algorithm, compressor, library):
     """Return digests of the means of some steps and of the memory after them, and the bytes sent."""
     import numpy as np
 
-    import isthmus
+    from isthmus.collectives.allreduce import Allreduce
     from isthmus.devices import to_host
     cut = size // 2 // 4096 * 4096
-    allreduce = isthmus.Allreduce(tiers, size, algorithm, compressor,
-                                  buckets=[slice(cut, size), slice(0, cut)])
+    allreduce = Allreduce(tiers, size, algorithm, compressor,
+                          buckets=[slice(cut, size), slice(0, cut)])
     means = hashlib.sha256()
     for step in range(STEPS):
         draw = np.random.default_rng([step, tiers.world.rank])
@@ -73,7 +76,8 @@ def check_errors(world, cupy, tell, size=1 << 20):
     import numpy as np
     from site_ranks import tiers_of
 
-    import isthmus
+    from isthmus.collectives.allreduce import Allreduce
+    from isthmus.compression.quantized import Int8
     from isthmus.errors import NoDeviceError
     from isthmus.links.agreement import gather_json
     tiers = tiers_of(world, (2, 2))
@@ -84,7 +88,7 @@ def check_errors(world, cupy, tell, size=1 << 20):
               "no entries": lambda: cupy.zeros(0, "f4"), "out of memory": lambda: good}
     good, wrong = cupy.ones(size, "f4"), []
     for fault, make in faults.items():
-        allreduce = isthmus.Allreduce(tiers, size, compressor=isthmus.Int8())
+        allreduce = Allreduce(tiers, size, compressor=Int8())
         allreduce(good)
         vector, pool = (make() if world.rank == 2 else good), cupy.get_default_memory_pool()
         try:
@@ -110,7 +114,8 @@ def check_training(world, cupy, tell, hidden=128):
     import numpy as np
     from site_ranks import tiers_of
 
-    import isthmus
+    from isthmus.collectives.allreduce import Allreduce
+    from isthmus.compression.quantized import Int8
     from isthmus.errors import ReplicaError
     from isthmus.models.models import Perceptron
     from isthmus.shards.batches import LocalSamples
@@ -123,8 +128,8 @@ def check_training(world, cupy, tell, hidden=128):
                             "targets": draw.integers(0, 10, 640).astype("u1")})
     for on_gpu in ((), *ON_GPU):
         state = State.initial(model, 0, cupy if world.rank in on_gpu else np)
-        allreduce = isthmus.Allreduce(tiers, model.size, compressor=isthmus.Int8(),
-                                      weight=samples.samples, like=state.parameters)
+        allreduce = Allreduce(tiers, model.size, compressor=Int8(),
+                              weight=samples.samples, like=state.parameters)
         training = Training(tiers, model, samples, Member(allreduce), recipe, state)
         try:
             for _ in training.steps():

@@ -25,7 +25,7 @@ def path_through_host(device, size, chunks):
     """Return (a call that takes a vector there and back, a call that only copies its wire)."""
     import numpy as np
 
-    from isthmus import Int8
+    from isthmus.compression.quantized import Int8
     from isthmus.links.on_device import PageLocked
     from isthmus.vectors import chunk_slices
     compressor, transport = Int8(), PageLocked(device)

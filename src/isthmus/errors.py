@@ -3,6 +3,8 @@
 `docs/errors` has a page for each code.
 """
 
+from collections.abc import Sequence
+
 
 class IsthmusError(Exception):
     """Something that the user can mend; the message says what, where and how.
@@ -11,9 +13,9 @@ class IsthmusError(Exception):
     printed once and the job can end without an abort; `ranks` are then those that found it.
     """
 
-    exit_code = 1
-    everywhere = False
-    ranks = ()
+    exit_code: int = 1
+    everywhere: bool = False
+    ranks: Sequence[int] = ()
 
 
 class SettingsError(IsthmusError):
@@ -98,9 +100,9 @@ EXIT_CODES = {kind.__name__: kind.exit_code for kind in IsthmusError.__subclasse
 """Exit code by class name: how an error keeps its kind when one rank tells it to the others."""
 
 
-def ranks_in_words(ranks):
+def ranks_in_words(ranks: Sequence[int]) -> str:
     """Write [0, 1, 2, 5] as "ranks 0-2, 5"."""
-    runs = []
+    runs: list[list[int]] = []
     for rank in ranks:
         if runs and runs[-1][1] == rank - 1:
             runs[-1][1] = rank

@@ -8,11 +8,13 @@ from collections import Counter, deque
 from copy import copy
 from functools import cached_property
 from itertools import accumulate
+from os import PathLike
+from typing import Any, Self
 
 import tomli_w
 
-from isthmus.cluster.cluster_file import ClusterTable
-from isthmus.cluster.measured import SizeTable, line
+from isthmus.cluster.cluster_file import ClusterTable, LinkTable, Site
+from isthmus.cluster.measured import Calibration, SizeTable, line
 from isthmus.errors import ClusterError
 from isthmus.files import write_text
 from isthmus.json_text import quoted
@@ -37,7 +39,7 @@ class Link(FrozenModel):
     streams: SizeTable | None = None
     messages: SizeTable | None = None
 
-    def line(self, nbytes, kind="streams"):
+    def line(self, nbytes: float, kind: str = "streams") -> tuple[float, float]:
         """Return the latency in seconds and the bytes per second that hold for `nbytes` bytes.
 
         kind: "streams", of short messages; "messages", one. Those of the file where it has no table.
@@ -79,9 +81,14 @@ class Cluster:
     message between sites grows by in a job that wraps its links; no file has it.
     """
 
-    overhead_nbytes = 0
+    sites: tuple[Site, ...]
+    links: tuple[Link, ...]
+    names: tuple[str, ...]
+    source: str
+    calibration: Calibration | None
+    overhead_nbytes: int = 0
 
-    def __init__(self, table, source="cluster"):
+    def __init__(self, table: dict[str, Any], source: str | PathLike[str] = "cluster"):
         """Build from a dict with the keys of a cluster file; `source` names it in errors."""
         self.source = str(source)
         checked = check_table(ClusterTable, table, self.source, ClusterError)
@@ -98,7 +105,7 @@ class Cluster:
                 self.route(*((first, name) if name not in there else (name, first)))
 
     @classmethod
-    def from_toml(cls, path):
+    def from_toml(cls, path: str | PathLike[str]) -> Self:
         """Read a cluster file; raises ClusterError with the file, the key and the cure."""
         table = read_toml(path, ClusterError)
         if "cluster" in table:
@@ -107,7 +114,7 @@ class Cluster:
         return cls(table, source=path)
 
     @classmethod
-    def from_slurm(cls):
+    def from_slurm(cls) -> Self:
         """Return the cluster of the Slurm job around this process; its rates and links are assumed.
 
         Sites and tiers come from heterogeneous groups, partitions and node features, as
@@ -116,7 +123,7 @@ class Cluster:
         from isthmus.cluster.slurm import cluster_table, read_allocation
         return cls(cluster_table(read_allocation()), source="Slurm")
 
-    def to_table(self):
+    def to_table(self) -> dict[str, Any]:
         """Return the dict that `Cluster(...)` takes, with every key that differs from its default."""
         links = [{"from": link.source, "to": link.target, "latency_seconds": link.latency_seconds,
                   "bytes_per_second": link.bytes_per_second}
@@ -129,31 +136,31 @@ class Cluster:
         return {"site": sites} | ({"link": links} if links else {}) | (
             {"calibration": made} if made else {})
 
-    def with_overhead(self, nbytes):
+    def with_overhead(self, nbytes: int) -> Self:
         """Return this cluster, with messages between sites that grow by `nbytes` more."""
         other = copy(self)
         other.overhead_nbytes = self.overhead_nbytes + nbytes
         return other
 
-    def to_toml(self, path):
+    def to_toml(self, path: str | PathLike[str]) -> None:
         """Write a cluster file that reads back as this cluster."""
         write_text(path, tomli_w.dumps(self.to_table()))
 
     @property
-    def size(self):
+    def size(self) -> int:
         """Number of ranks."""
         return len(self.site_of_rank)
 
     @cached_property
-    def site_of_rank(self):
+    def site_of_rank(self) -> tuple[int, ...]:
         return tuple(index for index, site in enumerate(self.sites) for _ in range(site.ranks))
 
     @cached_property
-    def rates(self):
+    def rates(self) -> tuple[float, ...]:
         return tuple(rate for site in self.sites for rate in site.samples_per_second)
 
     @cached_property
-    def hub(self):
+    def hub(self) -> int:
         """Index of the site where sums meet: a cloud site if there is one, fewest hops to all."""
         def hops(index):
             return sum(len(self.route(self.names[index], name)) for name in self.names)
@@ -163,11 +170,11 @@ class Cluster:
         found = next(middle, None)  # one hop to each other site: none has fewer
         return min(sites, key=hops) if found is None else found
 
-    def ranks_of_site(self, name):
+    def ranks_of_site(self, name: str) -> range:
         """Return the range of cluster ranks of the site called `name`."""
         return self._ranks[self._index[name]]
 
-    def route(self, source, target):
+    def route(self, source: str, target: str) -> tuple[Link, ...]:
         """Return the links from one site to another, fewest hops first found; () within a site."""
         if source == target:
             return ()
@@ -222,7 +229,7 @@ class Cluster:
     def _links_to(self):
         return _by_end(self, "target")
 
-    def _link(self, table, name, source, target):
+    def _link(self, table: LinkTable, name: str, source: str, target: str) -> Link:
         """Return one direction of `table`; shared links share only with those that go their way."""
         pipe = f"{_part(source)}>{_part(target)}"
         if table.shared is not None:

@@ -22,7 +22,7 @@ class Network(FrozenModel):
     bytes_per_second: PositiveOrInfinite = math.inf
     messages: SizeTable | None = None  # written by `isthmus calibrate`
 
-    def line(self, nbytes):
+    def line(self, nbytes: float) -> tuple[float, float]:
         """Return the latency in seconds and the bytes per second that hold for `nbytes` bytes."""
         return line(self, "messages", nbytes)
 
@@ -97,7 +97,7 @@ class LinkTable(FrozenModel):
         return self
 
     @property
-    def ends(self):
+    def ends(self) -> list[tuple[str, str]]:
         """The one or two (source, target) pairs that this table stands for."""
         if self.between is None:
             return [(self.source, self.target)]

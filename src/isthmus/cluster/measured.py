@@ -5,7 +5,8 @@ rate of a link is changed by hand, or to ask what a faster one would save.
 """
 
 import warnings
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -36,7 +37,7 @@ class _BySize(FrozenModel):
             raise ValueError("nbytes must ascend")
         return self
 
-    def warn_outside(self, nbytes):
+    def warn_outside(self, nbytes: float) -> None:
         """Warn, once for each range, where `nbytes` was not measured; less than 4 count as 4."""
         if not self.nbytes[0] <= max(nbytes, 4) <= self.nbytes[-1]:
             warnings.warn(
@@ -54,7 +55,7 @@ class SizeTable(_BySize):
     low: tuple[Positive, ...]
     high: tuple[Positive, ...]
 
-    def seconds(self, nbytes, formula):
+    def seconds(self, nbytes: float, formula: Callable[[Any], Any]) -> float:
         """Return the seconds of `nbytes`; formula: bytes -> seconds, both arrays."""
         self.warn_outside(nbytes)
         sizes = np.array(self.nbytes)
@@ -95,7 +96,7 @@ class Calibration(FrozenModel):
     overhead_seconds: dict[str, Seconds] = Field(default_factory=dict)
 
 
-def line(way, kind, nbytes):
+def line(way: Any, kind: str, nbytes: float) -> tuple[float, float]:
     """Return latency and rate of a way that give the seconds measured for `nbytes`: exact there.
 
     The latency is that of the shortest message measured, so that the rate is of bytes alone: messages

@@ -3,7 +3,11 @@
 The one front of all algorithms: `mpi` is MPI's, all others are isthmus' own.
 """
 
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
+import numpy.typing as npt
 from mpi4py import MPI
 
 from isthmus import kernels
@@ -14,6 +18,7 @@ from isthmus.collectives.ring import Ring
 from isthmus.collectives.tree import DoubleTree
 from isthmus.collectives.wishes import Wish, agreed_share
 from isthmus.compression.chunks import WIRE_NBYTES, chunk_entries
+from isthmus.compression.compressor import Compressor, Vector
 from isthmus.compression.dense import Dense
 from isthmus.devices import memory_for, set_from_host, to_host
 from isthmus.errors import IsthmusError
@@ -21,7 +26,12 @@ from isthmus.links.agreement import raise_first
 from isthmus.links.counted import CountedComm
 from isthmus.links.on_device import Host, residence_of
 from isthmus.links.stage_clock import StageClock
+from isthmus.links.world import World
 
+if TYPE_CHECKING:  # cluster files need what not every machine has
+    from isthmus.links.tiers import Tiers
+
+Given = npt.NDArray[np.floating]  # of float32; NumPy's stubs take float32 / int for float64
 EXACT = {"ring": Ring, "tree": DoubleTree, "recursive": Recursive}
 
 
@@ -54,31 +64,34 @@ class Allreduce:
     stage_seconds       seconds of the last call by stage
     """
 
-    def __init__(self, tiers, size, algorithm="hierarchical", compressor=None,
-                 error_feedback=True, weight=1.0, buckets=None, chunk_nbytes=WIRE_NBYTES, like=None):
+    def __init__(self, tiers: "Tiers", size: int, algorithm: str = "hierarchical",
+                 compressor: Compressor | None = None, error_feedback: bool = True, weight: float = 1.0,
+                 buckets: Iterable[slice] | None = None, chunk_nbytes: int = WIRE_NBYTES,
+                 like: np.ndarray | None = None):
         world = tiers.world
-        problem = self._wish = None
+        wish = problem = None
         try:
-            self._wish = Wish.of(size, algorithm, compressor, error_feedback, buckets, chunk_nbytes)
+            wish = Wish.of(size, algorithm, compressor, error_feedback, buckets, chunk_nbytes)
         except ValueError as wrong:  # on this rank alone, perhaps
             problem = str(wrong)
-        self.share = np.float32(agreed_share(world, weight, self._wish, problem))
-        self.size, self.algorithm = self._wish.size, self._wish.algorithm
-        self.chunk_nbytes = self._wish.chunk_nbytes
-        self.buckets = [slice(*ends) for ends in self._wish.buckets]
-        self.finite = True
-        self.calls = 0
-        self._mean, self._started, self._problem = None, 0, None
+        self.share = np.float32(agreed_share(world, weight, wish, problem))
+        assert wish is not None  # or this rank has a problem, and all have raised
+        self._wish, self.size, self.algorithm = wish, wish.size, wish.algorithm
+        self.chunk_nbytes = wish.chunk_nbytes
+        self.buckets: list[slice] = [slice(*ends) for ends in wish.buckets]
+        self.finite, self.calls, self._started = True, 0, 0
+        self._mean: Any = None
+        self._problem: IsthmusError | ValueError | None = None
         self._tiers, self._compressor, self._error_feedback = tiers, compressor, error_feedback
-        self.sent_to_sites = np.zeros(len(tiers.cluster.sites) + 1, np.int64)
+        self.sent_to_sites: npt.NDArray[np.int64] = np.zeros(len(tiers.cluster.sites) + 1, np.int64)
         self._clock = StageClock(tiers.recorder)
-        self.memory = np.empty(0, "f4")
+        self.memory: Vector = np.empty(0, "f4")
         self._attempt(lambda: self._settle(Host() if like is None else residence_of(like, self._clock)))
-        problem, self._problem = self._problem, None
-        raise_first(world, problem)
+        refused, self._problem = self._problem, None
+        raise_first(world, refused)
         self._settled = like is not None
 
-    def __call__(self, vector):
+    def __call__(self, vector: Given) -> Vector:
         """Return the weighted mean of all ranks' float32[size] `vector` as a new array."""
         self._begin(vector)
         self._attempt(lambda: self._residence.check(vector, self.size))
@@ -86,12 +99,12 @@ class Allreduce:
             self.start(None if self._problem else vector[bucket])
         return self.finish()
 
-    def reweigh(self, weight):
+    def reweigh(self, weight: float) -> None:
         """Give this rank another share, not yet normalised, between two calls. Collective, and refused
         like the share that it was made with."""
         self.share = np.float32(agreed_share(self._tiers.world, weight, self._wish))
 
-    def start(self, bucket):
+    def start(self, bucket: Given | None) -> None:
         """Send the next of the `buckets` on its way: a float32 array, which may be changed afterwards.
 
         With `hierarchical` it travels between sites while the caller computes; the other algorithms
@@ -113,7 +126,7 @@ class Allreduce:
             self._residence.post()
         self._started += 1
 
-    def fail(self, problem):
+    def fail(self, problem: IsthmusError | ValueError) -> None:
         """Have `finish` raise `problem`, an IsthmusError or a ValueError, on every rank.
 
         For a rank that cannot make its vector: it goes on to start every bucket, of anything, and NaN
@@ -121,7 +134,7 @@ class Allreduce:
         """
         self._problem = self._problem or problem
 
-    def finish(self):
+    def finish(self) -> Vector:
         """Return the weighted mean of all ranks' vectors, of which every bucket was started.
 
         Raises on every rank what was wrong with the vector of any.
@@ -144,14 +157,14 @@ class Allreduce:
         return mean
 
     @property
-    def sent_nbytes(self):
+    def sent_nbytes(self) -> dict[str, int]:
         return self._site_and_link(self.sent_to_sites)
 
-    def predicted_nbytes(self):
+    def predicted_nbytes(self) -> dict[str, int]:
         """Return the bytes that one call makes this rank send, from the formula alone."""
         return self._site_and_link(self.predicted_to_sites())
 
-    def predicted_to_sites(self):
+    def predicted_to_sites(self) -> npt.NDArray[np.int64]:
         """Return `sent_to_sites` after one call, from the formula alone."""
         predicted = np.zeros_like(self.sent_to_sites)
         for site, nbytes in self._exchange.predicted():
@@ -159,11 +172,11 @@ class Allreduce:
         return predicted
 
     @property
-    def residual(self):
+    def residual(self) -> Vector:
         return self._residence.zeros(self.size, "f4") if self._residual is None else self._residual
 
     @property
-    def overflow(self):
+    def overflow(self) -> str:
         """What has overflowed where all vectors are finite and their mean is not, and the cure."""
         wire = self._compressor or Dense()
         if wire.largest < Dense().largest:
@@ -174,25 +187,25 @@ class Allreduce:
                 "training.learning_rate, or scale features and targets down")
 
     @property
-    def stage_seconds(self):
+    def stage_seconds(self) -> dict[str, float]:
         return self._clock.seconds
 
     @property
-    def total_seconds(self):
+    def total_seconds(self) -> dict[str, float]:
         """Seconds by stage of all calls so far."""
         return self._clock.total
 
     @property
-    def world(self):
+    def world(self) -> World:
         """The ranks whose vectors are summed."""
         return self._tiers.world
 
-    def state(self):
+    def state(self) -> dict[str, np.ndarray]:
         """Return name -> array: all that the next call depends on, beside the vectors."""
         return {"memory": self.memory, "calls": np.array([self.calls]),
                 "sent_to_sites": self.sent_to_sites}
 
-    def load(self, state):
+    def load(self, state: dict[str, np.ndarray]) -> None:
         """Go on from what `state` gave, in place."""
         set_from_host(self.memory, state["memory"])
         self.calls = int(state["calls"][0])

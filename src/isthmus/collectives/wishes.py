@@ -1,9 +1,13 @@
 """What a rank asks of an allreduce, checked alone and then together: all must ask for the same."""
 
+from collections.abc import Iterable
 from dataclasses import astuple, dataclass
+from typing import Self
 
+from isthmus.compression.compressor import Compressor
 from isthmus.errors import ranks_in_words
 from isthmus.links.agreement import gather_json
+from isthmus.links.world import World
 from isthmus.quantities import real, slices, whole
 from isthmus.registry import algorithm_named
 
@@ -20,7 +24,8 @@ class Wish:
     chunk_nbytes: int
 
     @classmethod
-    def of(cls, size, algorithm, compressor, error_feedback, buckets, chunk_nbytes):
+    def of(cls, size: int, algorithm: str, compressor: Compressor | None, error_feedback: bool,
+           buckets: Iterable[slice] | None, chunk_nbytes: int) -> Self:
         """Return the Wish; ValueError where it makes no sense."""
         size, chunk_nbytes = whole("size", size, 0), whole("chunk_nbytes", chunk_nbytes, 1)
         buckets = slices("buckets", [slice(0, size)] if buckets is None else buckets, size)
@@ -45,7 +50,7 @@ class Wish:
                          f"{[list(ends) for ends in buckets]}")
 
 
-def agreed_share(world, weight, wish, problem=None):
+def agreed_share(world: World, weight: float, wish: Wish | None, problem: str | None = None) -> float:
     """Return this rank's part of all ranks' weights. Collective.
 
     wish: this rank's Wish; or problem: why it has none. Raises ValueError on all ranks if any of them

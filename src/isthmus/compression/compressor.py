@@ -1,22 +1,32 @@
 """What every compressor offers, and the checks of the arrays that they are given."""
 
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
+import numpy.typing as npt
 
 from isthmus.devices import library_name
+
+Vector = npt.NDArray[np.float32]
+"""Or CuPy's of that type, which type checkers do not know."""
+Wire = npt.NDArray[np.uint8]
 
 
 class Compressor(Protocol):
     """Two verbs and a size: a wire's length is known beforehand and never travels.
 
-    `grain`: a vector cut at multiples of `grain` entries gives, piece by piece, wires that hold the
-    same numbers as the wire of the whole; None where only the whole can be encoded.
-    `largest`: the largest magnitude that a wire holds.
+    What has a value of its own below is what most have; a compressor says what differs.
     """
 
-    grain: int | None
-    largest: float = float(np.finfo(np.float32).max)
+    @property
+    def grain(self) -> int | None:
+        """A vector cut at multiples of so many entries gives, piece by piece, wires that hold the same
+        numbers as the wire of the whole; None where only the whole can be encoded."""
+
+    @property
+    def largest(self) -> float:
+        """The largest magnitude that a wire holds."""
+        return float(np.finfo(np.float32).max)
 
     def wire_nbytes(self, size: int) -> int:
         """Return the bytes of the wire of a vector of `size` entries."""
@@ -25,11 +35,12 @@ class Compressor(Protocol):
         """Return the entries of what `encode` carries from one call to the next; 0 for most."""
         return 0
 
-    def piece(self, part: slice):
+    def piece(self, part: slice) -> Self:
         """Return the compressor of that part of the vector: itself for most."""
         return self
 
-    def encode(self, vector, wire, residual=None, *, key=0, first=0, state=None) -> None:
+    def encode(self, vector: Vector, wire: Wire, residual: Vector | None = None, *, key: int = 0,
+               first: int = 0, state: Vector | None = None) -> None:
         """Write float32[n] `vector` into uint8[wire_nbytes(n)] `wire`.
 
         `residual`, float32[n], is added first, and left holding what the wire does not say. `key`
@@ -39,14 +50,15 @@ class Compressor(Protocol):
         updated in place; without it every call is a first one.
         """
 
-    def decode(self, wire, vector) -> None:
+    def decode(self, wire: Wire, vector: Vector) -> None:
         """Overwrite float32[n] `vector` with the numbers that `wire` holds."""
 
-    def add_decoded(self, wire, total) -> None:
+    def add_decoded(self, wire: Wire, total: Vector) -> None:
         """Add the numbers that `wire` holds to float32[n] `total`."""
 
 
-def check_arrays(vector, wire, wire_nbytes, residual=None, state=None, state_entries=0):
+def check_arrays(vector: Vector, wire: Wire, wire_nbytes: int, residual: Vector | None = None,
+                 state: Vector | None = None, state_entries: int = 0) -> None:
     """Raise ValueError unless the arrays of an encode or a decode fit each other."""
     _check(vector, "vector", np.float32)
     for name, array in (("wire", wire), ("residual", residual), ("state", state)):

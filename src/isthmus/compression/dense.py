@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from isthmus import kernels
-from isthmus.compression.compressor import Compressor, check_arrays
+from isthmus.compression.compressor import Compressor, Vector, Wire, check_arrays
 
 BITS = {"float32": 32, "float16": 16, "bfloat16": 16}
 
@@ -26,13 +26,14 @@ class Dense(Compressor):
             raise ValueError(f"dtype must be one of {', '.join(BITS)}, not {self.dtype!r}")
 
     @property
-    def largest(self):
-        return 65504.0 if self.dtype == "float16" else Compressor.largest
+    def largest(self) -> float:
+        return 65504.0 if self.dtype == "float16" else super().largest
 
-    def wire_nbytes(self, size):
+    def wire_nbytes(self, size: int) -> int:
         return size * BITS[self.dtype] // 8
 
-    def encode(self, vector, wire, residual=None, *, key=0, first=0, state=None):
+    def encode(self, vector: Vector, wire: Wire, residual: Vector | None = None, *, key: int = 0,
+               first: int = 0, state: Vector | None = None) -> None:
         check_arrays(vector, wire, self.wire_nbytes(vector.size), residual)
         kernel = kernels.for_array(vector)
         if self.dtype == "float32":
@@ -42,7 +43,7 @@ class Dense(Compressor):
         else:
             kernel.encode_bfloat16(vector, residual, wire.view("u2"))
 
-    def decode(self, wire, vector):
+    def decode(self, wire: Wire, vector: Vector) -> None:
         check_arrays(vector, wire, self.wire_nbytes(vector.size))
         kernel = kernels.for_array(vector)
         if self.dtype == "float32":
@@ -52,7 +53,7 @@ class Dense(Compressor):
         else:
             kernel.decode_bfloat16(wire.view("u2"), vector)
 
-    def add_decoded(self, wire, total):
+    def add_decoded(self, wire: Wire, total: Vector) -> None:
         check_arrays(total, wire, self.wire_nbytes(total.size))
         kernel = kernels.for_array(total)
         if self.dtype == "float32":

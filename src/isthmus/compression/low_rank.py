@@ -4,12 +4,12 @@ import functools
 import itertools
 import math
 from dataclasses import dataclass, replace
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, Self
 
 import numpy as np
 
 from isthmus import kernels
-from isthmus.compression.compressor import Compressor, check_arrays
+from isthmus.compression.compressor import Compressor, Vector, Wire, check_arrays
 from isthmus.devices import library_name
 from isthmus.errors import NoDeviceError
 from isthmus.kernels import reference
@@ -62,15 +62,15 @@ class LowRank(Compressor):
         object.__setattr__(self, "shapes", tuple(
             tuple(whole("shapes", length, least=0) for length in shape) for shape in self.shapes))
 
-    def wire_nbytes(self, size):
+    def wire_nbytes(self, size: int) -> int:
         matrices, plain = self._layout(size)
         factors = sum(self.rank * (matrix.rows + matrix.columns) for matrix in matrices)
         return 4 * (factors + sum(part.stop - part.start for part in plain))
 
-    def state_entries(self, size):
+    def state_entries(self, size: int) -> int:
         return sum(self.rank * matrix.columns for matrix in self._layout(size)[0])
 
-    def piece(self, part):
+    def piece(self, part: slice) -> Self:
         """Return a LowRank of the tensors in that part of the vector; ValueError if it cuts one."""
         if not self.shapes:
             return self
@@ -82,7 +82,8 @@ class LowRank(Compressor):
                              "LowRank needs whole; cut buckets between tensors")
         return replace(self, shapes=inside)
 
-    def encode(self, vector, wire, residual=None, *, key=0, first=0, state=None):
+    def encode(self, vector: Vector, wire: Wire, residual: Vector | None = None, *, key: int = 0,
+               first: int = 0, state: Vector | None = None) -> None:
         size = vector.size
         check_arrays(vector, wire, self.wire_nbytes(size), residual, state, self.state_entries(size))
         if library_name(vector) != "numpy":
@@ -109,7 +110,7 @@ class LowRank(Compressor):
             if residual is not None:
                 residual[part] = 0
 
-    def decode(self, wire, vector):
+    def decode(self, wire: Wire, vector: Vector) -> None:
         check_arrays(vector, wire, self.wire_nbytes(vector.size))
         kernel, words = kernels.for_array(vector), wire.view("f4")
         for matrix, p, q in self._factors(words, vector.size):
@@ -117,7 +118,7 @@ class LowRank(Compressor):
         for part, entries in self._plain(words, vector.size):
             vector[part] = entries
 
-    def add_decoded(self, wire, total):
+    def add_decoded(self, wire: Wire, total: Vector) -> None:
         check_arrays(total, wire, self.wire_nbytes(total.size))
         kernel, words = kernels.for_array(total), wire.view("f4")
         for matrix, p, q in self._factors(words, total.size):

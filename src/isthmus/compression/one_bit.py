@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from isthmus import kernels
-from isthmus.compression.compressor import Compressor, check_arrays
+from isthmus.compression.compressor import Compressor, Vector, Wire, check_arrays
 from isthmus.quantities import whole
 
 
@@ -28,23 +28,24 @@ class OneBit(Compressor):
             raise ValueError(f"block must be a power of two, at least 8, not {self.block}")
 
     @property
-    def grain(self):
+    def grain(self) -> int:
         return self.block
 
-    def wire_nbytes(self, size):
+    def wire_nbytes(self, size: int) -> int:
         return 4 * self._blocks(size) + -(-size // 8)
 
-    def encode(self, vector, wire, residual=None, *, key=0, first=0, state=None):
+    def encode(self, vector: Vector, wire: Wire, residual: Vector | None = None, *, key: int = 0,
+               first: int = 0, state: Vector | None = None) -> None:
         check_arrays(vector, wire, self.wire_nbytes(vector.size), residual)
         kernels.for_array(vector).encode_one_bit(vector, residual, self.block,
                                                  *self._parts(wire, vector.size))
 
-    def decode(self, wire, vector):
+    def decode(self, wire: Wire, vector: Vector) -> None:
         check_arrays(vector, wire, self.wire_nbytes(vector.size))
         scales, codes = self._parts(wire, vector.size)
         kernels.for_array(vector).decode_one_bit(scales, codes, self.block, vector)
 
-    def add_decoded(self, wire, total):
+    def add_decoded(self, wire: Wire, total: Vector) -> None:
         check_arrays(total, wire, self.wire_nbytes(total.size))
         scales, codes = self._parts(wire, total.size)
         kernels.for_array(total).add_one_bit(scales, codes, self.block, total)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from isthmus import kernels
-from isthmus.compression.compressor import Compressor, check_arrays
+from isthmus.compression.compressor import Compressor, Vector, Wire, check_arrays
 from isthmus.kernels.reference import GROUP
 from isthmus.quantities import whole
 
@@ -30,24 +30,25 @@ class Int8(Compressor):
         _check_rounding(self.rounding)
 
     @property
-    def grain(self):
+    def grain(self) -> int:
         return self.block
 
-    def wire_nbytes(self, size):
+    def wire_nbytes(self, size: int) -> int:
         return 4 * self._blocks(size) + size
 
-    def encode(self, vector, wire, residual=None, *, key=0, first=0, state=None):
+    def encode(self, vector: Vector, wire: Wire, residual: Vector | None = None, *, key: int = 0,
+               first: int = 0, state: Vector | None = None) -> None:
         check_arrays(vector, wire, self.wire_nbytes(vector.size), residual)
         maxima, codes = self._parts(wire, vector.size)
         kernels.for_array(vector).encode_int8(vector, residual, self.block, _dither_key(self, key),
                                               first, maxima, codes)
 
-    def decode(self, wire, vector):
+    def decode(self, wire: Wire, vector: Vector) -> None:
         check_arrays(vector, wire, self.wire_nbytes(vector.size))
         maxima, codes = self._parts(wire, vector.size)
         kernels.for_array(vector).decode_int8(maxima, codes, self.block, vector)
 
-    def add_decoded(self, wire, total):
+    def add_decoded(self, wire: Wire, total: Vector) -> None:
         check_arrays(total, wire, self.wire_nbytes(total.size))
         maxima, codes = self._parts(wire, total.size)
         kernels.for_array(total).add_int8(maxima, codes, self.block, total)
@@ -85,23 +86,24 @@ class Int4(Compressor):
         _check_rounding(self.rounding)
 
     @property
-    def grain(self):
+    def grain(self) -> int:
         return GROUP * self.block
 
-    def wire_nbytes(self, size):
+    def wire_nbytes(self, size: int) -> int:
         blocks = -(-size // self.block)
         return 4 * -(-blocks // GROUP) + 2 * blocks + -(-size // 2)
 
-    def encode(self, vector, wire, residual=None, *, key=0, first=0, state=None):
+    def encode(self, vector: Vector, wire: Wire, residual: Vector | None = None, *, key: int = 0,
+               first: int = 0, state: Vector | None = None) -> None:
         check_arrays(vector, wire, self.wire_nbytes(vector.size), residual)
         kernels.for_array(vector).encode_int4(vector, residual, self.block, _dither_key(self, key),
                                               first, *self._parts(wire, vector.size))
 
-    def decode(self, wire, vector):
+    def decode(self, wire: Wire, vector: Vector) -> None:
         check_arrays(vector, wire, self.wire_nbytes(vector.size))
         kernels.for_array(vector).decode_int4(*self._parts(wire, vector.size), self.block, vector)
 
-    def add_decoded(self, wire, total):
+    def add_decoded(self, wire: Wire, total: Vector) -> None:
         check_arrays(total, wire, self.wire_nbytes(total.size))
         kernels.for_array(total).add_int4(*self._parts(wire, total.size), self.block, total)
 

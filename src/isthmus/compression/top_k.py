@@ -7,7 +7,7 @@ from typing import ClassVar
 import numpy as np
 
 from isthmus import kernels
-from isthmus.compression.compressor import Compressor, check_arrays
+from isthmus.compression.compressor import Compressor, Vector, Wire, check_arrays
 from isthmus.devices import to_host
 from isthmus.quantities import real
 
@@ -49,19 +49,20 @@ class TopK(Compressor):
         if self.selector not in SELECTORS:
             raise ValueError(f"selector must be one of {', '.join(SELECTORS)}, not {self.selector!r}")
 
-    def entries(self, size):
+    def entries(self, size: int) -> int:
         """Return how many of `size` entries travel at most."""
         return min(size, max(1, round(self.ratio * size)))
 
-    def wire_nbytes(self, size):
+    def wire_nbytes(self, size: int) -> int:
         if self.selector == "random":
             return 4 * self.entries(size) + (8 if size else 0)
         return 4 * self._blocks(size) + 6 * self.entries(size)
 
-    def state_entries(self, size):
+    def state_entries(self, size: int) -> int:
         return 1 if self.selector == "threshold" else 0
 
-    def encode(self, vector, wire, residual=None, *, key=0, first=0, state=None):
+    def encode(self, vector: Vector, wire: Wire, residual: Vector | None = None, *, key: int = 0,
+               first: int = 0, state: Vector | None = None) -> None:
         size = vector.size
         check_arrays(vector, wire, self.wire_nbytes(size), residual, state, self.state_entries(size))
         kernel = kernels.for_array(vector)
@@ -76,12 +77,12 @@ class TopK(Compressor):
             sent = to_host(entries[:int(counts.sum())])  # summed in one order on all devices
             state[0] = _next_threshold(threshold, sent, 0.95 * entries.size)
 
-    def decode(self, wire, vector):
+    def decode(self, wire: Wire, vector: Vector) -> None:
         check_arrays(vector, wire, self.wire_nbytes(vector.size))
         vector[:] = 0
         self.add_decoded(wire, vector)
 
-    def add_decoded(self, wire, total):
+    def add_decoded(self, wire: Wire, total: Vector) -> None:
         check_arrays(total, wire, self.wire_nbytes(total.size))
         kernel = kernels.for_array(total)
         if self.selector == "random":

@@ -25,19 +25,24 @@ class Comm(Protocol):
     Messages from one rank to another with one tag arrive in the order in which they were sent.
     """
 
-    rank: int
-    size: int
+    @property
+    def rank(self) -> int:
+        """Number of this rank among those of the communicator, from 0."""
 
-    def Isend(self, buffer: Any, dest: int, tag: int = 0) -> Request:  # noqa: N802
+    @property
+    def size(self) -> int:
+        """How many ranks there are."""
+
+    def Isend(self, buffer: Any, /, dest: int, tag: int = 0) -> Request:  # noqa: N802
         """Start to send the array `buffer`, which stays as it is until the request is done."""
 
-    def Irecv(self, buffer: Any, source: int, tag: int = 0) -> Request:  # noqa: N802
+    def Irecv(self, buffer: Any, /, source: int, tag: int = 0) -> Request:  # noqa: N802
         """Start to overwrite the array `buffer` with a message of its size."""
 
-    def Send(self, buffer: Any, dest: int, tag: int = 0) -> Any:  # noqa: N802
+    def Send(self, buffer: Any, /, dest: int, tag: int = 0) -> Any:  # noqa: N802
         """Send the array `buffer`."""
 
-    def Recv(self, buffer: Any, source: int, tag: int = 0) -> Any:  # noqa: N802
+    def Recv(self, buffer: Any, /, source: int, tag: int = 0) -> Any:  # noqa: N802
         """Overwrite the array `buffer` with a message of its size."""
 
 
@@ -48,21 +53,23 @@ class Wrapped:
     wrapper. False where what travels must be changed by it.
     """
 
-    lets_past = False
+    lets_past: bool = False
+    rank: int
+    size: int
 
     def __init__(self, comm: Comm):
         self.comm, self.rank, self.size = comm, comm.rank, comm.size
 
-    def Isend(self, buffer, dest, tag=0):  # noqa: N802
+    def Isend(self, buffer: Any, dest: int, tag: int = 0) -> Request:  # noqa: N802
         return self.comm.Isend(buffer, dest, tag)
 
-    def Irecv(self, buffer, source, tag=0):  # noqa: N802
+    def Irecv(self, buffer: Any, source: int, tag: int = 0) -> Request:  # noqa: N802
         return self.comm.Irecv(buffer, source, tag)
 
-    def Send(self, buffer, dest, tag=0):  # noqa: N802
+    def Send(self, buffer: Any, dest: int, tag: int = 0) -> None:  # noqa: N802
         self.Isend(buffer, dest, tag).Wait()
 
-    def Recv(self, buffer, source, tag=0):  # noqa: N802
+    def Recv(self, buffer: Any, source: int, tag: int = 0) -> None:  # noqa: N802
         self.Irecv(buffer, source, tag).Wait()
 
     def overhead_nbytes(self, nbytes: int, dest: int) -> int:
@@ -72,7 +79,7 @@ class Wrapped:
         """
         return message_nbytes(self.comm, nbytes, dest) - nbytes
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or not self.lets_past:
             raise AttributeError(f"{type(self).__name__} has no {name}: MPI's own would go past it; use "
                                  "Isend, Irecv, Send and Recv")

@@ -1,7 +1,10 @@
 """The communicators of a cluster: the world, each site, its leaders, and the two tiers."""
 
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from os import PathLike
+from typing import Self
 
 from mpi4py import MPI
 
@@ -10,7 +13,7 @@ from isthmus.cluster.hosts import is_same_host
 from isthmus.devices import take_device
 from isthmus.errors import ClusterError
 from isthmus.links.agreement import from_root, gather_json, ranks_on_host, together
-from isthmus.links.comm import innermost, message_nbytes
+from isthmus.links.comm import Comm, innermost, message_nbytes
 from isthmus.links.paced import PacedComm
 from isthmus.links.traced import Recorder, TracedComm
 from isthmus.links.world import World
@@ -29,8 +32,8 @@ class Tiers:
 
     cluster: Cluster
     world: World
-    site: MPI.Comm
-    leaders: MPI.Comm
+    site: Comm
+    leaders: Comm
     cloud: MPI.Comm
     edge: MPI.Comm
     tier: str
@@ -39,16 +42,16 @@ class Tiers:
     recorder: Recorder | None = None
 
     @property
-    def site_index(self):
+    def site_index(self) -> int:
         """Index of this rank's site in the cluster file."""
         return self.cluster.names.index(self.site_name)
 
     @property
-    def device(self):
+    def device(self) -> str:
         """Where this rank computes: "cpu" or "gpu"."""
         return self.cluster.sites[self.site_index].device
 
-    def through(self, wrap):
+    def through(self, wrap: Callable[[Comm, Sequence[int]], Comm]) -> Self:
         """Return these tiers with every communicator as `wrap` wraps it.
 
         wrap(comm, ranks): gives a `Comm` around `comm`, whose peers are the cluster ranks `ranks`.
@@ -67,7 +70,7 @@ class Tiers:
         return replace(self, cluster=cluster, site=site, leaders=leaders,
                        world=_world_of(cluster, everyone, world.site, leaders))
 
-    def within_site(self):
+    def within_site(self) -> Self:
         """Return these tiers with this rank's site for the world: nothing crosses a link.
 
         The cluster stays the whole one, so that sites keep their numbers.
@@ -75,26 +78,26 @@ class Tiers:
         world = World(self.site, self.world.site, None, [0] * self.site.size)
         return replace(self, leaders=MPI.COMM_NULL, world=world)
 
-    def paced(self):
+    def paced(self) -> Self:
         """Return these tiers with links that hold every message as long as the file says."""
         site_of_rank = self.cluster.site_of_rank
 
-        def wrap(comm, ranks):
+        def wrap(comm: Comm, ranks: Sequence[int]) -> Comm:
             sites = [site_of_rank[rank] for rank in ranks]
             return comm if {*sites} == {self.site_index} else PacedComm(
                 comm, self.cluster, sites, self.site_index)
 
         return self.through(wrap)
 
-    def traced(self, recorder):
+    def traced(self, recorder: Recorder) -> Self:
         """Return these tiers with communicators whose messages `recorder` notes."""
         return replace(self.through(lambda comm, ranks: TracedComm(comm, recorder, ranks)),
                        recorder=recorder)
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, error_type, *_):
+    def __exit__(self, error_type: type[BaseException] | None, *_: object) -> None:
         # Free is collective: freeing while one rank unwinds an exception would hang the others.
         if error_type is None:
             for comm in (self.leaders, self.cloud, self.edge, self.site, self.world):
@@ -103,7 +106,7 @@ class Tiers:
 
 
 @contextmanager
-def tiers_of_file(comm, path, paced=False):
+def tiers_of_file(comm: MPI.Comm, path: str | PathLike[str], paced: bool = False) -> Iterator[Tiers]:
     """Give the tiers of the cluster file `path`, as rank 0 reads it; links paced where asked for.
 
     Collective. Raises on every rank if the file is wrong, does not fit the job's ranks, or names a
@@ -116,13 +119,13 @@ def tiers_of_file(comm, path, paced=False):
         yield tiers.paced() if paced else tiers
 
 
-def number_on_machine(comm, device):
+def number_on_machine(comm: Comm, device: str) -> int:
     """Return this rank's number among those of `comm` on its machine with such a device. Collective."""
     devices = gather_json(comm, device)
     return [rank for rank in ranks_on_host(comm) if devices[rank] == device].index(comm.rank)
 
 
-def split_tiers(comm, cluster):
+def split_tiers(comm: MPI.Comm, cluster: Cluster) -> Tiers:
     """Split `comm`, of `cluster.size` ranks in any order, into the communicators of `cluster`.
 
     A site takes the ranks of `comm` that run on its `hosts`, or those of its `world_ranks`; sites
@@ -149,7 +152,7 @@ def _world_of(cluster, comm, site, leaders):
     return World(comm, site, leaders if several else None, cluster.site_of_rank, cluster.hub)
 
 
-def cluster_ranks(cluster, hosts):
+def cluster_ranks(cluster: Cluster, hosts: Sequence[str]) -> list[int]:
     """Return the cluster rank of each rank of a job whose rank r runs on `hosts[r]`."""
     if len(hosts) != cluster.size:
         raise ClusterError(
@@ -157,7 +160,7 @@ def cluster_ranks(cluster, hosts):
             f"start it with mpirun -n {cluster.size}, or change `ranks` of a site")
     named = {site.name: _named_ranks(cluster, site, hosts) for site in cluster.sites
              if site.hosts or site.world_ranks}
-    site_of = {}
+    site_of: dict[int, str] = {}
     for name, ranks in named.items():
         for rank in ranks:
             if site_of.setdefault(rank, name) != name:

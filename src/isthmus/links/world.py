@@ -5,6 +5,8 @@ leaders' communicator, so that whatever wraps it wraps this too.
 """
 
 import math
+from collections.abc import Sequence
+from typing import Any, Self
 
 import numpy as np
 
@@ -26,7 +28,8 @@ class World(Wrapped):
 
     lets_past = True
 
-    def __init__(self, comm: Comm, site, leaders, site_of_rank, hub=0):
+    def __init__(self, comm: Comm, site: Any, leaders: Comm | None, site_of_rank: Sequence[int],
+                 hub: int = 0):
         super().__init__(comm)
         self.Isend, self.Irecv, self.Send, self.Recv = comm.Isend, comm.Irecv, comm.Send, comm.Recv
         self.site, self.leaders, self.hub = site, leaders, hub
@@ -38,12 +41,12 @@ class World(Wrapped):
             self.ranks_of_site[site_number].append(rank)
 
     @classmethod
-    def of(cls, comm):
+    def of(cls, comm: Comm) -> Self:
         """Return `comm` if it is a World, or one of a communicator whose sites nobody knows yet."""
         return comm if isinstance(comm, cls) else cls(comm, comm, None, [0] * comm.size)
 
 
-def broadcast(comm, array, root=0):
+def broadcast(comm: Comm, array: np.ndarray, root: int = 0) -> None:
     """Overwrite the contiguous `array` on every rank with that of `root`. Collective."""
     world = World.of(comm)
     home, place = world.place_of_rank[root]
@@ -55,7 +58,7 @@ def broadcast(comm, array, root=0):
         world.site.Bcast(array, 0)
 
 
-def gather(comm, array, root=0):
+def gather(comm: Comm, array: np.ndarray, root: int = 0) -> list[np.ndarray] | None:
     """Return [array of each rank] on `root`, in rank order, and None elsewhere. Collective.
 
     The arrays are of one shape and dtype.
@@ -64,13 +67,13 @@ def gather(comm, array, root=0):
     return _gather(world, np.ascontiguousarray(array), [len(array)] * world.size, root)
 
 
-def gather_rows(comm, array, root=0):
+def gather_rows(comm: Comm, array: np.ndarray, root: int = 0) -> list[np.ndarray] | None:
     """Return what `gather` does, of arrays whose first dimension may differ. Collective."""
     world = World.of(comm)
     return _gather(world, np.ascontiguousarray(array), _counts(world, array), root)
 
 
-def all_gather(comm, array):
+def all_gather(comm: Comm, array: np.ndarray) -> list[np.ndarray]:
     """Return [array of each rank] on every rank, in rank order. Collective.
 
     The arrays are of one shape and dtype.
@@ -79,18 +82,18 @@ def all_gather(comm, array):
     return _all_gather(world, np.ascontiguousarray(array), [len(array)] * world.size)
 
 
-def all_gather_rows(comm, array):
+def all_gather_rows(comm: Comm, array: np.ndarray) -> list[np.ndarray]:
     """Return what `all_gather` does, of arrays whose first dimension may differ. Collective."""
     world = World.of(comm)
     return _all_gather(world, np.ascontiguousarray(array), _counts(world, array))
 
 
-def maximum(comm, numbers):
+def maximum(comm: Comm, numbers: Sequence[float] | np.ndarray) -> np.ndarray:
     """Return the largest of all ranks' float64 `numbers`, entry by entry, on every rank. Collective."""
     return np.max(all_gather(comm, np.asarray(numbers, np.float64)), axis=0)
 
 
-def barrier(comm):
+def barrier(comm: Comm) -> None:
     """Return when every rank has called this. Collective."""
     all_gather(comm, np.empty(1, np.uint8))
 

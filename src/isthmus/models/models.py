@@ -1,16 +1,7 @@
-"""Models on flat vectors: parameters in one float32 vector, the gradient in another.
+"""Models of images: layers of matrices, and of convolutions. Each is a frozen `model.Model`.
 
-Each model is a frozen dataclass with
-
-    size, shapes            entries of the flat vector; name -> shape of each matrix in it, in order
-    initial(seed)           float32[size], He initialisation (He et al. 2015, arXiv:1502.01852)
-    gradient(parameters, features, targets, gradient, ready=None)
-                            overwrite `gradient` with that of the batch's summed softmax
-                            cross-entropy, and return that sum; an empty batch gives zeros.
-                            `ready(first)` is called whenever the entries from `first` on are final:
-                            the backward pass goes from the last layer to the first
-    scores(parameters, features)
-                            [batch, classes], before the softmax
+The first parameters are He's (He et al. 2015, arXiv:1502.01852), the loss is softmax cross-entropy, and
+the backward pass goes from the last layer to the first.
 
 Features are images, [batch, ...] of any number type: uint8 is taken as 0 ... 255 and brought to
 -1/2 ... 1/2, anything else is taken as it is. Parameters of float64 are computed in float64.
@@ -20,28 +11,32 @@ Parameters of CuPy are computed with on their GPU, to which features and targets
 
 import itertools
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from isthmus.devices import library_of
+from isthmus.models.model import Model
 from isthmus.quantities import whole
 
 
-class FlatModel:
+class FlatModel(Model):
     """What the models share: views into flat vectors, and the loss."""
 
     @property
-    def size(self):
+    def size(self) -> int:
         return sum(int(np.prod(shape)) for shape in self.shapes.values())
 
     @property
-    def matrix_shapes(self):
+    def matrix_shapes(self) -> tuple[tuple[int, ...], ...]:
         """The shapes in order, inputs of more than one dimension as one: (inputs, outputs)."""
         return tuple((int(np.prod(shape[:-1])), shape[-1]) if len(shape) > 2 else shape
                      for shape in self.shapes.values())
 
-    def views(self, vector):
+    def views(self, vector: np.ndarray) -> dict[str, np.ndarray]:
         """Return name -> view of `vector` with the shape of that matrix."""
         if vector.shape != (self.size,):
             raise ValueError(f"this model has {self.size} parameters, the vector has shape "
@@ -50,12 +45,12 @@ class FlatModel:
                 for (name, shape), part in zip(self.shapes.items(), self.tensor_slices)}
 
     @property
-    def tensor_slices(self):
+    def tensor_slices(self) -> list[slice]:
         """Return where each tensor of `shapes` lies in the flat vector."""
         lasts = list(itertools.accumulate(math.prod(shape) for shape in self.shapes.values()))
         return [slice(first, last) for first, last in itertools.pairwise([0, *lasts])]
 
-    def initial(self, seed):
+    def initial(self, seed: int) -> npt.NDArray[np.float32]:
         draw = np.random.Generator(np.random.PCG64(seed))
         vector = np.zeros(self.size, np.float32)
         for name, view in self.views(vector).items():
@@ -64,10 +59,11 @@ class FlatModel:
                 view[:] = draw.normal(scale=(2 / inputs) ** 0.5, size=view.shape)
         return vector
 
-    def scores(self, parameters, features):
+    def scores(self, parameters: np.ndarray, features: np.ndarray) -> np.ndarray:
         return self.forward(self.views(parameters), self._prepared(parameters, features))[0]
 
-    def gradient(self, parameters, features, targets, gradient, ready=None):
+    def gradient(self, parameters: np.ndarray, features: np.ndarray, targets: np.ndarray,
+                 gradient: np.ndarray, ready: Callable[[int], Any] | None = None) -> float:
         if len(targets) != len(features):
             raise ValueError(f"{len(features)} features, but {len(targets)} targets")
         parts = self.views(gradient)
@@ -118,11 +114,11 @@ class Perceptron(FlatModel):
             raise ValueError(f"layers must be at least 1 wide, not {widths}")
 
     @property
-    def inputs_shape(self):
+    def inputs_shape(self) -> tuple[int, ...]:
         return (self.inputs,)
 
     @property
-    def shapes(self):
+    def shapes(self) -> dict[str, tuple[int, ...]]:
         widths = (self.inputs, *self.hidden, self.classes)
         shapes = {}
         for number, (before, after) in enumerate(itertools.pairwise(widths)):
@@ -130,7 +126,7 @@ class Perceptron(FlatModel):
             shapes[f"layer{number}.bias"] = (after,)
         return shapes
 
-    def forward(self, weights, values):
+    def forward(self, weights: dict[str, np.ndarray], values: np.ndarray) -> tuple[np.ndarray, list]:
         """Return the scores and what each layer was given."""
         given = []
         layers = len(self.hidden) + 1
@@ -141,7 +137,8 @@ class Perceptron(FlatModel):
                 values = library_of(values).maximum(values, 0)
         return values, given
 
-    def backward(self, weights, given, slope, parts):
+    def backward(self, weights: dict[str, np.ndarray], given: list, slope: np.ndarray,
+                 parts: dict[str, np.ndarray]) -> Iterator[str]:
         """Write gradients into `parts`, from the last layer to the first; yield each finished one."""
         for number in reversed(range(len(given))):
             library_of(slope).matmul(given[number].T, slope, out=parts[f"layer{number}.weight"])
@@ -168,11 +165,11 @@ class Convolutional(FlatModel):
                              f"{self.height} x {self.width}; give fewer channels")
 
     @property
-    def inputs_shape(self):
+    def inputs_shape(self) -> tuple[int, ...]:
         return (self.height, self.width, 1)
 
     @property
-    def shapes(self):
+    def shapes(self) -> dict[str, tuple[int, ...]]:
         shapes, before = {}, 1
         for number, after in enumerate(self.channels):
             shapes[f"convolution{number}.weight"] = (3, 3, before, after)
@@ -183,7 +180,7 @@ class Convolutional(FlatModel):
         shapes["linear.bias"] = (self.classes,)
         return shapes
 
-    def forward(self, weights, values):
+    def forward(self, weights: dict[str, np.ndarray], values: np.ndarray) -> tuple[np.ndarray, list]:
         """Return the scores and what the backward pass needs of each layer."""
         trace = []
         for number in range(len(self.channels)):
@@ -198,7 +195,8 @@ class Convolutional(FlatModel):
         trace.append((values.shape, flat))
         return flat @ weights["linear.weight"] + weights["linear.bias"], trace
 
-    def backward(self, weights, trace, slope, parts):
+    def backward(self, weights: dict[str, np.ndarray], trace: list, slope: np.ndarray,
+                 parts: dict[str, np.ndarray]) -> Iterator[str]:
         """Write gradients into `parts`, from the last layer to the first; yield each finished one."""
         (shape, flat), library = trace[-1], library_of(slope)
         library.matmul(flat.T, slope, out=parts["linear.weight"])

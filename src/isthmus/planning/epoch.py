@@ -1,8 +1,9 @@
 """What a plan is made for and what it must keep to, as arrays: shards, ranks, limits, staging."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -10,6 +11,18 @@ from isthmus.errors import PlanError
 from isthmus.planning.programme.problem import Pipes, Prices
 from isthmus.quantities import real, whole
 from isthmus.timing.time_model import Workload, steps_per_epoch
+
+
+class Shards(Protocol):
+    """What a plan asks of shards: numbers alone."""
+
+    @property
+    def samples(self) -> Sequence[int]:
+        """Samples of each shard."""
+
+    @property
+    def nbytes(self) -> Sequence[int]:
+        """Bytes of each shard's samples."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,22 +2,34 @@
 
 import hashlib
 import warnings
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
+import numpy.typing as npt
 
 from isthmus.errors import PlanError
 from isthmus.json_text import dumps
-from isthmus.planning.epoch import Epoch, Staging
+from isthmus.planning.epoch import Epoch, Shards, Staging
 from isthmus.planning.programme.allocation import allocate_shards, shards_by_rank
 from isthmus.planning.programme.exchanges import Exchange, link_name
 from isthmus.planning.programme.integers import NODES
 from isthmus.planning.programme.objectives import make_objective
+from isthmus.planning.programme.terms import Objective
 from isthmus.planning.sentences import bits_taken_for_bytes, bound_by, price_sentences
 from isthmus.quantities import real, whole
 from isthmus.timing.step import predict_step
-from isthmus.timing.time_model import fair_staging_seconds, staging_seconds, waiting_seconds
+from isthmus.timing.time_model import (
+    Workload,
+    fair_staging_seconds,
+    staging_seconds,
+    waiting_seconds,
+)
+
+if TYPE_CHECKING:
+    from isthmus.cluster.cluster import Cluster
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +39,7 @@ class Plan:
     Ranks are cluster ranks. Seconds, steps and money are of one epoch where nothing else is said.
     """
 
-    rank_of_shard: np.ndarray  # int64[shards]
+    rank_of_shard: npt.NDArray[np.int64]  # of each shard
     samples_of_rank: tuple[int, ...]
     seconds_of_rank: tuple[float, ...]  # of computing one step
     steps: int  # the same on every rank
@@ -43,39 +55,39 @@ class Plan:
     gap: float  # the one over the other, less 1
     stopped: bool  # a node limit was reached, and this is the best plan found until then
     money: float
-    terms: dict  # term -> seconds of a step, which add up to step_seconds
+    terms: dict[str, float]  # term -> seconds of a step, which add up to step_seconds
     bound_by: str  # the term that takes longest, in a sentence
-    shadow_prices: dict  # seconds of the objective that one more unit saves, as `_shadow_prices` says
+    shadow_prices: dict[str, Any]  # seconds that one more unit saves, as `_shadow_prices` says
     fair_staging_seconds: float = 0.0  # of bringing the shards, if flows share links fairly
     sentences: tuple[str, ...] = ()  # the shadow prices, for people
     warnings: tuple[str, ...] = ()  # what looks wrong in the cluster file
     data: str | None = None  # digest of the samples, None where only their counts were known
 
     @cached_property
-    def shards_of_rank(self):
+    def shards_of_rank(self) -> tuple[tuple[int, ...], ...]:
         """The shards of each rank, ascending: a tuple of tuples."""
         return shards_by_rank(self.rank_of_shard, len(self.samples_of_rank))
 
     @property
-    def waiting_of_rank(self):
+    def waiting_of_rank(self) -> tuple[float, ...]:
         """Seconds that each rank waits in a step for the slowest, before the exchange begins."""
         return tuple(waiting_seconds(self.seconds_of_rank).tolist())
 
     @property
-    def hash(self):
+    def hash(self) -> str:
         """SHA-256 of the placement: the same on every machine."""
         return hashlib.sha256(dumps(self.shards_of_rank).encode()).hexdigest()
 
-    def to_dict(self):
+    def to_dict(self) -> dict[str, Any]:
         """Return a table for JSON, with the hash."""
         table = {field.name: getattr(self, field.name) for field in fields(self)}
         del table["rank_of_shard"]
         return {"shards_of_rank": self.shards_of_rank} | table | {"hash": self.hash}
 
     @classmethod
-    def from_dict(cls, table):
+    def from_dict(cls, table: dict[str, Any]) -> Self:
         """Return the Plan that `to_dict` wrote."""
-        values = {key: tuple(value) if isinstance(value, list) else value
+        values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value
                   for key, value in table.items() if key not in ("hash", "shards_of_rank")}
         lengths = [len(shards) for shards in table["shards_of_rank"]]
         rank_of_shard = np.full(sum(lengths), -1)
@@ -84,9 +96,13 @@ class Plan:
         return cls(rank_of_shard=rank_of_shard, **values)
 
 
-def plan_shards(cluster, shards_or_counts, workload, objective="makespan", pinned=None, *,
-                forbidden=None, alpha=1.0, least_samples=0, budget=None, staged_epochs=None,
-                then=("bytes", "imbalance"), nodes=NODES):
+def plan_shards(cluster: "Cluster", shards_or_counts: Shards | Sequence[int] | np.ndarray,
+                workload: Workload, objective: str | Objective = "makespan",
+                pinned: Mapping[int, str] | None = None, *,
+                forbidden: Mapping[int, str | Collection[str]] | None = None, alpha: float = 1.0,
+                least_samples: float | Mapping[str, float] = 0, budget: float | None = None,
+                staged_epochs: float | None = None, then: Sequence[str] = ("bytes", "imbalance"),
+                nodes: int = NODES) -> Plan:
     """Return the Plan that makes an epoch of `workload` on `cluster` shortest.
 
     shards_or_counts: a ShardSet, or the samples of each shard.

@@ -1,11 +1,16 @@
 """The samples that a rank holds, and the batches that it makes of them."""
 
 import itertools
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from isthmus.quantities import whole
 from isthmus.vectors import part_bounds
+
+if TYPE_CHECKING:  # a manifest is checked by what not every machine has
+    from isthmus.shards.manifest import Manifest
 
 
 class LocalSamples:
@@ -16,16 +21,18 @@ class LocalSamples:
     are, in the order of the rows; manifest: of the set that they are from.
     """
 
-    def __init__(self, arrays, received_nbytes=0, shards=(), manifest=None):
+    def __init__(self, arrays: dict[str, np.ndarray], received_nbytes: int = 0,
+                 shards: tuple[int, ...] = (), manifest: "Manifest | None" = None):
         self.arrays, self.received_nbytes = arrays, received_nbytes
         self.shards, self.manifest = shards, manifest
-        self.samples = len(next(iter(arrays.values())))
+        self.samples: int = len(next(iter(arrays.values())))
 
     @property
-    def nbytes(self):
+    def nbytes(self) -> int:
         return sum(values.nbytes for values in self.arrays.values())
 
-    def batches(self, size=None, seed=0, *, steps=None, epoch=0, start=0):
+    def batches(self, size: int | None = None, seed: int = 0, *, steps: int | None = None,
+                epoch: int = 0, start: int = 0) -> Iterator[tuple[np.ndarray, ...]]:
         """Yield tuples of the arrays' rows, in one random order that depends on (seed, epoch) alone.
 
         size: samples of a batch, the last may be short. Or steps: exactly so many batches, of sizes
@@ -35,13 +42,11 @@ class LocalSamples:
         if (size is None) == (steps is None):
             raise ValueError("give either size or steps")
         if steps is None:
-            size = whole("size", size, least=1)
+            bounds = [*range(0, self.samples, whole("size", size, least=1)), self.samples]
         else:
-            steps = whole("steps", steps, least=1)
+            bounds = part_bounds(self.samples, whole("steps", steps, least=1))
         seed, epoch, start = (whole(name, value, least=0) for name, value in (
             ("seed", seed), ("epoch", epoch), ("start", start)))
-        bounds = (part_bounds(self.samples, steps) if steps else
-                  [*range(0, self.samples, size), self.samples])
         order = np.random.Generator(np.random.PCG64([seed, epoch])).permutation(self.samples)
         for first, last in list(itertools.pairwise(bounds))[start:]:
             rows = order[first:last]

@@ -3,8 +3,9 @@
 import hashlib
 import json
 import re
+from os import PathLike
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from pydantic import Field, field_validator
@@ -40,7 +41,7 @@ class Array(FrozenModel):
         return kind.str
 
     @property
-    def sample_nbytes(self):
+    def sample_nbytes(self) -> int:
         return int(np.prod(self.shape, dtype=object)) * np.dtype(self.dtype).itemsize
 
 
@@ -70,20 +71,20 @@ class Manifest(FrozenModel):
         return value
 
     @property
-    def digest(self):
+    def digest(self) -> str:
         """SHA-256 of all samples and how they are cut into shards, whatever files they are in."""
         arrays = [[name, array.shape, array.dtype] for name, array in self.arrays.items()]
         shards = [[shard.samples, *(shard.arrays_sha256[name] for name in self.arrays)]
                   for shard in self.shards]
         return hashlib.sha256(dumps([arrays, shards]).encode()).hexdigest()
 
-    def told(self):
+    def told(self) -> dict[str, Any]:
         """Return what a run says of the samples that it learnt from."""
         return {"samples": sum(shard.samples for shard in self.shards), "shards": len(self.shards),
                 "sha256": self.digest}
 
     @classmethod
-    def of(cls, table, source):
+    def of(cls, table: dict[str, Any], source: str | PathLike[str]) -> Self:
         """Return the checked manifest in `table`; ShardError names `source` if it is wrong."""
         manifest = check_table(cls, table, source, ShardError)
         _check_names([shard.file for shard in manifest.shards], source)
@@ -97,7 +98,7 @@ class Manifest(FrozenModel):
         return manifest
 
     @classmethod
-    def read(cls, folder):
+    def read(cls, folder: str | PathLike[str]) -> Self:
         """Return the manifest of `folder`; ShardError in one line if there is none or it is bad."""
         path = Path(folder, NAME)
         try:
@@ -111,7 +112,7 @@ class Manifest(FrozenModel):
                              f"{explained(problem, 'pack the data again')}") from None
         return cls.of(table, path)
 
-    def write(self, folder):
+    def write(self, folder: str | PathLike[str]) -> None:
         """Write the manifest into `folder`, in the place of another."""
         write_text(Path(folder, NAME), self.model_dump_json(indent=1) + "\n")
 

@@ -5,10 +5,12 @@ import hashlib
 import itertools
 import os
 import re
+from collections.abc import Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from isthmus.cures import explained
 from isthmus.errors import OutputError, ShardError
@@ -23,7 +25,8 @@ START = b"\x89HDF\r\n\x1a\n\x03"  # of HDF5 files in the format of version 1.10
 COMPRESSIONS = ("lz4", "zstd", "gzip", "none")
 
 
-def pack_shards(arrays, folder, shards=64, compression="lz4", overwrite=False):
+def pack_shards(arrays: Mapping[str, npt.ArrayLike], folder: str | os.PathLike[str], shards: int = 64,
+                compression: str = "lz4", overwrite: bool = False) -> ShardSet:
     """Pack `arrays`, name -> array with one row a sample, into `shards` HDF5 files in `folder`.
 
     Each file is written under a temporary name and renamed, chunked, compressed and checksummed;
@@ -35,10 +38,10 @@ def pack_shards(arrays, folder, shards=64, compression="lz4", overwrite=False):
     it was.
     """
     folder, shards = Path(folder), whole("shards", shards)
-    arrays = {name: _checked(name, values) for name, values in arrays.items()}
-    if not arrays:
+    columns = {name: _checked(name, values) for name, values in arrays.items()}
+    if not columns:
         raise ShardError("there is nothing to pack: give at least one array")
-    lengths = {name: len(values) for name, values in arrays.items()}
+    lengths = {name: len(values) for name, values in columns.items()}
     if len(set(lengths.values())) > 1:
         told = ", ".join(f"{name} has {length}" for name, length in lengths.items())
         raise ShardError(f"arrays must have one row a sample, as many as each other: {told}; give "
@@ -52,15 +55,14 @@ def pack_shards(arrays, folder, shards=64, compression="lz4", overwrite=False):
     with _new_set(folder, shards, overwrite) as names:
         entries = []
         for file, (first, last) in zip(names, itertools.pairwise(part_bounds(samples, shards))):
-            part = {name: values[first:last] for name, values in arrays.items()}
+            part = {name: values[first:last] for name, values in columns.items()}
             entries.append({
                 "file": file, "samples": last - first,
                 "sha256": write_shard(folder / file, part, compression),
-                "arrays_sha256": {name: hashlib.sha256(np.ascontiguousarray(values)).hexdigest()
-                                  for name, values in part.items()}})
+                "arrays_sha256": {name: _sha256(values) for name, values in part.items()}})
         Manifest.of({"arrays": {
             name: {"shape": values.shape[1:], "dtype": values.dtype.str}
-            for name, values in arrays.items()}, "shards": entries}, folder / NAME).write(folder)
+            for name, values in columns.items()}, "shards": entries}, folder / NAME).write(folder)
     return ShardSet.open(folder)
 
 
@@ -173,6 +175,10 @@ def _remove(folder, names):
     for name in names:
         with suppress(OSError):
             (folder / name).unlink()
+
+
+def _sha256(values):
+    return hashlib.sha256(np.ascontiguousarray(values)).hexdigest()
 
 
 def _checked(name, values):

@@ -1,7 +1,9 @@
 """Shards to ranks, by plan: from a rank's own disk where it can, over MPI where it must."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -9,7 +11,18 @@ from isthmus.errors import ShardError
 from isthmus.links.agreement import broadcast_json, gather_json, require, together
 from isthmus.shards.batches import LocalSamples
 from isthmus.shards.manifest import Manifest
-from isthmus.shards.shard_file import PIECE_NBYTES, rows_of_piece
+from isthmus.shards.shard_file import PIECE_NBYTES, ShardSet, rows_of_piece
+
+if TYPE_CHECKING:
+    from isthmus.links.tiers import Tiers
+
+
+class Placement(Protocol):
+    """Where shards shall be; for the samples of one digest alone, where it has that as `data`."""
+
+    @property
+    def shards_of_rank(self) -> Sequence[Sequence[int]]:
+        """The shards of each cluster rank."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +34,8 @@ class Delivery:
     target: int
 
 
-def scatter_shards(tiers, shards, plan, piece_nbytes=PIECE_NBYTES):
+def scatter_shards(tiers: "Tiers", shards: ShardSet | None, plan: Placement,
+                   piece_nbytes: int = PIECE_NBYTES) -> LocalSamples:
     """Return this rank's LocalSamples, verified on arrival. Collective over `tiers.world`.
 
     shards: a ShardSet on ranks that see the folder, None elsewhere. plan: anything with
@@ -182,9 +196,9 @@ def _check_plan(manifest, shards, plan, ranks):
             if not 0 <= shard < len(manifest.shards):
                 raise ShardError(f"the plan names shard {shard}, the set has shards 0 to "
                                  f"{len(manifest.shards) - 1}; plan again")
-    data = getattr(plan, "data", None)
-    if data not in (None, manifest.digest):
-        raise ShardError(f"the plan was made for other samples (SHA-256 {data:.12}, not "
+    made_for = getattr(plan, "data", None)
+    if made_for not in (None, manifest.digest):
+        raise ShardError(f"the plan was made for other samples (SHA-256 {made_for:.12}, not "
                          f"{manifest.digest:.12}); plan again")
     if shards is not None and shards.manifest != manifest:
         raise ShardError(f"{shards.folder}: holds another set than the other ranks see; "

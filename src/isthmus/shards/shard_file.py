@@ -3,8 +3,10 @@
 import hashlib
 import math
 import os
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
@@ -13,7 +15,10 @@ from isthmus.errors import ShardError
 from isthmus.files import open_plain, write_bytes
 from isthmus.hdf5_files import hdf5_bytes
 from isthmus.shards.claims import check_claim
-from isthmus.shards.manifest import Manifest
+from isthmus.shards.manifest import Array, Manifest, Shard
+
+if TYPE_CHECKING:  # read by whoever opens a file
+    import h5py
 
 CHUNK_NBYTES = 256 * 1024
 PIECE_NBYTES = 4 << 20
@@ -30,49 +35,49 @@ class ShardSet:
     sample, dtype), in the order in which batches give them.
     """
 
-    def __init__(self, folder, manifest):
+    def __init__(self, folder: str | os.PathLike[str], manifest: Manifest):
         self.folder, self.manifest = Path(folder), manifest
 
     @classmethod
-    def open(cls, folder):
+    def open(cls, folder: str | os.PathLike[str]) -> Self:
         """Open a packed folder; ShardError if it has no manifest or a wrong one."""
         return cls(folder, Manifest.read(folder))
 
     @property
-    def names(self):
+    def names(self) -> tuple[str, ...]:
         return tuple(shard.file for shard in self.manifest.shards)
 
     @property
-    def samples(self):
+    def samples(self) -> tuple[int, ...]:
         return tuple(shard.samples for shard in self.manifest.shards)
 
     @property
-    def nbytes(self):
+    def nbytes(self) -> tuple[int, ...]:
         sample = sum(array.sample_nbytes for array in self.manifest.arrays.values())
         return tuple(shard.samples * sample for shard in self.manifest.shards)
 
     @property
-    def digest(self):
+    def digest(self) -> str:
         """SHA-256 of all samples, as the manifest tells it."""
         return self.manifest.digest
 
     @property
-    def arrays(self):
+    def arrays(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
         return {name: (array.shape, np.dtype(array.dtype))
                 for name, array in self.manifest.arrays.items()}
 
-    def verify(self):
+    def verify(self) -> None:
         """Check every file's SHA-256; ShardError names the file that is missing, cut or changed."""
         for number in range(len(self.manifest.shards)):
             self._whole(number).close()
 
-    def read(self, number):
+    def read(self, number: int) -> dict[str, np.ndarray]:
         """Return name -> array of shard `number`, checked against the manifest."""
         with self.opened(number) as shard:
             return {name: np.concatenate([np.empty((0, *shape), dtype), *shard.pieces(name)])
                     for name, (shape, dtype) in self.arrays.items()}
 
-    def pieces(self, number, name, piece_nbytes=PIECE_NBYTES):
+    def pieces(self, number: int, name: str, piece_nbytes: int = PIECE_NBYTES) -> Iterator[np.ndarray]:
         """Yield the rows of array `name` of shard `number`, at most `piece_nbytes` at a time.
 
         After the last piece the whole is compared with the manifest's digest. Raises ShardError
@@ -82,7 +87,7 @@ class ShardSet:
             yield from shard.pieces(name, piece_nbytes)
 
     @contextmanager
-    def opened(self, number):
+    def opened(self, number: int) -> "Iterator[OpenShard]":
         """Give shard `number` as an OpenShard; ShardError unless its file is what the manifest says.
 
         HDF5 sees no byte of a file before the digest of all of them is the manifest's.
@@ -120,11 +125,12 @@ class ShardSet:
 class OpenShard:
     """One shard's file, whole as a file: its arrays piece by piece, against the manifest's digests."""
 
-    def __init__(self, file, path, shard, arrays, stored_nbytes):
+    def __init__(self, file: "h5py.File", path: str, shard: Shard, arrays: dict[str, Array],
+                 stored_nbytes: int):
         self.file, self.path, self.shard, self.arrays = file, path, shard, arrays
         self.stored_nbytes = stored_nbytes
 
-    def pieces(self, name, piece_nbytes=PIECE_NBYTES):
+    def pieces(self, name: str, piece_nbytes: int = PIECE_NBYTES) -> Iterator[np.ndarray]:
         """Yield the rows of array `name` as `ShardSet.pieces` does."""
         array, samples = self.arrays[name], self.shard.samples
         digest, rows = hashlib.sha256(), rows_of_piece(array, piece_nbytes)

@@ -8,12 +8,14 @@ size in question; asking for other sizes warns.
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from isthmus.compression.chunks import WIRE_NBYTES
+from isthmus.compression.compressor import Compressor
 from isthmus.compression.dense import Dense
 from isthmus.quantities import real, slices, whole
 from isthmus.registry import ALLREDUCE_STAGES, algorithm_named
@@ -39,6 +41,9 @@ from isthmus.timing.stages import (
     overhead_seconds,
 )
 
+if TYPE_CHECKING:  # cluster files need what not every machine has
+    from isthmus.cluster.cluster import Cluster
+
 __all__ = [
     "AllreduceTime", "Workload", "chain_seconds", "coding_seconds", "compute_seconds",
     "fair_staging_seconds", "hierarchical_stages", "link_routes", "local_steps_seconds",
@@ -54,7 +59,7 @@ class Workload:
     size: int = 0  # entries of the gradient, float32
     batch_size: int = 256  # samples of a step, all ranks together
     algorithm: str = "hierarchical"
-    compressor: Any = None
+    compressor: Compressor | None = None
     sample_nbytes: float = 0.0  # bytes of a sample where shards are given as counts alone
     data_site: str | None = None  # where the shards lie; None where every rank sees them
     buckets: tuple[slice, ...] = ()  # of the gradient, in the order in which they start; () is the whole
@@ -84,16 +89,18 @@ class AllreduceTime:
     broadcast_seconds: float = 0.0
 
     @property
-    def seconds(self):
+    def seconds(self) -> float:
         return sum(self.terms.values())
 
     @property
-    def terms(self):
+    def terms(self) -> dict[str, float]:
         """Stage -> seconds."""
         return {stage: getattr(self, f"{stage}_seconds") for stage in ALLREDUCE_STAGES}
 
 
-def predict_allreduce(cluster, size, *, algorithm, compressor=None, chunk_nbytes=WIRE_NBYTES):
+def predict_allreduce(cluster: "Cluster", size: int, *, algorithm: str,
+                      compressor: Compressor | None = None,
+                      chunk_nbytes: int = WIRE_NBYTES) -> AllreduceTime:
     """Return the AllreduceTime of a float32 vector of `size` entries.
 
     chunk_nbytes: most bytes of a wire of "hierarchical".
@@ -116,21 +123,23 @@ def predict_allreduce(cluster, size, *, algorithm, compressor=None, chunk_nbytes
                          broadcast_seconds=passed_on, copy_seconds=copies)
 
 
-def mpi_seconds(cluster, nbytes, add_bytes_per_second=math.inf):
+def mpi_seconds(cluster: "Cluster", nbytes: float, add_bytes_per_second: float = math.inf) -> float:
     """Return the shorter of a ring and of halving over the worst hop: MPI picks for itself."""
     latency, rate, sustained = _ring_hops(cluster, nbytes / cluster.size)
     return min(sum(ring_seconds(latency, rate, nbytes, add_bytes_per_second, sustained)),
                float(recursive_seconds(cluster.size, nbytes, latency.max(), rate.min())))
 
 
-def staging_seconds(cluster, nbytes_of_rank, data_site):
+def staging_seconds(cluster: "Cluster", nbytes_of_rank: Sequence[float],
+                    data_site: str | None) -> float:
     """Return max over shared pipes of bytes / B: the fluid bound for bringing shards to ranks.
 
     data_site: name of the site where the shards lie. With None every rank sees them, nothing moves.
     """
     if data_site is None:
         return 0.0
-    load, rate = {}, {}
+    load: dict[str, float] = {}
+    rate: dict[str, float] = {}
     nbytes_of_site = np.bincount(cluster.site_of_rank, nbytes_of_rank, minlength=len(cluster.sites))
     for name, nbytes in zip(cluster.names, nbytes_of_site.tolist()):
         for link in cluster.route(data_site, name):
@@ -139,7 +148,8 @@ def staging_seconds(cluster, nbytes_of_rank, data_site):
     return max((load[pipe] / rate[pipe] for pipe in load), default=0.0)
 
 
-def fair_staging_seconds(cluster, nbytes_of_rank, data_site):
+def fair_staging_seconds(cluster: "Cluster", nbytes_of_rank: Sequence[float],
+                         data_site: str | None) -> float:
     """Return when the last site has its shards where flows share links max-min fairly, as TCP does.
 
     Never less than `staging_seconds`, the fluid bound (Bertsekas and Gallager 1992, "Data networks").

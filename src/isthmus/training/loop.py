@@ -11,7 +11,9 @@ D_i / K is not whole.
 
 import hashlib
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -20,9 +22,16 @@ from isthmus.devices import library_of, out_of_memory, set_from_host, synchronis
 from isthmus.errors import NonFiniteError, ReplicaError
 from isthmus.links.agreement import ranks_where
 from isthmus.links.world import all_gather, gather
+from isthmus.models.model import Model
 from isthmus.registry import ALLREDUCE_STAGES
+from isthmus.shards.batches import LocalSamples
 from isthmus.timing.step import computed_share
 from isthmus.training.instruments import Instruments
+from isthmus.training.recipe import Recipe
+from isthmus.training.strategies.strategy import Member
+
+if TYPE_CHECKING:  # cluster files need what not every machine has
+    from isthmus.links.tiers import Tiers
 
 MEASURED = ("loss", "samples", "compute", "allreduce", *ALLREDUCE_STAGES, "update", "step",
             "sent_site_nbytes", "sent_link_nbytes")
@@ -41,7 +50,7 @@ class State:
     step: int = 0
 
     @classmethod
-    def initial(cls, model, seed, library=np):
+    def initial(cls, model: Model, seed: int, library: Any = np) -> Self:
         return cls(library.asarray(model.initial(seed)), library.zeros(model.size, np.float32))
 
 
@@ -53,8 +62,9 @@ class Training:
     enter(phase, step): called where "compute", "allreduce" and "update" begin.
     """
 
-    def __init__(self, tiers, model, local, member, recipe, state, hold_seconds=None,
-                 enter=lambda phase, step: None):
+    def __init__(self, tiers: "Tiers", model: Model, local: LocalSamples, member: Member, recipe: Recipe,
+                 state: State, hold_seconds: Callable[[int], float] | None = None,
+                 enter: Callable[[str, int], Any] = lambda phase, step: None):
         self.tiers, self.model, self.local, self.member = tiers, model, local, member
         self.recipe, self.state, self.hold_seconds = recipe, state, hold_seconds
         self.gradient = library_of(state.parameters).zeros(model.size, np.float32)
@@ -63,7 +73,7 @@ class Training:
         self.non_finite_ranks = []
         member.begin(state.parameters)
 
-    def steps(self):
+    def steps(self) -> Iterator[None]:
         """Make the steps that are left, and yield after each."""
         recipe, state = self.recipe, self.state
         while state.step < recipe.total_steps:

@@ -1,27 +1,31 @@
 """Which rank holds which shard: numbers in, numbers out."""
 
 import hashlib
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from isthmus.errors import PlanError
 from isthmus.planning.programme.classes import order_of
 from isthmus.planning.programme.integers import NODES
 from isthmus.planning.programme.objectives import make_objective, tie_breaks
-from isthmus.planning.programme.problem import loads, make_problem
+from isthmus.planning.programme.problem import Pipes, Prices, loads, make_problem
 from isthmus.planning.programme.relaxation import relax
 from isthmus.planning.programme.rounding import place_whole
+from isthmus.planning.programme.terms import Objective
 
 
 @dataclass(frozen=True, eq=False)
 class Allocation:
     """Whole shards on ranks, how good that is, and what would make it better."""
 
-    rank_of_shard: np.ndarray  # int64[shards]
+    rank_of_shard: npt.NDArray[np.int64]  # of each shard
     seconds_of_rank: tuple[float, ...]  # when each rank is done
     seconds: float  # when the last rank is done
     value: float  # of the objective, in seconds
@@ -29,19 +33,20 @@ class Allocation:
     lower_bound_seconds: float  # the value that no plan of whole shards can beat
     gap: float  # value / lower bound - 1, or value / seconds of an even load where the bound is 0
     stopped: bool  # the node limit was reached, and this is the best plan found until then
-    shadow_prices: dict  # seconds of the value that one more unit saves, as `relaxation.prices_of` says
+    # Seconds of the value that one more unit saves, as `relaxation.prices_of` says.
+    shadow_prices: dict[str, Any]
 
     @cached_property
-    def shards_of_rank(self):
+    def shards_of_rank(self) -> tuple[tuple[int, ...], ...]:
         """The shards of each rank, ascending: a tuple of tuples."""
         return shards_by_rank(self.rank_of_shard, len(self.seconds_of_rank))
 
     @property
-    def hash(self):
+    def hash(self) -> str:
         """SHA-256 of the placement: the same on every machine."""
         return hashlib.sha256(self.rank_of_shard.astype("<i8").tobytes()).hexdigest()
 
-    def __eq__(self, other):
+    def __eq__(self, other: object) -> bool:
         """Return whether shards, times and prices are the same."""
         if not isinstance(other, Allocation):
             return NotImplemented
@@ -50,7 +55,7 @@ class Allocation:
             if name != "rank_of_shard")
 
 
-def shards_by_rank(rank_of_shard, ranks):
+def shards_by_rank(rank_of_shard: npt.NDArray[np.int64], ranks: int) -> tuple[tuple[int, ...], ...]:
     """Return a tuple with the shards of each rank, ascending, as a tuple."""
     order = order_of(rank_of_shard)
     ends = np.searchsorted(rank_of_shard[order], np.arange(ranks + 1)).tolist()
@@ -58,9 +63,13 @@ def shards_by_rank(rank_of_shard, ranks):
     return tuple(tuple(shards[start:stop]) for start, stop in pairwise(ends))
 
 
-def allocate_shards(sizes, seconds_per_unit, *, fixed_seconds=None, storage=None, allowed=None,
-                    storage_sizes=None, objective="makespan", alpha=1.0, least=None, pipes=None,
-                    prices=None, then=("bytes", "imbalance"), nodes=NODES):
+def allocate_shards(sizes: npt.ArrayLike, seconds_per_unit: npt.ArrayLike, *,
+                    fixed_seconds: npt.ArrayLike | None = None, storage: npt.ArrayLike | None = None,
+                    allowed: Mapping[int, Collection[int]] | tuple[np.ndarray, np.ndarray] | None = None,
+                    storage_sizes: npt.ArrayLike | None = None, objective: str | Objective = "makespan",
+                    alpha: float = 1.0, least: npt.ArrayLike | None = None, pipes: Pipes | None = None,
+                    prices: Prices | None = None, then: Sequence[str] = ("bytes", "imbalance"),
+                    nodes: int = NODES) -> Allocation:
     """Return the Allocation of shards to ranks with the least makespan, or another objective.
 
     sizes: units (samples) of each shard.
@@ -83,15 +92,15 @@ def allocate_shards(sizes, seconds_per_unit, *, fixed_seconds=None, storage=None
     """
     problem = make_problem(sizes, seconds_per_unit, fixed_seconds, storage, allowed, storage_sizes,
                            least, pipes, prices)
-    objective = make_objective(objective, alpha)
+    aim = make_objective(objective, alpha)
     tie_breaks(problem, then)  # also where the problem will be too large for them: all are known
     if problem.sizes.size == 0:
         return _nothing(problem)
-    relaxation = relax(problem, objective, then)
-    bound = objective.lower_bound(problem, relaxation.value)
-    placement = _placed(problem, objective, relaxation, bound, then, nodes)
+    relaxation = relax(problem, aim, then)
+    bound = aim.lower_bound(problem, relaxation.value)
+    placement = _placed(problem, aim, relaxation, bound, then, nodes)
     _check_plan(problem, placement.rank_of_shard)
-    return _allocation(problem, objective, placement, relaxation, max(bound, placement.bound))
+    return _allocation(problem, aim, placement, relaxation, max(bound, placement.bound))
 
 
 def _placed(problem, objective, relaxation, bound, then, nodes):

@@ -184,7 +184,7 @@ TIE_BREAKS = {"bytes": Objective((MovedBytes(),)), "imbalance": Objective((Imbal
 """Name -> Objective: what is made small next, among plans that are equal."""
 
 
-def make_objective(objective, alpha=1.0):
+def make_objective(objective: str | Objective, alpha: float = 1.0) -> Objective:
     """Return the Objective of a name; one that is an Objective already stays what it is.
 
     Raises ValueError that lists the names if there is none of that name.

@@ -3,8 +3,11 @@
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 
 from isthmus.errors import PlanError
+
+Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -51,52 +54,52 @@ class Problem:
                            (load or 1.0) / float((1 / self.seconds_per_unit).sum()))
 
     @property
-    def ranks(self):
+    def ranks(self) -> int:
         return self.seconds_per_unit.size
 
     @property
-    def targets(self):
+    def targets(self) -> Floats:
         """Units of each rank if the load followed the rates alone."""
         return self.load / self.seconds_per_unit / (1 / self.seconds_per_unit).sum()
 
     @property
-    def budget(self):
+    def budget(self) -> float:
         """All the money there is; infinite where nothing has a price."""
         return np.inf if self.prices is None else max(self.prices.budget, 1e-300)
 
     @property
-    def limits_bytes(self):
+    def limits_bytes(self) -> bool:
         """Whether the bytes of a shard matter, or its size alone."""
         return bool(np.isfinite(self.storage).any() or self.pipes.names
                     or (self.prices is not None and self.prices.per_byte.any()))
 
-    def may_hold(self, shard):
+    def may_hold(self, shard: int) -> npt.NDArray[np.bool_]:
         """Return bool[ranks]: where `shard` may go."""
         return self.places[self.place_of_shard[shard]]
 
-    def staged_seconds(self, stored):
+    def staged_seconds(self, stored: Floats) -> Floats:
         """Return float64[pipes]: bytes over each pipe / its rate, for `stored` bytes a rank."""
         return (self.pipes.uses @ stored) / self.pipes.bytes_per_second
 
-    def waiting_seconds(self, stored):
+    def waiting_seconds(self, stored: Floats) -> Floats:
         """Return float64[ranks]: when each rank may begin, its slowest pipe charged by its share."""
         if not self.pipes.names or not self.pipes.share:
             return np.zeros(self.ranks)
         return self.pipes.share * (self.pipes.uses * self.staged_seconds(stored)[:, None]).max(axis=0)
 
-    def seconds_of(self, units, stored=None):
+    def seconds_of(self, units: Floats, stored: Floats | None = None) -> Floats:
         """Return float64[ranks]: when each rank is done with `units` and what it waits for."""
         seconds = self.fixed_seconds + self.seconds_per_unit * units
         return seconds if stored is None else seconds + self.waiting_seconds(stored)
 
-    def money(self, units, stored):
+    def money(self, units: Floats, stored: Floats) -> float:
         """Return what the plan costs, computing and bytes brought."""
         if self.prices is None:
             return 0.0
         return float(self.prices.per_second @ (self.seconds_per_unit * units)
                      + self.prices.per_byte @ stored)
 
-    def broken_limits(self, units, stored):
+    def broken_limits(self, units: Floats, stored: Floats) -> str | None:
         """Return the first limit that a plan breaks, in words; None if it keeps them all."""
         if (stored > self.storage * (1 + 1e-9)).any():
             return f"storage of rank {int((stored - self.storage).argmax())}"

@@ -10,8 +10,9 @@ tree networks: results and open problems".
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from fractions import Fraction
 
 from isthmus.planning.single_pass.linear_programme import (
     best_order_of_rounds,
@@ -22,22 +23,26 @@ from isthmus.planning.single_pass.served_in_turn import best_order, best_subset,
 from isthmus.quantities import whole
 
 MODES = ("sequential", "simultaneous", "cut-through")
+Number = float | Fraction
+"""Of seconds and of shares: fractions give fractions."""
 
 
 @dataclass(frozen=True)
 class SinglePass:
     """Who computes how much of a load that is read once. The shares are 1 in all."""
 
-    seconds: Any  # when the last is done
-    root_share: Any
-    worker_shares: tuple
+    seconds: Number  # when the last is done
+    root_share: Number
+    worker_shares: tuple[Number, ...]
     order: tuple[int, ...]  # the workers that take part, as the root serves them
     # What no order can beat; `seconds` itself wherever the order is proved best, or was given.
-    lower_bound_seconds: Any
+    lower_bound_seconds: Number
 
 
-def plan_single_pass(root_seconds, worker_seconds, link_seconds, *, mode="sequential", rounds=1,
-                     latency_seconds=0.0, order=None):
+def plan_single_pass(root_seconds: Number | None, worker_seconds: Sequence[Number],
+                     link_seconds: Sequence[Number], *, mode: str = "sequential", rounds: int = 1,
+                     latency_seconds: Number | Sequence[Number] = 0.0,
+                     order: Sequence[int] | None = None) -> SinglePass:
     """Return the SinglePass in which root and workers are done soonest.
 
     root_seconds: for the whole load. The root computes while it sends, or not at all if None.
@@ -74,7 +79,7 @@ def plan_single_pass(root_seconds, worker_seconds, link_seconds, *, mode="sequen
         return _of_rounds(star, order, rounds, one_port=True)
     bound = None
     if order is not None or not any(latencies):
-        chosen = sorted(range(len(workers)), key=links.__getitem__) if order is None else order
+        chosen = sorted(range(len(workers)), key=links.__getitem__) if order is None else list(order)
         chosen = best_subset(*star, chosen)
     else:
         chosen, bound = best_order(*star)

@@ -5,17 +5,16 @@ Without latencies the time of a star grows in proportion to its load, so it is o
 """
 
 from dataclasses import dataclass
-from typing import Any
 
-from isthmus.planning.single_pass.star import plan_single_pass
+from isthmus.planning.single_pass.star import Number, SinglePass, plan_single_pass
 
 
 @dataclass(frozen=True)
 class TreeNode:
     """A node, the link that leads to it, and the nodes below."""
 
-    seconds: Any  # for the whole load; None where the node only forwards
-    link_seconds: Any = None  # for the whole load on the link from its parent; None for the root
+    seconds: Number | None  # for the whole load; None where the node only forwards
+    link_seconds: Number | None = None  # for the whole load, from its parent; None for the root
     children: tuple["TreeNode", ...] = ()
 
 
@@ -23,11 +22,11 @@ class TreeNode:
 class TreePass:
     """When the last node is done, and the nodes' shares, each parent before its children."""
 
-    seconds: Any
-    shares: tuple
+    seconds: Number
+    shares: tuple[Number, ...]
 
 
-def plan_single_pass_tree(root, *, mode="sequential"):
+def plan_single_pass_tree(root: TreeNode, *, mode: str = "sequential") -> TreePass:
     """Return the TreePass of the load that `root` (a TreeNode) has, one message a node.
 
     A node computes its own part while it forwards. In mode "cut-through" it forwards what has come
@@ -38,14 +37,15 @@ def plan_single_pass_tree(root, *, mode="sequential"):
     for node in nodes[1:]:
         if node.link_seconds is None:
             raise ValueError("every node but the root needs link_seconds")
-    star_of, equivalent = {}, {}
+    star_of: dict[int, SinglePass] = {}
+    equivalent: dict[int, Number] = {}
     for place in range(len(nodes) - 1, -1, -1):
         node, below = nodes[place], nodes.children[place]
         star_of[place] = plan_single_pass(
             node.seconds, [equivalent[child] for child in below],
             [nodes[child].link_seconds for child in below], mode=mode)
         equivalent[place] = star_of[place].seconds
-    load = {0: 1}
+    load: dict[int, Number] = {0: 1}
     shares = []
     for place in range(len(nodes)):
         star = star_of[place]

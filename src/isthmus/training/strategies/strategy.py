@@ -94,11 +94,11 @@ class Member:
     @property
     def sent_to_sites(self) -> np.ndarray:
         """The same by site, int64[sites + 1]: see `Allreduce`."""
-        return sum(each.sent_to_sites for each in self.sums)
+        return np.sum([each.sent_to_sites for each in self.sums], axis=0)
 
     def predicted_to_sites(self) -> np.ndarray:
         """`sent_to_sites` from the formula alone."""
-        return sum(each.calls * each.predicted_to_sites() for each in self.sums)
+        return np.sum([each.calls * each.predicted_to_sites() for each in self.sums], axis=0)
 
     @property
     def stage_seconds(self) -> dict[str, float]:

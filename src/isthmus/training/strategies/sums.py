@@ -1,6 +1,11 @@
 """The allreduces that a strategy may use, made alike on all ranks."""
 
+from typing import TYPE_CHECKING, Any
+
 from isthmus.collectives.allreduce import Allreduce
+
+if TYPE_CHECKING:  # cluster files need what not every machine has
+    from isthmus.links.tiers import Tiers
 
 
 class Sums:
@@ -10,14 +15,14 @@ class Sums:
     arguments: of `Allreduce`, for what crosses sites.
     """
 
-    def __init__(self, tiers, size, weight, **arguments):
+    def __init__(self, tiers: "Tiers", size: int, weight: float, **arguments: Any):
         self.tiers, self.size, self.weight, self.arguments = tiers, size, weight, arguments
 
-    def of_all(self, **changes):
+    def of_all(self, **changes: Any) -> Allreduce:
         """Return the Allreduce over all ranks: what crosses sites is compressed. Collective."""
         return Allreduce(self.tiers, self.size, weight=self.weight, **(self.arguments | changes))
 
-    def of_site(self):
+    def of_site(self) -> Allreduce:
         """Return the exact Allreduce over the ranks of this rank's site. Collective in the site."""
         kept = {name: self.arguments[name] for name in ("buckets", "like") if name in self.arguments}
         return Allreduce(self.tiers.within_site(), self.size, weight=self.weight, **kept)

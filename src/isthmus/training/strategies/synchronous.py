@@ -1,16 +1,21 @@
 """Synchronous training: in every step all ranks have the mean gradient of all."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from isthmus.training.strategies.strategy import Exchange, Member
+
+if TYPE_CHECKING:  # plans are made where there is no MPI
+    from isthmus.training.strategies.sums import Sums
 
 
 @dataclass(frozen=True)
 class Synchronous:
     """Every step is that of one machine with all ranks' samples: its gradient is summed over all."""
 
-    def exchanges(self, steps):
+    def exchanges(self, steps: int) -> Iterator[Exchange]:
         return (Exchange(step) for step in range(1, steps + 1))
 
-    def join(self, sums, steps):
+    def join(self, sums: "Sums", steps: int) -> Member:
         return Member(sums.of_all())

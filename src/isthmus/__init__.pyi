@@ -1,0 +1,25 @@
+"""The public names and where they live: read by type checkers, by editors, and by `__init__.py`."""
+
+from .cluster.cluster import Cluster as Cluster
+from .collectives.allreduce import Allreduce as Allreduce
+from .compression.dense import Dense as Dense
+from .compression.low_rank import LowRank as LowRank
+from .compression.one_bit import OneBit as OneBit
+from .compression.quantized import Int4 as Int4
+from .compression.quantized import Int8 as Int8
+from .compression.top_k import TopK as TopK
+from .errors import IsthmusError as IsthmusError
+from .links.tiers import split_tiers as split_tiers
+from .planning.plan import plan_shards as plan_shards
+from .planning.programme.allocation import allocate_shards as allocate_shards
+from .planning.single_pass.star import plan_single_pass as plan_single_pass
+from .planning.single_pass.tree import TreeNode as TreeNode
+from .planning.single_pass.tree import plan_single_pass_tree as plan_single_pass_tree
+from .shards.packing import pack_shards as pack_shards
+from .shards.scattering import scatter_shards as scatter_shards
+from .shards.shard_file import ShardSet as ShardSet
+from .timing.time_model import Workload as Workload
+from .timing.time_model import predict_allreduce as predict_allreduce
+from .training.strategies.synchronous import Synchronous as Synchronous
+
+__version__: str

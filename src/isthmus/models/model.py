@@ -1,0 +1,45 @@
+"""What training asks of a model: parameters in one flat float32 vector, the gradient in another."""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+
+class Model(Protocol):
+    """Sizes, and three verbs on flat vectors, which are NumPy's, or CuPy's of the same type."""
+
+    @property
+    def size(self) -> int:
+        """Entries of the flat vector."""
+
+    @property
+    def classes(self) -> int:
+        """How many targets there are, from 0."""
+
+    @property
+    def inputs_shape(self) -> tuple[int, ...]:
+        """The shape of a sample's features."""
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name -> shape of each tensor in the flat vector, in order."""
+
+    @property
+    def tensor_slices(self) -> list[slice]:
+        """Where each tensor of `shapes` lies in the flat vector."""
+
+    def initial(self, seed: int) -> npt.NDArray[np.float32]:
+        """Return the parameters that training begins with."""
+
+    def gradient(self, parameters: np.ndarray, features: np.ndarray, targets: np.ndarray,
+                 gradient: np.ndarray, ready: Callable[[int], Any] | None = None) -> float:
+        """Overwrite `gradient` with that of the batch's summed loss, and return that sum.
+
+        An empty batch gives zeros. `ready(first)` is called whenever the entries from `first` on are
+        final, and last with 0.
+        """
+
+    def scores(self, parameters: np.ndarray, features: np.ndarray) -> np.ndarray:
+        """Return [batch, classes]: the largest of a row is what the model takes its sample for."""
