@@ -15,7 +15,9 @@ import pytest
 from isthmus import extras
 
 NOT_NEEDED = {".git", ".venv", ".asv", "build", "dist", "runs", "data"}
-LOOK = "import isthmus; from isthmus.kernels import cpu; print(isthmus.Cluster, isthmus.__file__)"
+LOOK = ("import isthmus, importlib.resources as r; from isthmus.kernels import cpu; "
+        "assert r.files(isthmus).joinpath('py.typed').is_file(); "
+        "print(isthmus.Cluster, isthmus.__file__)")
 
 
 def documented(repository):
