@@ -32,7 +32,7 @@ from study import HERE, Notebook, version_of
 import isthmus
 from isthmus.compression import COMPRESSORS
 from isthmus.errors import IsthmusError, SettingsError
-from isthmus.models.models import Perceptron
+from isthmus.models import Perceptron
 from isthmus.registry import ALGORITHMS
 from isthmus.toml_files import FrozenModel, check_table, read_toml
 

@@ -17,7 +17,7 @@ from study import HERE
 import isthmus
 from isthmus.benchmarking.options import named_compressor
 from isthmus.errors import PlanError
-from isthmus.models.models import Perceptron
+from isthmus.models import Perceptron
 from isthmus.timing.step import predict_step
 from isthmus.timing.time_model import staging_seconds
 from isthmus.toml_files import FrozenModel

@@ -17,7 +17,7 @@ if __name__ == "__main__":
     import isthmus
     from isthmus.benchmarking.options import named_compressor
     from isthmus.links.tiers import tiers_of_file
-    from isthmus.models.models import Perceptron
+    from isthmus.models import Perceptron
     from isthmus.training.loop import State, Training
     from isthmus.training.recipe import Recipe
     from isthmus.training.strategies.strategy import Member

@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import isthmus
-from isthmus.models.models import Convolutional, Perceptron
+from isthmus.models import Convolutional, Perceptron
 from isthmus.vectors import bucket_slices
 
 

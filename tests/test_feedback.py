@@ -8,7 +8,7 @@ from clusters import cluster_of
 from threadpoolctl import threadpool_limits
 
 import isthmus
-from isthmus.models.models import Perceptron
+from isthmus.models import Perceptron
 
 TRAIN = Path(__file__).resolve().parent.parent / "data/fashion_mnist/train"
 MODEL = Perceptron(784, (), 10)

@@ -436,7 +436,7 @@ def test_the_programs_for_a_gpu_need_none_of_the_packages_that_a_bare_machine_la
                "from isthmus.collectives.allreduce import Allreduce\n"
                "list(check_collectives.exchanges())\n"
                "from isthmus.shards.batches import LocalSamples\n"
-               "from isthmus.models.models import Perceptron\n"
+               "from isthmus.models import Perceptron\n"
                "from isthmus.training.loop import Training\n")
     done = subprocess.run([sys.executable, "-c", program], text=True, capture_output=True,
                           env=os.environ | {"PYTHONPATH": str(ROOT / "experiments/gpu")})

@@ -345,7 +345,7 @@ def flip(monkeypatch, rank):
 
 
 def stop(monkeypatch, rank):
-    from isthmus.models.models import Perceptron
+    from isthmus.models import Perceptron
     gradient = Perceptron.gradient
 
     def signalled(*given):

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from isthmus.models.models import MODELS, Convolutional, Perceptron
+from isthmus.models import MODELS, Convolutional, Perceptron
 
 SMALL = [Perceptron(12, (), 3), Perceptron(12, (7,), 3), Perceptron(12, (5, 4), 3),
          Convolutional(8, 9, (2,), 3), Convolutional(12, 10, (2, 3), 4)]

@@ -8,7 +8,7 @@ import pytest
 from clusters import cluster_of
 
 import isthmus
-from isthmus.models.models import Convolutional, Perceptron
+from isthmus.models import Convolutional, Perceptron
 from isthmus.quantities import plain, real, slices, whole
 from isthmus.timing.choice import choose_allreduce
 

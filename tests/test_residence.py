@@ -26,7 +26,7 @@ from isthmus.links import on_device as residence
 from isthmus.measuring import computing as measuring
 from isthmus.measuring.calibrate import calibrate
 from isthmus.measuring.computing import gradient_seconds, host_copy_bytes_per_second
-from isthmus.models.models import Convolutional, Perceptron
+from isthmus.models import Convolutional, Perceptron
 from isthmus.training.checkpoint import read_checkpoint, write_checkpoint
 from isthmus.training.loop import State, Training
 from isthmus.training.strategies.strategy import Member

@@ -18,7 +18,7 @@ import isthmus
 from isthmus.errors import SettingsError, StoppedError
 from isthmus.links.clocks import clock_offsets
 from isthmus.links.traced import SENT, Recorder
-from isthmus.models.models import Perceptron
+from isthmus.models import Perceptron
 from isthmus.pages import timeline as timelines
 from isthmus.pages.report import write_report
 from isthmus.pages.timeline import timeline

@@ -11,7 +11,7 @@ from clusters import cluster_of
 import isthmus
 from isthmus.errors import CheckpointError, NonFiniteError, OutputError, ReplicaError
 from isthmus.links.agreement import gather_json
-from isthmus.models.models import Perceptron
+from isthmus.models import Perceptron
 from isthmus.shards.batches import LocalSamples
 from isthmus.training import checkpoint_file
 from isthmus.training.checkpoint import read_checkpoint, write_checkpoint

@@ -14,7 +14,7 @@ import pytest
 
 import isthmus
 from isthmus.compression import COMPRESSORS
-from isthmus.models.models import MODELS
+from isthmus.models import MODELS
 from isthmus.training.strategies import STRATEGIES
 
 CONTRACTS = {

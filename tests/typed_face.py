@@ -16,8 +16,8 @@ from isthmus.cluster.cluster_file import Site
 from isthmus.compression.compressor import Compressor
 from isthmus.links.comm import Comm, Request, Wrapped
 from isthmus.links.tiers import Tiers
+from isthmus.models import Convolutional, Perceptron
 from isthmus.models.model import Model
-from isthmus.models.models import Convolutional, Perceptron
 from isthmus.planning.plan import Plan
 from isthmus.planning.programme.allocation import Allocation
 from isthmus.planning.programme.problem import Pipes, Prices, Problem

@@ -4,7 +4,7 @@ import subprocess
 import sys
 import time
 
-IMPORTS = ("import isthmus", "from isthmus.kernels import cpu", "import isthmus.models.models")
+IMPORTS = ("import isthmus", "from isthmus.kernels import cpu", "import isthmus.models")
 HIGH_WATER = "; print(open('/proc/self/status').read().partition('VmHWM:')[2].split()[0])"
 
 

@@ -117,7 +117,7 @@ def check_training(world, cupy, tell, hidden=128):
     from isthmus.collectives.allreduce import Allreduce
     from isthmus.compression.quantized import Int8
     from isthmus.errors import ReplicaError
-    from isthmus.models.models import Perceptron
+    from isthmus.models import Perceptron
     from isthmus.shards.batches import LocalSamples
     from isthmus.training.loop import State, Training
     from isthmus.training.recipe import Recipe

@@ -11,7 +11,7 @@ if __name__ == "__main__":
 
     import isthmus
     from isthmus.compression import COMPRESSORS
-    from isthmus.models.models import Perceptron
+    from isthmus.models import Perceptron
     from isthmus.training.loop import State, Training
     from isthmus.training.recipe import Recipe
     from isthmus.training.strategies.strategy import Member

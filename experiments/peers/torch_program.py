@@ -18,7 +18,7 @@ if __name__ == "__main__":
     from torch.nn.parallel import DistributedDataParallel
 
     import isthmus
-    from isthmus.models.models import Perceptron
+    from isthmus.models import Perceptron
     from isthmus.shards.batches import LocalSamples
     from isthmus.training.recipe import Recipe
 

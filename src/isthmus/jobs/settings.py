@@ -11,7 +11,7 @@ from isthmus.compression import COMPRESSORS
 from isthmus.compression.chunks import WIRE_NBYTES
 from isthmus.errors import SettingsError
 from isthmus.jobs.slurm.settings import SlurmSettings
-from isthmus.models.models import MODELS
+from isthmus.models import MODELS
 from isthmus.planning.programme.integers import NODES
 from isthmus.planning.programme.objectives import OBJECTIVES, TIE_BREAKS, make_objective
 from isthmus.registry import ALGORITHMS

@@ -1,0 +1,121 @@
+"""Convolutions of 3 x 3 with ReLU and pooling, then one matrix."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from isthmus.devices import library_of
+from isthmus.models.flat_model import FlatModel, take_whole
+
+
+@dataclass(frozen=True)
+class Convolutional(FlatModel):
+    """3 x 3 convolutions without padding, each with ReLU and 2 x 2 maxima, then a linear layer."""
+
+    height: int = 28
+    width: int = 28
+    channels: tuple[int, ...] = (8, 16)
+    classes: int = 10
+
+    def __post_init__(self):
+        take_whole(self, "height", "width", "channels", "classes")
+        height, width = self._last_plane()
+        if min(height, width) < 1 or min(*self.channels, self.classes) < 1:
+            raise ValueError(f"{len(self.channels)} convolutions leave nothing of "
+                             f"{self.height} x {self.width}; give fewer channels")
+
+    @property
+    def inputs_shape(self) -> tuple[int, ...]:
+        return (self.height, self.width, 1)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        shapes, before = {}, 1
+        for number, after in enumerate(self.channels):
+            shapes[f"convolution{number}.weight"] = (3, 3, before, after)
+            shapes[f"convolution{number}.bias"] = (after,)
+            before = after
+        height, width = self._last_plane()
+        shapes["linear.weight"] = (height * width * before, self.classes)
+        shapes["linear.bias"] = (self.classes,)
+        return shapes
+
+    def forward(self, weights: dict[str, np.ndarray], values: np.ndarray) -> tuple[np.ndarray, list]:
+        """Return the scores and what the backward pass needs of each layer."""
+        trace = []
+        for number in range(len(self.channels)):
+            patches = patches_of(values)
+            kernel = weights[f"convolution{number}.weight"]
+            sums = patches @ kernel.reshape(-1, kernel.shape[-1])
+            sums += weights[f"convolution{number}.bias"]
+            pooled, place = pooled_maxima(library_of(sums).maximum(sums, 0))
+            trace.append((values.shape, patches, sums.shape, pooled, place))
+            values = pooled
+        flat = values.reshape(len(values), -1)
+        trace.append((values.shape, flat))
+        return flat @ weights["linear.weight"] + weights["linear.bias"], trace
+
+    def backward(self, weights: dict[str, np.ndarray], trace: list, slope: np.ndarray,
+                 parts: dict[str, np.ndarray]) -> Iterator[str]:
+        """Write gradients into `parts`, from the last layer to the first; yield each finished one."""
+        (shape, flat), library = trace[-1], library_of(slope)
+        library.matmul(flat.T, slope, out=parts["linear.weight"])
+        slope.sum(axis=0, out=parts["linear.bias"])
+        yield "linear.weight"
+        slope = (slope @ weights["linear.weight"].T).reshape(shape)
+        for number in reversed(range(len(self.channels))):
+            before, patches, sums_shape, pooled, place = trace[number]
+            slope = spread_to_maxima(slope * (pooled > 0), place, sums_shape)
+            kernel = weights[f"convolution{number}.weight"]
+            rows = slope.reshape(-1, kernel.shape[-1])
+            matrix = parts[f"convolution{number}.weight"].reshape(-1, kernel.shape[-1])
+            library.matmul(patches.reshape(-1, matrix.shape[0]).T, rows, out=matrix)
+            rows.sum(axis=0, out=parts[f"convolution{number}.bias"])
+            yield f"convolution{number}.weight"
+            if number:
+                slope = summed_patches(slope @ kernel.reshape(-1, kernel.shape[-1]).T, before)
+
+    def _last_plane(self):
+        height, width = self.height, self.width
+        for _ in self.channels:
+            height, width = (height - 2) // 2, (width - 2) // 2
+        return height, width
+
+
+def patches_of(values):
+    """Return [batch, height - 2, width - 2, 9 channels]: the 3 x 3 neighbourhood of each place."""
+    height, width = values.shape[1] - 2, values.shape[2] - 2
+    return library_of(values).concatenate([values[:, i:i + height, j:j + width]
+                                           for i in range(3) for j in range(3)], axis=-1)
+
+
+def summed_patches(patches, shape):
+    """Return [batch, height, width, channels]: each place's share of all patches it is in."""
+    total = library_of(patches).zeros(shape, patches.dtype)
+    height, width, channels = shape[1] - 2, shape[2] - 2, shape[3]
+    for number in range(9):
+        i, j = divmod(number, 3)
+        part = patches[..., number * channels:(number + 1) * channels]
+        total[:, i:i + height, j:j + width] += part
+    return total
+
+
+def pooled_maxima(values):
+    """Return the maxima of 2 x 2 squares (an odd edge is dropped) and which of the four each is."""
+    height, width = values.shape[1] // 2, values.shape[2] // 2
+    library = library_of(values)
+    squares = library.stack([values[:, i:2 * height:2, j:2 * width:2]
+                             for i in range(2) for j in range(2)])
+    place = squares.argmax(axis=0)
+    return library.take_along_axis(squares, place[None], axis=0)[0], place
+
+
+def spread_to_maxima(slope, place, shape):
+    """Return zeros of `shape` with each entry of `slope` where the maximum was."""
+    spread = library_of(slope).zeros(shape, slope.dtype)
+    height, width = slope.shape[1:3]
+    for number in range(4):
+        i, j = divmod(number, 2)
+        spread[:, i:2 * height:2, j:2 * width:2] = slope * (place == number)
+    return spread

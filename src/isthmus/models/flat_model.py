@@ -1,0 +1,113 @@
+"""What the built-in models share: one flat vector, He's first parameters, softmax cross-entropy.
+
+They are models of images, each a frozen `model.Model`.
+
+The first parameters are He's (He et al. 2015, arXiv:1502.01852), the loss is softmax cross-entropy, and
+the backward pass goes from the last layer to the first.
+
+Features are images, [batch, ...] of any number type: uint8 is taken as 0 ... 255 and brought to
+-1/2 ... 1/2, anything else is taken as it is. Parameters of float64 are computed in float64.
+
+Parameters of CuPy are computed with on their GPU, to which features and targets are copied.
+"""
+
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from isthmus.devices import library_of
+from isthmus.models.model import Model
+from isthmus.quantities import whole
+
+
+class FlatModel(Model):
+    """What the models share: views into flat vectors, and the loss."""
+
+    @property
+    def size(self) -> int:
+        return sum(int(np.prod(shape)) for shape in self.shapes.values())
+
+    @property
+    def matrix_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """The shapes in order, inputs of more than one dimension as one: (inputs, outputs)."""
+        return tuple((int(np.prod(shape[:-1])), shape[-1]) if len(shape) > 2 else shape
+                     for shape in self.shapes.values())
+
+    def views(self, vector: np.ndarray) -> dict[str, np.ndarray]:
+        """Return name -> view of `vector` with the shape of that matrix."""
+        if vector.shape != (self.size,):
+            raise ValueError(f"this model has {self.size} parameters, the vector has shape "
+                             f"{vector.shape}")
+        return {name: vector[part].reshape(shape)
+                for (name, shape), part in zip(self.shapes.items(), self.tensor_slices)}
+
+    @property
+    def tensor_slices(self) -> list[slice]:
+        """Return where each tensor of `shapes` lies in the flat vector."""
+        lasts = list(itertools.accumulate(math.prod(shape) for shape in self.shapes.values()))
+        return [slice(first, last) for first, last in itertools.pairwise([0, *lasts])]
+
+    def initial(self, seed: int) -> npt.NDArray[np.float32]:
+        draw = np.random.Generator(np.random.PCG64(seed))
+        vector = np.zeros(self.size, np.float32)
+        for name, view in self.views(vector).items():
+            if not name.endswith("bias"):
+                inputs = int(np.prod(view.shape[:-1]))
+                view[:] = draw.normal(scale=(2 / inputs) ** 0.5, size=view.shape)
+        return vector
+
+    def scores(self, parameters: np.ndarray, features: np.ndarray) -> np.ndarray:
+        return self.forward(self.views(parameters), self._prepared(parameters, features))[0]
+
+    def gradient(self, parameters: np.ndarray, features: np.ndarray, targets: np.ndarray,
+                 gradient: np.ndarray, ready: Callable[[int], Any] | None = None) -> float:
+        if len(targets) != len(features):
+            raise ValueError(f"{len(features)} features, but {len(targets)} targets")
+        parts = self.views(gradient)
+        ready = ready or (lambda first: None)
+        if len(features) == 0:
+            gradient[:] = 0
+            ready(0)
+            return 0.0
+        weights = self.views(parameters)
+        scores, trace = self.forward(weights, self._prepared(parameters, features))
+        loss, slope = cross_entropy(scores, library_of(scores).asarray(targets, np.intp))
+        first = dict(zip(self.shapes, (part.start for part in self.tensor_slices)))
+        for name in self.backward(weights, trace, slope, parts):
+            ready(first[name])
+        return loss
+
+    def _prepared(self, parameters, features):
+        """Return the batch as [batch, *inputs] of the parameters' type, uint8 brought to +-1/2."""
+        features = library_of(parameters).asarray(features)  # bytes travel, not what they become
+        values = features.reshape(len(features), *self.inputs_shape).astype(parameters.dtype)
+        if features.dtype == np.uint8:
+            values *= parameters.dtype.type(1 / 255)
+            values -= parameters.dtype.type(0.5)
+        return values
+
+
+def take_whole(model, *names):
+    """Take the model's fields `names`, numbers or tuples of them, as whole numbers; else ValueError."""
+    for name in names:
+        given = getattr(model, name)
+        several = isinstance(given, (list, tuple, np.ndarray)) and np.ndim(given)
+        object.__setattr__(model, name, tuple(whole(name, each) for each in given) if several
+                           else whole(name, given))
+
+
+def cross_entropy(scores, targets):
+    """Return the summed softmax cross-entropy and its gradient by the scores."""
+    library = library_of(scores)
+    shifted = scores - scores.max(axis=1, keepdims=True)
+    exponents = library.exp(shifted)
+    sums = exponents.sum(axis=1, keepdims=True)
+    rows = library.arange(len(targets))
+    loss = float((library.log(sums[:, 0]) - shifted[rows, targets]).sum(dtype=np.float64))
+    slope = exponents / sums
+    slope[rows, targets] -= 1
+    return loss, slope
