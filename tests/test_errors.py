@@ -44,8 +44,9 @@ def test_every_code_of_the_tree_has_its_page_and_its_row_and_the_reverse(reposit
         tree.setdefault(kind.exit_code, []).append(kind.__name__)
     assert max(map(len, tree.values())) == 1, "two kinds of error share a code"
     assert {name for (name,) in tree.values()} == {"IsthmusError", *EXIT_CODES}
-    assert {name for name, kind in vars(errors).items()
-            if isinstance(kind, type) and kind.__module__ == errors.__name__} == {"IsthmusError", *EXIT_CODES}
+    named = {name for name, kind in vars(errors).items()
+             if isinstance(kind, type) and kind.__module__ == errors.__name__}
+    assert named == {"IsthmusError", *EXIT_CODES}
     codes = {*tree, 2, 130}
     readme = (repository / "README.md").read_text()
     table = readme[readme.index("| exit code |"):].split("\n\n")[0]
