@@ -19,9 +19,9 @@ def clone(repository, tmp_path):
     names = subprocess.run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
                            cwd=repository, check=True, text=True, stdout=subprocess.PIPE).stdout
     for name in filter(None, names.split("\0")):
-        if (repository / name).is_file():
+        if (repository / name).is_file() or (repository / name).is_symlink():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(repository / name, folder / name)
+            shutil.copy(repository / name, folder / name, follow_symlinks=False)
     git(folder, "init", "--quiet", "--initial-branch=main")
     git(folder, "add", ".")
     for number in (1, 2):
