@@ -3,6 +3,7 @@
 import signal
 import time
 import traceback
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -93,23 +94,43 @@ def failures_of_all(comm, mine, rank, seconds=SECONDS_FOR_OTHERS):
     """Return cluster rank -> failure for all ranks that fail within `seconds`, on the first of them.
 
     None on the others that fail: the first one speaks for them. Ranks that do not fail are not waited
-    for; they may be in the middle of a message. mine: JSON. rank: this rank in the cluster.
+    for; they may be in the middle of a message, or lost. mine: JSON. rank: this rank in the cluster.
     """
     import numpy as np
     from mpi4py import MPI
     wire = np.frombuffer(dumps([rank, mine], exact=True).encode(), np.uint8).copy()
-    requests = [comm.Isend(wire, peer, TAG) for peer in range(comm.size) if peer != comm.rank]
-    told, status = {comm.rank: [rank, mine]}, MPI.Status()
+    peers = [peer for peer in range(comm.size) if peer != comm.rank]
+    told, requests = {comm.rank: [rank, mine]}, []
+    for peer in peers:
+        with suppress(MPI.Exception):  # it is lost
+            requests.append(comm.Isend(wire, peer, TAG))
     end = time.monotonic() + seconds
     while len(told) < comm.size and time.monotonic() < end:
-        if not comm.Iprobe(MPI.ANY_SOURCE, TAG, status):
-            time.sleep(0.002)
-            continue
-        theirs = np.empty(status.Get_count(MPI.BYTE), np.uint8)
-        comm.Recv(theirs, status.source, TAG)
-        told[status.source] = loads(theirs.tobytes(), exact=True)
-    MPI.Request.Testall(requests)
+        for peer in peers:
+            theirs = told.get(peer) or _told_by(comm, peer)
+            if theirs is not None:
+                told[peer] = theirs
+        time.sleep(0.002)
+    for request in requests:
+        with suppress(MPI.Exception):
+            request.Test()
     return dict(sorted(told.values(), key=lambda each: each[0])) if min(told) == comm.rank else None
+
+
+def _told_by(comm, peer):
+    """Return what `peer` tells of its failure; None where it tells nothing, or is lost.
+
+    Asked of one rank alone: with one lost, MPI's fault tolerance refuses what may come from any.
+    """
+    import numpy as np
+    from mpi4py import MPI
+    status = MPI.Status()
+    with suppress(MPI.Exception):
+        if comm.Iprobe(peer, TAG, status):
+            theirs = np.empty(status.Get_count(MPI.BYTE), np.uint8)
+            comm.Recv(theirs, peer, TAG)
+            return loads(theirs.tobytes(), exact=True)
+    return None
 
 
 def interrupted_lines(number, place, speaks):
@@ -174,7 +195,11 @@ def told_by_another(comm):
     if comm is None or comm.size == 1:
         return False
     from mpi4py import MPI
-    return comm.Iprobe(MPI.ANY_SOURCE, TAG)
+    for peer in range(comm.size):
+        with suppress(MPI.Exception):  # a rank that is lost tells nothing
+            if comm.Iprobe(peer, TAG):
+                return True
+    return False
 
 
 def failure_lines(failure_of_rank, place=None, named=True):
