@@ -134,7 +134,8 @@ def run_isthmus(words, comm, capsys):
         code = cli.app(arguments[1:], standalone_mode=False)
         assert not code, (words, capsys.readouterr())
     comm.Barrier()
-    return "".join(capsys.readouterr())
+    printed = capsys.readouterr()
+    return printed.err + printed.out  # as a terminal shows them: what goes on, and then the result
 
 
 @pytest.mark.slow
