@@ -19,6 +19,7 @@ from isthmus.training.strategies import STRATEGIES
 
 CONTRACTS = {
     "isthmus.cluster.cluster": ["Link"],
+    "isthmus.collectives.exact": ["Exact"],
     "isthmus.compression.compressor": ["Compressor"],
     "isthmus.links.comm": ["Comm", "Request", "Wrapped"],
     "isthmus.links.tiers": ["Tiers"],

@@ -4,17 +4,31 @@ Each is made with (comm, site_of_rank, size, clock, empty): a communicator that 
 `empty`, which are on the host or on a device.
 """
 
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
 from mpi4py import MPI
+
+from isthmus.links.comm import Comm
 
 
 class Exact:
     """An exchange that leaves the sum over all ranks in `total` when it is called."""
 
-    def start(self, total, number, key):
+    def start(self, total: np.ndarray, number: int, key: int) -> None:
         """Leave bucket `number` for the end: these algorithms cut the whole vector into parts."""
 
-    def finish(self, total, key):
+    def finish(self, total: np.ndarray, key: int) -> None:
         self(total)
+
+    def __call__(self, total: np.ndarray) -> None:
+        """Overwrite `total` with its sum over all ranks."""
+        raise NotImplementedError
+
+    def predicted(self) -> Iterator[tuple[int, int]]:
+        """Yield (number of a site, bytes that a call sends there)."""
+        raise NotImplementedError
 
 
 class OfMPI(Exact):
@@ -22,17 +36,17 @@ class OfMPI(Exact):
 
     UNKNOWN = -1  # the last place of `sent`: no site's
 
-    def __init__(self, comm, size, sent, clock):
+    def __init__(self, comm: Comm, size: int, sent: np.ndarray, clock: Any):
         self.allreduce, self.sent, self.clock = _own_allreduce(comm), sent, clock
         self.site = 0 if sent.size == 2 else self.UNKNOWN
         self.nbytes = 4 * size if comm.size > 1 else 0
 
-    def __call__(self, total):
+    def __call__(self, total: np.ndarray) -> None:
         self.sent[self.site] += self.nbytes
         self.allreduce(MPI.IN_PLACE, total)
         self.clock.lap("links")
 
-    def predicted(self):
+    def predicted(self) -> Iterator[tuple[int, int]]:
         yield self.site, self.nbytes
 
 
