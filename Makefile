@@ -33,6 +33,7 @@ test-fast: $(INSTALLED)
 	$(BIN)/python -m pytest -m "not slow"
 
 lint: $(INSTALLED)
+	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 

@@ -23,8 +23,12 @@ PARTS = {"train": ("train", 1200, 60), "test": ("t10k", 200, 8)}  # file, images
 def subset(arrays, images_a_class, draw):
     """Return `images_a_class` samples of each class, drawn and mixed by `draw`."""
     targets = arrays["targets"]
-    chosen = np.concatenate([draw.permutation(np.flatnonzero(targets == kind))[:images_a_class]
-                             for kind in np.unique(targets)])
+    chosen = np.concatenate(
+        [
+            draw.permutation(np.flatnonzero(targets == kind))[:images_a_class]
+            for kind in np.unique(targets)
+        ]
+    )
     order = draw.permutation(chosen)
     return {name: values[order] for name, values in arrays.items()}
 
@@ -36,12 +40,15 @@ def main():
     arguments = parser.parse_args()
     target = arguments.full or Path(__file__).parent / "fashion_mnist"
     for part, (stem, images_a_class, shards) in PARTS.items():
-        arrays = read_arrays({"features": arguments.source / f"{stem}-images-idx3-ubyte.gz",
-                              "targets": arguments.source / f"{stem}-labels-idx1-ubyte.gz"})
+        arrays = read_arrays(
+            {
+                "features": arguments.source / f"{stem}-images-idx3-ubyte.gz",
+                "targets": arguments.source / f"{stem}-labels-idx1-ubyte.gz",
+            }
+        )
         if not arguments.full:
             arrays = subset(arrays, images_a_class, np.random.Generator(np.random.PCG64(2017)))
-        packed = pack_shards(arrays, target / part, shards=shards, compression="zstd",
-                             overwrite=True)
+        packed = pack_shards(arrays, target / part, shards=shards, compression="zstd", overwrite=True)
         print(f"{target / part}: {sum(packed.samples)} images in {len(packed.samples)} shards")
 
 

@@ -1,6 +1,6 @@
 """Write the pages of the Python API: every public name. MPI is not started, and no GPU is needed.
 
-    python docs/api.py [FOLDER]        build/api if none is named
+python docs/api.py [FOLDER]        build/api if none is named
 """
 
 import sys
@@ -10,6 +10,10 @@ import mpi4py
 import pdoc
 
 mpi4py.rc.initialize = False
-pdoc.render.configure(docformat="markdown", show_source=False, footer_text="isthmus",
-                      template_directory=Path(__file__).with_name("api_style"))
+pdoc.render.configure(
+    docformat="markdown",
+    show_source=False,
+    footer_text="isthmus",
+    template_directory=Path(__file__).with_name("api_style"),
+)
 pdoc.pdoc("isthmus", output_directory=Path(sys.argv[1] if len(sys.argv) > 1 else "build/api"))

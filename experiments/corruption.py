@@ -37,7 +37,7 @@ from isthmus.training.checkpoint_file import read_checkpoint_file, write_checkpo
 OUTCOMES = ("equal", "refused", "silent", "traceback", "hang", "crash")
 FAILURES = OUTCOMES[2:]
 HANG_SECONDS = 20
-MEMORY_NBYTES = 8 << 30            # more than this is a traceback, not the machine's end
+MEMORY_NBYTES = 8 << 30  # more than this is a traceback, not the machine's end
 
 
 @dataclass(frozen=True)
@@ -55,16 +55,32 @@ class Subject:
 def checkpoint(folder):
     """A checkpoint of four ranks, two of them with memories."""
     path, draw = folder / "checkpoint.h5", np.random.default_rng(0)
-    arrays = {name: draw.normal(size=size).astype("f4") for name, size in {
-        "parameters": 500, "momentum": 500, "memories/0": 500, "memories/2": 520}.items()}
-    write_checkpoint_file(path, arrays, {
-        "step": 40, "calls": 80, "sent": [[0, 4160], [0, 0], [4160, 0], [0, 0]],
-        "identity": {"model": {"kind": "perceptron"}, "ranks": 4}, "notes": {"plan": [1, 2, 3]}})
+    arrays = {
+        name: draw.normal(size=size).astype("f4")
+        for name, size in {
+            "parameters": 500,
+            "momentum": 500,
+            "memories/0": 500,
+            "memories/2": 520,
+        }.items()
+    }
+    write_checkpoint_file(
+        path,
+        arrays,
+        {
+            "step": 40,
+            "calls": 80,
+            "sent": [[0, 4160], [0, 0], [4160, 0], [0, 0]],
+            "identity": {"model": {"kind": "perceptron"}, "ranks": 4},
+            "notes": {"plan": [1, 2, 3]},
+        },
+    )
 
     def read():
         found, table = read_checkpoint_file(path)
-        return repr((sorted((name, array.dtype.str, array.tobytes()) for name, array in found.items()),
-                     table)).encode()
+        return repr(
+            (sorted((name, array.dtype.str, array.tobytes()) for name, array in found.items()), table)
+        ).encode()
 
     return Subject([path], read, CheckpointError)
 
@@ -84,31 +100,81 @@ def manifest(folder):
 def run(folder):
     """The files of a finished run that are text: its report is read from them, and its row in a list."""
     ends = {"latency_seconds": 0.01, "bytes_per_second": 1e7}
-    cluster = isthmus.Cluster({
-        "site": [{"name": name, "tier": tier, "ranks": 2, "samples_per_second": 1000.0, "network": ends}
-                 for name, tier in (("site0", "cloud"), ("site1", "edge"))],
-        "link": [{"between": ["site0", "site1"], **ends}]})
+    cluster = isthmus.Cluster(
+        {
+            "site": [
+                {"name": name, "tier": tier, "ranks": 2, "samples_per_second": 1000.0, "network": ends}
+                for name, tier in (("site0", "cloud"), ("site1", "edge"))
+            ],
+            "link": [{"between": ["site0", "site1"], **ends}],
+        }
+    )
     plan = isthmus.plan_shards(cluster, [10] * 6, isthmus.Workload(1000, 20))
     steps, writer = 3 * plan.steps, RunFolder(folder)
-    writer.write_documents(process_provenance() | {
-        "settings": {"cluster": {"links": "paced", "compute": "real"}, "model": {"kind": "perceptron"},
-                     "allreduce": {"algorithm": "ring", "compressor": None}, "training": {"epochs": 3}},
-        "hosts": ["here"] * 4, "model_size": 1000, "mpi_library": "MPI", "emulated": []}, cluster, plan)
+    writer.write_documents(
+        process_provenance()
+        | {
+            "settings": {
+                "cluster": {"links": "paced", "compute": "real"},
+                "model": {"kind": "perceptron"},
+                "allreduce": {"algorithm": "ring", "compressor": None},
+                "training": {"epochs": 3},
+            },
+            "hosts": ["here"] * 4,
+            "model_size": 1000,
+            "mpi_library": "MPI",
+            "emulated": [],
+        },
+        cluster,
+        plan,
+    )
     for step in range(1, steps + 1):
-        writer.note("step", step=step, epoch=(step - 1) // plan.steps, seconds=0.1 * step, loss=1 / step,
-                    step_seconds=0.1, terms=plan.terms, sent_nbytes={"site": step, "link": 100 * step})
-    writer.note("evaluation", step=steps, epoch=2, seconds=0.1 * steps, link_nbytes=100 * steps,
-                loss=0.3, accuracy=0.9)
+        writer.note(
+            "step",
+            step=step,
+            epoch=(step - 1) // plan.steps,
+            seconds=0.1 * step,
+            loss=1 / step,
+            step_seconds=0.1,
+            terms=plan.terms,
+            sent_nbytes={"site": step, "link": 100 * step},
+        )
+    writer.note(
+        "evaluation",
+        step=steps,
+        epoch=2,
+        seconds=0.1 * steps,
+        link_nbytes=100 * steps,
+        loss=0.3,
+        accuracy=0.9,
+    )
     writer.note("replicas", step=steps, epoch=2, hash="5f" * 32)
     writer.close()
-    writer.write_json("summary.json", {
-        "outcome": "finished", "steps": steps, "seconds": 0.1 * steps, "loss": 0.3, "accuracy": 0.9,
-        "parameter_hash": "5f" * 32, "dense_link_nbytes": 100 * steps,
-        "links": [{"source": "site0", "target": "site1", "sent_nbytes": 100 * steps,
-                   "predicted_nbytes": 100 * steps}],
-        "terms": [{"name": name, "predicted_seconds": seconds, "measured_seconds": seconds}
-                  for name, seconds in plan.terms.items()],
-        "step": {"predicted_seconds": plan.step_seconds, "measured_seconds": plan.step_seconds}})
+    writer.write_json(
+        "summary.json",
+        {
+            "outcome": "finished",
+            "steps": steps,
+            "seconds": 0.1 * steps,
+            "loss": 0.3,
+            "accuracy": 0.9,
+            "parameter_hash": "5f" * 32,
+            "dense_link_nbytes": 100 * steps,
+            "links": [
+                {
+                    "source": "site0",
+                    "target": "site1",
+                    "sent_nbytes": 100 * steps,
+                    "predicted_nbytes": 100 * steps,
+                }
+            ],
+            "terms": [
+                {"name": name, "predicted_seconds": seconds, "measured_seconds": seconds}
+                for name, seconds in plan.terms.items()
+            ],
+            "step": {"predicted_seconds": plan.step_seconds, "measured_seconds": plan.step_seconds},
+        },
+    )
 
     def read():
         row = _without_end(lambda: describe_run(folder))
@@ -122,8 +188,12 @@ def run(folder):
     return Subject([folder / name for name in names], read, SettingsError)
 
 
-KINDS = {"checkpoint": (checkpoint, 2745), "shards": (shards, 2745), "manifest": (manifest, 1362),
-         "run": (run, 412)}
+KINDS = {
+    "checkpoint": (checkpoint, 2745),
+    "shards": (shards, 2745),
+    "manifest": (manifest, 1362),
+    "run": (run, 412),
+}
 
 
 def _without_end(read):
@@ -136,8 +206,14 @@ def _without_end(read):
 
 def _pack(folder):
     draw = np.random.default_rng(1)
-    return isthmus.pack_shards({"features": draw.integers(0, 9, (60, 400, 50), dtype="u1"),
-                                "targets": draw.integers(0, 9, 60, dtype="i8")}, folder, 3)
+    return isthmus.pack_shards(
+        {
+            "features": draw.integers(0, 9, (60, 400, 50), dtype="u1"),
+            "targets": draw.integers(0, 9, 60, dtype="i8"),
+        },
+        folder,
+        3,
+    )
 
 
 def _everything(folder):
@@ -154,9 +230,10 @@ def _everything(folder):
 def damaged(content, draw):
     """Return (what was done, other bytes than `content`)."""
     place, length = int(draw.integers(len(content))), int(draw.integers(1, 1 + min(len(content), 600)))
-    part, junk = content[place:place + length], draw.bytes(int(draw.integers(1, 40)))
-    kind = draw.choice(["flip", "flip", "flip", "cut", "zero", "double", "drop", "exchange", "insert",
-                        "write over"])
+    part, junk = content[place : place + length], draw.bytes(int(draw.integers(1, 40)))
+    kind = draw.choice(
+        ["flip", "flip", "flip", "cut", "zero", "double", "drop", "exchange", "insert", "write over"]
+    )
     other = bytearray(content)
     if kind == "flip":
         length = int(draw.integers(8))
@@ -164,17 +241,17 @@ def damaged(content, draw):
     elif kind == "cut":
         del other[place:]
     elif kind == "zero":
-        other[place:place + length] = bytes(len(part))
+        other[place : place + length] = bytes(len(part))
     elif kind == "double":
         other[place:place] = part
     elif kind == "drop":
-        del other[place:place + length]
+        del other[place : place + length]
     elif kind == "exchange":
         other[place] = content[int(draw.integers(len(content)))]
     elif kind == "insert":
         other[place:place] = junk
     else:
-        other[place:place + len(junk)] = junk
+        other[place : place + len(junk)] = junk
     if other == content:
         return damaged(content, draw)
     return f"{kind} at {place} ({length})", bytes(other)
@@ -224,7 +301,7 @@ def outcomes_of(subject, cases, seed):
                 os._exit(1)
             os._exit(0)
         os.close(answers)
-        while (told := _next_byte(receiver)):
+        while told := _next_byte(receiver):
             found.append(OUTCOMES[told[0]])
         os.close(receiver)
         if told is None:
@@ -262,8 +339,12 @@ def main(cases=None, seed=0, *kinds):
     print(f"{'':12}{'cases':>10}" + "".join(f"{name:>10}" for name in OUTCOMES))
     for kind in kinds or KINDS:
         counted, lines = campaign(kind, int(cases or KINDS[kind][1]), int(seed))
-        print(f"{kind:12}{counted.total():>10}" + "".join(f"{counted[name]:>10}" for name in OUTCOMES),
-              *lines, sep="\n", flush=True)
+        print(
+            f"{kind:12}{counted.total():>10}" + "".join(f"{counted[name]:>10}" for name in OUTCOMES),
+            *lines,
+            sep="\n",
+            flush=True,
+        )
         failed += len(lines)
     return failed
 

@@ -37,8 +37,9 @@ def power_of(name):
     if word == "rates" and power:
         return float(power)
     if name not in POWERS:
-        raise ValueError('a plan is "planned", "period", "even", "proportional" or "rates^NUMBER", not '
-                         f"{name!r}")
+        raise ValueError(
+            f'a plan is "planned", "period", "even", "proportional" or "rates^NUMBER", not {name!r}'
+        )
     return POWERS[name]
 
 
@@ -76,19 +77,30 @@ class JobSettings(FrozenModel):
         return isthmus.ShardSet.open((HERE / self.train).resolve())
 
     def workload(self, data_site=None):
-        return isthmus.Workload(self.model.size, self.batch_size, data_site=data_site,
-                                compressor=named_compressor(self.compressor))
+        return isthmus.Workload(
+            self.model.size,
+            self.batch_size,
+            data_site=data_site,
+            compressor=named_compressor(self.compressor),
+        )
 
     def run_table(self, cluster_path, links):
         """Return the settings of a run: what `isthmus calibrate` measures for."""
         compressor = named_compressor(self.compressor)
-        return {"cluster": {"file": str(cluster_path), "links": links, "compute": "paced"},
-                "data": {"train": str((HERE / self.train).resolve()),
-                         "test": str((HERE / self.test).resolve())},
-                "model": {"kind": "perceptron", "hidden": list(self.hidden)},
-                "training": {"batch_size": self.batch_size},
-                "allreduce": {"compressor": "none" if compressor is None else {
-                    "kind": self.compressor.partition(":")[0], **asdict(compressor)}}}
+        return {
+            "cluster": {"file": str(cluster_path), "links": links, "compute": "paced"},
+            "data": {
+                "train": str((HERE / self.train).resolve()),
+                "test": str((HERE / self.test).resolve()),
+            },
+            "model": {"kind": "perceptron", "hidden": list(self.hidden)},
+            "training": {"batch_size": self.batch_size},
+            "allreduce": {
+                "compressor": "none"
+                if compressor is None
+                else {"kind": self.compressor.partition(":")[0], **asdict(compressor)}
+            },
+        }
 
 
 def place_shards(name, cluster, shards, workload, pinned=None, epochs=None):
@@ -98,8 +110,14 @@ def place_shards(name, cluster, shards, workload, pinned=None, epochs=None):
     are dealt, as a person would who knows the limits and not the model.
     """
     if name in OBJECTIVES:
-        return isthmus.plan_shards(cluster, shards, workload, OBJECTIVES[name], pinned,
-                                   staged_epochs=epochs if workload.data_site else None).shards_of_rank
+        return isthmus.plan_shards(
+            cluster,
+            shards,
+            workload,
+            OBJECTIVES[name],
+            pinned,
+            staged_epochs=epochs if workload.data_site else None,
+        ).shards_of_rank
     return deal(cluster, shards, np.array(cluster.rates) ** power_of(name), pinned or {})
 
 
@@ -113,8 +131,11 @@ def deal(cluster, shards, weights, pinned):
     shards_of_rank = [[] for _ in sites]
     for shard in [*pinned, *(number for number in range(len(shards.samples)) if number not in pinned)]:
         samples, nbytes = shards.samples[shard], shards.nbytes[shard]
-        ranks = [rank for rank, site in enumerate(sites)
-                 if pinned.get(shard, site.name) == site.name and nbytes <= room[rank]]
+        ranks = [
+            rank
+            for rank, site in enumerate(sites)
+            if pinned.get(shard, site.name) == site.name and nbytes <= room[rank]
+        ]
         if not ranks:
             raise PlanError(f"{cluster.source}: no rank has room for shard {shard}")
         rank = min(ranks, key=lambda rank: (held[rank] + samples) / weights[rank])
@@ -126,8 +147,10 @@ def deal(cluster, shards, weights, pinned):
 
 def predict(cluster, shards, shards_of_rank, workload):
     """Return (seconds of bringing the data, seconds of an epoch) by the time model."""
-    samples, nbytes = (np.array([sum(column[shard] for shard in mine) for mine in shards_of_rank], float)
-                       for column in (shards.samples, shards.nbytes))
+    samples, nbytes = (
+        np.array([sum(column[shard] for shard in mine) for mine in shards_of_rank], float)
+        for column in (shards.samples, shards.nbytes)
+    )
     steps = steps_of(shards, workload)
     step = sum(predict_step(cluster, samples / steps, workload).values())
     return staging_seconds(cluster, nbytes.tolist(), workload.data_site), steps * step
@@ -145,13 +168,25 @@ def run_epochs(site, plans, *, epochs=1, data_site=None):
     cluster file; the data is brought from `data_site`, or is read where it is needed.
     """
     job, path = site.study.job, site.folder / "task.json"
-    path.write_text(json.dumps({
-        "cluster": str(site.path), "links": site.study.links, "plans": plans, "data_site": data_site,
-        "data": str((HERE / job.train).resolve()), "hidden": job.hidden, "epochs": epochs,
-        "steps": steps_of(job.shards, job.workload()), "learning_rate": job.learning_rate,
-        "compressor": job.compressor}))
-    output, failed = site.launch(sys.executable, "-m", "mpi4py", str(HERE / "epochs_program.py"),
-                                 str(path))
+    path.write_text(
+        json.dumps(
+            {
+                "cluster": str(site.path),
+                "links": site.study.links,
+                "plans": plans,
+                "data_site": data_site,
+                "data": str((HERE / job.train).resolve()),
+                "hidden": job.hidden,
+                "epochs": epochs,
+                "steps": steps_of(job.shards, job.workload()),
+                "learning_rate": job.learning_rate,
+                "compressor": job.compressor,
+            }
+        )
+    )
+    output, failed = site.launch(
+        sys.executable, "-m", "mpi4py", str(HERE / "epochs_program.py"), str(path)
+    )
     results = objects_in(output)
     if failed or len(results) < len(plans):
         results.append({"failed": failed or "it ended before the last plan"})

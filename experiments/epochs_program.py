@@ -40,10 +40,15 @@ if __name__ == "__main__":
             for _ in training.steps():
                 pass
             seconds = slowest(tiers.world, time.monotonic() - start)
-            yield {"plan": name, "epochs": task["epochs"], "steps": training.state.step,
-                   "epoch_seconds": seconds / task["epochs"], "staging_seconds": staging,
-                   "samples_of_rank": samples_of(tiers.world, local.samples),
-                   "parameter_hash": training.compare_replicas()}
+            yield {
+                "plan": name,
+                "epochs": task["epochs"],
+                "steps": training.state.step,
+                "epoch_seconds": seconds / task["epochs"],
+                "staging_seconds": staging,
+                "samples_of_rank": samples_of(tiers.world, local.samples),
+                "parameter_hash": training.compare_replicas(),
+            }
 
     def scatter(tiers, shards, shards_of_rank):
         return isthmus.scatter_shards(tiers, shards, SimpleNamespace(shards_of_rank=shards_of_rank))
@@ -52,13 +57,28 @@ if __name__ == "__main__":
         """Return a training from the same start whatever the plan, held to the cluster file's rates."""
         site, rate = tiers.cluster.sites[tiers.site_index], tiers.cluster.rates[tiers.world.rank]
         model = Perceptron(hidden=tuple(task["hidden"]))
-        recipe = Recipe(task["epochs"], task["steps"], task["learning_rate"],
-                        compare_replicas_every=task["epochs"] * task["steps"] + 1)
-        allreduce = isthmus.Allreduce(tiers, model.size, "hierarchical",
-                                      named_compressor(task["compressor"]), weight=float(local.samples))
-        return Training(tiers, model, local, Member(allreduce), recipe,
-                        State.initial(model, recipe.seed),
-                        lambda samples: site.fixed_seconds + samples / rate)
+        recipe = Recipe(
+            task["epochs"],
+            task["steps"],
+            task["learning_rate"],
+            compare_replicas_every=task["epochs"] * task["steps"] + 1,
+        )
+        allreduce = isthmus.Allreduce(
+            tiers,
+            model.size,
+            "hierarchical",
+            named_compressor(task["compressor"]),
+            weight=float(local.samples),
+        )
+        return Training(
+            tiers,
+            model,
+            local,
+            Member(allreduce),
+            recipe,
+            State.initial(model, recipe.seed),
+            lambda samples: site.fixed_seconds + samples / rate,
+        )
 
     def instant(world):
         """Return the instant that it now is on every rank; being on one machine, all read one clock.
@@ -80,8 +100,10 @@ if __name__ == "__main__":
         return everyone.astype(int).tolist()
 
     task = json.loads(Path(sys.argv[1]).read_text())
-    with threadpool_limits(1), tiers_of_file(
-            MPI.COMM_WORLD, task["cluster"], paced=task["links"] == "paced") as tiers:
+    with (
+        threadpool_limits(1),
+        tiers_of_file(MPI.COMM_WORLD, task["cluster"], paced=task["links"] == "paced") as tiers,
+    ):
         for result in time_plans(tiers, task):
             if tiers.world.rank == tiers.home:
                 print(json.dumps(result), flush=True)

@@ -30,10 +30,18 @@ RESULTS = Path(__file__).resolve().parent.parent / "data/measurements/overlap.js
 SIZE, BUCKETS, REPETITIONS = 1_000_000, 8, 15
 RATIOS = (0.5, 1, 2)  # computing, in seconds of the allreduce alone
 TWO_SITES = {
-    "site": [{"name": tier, "tier": tier, "ranks": 2, "samples_per_second": 1e4,
-              "network": {"latency_seconds": 1e-5, "bytes_per_second": 1e9}}
-             for tier in ("cloud", "edge")],
-    "link": [{"between": ["cloud", "edge"], "latency_seconds": 0.01, "bytes_per_second": 12.5e6}]}
+    "site": [
+        {
+            "name": tier,
+            "tier": tier,
+            "ranks": 2,
+            "samples_per_second": 1e4,
+            "network": {"latency_seconds": 1e-5, "bytes_per_second": 1e9},
+        }
+        for tier in ("cloud", "edge")
+    ],
+    "link": [{"between": ["cloud", "edge"], "latency_seconds": 0.01, "bytes_per_second": 12.5e6}],
+}
 
 
 def median_seconds(comm, step):
@@ -50,11 +58,13 @@ def median_seconds(comm, step):
 
 def polled(reduce, vector, parts, compute):
     """Return a step that starts each bucket from the computing loop."""
+
     def step():
         for part in parts:
             compute()
             reduce.start(vector[part])
         reduce.finish()
+
     return step
 
 
@@ -74,6 +84,7 @@ def by_thread(reduce, vector, parts, compute):
             compute()
             jobs.put(part)
         ends.get()
+
     server = threading.Thread(target=serve)
     server.start()
     yield step
@@ -102,14 +113,20 @@ def measure(comm, tiers):
                 compute()
 
         seconds = {
-            "computing": median_seconds(comm, compute_all), "allreduce": allreduce_seconds,
+            "computing": median_seconds(comm, compute_all),
+            "allreduce": allreduce_seconds,
             "in_turn": median_seconds(comm, lambda compute=compute_all: (compute(), whole(vector))),
-            "polled": median_seconds(comm, polled(reduce, vector, parts, compute))}
+            "polled": median_seconds(comm, polled(reduce, vector, parts, compute)),
+        }
         with by_thread(reduce, vector, parts, compute) as step:
             seconds["thread"] = median_seconds(comm, step)
         least = max(seconds["computing"], seconds["allreduce"])
-        yield {"ratio": ratio, "seconds": seconds, "repetitions": REPETITIONS, "of_the_longer": {
-            name: seconds[name] / least for name in ("in_turn", "polled", "thread")}}
+        yield {
+            "ratio": ratio,
+            "seconds": seconds,
+            "repetitions": REPETITIONS,
+            "of_the_longer": {name: seconds[name] / least for name in ("in_turn", "polled", "thread")},
+        }
 
 
 def main():
@@ -120,9 +137,12 @@ def main():
         lines = [result | process_provenance() for result in results]
         RESULTS.write_text("".join(json.dumps(line) + "\n" for line in lines))
         for result in results:
-            print(" ".join(f"{name} {1e3 * value:.1f} ms" for name, value in result["seconds"].items()),
-                  " ".join(f"{name} {value:.2f} x" for name, value in result["of_the_longer"].items()),
-                  sep="; of the longer: ", flush=True)
+            print(
+                " ".join(f"{name} {1e3 * value:.1f} ms" for name, value in result["seconds"].items()),
+                " ".join(f"{name} {value:.2f} x" for name, value in result["of_the_longer"].items()),
+                sep="; of the longer: ",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

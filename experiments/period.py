@@ -20,7 +20,7 @@ from isthmus.timing.step import exchange_terms
 from isthmus.timing.time_model import Workload
 
 STEPS, WARM_UP = 15, 4
-SIZE = 101_770                     # entries: a perceptron of 128 hidden units on 28 x 28 pixels
+SIZE = 101_770  # entries: a perceptron of 128 hidden units on 28 x 28 pixels
 COMPUTING_MILLISECONDS = ((20, 20), (30, 10), (10, 30), (40, 0), (0, 40), (60, 20))
 CLUSTER = Path(__file__).with_suffix(".toml")
 
@@ -50,11 +50,16 @@ def main(cluster_path=CLUSTER):
             comm.Barrier()
             measured = (time.perf_counter() - start) / STEPS
             alike = np.full(2, computing.max())
-            model, together = (computing.max() + sum(exchange_terms(cluster, ready, workload).values())
-                               for ready in (computing, alike))
+            model, together = (
+                computing.max() + sum(exchange_terms(cluster, ready, workload).values())
+                for ready in (computing, alike)
+            )
             if comm.rank == 0:
-                print(f"{milliseconds!s:13}  {1e3 * measured:9.1f}  {1e3 * model:11.1f}"
-                      f"  {1e3 * together:19.1f}", flush=True)
+                print(
+                    f"{milliseconds!s:13}  {1e3 * measured:9.1f}  {1e3 * model:11.1f}"
+                    f"  {1e3 * together:19.1f}",
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":

@@ -84,8 +84,14 @@ def isthmus_command(*arguments):
 
 def output_of(command, environment, limit_seconds):
     """Run `command`; return what it prints, and what went wrong or None."""
-    process = subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE, start_new_session=True)
+    process = subprocess.Popen(
+        command,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
     try:
         output, errors = process.communicate(timeout=limit_seconds)
     except subprocess.TimeoutExpired:
@@ -111,6 +117,7 @@ def cause(errors):
     """Return the first line of a job's error output that names an error, isthmus' own if there is one,
     or else its first line."""
     lines = [line.strip() for line in errors.splitlines() if line.strip()]
-    telling = ([line for line in lines if line.startswith("isthmus: ")]
-               or [line for line in lines if "Error" in line or "error" in line])
+    telling = [line for line in lines if line.startswith("isthmus: ")] or [
+        line for line in lines if "Error" in line or "error" in line
+    ]
     return (telling or lines or ["it failed without a word"])[0][:300]

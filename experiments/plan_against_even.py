@@ -41,8 +41,9 @@ class CaseSettings(ClusterSettings):
     def _sites_are_its_own(self):
         for name in (self.pinned_site, self.data_site):
             if name not in (None, *self.cluster.names):
-                raise ValueError(f"no site is called {name!r}; known sites: "
-                                 f"{', '.join(self.cluster.names)}")
+                raise ValueError(
+                    f"no site is called {name!r}; known sites: {', '.join(self.cluster.names)}"
+                )
         return self
 
     @property
@@ -64,16 +65,21 @@ def time_plans(site):
     """
     case, job = site.settings, site.study.job
     shards, workload = job.shards, job.workload(case.data_site)
-    plans = {name: place_shards(name, site.calibrated, shards, workload, case.pinned, case.epochs)
-             for name in site.study.plans}
+    plans = {
+        name: place_shards(name, site.calibrated, shards, workload, case.pinned, case.epochs)
+        for name in site.study.plans
+    }
     results = run_epochs(site, plans, epochs=case.epochs, data_site=case.data_site)
     for result in results:
         if "failed" not in result:
             staging, epoch = predict(site.calibrated, shards, plans[result["plan"]], workload)
             brought = result["staging_seconds"] if case.data_site else 0.0
-            result |= {"predicted_staging_seconds": staging, "predicted_epoch_seconds": epoch,
-                       "predicted_seconds": epoch + staging / case.epochs,
-                       "seconds": result["epoch_seconds"] + brought / case.epochs}
+            result |= {
+                "predicted_staging_seconds": staging,
+                "predicted_epoch_seconds": epoch,
+                "predicted_seconds": epoch + staging / case.epochs,
+                "seconds": result["epoch_seconds"] + brought / case.epochs,
+            }
     return results
 
 
@@ -85,7 +91,8 @@ class Found:
     def __init__(self, lines):
         self.samples_of_rank = lines[0]["samples_of_rank"]
         self.measured, self.predicted, self.staging, self.predicted_staging = (
-            statistics.median(line[field] for line in lines) for field in self.FIELDS)
+            statistics.median(line[field] for line in lines) for field in self.FIELDS
+        )
 
 
 def summaries(lines):
@@ -94,32 +101,60 @@ def summaries(lines):
     for line in lines:
         if line["task"] == "epochs" and "failed" not in line:
             rounds.setdefault(line["cluster"], {}).setdefault(line["plan"], []).append(line)
-    return {cluster: {plan: Found(of_plan) for plan, of_plan in plans.items()}
-            for cluster, plans in rounds.items()}
+    return {
+        cluster: {plan: Found(of_plan) for plan, of_plan in plans.items()}
+        for cluster, plans in rounds.items()
+    }
 
 
 def tables(lines):
     """Yield the lines of a Markdown text with everything that was found."""
     first, summary = lines[0], summaries(lines)
-    yield (f"Made by `{first['command']}`, commit {first['commit']}, {first['processor']}, links and "
-           f"computing emulated ({first['place']}).{' ' * bool(first['note'])}{first['note']}")
-    yield from ["", "Seconds of an epoch, with its share of bringing the data if it lies elsewhere; and "
-                "those of bringing it, predicted and measured.", "",
-                *head("cluster", ["plan", "samples of each rank", "predicted", "measured", "error",
-                                  "times faster than even", "bringing"])]
+    yield (
+        f"Made by `{first['command']}`, commit {first['commit']}, {first['processor']}, links and "
+        f"computing emulated ({first['place']}).{' ' * bool(first['note'])}{first['note']}"
+    )
+    yield from [
+        "",
+        "Seconds of an epoch, with its share of bringing the data if it lies elsewhere; and "
+        "those of bringing it, predicted and measured.",
+        "",
+        *head(
+            "cluster",
+            [
+                "plan",
+                "samples of each rank",
+                "predicted",
+                "measured",
+                "error",
+                "times faster than even",
+                "bringing",
+            ],
+        ),
+    ]
     for cluster, plans in summary.items():
         for plan, found in plans.items():
             brought = f"{found.predicted_staging:.2f}, {found.staging:.2f}"
-            yield row(cluster, [
-                plan, " ".join(map(str, found.samples_of_rank)), f"{found.predicted:.3f}",
-                f"{found.measured:.3f}", f"{100 * (found.predicted / found.measured - 1):+.1f} %",
-                f"{plans['even'].measured / found.measured:.2f}" if "even" in plans else "",
-                brought if found.predicted_staging else ""])
+            yield row(
+                cluster,
+                [
+                    plan,
+                    " ".join(map(str, found.samples_of_rank)),
+                    f"{found.predicted:.3f}",
+                    f"{found.measured:.3f}",
+                    f"{100 * (found.predicted / found.measured - 1):+.1f} %",
+                    f"{plans['even'].measured / found.measured:.2f}" if "even" in plans else "",
+                    brought if found.predicted_staging else "",
+                ],
+            )
     cluster, plans = next(iter(summary.items()), (None, {}))
     if {"even", "planned"} <= plans.keys():
         ratio = plans["even"].measured / plans["planned"].measured
-        yield from ["", f"Planned against even, {cluster}: {ratio:.2f} times faster; wanted >= "
-                    f"{WANTED}: {'met' if ratio >= WANTED else '**not met**'}."]
+        yield from [
+            "",
+            f"Planned against even, {cluster}: {ratio:.2f} times faster; wanted >= "
+            f"{WANTED}: {'met' if ratio >= WANTED else '**not met**'}.",
+        ]
     failed = [line for line in lines if "failed" in line]
     if failed:
         yield from ["", "Launches that failed:", ""]
@@ -130,22 +165,41 @@ def draw(summary):
     """Return the SVG: a bar for each plan of each cluster, and a mark where it is predicted to end."""
     import matplotlib
     from matplotlib.figure import Figure
+
     names = list(dict.fromkeys(name for plans in summary.values() for name in plans))
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9, 1 + 0.8 * max(1, len(summary))), layout="constrained")
         axis = figure.subplots()
         height = 0.8 / max(1, len(names))
         for number, name in enumerate(names):
-            bars = [(place + (number - (len(names) - 1) / 2) * height, plans[name])
-                    for place, plans in enumerate(summary.values()) if name in plans]
+            bars = [
+                (place + (number - (len(names) - 1) / 2) * height, plans[name])
+                for place, plans in enumerate(summary.values())
+                if name in plans
+            ]
             places = [place for place, _ in bars]
-            axis.barh(places, [found.measured for _, found in bars], 0.9 * height,
-                      color=COLOURS[number % len(COLOURS)], label=name)
-            axis.plot([found.predicted for _, found in bars], places, "D", color="#FFFFFF",
-                      markeredgecolor="#000000", markersize=4,
-                      label="predicted" if name == names[-1] else None)
-        axis.set(yticks=range(len(summary)), yticklabels=list(summary), xlabel="seconds of an epoch",
-                 title="measured, and predicted")
+            axis.barh(
+                places,
+                [found.measured for _, found in bars],
+                0.9 * height,
+                color=COLOURS[number % len(COLOURS)],
+                label=name,
+            )
+            axis.plot(
+                [found.predicted for _, found in bars],
+                places,
+                "D",
+                color="#FFFFFF",
+                markeredgecolor="#000000",
+                markersize=4,
+                label="predicted" if name == names[-1] else None,
+            )
+        axis.set(
+            yticks=range(len(summary)),
+            yticklabels=list(summary),
+            xlabel="seconds of an epoch",
+            title="measured, and predicted",
+        )
         axis.invert_yaxis()
         figure.legend(loc="outside lower center", ncols=len(names) + 1, frameon=False)
         return svg_text(figure)

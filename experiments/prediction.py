@@ -52,10 +52,16 @@ class AllreduceSettings(FrozenModel):
     def options(self, links, largest_nbytes):
         """Return the options on such links, without what cannot be paced; ValueError if wrong."""
         return CollectivesOptions(
-            algorithms=tuple(name for name in self.algorithms
-                             if links == "real" or not ALGORITHMS[name].unpaced),
-            compressors=self.compressors, links=links, smallest_nbytes=self.smallest_nbytes,
-            largest_nbytes=largest_nbytes, repetitions=self.repetitions, seconds=self.seconds)
+            algorithms=tuple(
+                name for name in self.algorithms if links == "real" or not ALGORITHMS[name].unpaced
+            ),
+            compressors=self.compressors,
+            links=links,
+            smallest_nbytes=self.smallest_nbytes,
+            largest_nbytes=largest_nbytes,
+            repetitions=self.repetitions,
+            seconds=self.seconds,
+        )
 
 
 class Study(CalibratedStudy):
@@ -75,21 +81,46 @@ class Study(CalibratedStudy):
 def time_allreduces(site):
     """Time every allreduce once round; return a result each, or a failure."""
     options = site.study.allreduces.options(site.study.links, site.settings.largest_nbytes)
-    words = [word for name, values in (("algorithm", options.algorithms),
-                                       ("compressor", options.compressors))
-             for value in values for word in (f"--{name}", value)]
-    _, failed = site.launch(*isthmus_command(
-        "bench", "collectives", site.path, *words, "--links", options.links,
-        "--smallest", options.smallest_nbytes, "--largest", options.largest_nbytes,
-        "--repetitions", options.repetitions, "--seconds", options.seconds, "-o", site.folder))
+    words = [
+        word
+        for name, values in (("algorithm", options.algorithms), ("compressor", options.compressors))
+        for value in values
+        for word in (f"--{name}", value)
+    ]
+    _, failed = site.launch(
+        *isthmus_command(
+            "bench",
+            "collectives",
+            site.path,
+            *words,
+            "--links",
+            options.links,
+            "--smallest",
+            options.smallest_nbytes,
+            "--largest",
+            options.largest_nbytes,
+            "--repetitions",
+            options.repetitions,
+            "--seconds",
+            options.seconds,
+            "-o",
+            site.folder,
+        )
+    )
     if failed:
         return [{"failed": failed}]
     results = map(json.loads, (site.folder / "bench_collectives.jsonl").read_text().splitlines())
     keys = ("algorithm", "compressor", "nbytes", "repetitions", "seconds_spread")
-    return [{key: result[key] for key in keys}
-            | {"seconds": result["median_seconds"], "predicted_seconds": predict_allreduces(
-                site, result["nbytes"] // 4, result["algorithm"], result["compressor"])}
-            for result in results]
+    return [
+        {key: result[key] for key in keys}
+        | {
+            "seconds": result["median_seconds"],
+            "predicted_seconds": predict_allreduces(
+                site, result["nbytes"] // 4, result["algorithm"], result["compressor"]
+            ),
+        }
+        for result in results
+    ]
 
 
 def predict_allreduces(site, size, algorithm, compressor):
@@ -97,7 +128,8 @@ def predict_allreduces(site, size, algorithm, compressor):
     compressor = named_compressor(compressor)
     calibrated, file = (
         isthmus.predict_allreduce(cluster, size, algorithm=algorithm, compressor=compressor).seconds
-        for cluster in (site.calibrated, site.file))
+        for cluster in (site.calibrated, site.file)
+    )
     return {"calibrated": calibrated, "file": file, "n/B": naive_seconds(site.file, size, compressor)}
 
 
@@ -111,21 +143,33 @@ def time_epochs(site):
     """Train an epoch under each plan; return a result each, or a failure."""
     shards, workload = site.study.job.shards, site.study.job.workload()
     plans = {name: place_shards(name, site.calibrated, shards, workload) for name in site.study.plans}
-    return [result if "failed" in result else result | {
-        "seconds": result["epoch_seconds"],
-        "predicted_seconds": predict_epochs(site, shards, plans[result["plan"]], workload)}
-        for result in run_epochs(site, plans)]
+    return [
+        result
+        if "failed" in result
+        else result
+        | {
+            "seconds": result["epoch_seconds"],
+            "predicted_seconds": predict_epochs(site, shards, plans[result["plan"]], workload),
+        }
+        for result in run_epochs(site, plans)
+    ]
 
 
 def predict_epochs(site, shards, shards_of_rank, workload):
     """Return the seconds of an epoch by each model; n/B knows the slowest rank, and n/B for a step."""
-    calibrated, file = (predict(cluster, shards, shards_of_rank, workload)[1]
-                        for cluster in (site.calibrated, site.file))
-    computing = max(sum(shards.samples[shard] for shard in mine) / rate
-                    for mine, rate in zip(shards_of_rank, site.file.rates))
+    calibrated, file = (
+        predict(cluster, shards, shards_of_rank, workload)[1] for cluster in (site.calibrated, site.file)
+    )
+    computing = max(
+        sum(shards.samples[shard] for shard in mine) / rate
+        for mine, rate in zip(shards_of_rank, site.file.rates)
+    )
     exchange = naive_seconds(site.file, workload.size, workload.compressor)
-    return {"calibrated": calibrated, "file": file,
-            "n/B": computing + steps_of(shards, workload) * exchange}
+    return {
+        "calibrated": calibrated,
+        "file": file,
+        "n/B": computing + steps_of(shards, workload) * exchange,
+    }
 
 
 def run(path):

@@ -72,26 +72,32 @@ def groups_of(cases):
 def kendall(cases, model):
     """Return Kendall's tau-b of the predicted and the measured order; NaN of less than two."""
     from scipy.stats import kendalltau
+
     return correlation(kendalltau, cases, model)
 
 
 def spearman(cases, model):
     """Return Spearman's rho of the predicted and the measured order; NaN of less than two."""
     from scipy.stats import spearmanr
+
     return correlation(spearmanr, cases, model)
 
 
 def correlation(measure, cases, model):
     if len(cases) < 2:
         return float("nan")
-    return float(measure([case.predicted[model] for case in cases],
-                         [case.seconds for case in cases]).statistic)
+    return float(
+        measure([case.predicted[model] for case in cases], [case.seconds for case in cases]).statistic
+    )
 
 
 def pairs_right(cases, model):
     """Return how many pairs measured APART and more are predicted in their order, and of how many."""
-    pairs = [(one, other) for one, other in combinations(sorted(cases, key=lambda case: case.seconds), 2)
-             if other.seconds > (1 + APART) * one.seconds]
+    pairs = [
+        (one, other)
+        for one, other in combinations(sorted(cases, key=lambda case: case.seconds), 2)
+        if other.seconds > (1 + APART) * one.seconds
+    ]
     return sum(one.predicted[model] < other.predicted[model] for one, other in pairs), len(pairs)
 
 
@@ -131,15 +137,21 @@ def targets(cases):
         tau = min(kendall(group, "calibrated") for group in plans)
         yield "Kendall's tau of plans, least of all clusters", f"{tau:.2f}", ">= 0.9", tau >= 0.9
         regret = max(choice(group, "calibrated")[2] for group in plans)
-        yield ("chosen plan over the best, most of all clusters", percent(regret), "<= 3 %",
-               regret <= 0.03)
+        yield (
+            "chosen plan over the best, most of all clusters",
+            percent(regret),
+            "<= 3 %",
+            regret <= 0.03,
+        )
 
 
 def tables(lines):
     """Yield the lines of a Markdown text with everything that was found."""
     first, cases = lines[0], cases_of(lines)
-    yield (f"Made by `{first['command']}`, commit {first['commit']}, {first['processor']}, links "
-           f"emulated ({first['place']}).{' ' * bool(first['note'])}{first['note']}")
+    yield (
+        f"Made by `{first['command']}`, commit {first['commit']}, {first['processor']}, links "
+        f"emulated ({first['place']}).{' ' * bool(first['note'])}{first['note']}"
+    )
     if cases:
         yield from ["", "## Targets", "", *head("target", ["measured", "wanted", "met"])]
         for what, measured, wanted, met in targets(cases):
@@ -155,40 +167,82 @@ def tables(lines):
 
 
 def error_tables(cases):
-    yield from ["", "## Errors", "", "Of predicted / measured - 1, without sign, by what is asked: the "
-                "cluster file as calibrated or as given, or n/B, bytes over the narrowest link.", ""]
+    yield from [
+        "",
+        "## Errors",
+        "",
+        "Of predicted / measured - 1, without sign, by what is asked: the "
+        "cluster file as calibrated or as given, or n/B, bytes over the narrowest link.",
+        "",
+    ]
     yield from head("of", ["by", "results", "lower quarter", "median", "upper quarter", "95 %", "worst"])
     for task, words in (("allreduce", "allreduces"), ("epochs", "epochs")):
         of_task = [case for case in cases if case.task == task]
         for model in MODELS if of_task else ():
             yield row(words, [model, str(len(of_task)), *map(percent, quantiles(of_task, model))])
     sums = [case for case in cases if case.task == "allreduce"]
-    for words, key in (("allreduce", lambda case: case.name),
-                       ("bytes", lambda case: f"{case.nbytes:,}"),
-                       ("cluster", lambda case: case.cluster)):
-        yield from ["", *head(words, ["median error", "worst", "median of predicted / measured",
-                                      "not calibrated: median error"])]
+    for words, key in (
+        ("allreduce", lambda case: case.name),
+        ("bytes", lambda case: f"{case.nbytes:,}"),
+        ("cluster", lambda case: case.cluster),
+    ):
+        yield from [
+            "",
+            *head(
+                words,
+                [
+                    "median error",
+                    "worst",
+                    "median of predicted / measured",
+                    "not calibrated: median error",
+                ],
+            ),
+        ]
         for name in dict.fromkeys(map(key, sums)):
             some = [case for case in sums if key(case) == name]
             _, median, _, _, worst = quantiles(some, "calibrated")
             ratio = statistics.median(case.predicted["calibrated"] / case.seconds for case in some)
-            yield row(name, [percent(median), percent(worst), f"{ratio:.2f}",
-                             percent(quantiles(some, "file")[1])])
+            yield row(
+                name,
+                [percent(median), percent(worst), f"{ratio:.2f}", percent(quantiles(some, "file")[1])],
+            )
 
 
 def order_table(groups):
     if not groups:
         return
-    yield from ["", "## Does it choose right?", "", "The order of algorithms x compressors, calibrated: "
-                f"tau, rho, and pairs {percent(APART)} apart or more that are in order. Then what would "
-                "be chosen, and its measured seconds over those of the best - 1.", ""]
-    yield from head("cluster", ["bytes", "tau", "rho", "tau of n/B", "pairs in order", "exact",
-                                "over the best", "any", "over the best"])
+    yield from [
+        "",
+        "## Does it choose right?",
+        "",
+        "The order of algorithms x compressors, calibrated: "
+        f"tau, rho, and pairs {percent(APART)} apart or more that are in order. Then what would "
+        "be chosen, and its measured seconds over those of the best - 1.",
+        "",
+    ]
+    yield from head(
+        "cluster",
+        [
+            "bytes",
+            "tau",
+            "rho",
+            "tau of n/B",
+            "pairs in order",
+            "exact",
+            "over the best",
+            "any",
+            "over the best",
+        ],
+    )
     for group in groups:
         right, pairs = pairs_right(group, "calibrated")
-        cells = [f"{group[0].nbytes:,}", f"{kendall(group, 'calibrated'):.2f}",
-                 f"{spearman(group, 'calibrated'):.2f}", f"{kendall(group, 'n/B'):.2f}",
-                 f"{right} of {pairs}"]
+        cells = [
+            f"{group[0].nbytes:,}",
+            f"{kendall(group, 'calibrated'):.2f}",
+            f"{spearman(group, 'calibrated'):.2f}",
+            f"{kendall(group, 'n/B'):.2f}",
+            f"{right} of {pairs}",
+        ]
         for exact in (True, False):
             some = choosable(group, exact)
             if some:
@@ -202,8 +256,11 @@ def order_table(groups):
         for model in MODELS if some else ():
             regrets = [choice(each, model)[2] for each in some]
             median, most = percent(statistics.median(regrets)), percent(max(regrets))
-            yield from ["", f"Chosen by {model} among {words}: {median} over the best in the median, "
-                        f"{most} at most."]
+            yield from [
+                "",
+                f"Chosen by {model} among {words}: {median} over the best in the median, "
+                f"{most} at most.",
+            ]
 
 
 def plan_tables(groups):
@@ -214,14 +271,28 @@ def plan_tables(groups):
     for group in groups:
         for case in sorted(group, key=lambda case: case.seconds):
             agree = percent(case.agreement) if len(case.rounds) > 1 else ""
-            yield row(case.cluster, [case.name, f"{case.seconds:.3f}", agree,
-                                     *(f"{case.predicted[model]:.3f}" for model in MODELS)])
+            yield row(
+                case.cluster,
+                [
+                    case.name,
+                    f"{case.seconds:.3f}",
+                    agree,
+                    *(f"{case.predicted[model]:.3f}" for model in MODELS),
+                ],
+            )
     yield from ["", *head("cluster", ["tau", "rho", "tau of n/B", "chosen", "over the best"])]
     for group in groups:
         chosen, _, regret = choice(group, "calibrated")
-        yield row(group[0].cluster, [
-            f"{kendall(group, 'calibrated'):.2f}", f"{spearman(group, 'calibrated'):.2f}",
-            f"{kendall(group, 'n/B'):.2f}", chosen.name, percent(regret)])
+        yield row(
+            group[0].cluster,
+            [
+                f"{kendall(group, 'calibrated'):.2f}",
+                f"{spearman(group, 'calibrated'):.2f}",
+                f"{kendall(group, 'n/B'):.2f}",
+                chosen.name,
+                percent(regret),
+            ],
+        )
 
 
 def percent(share):
@@ -232,14 +303,20 @@ def draw(cases):
     """Return the SVG: predicted against measured of allreduces and of epochs, and errors' shares."""
     import matplotlib
     from matplotlib.figure import Figure
+
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(13, 4.6), layout="constrained")
         sums, epochs, errors = figure.subplots(1, 3)
         allreduces = [case for case in cases if case.task == "allreduce"]
-        draw_against(sums, "allreduces", allreduces,
-                     lambda case: case.name.removeprefix("hierarchical, "))
-        draw_against(epochs, "epochs, by plan", [case for case in cases if case.task == "epochs"],
-                     lambda case: case.name)
+        draw_against(
+            sums, "allreduces", allreduces, lambda case: case.name.removeprefix("hierarchical, ")
+        )
+        draw_against(
+            epochs,
+            "epochs, by plan",
+            [case for case in cases if case.task == "epochs"],
+            lambda case: case.name,
+        )
         draw_errors(errors, allreduces)
         return svg_text(figure)
 
@@ -248,11 +325,19 @@ def draw_against(axis, title, cases, label_of):
     """Predicted seconds, calibrated, against measured; on the line they are equal."""
     for number, label in enumerate(dict.fromkeys(map(label_of, cases))):
         some = [case for case in cases if label_of(case) == label]
-        axis.plot([case.seconds for case in some], [case.predicted["calibrated"] for case in some],
-                  "osD^vPX"[number % 7], color=COLOURS[number % len(COLOURS)], markersize=4, alpha=0.8,
-                  linestyle="none", label=label)
-    axis.set(xscale="log", yscale="log", xlabel="measured, s", ylabel="predicted, calibrated, s",
-             title=title)
+        axis.plot(
+            [case.seconds for case in some],
+            [case.predicted["calibrated"] for case in some],
+            "osD^vPX"[number % 7],
+            color=COLOURS[number % len(COLOURS)],
+            markersize=4,
+            alpha=0.8,
+            linestyle="none",
+            label=label,
+        )
+    axis.set(
+        xscale="log", yscale="log", xlabel="measured, s", ylabel="predicted, calibrated, s", title=title
+    )
     if cases and cases[0].task == "epochs":  # less than a power of ten from end to end
         plain_numbers(axis.xaxis)
         plain_numbers(axis.yaxis)
@@ -267,10 +352,21 @@ def draw_errors(axis, cases):
     """The share of allreduces whose error is no larger, by model."""
     for model, colour, stroke in zip(MODELS, COLOURS, ("-", "--", ":")):
         errors = sorted(case.error(model) for case in cases)
-        axis.step(errors, np.arange(1, len(errors) + 1) / max(1, len(errors)), stroke, where="post",
-                  color=colour, label=model)
-    axis.set(xscale="log", xlabel="|predicted / measured - 1|", ylabel="share of allreduces",
-             title="errors", ylim=(0, 1))
+        axis.step(
+            errors,
+            np.arange(1, len(errors) + 1) / max(1, len(errors)),
+            stroke,
+            where="post",
+            color=colour,
+            label=model,
+        )
+    axis.set(
+        xscale="log",
+        xlabel="|predicted / measured - 1|",
+        ylabel="share of allreduces",
+        title="errors",
+        ylim=(0, 1),
+    )
     axis.legend(frameon=False, fontsize=8)
     axis.grid(alpha=0.25, which="both", linewidth=0.5)
 

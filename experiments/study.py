@@ -27,17 +27,24 @@ class Notebook:
         self.path = (HERE / study.results).with_suffix(".jsonl")
         text = study.model_dump_json().encode()
         self.common = {
-            "place": study.place, "emulated": study.place != "localhost", **code(),
+            "place": study.place,
+            "emulated": study.place != "localhost",
+            **code(),
             "settings_sha256": hashlib.sha256(text).hexdigest()[:16],
             "versions": {name: version_of(name) for name in packages},
             "processor": f"{processor()}, {os.cpu_count()} cores",
-            "command": " ".join(["python", f"experiments/{script}", *sys.argv[1:]])}
+            "command": " ".join(["python", f"experiments/{script}", *sys.argv[1:]]),
+        }
         lines = self.path.read_text().splitlines() if self.path.exists() else []
         self.lines = list(map(json.loads, lines))
-        if any(line[key] != self.common[key] for line in self.lines
-               for key in ("code_sha256", "settings_sha256")):
-            raise SettingsError(f"{self.path}: was measured with other code or settings; move it away "
-                                "to measure anew")
+        if any(
+            line[key] != self.common[key]
+            for line in self.lines
+            for key in ("code_sha256", "settings_sha256")
+        ):
+            raise SettingsError(
+                f"{self.path}: was measured with other code or settings; move it away to measure anew"
+            )
         self.path.parent.mkdir(parents=True, exist_ok=True)
 
     def has(self, what):
@@ -46,8 +53,9 @@ class Notebook:
 
     def lines_of(self, what):
         """Yield the lines that hold what the table `what` holds."""
-        return (line for line in self.lines
-                if all(line.get(key) == value for key, value in what.items()))
+        return (
+            line for line in self.lines if all(line.get(key) == value for key, value in what.items())
+        )
 
     def write(self, what, results):
         """Add a line for each of `results`, with `what` it is of and what made it."""
@@ -79,6 +87,7 @@ def code():
 
     def git(*arguments):
         return subprocess.run(["git", *arguments], cwd=HERE.parent, capture_output=True).stdout
+
     changes = git("diff", "HEAD", "--", *parts)
     digest = hashlib.sha256(git("ls-tree", "HEAD", "--", *parts) + changes).hexdigest()
     name = git("rev-parse", "--short=12", "HEAD").decode().strip()
@@ -98,6 +107,7 @@ def head(first, names):
 def plain_numbers(side):
     """Write 1, 2, 5 and 10 times powers of ten on a logarithmic axis as plain numbers."""
     from matplotlib.ticker import LogLocator, NullLocator
+
     side.set_major_locator(LogLocator(subs=(1, 2, 5)))
     side.set_minor_locator(NullLocator())
     side.set_major_formatter("{x:g}")
@@ -108,7 +118,7 @@ def svg_text(figure):
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue()
-    return "\n".join(line.rstrip() for line in text[text.index("<svg"):].splitlines()) + "\n"
+    return "\n".join(line.rstrip() for line in text[text.index("<svg") :].splitlines()) + "\n"
 
 
 def tell(path, lines, picture):

@@ -61,5 +61,9 @@ class _Cache(FunctionCache):
 
 def _warn(problem):
     why = reason_of(problem) if isinstance(problem, OSError) else "no folder for them can be written"
-    warnings.warn(f"compiled kernels cannot be kept ({why}): {UNKEPT}; "
-                  f"{cure_of(problem, elsewhere=ANOTHER_FOLDER)}", RuntimeWarning, stacklevel=2)
+    warnings.warn(
+        f"compiled kernels cannot be kept ({why}): {UNKEPT}; "
+        f"{cure_of(problem, elsewhere=ANOTHER_FOLDER)}",
+        RuntimeWarning,
+        stacklevel=2,
+    )

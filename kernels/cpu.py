@@ -40,34 +40,42 @@ RUN = 32  # entries that TopK's threshold is held against at once: the bits of a
 def bits_of(_, value):
     """Return a float32 as the int32 with the same bits."""
     return types.int32(types.float32), lambda _c, builder, _s, arguments: builder.bitcast(
-        arguments[0], ir.IntType(32))
+        arguments[0], ir.IntType(32)
+    )
 
 
 @intrinsic
 def float_of(_, bits):
     """Return an int32 as the float32 with the same bits."""
     return types.float32(types.int32), lambda _c, builder, _s, arguments: builder.bitcast(
-        arguments[0], ir.FloatType())
+        arguments[0], ir.FloatType()
+    )
 
 
 @intrinsic
 def zeros_below(_, mask):
     """Return how many bits are 0 below the lowest 1 of a uint32 that is not 0."""
     return types.uint32(types.uint32), lambda _c, builder, _s, arguments: builder.cttz(
-        arguments[0], ir.Constant(ir.IntType(1), 1))
+        arguments[0], ir.Constant(ir.IntType(1), 1)
+    )
 
 
 @intrinsic
 def fetch(_, array, index):
     """Ask for the line of memory that holds array[index], which may be past the end."""
+
     def codegen(context, builder, signature, arguments):
         data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
         byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
         prefetch = builder.module.declare_intrinsic(
-            "llvm.prefetch", [byte], ir.FunctionType(ir.VoidType(), [byte, number, number, number]))
-        builder.call(prefetch, [builder.bitcast(builder.gep(data, [arguments[1]]), byte),
-                                number(0), number(3), number(1)])
+            "llvm.prefetch", [byte], ir.FunctionType(ir.VoidType(), [byte, number, number, number])
+        )
+        builder.call(
+            prefetch,
+            [builder.bitcast(builder.gep(data, [arguments[1]]), byte), number(0), number(3), number(1)],
+        )
         return context.get_dummy_value()
+
     return types.void(array, types.intp), codegen
 
 
@@ -263,7 +271,7 @@ def encode_int8(vector, residual, block, key, first, maxima, codes):
 def decode_int8(maxima, codes, block, vector):
     for number in range(maxima.size):
         start = number * block
-        entries, part = vector[start:start + block], codes[start:start + block]
+        entries, part = vector[start : start + block], codes[start : start + block]
         for i in range(entries.size):
             entries[i] = np.float32(part[i]) * STEP * maxima[number]
 
@@ -272,7 +280,7 @@ def decode_int8(maxima, codes, block, vector):
 def add_int8(maxima, codes, block, total):
     for number in range(maxima.size):
         start = number * block
-        entries, part = total[start:start + block], codes[start:start + block]
+        entries, part = total[start : start + block], codes[start : start + block]
         maximum = maxima[number]
         for i in range(entries.size):
             entries[i] += np.float32(part[i]) * STEP * maximum
@@ -285,12 +293,13 @@ def encode_int4(vector, residual, block, key, first, maxima, shares, codes):
         start, stop = number * GROUP * block, min((number + 1) * GROUP * block, vector.size)
         entries, kept = vector[start:stop], part_of(residual, start, stop)
         half = (entries.size + 1) // 2
-        part = codes[start // 2:start // 2 + half]
-        of_blocks = shares[number * GROUP:(number + 1) * GROUP]
+        part = codes[start // 2 : start // 2 + half]
+        of_blocks = shares[number * GROUP : (number + 1) * GROUP]
         top = np.int32(0)
         for j in range(of_blocks.size):
-            tops[j] = largest_bits(entries[j * block:(j + 1) * block],
-                                   part_of(kept, j * block, (j + 1) * block))
+            tops[j] = largest_bits(
+                entries[j * block : (j + 1) * block], part_of(kept, j * block, (j + 1) * block)
+            )
             top = max(top, tops[j])
         if top >= INFINITY:
             maxima[number], of_blocks[:], part[:] = QUIET_NAN, 0, 0x88
@@ -303,13 +312,19 @@ def encode_int4(vector, residual, block, key, first, maxima, shares, codes):
             continue
         for j in range(of_blocks.size):
             scale = np.float32(of_blocks[j]) * SHARE * maxima[number]
-            row = scales[j * block:(j + 1) * block]
+            row = scales[j * block : (j + 1) * block]
             for i in range(row.size):
                 row[i] = scale
-        of_entry = scales[:entries.size]
+        of_entry = scales[: entries.size]
         encode_lower(entries[:half], part_of(kept, 0, half), key, first + start, of_entry[:half], part)
-        encode_upper(entries[half:], part_of(kept, half, entries.size), key, first + start + half,
-                     of_entry[half:], part)
+        encode_upper(
+            entries[half:],
+            part_of(kept, half, entries.size),
+            key,
+            first + start + half,
+            of_entry[half:],
+            part,
+        )
 
 
 @kernel
@@ -365,7 +380,7 @@ def add_int4(maxima, shares, codes, block, total):
     for number in range(maxima.size):
         start, stop = number * GROUP * block, min((number + 1) * GROUP * block, total.size)
         half = (stop - start + 1) // 2
-        entries, part = total[start:stop], codes[start // 2:start // 2 + half]
+        entries, part = total[start:stop], codes[start // 2 : start // 2 + half]
         for j in range((stop - start + block - 1) // block):
             scale = np.float32(shares[number * GROUP + j]) * SHARE * maxima[number]
             begin, end = j * block, min((j + 1) * block, stop - start)
@@ -373,14 +388,15 @@ def add_int4(maxima, shares, codes, block, total):
             row, packed = entries[begin:middle], part[begin:middle]
             for i in range(row.size):
                 row[i] += np.float32(np.int32(packed[i] & 15) - 8) * STEP_4 * scale
-            row, packed = entries[middle:end], part[middle - half:]
+            row, packed = entries[middle:end], part[middle - half :]
             for i in range(row.size):
                 row[i] += np.float32(np.int32(packed[i] >> 4) - 8) * STEP_4 * scale
 
 
 LANES = 16
-FLOATS, INTS, BYTES = (ir.VectorType(kind, LANES)
-                       for kind in (ir.FloatType(), ir.IntType(32), ir.IntType(8)))
+FLOATS, INTS, BYTES = (
+    ir.VectorType(kind, LANES) for kind in (ir.FloatType(), ir.IntType(32), ir.IntType(8))
+)
 assert CHUNK == 8 * LANES
 
 
@@ -413,24 +429,28 @@ def lanes_of(number):
 @intrinsic
 def sign_bits(_, vector, residual, first):
     """Return the signs of 16 entries of vector + residual from `first` on as the bits of a uint16."""
+
     def codegen(context, builder, signature, arguments):
         lanes = given_lanes(context, builder, signature.args[:2], arguments[:2], arguments[2])
         minus = builder.icmp_signed("<", builder.bitcast(lanes, INTS), ir.Constant(INTS, [0] * LANES))
         return builder.bitcast(minus, ir.IntType(LANES))
+
     return types.uint16(vector, residual, types.intp), codegen
 
 
 @intrinsic
 def magnitude_sum(_, vector, residual, first, factor):
     """Return the sum by halves of factor |vector + residual| over 128 entries from `first` on."""
+
     def codegen(context, builder, signature, arguments):
         factor = in_all_lanes(builder, arguments[3])
         rows = []
         for row in range(CHUNK // LANES):
             index = builder.add(arguments[2], ir.Constant(arguments[2].type, row * LANES))
             lanes = given_lanes(context, builder, signature.args[:2], arguments[:2], index)
-            magnitude = builder.and_(builder.bitcast(lanes, INTS),
-                                     ir.Constant(INTS, [int(MAGNITUDE)] * LANES))
+            magnitude = builder.and_(
+                builder.bitcast(lanes, INTS), ir.Constant(INTS, [int(MAGNITUDE)] * LANES)
+            )
             rows.append(builder.fmul(builder.bitcast(magnitude, FLOATS), factor))
         while len(rows) > 1:
             half = len(rows) // 2
@@ -438,29 +458,39 @@ def magnitude_sum(_, vector, residual, first, factor):
         lanes, half = rows[0], LANES
         while half > 1:
             half //= 2
-            low, high = (builder.shuffle_vector(lanes, lanes, ir.Constant(
-                ir.VectorType(ir.IntType(32), half), list(range(start, start + half))))
-                for start in (0, half))
+            low, high = (
+                builder.shuffle_vector(
+                    lanes,
+                    lanes,
+                    ir.Constant(ir.VectorType(ir.IntType(32), half), list(range(start, start + half))),
+                )
+                for start in (0, half)
+            )
             lanes = builder.fadd(low, high)
         return builder.extract_element(lanes, ir.Constant(ir.IntType(32), 0))
+
     return types.float32(vector, residual, types.intp, types.float32), codegen
 
 
 @intrinsic
 def add_signed(_, total, first, bits, scale):
     """Add `scale`, negated where one of 16 `bits` is set, to 16 entries of `total` from `first` on."""
+
     def codegen(context, builder, signature, arguments):
         place = lanes_at(context, builder, signature.args[0], arguments[0], arguments[1])
         minus = builder.bitcast(arguments[2], ir.VectorType(ir.IntType(1), LANES))
-        scales = builder.select(minus, in_all_lanes(builder, builder.fneg(arguments[3])),
-                                in_all_lanes(builder, arguments[3]))
+        scales = builder.select(
+            minus, in_all_lanes(builder, builder.fneg(arguments[3])), in_all_lanes(builder, arguments[3])
+        )
         builder.store(builder.fadd(builder.load(place, align=4), scales), place, align=4)
+
     return types.void(total, types.intp, types.uint16, types.float32), codegen
 
 
 @intrinsic
 def encode_pairs(_, vector, residual, low, high, scale, inverse, high_scale, high_inverse, codes):
     """Set 16 codes to those of 16 entries from `low` on, in the lower half, and from `high` on."""
+
     def codegen(context, builder, signature, arguments):
         def sixteen(index, scale, inverse):
             x = given_lanes(context, builder, signature.args[:2], arguments[:2], index)
@@ -471,13 +501,19 @@ def encode_pairs(_, vector, residual, low, high, scale, inverse, high_scale, hig
                 place = lanes_at(context, builder, signature.args[1], arguments[1], index)
                 builder.store(builder.fsub(x, told), place, align=4)
             return builder.trunc(builder.bitcast(y, INTS), BYTES)
+
         lower = sixteen(arguments[2], *arguments[4:6])
         upper = sixteen(arguments[3], *arguments[6:8])
         data = context.make_array(signature.args[8])(context, builder, arguments[8]).data
         builder.store(
-            builder.or_(builder.and_(lower, ir.Constant(BYTES, [15] * LANES)),
-                        builder.shl(upper, ir.Constant(BYTES, [4] * LANES))),
-            builder.bitcast(data, BYTES.as_pointer()), align=1)
+            builder.or_(
+                builder.and_(lower, ir.Constant(BYTES, [15] * LANES)),
+                builder.shl(upper, ir.Constant(BYTES, [4] * LANES)),
+            ),
+            builder.bitcast(data, BYTES.as_pointer()),
+            align=1,
+        )
+
     f4 = types.float32
     return types.void(vector, residual, types.intp, types.intp, f4, f4, f4, f4, codes), codegen
 
@@ -496,8 +532,17 @@ def encode_blocks(vector, residual, block, maximum, shares, codes):
         for first in range(j * block, (j + 1) * block, LANES):
             fetch_ahead(vector, residual, GROUP * block + first)
             fetch_ahead(vector, residual, GROUP * block + half * block + first)
-            encode_pairs(vector, residual, first, half * block + first, low_scale, low_inverse,
-                         high_scale, high_inverse, codes[first:])
+            encode_pairs(
+                vector,
+                residual,
+                first,
+                half * block + first,
+                low_scale,
+                low_inverse,
+                high_scale,
+                high_inverse,
+                codes[first:],
+            )
 
 
 @kernel
@@ -528,7 +573,7 @@ def encode_one_bit(vector, residual, block, scales, codes):
         first = number * block
         last = min(first + block, vector.size)
         mean = mean_magnitude(vector, residual, first, last, block, sums, rest)
-        part = codes[first // 8:(last + 7) // 8]
+        part = codes[first // 8 : (last + 7) // 8]
         if bits_of(mean) < INFINITY:
             scales[number] = mean
             write_signs(vector, residual, first, last, part)
@@ -544,7 +589,7 @@ def write_signs(vector, residual, first, last, codes):
     for group in range(whole):
         bits = sign_bits(vector, residual, first + group * LANES)
         codes[2 * group], codes[2 * group + 1] = np.uint8(bits), np.uint8(bits >> 8)
-    codes[2 * whole:] = 0
+    codes[2 * whole :] = 0
     for i in range(whole * LANES, last - first):
         minus = (bits_of(given(vector, residual, first + i)) >> 31) & np.int32(1)
         codes[i // 8] |= np.uint8(minus << (i % 8))
@@ -569,7 +614,7 @@ def add_one_bit(scales, codes, block, total):
     for number in range(scales.size):
         first = number * block
         last = min(first + block, total.size)
-        part, whole = codes[first // 8:(last + 7) // 8], (last - first) // LANES
+        part, whole = codes[first // 8 : (last + 7) // 8], (last - first) // LANES
         for group in range(whole):
             bits = np.uint16(part[2 * group]) | (np.uint16(part[2 * group + 1]) << np.uint16(8))
             add_signed(total, first + group * LANES, np.uint16(bits), scales[number])
@@ -697,8 +742,9 @@ def encode_above(vector, residual, threshold, counts, entries, positions):
     for number in range(counts.size):
         start = number * POSITIONS
         stop = min(start + POSITIONS, vector.size)
-        passed = take_above(vector[start:stop], part_of(residual, start, stop), least, passed,
-                            entries, positions)
+        passed = take_above(
+            vector[start:stop], part_of(residual, start, stop), least, passed, entries, positions
+        )
         taken_now = min(passed, entries.size)
         counts[number] = taken_now - taken
         taken = taken_now

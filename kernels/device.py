@@ -74,8 +74,13 @@ class CupyDevice:
         """
         made, runtime = self.moment(), self.cupy.cuda.runtime
         self._leaving.wait_event(made)
-        runtime.memcpyAsync(buffer.ctypes.data, self.address(array), array.nbytes,
-                            runtime.memcpyDeviceToHost, self._leaving.ptr)
+        runtime.memcpyAsync(
+            buffer.ctypes.data,
+            self.address(array),
+            array.nbytes,
+            runtime.memcpyDeviceToHost,
+            self._leaving.ptr,
+        )
         copied = self.cupy.cuda.Event(disable_timing=True)
         copied.record(self._leaving)
         return made, copied
@@ -83,8 +88,13 @@ class CupyDevice:
     def copy_in(self, buffer, array):
         """Copy page-locked memory to a contiguous array, in the current stream; return the event."""
         runtime = self.cupy.cuda.runtime
-        runtime.memcpyAsync(self.address(array), buffer.ctypes.data, array.nbytes,
-                            runtime.memcpyHostToDevice, self.cupy.cuda.get_current_stream().ptr)
+        runtime.memcpyAsync(
+            self.address(array),
+            buffer.ctypes.data,
+            array.nbytes,
+            runtime.memcpyHostToDevice,
+            self.cupy.cuda.get_current_stream().ptr,
+        )
         return self.moment()
 
     @functools.cached_property
@@ -115,4 +125,5 @@ class CupyDevice:
 def the_device():
     """Return the CupyDevice of this process, or raise NoDeviceError with the reason."""
     from isthmus.devices import gpu_library
+
     return CupyDevice(gpu_library(OLDEST))

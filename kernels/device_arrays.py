@@ -18,17 +18,21 @@ def check(device, **arrays):
         if array is None:
             continue
         if not isinstance(array, device.ndarray):
-            raise ValueError(f"{name} is an array of {library_name(array)}, not of the device; copy it "
-                             "there first")
+            raise ValueError(
+                f"{name} is an array of {library_name(array)}, not of the device; copy it there first"
+            )
         shape = shape if isinstance(shape, tuple) else (shape,)
         if array.dtype != dtype or array.shape != shape:
-            raise ValueError(f"{name} must be {dtype.name} with shape {shape}, not {array.dtype} with "
-                             f"shape {array.shape}")
+            raise ValueError(
+                f"{name} must be {dtype.name} with shape {shape}, not {array.dtype} with "
+                f"shape {array.shape}"
+            )
         if not array.flags.c_contiguous:
             raise ValueError(f"{name} is not contiguous; pass a copy")
         if array.size and device.address(array) % dtype.itemsize:
-            raise ValueError(f"{name} does not start at a multiple of {dtype.itemsize} bytes; "
-                             "pass a copy")
+            raise ValueError(
+                f"{name} does not start at a multiple of {dtype.itemsize} bytes; pass a copy"
+            )
         first = first or (name, array)
         theirs, ours = (getattr(each, "device", None) for each in (array, first[1]))
         if theirs != ours:
@@ -40,5 +44,7 @@ def check_chosen(size, wanted):
     if wanted > size:
         raise ValueError(f"{wanted} entries cannot be chosen from {size}")
     if size > MOST_POSITIONS:
-        raise ValueError(f"a vector of {size} entries is too long to choose from; cut it into pieces of "
-                         f"at most {MOST_POSITIONS}")
+        raise ValueError(
+            f"a vector of {size} entries is too long to choose from; cut it into pieces of "
+            f"at most {MOST_POSITIONS}"
+        )

@@ -11,13 +11,13 @@ from isthmus.kernels.device import the_device
 from isthmus.kernels.device_arrays import F4, I1, U1, U2, U4, check, check_chosen
 from isthmus.kernels.reference import GROUP, POSITIONS
 
-THREADS = 256                # of a thread block: THREADS in rows.cuh
-ROWS = 8                     # rows of a thread block, one a warp
-DENSE_ROW = 256              # entries of a row where there are no blocks
-TILE = 8192                  # entries of a thread block in top_k.cu
-PICKERS = 1024               # threads of the kernels that are one thread block
-HISTOGRAM_BLOCKS = 1024      # most thread blocks that make one histogram
-UPPER, LOWER = 13, 18        # bits of the two digits of a magnitude
+THREADS = 256  # of a thread block: THREADS in rows.cuh
+ROWS = 8  # rows of a thread block, one a warp
+DENSE_ROW = 256  # entries of a row where there are no blocks
+TILE = 8192  # entries of a thread block in top_k.cu
+PICKERS = 1024  # threads of the kernels that are one thread block
+HISTOGRAM_BLOCKS = 1024  # most thread blocks that make one histogram
+UPPER, LOWER = 13, 18  # bits of the two digits of a magnitude
 IN_REGISTERS = (128, 256, 512, 1024)
 
 
@@ -30,8 +30,17 @@ def add(vector, total):
 def scale(vector, factor, scaled):
     device = the_device()
     check(device, vector=(vector, F4, scaled.size), scaled=(scaled, F4, scaled.size))
-    _run_rows(device, "dense", "scale", scaled.size, DENSE_ROW, vector, np.float32(factor).view("u4"),
-              scaled, scaled.size)
+    _run_rows(
+        device,
+        "dense",
+        "scale",
+        scaled.size,
+        DENSE_ROW,
+        vector,
+        np.float32(factor).view("u4"),
+        scaled,
+        scaled.size,
+    )
 
 
 def all_finite(vector):
@@ -70,11 +79,28 @@ def add_bfloat16(codes, total):
 
 def encode_int8(vector, residual, block, key, first, maxima, codes):
     device, size = the_device(), vector.size
-    check(device, vector=(vector, F4, size), residual=(residual, F4, size),
-          maxima=(maxima, F4, _parts(size, block)), codes=(codes, I1, size))
+    check(
+        device,
+        vector=(vector, F4, size),
+        residual=(residual, F4, size),
+        maxima=(maxima, F4, _parts(size, block)),
+        codes=(codes, I1, size),
+    )
     name, more = _of_block("encode_int8", block)
-    _run_rows(device, "int8", name, size, block, vector, residual, size, *_rounding(key, first), maxima,
-              codes, *more)
+    _run_rows(
+        device,
+        "int8",
+        name,
+        size,
+        block,
+        vector,
+        residual,
+        size,
+        *_rounding(key, first),
+        maxima,
+        codes,
+        *more,
+    )
 
 
 def decode_int8(maxima, codes, block, vector):
@@ -87,10 +113,27 @@ def add_int8(maxima, codes, block, total):
 
 def encode_int4(vector, residual, block, key, first, maxima, shares, codes):
     device, size = the_device(), vector.size
-    check(device, vector=(vector, F4, size), residual=(residual, F4, size),
-          **_int4_wire(maxima, shares, codes, block, size))
-    _run_rows(device, "int4", "encode_int4", size, GROUP * block, vector, residual, size,
-              *_rounding(key, first), block, maxima, shares, codes)
+    check(
+        device,
+        vector=(vector, F4, size),
+        residual=(residual, F4, size),
+        **_int4_wire(maxima, shares, codes, block, size),
+    )
+    _run_rows(
+        device,
+        "int4",
+        "encode_int4",
+        size,
+        GROUP * block,
+        vector,
+        residual,
+        size,
+        *_rounding(key, first),
+        block,
+        maxima,
+        shares,
+        codes,
+    )
 
 
 def decode_int4(maxima, shares, codes, block, vector):
@@ -103,8 +146,13 @@ def add_int4(maxima, shares, codes, block, total):
 
 def encode_one_bit(vector, residual, block, scales, codes):
     device, size = the_device(), vector.size
-    check(device, vector=(vector, F4, size), residual=(residual, F4, size),
-          scales=(scales, F4, _parts(size, block)), codes=(codes, U1, _parts(size, 8)))
+    check(
+        device,
+        vector=(vector, F4, size),
+        residual=(residual, F4, size),
+        scales=(scales, F4, _parts(size, block)),
+        codes=(codes, U1, _parts(size, 8)),
+    )
     name, more = _of_block("encode_one_bit", block)
     _run_rows(device, "one_bit", name, size, block, vector, residual, size, scales, codes, *more)
 
@@ -148,29 +196,70 @@ def encode_above(vector, residual, threshold, counts, entries, positions):
 
 def add_top_k(counts, entries, positions, total):
     device = the_device()
-    check(device, counts=(counts, U4, _parts(total.size, POSITIONS)),
-          entries=(entries, F4, entries.size), positions=(positions, U2, entries.size),
-          total=(total, F4, total.size))
-    _run(device, "top_k", "add_top_k", counts.size, THREADS, counts, entries, positions, entries.size,
-         total, total.size)
+    check(
+        device,
+        counts=(counts, U4, _parts(total.size, POSITIONS)),
+        entries=(entries, F4, entries.size),
+        positions=(positions, U2, entries.size),
+        total=(total, F4, total.size),
+    )
+    _run(
+        device,
+        "top_k",
+        "add_top_k",
+        counts.size,
+        THREADS,
+        counts,
+        entries,
+        positions,
+        entries.size,
+        total,
+        total.size,
+    )
 
 
 def encode_random_k(vector, residual, key, entries):
     device, size = the_device(), vector.size
-    check(device, vector=(vector, F4, size), residual=(residual, F4, size),
-          entries=(entries, F4, entries.size))
+    check(
+        device,
+        vector=(vector, F4, size),
+        residual=(residual, F4, size),
+        entries=(entries, F4, entries.size),
+    )
     check_chosen(size, entries.size)
     bad = _keep_and_check(device, vector, residual)
-    _run(device, "random_k", "take_random", _parts(entries.size, THREADS), THREADS, vector, residual,
-         size, np.uint64(key), bad, entries, entries.size)
+    _run(
+        device,
+        "random_k",
+        "take_random",
+        _parts(entries.size, THREADS),
+        THREADS,
+        vector,
+        residual,
+        size,
+        np.uint64(key),
+        bad,
+        entries,
+        entries.size,
+    )
 
 
 def add_random_k(key, entries, total):
     device = the_device()
     check(device, entries=(entries, F4, entries.size), total=(total, F4, total.size))
     check_chosen(total.size, entries.size)
-    _run(device, "random_k", "add_random_k", _parts(entries.size, THREADS), THREADS, np.uint64(key),
-         entries, entries.size, total, total.size)
+    _run(
+        device,
+        "random_k",
+        "add_random_k",
+        _parts(entries.size, THREADS),
+        THREADS,
+        np.uint64(key),
+        entries,
+        entries.size,
+        total,
+        total.size,
+    )
 
 
 def decode_low_rank(p, q, matrix):
@@ -188,8 +277,13 @@ def _parts(size, part):
 def _run(device, source, name, blocks, threads, *arguments):
     """Launch a kernel unless there is nothing to do. Integers of Python become 64 bits wide."""
     if blocks:
-        device.run(source, name, blocks, threads,
-                   tuple(np.int64(each) if type(each) is int else each for each in arguments))
+        device.run(
+            source,
+            name,
+            blocks,
+            threads,
+            tuple(np.int64(each) if type(each) is int else each for each in arguments),
+        )
 
 
 def _run_rows(device, source, name, size, row, *arguments):
@@ -209,8 +303,9 @@ def _rounding(key, first):
 def _keep_and_check(device, vector, residual):
     """Add the vector to the residual; return uint32[1], not 0 if there is a NaN or an infinity."""
     bad = device.zeros(1, "u4")
-    _run_rows(device, "dense", "keep_and_check", vector.size, DENSE_ROW, vector, residual,
-              vector.size, bad)
+    _run_rows(
+        device, "dense", "keep_and_check", vector.size, DENSE_ROW, vector, residual, vector.size, bad
+    )
     return bad
 
 
@@ -230,42 +325,81 @@ def _decode_blocks(device, source, verb, block, scales, codes, vector, adding):
     """Launch a warp for each block, or a thread for each entry where blocks are not in registers."""
     name, more = _of_block(verb, block)
     blocks = _parts(vector.size, THREADS if more else ROWS * block)
-    _run(device, source, name, blocks, THREADS, scales, codes, vector.size, vector, np.int32(adding),
-         *more)
+    _run(
+        device,
+        source,
+        name,
+        blocks,
+        THREADS,
+        scales,
+        codes,
+        vector.size,
+        vector,
+        np.int32(adding),
+        *more,
+    )
 
 
 def _decode_int8(maxima, codes, block, vector, adding):
     device, size = the_device(), vector.size
-    check(device, maxima=(maxima, F4, _parts(size, block)), codes=(codes, I1, size),
-          vector=(vector, F4, size))
+    check(
+        device,
+        maxima=(maxima, F4, _parts(size, block)),
+        codes=(codes, I1, size),
+        vector=(vector, F4, size),
+    )
     _decode_blocks(device, "int8", "decode_int8", block, maxima, codes, vector, adding)
 
 
 def _int4_wire(maxima, shares, codes, block, size):
     blocks = _parts(size, block)
-    return {"maxima": (maxima, F4, _parts(blocks, GROUP)), "shares": (shares, U2, blocks),
-            "codes": (codes, U1, _parts(size, 2))}
+    return {
+        "maxima": (maxima, F4, _parts(blocks, GROUP)),
+        "shares": (shares, U2, blocks),
+        "codes": (codes, U1, _parts(size, 2)),
+    }
 
 
 def _decode_int4(maxima, shares, codes, block, vector, adding):
     device, size = the_device(), vector.size
     check(device, **_int4_wire(maxima, shares, codes, block, size), vector=(vector, F4, size))
-    _run_rows(device, "int4", "decode_int4", size, GROUP * block, maxima, shares, codes, size, block,
-              vector, np.int32(adding))
+    _run_rows(
+        device,
+        "int4",
+        "decode_int4",
+        size,
+        GROUP * block,
+        maxima,
+        shares,
+        codes,
+        size,
+        block,
+        vector,
+        np.int32(adding),
+    )
 
 
 def _decode_one_bit(scales, codes, block, vector, adding):
     device, size = the_device(), vector.size
-    check(device, scales=(scales, F4, _parts(size, block)), codes=(codes, U1, _parts(size, 8)),
-          vector=(vector, F4, size))
+    check(
+        device,
+        scales=(scales, F4, _parts(size, block)),
+        codes=(codes, U1, _parts(size, 8)),
+        vector=(vector, F4, size),
+    )
     _decode_blocks(device, "one_bit", "decode_one_bit", block, scales, codes, vector, adding)
 
 
 def _check_top_k(device, vector, residual, counts, entries, positions):
     size = vector.size
-    check(device, vector=(vector, F4, size), residual=(residual, F4, size),
-          counts=(counts, U4, _parts(size, POSITIONS)), entries=(entries, F4, entries.size),
-          positions=(positions, U2, entries.size))
+    check(
+        device,
+        vector=(vector, F4, size),
+        residual=(residual, F4, size),
+        counts=(counts, U4, _parts(size, POSITIONS)),
+        entries=(entries, F4, entries.size),
+        positions=(positions, U2, entries.size),
+    )
     check_chosen(size, entries.size)
 
 
@@ -282,10 +416,29 @@ def _take_largest(device, values, residual, counts, entries, positions):
     blocks = min(_parts(values.size, TILE), HISTOGRAM_BLOCKS)
     for number, bits in enumerate((UPPER, LOWER)):
         histogram = device.zeros(1 << bits, "u4")
-        _run(device, "top_k", "top_k_histogram", blocks, THREADS, values, values.size, np.int32(number),
-             found, histogram)
-        _run(device, "top_k", "top_k_pick", 1, PICKERS, histogram, np.int32(1 << bits),
-             np.int32(bits), found)
+        _run(
+            device,
+            "top_k",
+            "top_k_histogram",
+            blocks,
+            THREADS,
+            values,
+            values.size,
+            np.int32(number),
+            found,
+            histogram,
+        )
+        _run(
+            device,
+            "top_k",
+            "top_k_pick",
+            1,
+            PICKERS,
+            histogram,
+            np.int32(1 << bits),
+            np.int32(bits),
+            found,
+        )
     marks = _mark(device, values, None, found)
     _write(device, values, residual, found, marks, counts, entries, positions)
     return found
@@ -296,21 +449,61 @@ def _mark(device, vector, residual, found):
     tiles = _parts(vector.size, TILE)
     larger, equal = device.empty(tiles * THREADS, "u4"), device.empty(tiles * THREADS, "u4")
     counts = device.zeros(tiles + 1, "u8")
-    _run(device, "top_k", "top_k_mark", tiles, THREADS, vector, residual, vector.size, found, larger,
-         equal, counts)
+    _run(
+        device,
+        "top_k",
+        "top_k_mark",
+        tiles,
+        THREADS,
+        vector,
+        residual,
+        vector.size,
+        found,
+        larger,
+        equal,
+        counts,
+    )
     _run(device, "top_k", "top_k_scan", 1, PICKERS, counts, tiles)
     return larger, equal, counts
 
 
 def _write(device, values, residual, found, marks, counts, entries, positions):
     tiles = marks[2].size - 1
-    _run(device, "top_k", "top_k_write", tiles, THREADS, values, residual, values.size, found, *marks,
-         tiles, counts, entries, positions, entries.size)
+    _run(
+        device,
+        "top_k",
+        "top_k_write",
+        tiles,
+        THREADS,
+        values,
+        residual,
+        values.size,
+        found,
+        *marks,
+        tiles,
+        counts,
+        entries,
+        positions,
+        entries.size,
+    )
 
 
 def _decode_low_rank(p, q, matrix, adding):
     device, (rows, columns), rank = the_device(), matrix.shape, q.shape[0]
-    check(device, p=(p, F4, (rows, rank)), q=(q, F4, (rank, columns)),
-          matrix=(matrix, F4, (rows, columns)))
-    _run(device, "dense", "low_rank", _parts(matrix.size, THREADS), THREADS, p, q, matrix.size, columns,
-         np.int32(rank), matrix, np.int32(adding))
+    check(
+        device, p=(p, F4, (rows, rank)), q=(q, F4, (rank, columns)), matrix=(matrix, F4, (rows, columns))
+    )
+    _run(
+        device,
+        "dense",
+        "low_rank",
+        _parts(matrix.size, THREADS),
+        THREADS,
+        p,
+        q,
+        matrix.size,
+        columns,
+        np.int32(rank),
+        matrix,
+        np.int32(adding),
+    )

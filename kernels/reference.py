@@ -10,12 +10,12 @@ import numpy as np
 
 QUIET_NAN = np.float32(np.nan)
 SMALLEST_MAXIMUM_BITS = 0x04000000  # 1.5e-36: below it 127 / maximum overflows
-STEP = np.float32(1 / 127)          # 127 * STEP == 1 in float32: a constant block comes back exactly
-STEP_4 = np.float32(1 / 7)           # 7 * STEP_4 == 1 too
-GROUP = 16                          # blocks of int4 whose scales are shares of one maximum
-SHARE = np.float32(2**-15)          # the unit of these shares
-POSITIONS = 65536                   # positions of one block of TopK fit in 16 bits
-CHUNK = 128                         # magnitudes are summed in chunks of as many
+STEP = np.float32(1 / 127)  # 127 * STEP == 1 in float32: a constant block comes back exactly
+STEP_4 = np.float32(1 / 7)  # 7 * STEP_4 == 1 too
+GROUP = 16  # blocks of int4 whose scales are shares of one maximum
+SHARE = np.float32(2**-15)  # the unit of these shares
+POSITIONS = 65536  # positions of one block of TopK fit in 16 bits
+CHUNK = 128  # magnitudes are summed in chunks of as many
 
 
 def add(vector, total):
@@ -134,25 +134,26 @@ def encode_int4(vector, residual, block, key, first, maxima, shares, codes):
         start = number * GROUP * block
         part = slice(start, start + GROUP * block)
         x, mine = given[part], slice(number * GROUP, (number + 1) * GROUP)
-        packed = codes[start // 2:start // 2 - (-x.size // 2)]
+        packed = codes[start // 2 : start // 2 - (-x.size // 2)]
         top = (x.view(np.int32) & 0x7FFFFFFF).max()
         if top >= 0x7F800000:
             maxima[number], shares[mine], packed[:] = QUIET_NAN, 0, 0x88
             continue
         maxima[number] = top.view(np.float32) if top >= SMALLEST_MAXIMUM_BITS else 0
-        shares[mine] = [_share_of(np.abs(x[j:j + block]).max(), maxima[number])
-                        for j in range(0, x.size, block)]
+        shares[mine] = [
+            _share_of(np.abs(x[j : j + block]).max(), maxima[number]) for j in range(0, x.size, block)
+        ]
         scale = _int4_scales(maxima[number], shares[mine], block, x.size)
         inverse = np.divide(np.float32(7), scale, out=np.zeros_like(scale), where=scale > 0)
         y = x * inverse
         if key is not None:
             y = y + dither(key, first + start, x.size)
         q = np.zeros(2 * packed.size, np.float32)
-        q[:x.size] = np.clip(np.rint(y), -7, 7) + np.float32(0)  # no -0
+        q[: x.size] = np.clip(np.rint(y), -7, 7) + np.float32(0)  # no -0
         low, high = (q + 8).astype(np.uint8).reshape(2, -1)
         packed[:] = low | high << 4
         if residual is not None:
-            residual[part] = x - q[:x.size] * STEP_4 * scale
+            residual[part] = x - q[: x.size] * STEP_4 * scale
 
 
 def _int4_scales(maximum, shares, block, size):
@@ -178,10 +179,10 @@ def decode_int4(maxima, shares, codes, block, vector):
 def add_int4(maxima, shares, codes, block, total):
     """Add the numbers (code - 8) / 7 x scale to `total`."""
     for number, start in enumerate(range(0, total.size, GROUP * block)):
-        x = total[start:start + GROUP * block]
-        packed = codes[start // 2:start // 2 - (-x.size // 2)]
-        q = np.concatenate([packed & 15, packed >> 4])[:x.size].astype(np.float32) - np.float32(8)
-        of_blocks = shares[number * GROUP:(number + 1) * GROUP]
+        x = total[start : start + GROUP * block]
+        packed = codes[start // 2 : start // 2 - (-x.size // 2)]
+        q = np.concatenate([packed & 15, packed >> 4])[: x.size].astype(np.float32) - np.float32(8)
+        of_blocks = shares[number * GROUP : (number + 1) * GROUP]
         x += q * STEP_4 * _int4_scales(maxima[number], of_blocks, block, x.size)
 
 
@@ -198,10 +199,11 @@ def encode_one_bit(vector, residual, block, scales, codes):
         part = slice(start, start + block)
         x = given[part]
         padded = np.zeros(max(block, CHUNK), np.float32)
-        padded[:x.size] = np.abs(x) * np.float32(1 / block)
+        padded[: x.size] = np.abs(x) * np.float32(1 / block)
         mean = scales[number] = _sum_by_halves(_sum_by_halves(padded.reshape(-1, CHUNK))) * np.float32(
-            block / x.size)
-        bits = codes[start // 8:start // 8 - (-x.size // 8)]
+            block / x.size
+        )
+        bits = codes[start // 8 : start // 8 - (-x.size // 8)]
         if not np.isfinite(mean):
             scales[number], bits[:] = QUIET_NAN, 0
             continue
@@ -218,8 +220,8 @@ def decode_one_bit(scales, codes, block, vector):
 
 def add_one_bit(scales, codes, block, total):
     """Add plus or minus its block's scale to each entry of `total`."""
-    minus = np.unpackbits(codes, bitorder="little")[:total.size].astype(bool)
-    scale = np.repeat(scales, block)[:total.size]
+    minus = np.unpackbits(codes, bitorder="little")[: total.size].astype(bool)
+    scale = np.repeat(scales, block)[: total.size]
     total += np.where(minus, -scale, scale)
 
 
@@ -260,8 +262,8 @@ def _largest(given, wanted):
 def _write_chosen(given, chosen, residual, counts, entries, positions):
     """Write the entries at the places `chosen`, and leave the others in `residual`."""
     entries[:], positions[:] = 0, 0
-    entries[:chosen.size] = given[chosen]
-    positions[:chosen.size] = chosen % POSITIONS
+    entries[: chosen.size] = given[chosen]
+    positions[: chosen.size] = chosen % POSITIONS
     counts[:] = np.bincount(chosen // POSITIONS, minlength=counts.size)
     if residual is not None:
         given[chosen] = 0
@@ -309,7 +311,7 @@ def decode_low_rank(p, q, matrix):
     """Write sum over k of p[i, k] q[k, j] into `matrix`: in the order of k, each step rounded."""
     matrix[:] = p[:, :1] * q[:1]
     for k in range(1, q.shape[0]):
-        matrix += p[:, k:k + 1] * q[k]
+        matrix += p[:, k : k + 1] * q[k]
 
 
 def add_low_rank(p, q, matrix):
@@ -326,7 +328,8 @@ def dither(key, first, size):
     keyed before each; the upper 24 bits count.
     """
     return (_hashed(key, first, size) >> np.uint32(8)).astype(np.float32) * np.float32(2**-24) - (
-        np.float32(0.5))
+        np.float32(0.5)
+    )
 
 
 def _hashed(key, first, size):

@@ -21,7 +21,7 @@ hypothesis.settings.load_profile("isthmus")
 
 INSIDE = "ISTHMUS_TEST_RANKS"
 OUTCOMES = "ISTHMUS_TEST_OUTCOMES"
-SECONDS_FOR_ALL = 240
+SECONDS_FOR_ALL = 600
 _outcomes = {}
 
 
@@ -52,6 +52,7 @@ def comm():
         yield None
         return
     from mpi4py import MPI
+
     world = MPI.COMM_WORLD.Dup()
     yield world
     world.Free()
@@ -63,6 +64,7 @@ def shared_folder(comm, tmp_path):
     if comm is None:
         return tmp_path
     from isthmus.links.agreement import broadcast_json
+
     return Path(broadcast_json(comm, str(tmp_path)))
 
 
@@ -72,8 +74,9 @@ def pytest_pyfunc_call(pyfuncitem):
     if ranks is None or INSIDE in os.environ:
         return None
     if (ranks, pyfuncitem.nodeid) not in _outcomes:
-        run_together(ranks, [item.nodeid for item in pyfuncitem.session.items
-                             if ranks_of(item) == ranks])
+        run_together(
+            ranks, [item.nodeid for item in pyfuncitem.session.items if ranks_of(item) == ranks]
+        )
     outcome, text = _outcomes[ranks, pyfuncitem.nodeid]
     if outcome == "skipped":
         pytest.skip(text)
@@ -85,14 +88,19 @@ def pytest_pyfunc_call(pyfuncitem):
 def run_together(ranks, nodeids):
     """Run the tests `nodeids` in one mpirun and note what became of each."""
     from isthmus.jobs.launch import rank_command, rank_environment
+
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "outcomes.jsonl")
         command = rank_command(ranks, "-m", "pytest", "--color=no", *nodeids)
         try:
             done = subprocess.run(
-                command, timeout=SECONDS_FOR_ALL, text=True, stdout=subprocess.PIPE,
+                command,
+                timeout=SECONDS_FOR_ALL,
+                text=True,
+                stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
-                env=rank_environment(**{INSIDE: str(ranks), OUTCOMES: str(path)}))
+                env=rank_environment(**{INSIDE: str(ranks), OUTCOMES: str(path)}),
+            )
             output, failed = done.stdout, done.returncode != 0
         except subprocess.TimeoutExpired as late:
             failed, output = True, f"no end after {SECONDS_FOR_ALL} s\n{(late.stdout or b'').decode()}"
@@ -108,10 +116,10 @@ def run_together(ranks, nodeids):
 
 def pytest_runtest_logreport(report):
     """In rank 0, note the outcome of each test for the launcher."""
-    if OUTCOMES not in os.environ or report.failed or (report.when != "call"
-                                                       and not report.skipped):
+    if OUTCOMES not in os.environ or report.failed or (report.when != "call" and not report.skipped):
         return
     from mpi4py import MPI
+
     if MPI.COMM_WORLD.rank == 0:
         text = str(report.longrepr[2]) if report.skipped else ""
         with open(os.environ[OUTCOMES], "a") as file:
@@ -122,12 +130,19 @@ def pytest_exception_interact(report):
     """A test that fails on one rank ends the job: the other ranks would wait for ever."""
     if INSIDE in os.environ:
         from mpi4py import MPI
+
         with open(os.environ[OUTCOMES], "a") as file:
-            file.write(json.dumps([report.nodeid, "failed",
-                                   f"rank {MPI.COMM_WORLD.rank} of {MPI.COMM_WORLD.size}:\n"
-                                   f"{report.longreprtext}"]) + "\n")
-        print(f"rank {MPI.COMM_WORLD.rank} failed:\n{report.longreprtext}", file=sys.stderr,
-              flush=True)
+            file.write(
+                json.dumps(
+                    [
+                        report.nodeid,
+                        "failed",
+                        f"rank {MPI.COMM_WORLD.rank} of {MPI.COMM_WORLD.size}:\n{report.longreprtext}",
+                    ]
+                )
+                + "\n"
+            )
+        print(f"rank {MPI.COMM_WORLD.rank} failed:\n{report.longreprtext}", file=sys.stderr, flush=True)
         MPI.COMM_WORLD.Abort(1)
 
 

@@ -51,8 +51,11 @@ def links_are_sealed(tiers):
             counted, predicted = allreduce.sent_to_sites, allreduce.predicted_to_sites()
             assert counted.tolist() == predicted.tolist(), name
             assert counted.sum() == sum(map(len, left)) > 0, name
-            seconds.append(isthmus.predict_allreduce(
-                each.cluster, SIZE, algorithm=name, compressor=compressor, chunk_nbytes=6000).seconds)
+            seconds.append(
+                isthmus.predict_allreduce(
+                    each.cluster, SIZE, algorithm=name, compressor=compressor, chunk_nbytes=6000
+                ).seconds
+            )
         (plain, same), (in_clear, messages) = means, seen
         assert plain == same, name
         assert len(messages) == len(in_clear)
@@ -80,8 +83,15 @@ def a_changed_message_is_refused(comm):
 
 def a_run_has_them(comm, folder):
     """A run with the strategy and the objective exchanges in every third step, and resumes the same."""
-    path = lab(comm, folder, sites=(1, 1), plan={"replan": False, "objective": "wages"},
-               cluster={"compute": "real"}, training={"epochs": 2}, run={"checkpoint_every": 10})
+    path = lab(
+        comm,
+        folder,
+        sites=(1, 1),
+        plan={"replan": False, "objective": "wages"},
+        cluster={"compute": "real"},
+        training={"epochs": 2},
+        run={"checkpoint_every": 10},
+    )
     if comm.rank == 0:
         path.write_text('strategy = { kind = "every_nth", steps = 3 }\n' + path.read_text())
     comm.Barrier()

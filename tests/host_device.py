@@ -16,8 +16,11 @@ from isthmus.kernels.device import SOURCES, source_text
 
 FLAGS = ("-std=c++17", "-O1", "-ffp-contract=off", "-fno-strict-aliasing", "-w", "-shared", "-fPIC")
 SHIM = Path(__file__).parent / "cuda_on_host.h"
-FAULTS = {1: "a lane left its warp before a shuffle", 2: "a thread left before a barrier",
-          3: "threads wait for each other for ever"}
+FAULTS = {
+    1: "a lane left its warp before a shuffle",
+    2: "a thread left before a barrier",
+    3: "threads wait for each other for ever",
+}
 
 
 def why_not():
@@ -53,8 +56,9 @@ class HostDevice:
         library = self._libraries[source]
         words = np.array([_word(each) for each in arguments], np.int64)
         self.launches.append((name, blocks, threads))
-        fault = library.launch(getattr(library, name), blocks, threads,
-                               words.ctypes.data_as(ctypes.c_void_p), len(words))
+        fault = library.launch(
+            getattr(library, name), blocks, threads, words.ctypes.data_as(ctypes.c_void_p), len(words)
+        )
         assert not fault, f"{name}: {FAULTS[fault]}"
 
 

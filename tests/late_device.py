@@ -12,8 +12,18 @@ import types
 import numpy as np
 from host_device import HostDevice
 
-PRETENDS = ("copy", "astype", "fill", "argmax", "max", "tobytes", "__float__", "__int__", "__bool__",
-            "__index__")
+PRETENDS = (
+    "copy",
+    "astype",
+    "fill",
+    "argmax",
+    "max",
+    "tobytes",
+    "__float__",
+    "__int__",
+    "__bool__",
+    "__index__",
+)
 
 
 class Array(np.ndarray):
@@ -75,6 +85,7 @@ def _drained(name):
     def method(self, *arguments, **named):
         self.gpu.drain()
         return plain(self, *arguments, **named)
+
     return method
 
 
@@ -162,6 +173,7 @@ class LateDevice(HostDevice):
     def copy_in(self, buffer, array):
         def act():
             array.view(np.ndarray)[...] = buffer
+
         self._give(act)
         return self.moment()
 
@@ -196,6 +208,7 @@ def cupy_of(gpu):
                 return function(*arguments, **named)
             finally:
                 gpu.inside = False
+
         return call
 
     cupy.asarray = asarray
@@ -204,8 +217,10 @@ def cupy_of(gpu):
     cupy.ones = lambda *arguments: np.ones(*arguments).view(Array)
     stream = types.SimpleNamespace(synchronize=gpu.drain)
     cupy.cuda = types.SimpleNamespace(
-        get_current_stream=lambda: stream, runtime=types.SimpleNamespace(getDeviceCount=lambda: 1),
-        Device=lambda number: types.SimpleNamespace(use=lambda: None))
+        get_current_stream=lambda: stream,
+        runtime=types.SimpleNamespace(getDeviceCount=lambda: 1),
+        Device=lambda number: types.SimpleNamespace(use=lambda: None),
+    )
     pool = types.SimpleNamespace(free_all_blocks=lambda: None, total_bytes=lambda: 1000)
     pool.set_limit = lambda size: setattr(gpu, "free_nbytes", size or float("inf"))
     cupy.get_default_memory_pool = lambda: pool
@@ -218,6 +233,7 @@ def put_in(monkeypatch, gpu):
     from isthmus.kernels import gpu as kernels_of_gpu
     from isthmus.links import on_device as residence
     from isthmus.measuring import computing as measuring
+
     cupy = cupy_of(gpu)
     monkeypatch.setitem(sys.modules, "cupy", cupy)
     monkeypatch.setattr(devices, "gpu_library", lambda oldest=75: cupy)

@@ -29,8 +29,10 @@ def brute_force(sizes, seconds, fixed, storage, allowed):
     return best
 
 
-@pytest.mark.parametrize(("limits", "seconds"), [
-    ({}, 5.0), ({"storage": (12, 10, 10)}, 6.0), ({"allowed": {0: [2], 3: [1, 2]}}, 9.0)])
+@pytest.mark.parametrize(
+    ("limits", "seconds"),
+    [({}, 5.0), ({"storage": (12, 10, 10)}, 6.0), ({"allowed": {0: [2], 3: [1, 2]}}, 9.0)],
+)
 def test_seven_shards_on_three_ranks(limits, seconds):
     found = isthmus.allocate_shards(SIZES, SECONDS, **limits)
     assert found.seconds == pytest.approx(seconds, abs=1e-9)
@@ -43,13 +45,16 @@ def test_seven_shards_on_three_ranks(limits, seconds):
 def instances(draw):
     ranks = draw(st.integers(1, 3))
     sizes = draw(st.lists(st.integers(0, 9), min_size=1, max_size=6))
-    seconds = draw(st.lists(st.sampled_from([0.25, 0.5, 1.0, 1.5, 3.0]), min_size=ranks,
-                            max_size=ranks))
+    seconds = draw(st.lists(st.sampled_from([0.25, 0.5, 1.0, 1.5, 3.0]), min_size=ranks, max_size=ranks))
     fixed = draw(st.lists(st.sampled_from([0.0, 1.0, 4.0]), min_size=ranks, max_size=ranks))
     storage = draw(st.lists(st.sampled_from([8, 12, 20, math.inf]), min_size=ranks, max_size=ranks))
-    allowed = draw(st.dictionaries(
-        st.integers(0, len(sizes) - 1),
-        st.lists(st.integers(0, ranks - 1), min_size=1, max_size=ranks, unique=True), max_size=3))
+    allowed = draw(
+        st.dictionaries(
+            st.integers(0, len(sizes) - 1),
+            st.lists(st.integers(0, ranks - 1), min_size=1, max_size=ranks, unique=True),
+            max_size=3,
+        )
+    )
     return sizes, seconds, fixed, storage, allowed
 
 
@@ -61,11 +66,13 @@ def test_small_plans_equal_brute_force(instance):
     best = brute_force(*instance)
     if best == math.inf:
         with pytest.raises(PlanError, match="no plan"):
-            isthmus.allocate_shards(sizes, seconds, fixed_seconds=fixed, storage=storage,
-                                    allowed=allowed)
+            isthmus.allocate_shards(
+                sizes, seconds, fixed_seconds=fixed, storage=storage, allowed=allowed
+            )
         return
-    found = isthmus.allocate_shards(sizes, seconds, fixed_seconds=fixed, storage=storage,
-                                    allowed=allowed)
+    found = isthmus.allocate_shards(
+        sizes, seconds, fixed_seconds=fixed, storage=storage, allowed=allowed
+    )
     assert found.seconds == pytest.approx(best, abs=1e-7)
     assert found.lower_bound_seconds <= best + 1e-7
     assert sorted(itertools.chain(*found.shards_of_rank)) == list(range(len(sizes)))
@@ -111,31 +118,48 @@ def test_shadow_prices_are_the_slopes_of_the_optimum():
         faster = seconds.copy()
         faster[rank] = 1 / (1 / seconds[rank] + 1e-4)
         assert found.shadow_prices["rate"][rank] == pytest.approx(
-            (now - lp_seconds(faster, storage)) / 1e-4, rel=1e-3, abs=1e-6)
+            (now - lp_seconds(faster, storage)) / 1e-4, rel=1e-3, abs=1e-6
+        )
         more = storage.copy()
         more[rank] += 1e-4
         assert found.shadow_prices["storage"][rank] == pytest.approx(
-            (now - lp_seconds(seconds, more)) / 1e-4, rel=1e-3, abs=1e-6)
+            (now - lp_seconds(seconds, more)) / 1e-4, rel=1e-3, abs=1e-6
+        )
     assert found.shadow_prices["storage"][0] > 0
 
 
-@pytest.mark.parametrize(("arguments", "error", "message"), [
-    (([5, 5, 5], [1, 1], {"storage": [6, 6]}), PlanError, "storage of ranks 0, 1 is short by 3"),
-    (([5, 5, 5], [1, 1], {"storage": [8, 8]}), PlanError,
-     "of 5 to 5 samples would fit in pieces, but not whole; give more storage_nbytes, or pack smaller"),
-    (([5, 5, 6], [1, 1], {"least": [8, 8]}), PlanError,
-     "of 5 to 6 samples would fit in pieces, but not whole; demand fewer least_samples, or pack"),
-    (([5, 9], [1, 1], {"storage": [8, 6]}), PlanError, "shard 1 takes 9, more than the storage"),
-    (([5, 9], [1, 1], {"storage": [9, 6], "allowed": {1: [1]}}), PlanError,
-     "shard 1 takes 9, more than .*at most 6"),
-    (([5], [1, 1], {"allowed": {0: []}}), PlanError, "shard 0 is allowed on no rank"),
-    (([5], [1, 1], {"allowed": {3: [0]}}), PlanError, "names shard 3"),
-    (([5], [1, 1], {"allowed": {0: [2]}}), PlanError, "allowed on ranks .2."),
-    (([5], [0, 1], {}), ValueError, "positive"), (([5], [math.nan, 1], {}), ValueError, "finite"),
-    (([-5], [1, 1], {}), ValueError, "not negative"), (([5], [], {}), ValueError, "one rank"),
-    (([5], [1, 1], {"storage": [1]}), ValueError, "2 numbers"),
-    (([5], [1, 1], {"fixed_seconds": [1]}), ValueError, "2 numbers"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (([5, 5, 5], [1, 1], {"storage": [6, 6]}), PlanError, "storage of ranks 0, 1 is short by 3"),
+        (
+            ([5, 5, 5], [1, 1], {"storage": [8, 8]}),
+            PlanError,
+            "of 5 to 5 samples would fit in pieces, but not whole; give more storage_nbytes, or pack "
+            "smaller",
+        ),
+        (
+            ([5, 5, 6], [1, 1], {"least": [8, 8]}),
+            PlanError,
+            "of 5 to 6 samples would fit in pieces, but not whole; demand fewer least_samples, or pack",
+        ),
+        (([5, 9], [1, 1], {"storage": [8, 6]}), PlanError, "shard 1 takes 9, more than the storage"),
+        (
+            ([5, 9], [1, 1], {"storage": [9, 6], "allowed": {1: [1]}}),
+            PlanError,
+            "shard 1 takes 9, more than .*at most 6",
+        ),
+        (([5], [1, 1], {"allowed": {0: []}}), PlanError, "shard 0 is allowed on no rank"),
+        (([5], [1, 1], {"allowed": {3: [0]}}), PlanError, "names shard 3"),
+        (([5], [1, 1], {"allowed": {0: [2]}}), PlanError, "allowed on ranks .2."),
+        (([5], [0, 1], {}), ValueError, "positive"),
+        (([5], [math.nan, 1], {}), ValueError, "finite"),
+        (([-5], [1, 1], {}), ValueError, "not negative"),
+        (([5], [], {}), ValueError, "one rank"),
+        (([5], [1, 1], {"storage": [1]}), ValueError, "2 numbers"),
+        (([5], [1, 1], {"fixed_seconds": [1]}), ValueError, "2 numbers"),
+    ],
+)
 def test_what_cannot_be_planned_is_named(arguments, error, message):
     sizes, seconds, limits = arguments
     with pytest.raises(error, match=message) as caught:
@@ -163,8 +187,9 @@ def test_a_plan_gives_fast_ranks_more():
 
 
 def test_pinned_shards_stay_at_their_site():
-    plan = isthmus.plan_shards(CLUSTER, [10] * 20, isthmus.Workload(batch_size=20),
-                               pinned=dict.fromkeys(range(15), "site1"))
+    plan = isthmus.plan_shards(
+        CLUSTER, [10] * 20, isthmus.Workload(batch_size=20), pinned=dict.fromkeys(range(15), "site1")
+    )
     at_edge = {shard for rank in (2, 3) for shard in plan.shards_of_rank[rank]}
     assert at_edge >= set(range(15))
 
@@ -172,13 +197,15 @@ def test_pinned_shards_stay_at_their_site():
 def test_storage_is_counted_in_bytes():
     table = cluster_of(2, 2)
     table["site"][0]["storage_nbytes"] = 300.0
-    plan = isthmus.plan_shards(isthmus.Cluster(table), [10] * 20,
-                               isthmus.Workload(batch_size=20, sample_nbytes=10.0))
+    plan = isthmus.plan_shards(
+        isthmus.Cluster(table), [10] * 20, isthmus.Workload(batch_size=20, sample_nbytes=10.0)
+    )
     assert plan.samples_of_rank == (30, 30, 70, 70)
 
 
 def test_a_plan_survives_json_and_its_hash_is_that_of_the_placement():
     import json
+
     plan = isthmus.plan_shards(CLUSTER, [10] * 20, isthmus.Workload(size=500, batch_size=20))
     again = Plan.from_dict(json.loads(json.dumps(plan.to_dict())))
     assert again.shards_of_rank == plan.shards_of_rank
@@ -194,12 +221,15 @@ def test_more_rate_on_a_link_is_worth_what_the_model_says():
     assert "the link" in plan.bound_by
 
 
-@pytest.mark.parametrize(("arguments", "error", "message"), [
-    ({"pinned": {0: "moon"}}, PlanError, "'moon', which does not exist; known sites: site0, site1"),
-    ({"pinned": {99: "site1"}}, PlanError, "shards 0 to 4"),
-    ({"objective": "beauty"}, ValueError, "'makespan'"),
-    ({"shards_or_counts": [0, 0]}, PlanError, "no samples"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"pinned": {0: "moon"}}, PlanError, "'moon', which does not exist; known sites: site0, site1"),
+        ({"pinned": {99: "site1"}}, PlanError, "shards 0 to 4"),
+        ({"objective": "beauty"}, ValueError, "'makespan'"),
+        ({"shards_or_counts": [0, 0]}, PlanError, "no samples"),
+    ],
+)
 def test_a_plan_that_makes_no_sense_is_refused(arguments, error, message):
     arguments = {"shards_or_counts": [10] * 5, **arguments}
     with pytest.raises(error, match=message):

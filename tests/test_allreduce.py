@@ -12,9 +12,17 @@ from isthmus.links.agreement import gather_json
 
 SIZES = (0, 1, 2, 3, 7, 255, 1000, 70_001)
 EXACT = (("mpi", None), ("ring", None), ("tree", None), ("recursive", None), ("hierarchical", None))
-LOSSY = (isthmus.Dense("float16"), isthmus.Dense("bfloat16"), isthmus.Int8(),
-         isthmus.Int8(block=64, rounding="stochastic"), isthmus.OneBit(), isthmus.TopK(0.1),
-         isthmus.TopK(0.1, "threshold"), isthmus.TopK(0.1, "random"), isthmus.LowRank())
+LOSSY = (
+    isthmus.Dense("float16"),
+    isthmus.Dense("bfloat16"),
+    isthmus.Int8(),
+    isthmus.Int8(block=64, rounding="stochastic"),
+    isthmus.OneBit(),
+    isthmus.TopK(0.1),
+    isthmus.TopK(0.1, "threshold"),
+    isthmus.TopK(0.1, "random"),
+    isthmus.LowRank(),
+)
 
 
 def splits(ranks):
@@ -46,8 +54,9 @@ def check_exact(comm):
                     kept = vector.copy()
                     mean = allreduce(vector)
                     whole = sum(range(1, comm.size + 1))
-                    true = sum((r + 1) / whole * vector_of(r, size).astype("f8")
-                               for r in range(comm.size))
+                    true = sum(
+                        (r + 1) / whole * vector_of(r, size).astype("f8") for r in range(comm.size)
+                    )
                     np.testing.assert_allclose(mean, true, rtol=1e-5, atol=1e-6)
                     np.testing.assert_array_equal(vector, kept)
                     assert len(digests(comm, mean)) == 1
@@ -123,7 +132,7 @@ def test_interleaved_ranks_give_the_same_bits_as_ranks_in_order(comm):
                 allreduce = isthmus.Allreduce(tiers, 1000, algorithm, compressor)
                 mean = allreduce(vector_of(tiers.world.rank, 1000))
                 results.append((algorithm, str(compressor), digests(comm, mean)))
-    for first in results[:len(results) // 4]:
+    for first in results[: len(results) // 4]:
         assert [r for r in results if r[:2] == first[:2]] == [first] * 4
 
 
@@ -142,10 +151,18 @@ class SpyComm:
 
 
 @pytest.mark.ranks(4)
-@pytest.mark.parametrize(("compressor", "bytes_an_entry"), [
-    (None, 4.05), (isthmus.Dense("float16"), 2.02), (isthmus.Int8(), 1.03),
-    (isthmus.OneBit(), 0.135), (isthmus.TopK(0.01), 0.0601), (isthmus.TopK(0.01, "random"), 0.0401),
-    (isthmus.LowRank(2, [(100, 1000)]), 0.0881)])
+@pytest.mark.parametrize(
+    ("compressor", "bytes_an_entry"),
+    [
+        (None, 4.05),
+        (isthmus.Dense("float16"), 2.02),
+        (isthmus.Int8(), 1.03),
+        (isthmus.OneBit(), 0.135),
+        (isthmus.TopK(0.01), 0.0601),
+        (isthmus.TopK(0.01, "random"), 0.0401),
+        (isthmus.LowRank(2, [(100, 1000)]), 0.0881),
+    ],
+)
 def test_only_the_wire_crosses_the_link(comm, compressor, bytes_an_entry):
     size = 100_000
     with isthmus.split_tiers(comm, isthmus.Cluster(cluster_of(2, 2))) as tiers:
@@ -159,9 +176,18 @@ def test_only_the_wire_crosses_the_link(comm, compressor, bytes_an_entry):
 
 @pytest.mark.ranks(4)
 @pytest.mark.parametrize("sites", [(4,), (2, 2), (1, 2, 1)])
-@pytest.mark.parametrize("compressor", [None, isthmus.Int8(), isthmus.OneBit(), isthmus.TopK(0.01),
-                                        isthmus.TopK(0.01, "threshold"),
-                                        isthmus.TopK(0.01, "random"), isthmus.LowRank()])
+@pytest.mark.parametrize(
+    "compressor",
+    [
+        None,
+        isthmus.Int8(),
+        isthmus.OneBit(),
+        isthmus.TopK(0.01),
+        isthmus.TopK(0.01, "threshold"),
+        isthmus.TopK(0.01, "random"),
+        isthmus.LowRank(),
+    ],
+)
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_bad_number_anywhere_is_known_everywhere(comm, sites, compressor, bad):
     with isthmus.split_tiers(comm, isthmus.Cluster(cluster_of(*sites))) as tiers:
@@ -180,19 +206,22 @@ def test_a_bad_number_anywhere_is_known_everywhere(comm, sites, compressor, bad)
 
 
 @pytest.mark.ranks(4)
-@pytest.mark.parametrize(("arguments", "rank", "other", "expected"), [
-    ({}, 2, {"size": 11}, "ranks ask for different"),
-    ({"algorithm": "star"}, 0, {}, "'star'"),
-    ({"size": -1}, 0, {}, "negative"),
-    ({"algorithm": "ring", "compressor": isthmus.Int8()}, 0, {}, "needs algorithm = \"hierarchical\""),
-    ({"algorithm": "tree", "compressor": isthmus.Int8()}, 0, {}, "needs algorithm = \"hierarchical\""),
-    ({"algorithm": "ring"}, 0, {"algorithm": "recursive"}, "ranks ask for different"),
-    ({}, 1, {"compressor": isthmus.Int8(64)}, "ranks ask for different"),
-    ({}, 1, {"error_feedback": False}, "ranks ask for different"),
-    ({}, 3, {"weight": -1.0}, "weights"),
-    ({}, 3, {"weight": float("nan")}, "weights"),
-    ({"weight": 0.0}, 0, {}, "weights of all ranks are 0"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "rank", "other", "expected"),
+    [
+        ({}, 2, {"size": 11}, "ranks ask for different"),
+        ({"algorithm": "star"}, 0, {}, "'star'"),
+        ({"size": -1}, 0, {}, "negative"),
+        ({"algorithm": "ring", "compressor": isthmus.Int8()}, 0, {}, 'needs algorithm = "hierarchical"'),
+        ({"algorithm": "tree", "compressor": isthmus.Int8()}, 0, {}, 'needs algorithm = "hierarchical"'),
+        ({"algorithm": "ring"}, 0, {"algorithm": "recursive"}, "ranks ask for different"),
+        ({}, 1, {"compressor": isthmus.Int8(64)}, "ranks ask for different"),
+        ({}, 1, {"error_feedback": False}, "ranks ask for different"),
+        ({}, 3, {"weight": -1.0}, "weights"),
+        ({}, 3, {"weight": float("nan")}, "weights"),
+        ({"weight": 0.0}, 0, {}, "weights of all ranks are 0"),
+    ],
+)
 def test_what_is_wrong_on_one_rank_is_an_error_on_all(comm, arguments, rank, other, expected):
     arguments = {"size": 10, **arguments, **(other if comm.rank == rank else {})}
     with isthmus.split_tiers(comm, isthmus.Cluster(cluster_of(2, 2))) as tiers:
@@ -214,8 +243,9 @@ def test_two_sites_round_independently(comm):
     """Stochastic errors of one and the same vector, sent by both sites, are not the same errors."""
     with isthmus.split_tiers(comm, isthmus.Cluster(cluster_of(1, 1))) as tiers:
         vector = vector_of(0, 100_000)
-        mean = isthmus.Allreduce(tiers, vector.size, error_feedback=False,
-                                 compressor=isthmus.Int8(rounding="stochastic"))(vector)
+        mean = isthmus.Allreduce(
+            tiers, vector.size, error_feedback=False, compressor=isthmus.Int8(rounding="stochastic")
+        )(vector)
         alone = np.empty_like(vector)
         wire = np.empty(isthmus.Int8().wire_nbytes(vector.size), "u1")
         isthmus.Int8(rounding="stochastic").encode(vector, wire, key=99)
@@ -231,7 +261,8 @@ def test_the_error_of_the_sum_is_one_quantisation(comm, sites):
     size = 200_000
     with isthmus.split_tiers(comm, isthmus.Cluster(cluster_of(*sites))) as tiers:
         mean = isthmus.Allreduce(tiers, size, compressor=isthmus.Int8(), error_feedback=False)(
-            vector_of(comm.rank, size))
+            vector_of(comm.rank, size)
+        )
         true = np.mean([vector_of(r, size).astype("f8") for r in range(comm.size)], 0)
         nmse = ((mean - true) ** 2).sum() / (true**2).sum()
         assert nmse <= (5.2e-5 if len(sites) == 2 else 2 * 5.2e-5)

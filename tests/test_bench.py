@@ -16,12 +16,7 @@ import isthmus
 from isthmus.benchmarking.bounds import bound_seconds
 from isthmus.benchmarking.kernels import KERNELS, Arrays, KernelOptions, share_of_triad
 from isthmus.benchmarking.links import pairs
-from isthmus.benchmarking.options import (
-    CollectivesOptions,
-    LinksOptions,
-    named_compressor,
-    sizes_nbytes,
-)
+from isthmus.benchmarking.options import CollectivesOptions, LinksOptions, named_compressor, sizes_nbytes
 from isthmus.benchmarking.spread import spread_of
 from isthmus.errors import EmulationError, ReplicaError
 from isthmus.jobs.launch import mpirun, rank_environment
@@ -37,8 +32,14 @@ PROVENANCE = {"version", "started", "command", "commit", "python", "versions", "
 
 def call(folder, ranks, *arguments):
     start = [mpirun(), "-n", str(ranks)] if ranks else []
-    return subprocess.run([*start, *ISTHMUS, "bench", *map(str, arguments)], cwd=folder, text=True,
-                          env=rank_environment(COLUMNS="200"), capture_output=True, timeout=60)
+    return subprocess.run(
+        [*start, *ISTHMUS, "bench", *map(str, arguments)],
+        cwd=folder,
+        text=True,
+        env=rank_environment(COLUMNS="200"),
+        capture_output=True,
+        timeout=60,
+    )
 
 
 def lines_of(path):
@@ -58,9 +59,29 @@ def lab(tmp_path_factory):
 @pytest.fixture(scope="module")
 def collectives(lab):
     """What a run on paced links says, writes to its folder, and tells."""
-    done = call(lab, 3, "collectives", "cluster.toml", "--links", "paced", "--smallest", 16,
-                "--largest", 100_000, "--repetitions", 3, "--compressor", "none", "--compressor",
-                "top_k:ratio=0.1", "--compressor", "int8:block=16", "--output", "out", "--json")
+    done = call(
+        lab,
+        3,
+        "collectives",
+        "cluster.toml",
+        "--links",
+        "paced",
+        "--smallest",
+        16,
+        "--largest",
+        100_000,
+        "--repetitions",
+        3,
+        "--compressor",
+        "none",
+        "--compressor",
+        "top_k:ratio=0.1",
+        "--compressor",
+        "int8:block=16",
+        "--output",
+        "out",
+        "--json",
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout), lab / "out", done.stderr
 
@@ -69,17 +90,28 @@ def test_every_size_algorithm_and_compressor_is_measured(collectives):
     answer, _, told = collectives
     results = answer["results"]
     assert {(result["algorithm"], result["compressor"]) for result in results} >= {
-        ("ring", "none"), ("hierarchical", "none"), ("hierarchical", "top_k:ratio=0.1"),
-        ("hierarchical", "int8:block=16")}
+        ("ring", "none"),
+        ("hierarchical", "none"),
+        ("hierarchical", "top_k:ratio=0.1"),
+        ("hierarchical", "int8:block=16"),
+    }
     assert not any(result["algorithm"] == "mpi" for result in results)
     for chosen in {(result["algorithm"], result["compressor"]) for result in results}:
-        assert [result["nbytes"] for result in results
-                if (result["algorithm"], result["compressor"]) == chosen] == [
-                    16, 64, 256, 1024, 4096, 16384, 100_000]
+        assert [
+            result["nbytes"]
+            for result in results
+            if (result["algorithm"], result["compressor"]) == chosen
+        ] == [16, 64, 256, 1024, 4096, 16384, 100_000]
     for result in results:
         spread = result["seconds_spread"]
-        assert (0 < spread["least"] <= spread["lower_quartile"] <= spread["median"]
-                <= spread["upper_quartile"] <= spread["most"])
+        assert (
+            0
+            < spread["least"]
+            <= spread["lower_quartile"]
+            <= spread["median"]
+            <= spread["upper_quartile"]
+            <= spread["most"]
+        )
         assert result["median_seconds"] == spread["median"]
         assert 2 <= result["repetitions"] <= 3
         assert result["ranks"] == 3
@@ -91,7 +123,9 @@ def test_every_size_algorithm_and_compressor_is_measured(collectives):
 def test_counted_bytes_over_the_cut_equal_the_formula(collectives):
     for result in collectives[0]["results"]:
         assert {(way["source"], way["target"]) for way in result["cut"]} == {
-            ("site0", "site1"), ("site1", "site0")}
+            ("site0", "site1"),
+            ("site1", "site0"),
+        }
         for way in result["cut"]:
             assert way["counted_nbytes"] == way["formula_nbytes"]
             if result["algorithm"] == "hierarchical":
@@ -111,7 +145,8 @@ def test_each_line_of_the_file_says_what_made_it_and_the_picture_is_there(collec
     answer, folder, _ = collectives
     lines = lines_of(folder / "bench_collectives.jsonl")
     assert [{key: line[key] for key in result} for line, result in zip(lines, answer["results"])] == (
-        answer["results"])
+        answer["results"]
+    )
     for line in lines:
         assert line.keys() >= PROVENANCE | {"hosts", "mpi_library"}
         assert "bench" in line["command"]
@@ -123,29 +158,65 @@ def test_each_line_of_the_file_says_what_made_it_and_the_picture_is_there(collec
 
 @pytest.mark.slow
 def test_mpi_s_own_allreduce_is_measured_on_real_links(lab):
-    done = call(lab, 3, "collectives", "cluster.toml", "--algorithm", "mpi", "--smallest", 64,
-                "--largest", 256, "--repetitions", 2, "--compressor", "none", "-o", "mpi")
+    done = call(
+        lab,
+        3,
+        "collectives",
+        "cluster.toml",
+        "--algorithm",
+        "mpi",
+        "--smallest",
+        64,
+        "--largest",
+        256,
+        "--repetitions",
+        2,
+        "--compressor",
+        "none",
+        "-o",
+        "mpi",
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("results: mpi/bench_collectives.jsonl")
     lines = lines_of(lab / "mpi/bench_collectives.jsonl")
     assert [(line["algorithm"], line["nbytes"], line["cut"]) for line in lines] == [
-        ("mpi", 64, []), ("mpi", 256, [])]  # MPI does not tell to whom it sends
+        ("mpi", 64, []),
+        ("mpi", 256, []),
+    ]  # MPI does not tell to whom it sends
 
 
 def test_links_are_measured_beside_what_the_file_says(lab):
-    done = call(lab, 3, "links", "cluster.toml", "--links", "paced", "--largest", 20_000,
-                "--repetitions", 3, "-o", "links", "--json")
+    done = call(
+        lab,
+        3,
+        "links",
+        "cluster.toml",
+        "--links",
+        "paced",
+        "--largest",
+        20_000,
+        "--repetitions",
+        3,
+        "-o",
+        "links",
+        "--json",
+    )
     assert done.returncode == 0, done.stderr
     results = json.loads(done.stdout)["results"]
     between = [result for result in results if result["source"] != result["target"]]
     assert {(result["kind"], *result["ranks"]) for result in between} == {
-        ("ping-pong", 0, 1), ("one way", 0, 1), ("one way", 1, 0), ("both ways at once", 0, 1),
-        ("both ways at once", 1, 0)}
+        ("ping-pong", 0, 1),
+        ("one way", 0, 1),
+        ("one way", 1, 0),
+        ("both ways at once", 0, 1),
+        ("both ways at once", 1, 0),
+    }
     assert {tuple(sorted(result["ranks"])) for result in results} == {(0, 1), (1, 2)}
     for result in between:
         if result["kind"] == "ping-pong":
             assert result["file_seconds"] == pytest.approx(
-                LATENCY_SECONDS + result["nbytes"] / BYTES_PER_SECOND)
+                LATENCY_SECONDS + result["nbytes"] / BYTES_PER_SECOND
+            )
             assert result["seconds_spread"]["least"] >= 0.98 * result["file_seconds"]
         else:
             assert result["file_bytes_per_second"] == BYTES_PER_SECOND
@@ -156,8 +227,20 @@ def test_links_are_measured_beside_what_the_file_says(lab):
 
 
 def test_kernels_are_measured_beside_a_triad(lab):
-    done = call(lab, 0, "kernels", "add", "encode_int8", "--nbytes", 65536, "--repetitions", 2,
-                "-o", "kernels", "--json")
+    done = call(
+        lab,
+        0,
+        "kernels",
+        "add",
+        "encode_int8",
+        "--nbytes",
+        65536,
+        "--repetitions",
+        2,
+        "-o",
+        "kernels",
+        "--json",
+    )
     assert done.returncode == 0, done.stderr
     results = json.loads(done.stdout)["results"]
     assert [result["kernel"] for result in results] == ["add", "encode_int8"]
@@ -177,12 +260,15 @@ def test_every_kernel_of_the_table_runs(name):
     assert shares[0] > 0
 
 
-@pytest.mark.parametrize(("ranks", "code", "arguments", "words"), [
-    (2, 4, ("collectives", "cluster.toml"), ["3 ranks, this job has 2", "mpirun -n 3"]),
-    (0, 4, ("links", "alone.toml"), ["alone.toml: one site of one rank has no links"]),
-    (2, 4, ("links", "no.toml"), ["no.toml: no such file"]),
-    (3, 8, ("links", "cluster.toml", "-o", "cluster.toml/out"), ["cannot be written", "--output"]),
-])
+@pytest.mark.parametrize(
+    ("ranks", "code", "arguments", "words"),
+    [
+        (2, 4, ("collectives", "cluster.toml"), ["3 ranks, this job has 2", "mpirun -n 3"]),
+        (0, 4, ("links", "alone.toml"), ["alone.toml: one site of one rank has no links"]),
+        (2, 4, ("links", "no.toml"), ["no.toml: no such file"]),
+        (3, 8, ("links", "cluster.toml", "-o", "cluster.toml/out"), ["cannot be written", "--output"]),
+    ],
+)
 def test_a_mistake_is_told_once_in_one_line(lab, ranks, code, arguments, words):
     done = call(lab, ranks, *arguments)
     assert done.returncode == code, done.stderr
@@ -192,30 +278,36 @@ def test_a_mistake_is_told_once_in_one_line(lab, ranks, code, arguments, words):
         assert word in told
 
 
-@pytest.mark.parametrize(("ranks", "arguments"), [
-    (2, ("collectives", "cluster.toml", "--algorithm", "star")),
-    (0, ("collectives", "cluster.toml", "--largest", -4)),
-    (0, ("kernels", "multiply")),
-])
+@pytest.mark.parametrize(
+    ("ranks", "arguments"),
+    [
+        (2, ("collectives", "cluster.toml", "--algorithm", "star")),
+        (0, ("collectives", "cluster.toml", "--largest", -4)),
+        (0, ("kernels", "multiply")),
+    ],
+)
 def test_wrong_arguments_end_with_code_2_once(lab, ranks, arguments):
     done = call(lab, ranks, *arguments)
     assert done.returncode == 2
     assert done.stderr.count("isthmus: ") == 1
 
 
-@pytest.mark.parametrize(("make", "words"), [
-    (lambda: CollectivesOptions(algorithms=("star",)), "algorithm must be one of mpi, ring"),
-    (lambda: CollectivesOptions(compressors=("zip",)), "one of none, dense, int8.*'zip'"),
-    (lambda: CollectivesOptions(compressors=("top_k:ratio=2",)), "ratio must be in"),
-    (lambda: CollectivesOptions(compressors=("int8:block=many",)), "int8:block=many"),
-    (lambda: CollectivesOptions(compressors=("int8:size=4",)), "a key of block, rounding"),
-    (lambda: CollectivesOptions(links="slow"), "links must be one of real, paced"),
-    (lambda: CollectivesOptions(links="paced", algorithms=("mpi",)), "cannot be paced"),
-    (lambda: CollectivesOptions(algorithms=("mpi",), compressors=("int8",)), "\"mpi\" sends exact"),
-    (lambda: CollectivesOptions(smallest_nbytes=6), "multiple of 4 bytes, not 6"),
-    (lambda: LinksOptions(smallest_nbytes=64, largest_nbytes=16), "64, is more than largest, 16"),
-    (lambda: KernelOptions(names=("multiply",)), "'multiply'; known kernels: add"),
-])
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: CollectivesOptions(algorithms=("star",)), "algorithm must be one of mpi, ring"),
+        (lambda: CollectivesOptions(compressors=("zip",)), "one of none, dense, int8.*'zip'"),
+        (lambda: CollectivesOptions(compressors=("top_k:ratio=2",)), "ratio must be in"),
+        (lambda: CollectivesOptions(compressors=("int8:block=many",)), "int8:block=many"),
+        (lambda: CollectivesOptions(compressors=("int8:size=4",)), "a key of block, rounding"),
+        (lambda: CollectivesOptions(links="slow"), "links must be one of real, paced"),
+        (lambda: CollectivesOptions(links="paced", algorithms=("mpi",)), "cannot be paced"),
+        (lambda: CollectivesOptions(algorithms=("mpi",), compressors=("int8",)), '"mpi" sends exact'),
+        (lambda: CollectivesOptions(smallest_nbytes=6), "multiple of 4 bytes, not 6"),
+        (lambda: LinksOptions(smallest_nbytes=64, largest_nbytes=16), "64, is more than largest, 16"),
+        (lambda: KernelOptions(names=("multiply",)), "'multiply'; known kernels: add"),
+    ],
+)
 def test_options_are_checked_at_birth(make, words):
     with pytest.raises(ValueError, match=words):
         make()
@@ -223,7 +315,10 @@ def test_options_are_checked_at_birth(make, words):
 
 def test_an_algorithm_goes_with_the_compressors_that_it_can_use():
     assert CollectivesOptions(algorithms=("ring", "hierarchical")).combinations == [
-        ("ring", "none"), ("hierarchical", "none"), ("hierarchical", "int8")]
+        ("ring", "none"),
+        ("hierarchical", "none"),
+        ("hierarchical", "int8"),
+    ]
     assert ("mpi", "none") in CollectivesOptions().combinations
     assert ("mpi", "none") not in CollectivesOptions(links="paced").combinations
 
@@ -270,6 +365,7 @@ def test_interfaces_are_read_on_a_testbed_alone(monkeypatch):
 @pytest.mark.ranks(2)
 def test_ranks_that_end_with_different_bits_are_found(comm):
     from isthmus.benchmarking.collectives import check_same_bits
+
     mean = np.ones(3, "f4")
     check_same_bits(comm, mean, "ring", "none", 12)
     if comm.rank == 1:
@@ -280,8 +376,12 @@ def test_ranks_that_end_with_different_bits_are_found(comm):
 
 def test_help_fits_a_terminal_of_80_columns():
     for verb in ((), ("collectives",)):
-        done = subprocess.run([*ISTHMUS, "bench", *verb, "--help"], text=True, capture_output=True,
-                              env={**os.environ, "COLUMNS": "80"})
+        done = subprocess.run(
+            [*ISTHMUS, "bench", *verb, "--help"],
+            text=True,
+            capture_output=True,
+            env={**os.environ, "COLUMNS": "80"},
+        )
         assert done.returncode == 0
         assert max(map(len, done.stdout.splitlines())) <= 80
 
@@ -291,9 +391,13 @@ def test_help_fits_a_terminal_of_80_columns():
 def test_ranks_start_at_one_instant(comm, same_machine):
     """Also where each machine's clock has a zero of its own, and where a rank comes late."""
     from isthmus.links.common_clock import CommonClock
+
     zero = 0.0 if same_machine else 1000.0 * comm.rank
-    common = CommonClock(comm, lambda: time.perf_counter() + zero,
-                         machine=None if same_machine else f"machine {comm.rank}")
+    common = CommonClock(
+        comm,
+        lambda: time.perf_counter() + zero,
+        machine=None if same_machine else f"machine {comm.rank}",
+    )
     for late in range(3):
         time.sleep(0.02 * (comm.rank == late))
         before = common.clock()

@@ -16,8 +16,13 @@ ADD = "        total[i] += vector[i]\n"
 def clone(repository, tmp_path):
     """The working tree as a repository of its own, with two equal commits."""
     folder = tmp_path / "clone"
-    names = subprocess.run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-                           cwd=repository, check=True, text=True, stdout=subprocess.PIPE).stdout
+    names = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=repository,
+        check=True,
+        text=True,
+        stdout=subprocess.PIPE,
+    ).stdout
     for name in filter(None, names.split("\0")):
         if (repository / name).is_file() or (repository / name).is_symlink():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -38,8 +43,13 @@ def make(folder, target, *settings):
     environment = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}
     return subprocess.run(
         ["make", target, f"VENV={sys.prefix}", f"--old-file={sys.prefix}/.installed", *settings],
-        cwd=folder, env=environment | {"HOME": str(folder.parent)}, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=400)
+        cwd=folder,
+        env=environment | {"HOME": str(folder.parent)},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=400,
+    )
 
 
 @pytest.mark.slow
@@ -67,7 +77,8 @@ def test_a_kernel_that_is_twice_as_slow_is_a_regression(clone):
     (path, *_) = (clone / ".asv/results").glob("*/*-on_top_of_this_python*.json")
     table = json.loads(path.read_text())
     figure = dict(zip(table["result_columns"], table["results"]["kernels.InCache.track_triads"]))
-    low, median, high, count = (figure[name][0] for name in (
-        "stats_ci_99_a", "result", "stats_ci_99_b", "stats_repeat"))
+    low, median, high, count = (
+        figure[name][0] for name in ("stats_ci_99_a", "result", "stats_ci_99_b", "stats_repeat")
+    )
     assert 0 < low < median < high  # that asv makes an interval of samples is not in its documents
     assert count == 2 * 101

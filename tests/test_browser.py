@@ -37,11 +37,21 @@ def browser(tmp_path_factory):
     if why := obstacle():
         (pytest.fail if "CI" in os.environ else pytest.skip)(why)
     from selenium import webdriver
+
     options = webdriver.ChromeOptions()
     options.binary_location = shutil.which("chromium")
-    for argument in ("headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run",
-                     "disable-background-networking", "disable-component-update", "disable-sync",
-                     "hide-scrollbars", f"user-data-dir={tmp_path_factory.mktemp('chromium')}"):
+    for argument in (
+        "headless",
+        "no-sandbox",
+        "disable-gpu",
+        "disable-quic",
+        "no-first-run",
+        "disable-background-networking",
+        "disable-component-update",
+        "disable-sync",
+        "hide-scrollbars",
+        f"user-data-dir={tmp_path_factory.mktemp('chromium')}",
+    ):
         options.add_argument(f"--{argument}")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     service = webdriver.ChromeService(shutil.which("chromedriver"))
@@ -54,10 +64,13 @@ def pages(tmp_path_factory):
     """Name -> page: the report of a long run, and a comparison of three runs."""
     parent = tmp_path_factory.mktemp("runs")
     long_name = "a_site_with_a_name_that_is_longer_than_a_phone_is_wide_and_has_no_blank"
-    long = write_run(parent / "long", STEPS, name=long_name,
-                     loss=lambda step: (step * 7919 % 1000) / step)
-    others = [write_run(parent / name, STEPS // 10, compressor=name, digest=name * 2)
-              for name in ("int8", "one_bit", "top_k")]
+    long = write_run(
+        parent / "long", STEPS, name=long_name, loss=lambda step: (step * 7919 % 1000) / step
+    )
+    others = [
+        write_run(parent / name, STEPS // 10, compressor=name, digest=name * 2)
+        for name in ("int8", "one_bit", "top_k")
+    ]
     return {"report": write_report(long), "comparison": parent / compare(others)["page"]}
 
 
@@ -66,27 +79,36 @@ class Visit:
 
     def __init__(self, browser, page, width):
         self.browser = browser
-        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {
-            "width": width, "height": 844, "deviceScaleFactor": 1, "mobile": width == PHONE})
+        browser.execute_cdp_cmd(
+            "Emulation.setDeviceMetricsOverride",
+            {"width": width, "height": 844, "deviceScaleFactor": 1, "mobile": width == PHONE},
+        )
         browser.get("about:blank")
         for kind in ("performance", "browser"):
             browser.get_log(kind)
         start = time.perf_counter()
         browser.get(page.as_uri())
-        browser.execute_async_script("const done = arguments[0];"
-                                     "requestAnimationFrame(() => requestAnimationFrame(() => done()))")
+        browser.execute_async_script(
+            "const done = arguments[0];requestAnimationFrame(() => requestAnimationFrame(() => done()))"
+        )
         self.seconds = time.perf_counter() - start
         told = (json.loads(line["message"])["message"] for line in browser.get_log("performance"))
-        self.fetched = [message["params"]["request"]["url"] for message in told
-                        if message["method"] == "Network.requestWillBeSent"]
+        self.fetched = [
+            message["params"]["request"]["url"]
+            for message in told
+            if message["method"] == "Network.requestWillBeSent"
+        ]
         self.console = browser.get_log("browser")
 
     def ask(self, script):
         return self.browser.execute_script(f"return {script}")
 
 
-@pytest.fixture(scope="module", params=[("report", DESK), ("report", PHONE), ("comparison", DESK),
-                                        ("comparison", PHONE)], ids=lambda each: f"{each[0]}-{each[1]}")
+@pytest.fixture(
+    scope="module",
+    params=[("report", DESK), ("report", PHONE), ("comparison", DESK), ("comparison", PHONE)],
+    ids=lambda each: f"{each[0]}-{each[1]}",
+)
 def visit(request, browser, pages):
     name, width = request.param
     return Visit(browser, pages[name], width), pages[name], width
@@ -106,9 +128,11 @@ def test_a_page_fetches_nothing_and_the_console_is_silent(visit):
 
 def test_every_chart_is_there_and_can_be_seen(visit):
     seen, page, width = visit
-    sizes = seen.ask("[...document.querySelectorAll('figure svg')].map(svg => {"
-                     "const box = svg.getBoundingClientRect();"
-                     "return [box.left, box.right, box.height, svg.querySelectorAll('path').length]})")
+    sizes = seen.ask(
+        "[...document.querySelectorAll('figure svg')].map(svg => {"
+        "const box = svg.getBoundingClientRect();"
+        "return [box.left, box.right, box.height, svg.querySelectorAll('path').length]})"
+    )
     assert len(sizes) == (11 if page.name == "report.html" else 7)
     for left, right, height, paths in sizes:
         assert 0 <= left < right <= width
@@ -132,8 +156,9 @@ def test_three_columns_can_be_read_on_a_phone_without_moving_them(browser, tmp_p
         (run / "summary.json").write_text(json.dumps(summary))
     seen = Visit(browser, tmp_path / compare(runs)["page"], SMALL)
     assert seen.ask("innerWidth") == SMALL
-    widths = seen.ask("[...document.querySelectorAll('.scroll')].map(each => "
-                      "[each.scrollWidth, each.clientWidth])")
+    widths = seen.ask(
+        "[...document.querySelectorAll('.scroll')].map(each => [each.scrollWidth, each.clientWidth])"
+    )
     assert len(widths) >= 3
     assert all(wanted <= given for wanted, given in widths), widths
 
@@ -142,10 +167,13 @@ def test_three_columns_can_be_read_on_a_phone_without_moving_them(browser, tmp_p
 def test_the_words_of_charts_can_be_read_by_day_and_by_night(browser, pages, light):
     """At least 4.5 to 1 between words and what is behind them (WCAG AA)."""
     seen = Visit(browser, pages["report"], DESK)
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {
-        "features": [{"name": "prefers-color-scheme", "value": light}]})
-    ink, card = seen.ask("[getComputedStyle(document.querySelector('figure svg text')).fill,"
-                         "getComputedStyle(document.querySelector('section')).backgroundColor]")
+    browser.execute_cdp_cmd(
+        "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": light}]}
+    )
+    ink, card = seen.ask(
+        "[getComputedStyle(document.querySelector('figure svg text')).fill,"
+        "getComputedStyle(document.querySelector('section')).backgroundColor]"
+    )
     bright, dim = sorted((luminance(ink), luminance(card)), reverse=True)
     assert (bright + 0.05) / (dim + 0.05) > 4.5
     assert (luminance(card) < luminance(ink)) == (light == "dark")
@@ -153,7 +181,8 @@ def test_the_words_of_charts_can_be_read_by_day_and_by_night(browser, pages, lig
 
 def luminance(colour):
     """Return the relative luminance of "rgb(r, g, b)"."""
-    parts = [int(part) / 255 for part in colour[colour.index("(") + 1:-1].split(",")[:3]]
-    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4
-                        for part in parts)
+    parts = [int(part) / 255 for part in colour[colour.index("(") + 1 : -1].split(",")[:3]]
+    red, green, blue = (
+        part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts
+    )
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue

@@ -37,8 +37,13 @@ def test_what_a_model_calls_ready_does_not_change_any_more(model):
     draw = np.random.default_rng(0)
     features, targets = draw.normal(size=(5, *model.inputs_shape)), draw.integers(0, 3, 5)
     gradient, seen = np.zeros(model.size, "f4"), []
-    model.gradient(model.initial(0), features, targets, gradient,
-                   lambda first: seen.append((first, gradient[first:].copy())))
+    model.gradient(
+        model.initial(0),
+        features,
+        targets,
+        gradient,
+        lambda first: seen.append((first, gradient[first:].copy())),
+    )
     firsts = [first for first, _ in seen]
     assert firsts == sorted(firsts, reverse=True)
     assert firsts[-1] == 0
@@ -49,10 +54,20 @@ def test_what_a_model_calls_ready_does_not_change_any_more(model):
 
 @pytest.mark.ranks(4)
 @pytest.mark.parametrize("sites", [(4,), (2, 2), (1, 2, 1), (1, 1, 1, 1)])
-@pytest.mark.parametrize(("algorithm", "compressor"), [
-    ("mpi", None), ("ring", None), ("tree", None), ("recursive", None), ("hierarchical", None),
-    ("hierarchical", isthmus.Int8(block=64)), ("hierarchical", isthmus.Int4(block=4)),
-    ("hierarchical", isthmus.Int8(block=64, rounding="stochastic"))], ids=str)
+@pytest.mark.parametrize(
+    ("algorithm", "compressor"),
+    [
+        ("mpi", None),
+        ("ring", None),
+        ("tree", None),
+        ("recursive", None),
+        ("hierarchical", None),
+        ("hierarchical", isthmus.Int8(block=64)),
+        ("hierarchical", isthmus.Int4(block=4)),
+        ("hierarchical", isthmus.Int8(block=64, rounding="stochastic")),
+    ],
+    ids=str,
+)
 def test_buckets_give_the_bits_of_the_whole(comm, sites, algorithm, compressor):
     """Cut at the grain, in any order: the same wires, so the same means and the same residuals."""
     size, cuts = 64 * 1000 + 5, [0, 64 * 10, 64 * 11, 64 * 700, 64 * 1000 + 5]
@@ -75,8 +90,11 @@ def test_buckets_give_the_bits_of_the_whole(comm, sites, algorithm, compressor):
 
 
 @pytest.mark.ranks(2)
-@pytest.mark.parametrize("compressor", [isthmus.TopK(0.1), isthmus.TopK(0.1, "threshold"),
-                                        isthmus.LowRank(2, ((30, 20), (20,), (20, 10)))], ids=str)
+@pytest.mark.parametrize(
+    "compressor",
+    [isthmus.TopK(0.1), isthmus.TopK(0.1, "threshold"), isthmus.LowRank(2, ((30, 20), (20,), (20, 10)))],
+    ids=str,
+)
 def test_a_compressor_of_the_whole_sees_its_bucket(comm, compressor):
     """What is sent and what is kept add up to what was given, bucket by bucket."""
     size, buckets = 820, [slice(600, 820), slice(0, 600)]
@@ -94,15 +112,18 @@ def test_a_compressor_of_the_whole_sees_its_bucket(comm, compressor):
 
 
 @pytest.mark.ranks(2)
-@pytest.mark.parametrize("buckets", [
-    [], [slice(0, 5)], [slice(0, 6), slice(5, 10)], [slice(1, 10)], [slice(0, 5), slice(6, 10)]])
+@pytest.mark.parametrize(
+    "buckets",
+    [[], [slice(0, 5)], [slice(0, 6), slice(5, 10)], [slice(1, 10)], [slice(0, 5), slice(6, 10)]],
+)
 def test_buckets_that_do_not_cover_the_vector_once_are_refused(comm, buckets):
     with isthmus.split_tiers(comm, isthmus.Cluster(cluster_of(1, 1))) as tiers:
         with pytest.raises(ValueError, match="must cover the 10 entries once"):
             isthmus.Allreduce(tiers, 10, buckets=buckets)
         with pytest.raises(ValueError, match="cuts a tensor"):
-            isthmus.Allreduce(tiers, 10, buckets=[slice(0, 5), slice(5, 10)],
-                              compressor=isthmus.LowRank(1, ((10,),)))
+            isthmus.Allreduce(
+                tiers, 10, buckets=[slice(0, 5), slice(5, 10)], compressor=isthmus.LowRank(1, ((10,),))
+            )
 
 
 @pytest.mark.ranks(2)
@@ -147,9 +168,20 @@ def test_a_link_works_while_the_ranks_compute(comm, sites):
 
 
 @pytest.mark.ranks(4)
-@pytest.mark.parametrize("compressor", [
-    None, isthmus.Dense("bfloat16"), isthmus.Int8(), isthmus.Int8(rounding="stochastic"), isthmus.Int4(),
-    isthmus.OneBit(), isthmus.TopK(0.01, "threshold"), isthmus.TopK(0.01, "random")], ids=str)
+@pytest.mark.parametrize(
+    "compressor",
+    [
+        None,
+        isthmus.Dense("bfloat16"),
+        isthmus.Int8(),
+        isthmus.Int8(rounding="stochastic"),
+        isthmus.Int4(),
+        isthmus.OneBit(),
+        isthmus.TopK(0.01, "threshold"),
+        isthmus.TopK(0.01, "random"),
+    ],
+    ids=str,
+)
 def test_after_the_first_call_nothing_grows_with_the_vector_but_the_mean(comm, compressor):
     """The new array that is returned is all; a sparse wire may take a few times its own length."""
     size = 1_000_000

@@ -97,8 +97,10 @@ def seconds_of(table, algorithm, size=100_000):
     return isthmus.predict_allreduce(isthmus.Cluster(table), size, algorithm=algorithm).seconds
 
 
-@pytest.mark.parametrize(("algorithm", "name"), [
-    ("hierarchical", "streams"), ("tree", "streams"), ("ring", "messages"), ("recursive", "messages")])
+@pytest.mark.parametrize(
+    ("algorithm", "name"),
+    [("hierarchical", "streams"), ("tree", "streams"), ("ring", "messages"), ("recursive", "messages")],
+)
 def test_what_a_link_took_is_what_an_allreduce_will_take(algorithm, name):
     """Twice as long by size: twice the seconds. The sites' networks take next to nothing."""
     plain = seconds_of(calibrated(), algorithm)
@@ -109,6 +111,7 @@ def test_what_a_link_took_is_what_an_allreduce_will_take(algorithm, name):
 
 def test_a_table_is_a_line_from_size_to_size_and_follows_the_link_s_rate():
     table = SizeTable(nbytes=(100, 1000), factors=(2, 1), low=(1, 1), high=(3, 3))
+
     def formula(sizes):
         return 0.5 + sizes / 1000
 
@@ -149,7 +152,8 @@ def test_what_an_allreduce_takes_whatever_its_size_is_added_once(algorithm):
     for size in (1, 100_000):
         plain = seconds_of(calibrated(), algorithm, size)
         assert seconds_of(calibrated() | {"calibration": found}, algorithm, size) - plain == (
-            pytest.approx(0.25))
+            pytest.approx(0.25)
+        )
         others = found | {"ranks": 5}
         assert seconds_of(calibrated() | {"calibration": others}, algorithm, size) == plain
     if algorithm == "hierarchical":
@@ -182,7 +186,8 @@ def test_what_a_link_lets_pass_at_once_it_does_so_once():
     star = bursts(1, 1, 1)
     latency, rate = star.links[0].line(2 * 60_000)
     assert isthmus.predict_allreduce(star, 15_000, algorithm="hierarchical").links_seconds == (
-        pytest.approx(2 * (latency + 2 * 60_000 / rate)))
+        pytest.approx(2 * (latency + 2 * 60_000 / rate))
+    )
 
 
 @given(st.integers(1, 3), st.integers(1, 3), st.integers(1000, 200_000))
@@ -194,19 +199,33 @@ def test_a_ring_s_hops_share_an_uplink(north, south, size):
 
 
 def test_links_that_share_a_rate_do_not_share_what_a_message_takes_before_its_first_byte():
-    alone, both = (isthmus.Cluster(cluster_of(*sites, bytes_per_second=1e6, shared="uplink",
-                                              streams=flat(1.0) | {"factors": [3.0, 1.0, 1.0, 1.0]}))
-                   for sites in ((1, 1, 1), (1, 1, 1, 1, 1)))
-    one, other = (isthmus.predict_allreduce(cluster, 1, algorithm="hierarchical").links_seconds
-                  for cluster in (alone, both))
+    alone, both = (
+        isthmus.Cluster(
+            cluster_of(
+                *sites,
+                bytes_per_second=1e6,
+                shared="uplink",
+                streams=flat(1.0) | {"factors": [3.0, 1.0, 1.0, 1.0]},
+            )
+        )
+        for sites in ((1, 1, 1), (1, 1, 1, 1, 1))
+    )
+    one, other = (
+        isthmus.predict_allreduce(cluster, 1, algorithm="hierarchical").links_seconds
+        for cluster in (alone, both)
+    )
     assert one == pytest.approx(2 * 0.003, rel=0.01)
     assert other == pytest.approx(one, rel=0.01)
 
 
 def test_a_compressor_takes_what_it_took_and_another_of_its_class_is_the_best_guess():
     def coding(compressor, seconds):
-        return {"compressor": compressor, "nbytes": [4000, 8000],
-                "encode_seconds": [seconds, 4 * seconds], "decode_seconds": [seconds, seconds]}
+        return {
+            "compressor": compressor,
+            "nbytes": [4000, 8000],
+            "encode_seconds": [seconds, 4 * seconds],
+            "decode_seconds": [seconds, seconds],
+        }
 
     table = calibrated()
     table["site"][1]["coding"] = [coding("OneBit(block=1024)", 7.0), coding(repr(isthmus.Int8()), 1.0)]
@@ -228,19 +247,29 @@ def test_a_calibrated_file_reads_back_equal_and_an_old_one_has_no_tables(tmp_pat
     cluster.to_toml(tmp_path / "cluster.toml")
     again = isthmus.Cluster.from_toml(tmp_path / "cluster.toml")
     assert (again.sites, again.links, again.calibration) == (
-        cluster.sites, cluster.links, cluster.calibration)
+        cluster.sites,
+        cluster.links,
+        cluster.calibration,
+    )
     assert again.links[0].streams.factors == (1.5,) * 4
     old = isthmus.Cluster(calibrated())
     assert old.calibration is old.links[0].streams is old.sites[0].network.messages is None
     assert "calibration" not in old.to_table()
 
 
-@pytest.mark.parametrize(("broken", "words"), [
-    ({"calibration": {"version": 2, "new": 1}}, ["calibration.version: 2", "reads version 1", "again"]),
-    ({"calibration": {"version": 1, "alowreduce": 1}}, ["alowreduce", "did you mean 'allreduce'"]),
-    ({"link": {"streams": flat(1.0) | {"low": [1.0]}}}, ["one length", "4, 4, 1, 4"]),
-    ({"link": {"streams": flat(1.0) | {"nbytes": [4, 3, 5, 6]}}}, ["nbytes must ascend"]),
-    ({"link": {"messages": flat(-1.0)}}, ["link[0].messages.factors[0]", "greater than 0"])])
+@pytest.mark.parametrize(
+    ("broken", "words"),
+    [
+        (
+            {"calibration": {"version": 2, "new": 1}},
+            ["calibration.version: 2", "reads version 1", "again"],
+        ),
+        ({"calibration": {"version": 1, "alowreduce": 1}}, ["alowreduce", "did you mean 'allreduce'"]),
+        ({"link": {"streams": flat(1.0) | {"low": [1.0]}}}, ["one length", "4, 4, 1, 4"]),
+        ({"link": {"streams": flat(1.0) | {"nbytes": [4, 3, 5, 6]}}}, ["nbytes must ascend"]),
+        ({"link": {"messages": flat(-1.0)}}, ["link[0].messages.factors[0]", "greater than 0"]),
+    ],
+)
 def test_a_table_that_cannot_be_used_is_refused_in_one_line(broken, words):
     table = calibrated()
     table["link"][0] |= broken.pop("link", {})
@@ -279,7 +308,8 @@ def test_local_steps_take_what_the_simulation_says(steps, local_steps):
     simulated = simulate(cluster, workload, [20, 20, 10], steps=steps, local_steps=local_steps)
     exchange = isthmus.predict_allreduce(cluster, workload.size, algorithm="hierarchical").seconds
     assert simulated.seconds == pytest.approx(
-        float(local_steps_seconds(steps, local_steps, 10 / 500, exchange)))
+        float(local_steps_seconds(steps, local_steps, 10 / 500, exchange))
+    )
 
 
 def test_formulas_take_arrays():
@@ -296,7 +326,8 @@ def test_a_star_of_chunks_is_a_pipeline():
     first, each = stages.links
     expected = pipelined_seconds([first], [each], 1 + stages.rest)
     assert isthmus.predict_allreduce(cluster, 10**6, algorithm="hierarchical").seconds == (
-        pytest.approx(float(expected)))
+        pytest.approx(float(expected))
+    )
 
 
 def test_fair_shares_of_links_bring_the_shards_no_sooner_than_full_ones():
@@ -305,8 +336,10 @@ def test_fair_shares_of_links_bring_the_shards_no_sooner_than_full_ones():
     assert fair_staging_seconds(cluster, [5e6, 1e6, 2e6], "site0") == pytest.approx(3.0)
     assert fair_staging_seconds(cluster, [5e6, 0, 0], "site0") == 0
     # Site 2 lies behind site 1: its flow is slowed on the first link by one that could have waited.
-    table["link"] = [{"between": ["site0", "site1"], "latency_seconds": 0, "bytes_per_second": 2e6},
-                     {"between": ["site1", "site2"], "latency_seconds": 0, "bytes_per_second": 1.25e6}]
+    table["link"] = [
+        {"between": ["site0", "site1"], "latency_seconds": 0, "bytes_per_second": 2e6},
+        {"between": ["site1", "site2"], "latency_seconds": 0, "bytes_per_second": 1.25e6},
+    ]
     behind = isthmus.Cluster(table)
     assert staging_seconds(behind, [0, 3e6, 5e6], "site0") == pytest.approx(4.0)
     assert fair_staging_seconds(behind, [0, 3e6, 5e6], "site0") == pytest.approx(4.6)
@@ -324,8 +357,9 @@ def test_a_cluster_of_thousands_of_sites_is_made():
 @pytest.mark.parametrize("message_nbytes", [61_440, 2**30])
 def test_ranks_measure_the_ways_between_them(comm, message_nbytes, monkeypatch):
     monkeypatch.setattr("isthmus.measuring.messages.LONGEST_SECONDS", 0.5)
-    with isthmus.split_tiers(comm, isthmus.Cluster(
-            cluster_of(1, 1, latency_seconds=0.003, bytes_per_second=4e6))) as tiers:
+    with isthmus.split_tiers(
+        comm, isthmus.Cluster(cluster_of(1, 1, latency_seconds=0.003, bytes_per_second=4e6))
+    ) as tiers:
         world = tiers.paced().world
         nbytes, there, back = way_seconds(world, 1, 0, 0.01, 4, message_nbytes)
         if comm.rank == 0:

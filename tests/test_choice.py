@@ -11,12 +11,20 @@ from isthmus.jobs.choosing import choose
 from isthmus.jobs.settings import RunSettings
 from isthmus.timing.choice import CHUNK_NBYTES, choose_allreduce, error_of, gaussian_error
 
-RUN = {"cluster": {"file": "c.toml"}, "data": {"train": "a", "test": "b"},
-       "model": {"kind": "perceptron", "inputs": 100, "hidden": [200]}}
+RUN = {
+    "cluster": {"file": "c.toml"},
+    "data": {"train": "a", "test": "b"},
+    "model": {"kind": "perceptron", "inputs": 100, "hidden": [200]},
+}
 
 
-@given(st.sampled_from([(4,), (2, 2), (1, 3), (1, 2, 1)]), st.integers(0, 10**7), st.floats(0, 1),
-       st.floats(1e5, 1e11), st.floats(0, 0.1))
+@given(
+    st.sampled_from([(4,), (2, 2), (1, 3), (1, 2, 1)]),
+    st.integers(0, 10**7),
+    st.floats(0, 1),
+    st.floats(1e5, 1e11),
+    st.floats(0, 0.1),
+)
 @settings(max_examples=60)
 def test_nothing_within_the_error_is_predicted_to_be_faster(sites, size, error, rate, latency):
     cluster = isthmus.Cluster(cluster_of(*sites, bytes_per_second=rate, latency_seconds=latency))
@@ -25,15 +33,21 @@ def test_nothing_within_the_error_is_predicted_to_be_faster(sites, size, error, 
     for other in choice.candidates:
         assert other.error > error or other.seconds >= choice.best.seconds
     again = isthmus.predict_allreduce(
-        cluster, size, algorithm=choice.best.algorithm, compressor=choice.best.compressor,
-        chunk_nbytes=choice.best.chunk_nbytes)
+        cluster,
+        size,
+        algorithm=choice.best.algorithm,
+        compressor=choice.best.compressor,
+        chunk_nbytes=choice.best.chunk_nbytes,
+    )
     assert again.seconds == choice.best.seconds
 
 
 def test_a_narrow_link_compresses_as_far_as_the_error_allows():
     cluster = isthmus.Cluster(cluster_of(2, 2, bytes_per_second=1e6))
-    chosen = [choose_allreduce(cluster, 10**6, largest_error=error).best.compressor
-              for error in (0, 1e-6, 1e-4, 0.016, 0.37)]
+    chosen = [
+        choose_allreduce(cluster, 10**6, largest_error=error).best.compressor
+        for error in (0, 1e-6, 1e-4, 0.016, 0.37)
+    ]
     assert chosen == [None, isthmus.Dense("float16"), isthmus.Int8(), isthmus.Int4(), isthmus.OneBit()]
 
 
@@ -57,9 +71,16 @@ def test_a_message_that_costs_much_makes_chunks_long():
     assert short < long == WIRE_NBYTES
 
 
-@pytest.mark.parametrize(("compressor", "largest"), [
-    (isthmus.Int8(), 5.2e-5), (isthmus.Int4(), 1.6e-2), (isthmus.OneBit(), 0.364),
-    (isthmus.Dense("float16"), 1e-7), (isthmus.Dense(), 0)])
+@pytest.mark.parametrize(
+    ("compressor", "largest"),
+    [
+        (isthmus.Int8(), 5.2e-5),
+        (isthmus.Int4(), 1.6e-2),
+        (isthmus.OneBit(), 0.364),
+        (isthmus.Dense("float16"), 1e-7),
+        (isthmus.Dense(), 0),
+    ],
+)
 def test_the_error_on_gaussian_vectors_is_what_it_is_said_to_be(compressor, largest):
     assert gaussian_error(compressor) <= largest
     two, three, one = (isthmus.Cluster(cluster_of(*sites)) for sites in ((1, 1), (1, 1, 1), (2,)))
@@ -75,15 +96,23 @@ def test_what_cannot_be_chosen_is_said():
         choose_allreduce(cluster, 10, compressors=(isthmus.Int8(),), algorithms=())
 
 
-@pytest.mark.parametrize(("allreduce", "links", "expected"), [
-    ({}, "real", ("hierarchical", None)),
-    ({"algorithm": "auto"}, "paced", ("hierarchical", "int8")),
-    ({"algorithm": "auto", "compressor": "one_bit"}, "real", ("hierarchical", "one_bit")),
-    ({"algorithm": "auto", "compressor": {"kind": "low_rank", "rank": 2}}, "real",
-     ("hierarchical", "low_rank"))])
+@pytest.mark.parametrize(
+    ("allreduce", "links", "expected"),
+    [
+        ({}, "real", ("hierarchical", None)),
+        ({"algorithm": "auto"}, "paced", ("hierarchical", "int8")),
+        ({"algorithm": "auto", "compressor": "one_bit"}, "real", ("hierarchical", "one_bit")),
+        (
+            {"algorithm": "auto", "compressor": {"kind": "low_rank", "rank": 2}},
+            "real",
+            ("hierarchical", "low_rank"),
+        ),
+    ],
+)
 def test_settings_that_say_auto_get_an_algorithm_and_a_reason(allreduce, links, expected):
-    wanted = RunSettings.model_validate(RUN | {"allreduce": allreduce,
-                                               "cluster": {"file": "c.toml", "links": links}})
+    wanted = RunSettings.model_validate(
+        RUN | {"allreduce": allreduce, "cluster": {"file": "c.toml", "links": links}}
+    )
     got, why = choose(wanted, isthmus.Cluster(cluster_of(2, 2, bytes_per_second=1e6)))
     compressor = got.allreduce.compressor
     assert (got.allreduce.algorithm, compressor and compressor.kind) == expected

@@ -38,8 +38,14 @@ def command(ranks, *arguments):
 
 
 def call(folder, ranks, *arguments):
-    return subprocess.run(command(ranks, *arguments), cwd=folder, env=rank_environment(COLUMNS="200"),
-                          text=True, capture_output=True, timeout=120)
+    return subprocess.run(
+        command(ranks, *arguments),
+        cwd=folder,
+        env=rank_environment(COLUMNS="200"),
+        text=True,
+        capture_output=True,
+        timeout=120,
+    )
 
 
 def pack_lab(folder):
@@ -48,8 +54,9 @@ def pack_lab(folder):
     targets = draw.integers(0, 3, 360, dtype="u1")
     features = (draw.normal(size=(360, 16)) + 2 * (np.arange(16) % 3 == targets[:, None])).astype("f4")
     for part, rows, shards in (("train", slice(0, 300), 20), ("test", slice(300, 360), 3)):
-        isthmus.pack_shards({"features": features[rows], "targets": targets[rows]},
-                            folder / "data" / part, shards)
+        isthmus.pack_shards(
+            {"features": features[rows], "targets": targets[rows]}, folder / "data" / part, shards
+        )
     write(folder, cluster=cluster_of(1, 2), run=RUN)
 
 
@@ -86,13 +93,22 @@ def test_a_run_from_settings_to_report(lab):
     assert summary["steps"] == 40
     assert summary["accuracy"] > 0.6
     assert {(link["source"], link["target"]) for link in summary["links"]} == {
-        ("site0", "site1"), ("site1", "site0")}
+        ("site0", "site1"),
+        ("site1", "site0"),
+    }
     model = isthmus.Int8(16).wire_nbytes(16 * 8 + 8 + 8 * 3 + 3)
     for link in summary["links"]:
         assert link["sent_nbytes"] == link["predicted_nbytes"] == 40 * model
     assert {path.name for path in folder.iterdir()} == {
-        "run.json", "cluster.toml", "plan.json", "metrics.jsonl", "summary.json", "checkpoint.h5",
-        "report.html", "logs"}
+        "run.json",
+        "cluster.toml",
+        "plan.json",
+        "metrics.jsonl",
+        "summary.json",
+        "checkpoint.h5",
+        "report.html",
+        "logs",
+    }
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if line["kind"] == "step"] == list(range(1, 41))
     assert sum(line["kind"] == "evaluation" for line in lines) == 4
@@ -114,8 +130,13 @@ def test_a_run_that_was_killed_and_resumed_ends_with_the_same_bits(lab):
     write(lab, cluster=cluster_of(1, 2, latency_seconds=0.006), run=with_changes(RUN, long))
     whole = json.loads(call(lab, 3, "train", "run.toml", "--json").stdout)
     shutil.rmtree(lab / "runs")
-    process = subprocess.Popen(command(3, "train", "run.toml"), cwd=lab, env=rank_environment(),
-                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command(3, "train", "run.toml"),
+        cwd=lab,
+        env=rank_environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     deadline = time.monotonic() + 60
     while not list(lab.glob("runs/*/checkpoint.h5")) and time.monotonic() < deadline:
         time.sleep(0.005)
@@ -178,15 +199,25 @@ def test_a_compressor_that_asks_for_the_models_shapes_gets_them():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("changes", [
-    {"allreduce": {"algorithm": "ring"}}, {"allreduce": {"algorithm": "mpi"}},
-    {"allreduce": {"algorithm": "tree"}}, {"allreduce": {"algorithm": "recursive"}},
-    {"allreduce": {"compressor": "int4", "buckets": 3}},
-    {"allreduce": {"algorithm": "auto", "largest_error": 0.02}},
-    {"model": {"kind": "convolutional", "height": 4, "width": 4, "channels": [3], "classes": 3},
-     "allreduce": {"compressor": {"kind": "top_k", "ratio": 0.1, "selector": "threshold"}}},
-    {"model": {"kind": "convolutional", "height": 4, "width": 4, "channels": [3], "classes": 3},
-     "allreduce": {"compressor": {"kind": "low_rank", "rank": 1}}}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"allreduce": {"algorithm": "ring"}},
+        {"allreduce": {"algorithm": "mpi"}},
+        {"allreduce": {"algorithm": "tree"}},
+        {"allreduce": {"algorithm": "recursive"}},
+        {"allreduce": {"compressor": "int4", "buckets": 3}},
+        {"allreduce": {"algorithm": "auto", "largest_error": 0.02}},
+        {
+            "model": {"kind": "convolutional", "height": 4, "width": 4, "channels": [3], "classes": 3},
+            "allreduce": {"compressor": {"kind": "top_k", "ratio": 0.1, "selector": "threshold"}},
+        },
+        {
+            "model": {"kind": "convolutional", "height": 4, "width": 4, "channels": [3], "classes": 3},
+            "allreduce": {"compressor": {"kind": "low_rank", "rank": 1}},
+        },
+    ],
+)
 def test_other_algorithms_and_models_train_too(lab, changes):
     write(lab, run=with_changes(RUN, {**changes, "training.epochs": 1}))
     done = call(lab, 3, "train", "run.toml", "--json")
@@ -238,6 +269,7 @@ def test_the_plan_is_printed_as_a_table(lab):
 
 def test_the_plan_takes_its_objective_and_limits_from_the_settings(lab):
     """And says in sentences what more of each would save."""
+
     def planned(**limits):
         write(lab, run=with_changes(RUN, {"plan": limits, "data.site": "site1"}))
         done = [call(lab, 0, "plan", "run.toml", *form) for form in (["--json"], [])]
@@ -272,8 +304,19 @@ def test_the_plan_takes_its_objective_and_limits_from_the_settings(lab):
 
 def test_files_are_packed_from_the_command_line(lab):
     np.savez(lab / "images.npz", x=np.zeros((10, 4), "u1"), y=np.arange(10))
-    done = call(lab, 0, "pack", "set", "-a", "features=images.npz:x", "-a", "targets=images.npz:y",
-                "--shards", 3, "--json")
+    done = call(
+        lab,
+        0,
+        "pack",
+        "set",
+        "-a",
+        "features=images.npz:x",
+        "-a",
+        "targets=images.npz:y",
+        "--shards",
+        3,
+        "--json",
+    )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["samples"] == 10
     shards = isthmus.ShardSet.open(lab / "set")
@@ -283,12 +326,33 @@ def test_files_are_packed_from_the_command_line(lab):
 
 
 def test_help_fits_a_terminal_of_80_columns(lab):
-    for verb in ((), ("check",), ("train",), ("plan",), ("pack",), ("calibrate",), ("simulate",),
-                 ("report",), ("compare",), ("submit",), ("status",),
-                 ("testbed",), ("testbed", "up"), ("testbed", "run"), ("testbed", "down"),
-                 ("bench",), ("bench", "collectives"), ("bench", "links"), ("bench", "kernels")):
-        done = subprocess.run([*ISTHMUS, *verb, "--help"], text=True, capture_output=True,
-                              env={**os.environ, "COLUMNS": "80"})
+    for verb in (
+        (),
+        ("check",),
+        ("train",),
+        ("plan",),
+        ("pack",),
+        ("calibrate",),
+        ("simulate",),
+        ("report",),
+        ("compare",),
+        ("submit",),
+        ("status",),
+        ("testbed",),
+        ("testbed", "up"),
+        ("testbed", "run"),
+        ("testbed", "down"),
+        ("bench",),
+        ("bench", "collectives"),
+        ("bench", "links"),
+        ("bench", "kernels"),
+    ):
+        done = subprocess.run(
+            [*ISTHMUS, *verb, "--help"],
+            text=True,
+            capture_output=True,
+            env={**os.environ, "COLUMNS": "80"},
+        )
         assert done.returncode == 0
         assert max(map(len, done.stdout.splitlines())) <= 80
         assert " range" not in done.stdout  # a number is a NUMBER; its least is told where it is refused

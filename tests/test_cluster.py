@@ -31,7 +31,8 @@ def test_each_direction_of_a_link_is_its_own():
     table = cluster_of(1, 1)
     table["link"] = [
         {"from": "site0", "to": "site1", "latency_seconds": 0.1, "bytes_per_second": 1e6},
-        {"from": "site1", "to": "site0", "latency_seconds": 0.2, "bytes_per_second": 2e6}]
+        {"from": "site1", "to": "site0", "latency_seconds": 0.2, "bytes_per_second": 2e6},
+    ]
     cluster = Cluster(table)
     assert cluster.route("site0", "site1")[0].bytes_per_second == 1e6
     assert cluster.route("site1", "site0")[0].latency_seconds == 0.2
@@ -87,11 +88,14 @@ def test_a_shared_name_is_the_links_own_whatever_it_is(name):
 
 
 def test_a_colon_in_a_name_does_not_change_what_is_predicted():
-    plain, other = (Cluster(renamed(cluster_of(2, 2, 2), *names)) for names in (
-        ("cloud", "east", "west"), ("hub: main", "edge:east", "edge:west")))
+    plain, other = (
+        Cluster(renamed(cluster_of(2, 2, 2), *names))
+        for names in (("cloud", "east", "west"), ("hub: main", "edge:east", "edge:west"))
+    )
     plain, other = (Cluster(cluster.to_table()) for cluster in (plain, other))
     assert predict_allreduce(plain, 10**6, algorithm="hierarchical") == predict_allreduce(
-        other, 10**6, algorithm="hierarchical")
+        other, 10**6, algorithm="hierarchical"
+    )
 
 
 def test_links_of_pairs_whose_names_join_alike_are_two():
@@ -112,27 +116,44 @@ def test_what_is_written_reads_back_the_same(tmp_path_factory, sites, shared):
 
 def changed(*path, **keys):
     """Return a change of a table: at `path`, set or (None) drop `keys`."""
+
     def change(table):
         for part in path:
             table = table[part]
         for key, value in keys.items():
             table.pop(key, None) if value is None else table.update({key: value})
+
     return change
 
 
 BAD = {
-    "a misspelt key": (changed("site", 0, sampels_per_second=1.0),
-                       "site[0].sampels_per_second", "did you mean 'samples_per_second'"),
+    "a misspelt key": (
+        changed("site", 0, sampels_per_second=1.0),
+        "site[0].sampels_per_second",
+        "did you mean 'samples_per_second'",
+    ),
     "a misspelt table": (changed(linc=[]), "linc", "did you mean 'link'"),
-    "a negative rate": (changed("site", 1, samples_per_second=-3.0),
-                        "site[1].samples_per_second", "greater than 0"),
+    "a negative rate": (
+        changed("site", 1, samples_per_second=-3.0),
+        "site[1].samples_per_second",
+        "greater than 0",
+    ),
     "a rate of zero": (changed("site", 1, samples_per_second=0), "site[1]", "greater than 0"),
-    "a rate that is not a number": (changed("site", 1, samples_per_second=float("nan")),
-                                    "site[1]", "finite"),
-    "a rate in words": (changed("link", 0, bytes_per_second="fast"),
-                        "link[0].bytes_per_second", "'fast'"),
-    "rates for other ranks": (changed("site", 1, samples_per_second=[1.0, 2.0, 3.0]),
-                              "'site1'", "3 numbers for 2 ranks"),
+    "a rate that is not a number": (
+        changed("site", 1, samples_per_second=float("nan")),
+        "site[1]",
+        "finite",
+    ),
+    "a rate in words": (
+        changed("link", 0, bytes_per_second="fast"),
+        "link[0].bytes_per_second",
+        "'fast'",
+    ),
+    "rates for other ranks": (
+        changed("site", 1, samples_per_second=[1.0, 2.0, 3.0]),
+        "'site1'",
+        "3 numbers for 2 ranks",
+    ),
     "no ranks": (changed("site", 0, ranks=0), "site[0].ranks", "greater than or equal to 1"),
     "an unknown tier": (changed("site", 0, tier="fog"), "site[0].tier", "'cloud' or 'edge'"),
     "no tier": (changed("site", 0, tier=None), "site[0].tier", "missing"),
@@ -140,23 +161,33 @@ BAD = {
     "two sites of one name": (changed("site", 1, name="site0"), "two sites", "its own name"),
     "a link to nobody": (changed("link", 0, between=["site0", "moon"]), "link[0]", "'moon'"),
     "a link to itself": (changed("link", 0, between=["site0", "site0"]), "link[0]", "itself"),
-    "a link with one end": (changed("link", 0, **{"between": None, "from": "site0"}),
-                            "link[0]", "both from"),
-    "a link given twice": (lambda table: table["link"].append(table["link"][0]),
-                           "link[1]", "twice"),
+    "a link with one end": (
+        changed("link", 0, **{"between": None, "from": "site0"}),
+        "link[0]",
+        "both from",
+    ),
+    "a link given twice": (lambda table: table["link"].append(table["link"][0]), "link[1]", "twice"),
     "a site without a link": (changed(link=None), "no link leads", "add a [[link]]"),
     "negative latency": (changed("link", 0, latency_seconds=-1.0), "latency_seconds", "or equal"),
-    "a host in two sites": (lambda table: [site.update(hosts=["a"]) for site in table["site"]],
-                            "'a'", "one site"),
+    "a host in two sites": (
+        lambda table: [site.update(hosts=["a"]) for site in table["site"]],
+        "'a'",
+        "one site",
+    ),
     "a rank in two sites": (
         lambda table: [site.update(world_ranks=[0, 1]) for site in table["site"]],
-        "world_ranks", "one site"),
+        "world_ranks",
+        "one site",
+    ),
     "hosts and ranks": (changed("site", 0, hosts=["a"], world_ranks=[0, 1]), "hosts", "not both"),
     "a host with its slots": (changed("site", 0, hosts=["n1:4"]), "'n1:4'", "names or addresses"),
     "two hosts in one text": (changed("site", 0, hosts=["n1,n2"]), "'n1,n2'", "names or addresses"),
     "a host without a name": (changed("site", 0, hosts=[""]), "''", "names or addresses"),
-    "a key of a network": (changed("site", 0, "network", bandwidth=1), "network.bandwidth",
-                           "no key is called"),
+    "a key of a network": (
+        changed("site", 0, "network", bandwidth=1),
+        "network.bandwidth",
+        "no key is called",
+    ),
 }
 
 
@@ -181,8 +212,10 @@ def test_links_that_share_must_give_one_rate():
         Cluster(table)
 
 
-@pytest.mark.parametrize(("content", "message"), [
-    (None, "no such file"), ("[[site", "not valid TOML"), (b"\xff\xfe", "not text in UTF-8")])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "no such file"), ("[[site", "not valid TOML"), (b"\xff\xfe", "not text in UTF-8")],
+)
 def test_a_file_that_is_no_cluster_file_is_named(tmp_path, content, message):
     path = tmp_path / "cluster.toml"
     if content is not None:
@@ -213,12 +246,23 @@ def test_sites_take_ranks_in_order_by_host_or_by_number():
     assert placed(table, ["x"] * 4) == [2, 1, 3, 0]
 
 
-@pytest.mark.parametrize(("name", "other", "same"), [
-    ("n1", "n1", True), ("n1", "n1.edge.org", True), ("n1.edge.org", "n1", True),
-    ("n1.edge.org", "N1.Edge.org.", True), ("n1.edge.org", "n1.cloud.org", False),
-    ("n1", "n2.edge.org", False), ("n1", "n10", False),
-    ("10.0.0.1", "10.0.0.1", True), ("10.0.0.1", "10.0.0.2", False), ("10", "10.0.0.2", False),
-    ("fe80::1", "fe80::1", True), ("fe80::1", "fe80::2", False)])
+@pytest.mark.parametrize(
+    ("name", "other", "same"),
+    [
+        ("n1", "n1", True),
+        ("n1", "n1.edge.org", True),
+        ("n1.edge.org", "n1", True),
+        ("n1.edge.org", "N1.Edge.org.", True),
+        ("n1.edge.org", "n1.cloud.org", False),
+        ("n1", "n2.edge.org", False),
+        ("n1", "n10", False),
+        ("10.0.0.1", "10.0.0.1", True),
+        ("10.0.0.1", "10.0.0.2", False),
+        ("10", "10.0.0.2", False),
+        ("fe80::1", "fe80::1", True),
+        ("fe80::1", "fe80::2", False),
+    ],
+)
 def test_whole_names_of_hosts_are_compared_whole_and_addresses_too(name, other, same):
     assert is_same_host(name, other) == is_same_host(other, name) == same
 
@@ -235,10 +279,14 @@ def test_hosts_by_address_are_told_apart():
     assert placed(table, ["10.0.0.2", "10.0.0.1"]) == [1, 0]
 
 
-@pytest.mark.parametrize(("mine", "other", "hosts"), [
-    ({"hosts": ["n1"]}, {"hosts": ["n1.edge.org"]}, ["n1.edge.org", "n1.cloud.org"]),
-    ({"hosts": ["n1.cloud.org"]}, {"hosts": ["n1.edge.org"]}, ["n1", "n1"]),
-    ({"hosts": ["n1"]}, {"world_ranks": [0]}, ["n1", "n2"])])
+@pytest.mark.parametrize(
+    ("mine", "other", "hosts"),
+    [
+        ({"hosts": ["n1"]}, {"hosts": ["n1.edge.org"]}, ["n1.edge.org", "n1.cloud.org"]),
+        ({"hosts": ["n1.cloud.org"]}, {"hosts": ["n1.edge.org"]}, ["n1", "n1"]),
+        ({"hosts": ["n1"]}, {"world_ranks": [0]}, ["n1", "n2"]),
+    ],
+)
 def test_a_rank_that_two_sites_claim_is_an_error_that_names_both(mine, other, hosts):
     table = cluster_of(1, 1)
     table["site"][0].update(mine)
@@ -247,11 +295,14 @@ def test_a_rank_that_two_sites_claim_is_an_error_that_names_both(mine, other, ho
         placed(table, hosts)
 
 
-@pytest.mark.parametrize(("change", "hosts", "message"), [
-    ({}, ["x"] * 3, "have 4 ranks, this job has 3; start it with mpirun -n 4"),
-    ({"hosts": ["far"]}, ["far", "x", "x", "x"], "wants 2 ranks on hosts far, but 1 ranks run"),
-    ({"world_ranks": [0, 9]}, ["x"] * 4, "names rank 9"),
-])
+@pytest.mark.parametrize(
+    ("change", "hosts", "message"),
+    [
+        ({}, ["x"] * 3, "have 4 ranks, this job has 3; start it with mpirun -n 4"),
+        ({"hosts": ["far"]}, ["far", "x", "x", "x"], "wants 2 ranks on hosts far, but 1 ranks run"),
+        ({"world_ranks": [0, 9]}, ["x"] * 4, "names rank 9"),
+    ],
+)
 def test_a_job_that_does_not_fit_the_cluster_is_refused(change, hosts, message):
     table = cluster_of(2, 2)
     table["site"][1].update(change)

@@ -19,8 +19,11 @@ from isthmus.picture_style import HATCHES
 def runs(tmp_path_factory):
     """Three runs: two with the same bits, one with another compressor."""
     parent = tmp_path_factory.mktemp("runs")
-    return [write_run(parent / "first"), write_run(parent / "again"),
-            write_run(parent / "fewer", compressor="one_bit", digest="9876fedcba55")]
+    return [
+        write_run(parent / "first"),
+        write_run(parent / "again"),
+        write_run(parent / "fewer", compressor="one_bit", digest="9876fedcba55"),
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +40,12 @@ def test_what_differs_is_told_and_nothing_else(told):
 
 
 def test_parameters_are_compared_after_every_step_that_has_a_hash(told):
-    assert told["parameters"] == {"equal": False, "groups": [["A", "B"], ["C"]],
-                                  "compared_steps": [10, 20, 30, 40], "first_difference": 30}
+    assert told["parameters"] == {
+        "equal": False,
+        "groups": [["A", "B"], ["C"]],
+        "compared_steps": [10, 20, 30, 40],
+        "first_difference": 30,
+    }
     words = " ".join(parameter_words(told))
     assert "at the end, bit for bit: A = B." in words
     assert "equal after step 20, and not after step 30" in words
@@ -52,9 +59,24 @@ def test_the_page_needs_nothing_else_and_tells_what_came_of_the_runs(told, runs)
     assert "script" not in page.tags
     assert page.tags.count("svg") == 7
     shown = re.sub(r"\s+", " ", " ".join(page.shown))
-    for words in ("3 runs side by side", "first", "again", "fewer", "81.25 %", "16.000", "16.800",
-                  "+5.0 %", "allreduce.compressor.kind", "one_bit", "1,015,625", "7 (formula 8)",
-                  "differ", "9876fedcba55" * 5, "The same versions", *TERMS):
+    for words in (
+        "3 runs side by side",
+        "first",
+        "again",
+        "fewer",
+        "81.25 %",
+        "16.000",
+        "16.800",
+        "+5.0 %",
+        "allreduce.compressor.kind",
+        "one_bit",
+        "1,015,625",
+        "7 (formula 8)",
+        "differ",
+        "9876fedcba55" * 5,
+        "The same versions",
+        *TERMS,
+    ):
         assert words in shown, words
 
 
@@ -87,16 +109,22 @@ def test_twelve_curves_are_told_apart_without_colour():
 def going_on(folder):
     """A run that has finished, and was told to go on."""
     with open(folder / "metrics.jsonl", "a") as file:
-        file.write(json.dumps(json.loads((folder / "metrics.jsonl").read_text().split("\n")[0])
-                              | {"step": 41}) + "\n")
+        file.write(
+            json.dumps(json.loads((folder / "metrics.jsonl").read_text().split("\n")[0]) | {"step": 41})
+            + "\n"
+        )
 
 
-@pytest.mark.parametrize(("spoil", "words"), [
-    (lambda folder: (folder / "summary.json").unlink(), ["still going", "--resume"]),
-    (going_on, ["still going", "--resume"]),
-    (lambda folder: (folder / "run.json").unlink(), ["run.json: no such file", "folder of a run"]),
-    (lambda folder: (folder / "metrics.jsonl").write_text(""), ["metrics.jsonl: tells of no step"]),
-    (lambda folder: (folder / "summary.json").write_text("{}"), ["summary.json: tells no 'terms'"])])
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda folder: (folder / "summary.json").unlink(), ["still going", "--resume"]),
+        (going_on, ["still going", "--resume"]),
+        (lambda folder: (folder / "run.json").unlink(), ["run.json: no such file", "folder of a run"]),
+        (lambda folder: (folder / "metrics.jsonl").write_text(""), ["metrics.jsonl: tells of no step"]),
+        (lambda folder: (folder / "summary.json").write_text("{}"), ["summary.json: tells no 'terms'"]),
+    ],
+)
 def test_what_cannot_be_compared_is_named(runs, tmp_path, spoil, words):
     folder = write_run(tmp_path / "wrong")
     spoil(folder)
@@ -121,8 +149,10 @@ def test_the_verb_answers_with_an_object(runs, tmp_path, monkeypatch, capsys):
     assert json.loads(capsys.readouterr().out)["page"] == str(tmp_path / "page.html")
 
 
-@pytest.mark.parametrize(("which", "code", "words"), [
-    ([0], 2, "two to 12 runs"), ([0, 0], 2, "each once"), ([0, None], 3, "no such file")])
+@pytest.mark.parametrize(
+    ("which", "code", "words"),
+    [([0], 2, "two to 12 runs"), ([0, 0], 2, "each once"), ([0, None], 3, "no such file")],
+)
 def test_the_verb_refuses_in_one_line(runs, monkeypatch, capsys, which, code, words):
     folders = [runs[0].parent / "nowhere" if number is None else runs[number] for number in which]
     assert call(monkeypatch, *folders) == code
@@ -131,18 +161,36 @@ def test_the_verb_refuses_in_one_line(runs, monkeypatch, capsys, which, code, wo
     assert words in " ".join(captured.err.split())
 
 
-@pytest.mark.parametrize(("medians", "quartiles", "card"), [
-    ((0.030, 0.050), ((0.029, 0.031), (0.049, 0.051)),
-     ("A · 30.0 ms", "fastest step (median); B: 50.0 ms")),
-    ((0.050, 0.049), ((0.048, 0.052), (0.047, 0.051)),
-     ("49.0 ms", "fastest step (median): A and B within their spread; none is faster")),
-    ((0.030, 0.031, 0.050), ((0.029, 0.032), (0.030, 0.033), (0.049, 0.051)),
-     ("30.0 ms", "fastest step (median): A and B within their spread; C: 50.0 ms")),
-    ((0.031, 0.030), ((0.031, 0.031), (0.030, 0.030)),
-     ("B · 30.0 ms", "fastest step (median); A: 31.0 ms"))])
+@pytest.mark.parametrize(
+    ("medians", "quartiles", "card"),
+    [
+        (
+            (0.030, 0.050),
+            ((0.029, 0.031), (0.049, 0.051)),
+            ("A · 30.0 ms", "fastest step (median); B: 50.0 ms"),
+        ),
+        (
+            (0.050, 0.049),
+            ((0.048, 0.052), (0.047, 0.051)),
+            ("49.0 ms", "fastest step (median): A and B within their spread; none is faster"),
+        ),
+        (
+            (0.030, 0.031, 0.050),
+            ((0.029, 0.032), (0.030, 0.033), (0.049, 0.051)),
+            ("30.0 ms", "fastest step (median): A and B within their spread; C: 50.0 ms"),
+        ),
+        (
+            (0.031, 0.030),
+            ((0.031, 0.031), (0.030, 0.030)),
+            ("B · 30.0 ms", "fastest step (median); A: 31.0 ms"),
+        ),
+    ],
+)
 def test_a_run_is_the_fastest_only_beyond_the_spread_of_steps(medians, quartiles, card):
-    runs = [{"letter": letter, "measured_step_seconds": median, "step_seconds_quartiles": list(spread)}
-            for letter, median, spread in zip("ABC", medians, quartiles)]
+    runs = [
+        {"letter": letter, "measured_step_seconds": median, "step_seconds_quartiles": list(spread)}
+        for letter, median, spread in zip("ABC", medians, quartiles)
+    ]
     assert fastest(runs) == card
 
 

@@ -40,8 +40,13 @@ def doubled(vector):
 @pytest.mark.slow
 def test_kernels_are_compiled_where_no_folder_can_be_written_and_that_is_one_warning(tmp_path):
     (tmp_path / "sitecustomize.py").write_text(NO_FOLDER)
-    done = subprocess.run([sys.executable, "-c", PROGRAM], text=True, capture_output=True, timeout=120,
-                          env=os.environ | {"PYTHONPATH": str(tmp_path)})
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        text=True,
+        capture_output=True,
+        timeout=120,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+    )
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("compiled kernels cannot be kept") == 1, done.stderr
     assert "set NUMBA_CACHE_DIR" in done.stderr
@@ -54,6 +59,7 @@ def test_a_cache_that_cannot_be_written_in_is_done_without(tmp_path, monkeypatch
 
     def fail(*_):
         raise OSError(number, os.strerror(number))
+
     monkeypatch.setattr(kernel._cache._cache_file, "_save_data", fail)
     with pytest.warns(RuntimeWarning, match=cure):
         assert kernel(np.float32(2)) == 4

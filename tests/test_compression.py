@@ -11,10 +11,25 @@ from isthmus.compression import COMPRESSORS, Dense, Int4, Int8, LowRank, OneBit,
 from isthmus.compression.chunks import WIRE_NBYTES, chunk_entries, site_chunk_entries
 from isthmus.compression.compressor import Compressor
 
-ALL = [Dense(), Dense("float16"), Dense("bfloat16"), Int8(), Int8(block=7),
-       Int8(block=64, rounding="stochastic"), Int4(), Int4(block=6, rounding="stochastic"), OneBit(),
-       OneBit(block=8), TopK(0.01), TopK(1.0), TopK(0.1, "threshold"), TopK(0.1, "random"),
-       TopK(1.0, "random"), LowRank(), LowRank(rank=5)]
+ALL = [
+    Dense(),
+    Dense("float16"),
+    Dense("bfloat16"),
+    Int8(),
+    Int8(block=7),
+    Int8(block=64, rounding="stochastic"),
+    Int4(),
+    Int4(block=6, rounding="stochastic"),
+    OneBit(),
+    OneBit(block=8),
+    TopK(0.01),
+    TopK(1.0),
+    TopK(0.1, "threshold"),
+    TopK(0.1, "random"),
+    TopK(1.0, "random"),
+    LowRank(),
+    LowRank(rank=5),
+]
 SIZES = [0, 1, 2, 255, 256, 257, 1001]
 every_compressor = pytest.mark.parametrize("compressor", ALL, ids=repr)
 SHAPES = {
@@ -33,8 +48,10 @@ def test_every_compressor_by_name_is_tested_here():
 
 @every_compressor
 def test_every_compressor_takes_the_arguments_of_the_protocol(compressor):
-    assert (list(inspect.signature(compressor.encode).parameters)
-            == list(inspect.signature(Compressor.encode).parameters)[1:])
+    assert (
+        list(inspect.signature(compressor.encode).parameters)
+        == list(inspect.signature(Compressor.encode).parameters)[1:]
+    )
     assert compressor.state_entries(0) in (0, 1)
 
 
@@ -92,26 +109,46 @@ def test_a_vector_cut_at_the_grain_gives_the_same_numbers(compressor, pieces):
     vector = np.random.default_rng(0).normal(size=size).astype("f4")
     _, whole = encoded(compressor, vector, key=3)
     step = -(-10 // pieces) * compressor.grain
-    parts = [encoded(compressor, vector[first:first + step], key=3, first=first)[1]
-             for first in range(0, size, step)]
+    parts = [
+        encoded(compressor, vector[first : first + step], key=3, first=first)[1]
+        for first in range(0, size, step)
+    ]
     np.testing.assert_array_equal(whole, np.concatenate(parts))
 
 
-@pytest.mark.parametrize(("compressor", "bits"), [
-    (Dense(), 32), (Dense("float16"), 16), (Dense("bfloat16"), 16), (Int8(), 8.125),
-    (Int8(block=64), 8.5), (Int4(), 4 + 18 / 64), (OneBit(), 1 + 32 / 1024),
-    (TopK(0.01), 0.48 + 32 / 65536), (TopK(0.01, "threshold"), 0.48 + 32 / 65536),
-    (TopK(0.01, "random"), 0.32), (LowRank(), 32 * 2 * (809 + 810) / 655360 + 32 * 70 / 655360)])
+@pytest.mark.parametrize(
+    ("compressor", "bits"),
+    [
+        (Dense(), 32),
+        (Dense("float16"), 16),
+        (Dense("bfloat16"), 16),
+        (Int8(), 8.125),
+        (Int8(block=64), 8.5),
+        (Int4(), 4 + 18 / 64),
+        (OneBit(), 1 + 32 / 1024),
+        (TopK(0.01), 0.48 + 32 / 65536),
+        (TopK(0.01, "threshold"), 0.48 + 32 / 65536),
+        (TopK(0.01, "random"), 0.32),
+        (LowRank(), 32 * 2 * (809 + 810) / 655360 + 32 * 70 / 655360),
+    ],
+)
 def test_the_wire_has_the_bits_an_entry_that_the_docstring_says(compressor, bits):
     size = 65536 * 10
     assert compressor.wire_nbytes(size) * 8 / size == pytest.approx(bits, rel=1e-3)
     assert compressor.wire_nbytes(0) == 0
 
 
-@pytest.mark.parametrize(("compressor", "delta"), [
-    (Int8(), 1 - 256 / 254**2), (Int4(), 1 - 64 / 14**2), (TopK(0.1), 0.1), (LowRank(), 0),
-    (Dense("float16"), 1 - 2**-22),
-    (Dense("bfloat16"), 1 - 2**-16)])
+@pytest.mark.parametrize(
+    ("compressor", "delta"),
+    [
+        (Int8(), 1 - 256 / 254**2),
+        (Int4(), 1 - 64 / 14**2),
+        (TopK(0.1), 0.1),
+        (LowRank(), 0),
+        (Dense("float16"), 1 - 2**-22),
+        (Dense("bfloat16"), 1 - 2**-16),
+    ],
+)
 @given(shape=st.sampled_from(["normal", "constant", "sparse"]), seed=st.integers(0, 50))
 @settings(deadline=None, max_examples=30)
 def test_the_error_is_within_the_contraction_factor(compressor, delta, shape, seed):
@@ -160,11 +197,14 @@ def test_top_k_sends_the_largest():
 
 
 def count_of(wire, compressor, size):
-    return int(wire[:4 * -(-size // 65536)].view("u4").sum())
+    return int(wire[: 4 * -(-size // 65536)].view("u4").sum())
 
 
-@given(seed=st.integers(0, 99), size=st.sampled_from([1000, 3001, 70_000]),
-       ratio=st.sampled_from([0.01, 0.1, 1.0]))
+@given(
+    seed=st.integers(0, 99),
+    size=st.sampled_from([1000, 3001, 70_000]),
+    ratio=st.sampled_from([0.01, 0.1, 1.0]),
+)
 @settings(deadline=None, max_examples=25)
 def test_a_threshold_lets_nearly_k_through_whatever_comes(seed, size, ratio):
     """0.9 k <= sent <= k, and nothing is kept that is larger than what was sent."""
@@ -180,13 +220,14 @@ def test_a_threshold_lets_nearly_k_through_whatever_comes(seed, size, ratio):
         wire, decoded = encoded(compressor, vector, state=state)
         count = count_of(wire, compressor, size)
         assert 0.9 * k <= count <= k
-        values = wire[-6 * k:].view("u2")[:2 * k].copy().view("f4")
+        values = wire[-6 * k :].view("u2")[: 2 * k].copy().view("f4")
         if count < k:
             assert before[0] > 0
-            assert not wire[-2 * k:].view("u2")[count:].any()
+            assert not wire[-2 * k :].view("u2")[count:].any()
             assert not values[count:].any()
-        np.testing.assert_array_equal(np.sort(decoded[decoded != 0]),
-                                      np.sort(values[:count][values[:count] != 0]))
+        np.testing.assert_array_equal(
+            np.sort(decoded[decoded != 0]), np.sort(values[:count][values[:count] != 0])
+        )
         kept = np.abs(vector - decoded)
         assert kept.max() <= np.abs(values[:count]).min()
 
@@ -294,26 +335,42 @@ def test_a_bad_number_comes_out_bad(compressor, bad):
     assert not np.isfinite(encoded(compressor, vector)[1]).all()
 
 
-@pytest.mark.parametrize(("make", "message"), [
-    (lambda: TopK(0), "ratio must be in"), (lambda: TopK(2), "ratio must be in"),
-    (lambda: TopK(float("nan")), "ratio must be finite"),
-    (lambda: TopK(selector="best"), "selector must be one of"),
-    (lambda: LowRank(0), "rank must be"), (lambda: LowRank(2, [(2, -3)]), "shapes must not be"),
-    (lambda: TopK(0.1, "threshold").encode(np.ones(9, "f4"), np.zeros(10, "u1"), state=np.ones(2, "f4")),
-     "state has 2 entries; this compressor carries 1"),
-    (lambda: Int8(block=0), "block must be at least 1"),
-    (lambda: Int8(rounding="up"), "rounding must be"), (lambda: Dense("float8"), "dtype must be"),
-])
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: TopK(0), "ratio must be in"),
+        (lambda: TopK(2), "ratio must be in"),
+        (lambda: TopK(float("nan")), "ratio must be finite"),
+        (lambda: TopK(selector="best"), "selector must be one of"),
+        (lambda: LowRank(0), "rank must be"),
+        (lambda: LowRank(2, [(2, -3)]), "shapes must not be"),
+        (
+            lambda: TopK(0.1, "threshold").encode(
+                np.ones(9, "f4"), np.zeros(10, "u1"), state=np.ones(2, "f4")
+            ),
+            "state has 2 entries; this compressor carries 1",
+        ),
+        (lambda: Int8(block=0), "block must be at least 1"),
+        (lambda: Int8(rounding="up"), "rounding must be"),
+        (lambda: Dense("float8"), "dtype must be"),
+    ],
+)
 def test_bad_arguments_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
 
 
 @every_compressor
-@pytest.mark.parametrize(("vector", "extra", "message"), [
-    (np.ones(10), 0, "float32"), (np.ones((2, 5), "f4"), 0, "vector"),
-    (np.ones(20, "f4")[::2], 0, "contiguous"), (np.ones(10, "f4"), 1, "wire has"),
-    (np.ones(10, "f4"), -1, "wire has")])
+@pytest.mark.parametrize(
+    ("vector", "extra", "message"),
+    [
+        (np.ones(10), 0, "float32"),
+        (np.ones((2, 5), "f4"), 0, "vector"),
+        (np.ones(20, "f4")[::2], 0, "contiguous"),
+        (np.ones(10, "f4"), 1, "wire has"),
+        (np.ones(10, "f4"), -1, "wire has"),
+    ],
+)
 def test_arrays_that_do_not_fit_are_refused(compressor, vector, extra, message):
     wire = np.zeros(compressor.wire_nbytes(vector.size) + extra, "u1")
     for verb in (compressor.encode, compressor.add_decoded, compressor.decode):

@@ -33,10 +33,17 @@ def test_the_campaign_sees_what_must_not_be(corruption, tmp_path, monkeypatch, c
     def two_lines():
         raise corruption.ShardError("one\ntwo")
 
-    acts = [lambda: b"other", two_lines, lambda: time.sleep(60),
-            lambda: os.kill(os.getpid(), signal.SIGKILL)]
-    subject = corruption.Subject([path], lambda: b"" if path.read_bytes() == b"good" * 50 else
-                                 acts[zlib.crc32(path.read_bytes()) % 4](), corruption.ShardError)
+    acts = [
+        lambda: b"other",
+        two_lines,
+        lambda: time.sleep(60),
+        lambda: os.kill(os.getpid(), signal.SIGKILL),
+    ]
+    subject = corruption.Subject(
+        [path],
+        lambda: b"" if path.read_bytes() == b"good" * 50 else acts[zlib.crc32(path.read_bytes()) % 4](),
+        corruption.ShardError,
+    )
     monkeypatch.setattr(corruption, "KINDS", {"careless": (lambda _: subject, 0)})
     monkeypatch.setattr(corruption, "HANG_SECONDS", 0.2)
     assert corruption.main(30, 3) == 30

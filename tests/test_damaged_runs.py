@@ -19,8 +19,26 @@ from isthmus.pages.report import write_report
 FILES = ("run.json", "plan.json", "summary.json", "metrics.jsonl")
 CASES = 12
 """Of each file and each way of damaging it; file, way and number alone decide a case."""
-OTHERS = (None, True, -1, 0, 1.5, 10**30, 1e300, "", "x", "\x1b[31m", [], {}, [[]], [None], [-1],
-          {"": {}}, {"b": 1}, [[[]] * 9] * 9)
+OTHERS = (
+    None,
+    True,
+    -1,
+    0,
+    1.5,
+    10**30,
+    1e300,
+    "",
+    "x",
+    "\x1b[31m",
+    [],
+    {},
+    [[]],
+    [None],
+    [-1],
+    {"": {}},
+    {"b": 1},
+    [[[]] * 9] * 9,
+)
 
 
 @pytest.fixture(scope="module")
@@ -30,15 +48,32 @@ def whole(tmp_path_factory):
     tables = {name: json.loads((folder / name).read_text()) for name in FILES[:3]}
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     change = {"rank": 1, "before": 10.0, "after": 5.0}
-    lines.append({"kind": "replanned", "step": 12, "epoch": 1, "seconds": 0.2, "changed": [change],
-                  "shards": 1, "nbytes": 10, "moving_seconds": 0.1, "staying_seconds": 2.0,
-                  "predicted_seconds": 1.0, "predicted_moving_seconds": 0.1,
-                  "samples_of_rank": [10, 20, 0]})
+    lines.append(
+        {
+            "kind": "replanned",
+            "step": 12,
+            "epoch": 1,
+            "seconds": 0.2,
+            "changed": [change],
+            "shards": 1,
+            "nbytes": 10,
+            "moving_seconds": 0.1,
+            "staying_seconds": 2.0,
+            "predicted_seconds": 1.0,
+            "predicted_moving_seconds": 0.1,
+            "samples_of_rank": [10, 20, 0],
+        }
+    )
     tables["run.json"] |= {
-        "slurm_job": None, "emulated": [], "data": {"train": {"samples": 30, "sha256": "f" * 64}},
-        "choice": {"reason": "it is fastest", "candidates": [
-            {"name": "ring", "seconds": 0.1, "error": 0.0, "chunk_nbytes": 1024}]},
-        "earlier": [{"started": "2026-11-20", "command": ["isthmus"], "until_step": 5}]}
+        "slurm_job": None,
+        "emulated": [],
+        "data": {"train": {"samples": 30, "sha256": "f" * 64}},
+        "choice": {
+            "reason": "it is fastest",
+            "candidates": [{"name": "ring", "seconds": 0.1, "error": 0.0, "chunk_nbytes": 1024}],
+        },
+        "earlier": [{"started": "2026-11-20", "command": ["isthmus"], "until_step": 5}],
+    }
     writer = RunFolder(folder)
     for name, table in tables.items():
         writer.write_json(name, table)
@@ -54,6 +89,7 @@ def readings(folder):
 
     All of `isthmus status` is read: it may tell of damage, and never end for it.
     """
+
     def trimmed():
         content = (folder / "metrics.jsonl").read_bytes()
         try:
@@ -68,8 +104,12 @@ def readings(folder):
 
     found = {"status": sorted(list_runs(folder.parent), key=lambda row: row["name"])}
     status_table(found["status"], folder.parent)
-    for name, read in {"report": lambda: write_report(folder).read_text(), "compare": compared,
-                       "stragglers": lambda: read_stragglers(str(folder)), "resume": trimmed}.items():
+    for name, read in {
+        "report": lambda: write_report(folder).read_text(),
+        "compare": compared,
+        "stragglers": lambda: read_stragglers(str(folder)),
+        "resume": trimmed,
+    }.items():
         try:
             found[name] = repr(read())
         except IsthmusError as problem:
@@ -80,20 +120,25 @@ def readings(folder):
 def flipped(content, draw):
     """Return other bytes: a bit flipped, a part cut off, zeroed, doubled or dropped, or junk put in."""
     place, length = int(draw.integers(len(content))), int(draw.integers(1, 200))
-    before, part, after = (content[:place], content[place:place + length],
-                           content[place + length:])
+    before, part, after = (content[:place], content[place : place + length], content[place + length :])
     kind = int(draw.integers(8))
     if kind < 3:
         bit = 1 << 2 * kind + int(draw.integers(2))
-        return before + bytes([content[place] ^ bit]) + content[place + 1:]
-    return (before, before + bytes(len(part)) + after, before + part + part + after,
-            before + after, before + draw.bytes(9) + part + after)[kind - 3]
+        return before + bytes([content[place] ^ bit]) + content[place + 1 :]
+    return (
+        before,
+        before + bytes(len(part)) + after,
+        before + part + part + after,
+        before + after,
+        before + draw.bytes(9) + part + after,
+    )[kind - 3]
 
 
 def places(table, path=()):
     """Yield the path of each value inside a JSON table."""
-    entries = (table.items() if isinstance(table, dict) else enumerate(table)
-               if isinstance(table, list) else ())
+    entries = (
+        table.items() if isinstance(table, dict) else enumerate(table) if isinstance(table, list) else ()
+    )
     for key, value in entries:
         yield (*path, key)
         yield from places(value, (*path, key))
@@ -144,8 +189,11 @@ def test_no_damage_ends_in_a_traceback_and_none_to_bytes_goes_unnoticed(whole, n
             spoilt = flipped(content, draw) if way == "bytes" else restructured(name, content, draw)
             (whole / name).write_bytes(spoilt)
             found = readings(whole)
-            silent = [reader for reader in ("report", "compare")
-                      if found[reader] not in (None, expected[reader])]
+            silent = [
+                reader
+                for reader in ("report", "compare")
+                if found[reader] not in (None, expected[reader])
+            ]
             assert way == "values" or not silent, (number, silent)
             noticed += found != expected
     finally:
@@ -171,8 +219,15 @@ def test_a_changed_number_is_noticed_and_named(tmp_path):
     folder = RunFolder(write_run(tmp_path / "mine", 3))
     for name in FILES[:3]:
         folder.write_json(name, json.loads((folder.path / name).read_text()))
-    folder.note("step", step=4, seconds=0.4, loss=float("nan"), step_seconds=0.1,
-                terms=dict.fromkeys(TERMS, 0.1), sent_nbytes={"site": 1, "link": 1})
+    folder.note(
+        "step",
+        step=4,
+        seconds=0.4,
+        loss=float("nan"),
+        step_seconds=0.1,
+        terms=dict.fromkeys(TERMS, 0.1),
+        sent_nbytes={"site": 1, "link": 1},
+    )
     folder.close()
     assert np.isnan(read_run(folder.path).steps[-1]["loss"])
     assert '"loss": null' in folder.metrics.read_text()
@@ -209,8 +264,10 @@ def test_a_file_of_another_format_is_named_and_left_as_it_is(tmp_path, name):
     for found in (FORMAT + 1, 0, "x", None, True):
         content = written(format=found)
         line = "line 1 " if name == "metrics.jsonl" else ""
-        told = (f"{folder.path / name}: {line}is of format {found!r}, this program reads {FORMAT}; use "
-                "the isthmus that wrote it, whose version run.json tells")
+        told = (
+            f"{folder.path / name}: {line}is of format {found!r}, this program reads {FORMAT}; use "
+            "the isthmus that wrote it, whose version run.json tells"
+        )
         with pytest.raises(SettingsError) as refused:
             read_run(folder.path)
         assert str(refused.value) == told

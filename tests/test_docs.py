@@ -27,8 +27,12 @@ from isthmus.jobs.settings import RunSettings
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = sorted((ROOT / "docs").rglob("*.md"))
-PAGES = [*(ROOT / folder / "README.md" for folder in ("", "data", "slurm")), *DOCS,
-         ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
+PAGES = [
+    *(ROOT / folder / "README.md" for folder in ("", "data", "slurm")),
+    *DOCS,
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "CHANGELOG.md",
+]
 FENCED = re.compile(r"^```(?P<words>.*)\n(?P<text>(?:.*\n)*?)```$", re.M)
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
@@ -61,7 +65,8 @@ def expect(block, printed):
     if block.output is not None:
         flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
         assert doctest.OutputChecker().check_output(block.output, printed, flags), (
-            f"{block.text}\nprints\n{printed}\nand the page says\n{block.output}")
+            f"{block.text}\nprints\n{printed}\nand the page says\n{block.output}"
+        )
 
 
 def run_python(block, names):
@@ -74,6 +79,7 @@ def run_python(block, names):
 def tables(monkeypatch):
     """What a page adds to a table of the library is gone after its test."""
     from isthmus.planning.programme.objectives import OBJECTIVES
+
     for name in OBJECTIVES:
         monkeypatch.setitem(OBJECTIVES, name, OBJECTIVES[name])
     before = set(OBJECTIVES)
@@ -90,8 +96,9 @@ def desk(shared_folder):
     return shared_folder
 
 
-@pytest.mark.parametrize("page", [page for page in DOCS if page.name != "tutorial.md"],
-                         ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    "page", [page for page in DOCS if page.name != "tutorial.md"], ids=lambda page: page.stem
+)
 def test_what_python_prints_is_what_the_page_says(page, desk, monkeypatch):
     monkeypatch.chdir(desk)
     monkeypatch.syspath_prepend(str(desk))
@@ -126,8 +133,9 @@ def test_the_tutorial_goes_from_data_to_a_job(comm, desk, monkeypatch, capsys):
 def run_isthmus(words, comm, capsys):
     """Run one line, on all ranks after mpirun and else on the first alone; return what it printed."""
     from isthmus.cli import main as cli
+
     together = words[:3] == ["mpirun", "-n", str(comm.size)]
-    arguments = words[3 if together else 0:]
+    arguments = words[3 if together else 0 :]
     assert arguments[0] == "isthmus", words
     capsys.readouterr()
     if together or comm.rank == 0:
@@ -144,8 +152,12 @@ def test_a_new_compressor_takes_what_the_page_says_and_no_more(tmp_path):
     for folder, place in (("src", "src"), ("tests", "tests"), ("kernels", "src/isthmus/kernels")):
         with contextlib.suppress(OSError):
             (tmp_path / place).unlink()
-        shutil.copytree(ROOT / folder, tmp_path / place, symlinks=True,
-                        ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+        shutil.copytree(
+            ROOT / folder,
+            tmp_path / place,
+            symlinks=True,
+            ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"),
+        )
     places = {"two_bit.py": "src/isthmus/compression", "test_two_bit.py": "tests"}
     for block in blocks(ROOT / "docs/add_a_compressor.md"):
         if block.word in places:
@@ -153,13 +165,25 @@ def test_a_new_compressor_takes_what_the_page_says_and_no_more(tmp_path):
             if block.word == "two_bit.py":
                 assert len([line for line in block.text.splitlines() if line.strip()]) <= 60
         elif block.language == "diff":
-            subprocess.run(["git", "apply", "-"], input=block.text, text=True, check=True, cwd=tmp_path,
-                           env={**os.environ, "GIT_CEILING_DIRECTORIES": str(tmp_path.parent)})
+            subprocess.run(
+                ["git", "apply", "-"],
+                input=block.text,
+                text=True,
+                check=True,
+                cwd=tmp_path,
+                env={**os.environ, "GIT_CEILING_DIRECTORIES": str(tmp_path.parent)},
+            )
         elif block.language == "sh":
             (words,) = commands(block)
     assert words[:3] == ["python", "-m", "pytest"]
-    done = subprocess.run([sys.executable, *words[1:]], cwd=tmp_path, text=True, capture_output=True,
-                          timeout=120, env={**os.environ, "PYTHONPATH": str(tmp_path / "src")})
+    done = subprocess.run(
+        [sys.executable, *words[1:]],
+        cwd=tmp_path,
+        text=True,
+        capture_output=True,
+        timeout=120,
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "src")},
+    )
     assert done.returncode == 0, done.stdout
     assert int(re.search(r"(\d+) passed", done.stdout)[1]) > 30
 
@@ -169,6 +193,7 @@ def test_every_command_is_one(page):
     from typer.main import get_command
 
     from isthmus.cli.main import app
+
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M)
     for block in blocks(page):
         for words in commands(block) if block.language == "sh" else ():
@@ -177,7 +202,7 @@ def test_every_command_is_one(page):
             elif words[0] == "python" and words[1] != "-m":
                 assert (ROOT / words[1]).exists(), words
             for place in [number for number, word in enumerate(words) if word == "isthmus"]:
-                parse(get_command(app), words[place + 1:])
+                parse(get_command(app), words[place + 1 :])
 
 
 def parse(command, words):
@@ -223,8 +248,9 @@ def sections(page):
     found = {}
     for part in re.split(r"^### ", page.read_text(), flags=re.M)[1:]:
         rows = re.findall(r"^\| (`[^|]*) \| ([^|]*)\|", part, re.M)
-        found[part.split("`")[1]] = {key: cell.strip() for keys, cell in rows
-                                     for key in re.findall(r"`(\w+)`", keys)}
+        found[part.split("`")[1]] = {
+            key: cell.strip() for keys, cell in rows for key in re.findall(r"`(\w+)`", keys)
+        }
     return found
 
 
@@ -253,8 +279,13 @@ def test_every_key_of_a_cluster_is_told(table):
 def test_the_api_pages_build_without_a_warning(tmp_path):
     """Every public name with its text; MPI is not started."""
     import isthmus
-    done = subprocess.run([sys.executable, "-W", "error::UserWarning", ROOT / "docs/api.py", tmp_path],
-                          text=True, capture_output=True, timeout=120)
+
+    done = subprocess.run(
+        [sys.executable, "-W", "error::UserWarning", ROOT / "docs/api.py", tmp_path],
+        text=True,
+        capture_output=True,
+        timeout=120,
+    )
     assert (done.returncode, done.stderr) == (0, "")
     page = (tmp_path / "isthmus.html").read_text()
     for name in isthmus.__all__:

@@ -20,16 +20,31 @@ from isthmus.watching.failures import Place, interrupted_lines
 from isthmus.watching.interruption import Interrupted, Watchman
 
 SECONDS = 2.0
-HERE = Place(0, 21, "allreduce", ("n0", "n0", "n1"), ("here", "here", "there"),
-             ("cloud", "cloud", "edge"), Path("runs/mine"), 15, home=0, seen=(0, 1), signalled=(0, 1))
+HERE = Place(
+    0,
+    21,
+    "allreduce",
+    ("n0", "n0", "n1"),
+    ("here", "here", "there"),
+    ("cloud", "cloud", "edge"),
+    Path("runs/mine"),
+    15,
+    home=0,
+    seen=(0, 1),
+    signalled=(0, 1),
+)
 
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
     folder = tmp_path_factory.mktemp("lab")
     pack_lab(folder)
-    write(folder, run=with_changes(RUN, {"training.epochs": 4000, "cluster.links": "paced"}),
-          cluster=cluster_of(1, 2, latency_seconds=0.006), alone=cluster_of(1))
+    write(
+        folder,
+        run=with_changes(RUN, {"training.epochs": 4000, "cluster.links": "paced"}),
+        cluster=cluster_of(1, 2, latency_seconds=0.006),
+        alone=cluster_of(1),
+    )
     return folder
 
 
@@ -37,9 +52,14 @@ def begun(lab, ranks):
     """Start a job; return it and its run's folder once that has a checkpoint."""
     before = set(lab.glob("runs/*"))
     options = [] if ranks else ["--cluster", "alone.toml"]
-    job = subprocess.Popen(command(ranks, "train", "run.toml", *options), cwd=lab, text=True,
-                           env=rank_environment(COLUMNS="200"), stdout=subprocess.PIPE,
-                           stderr=subprocess.PIPE)
+    job = subprocess.Popen(
+        command(ranks, "train", "run.toml", *options),
+        cwd=lab,
+        text=True,
+        env=rank_environment(COLUMNS="200"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
     deadline = time.monotonic() + 100
     while time.monotonic() < deadline and job.poll() is None:
         made = [path for path in set(lab.glob("runs/*")) - before if (path / "checkpoint.h5").exists()]
@@ -59,14 +79,28 @@ def lines_of_isthmus(text):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("who", "number", "code", "words"), [
-    (1, signal.SIGTERM, 130, ["rank 1 (site site1, tier edge, host ", "interrupted in step", "SIGTERM"]),
-    (0, signal.SIGINT, 130, ["rank 0 (site site0, tier cloud, host ", "interrupted in step", "SIGINT"]),
-    ("mpirun", signal.SIGINT, 1, ["isthmus: interrupted in step"]),
-    ("mpirun", signal.SIGTERM, 1, ["isthmus: interrupted in step"]),
-    ("no mpirun", signal.SIGINT, 130, ["isthmus: interrupted in step"]),
-    ("a rank while another is frozen", signal.SIGTERM, 130, ["rank 0 (site", "interrupted in step"]),
-    (1, signal.SIGKILL, 137, ["isthmus: rank 1: its process is gone: killed from outside"])])
+@pytest.mark.parametrize(
+    ("who", "number", "code", "words"),
+    [
+        (
+            1,
+            signal.SIGTERM,
+            130,
+            ["rank 1 (site site1, tier edge, host ", "interrupted in step", "SIGTERM"],
+        ),
+        (
+            0,
+            signal.SIGINT,
+            130,
+            ["rank 0 (site site0, tier cloud, host ", "interrupted in step", "SIGINT"],
+        ),
+        ("mpirun", signal.SIGINT, 1, ["isthmus: interrupted in step"]),
+        ("mpirun", signal.SIGTERM, 1, ["isthmus: interrupted in step"]),
+        ("no mpirun", signal.SIGINT, 130, ["isthmus: interrupted in step"]),
+        ("a rank while another is frozen", signal.SIGTERM, 130, ["rank 0 (site", "interrupted in step"]),
+        (1, signal.SIGKILL, 137, ["isthmus: rank 1: its process is gone: killed from outside"]),
+    ],
+)
 def test_a_job_ends_soon_with_one_line_and_its_code(lab, who, number, code, words):
     for _ in range(3):  # mpirun leaves the others 0.25 s to speak, which on a busy machine is too little
         told, folder, seconds = ended(lab, who, number, code)
@@ -100,15 +134,27 @@ def ended(lab, who, number, code):
     return told, folder, seconds
 
 
-@pytest.mark.parametrize(("changes", "words"), [
-    ({}, ["isthmus: interrupted in step 21 by mpirun; if nobody stopped it, look at rank 2 (site there",
-          "checkpoint of step 15"]),
-    ({"seen": (0, 1, 2), "signalled": (0, 1, 2)}, ["isthmus: interrupted in step 21; go on from"]),
-    ({"rank": 1}, None), ({"failing": (1,)}, None), ({"signalled": (1,)}, None),
-    ({"rank": 1, "signalled": (1,)}, ["isthmus: rank 1 (site here", "in step 21 by SIGTERM; go on"]),
-    ({"gone": {1: (20, "compute")}, "signalled": (0,)}, ["isthmus: rank 1: its process is gone"]),
-    ({"rank": 1, "gone": {0: (20, "compute")}}, ["isthmus: rank 0: its process is gone"]),
-    ({"checkpoint": None, "seen": (0, 1, 2), "signalled": (0, 1, 2)}, ["written no checkpoint"])])
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {},
+            [
+                "isthmus: interrupted in step 21 by mpirun; if nobody stopped it, look at rank 2 (site "
+                "there",
+                "checkpoint of step 15",
+            ],
+        ),
+        ({"seen": (0, 1, 2), "signalled": (0, 1, 2)}, ["isthmus: interrupted in step 21; go on from"]),
+        ({"rank": 1}, None),
+        ({"failing": (1,)}, None),
+        ({"signalled": (1,)}, None),
+        ({"rank": 1, "signalled": (1,)}, ["isthmus: rank 1 (site here", "in step 21 by SIGTERM; go on"]),
+        ({"gone": {1: (20, "compute")}, "signalled": (0,)}, ["isthmus: rank 1: its process is gone"]),
+        ({"rank": 1, "gone": {0: (20, "compute")}}, ["isthmus: rank 0: its process is gone"]),
+        ({"checkpoint": None, "seen": (0, 1, 2), "signalled": (0, 1, 2)}, ["written no checkpoint"]),
+    ],
+)
 def test_of_the_ranks_that_are_told_to_end_one_speaks_and_says_why(changes, words):
     lines = interrupted_lines(signal.SIGTERM, replace(HERE, **changes), changes.get("rank", 0) == 0)
     assert sum(line.startswith("isthmus:") for line in lines) == bool(words), lines
@@ -117,11 +163,13 @@ def test_of_the_ranks_that_are_told_to_end_one_speaks_and_says_why(changes, word
 
 def test_a_process_that_comes_to_no_handler_is_ended_by_another_thread():
     """And where Python does come to it, `Interrupted` passes through what catches exceptions."""
-    slow = ("import ctypes, os, signal, threading; from isthmus.watching.interruption import Watchman\n"
-            "threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()\n"
-            "lock, library = ctypes.create_string_buffer(64), ctypes.CDLL(None)\n"
-            "with Watchman(lambda number, raised: print(number, raised, flush=True), lambda: False):\n"
-            "    [library.pthread_mutex_lock(lock) for _ in range(2)]\n")
+    slow = (
+        "import ctypes, os, signal, threading; from isthmus.watching.interruption import Watchman\n"
+        "threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()\n"
+        "lock, library = ctypes.create_string_buffer(64), ctypes.CDLL(None)\n"
+        "with Watchman(lambda number, raised: print(number, raised, flush=True), lambda: False):\n"
+        "    [library.pthread_mutex_lock(lock) for _ in range(2)]\n"
+    )
     began = time.monotonic()
     done = subprocess.run([sys.executable, "-c", slow], capture_output=True, timeout=60)
     assert (done.returncode, done.stdout) == (130, b"15 False\n")
@@ -137,13 +185,21 @@ def test_a_process_that_comes_to_no_handler_is_ended_by_another_thread():
     assert signal.getsignal(signal.SIGTERM) == before
 
 
-@pytest.mark.parametrize(("files", "code", "ends", "words"), [
-    ({"summary.json": {"steps": 10}}, 0, 0, None), ({"summary.json": {"steps": 10}}, 137, 137, None),
-    ({}, 0, 15, ["code 0 and the run has no summary", "step on record is 3 of 10", "begin again"]),
-    ({"checkpoint.h5": {}}, 137, 137, ["code 137", "go on from its checkpoint", "--resume "]),
-    ({}, 14, 14, None), ({}, 7, 7, None), (None, 0, 15, ["the last step on record is 0; "])])
+@pytest.mark.parametrize(
+    ("files", "code", "ends", "words"),
+    [
+        ({"summary.json": {"steps": 10}}, 0, 0, None),
+        ({"summary.json": {"steps": 10}}, 137, 137, None),
+        ({}, 0, 15, ["code 0 and the run has no summary", "step on record is 3 of 10", "begin again"]),
+        ({"checkpoint.h5": {}}, 137, 137, ["code 137", "go on from its checkpoint", "--resume "]),
+        ({}, 14, 14, None),
+        ({}, 7, 7, None),
+        (None, 0, 15, ["the last step on record is 0; "]),
+    ],
+)
 def test_after_mpirun_a_run_without_a_summary_has_a_line_and_no_code_0(
-        tmp_path, files, code, ends, words):
+    tmp_path, files, code, ends, words
+):
     folder = tmp_path / "run-7"
     if files is not None:
         folder.mkdir()

@@ -32,8 +32,11 @@ from isthmus.watching.links import LinkWatch
 from isthmus.watching.progress import OF_STEP, PHASES, Progress, late_rows
 from isthmus.watching.stalls import FIRST_SECONDS, SECONDS_OF_OTHERS, Watch, deadline
 
-HOSTS, SITES, TIERS = ("n0", "n0", "n1", "n2"), ("here", "here", "there", "there"), (
-    "cloud", "cloud", "edge", "edge")
+HOSTS, SITES, TIERS = (
+    ("n0", "n0", "n1", "n2"),
+    ("here", "here", "there", "there"),
+    ("cloud", "cloud", "edge", "edge"),
+)
 
 
 def test_every_code_of_the_tree_has_its_page_and_its_row_and_the_reverse(repository):
@@ -44,12 +47,15 @@ def test_every_code_of_the_tree_has_its_page_and_its_row_and_the_reverse(reposit
         tree.setdefault(kind.exit_code, []).append(kind.__name__)
     assert max(map(len, tree.values())) == 1, "two kinds of error share a code"
     assert {name for (name,) in tree.values()} == {"IsthmusError", *EXIT_CODES}
-    named = {name for name, kind in vars(errors).items()
-             if isinstance(kind, type) and kind.__module__ == errors.__name__}
+    named = {
+        name
+        for name, kind in vars(errors).items()
+        if isinstance(kind, type) and kind.__module__ == errors.__name__
+    }
     assert named == {"IsthmusError", *EXIT_CODES}
     codes = {*tree, 2, 130}
     readme = (repository / "README.md").read_text()
-    table = readme[readme.index("| exit code |"):].split("\n\n")[0]
+    table = readme[readme.index("| exit code |") :].split("\n\n")[0]
     assert {int(code) for code in re.findall(r"\| (\d+) \|", table)} == codes | {0}
     pages = repository / "docs/errors"
     assert {page.name for page in pages.glob("*.md")} == {"README.md", *(f"{c}.md" for c in codes)}
@@ -64,7 +70,8 @@ def test_every_code_of_the_tree_has_its_page_and_its_row_and_the_reverse(reposit
 
 def test_ranks_are_named_with_their_site_tier_and_hosts():
     assert name_ranks([0, 1, 3], HOSTS, SITES, TIERS) == (
-        "ranks 0-1 (site here, tier cloud, host n0), rank 3 (site there, tier edge, host n2)")
+        "ranks 0-1 (site here, tier cloud, host n0), rank 3 (site there, tier edge, host n2)"
+    )
 
 
 def failed(problem, place=None):
@@ -81,20 +88,23 @@ def place(rank, checkpoint=15):
 
 
 def test_equal_failures_share_a_block_and_others_have_their_own():
-    failures = {rank: failure_of(failed(ZeroDivisionError("planted"), place(rank)))
-                for rank in (0, 1, 3)}
+    failures = {
+        rank: failure_of(failed(ZeroDivisionError("planted"), place(rank))) for rank in (0, 1, 3)
+    }
     failures[2] = failure_of(failed(MemoryError("Unable to allocate 8.00 GiB"), place(2, None)))
     lines = failure_lines(failures, place(0))
     assert [line for line in lines if line.startswith("isthmus:")] == [
         "isthmus: ranks 0-1, 3: unexpected ZeroDivisionError: planted; run again with "
         "`isthmus --debug ...` and report the traceback",
         "isthmus: rank 2: out of memory: Unable to allocate 8.00 GiB; take a smaller "
-        "training.batch_size, fewer ranks a host, or more hosts"]
+        "training.batch_size, fewer ranks a host, or more hosts",
+    ]
     assert len(lines) == 14
     assert lines[1:4] == [
         "  rank   ranks 0-1 (site here, tier cloud, host n0), rank 3 (site there, tier edge, host n2)",
         "  step   21, phase compute",
-        f"  cause  ZeroDivisionError at test_errors.py:{failed.__code__.co_firstlineno + 2}"]
+        f"  cause  ZeroDivisionError at test_errors.py:{failed.__code__.co_firstlineno + 2}",
+    ]
     assert lines[4].endswith("its last checkpoint, of step 15, is runs/mine/checkpoint.h5")
     assert lines[5].endswith("then go on with `isthmus train RUN.toml --resume runs/mine`")
     assert lines[6] == "  more   docs/errors/1.md, and the traceback in runs/mine/logs"
@@ -121,8 +131,11 @@ def test_the_first_rank_that_fails_speaks_for_those_that_fail_with_it(comm):
     comm.Barrier()
     if comm.rank != 1:  # rank 1 is busy, and asked for nothing
         failures = failures_of_all(comm, mine, comm.rank + 10, seconds=0.5)
-        assert failures == ({10: {"kind": "ZeroDivisionError", "rank": 0},
-                             12: {"kind": "ZeroDivisionError", "rank": 2}} if comm.rank == 0 else None)
+        assert failures == (
+            {10: {"kind": "ZeroDivisionError", "rank": 0}, 12: {"kind": "ZeroDivisionError", "rank": 2}}
+            if comm.rank == 0
+            else None
+        )
     comm.Barrier()
     assert told_by_another(comm) == (comm.rank == 1)
     comm.Barrier()
@@ -146,22 +159,41 @@ def row(step, phase, since=0.0, alive=100.0):
     return [step, PHASES.index(phase), since, alive]
 
 
-@pytest.mark.parametrize(("rows", "late"), [
-    ([row(7, "allreduce"), row(7, "compute"), row(7, "allreduce")], [1]),
-    ([row(7, "allreduce"), row(6, "checkpoint"), row(6, "report")], [2]),
-    ([row(7, "allreduce"), row(7, "allreduce")], []),
-    ([row(7, "allreduce"), row(7, "allreduce", alive=90.0)], [1]),
-    ([row(7, "compute"), row(7, "allreduce", alive=90.0), row(7, "allreduce")], [1])])
+@pytest.mark.parametrize(
+    ("rows", "late"),
+    [
+        ([row(7, "allreduce"), row(7, "compute"), row(7, "allreduce")], [1]),
+        ([row(7, "allreduce"), row(6, "checkpoint"), row(6, "report")], [2]),
+        ([row(7, "allreduce"), row(7, "allreduce")], []),
+        ([row(7, "allreduce"), row(7, "allreduce", alive=90.0)], [1]),
+        ([row(7, "compute"), row(7, "allreduce", alive=90.0), row(7, "allreduce")], [1]),
+    ],
+)
 def test_late_are_those_without_a_sign_of_life_or_else_those_behind(rows, late):
     assert late_rows(np.array(rows), 100.0, 5.0).tolist() == late
 
 
 def watched(rows, rank, size, home=0, usual=(0.1,) * 9, abort_seconds=None, ended=None):
-    progress = SimpleNamespace(rows=rows, rank=rank, ranks=list(range(len(rows))), mine=rows[rank],
-                               kind="step", step=int(rows[rank][0]), seconds={"step": usual},
-                               next_is_gone=lambda: False)
-    return Watch(progress, 2.0, 10.0, lambda ranks: f"<{','.join(map(str, ranks))}>", home, size,
-                 abort_seconds, lambda line, ranks: ended.append((rank, line, ranks)))
+    progress = SimpleNamespace(
+        rows=rows,
+        rank=rank,
+        ranks=list(range(len(rows))),
+        mine=rows[rank],
+        kind="step",
+        step=int(rows[rank][0]),
+        seconds={"step": usual},
+        next_is_gone=lambda: False,
+    )
+    return Watch(
+        progress,
+        2.0,
+        10.0,
+        lambda ranks: f"<{','.join(map(str, ranks))}>",
+        home,
+        size,
+        abort_seconds,
+        lambda line, ranks: ended.append((rank, line, ranks)),
+    )
 
 
 def warnings_of(caplog):
@@ -175,8 +207,9 @@ def test_a_stall_is_told_once_by_the_first_rank_that_waits_and_once_when_it_is_o
     for now in (1.9, 2.1, 2.4, 30.0):
         for watch in watches:
             watch.look(now)
-    assert warnings_of(caplog) == ["step 7 stalls: 2.1 s so far, 0.1 s is usual; late: <0> in compute "
-                                   "of step 7; <1,2> in allreduce"]
+    assert warnings_of(caplog) == [
+        "step 7 stalls: 2.1 s so far, 0.1 s is usual; late: <0> in compute of step 7; <1,2> in allreduce"
+    ]
     assert sum(" stalls: " in record.getMessage() for record in caplog.records) == 3  # each in its log
     assert "this rank is at" in caplog.text
     assert "test_errors.py" in caplog.text  # where the main thread is
@@ -186,9 +219,19 @@ def test_a_stall_is_told_once_by_the_first_rank_that_waits_and_once_when_it_is_o
     assert warnings_of(caplog)[1:] == ["step 7 went on after 30.2 s; <0> late"]
 
 
-@pytest.mark.parametrize(("home", "words"), [
-    (0, ["step 7 stalls: 3.0 s so far, 0.1 s is usual; <0,1> in allreduce; none of these is behind: "
-         "look at <2,3>, or at the network between"]), (2, [])])
+@pytest.mark.parametrize(
+    ("home", "words"),
+    [
+        (
+            0,
+            [
+                "step 7 stalls: 3.0 s so far, 0.1 s is usual; <0,1> in allreduce; none of these is "
+                "behind: look at <2,3>, or at the network between"
+            ],
+        ),
+        (2, []),
+    ],
+)
 def test_where_all_ranks_of_a_host_wait_the_one_with_rank_0_says_so(caplog, home, words):
     rows = np.array([row(7, "allreduce"), row(7, "allreduce")])
     for rank in range(2):
@@ -220,7 +263,8 @@ def test_before_the_first_step_a_minute_is_usual_and_after_the_last_nothing_stal
     watch.look(FIRST_SECONDS + 0.1)
     assert warnings_of(caplog) == [
         "preparation before the first step stalls: 60.1 s so far; late: <0> in preparation of step 0, "
-        "no sign of life for 55.1 s; <1> in preparation"]
+        "no sign of life for 55.1 s; <1> in preparation"
+    ]
     watch = watched(np.array([row(7, "end"), row(7, "end")]), 0, 2, abort_seconds=1.0)
     watch.progress.kind = "end"
     watch.look(1000.0)
@@ -235,8 +279,14 @@ def test_after_abort_seconds_the_rank_that_tells_a_stall_ends_the_job_and_else_a
     assert not ended
     for watch in watches:
         watch.look(5.1)
-    assert ended == [(0, "step 7 stalls: 5.1 s, run.abort_seconds are over; late: <1> in compute of "
-                         "step 7; <0,2> in allreduce", [1])]
+    assert ended == [
+        (
+            0,
+            "step 7 stalls: 5.1 s, run.abort_seconds are over; late: <1> in compute of "
+            "step 7; <0,2> in allreduce",
+            [1],
+        )
+    ]
     watches[2].look(5.2 + SECONDS_OF_OTHERS)
     assert [rank for rank, *_ in ended] == [0, 2]
 
@@ -252,7 +302,7 @@ def test_a_rank_that_is_gone_ends_the_job_where_nobody_else_does():
     assert ended == [(0, None, ())]
 
 
-AFTER = PHASES[PHASES.index("replicas"):][:3]
+AFTER = PHASES[PHASES.index("replicas") :][:3]
 
 
 @pytest.mark.ranks(3)
@@ -278,7 +328,7 @@ def lab(tmp_path):
     return tmp_path
 
 
-PLANTED = '''
+PLANTED = """
 import os, signal, time
 import isthmus.models as models
 rank, gradient, calls = int(os.environ.get("OMPI_COMM_WORLD_RANK", -1)), models.Perceptron.gradient, 0
@@ -288,22 +338,31 @@ def planted(*given):
     {}
     return gradient(*given)
 models.Perceptron.gradient = planted
-'''
+"""
 
 
 def start(lab, plant, at_once=""):
     """Start a job of three ranks in which `plant` runs before each gradient, and `at_once` first."""
     (lab / "sitecustomize.py").write_text(PLANTED.format(plant) + at_once)
     paths = [str(lab), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return subprocess.Popen(command(3, "train", "run.toml"), cwd=lab, text=True, stdout=subprocess.PIPE,
-                            env=rank_environment(PYTHONPATH=os.pathsep.join(paths), COLUMNS="200"),
-                            stderr=subprocess.PIPE)
+    return subprocess.Popen(
+        command(3, "train", "run.toml"),
+        cwd=lab,
+        text=True,
+        stdout=subprocess.PIPE,
+        env=rank_environment(PYTHONPATH=os.pathsep.join(paths), COLUMNS="200"),
+        stderr=subprocess.PIPE,
+    )
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("culprits", "who", "logs"), [
-    ("1", ["rank 1: ", "rank 1 (site site1, tier edge, host "], "logs/rank0001.log"),
-    ("0, 1, 2", ["ranks 0-2: ", "ranks 0 (site site0"], "logs")])
+@pytest.mark.parametrize(
+    ("culprits", "who", "logs"),
+    [
+        ("1", ["rank 1: ", "rank 1 (site site1, tier edge, host "], "logs/rank0001.log"),
+        ("0, 1, 2", ["ranks 0-2: ", "ranks 0 (site site0"], "logs"),
+    ],
+)
 def test_ranks_that_fail_are_told_in_one_block(lab, culprits, who, logs):
     """The others do not wait for ever; tracebacks are in the logs of those that failed."""
     job = start(lab, f"if calls == 21 and rank in ({culprits},): raise ZeroDivisionError('planted')")
@@ -313,14 +372,17 @@ def test_ranks_that_fail_are_told_in_one_block(lab, culprits, who, logs):
     lines = told.splitlines()
     (at,) = (number for number, line in enumerate(lines) if line.startswith("isthmus:"))
     (folder,) = lab.glob("runs/*")
-    first, rank, step, cause, became, cure, more = lines[at:at + 7]
-    assert first == (f"isthmus: {who[0]}unexpected ZeroDivisionError: planted; run again with "
-                     "`isthmus --debug ...` and report the traceback")
+    first, rank, step, cause, became, cure, more = lines[at : at + 7]
+    assert first == (
+        f"isthmus: {who[0]}unexpected ZeroDivisionError: planted; run again with "
+        "`isthmus --debug ...` and report the traceback"
+    )
     assert rank.startswith(f"  rank   {who[1].replace('ranks 0 ', 'rank 0 ')}")
     assert step == "  step   21, phase compute"
     assert cause.startswith("  cause  ZeroDivisionError at sitecustomize.py:")
-    assert became == ("  job    ended on all ranks; its last checkpoint, of step 15, is "
-                      f"{folder / 'checkpoint.h5'}")
+    assert became == (
+        f"  job    ended on all ranks; its last checkpoint, of step 15, is {folder / 'checkpoint.h5'}"
+    )
     assert cure.endswith(f"; then go on with `isthmus train RUN.toml --resume {folder}`")
     assert more == f"  more   docs/errors/1.md, and the traceback in {folder / logs}"
     for number in range(3):
@@ -335,8 +397,10 @@ def test_links_ten_times_as_slow_as_predicted_are_named_once_and_once_when_they_
     for step, milliseconds in ((10, 39), (20, 41), (30, 500), (40, 5)):
         watch.look(step, [milliseconds / 1e3] * 4 + [9.0])  # one step that stalls is not the link
     slow, well = warnings_of(caplog)
-    assert slow.startswith("step 20: a step takes 41.0 ms on links, 10 times the predicted 4.0 ms: the "
-                           "link between site1 and site0 is slower than the cluster file says")
+    assert slow.startswith(
+        "step 20: a step takes 41.0 ms on links, 10 times the predicted 4.0 ms: the "
+        "link between site1 and site0 is slower than the cluster file says"
+    )
     assert well == "step 40: links are as fast as before, 5.0 ms a step"
     three = LinkWatch(isthmus.Cluster(cluster_of(1, 1, 1)), 0.0001)
     assert three.links == "one of the links between site1 and site0, site2 and site0"
@@ -347,10 +411,14 @@ def test_links_ten_times_as_slow_as_predicted_are_named_once_and_once_when_they_
 
 @pytest.mark.slow
 def test_a_link_that_is_slower_than_predicted_is_named_while_the_run_goes_on(lab):
-    job = start(lab, "pass", "import isthmus.collectives.hierarchical as module\n"
-                "wait = module.wait_for\n"
-                "def slow(*given):\n    time.sleep(0.05)\n    return wait(*given)\n"
-                "module.wait_for = slow\n")
+    job = start(
+        lab,
+        "pass",
+        "import isthmus.collectives.hierarchical as module\n"
+        "wait = module.wait_for\n"
+        "def slow(*given):\n    time.sleep(0.05)\n    return wait(*given)\n"
+        "module.wait_for = slow\n",
+    )
     told = job.communicate(timeout=120)[1]
     assert job.returncode == 0, told
     lines = [line for line in told.splitlines() if " ms on links, " in line]
@@ -361,9 +429,13 @@ def test_a_link_that_is_slower_than_predicted_is_named_while_the_run_goes_on(lab
 @pytest.mark.slow
 def test_a_freeze_before_the_first_step_is_ended_with_who_was_late(lab):
     write(lab, run=with_changes(RUN, {"run.abort_seconds": 10}))
-    job = start(lab, "pass", "initial = models.Perceptron.initial\ndef frozen(*given):\n"
-                "    rank == 1 and os.kill(os.getpid(), signal.SIGSTOP)\n"
-                "    return initial(*given)\nmodels.Perceptron.initial = frozen\n")
+    job = start(
+        lab,
+        "pass",
+        "initial = models.Perceptron.initial\ndef frozen(*given):\n"
+        "    rank == 1 and os.kill(os.getpid(), signal.SIGSTOP)\n"
+        "    return initial(*given)\nmodels.Perceptron.initial = frozen\n",
+    )
     told = job.communicate(timeout=120)[1].replace("\0", "")
     assert job.returncode == MachineError.exit_code, told
     first, rank, step, *_ = (line for line in told.splitlines() if line.startswith(("isthmus:", "  ")))
@@ -377,8 +449,11 @@ def test_a_freeze_before_the_first_step_is_ended_with_who_was_late(lab):
 def test_a_rank_that_is_late_is_named_with_its_phase_while_it_is(lab):
     """One stops itself, as a debugger or a scheduler would; later another one computes for long."""
     write(lab, run=with_changes(RUN, {"run.stall_seconds": 1.5}))
-    job = start(lab, "if calls == 21 and rank == 1: os.kill(os.getpid(), signal.SIGSTOP)\n"
-                     "    if calls == 31 and rank == 2: time.sleep(2.5)")
+    job = start(
+        lab,
+        "if calls == 21 and rank == 1: os.kill(os.getpid(), signal.SIGSTOP)\n"
+        "    if calls == 31 and rank == 2: time.sleep(2.5)",
+    )
     told = [""]
     while not told[-1].startswith("step 21 stalls"):
         told.append(job.stderr.readline())
@@ -389,8 +464,11 @@ def test_a_rank_that_is_late_is_named_with_its_phase_while_it_is(lab):
     told += job.communicate(timeout=120)[1].splitlines()
     assert job.returncode == 0, told
     stopped, went_on = (line for line in told if re.match("step 21 (stalls|went on)", line))
-    assert re.match(r".*; late: rank 1 \(site site1, tier edge, host \S+\) in compute of step 21, no "
-                    "sign of life for .* s; rank 0 .* in allreduce", stopped)
+    assert re.match(
+        r".*; late: rank 1 \(site site1, tier edge, host \S+\) in compute of step 21, no "
+        "sign of life for .* s; rank 0 .* in allreduce",
+        stopped,
+    )
     assert re.match(r"step 21 went on after .*; rank 1 .* late", went_on)
     slow, went_on = (line for line in told if re.match("step 31 (stalls|went on)", line))
     assert re.match(r".*; late: rank 2 .* in compute of step 31; ", slow)

@@ -29,8 +29,9 @@ from isthmus.links.stage_clock import StageClock
 KINDS = (Ring, DoubleTree, Recursive)
 SIZES = st.one_of(st.integers(0, 40), st.integers(0, 5000), st.integers(15_000, 150_000))
 # All ranks try the same examples, and `together` fails on all or on none: so they shrink as one.
-in_lockstep = settings(derandomize=True, max_examples=9, database=None,
-                       suppress_health_check=list(HealthCheck))
+in_lockstep = settings(
+    derandomize=True, max_examples=9, database=None, suppress_health_check=list(HealthCheck)
+)
 
 
 class SpyComm:
@@ -57,7 +58,7 @@ def together(comm, problems):
 
 def integers(rank, size, seed):
     """float32 whose sum over a few ranks is exact in any order."""
-    return np.random.default_rng([seed, rank]).integers(-10**5, 10**5, size).astype("f4")
+    return np.random.default_rng([seed, rank]).integers(-(10**5), 10**5, size).astype("f4")
 
 
 def exact_sum(comm, size, seed):
@@ -94,8 +95,15 @@ def problems_of(kind, comm, size, seed):
 
 def check(comm, size, seed):
     backwards = comm.Split(0, key=-comm.rank)
-    together(comm, [problem for kind in KINDS for ordered in (comm, backwards)
-                    for problem in problems_of(kind, ordered, size, seed)])
+    together(
+        comm,
+        [
+            problem
+            for kind in KINDS
+            for ordered in (comm, backwards)
+            for problem in problems_of(kind, ordered, size, seed)
+        ],
+    )
     backwards.Free()
 
 
@@ -154,7 +162,7 @@ def test_rounded_sums_are_the_same_bits_on_every_rank(comm, kind):
     for size in (3, 1000, 70_001):
         vector = np.random.default_rng(comm.rank).normal(size=size).astype("f4")
         kind(comm, range(comm.size), size, StageClock())(vector)
-        assert len(set(gather_json(comm, vector.tobytes().hex()[:10**6]))) == 1
+        assert len(set(gather_json(comm, vector.tobytes().hex()[: 10**6]))) == 1
 
 
 @pytest.mark.ranks(3)
@@ -165,8 +173,15 @@ def test_two_chunks_that_arrive_at_a_time_have_each_its_place(comm):
     places = {}
     for buffer, *sender in spy.received:
         places.setdefault(tuple(sender), []).append(buffer)
-    together(comm, [sender for sender, buffers in places.items()
-                    for one, other in itertools.pairwise(buffers) if np.shares_memory(one, other)])
+    together(
+        comm,
+        [
+            sender
+            for sender, buffers in places.items()
+            for one, other in itertools.pairwise(buffers)
+            if np.shares_memory(one, other)
+        ],
+    )
 
 
 @pytest.mark.ranks(3)
@@ -257,14 +272,21 @@ def test_a_ring_of_one_has_everything(comm):
 
 
 @pytest.mark.ranks(2)
-@pytest.mark.parametrize(("call", "message"), [
-    (lambda comm: ring_reduce(comm, np.zeros(3)), "float32 of one dimension, not float64"),
-    (lambda comm: ring_reduce_scatter(comm, np.zeros((2, 2), "f4")), r"shape \(2, 2\)"),
-    (lambda comm: ring_all_gather(comm, np.zeros(8, "f4")[::2]), "contiguous"),
-    (lambda comm: ring_reduce(comm, np.zeros(3, "f4"), root=2), "ranks 0 to 1, not 2"),
-    (lambda comm: ring_reduce(comm, np.zeros(3, "f4"), root=-1), "ranks 0 to 1, not -1"),
-    (lambda comm: ring_reduce(comm, np.zeros(3, "f4"), inbox=np.zeros(5, "f4")), "6 entries or more"),
-    (lambda comm: ring_reduce_scatter(comm, np.zeros(3, "f4"), inbox=np.zeros(9)), "not float64")])
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda comm: ring_reduce(comm, np.zeros(3)), "float32 of one dimension, not float64"),
+        (lambda comm: ring_reduce_scatter(comm, np.zeros((2, 2), "f4")), r"shape \(2, 2\)"),
+        (lambda comm: ring_all_gather(comm, np.zeros(8, "f4")[::2]), "contiguous"),
+        (lambda comm: ring_reduce(comm, np.zeros(3, "f4"), root=2), "ranks 0 to 1, not 2"),
+        (lambda comm: ring_reduce(comm, np.zeros(3, "f4"), root=-1), "ranks 0 to 1, not -1"),
+        (
+            lambda comm: ring_reduce(comm, np.zeros(3, "f4"), inbox=np.zeros(5, "f4")),
+            "6 entries or more",
+        ),
+        (lambda comm: ring_reduce_scatter(comm, np.zeros(3, "f4"), inbox=np.zeros(9)), "not float64"),
+    ],
+)
 def test_a_ring_refuses_what_it_cannot_sum(comm, call, message):
     with pytest.raises(ValueError, match=message):
         call(comm)

@@ -19,7 +19,8 @@ def images(rank):
     """Return 400 images of clothes and their classes, other ones on each rank."""
     import h5py
     import hdf5plugin  # noqa: F401 (the shards' filter)
-    paths = sorted(TRAIN.glob("*.h5"))[2 * rank:2 * rank + 2]
+
+    paths = sorted(TRAIN.glob("*.h5"))[2 * rank : 2 * rank + 2]
     parts = []
     for path in paths:
         with h5py.File(path) as file:
@@ -32,8 +33,9 @@ def last_loss(comm, tiers, compressor, error_feedback):
     """Return the loss after gradient descent on all images, the rate falling to zero."""
     features, targets = images(comm.rank)
     parameters, gradient = MODEL.initial(0), np.empty(MODEL.size, "f4")
-    allreduce = isthmus.Allreduce(tiers, MODEL.size, compressor=compressor,
-                                  error_feedback=error_feedback)
+    allreduce = isthmus.Allreduce(
+        tiers, MODEL.size, compressor=compressor, error_feedback=error_feedback
+    )
     for step in range(STEPS):
         MODEL.gradient(parameters, features, targets, gradient)
         rate = 0.02 * (1 - step / STEPS)

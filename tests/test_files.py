@@ -25,8 +25,10 @@ def write_checkpoints(folder):
     """Write a small checkpoint; return what puts a larger one in its place, and what reads it."""
     path = folder / "checkpoint.h5"
     write_checkpoint_file(path, {"parameters": np.ones(10, "f4")}, {"step": 1})
-    return (lambda: write_checkpoint_file(path, {"parameters": np.ones(20_000, "f4")}, {"step": 2}),
-            lambda: read_checkpoint_file(path)[1]["step"])
+    return (
+        lambda: write_checkpoint_file(path, {"parameters": np.ones(20_000, "f4")}, {"step": 2}),
+        lambda: read_checkpoint_file(path)[1]["step"],
+    )
 
 
 def write_sets(folder):
@@ -107,6 +109,7 @@ def test_a_folder_that_cannot_be_synced_is_no_failure_and_one_that_fails_is(tmp_
             if os.path.isdir(f"/proc/self/fd/{descriptor}"):
                 raise OSError(number, os.strerror(number))
             real(descriptor)
+
         return fsync
 
     for number in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
@@ -180,8 +183,12 @@ def disk(tmp_path):
 
 @pytest.mark.slow
 def test_thirty_full_disks_leave_what_was_there(disk, repository):
-    done = subprocess.run([sys.executable, "-c", FULL_DISKS, repository / "tests", disk], text=True,
-                          capture_output=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISKS, repository / "tests", disk],
+        text=True,
+        capture_output=True,
+        timeout=120,
+    )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.split() == ["full"] * 30
 
@@ -194,10 +201,14 @@ def test_a_disk_that_is_full_ends_pack_and_train_with_code_8(disk, tmp_path):
     done = call(tmp_path, 0, "pack", "disk/set", "-a", "a=large.npz", "--shards", 2, "--overwrite")
     assert done.returncode == 8, done.stderr
     assert done.stderr.startswith(
-        "isthmus: disk/set/shard-00001.new.h5: cannot be written: No space left on device; ")
+        "isthmus: disk/set/shard-00001.new.h5: cannot be written: No space left on device; "
+    )
     isthmus.ShardSet.open(disk / "set").verify()
-    write(tmp_path, cluster=cluster_of(1), run=with_changes(RUN, {
-        "run.folder": "disk", "model.hidden": [900], "run.checkpoint_every": 3}))
+    write(
+        tmp_path,
+        cluster=cluster_of(1),
+        run=with_changes(RUN, {"run.folder": "disk", "model.hidden": [900], "run.checkpoint_every": 3}),
+    )
     done = call(tmp_path, 0, "train", "run.toml")
     assert done.returncode == 8, done.stderr
     assert done.stderr.count("isthmus: ") == 1

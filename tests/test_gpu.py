@@ -71,12 +71,15 @@ def test_a_source_is_loaded_with_its_headers_inside_once(name):
 
 def test_the_geometry_of_launches_is_that_of_the_sources():
     text = {name: device.source_text(name) for name in device.SOURCES}
-    for source, said in (("dense", f"THREADS = {gpu.THREADS};"), ("top_k", f"PICKERS = {gpu.PICKERS};"),
-                         ("dense", f"DENSE = {gpu.DENSE_ROW // 128};"),
-                         ("int4", f"GROUP = {reference.GROUP};"),
-                         ("top_k", f"POSITIONS = {reference.POSITIONS};"),
-                         ("top_k", f"UPPER = {gpu.UPPER}, LOWER = {gpu.LOWER};"),
-                         ("int8", f"SMALLEST_MAXIMUM = {reference.SMALLEST_MAXIMUM_BITS:#010x};")):
+    for source, said in (
+        ("dense", f"THREADS = {gpu.THREADS};"),
+        ("top_k", f"PICKERS = {gpu.PICKERS};"),
+        ("dense", f"DENSE = {gpu.DENSE_ROW // 128};"),
+        ("int4", f"GROUP = {reference.GROUP};"),
+        ("top_k", f"POSITIONS = {reference.POSITIONS};"),
+        ("top_k", f"UPPER = {gpu.UPPER}, LOWER = {gpu.LOWER};"),
+        ("int8", f"SMALLEST_MAXIMUM = {reference.SMALLEST_MAXIMUM_BITS:#010x};"),
+    ):
         assert said in text[source], said
     assert gpu.ROWS == gpu.THREADS // 32
     assert gpu.TILE == gpu.ROWS * 8 * 128
@@ -90,11 +93,29 @@ def test_the_geometry_of_launches_is_that_of_the_sources():
 @pytest.mark.parametrize("name", device.SOURCES)
 def test_every_source_compiles_without_spills(name, architecture, tmp_path):
     done = subprocess.run(
-        ["nvcc", *device.FLAGS, f"-arch={architecture}", "-Xptxas", "-v", "-Werror", "all-warnings",
-         "-cubin", "-o", tmp_path / "out", device.FOLDER / f"{name}.cu"], capture_output=True, text=True)
+        [
+            "nvcc",
+            *device.FLAGS,
+            f"-arch={architecture}",
+            "-Xptxas",
+            "-v",
+            "-Werror",
+            "all-warnings",
+            "-cubin",
+            "-o",
+            tmp_path / "out",
+            device.FOLDER / f"{name}.cu",
+        ],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
-    compiled = re.findall(r"Compiling entry function '(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes "
-                          r"spill stores, (\d+) bytes spill loads", done.stderr, flags=re.DOTALL)
+    compiled = re.findall(
+        r"Compiling entry function '(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes "
+        r"spill stores, (\d+) bytes spill loads",
+        done.stderr,
+        flags=re.DOTALL,
+    )
     assert compiled
     for kernel, stack, *spills in compiled:
         assert spills == ["0", "0"], f"{kernel} spills"
@@ -104,8 +125,18 @@ def test_every_source_compiles_without_spills(name, architecture, tmp_path):
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="there is no nvcc")
 @pytest.mark.parametrize("name", device.SOURCES)
 def test_no_product_is_fused_with_a_sum_and_no_denormal_is_flushed(name, tmp_path):
-    subprocess.run(["nvcc", *device.FLAGS, "-arch=sm_75", "-ptx", "-o", tmp_path / "out",
-                    device.FOLDER / f"{name}.cu"], check=True)
+    subprocess.run(
+        [
+            "nvcc",
+            *device.FLAGS,
+            "-arch=sm_75",
+            "-ptx",
+            "-o",
+            tmp_path / "out",
+            device.FOLDER / f"{name}.cu",
+        ],
+        check=True,
+    )
     ptx = (tmp_path / "out").read_text()
     assert ".visible .entry" in ptx
     assert not re.search(r"\bfma\.|\bmad\.f|\.ftz|\.approx|div\.full", ptx)
@@ -114,12 +145,14 @@ def test_no_product_is_fused_with_a_sum_and_no_denormal_is_flushed(name, tmp_pat
 def test_played_by_the_host_every_kernel_writes_the_bytes_of_the_reference(on_host, programs):
     """Special numbers of some sizes, arrays that are not aligned among them; `slow` takes all."""
     import cases
+
     compare(cases, cases.vectors(np.random.default_rng(2), (0, 1, 37, 257, 1025, 1300)))
 
 
 @pytest.mark.slow
 def test_played_by_the_host_every_kernel_writes_those_bytes_for_all_sizes(on_host, programs):
     import check_bytes
+
     assert check_bytes.check_all(gpu, np.copy, np.copy, print, random_count=5) == []
 
 
@@ -135,6 +168,7 @@ def compare(cases, vectors):
 
 def test_top_k_goes_past_one_block_of_positions(on_host, programs):
     import cases
+
     random = np.random.default_rng(0)
     vector, residual = (random.normal(size=150_001).astype("f4") for _ in range(2))
     for case in cases.cases(random, vector, residual):
@@ -161,8 +195,12 @@ def test_a_whole_vector_is_one_launch(on_host):
     four = np.zeros(98, "f4"), np.zeros(1563, "u2"), np.zeros(50_000, "u1")
     gpu.encode_int4(vector, residual, 64, None, 0, *four)
     gpu.encode_one_bit(vector, residual, 1024, np.zeros(98, "f4"), np.zeros(12_500, "u1"))
-    assert on_host.launches == [("encode_int8_256", 49, 256), ("decode_int8_256", 49, 256),
-                                ("encode_int4", 13, 256), ("encode_one_bit_1024", 13, 256)]
+    assert on_host.launches == [
+        ("encode_int8_256", 49, 256),
+        ("decode_int8_256", 49, 256),
+        ("encode_int4", 13, 256),
+        ("encode_one_bit_1024", 13, 256),
+    ]
 
 
 def test_a_good_threshold_is_three_launches(on_host):
@@ -183,8 +221,10 @@ def test_a_vector_without_entries_launches_nothing(on_host):
 
 def test_a_lane_that_leaves_its_warp_is_found(host, tmp_path, monkeypatch):
     """The stand-in is no use if it lets through what a GPU would not."""
-    source = ('extern "C" __global__ void f(int* a) { if (threadIdx.x == 3) return;'
-              ' a[0] += __shfl_xor_sync(~0u, 1, 1); }')
+    source = (
+        'extern "C" __global__ void f(int* a) { if (threadIdx.x == 3) return;'
+        " a[0] += __shfl_xor_sync(~0u, 1, 1); }"
+    )
     monkeypatch.setattr(host_device, "SOURCES", ("bad",))
     monkeypatch.setattr(host_device, "source_text", lambda name: source)
     bad = host_device.HostDevice(tmp_path)
@@ -216,15 +256,18 @@ def test_arrays_that_do_not_fit_are_refused_before_any_launch(fault):
 
     class Host:
         ndarray, address = np.ndarray, staticmethod(lambda array: array.ctypes.data)
+
     with pytest.raises(ValueError, match=message):
-        device_arrays.check(Host, vector=(spoil(good), np.dtype("f4"), 8),
-                            total=(good, np.dtype("f4"), 8))
+        device_arrays.check(
+            Host, vector=(spoil(good), np.dtype("f4"), 8), total=(good, np.dtype("f4"), 8)
+        )
 
 
 def test_more_entries_than_there_are_cannot_be_chosen(on_host):
     with pytest.raises(ValueError, match="5 entries cannot be chosen from 4"):
-        gpu.encode_top_k(np.zeros(4, "f4"), None, np.zeros(1, "u4"), np.zeros(5, "f4"),
-                         np.zeros(5, "u2"))
+        gpu.encode_top_k(
+            np.zeros(4, "f4"), None, np.zeros(1, "u4"), np.zeros(5, "f4"), np.zeros(5, "u2")
+        )
     with pytest.raises(ValueError, match="too long to choose from"):
         device_arrays.check_chosen(2**31, 1)
 
@@ -234,8 +277,9 @@ def test_every_kernel_checks_its_arrays(on_host):
     for name in kernels.NAMES:
         parameters = inspect.signature(getattr(gpu, name)).parameters
         given = {"block": 256, "key": np.uint64(1), "first": 0, "factor": 1.0, "threshold": 1.0}
-        arguments = [given.get(each, np.zeros((1, 1) if "low_rank" in name else 1, "f8"))
-                     for each in parameters]
+        arguments = [
+            given.get(each, np.zeros((1, 1) if "low_rank" in name else 1, "f8")) for each in parameters
+        ]
         with pytest.raises(ValueError, match="must be"):
             getattr(gpu, name)(*arguments)
     assert on_host.launches == []
@@ -346,8 +390,12 @@ def test_copies_out_follow_the_callers_stream_in_their_own_and_copies_in_are_in_
     buffer = there.page_locked(12)
     assert (buffer.dtype, buffer.nbytes, buffer.flags.writeable) == ("u1", 12, True)
     there.copy_out(array, buffer)
-    assert cupy.told == [("record", "caller's"), ("copies", "waits"),
-                         ("copy", buffer.ctypes.data, 77, 12, "out", "copies"), ("record", "copies")]
+    assert cupy.told == [
+        ("record", "caller's"),
+        ("copies", "waits"),
+        ("copy", buffer.ctypes.data, 77, 12, "out", "copies"),
+        ("record", "copies"),
+    ]
     cupy.told.clear()
     there.copy_in(buffer, array)
     assert cupy.told == [("copy", 77, buffer.ctypes.data, 12, "in", "caller's"), ("record", "caller's")]
@@ -369,12 +417,15 @@ class FakeRuntime:
         return self
 
 
-@pytest.mark.parametrize(("cupy", "message"), [
-    (None, "CuPy cannot be imported"),
-    (FakeRuntime(0), "CUDA sees no device"),
-    (FakeRuntime(RuntimeError("cudaErrorInsufficientDriver")), "cudaErrorInsufficientDriver"),
-    (FakeRuntime(1, "70"), "compute capability 7.0, the kernels need 7.5"),
-])
+@pytest.mark.parametrize(
+    ("cupy", "message"),
+    [
+        (None, "CuPy cannot be imported"),
+        (FakeRuntime(0), "CUDA sees no device"),
+        (FakeRuntime(RuntimeError("cudaErrorInsufficientDriver")), "cudaErrorInsufficientDriver"),
+        (FakeRuntime(1, "70"), "compute capability 7.0, the kernels need 7.5"),
+    ],
+)
 def test_a_gpu_that_cannot_be_used_is_an_error_with_the_reason(cupy, message, monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", cupy)
     for cached in (devices.gpu_library, device.the_device):
@@ -399,9 +450,16 @@ def test_a_wire_elsewhere_than_its_vector_is_refused():
 def test_compressors_give_the_same_wires_on_a_gpu(on_host, monkeypatch):
     """Two steps, so that what is carried over is the same too."""
     vector = np.random.default_rng(0).normal(size=5000).astype("f4")
-    for compressor in (isthmus.Dense(), isthmus.Dense("float16"), isthmus.Int8(rounding="stochastic"),
-                       isthmus.Int4(), isthmus.OneBit(), isthmus.TopK(), isthmus.TopK(0.1, "threshold"),
-                       isthmus.TopK(0.1, "random")):
+    for compressor in (
+        isthmus.Dense(),
+        isthmus.Dense("float16"),
+        isthmus.Int8(rounding="stochastic"),
+        isthmus.Int4(),
+        isthmus.OneBit(),
+        isthmus.TopK(),
+        isthmus.TopK(0.1, "threshold"),
+        isthmus.TopK(0.1, "random"),
+    ):
         ends = []
         for module in (cpu, gpu):
             monkeypatch.setattr(kernels, "for_array", lambda array, module=module: module)
@@ -422,22 +480,41 @@ def test_an_array_of_the_gpu_gets_the_kernels_of_the_gpu(on_host):
 @pytest.mark.parametrize("program", ["check_bytes", "bandwidth", "check_collectives", "host_path"])
 def test_the_programs_for_a_gpu_say_that_there_is_none_and_run_from_the_source_tree(program, tmp_path):
     (tmp_path / "cupy.py").write_text("raise ImportError('not here')")
-    done = subprocess.run([sys.executable, ROOT / f"experiments/gpu/{program}.py"], text=True,
-                          capture_output=True, env=os.environ | {"PYTHONPATH": str(tmp_path)})
+    done = subprocess.run(
+        [sys.executable, ROOT / f"experiments/gpu/{program}.py"],
+        text=True,
+        capture_output=True,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+    )
     assert done.returncode == NoDeviceError.exit_code, done.stderr
     assert "no GPU can be used: CuPy cannot be imported (not here)" in done.stderr
 
 
 def test_the_programs_for_a_gpu_need_none_of_the_packages_that_a_bare_machine_lacks():
-    missing = ("pydantic", "tomli_w", "threadpoolctl", "hdf5plugin", "typer", "rich", "matplotlib",
-               "jinja2", "lazy_loader")
-    program = (f"import sys\nfor name in {missing}: sys.modules[name] = None\n"
-               "import check_bytes, check_collectives, bandwidth, host_path, site_ranks\n"
-               "from isthmus.collectives.allreduce import Allreduce\n"
-               "list(check_collectives.exchanges())\n"
-               "from isthmus.shards.batches import LocalSamples\n"
-               "from isthmus.models import Perceptron\n"
-               "from isthmus.training.loop import Training\n")
-    done = subprocess.run([sys.executable, "-c", program], text=True, capture_output=True,
-                          env=os.environ | {"PYTHONPATH": str(ROOT / "experiments/gpu")})
+    missing = (
+        "pydantic",
+        "tomli_w",
+        "threadpoolctl",
+        "hdf5plugin",
+        "typer",
+        "rich",
+        "matplotlib",
+        "jinja2",
+        "lazy_loader",
+    )
+    program = (
+        f"import sys\nfor name in {missing}: sys.modules[name] = None\n"
+        "import check_bytes, check_collectives, bandwidth, host_path, site_ranks\n"
+        "from isthmus.collectives.allreduce import Allreduce\n"
+        "list(check_collectives.exchanges())\n"
+        "from isthmus.shards.batches import LocalSamples\n"
+        "from isthmus.models import Perceptron\n"
+        "from isthmus.training.loop import Training\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        text=True,
+        capture_output=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT / "experiments/gpu")},
+    )
     assert done.returncode == 0, done.stderr

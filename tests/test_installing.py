@@ -15,9 +15,11 @@ import pytest
 from isthmus import extras
 
 NOT_NEEDED = {".git", ".venv", ".asv", "build", "dist", "runs", "data"}
-LOOK = ("import isthmus, importlib.resources as r; from isthmus.kernels import cpu; "
-        "assert r.files(isthmus).joinpath('py.typed').is_file(); "
-        "print(isthmus.Cluster, isthmus.__file__)")
+LOOK = (
+    "import isthmus, importlib.resources as r; from isthmus.kernels import cpu; "
+    "assert r.files(isthmus).joinpath('py.typed').is_file(); "
+    "print(isthmus.Cluster, isthmus.__file__)"
+)
 
 
 def documented(repository):
@@ -31,12 +33,21 @@ def environment(tmp_path_factory):
     """A fresh environment beside a clone called `isthmus`; what isthmus needs is seen, not installed."""
     folder = tmp_path_factory.mktemp("installing")
     repository = Path(__file__).resolve().parent.parent
-    shutil.copytree(repository, folder / "isthmus", symlinks=True, ignore=lambda place, names: {
-        "__pycache__"} | (NOT_NEEDED if Path(place) == repository else set()))
+    shutil.copytree(
+        repository,
+        folder / "isthmus",
+        symlinks=True,
+        ignore=lambda place, names: (
+            {"__pycache__"} | (NOT_NEEDED if Path(place) == repository else set())
+        ),
+    )
     subprocess.run([sys.executable, "-m", "venv", folder / "env"], check=True)
-    purelib = subprocess.run([folder / "env/bin/python", "-c",
-                              "import sysconfig; print(sysconfig.get_path('purelib'))"],
-                             check=True, text=True, capture_output=True).stdout.strip()
+    purelib = subprocess.run(
+        [folder / "env/bin/python", "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
+        check=True,
+        text=True,
+        capture_output=True,
+    ).stdout.strip()
     Path(purelib, "seen.pth").write_text(sysconfig.get_path("purelib") + "\n")
     return folder
 
@@ -47,22 +58,37 @@ def test_the_command_for_a_clone_installs_what_is_imported_beside_it(environment
     """Also in the folder that holds the clone: no empty package of its name is found there first."""
     pip, *words = documented(repository)
     command = [environment / "env/bin" / pip, *words[:1], *(["-e"] if editable else []), *words[1:]]
-    done = subprocess.run([*command, "--quiet"], cwd=environment / "isthmus", text=True,
-                          capture_output=True, timeout=300)
+    done = subprocess.run(
+        [*command, "--quiet"], cwd=environment / "isthmus", text=True, capture_output=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr
-    done = subprocess.run([environment / "env/bin/python", "-c", LOOK], cwd=environment, text=True,
-                          capture_output=True, timeout=60)
+    done = subprocess.run(
+        [environment / "env/bin/python", "-c", LOOK],
+        cwd=environment,
+        text=True,
+        capture_output=True,
+        timeout=60,
+    )
     assert done.returncode == 0, done.stderr
     home = environment / ("isthmus/src" if editable else "env")
     assert done.stdout.split()[-1].startswith(str(home)), done.stdout
-    done = subprocess.run([environment / "env/bin/isthmus", "check", "--help"], cwd=environment,
-                          text=True, capture_output=True, timeout=60)
+    done = subprocess.run(
+        [environment / "env/bin/isthmus", "check", "--help"],
+        cwd=environment,
+        text=True,
+        capture_output=True,
+        timeout=60,
+    )
     assert done.returncode == 0, done.stderr
 
 
 def test_no_page_and_no_message_installs_isthmus_from_an_index(repository):
-    files = [path for folder in ("src", "docs", "experiments", "slurm", "data")
-             for path in (repository / folder).rglob("*") if path.suffix in (".md", ".py", ".toml")]
+    files = [
+        path
+        for folder in ("src", "docs", "experiments", "slurm", "data")
+        for path in (repository / folder).rglob("*")
+        if path.suffix in (".md", ".py", ".toml")
+    ]
     for path in (*files, *repository.glob("*.md")):
         assert not re.search(r"pip install '?isthmus", path.read_text()), path
 
@@ -75,5 +101,6 @@ def test_messages_name_the_packages_of_an_extra_or_the_clone(repository, monkeyp
 
     def not_installed(_):
         raise PackageNotFoundError
+
     monkeypatch.setattr(extras, "requires", not_installed)
     assert extras.how_to_install("gpu") == "pip install '.[gpu]' in a clone of isthmus"

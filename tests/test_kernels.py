@@ -16,23 +16,42 @@ from isthmus.errors import NoDeviceError
 from isthmus.kernels import cpu, reference
 
 BLOCK = 16
-SPECIAL = [0.0, -0.0, 1e-45, -1e-40, 1e-36, 1.6e-36, 5.9e-8, 6.2e-5, 65504.0, 65520.0, 1e38, -1e38,
-           3.4028235e38, float("nan"), float("inf"), float("-inf")]
+SPECIAL = [
+    0.0,
+    -0.0,
+    1e-45,
+    -1e-40,
+    1e-36,
+    1.6e-36,
+    5.9e-8,
+    6.2e-5,
+    65504.0,
+    65520.0,
+    1e38,
+    -1e38,
+    3.4028235e38,
+    float("nan"),
+    float("inf"),
+    float("-inf"),
+]
 SPECIAL = [float(np.float32(number)) for number in SPECIAL]
 numbers = st.one_of(st.sampled_from(SPECIAL), st.floats(width=32), st.floats(-4, 4, width=32))
 vectors = st.sampled_from([0, 1, 2, BLOCK - 1, BLOCK, BLOCK + 1, 37, 100]).flatmap(
-    lambda size: arrays.arrays(np.float32, size, elements=numbers))
+    lambda size: arrays.arrays(np.float32, size, elements=numbers)
+)
 
 
 @pytest.mark.parametrize("name", kernels.NAMES)
 def test_every_kernel_has_one_signature(name):
-    assert inspect.signature(getattr(cpu, name).py_func) == inspect.signature(
-        getattr(reference, name))
+    assert inspect.signature(getattr(cpu, name).py_func) == inspect.signature(getattr(reference, name))
 
 
 def test_the_list_of_names_is_that_of_the_reference():
-    public = {name for name, value in vars(reference).items()
-              if inspect.isfunction(value) and not name.startswith("_")} - {"dither"}
+    public = {
+        name
+        for name, value in vars(reference).items()
+        if inspect.isfunction(value) and not name.startswith("_")
+    } - {"dither"}
     assert public == set(kernels.NAMES)
 
 
@@ -64,12 +83,16 @@ def residual_for(vector, has_residual):
 @settings(deadline=None)
 def test_dense_kernels_write_the_bytes_of_the_reference(vector, has_residual, name):
     codes = np.zeros(vector.size, "f4" if name == "dense" else "u2")
-    codes, _ = same(lambda module, codes, residual: getattr(module, f"encode_{name}")(
-        vector, residual, codes), [codes, residual_for(vector, has_residual)])
+    codes, _ = same(
+        lambda module, codes, residual: getattr(module, f"encode_{name}")(vector, residual, codes),
+        [codes, residual_for(vector, has_residual)],
+    )
     if name != "dense":
         for verb in ("decode", "add"):
-            same(lambda module, total, verb=verb: getattr(module, f"{verb}_{name}")(codes, total),
-                 [np.ones(vector.size, "f4")])
+            same(
+                lambda module, total, verb=verb: getattr(module, f"{verb}_{name}")(codes, total),
+                [np.ones(vector.size, "f4")],
+            )
 
 
 def test_all_float16_codes_decode_as_ieee_says():
@@ -79,8 +102,12 @@ def test_all_float16_codes_decode_as_ieee_says():
     np.testing.assert_array_equal(decoded, codes.view("f2").astype("f4"))
 
 
-@given(vectors, st.booleans(), st.one_of(st.none(), st.integers(0, 2**64 - 1).map(np.uint64)),
-       st.integers(0, 2**33))
+@given(
+    vectors,
+    st.booleans(),
+    st.one_of(st.none(), st.integers(0, 2**64 - 1).map(np.uint64)),
+    st.integers(0, 2**33),
+)
 @settings(deadline=None)
 @example(np.full(40, 3.7, "f4"), False, None, 0)
 @example(np.full(40, 3.4028235e38, "f4"), True, np.uint64(2**64 - 1), 2**32 - 3)
@@ -88,20 +115,32 @@ def test_int8_kernels_write_the_bytes_of_the_reference(vector, has_residual, key
     maxima, codes = np.zeros(-(-vector.size // BLOCK), "f4"), np.zeros(vector.size, "i1")
     maxima, codes, _ = same(
         lambda module, maxima, codes, residual: module.encode_int8(
-            vector, residual, BLOCK, key, first, maxima, codes),
-        [maxima, codes, residual_for(vector, has_residual)])
+            vector, residual, BLOCK, key, first, maxima, codes
+        ),
+        [maxima, codes, residual_for(vector, has_residual)],
+    )
     for verb in ("decode_int8", "add_int8"):
-        same(lambda module, total, verb=verb: getattr(module, verb)(maxima, codes, BLOCK, total),
-             [np.ones(vector.size, "f4")])
+        same(
+            lambda module, total, verb=verb: getattr(module, verb)(maxima, codes, BLOCK, total),
+            [np.ones(vector.size, "f4")],
+        )
 
 
 groups = st.builds(
     lambda size, seed, last: np.append(np.random.default_rng(seed).normal(size=size), last).astype("f4"),
-    st.integers(256, 600), st.integers(0, 2**32), st.lists(numbers, max_size=5))
+    st.integers(256, 600),
+    st.integers(0, 2**32),
+    st.lists(numbers, max_size=5),
+)
 
 
-@given(st.one_of(vectors, groups), st.booleans(), st.sampled_from([4, 16]), st.one_of(
-    st.none(), st.integers(0, 2**64 - 1).map(np.uint64)), st.integers(0, 2**33))
+@given(
+    st.one_of(vectors, groups),
+    st.booleans(),
+    st.sampled_from([4, 16]),
+    st.one_of(st.none(), st.integers(0, 2**64 - 1).map(np.uint64)),
+    st.integers(0, 2**33),
+)
 @settings(deadline=None)
 @example(np.full(300, 3.7, "f4"), False, 4, None, 0)
 @example(np.geomspace(1e-44, 3e38, 333).astype("f4"), True, 4, None, 0)
@@ -113,24 +152,39 @@ def test_int4_kernels_write_the_bytes_of_the_reference(vector, has_residual, blo
     blocks = -(-size // block)
     maxima, shares, codes, _ = same(
         lambda module, maxima, shares, codes, residual: module.encode_int4(
-            vector, residual, block, key, first, maxima, shares, codes),
-        [np.zeros(-(-blocks // 16), "f4"), np.zeros(blocks, "u2"), np.zeros(-(-size // 2), "u1"),
-         residual_for(vector, has_residual)])
+            vector, residual, block, key, first, maxima, shares, codes
+        ),
+        [
+            np.zeros(-(-blocks // 16), "f4"),
+            np.zeros(blocks, "u2"),
+            np.zeros(-(-size // 2), "u1"),
+            residual_for(vector, has_residual),
+        ],
+    )
     for verb in ("decode_int4", "add_int4"):
-        same(lambda module, total, verb=verb: getattr(module, verb)(maxima, shares, codes, block, total),
-             [np.ones(size, "f4")])
+        same(
+            lambda module, total, verb=verb: getattr(module, verb)(maxima, shares, codes, block, total),
+            [np.ones(size, "f4")],
+        )
 
 
 @given(vectors, st.booleans())
 def test_one_bit_kernels_write_the_bytes_of_the_reference(vector, has_residual):
     scales, codes, _ = same(
         lambda module, scales, codes, residual: module.encode_one_bit(
-            vector, residual, BLOCK, scales, codes),
-        [np.zeros(-(-vector.size // BLOCK), "f4"), np.full(-(-vector.size // 8), 0xAA, "u1"),
-         residual_for(vector, has_residual)])
+            vector, residual, BLOCK, scales, codes
+        ),
+        [
+            np.zeros(-(-vector.size // BLOCK), "f4"),
+            np.full(-(-vector.size // 8), 0xAA, "u1"),
+            residual_for(vector, has_residual),
+        ],
+    )
     for verb in ("decode_one_bit", "add_one_bit"):
-        same(lambda module, total, verb=verb: getattr(module, verb)(scales, codes, BLOCK, total),
-             [np.ones(vector.size, "f4")])
+        same(
+            lambda module, total, verb=verb: getattr(module, verb)(scales, codes, BLOCK, total),
+            [np.ones(vector.size, "f4")],
+        )
 
 
 @given(vectors, st.booleans(), st.floats(0, 1))
@@ -139,18 +193,32 @@ def test_top_k_kernels_write_the_bytes_of_the_reference(vector, has_residual, ra
     wanted = round(ratio * vector.size)
     counts, entries, positions, _ = same(
         lambda module, counts, entries, positions, residual: module.encode_top_k(
-            vector, residual, counts, entries, positions),
-        [np.ones(-(-vector.size // 65536), "u4"), np.zeros(wanted, "f4"), np.zeros(wanted, "u2"),
-         residual_for(vector, has_residual)])
-    same(lambda module, total: module.add_top_k(counts, entries, positions, total),
-         [np.ones(vector.size, "f4")])
+            vector, residual, counts, entries, positions
+        ),
+        [
+            np.ones(-(-vector.size // 65536), "u4"),
+            np.zeros(wanted, "f4"),
+            np.zeros(wanted, "u2"),
+            residual_for(vector, has_residual),
+        ],
+    )
+    same(
+        lambda module, total: module.add_top_k(counts, entries, positions, total),
+        [np.ones(vector.size, "f4")],
+    )
 
 
-@given(vectors, st.booleans(), st.floats(0, 1), st.one_of(st.sampled_from(SPECIAL), st.none()),
-       st.floats(0.85, 1.05))
+@given(
+    vectors,
+    st.booleans(),
+    st.floats(0, 1),
+    st.one_of(st.sampled_from(SPECIAL), st.none()),
+    st.floats(0.85, 1.05),
+)
 @settings(deadline=None)
 def test_threshold_kernels_write_the_bytes_of_the_reference(
-        vector, has_residual, ratio, threshold, passing):
+    vector, has_residual, ratio, threshold, passing
+):
     """Also with a threshold that lets about the right number pass, which random ones seldom do."""
     wanted, residual = round(ratio * vector.size), residual_for(vector, has_residual)
     with np.errstate(all="ignore"):
@@ -159,19 +227,23 @@ def test_threshold_kernels_write_the_bytes_of_the_reference(
         threshold = order[max(0, vector.size - max(1, round(passing * wanted)))]
     outputs = [np.ones(-(-vector.size // 65536), "u4"), np.ones(wanted, "f4"), np.ones(wanted, "u2")]
     threshold = np.float32(threshold or 0)
-    same(lambda module, used, counts, entries, positions, residual: used.fill(
-        module.encode_above(vector, residual, threshold, counts, entries, positions)),
-        [np.zeros(1, "f4"), *outputs, residual])
+    same(
+        lambda module, used, counts, entries, positions, residual: used.fill(
+            module.encode_above(vector, residual, threshold, counts, entries, positions)
+        ),
+        [np.zeros(1, "f4"), *outputs, residual],
+    )
 
 
 @given(vectors, st.booleans(), st.floats(0, 1), st.integers(0, 2**64 - 1).map(np.uint64))
 @settings(deadline=None)
 def test_random_k_kernels_write_the_bytes_of_the_reference(vector, has_residual, ratio, key):
     entries = np.zeros(min(vector.size, max(1, round(ratio * vector.size))), "f4")
-    entries, _ = same(lambda module, entries, residual: module.encode_random_k(
-        vector, residual, key, entries), [entries, residual_for(vector, has_residual)])
-    same(lambda module, total: module.add_random_k(key, entries, total),
-         [np.ones(vector.size, "f4")])
+    entries, _ = same(
+        lambda module, entries, residual: module.encode_random_k(vector, residual, key, entries),
+        [entries, residual_for(vector, has_residual)],
+    )
+    same(lambda module, total: module.add_random_k(key, entries, total), [np.ones(vector.size, "f4")])
 
 
 @given(st.integers(1, 9), st.integers(1, 70), st.integers(1, 4), st.data())
@@ -183,8 +255,10 @@ def test_low_rank_kernels_write_the_bytes_of_the_reference(rows, columns, rank, 
     p[draw.integers(rows), 0] = data.draw(numbers)
     q[0, draw.integers(columns)] = data.draw(numbers)
     for verb in ("decode_low_rank", "add_low_rank"):
-        same(lambda module, matrix, verb=verb: getattr(module, verb)(p, q, matrix),
-             [np.full((rows, columns), 0.1, "f4")])
+        same(
+            lambda module, matrix, verb=verb: getattr(module, verb)(p, q, matrix),
+            [np.full((rows, columns), 0.1, "f4")],
+        )
 
 
 @pytest.mark.parametrize("has_residual", [False, True])
@@ -192,22 +266,30 @@ def test_low_rank_kernels_write_the_bytes_of_the_reference(rows, columns, rank, 
 def test_thresholds_go_past_one_block_of_the_reference(has_residual, threshold):
     vector = np.random.default_rng(0).normal(size=200_000).astype("f4")
     residual = np.zeros(200_000, "f4") if has_residual else None
-    same(lambda module, *outputs: module.encode_above(
-        vector, outputs[3], np.float32(threshold), *outputs[:3]),
-        [np.zeros(4, "u4"), np.zeros(4000, "f4"), np.zeros(4000, "u2"), residual])
+    same(
+        lambda module, *outputs: module.encode_above(
+            vector, outputs[3], np.float32(threshold), *outputs[:3]
+        ),
+        [np.zeros(4, "u4"), np.zeros(4000, "f4"), np.zeros(4000, "u2"), residual],
+    )
 
 
 def test_a_threshold_that_is_no_number_chooses_nothing():
     vector = np.where(np.arange(100) % 5, 1.0, np.nan).astype("f4")
-    same(lambda module, used, *outputs: used.fill(
-        module.encode_above(vector, None, np.float32("nan"), *outputs)),
-        [np.zeros(1, "f4"), np.zeros(1, "u4"), np.zeros(21, "f4"), np.zeros(21, "u2")])
+    same(
+        lambda module, used, *outputs: used.fill(
+            module.encode_above(vector, None, np.float32("nan"), *outputs)
+        ),
+        [np.zeros(1, "f4"), np.zeros(1, "u4"), np.zeros(21, "f4"), np.zeros(21, "u2")],
+    )
 
 
 def test_top_k_places_go_past_one_block():
     vector = np.random.default_rng(0).normal(size=200_000).astype("f4")
-    same(lambda module, *outputs: module.encode_top_k(vector, None, *outputs),
-         [np.zeros(4, "u4"), np.zeros(5000, "f4"), np.zeros(5000, "u2")])
+    same(
+        lambda module, *outputs: module.encode_top_k(vector, None, *outputs),
+        [np.zeros(4, "u4"), np.zeros(5000, "f4"), np.zeros(5000, "u2")],
+    )
 
 
 @given(vectors)
@@ -228,8 +310,15 @@ def test_stochastic_rounding_does_not_depend_on_how_a_vector_is_cut(data):
     maxima = np.zeros(blocks, "f4")
     cpu.encode_int8(vector, None, BLOCK, np.uint64(5), 0, maxima, whole)
     for piece in (slice(0, cut), slice(cut, vector.size)):
-        cpu.encode_int8(vector[piece], None, BLOCK, np.uint64(5), piece.start,
-                        maxima[piece.start // BLOCK:], parts[piece])
+        cpu.encode_int8(
+            vector[piece],
+            None,
+            BLOCK,
+            np.uint64(5),
+            piece.start,
+            maxima[piece.start // BLOCK :],
+            parts[piece],
+        )
     np.testing.assert_array_equal(whole, parts)
 
 
@@ -250,8 +339,15 @@ def test_stochastic_rounding_is_unbiased():
 def test_any_bytes_decode_without_touching_what_is_outside(junk, size):
     """A wire from elsewhere may say anything; canaries on both sides must live."""
     from isthmus.compression import Int8, LowRank, OneBit, TopK
-    for compressor in (Int8(block=BLOCK), OneBit(block=BLOCK), TopK(0.2), TopK(0.2, "threshold"),
-                       TopK(0.2, "random"), LowRank(1)):
+
+    for compressor in (
+        Int8(block=BLOCK),
+        OneBit(block=BLOCK),
+        TopK(0.2),
+        TopK(0.2, "threshold"),
+        TopK(0.2, "random"),
+        LowRank(1),
+    ):
         nbytes = compressor.wire_nbytes(size)
         wire = np.resize(np.frombuffer(junk or b"\xff", "u1"), nbytes)
         guarded = np.full(size + 2, 7, "f4")
@@ -267,7 +363,9 @@ def test_the_kernels_stay_inside_their_arrays(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "pytest", __file__, "-k", "reference or any_bytes or one_block"],
         env={**os.environ, "NUMBA_BOUNDSCHECK": "1", "NUMBA_CACHE_DIR": str(tmp_path)},
-        capture_output=True, text=True)
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stdout
 
 
@@ -279,6 +377,7 @@ def test_an_array_of_a_device_without_kernels_is_refused():
 
 def test_the_folder_refuses_to_be_imported_under_another_name():
     root = os.path.dirname(os.path.dirname(__file__))
-    done = subprocess.run([sys.executable, "-c", "import kernels"], cwd=root, text=True,
-                          capture_output=True)
+    done = subprocess.run(
+        [sys.executable, "-c", "import kernels"], cwd=root, text=True, capture_output=True
+    )
     assert "isthmus.kernels" in done.stderr.splitlines()[-1]

@@ -26,8 +26,13 @@ from isthmus.registry import ALGORITHMS
 
 ROOT = Path(__file__).parents[1]
 EXTRA = 7
-in_lockstep = settings(max_examples=6, deadline=None, derandomize=True, database=None,
-                       suppress_health_check=[HealthCheck.function_scoped_fixture])
+in_lockstep = settings(
+    max_examples=6,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 
 
 class Longer(Wrapped):
@@ -38,8 +43,9 @@ class Longer(Wrapped):
         self.ranks, self.left, self.to = ranks, left, to
 
     def Isend(self, buffer, dest, tag=0):  # noqa: N802
-        longer = np.concatenate([np.ascontiguousarray(buffer).reshape(-1).view(np.uint8),
-                                 np.full(EXTRA, 99, np.uint8)])
+        longer = np.concatenate(
+            [np.ascontiguousarray(buffer).reshape(-1).view(np.uint8), np.full(EXTRA, 99, np.uint8)]
+        )
         self.left.append(longer.nbytes)
         self.to.append(self.ranks[dest])
         return Kept(self.comm.Isend(longer, dest, tag), longer)
@@ -105,9 +111,12 @@ def test_what_a_wrapper_adds_is_counted_and_predicted_to_the_byte(comm, name, si
         mean = allreduce(plain)
         counted = allreduce.sent_to_sites[:-1].tolist()
         by_site = np.bincount([tiers.cluster.site_of_rank[rank] for rank in to], left, len(sites))
-        plain, more = (isthmus.predict_allreduce(
-            cluster, size, algorithm=name, compressor=compressor, chunk_nbytes=6000).seconds
-            for cluster in (tiers.cluster, wrapped.cluster))
+        plain, more = (
+            isthmus.predict_allreduce(
+                cluster, size, algorithm=name, compressor=compressor, chunk_nbytes=6000
+            ).seconds
+            for cluster in (tiers.cluster, wrapped.cluster)
+        )
     assert mean.tobytes() == expected.tobytes()
     rate = tiers.cluster.links[0].bytes_per_second
     assert EXTRA / rate * 0.99 < more - plain < EXTRA * len(tiers.cluster.sites) * 200 / rate
@@ -127,13 +136,20 @@ def test_mpis_own_algorithm_is_refused_where_it_would_go_past_a_wrapper(comm):
 @pytest.mark.ranks(4)
 @pytest.mark.parametrize("sites", [(4,), (2, 2), (1, 2, 1), (1, 1, 1, 1)])
 @in_lockstep
-@given(rows=st.lists(st.integers(0, 3), min_size=4, max_size=4), root=st.integers(0, 3),
-       dtype=st.sampled_from(["u1", "f4", "f8"]), shape=st.sampled_from([(), (2,), (0,)]))
+@given(
+    rows=st.lists(st.integers(0, 3), min_size=4, max_size=4),
+    root=st.integers(0, 3),
+    dtype=st.sampled_from(["u1", "f4", "f8"]),
+    shape=st.sampled_from([(), (2,), (0,)]),
+)
 def test_all_ranks_learn_what_each_has_through_whatever_wraps_the_links(
-        comm, sites, rows, root, dtype, shape):
+    comm, sites, rows, root, dtype, shape
+):
     cluster = isthmus.Cluster(cluster_of(*sites))
-    arrays = [np.random.default_rng(rank).integers(0, 200, (count, *shape)).astype(dtype)
-              for rank, count in enumerate(rows)]
+    arrays = [
+        np.random.default_rng(rank).integers(0, 200, (count, *shape)).astype(dtype)
+        for rank, count in enumerate(rows)
+    ]
     with isthmus.split_tiers(comm, cluster) as tiers:
         wrapped, left, to = longer(tiers)
         for world in (comm, tiers.world, wrapped.world):
@@ -149,8 +165,14 @@ def test_all_ranks_learn_what_each_has_through_whatever_wraps_the_links(
             assert (found is None) == (world.rank != root)
             alike = np.full((2, *shape), world.rank, dtype)
             for found in (all_gather(world, alike), gather(world, alike, root)):
-                assert found is None or [(each == rank).all() and each.shape == alike.shape
-                                         for rank, each in enumerate(found)] == [True] * 4
+                assert (
+                    found is None
+                    or [
+                        (each == rank).all() and each.shape == alike.shape
+                        for rank, each in enumerate(found)
+                    ]
+                    == [True] * 4
+                )
             assert maximum(world, [world.rank, -world.rank]).tolist() == [3, 0]
             barrier(world)
         assert all(cluster.site_of_rank[rank] != tiers.site_index for rank in to)
@@ -173,9 +195,28 @@ def test_agreement_goes_through_what_wraps_the_links(comm):
         assert innermost(wrapped.world) == innermost(tiers.world)
 
 
-COLLECTIVES = {"Bcast", "Gather", "Gatherv", "Allgather", "Allgatherv", "Scatter", "Scatterv", "Reduce",
-               "Allreduce", "Reduce_scatter", "Alltoall", "Alltoallv", "Scan", "Barrier", "Ibarrier",
-               "Sendrecv", "Ibcast", "Iallreduce", "Iallgather", "Neighbor_alltoall"}
+COLLECTIVES = {
+    "Bcast",
+    "Gather",
+    "Gatherv",
+    "Allgather",
+    "Allgatherv",
+    "Scatter",
+    "Scatterv",
+    "Reduce",
+    "Allreduce",
+    "Reduce_scatter",
+    "Alltoall",
+    "Alltoallv",
+    "Scan",
+    "Barrier",
+    "Ibarrier",
+    "Sendrecv",
+    "Ibcast",
+    "Iallreduce",
+    "Iallgather",
+    "Neighbor_alltoall",
+}
 INSIDE_SITES = {"links/world.py"}  # MPI's own on a site's communicator
 MPI_ITSELF = {"collectives/exact.py", "links/on_device.py", "links/traced.py"}  # "mpi"
 
@@ -199,9 +240,16 @@ def test_the_time_model_knows_what_wrappers_add_to_each_message(nbytes):
     """Int8 in chunks over one link: so many more bytes a chunk, at the link's rate."""
     cluster = isthmus.Cluster(cluster_of(1, 1, latency_seconds=0.01, bytes_per_second=1e6))
     size, compressor = 50_000, isthmus.Int8(250)
-    predicted = [isthmus.predict_allreduce(each, size, algorithm="hierarchical", compressor=compressor,
-                                           chunk_nbytes=compressor.wire_nbytes(5000)).links_seconds
-                 for each in (cluster, cluster.with_overhead(nbytes))]
+    predicted = [
+        isthmus.predict_allreduce(
+            each,
+            size,
+            algorithm="hierarchical",
+            compressor=compressor,
+            chunk_nbytes=compressor.wire_nbytes(5000),
+        ).links_seconds
+        for each in (cluster, cluster.with_overhead(nbytes))
+    ]
     assert predicted[1] - predicted[0] == pytest.approx(10 * nbytes / 1e6, rel=1e-9)
     assert cluster.with_overhead(3).with_overhead(4).overhead_nbytes == 7
     assert cluster.overhead_nbytes == 0

@@ -22,8 +22,14 @@ held.take(sys.argv[1])
 print("held", flush=True)
 time.sleep(100)
 """
-ELSEWHERE = {"host": "far", "process": 1, "boot": "another", "started": "2026-11-21T10:00:00+0000",
-             "slurm_job": "77", "slurm_restarts": 0}
+ELSEWHERE = {
+    "host": "far",
+    "process": 1,
+    "boot": "another",
+    "started": "2026-11-21T10:00:00+0000",
+    "slurm_job": "77",
+    "slurm_restarts": 0,
+}
 
 
 def took(folder):
@@ -47,6 +53,7 @@ def left_behind(folder, seconds=0, **changes):
 def without_locks(monkeypatch):
     def refuse(*_):
         raise OSError(errno.ENOLCK, "No locks available")
+
     monkeypatch.setattr("isthmus.folders.lock.fcntl.flock", refuse)
 
 
@@ -79,8 +86,9 @@ def test_what_was_taken_is_given_back_and_nothing_is_left_of_it(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"a", "run.json"}
 
 
-@pytest.mark.parametrize(("seconds", "changes", "free"), [
-    (5, {}, False), (300, {}, True), (5, {"boot": lock._boot()}, True)])
+@pytest.mark.parametrize(
+    ("seconds", "changes", "free"), [(5, {}, False), (300, {}, True), (5, {"boot": lock._boot()}, True)]
+)
 def test_an_owner_on_another_machine_is_alive_as_long_as_it_shows_it(tmp_path, seconds, changes, free):
     """Its machine may keep locks for itself, so that here the file looks free."""
     left_behind(tmp_path, seconds, **changes)

@@ -28,7 +28,12 @@ os._exit(3)
 
 @pytest.mark.slow
 def test_the_first_rank_that_is_left_speaks_for_the_others():
-    done = subprocess.run([mpirun(), "--with-ft", "ulfm", "-n", "3", sys.executable, "-c", PROGRAM],
-                          env=rank_environment(), capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [mpirun(), "--with-ft", "ulfm", "-n", "3", sys.executable, "-c", PROGRAM],
+        env=rank_environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert "Traceback" not in done.stderr
     assert "0 False {0: {'line': 'mine'}, 2: {'line': 'mine'}}" in done.stdout, done

@@ -67,8 +67,15 @@ def check_line(name, folder, code, line, words):
 def packed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("packed")
     pack_lab(folder)
-    np.savez(folder / "images.npz", x=np.zeros((10, 4), "u1"), y=np.arange(10), z=np.arange(9),
-             one=np.float32(3), words=np.array(["a"] * 10), objects=np.array([None] * 10, object))
+    np.savez(
+        folder / "images.npz",
+        x=np.zeros((10, 4), "u1"),
+        y=np.arange(10),
+        z=np.arange(9),
+        one=np.float32(3),
+        words=np.array(["a"] * 10),
+        objects=np.array([None] * 10, object),
+    )
     (folder / "empty.idx").write_bytes(b"")
     (folder / "cut.gz").write_bytes(b"\x1f\x8b\x08xx")
     return folder
@@ -86,21 +93,38 @@ SETTINGS = {
     "* an unknown key": ({"training.batchsize": 3}, 3, ["did you mean 'batch_size'?"]),
     "an unknown section": ({"trainings": {}}, 3, ["trainings: no key", "'training'"]),
     "* an unknown section for one that is missing": (
-        {"traning": {}, "cluster": None, "data": None}, 3,
-        ["traning: no key is called 'traning'; did you mean 'training'? (2 more faults in this file)"]),
-    "an unknown key beside a fraction": ({"training.epochs": 1.5, "training.batchsize": 3}, 3,
-                                         ["'batch_size'? (1 more fault in this file)"]),
+        {"traning": {}, "cluster": None, "data": None},
+        3,
+        ["traning: no key is called 'traning'; did you mean 'training'? (2 more faults in this file)"],
+    ),
+    "an unknown key beside a fraction": (
+        {"training.epochs": 1.5, "training.batchsize": 3},
+        3,
+        ["'batch_size'? (1 more fault in this file)"],
+    ),
     "a layer of a half": ({"model.hidden": [16.5]}, 3, ["model: hidden must be a whole", "not 16.5"]),
-    "a block of a half": ({"allreduce.compressor": {"kind": "int8", "block": 64.5}}, 3,
-                          ["allreduce.compressor: block must be a whole number, not 64.5"]),
-    "a ratio in words": ({"allreduce.compressor": {"kind": "top_k", "ratio": "half"}}, 3,
-                         ["ratio must be a number, not 'half'"]),
+    "a block of a half": (
+        {"allreduce.compressor": {"kind": "int8", "block": 64.5}},
+        3,
+        ["allreduce.compressor: block must be a whole number, not 64.5"],
+    ),
+    "a ratio in words": (
+        {"allreduce.compressor": {"kind": "top_k", "ratio": "half"}},
+        3,
+        ["ratio must be a number, not 'half'"],
+    ),
     "a misspelt kind": ({"model.kind": "perceptrn"}, 3, ["did you mean 'perceptron'?"]),
     "a misspelt argument": ({"model.hiden": [3]}, 3, ["no 'hiden', did you mean 'hidden'?"]),
-    "a limit that is no number": ({"plan.least_samples": "x"}, 3,
-                                  ["plan.least_samples: must be a number or a table, not 'x'"]),
-    "a limit below zero at one site": ({"plan.least_samples": {"site0": -1}}, 3,
-                                       ["plan.least_samples.site0: must be greater than", "not -1"]),
+    "a limit that is no number": (
+        {"plan.least_samples": "x"},
+        3,
+        ["plan.least_samples: must be a number or a table, not 'x'"],
+    ),
+    "a limit below zero at one site": (
+        {"plan.least_samples": {"site0": -1}},
+        3,
+        ["plan.least_samples.site0: must be greater than", "not -1"],
+    ),
     "a negative rate of learning": ({"training.learning_rate": -1}, 3, ["learning_rate", "0, not -1"]),
     "a rate in words": ({"training.learning_rate": "fast"}, 3, ["must be a number, not 'fast'"]),
     "half an epoch": ({"training.epochs": 1.5}, 3, ["epochs: must be a whole number"]),
@@ -119,8 +143,11 @@ SETTINGS = {
     "an unknown algorithm": ({"allreduce.algorithm": "star"}, 3, ["'recursive'", "not 'star'"]),
     "no buckets": ({"allreduce.buckets": 0}, 3, ["buckets", "equal to 1"]),
     "paced MPI": ({"allreduce": {"algorithm": "mpi"}, "cluster.links": "paced"}, 3, ["cannot be paced"]),
-    "paced trees": ({"allreduce": {"algorithm": "tree"}, "cluster.links": "paced"}, 3,
-                    ["\"tree\" cannot be paced", "several ranks"]),
+    "paced trees": (
+        {"allreduce": {"algorithm": "tree"}, "cluster.links": "paced"},
+        3,
+        ['"tree" cannot be paced', "several ranks"],
+    ),
     "a section that is text": ({"cluster": "cluster.toml"}, 3, ["cluster: must be a table"]),
     "no cluster file": ({"cluster.file": "no.toml"}, 4, ["no.toml: no such file", "check the name"]),
     "a folder that is a number": ({"run.folder": 3}, 3, ["run.folder: must be a path"]),
@@ -157,8 +184,11 @@ CLUSTERS = {
     "a host of two sites": ({"site.0.hosts": ["a"], "site.1.hosts": ["a"]}, 4, ["host 'a' is listed"]),
     "hosts and ranks": ({"site.0.hosts": ["a"], "site.0.world_ranks": [0]}, 4, ["not both"]),
     "an unknown device": ({"site.0.device": "tpu"}, 4, ["site[0].device", "'cpu' or 'gpu'"]),
-    "no room": ({"site.0.storage_nbytes": 100.0, "site.1.storage_nbytes": 100.0}, 6,
-                ["storage", "smaller shards"]),
+    "no room": (
+        {"site.0.storage_nbytes": 100.0, "site.1.storage_nbytes": 100.0},
+        6,
+        ["storage", "smaller shards"],
+    ),
 }
 PACK = "pack set --shards 2 -a "
 COMMANDS = {
@@ -207,8 +237,11 @@ def test_there_are_many():
 @pytest.mark.parametrize("name", [*SETTINGS, *CLUSTERS, *COMMANDS])
 def test_a_mistake_is_told_in_one_line(lab, capsys, name):
     change, code, words = {**SETTINGS, **CLUSTERS, **COMMANDS}[name]
-    write(lab, run=changed(RUN, change) if name in SETTINGS else RUN,
-          cluster=changed(cluster_of(1, 2), change) if name in CLUSTERS else cluster_of(1, 2))
+    write(
+        lab,
+        run=changed(RUN, change) if name in SETTINGS else RUN,
+        cluster=changed(cluster_of(1, 2), change) if name in CLUSTERS else cluster_of(1, 2),
+    )
     arguments = change if name in COMMANDS else PLAN
     before = {path: path.stat().st_mtime_ns for path in lab.rglob("*") if path.is_file()}
     ended, lines = told(capsys, lab, *arguments.split())
@@ -218,17 +251,24 @@ def test_a_mistake_is_told_in_one_line(lab, capsys, name):
     assert {path: path.stat().st_mtime_ns for path in lab.rglob("*") if path.is_file()} == before
 
 
-@pytest.mark.parametrize(("file", "content", "words"), [
-    ("run.toml", b"x = = 3\n", ["run.toml: is not valid TOML", "line 1, column 5"]),
-    ("run.toml", b"\xff\xfe", ["run.toml: is not text in UTF-8"]),
-    ("cluster.toml", b"[[site]\n", ["cluster.toml: is not valid TOML", "line 1"]),
-    ("cluster.toml", b"a = " + b"[" * 200_000, ["cluster.toml: has brackets in brackets"]),
-    ("data/train/manifest.json", b"[" * 200_000, ["manifest.json: cannot be read", "again"]),
-    ("data/train/manifest.json", b'{"arrays": ' + b"[" * 600 + b"]" * 600 + b"}",
-     ["manifest.json: arrays: must be a", ", not [[[[[[[...]]]]]]]"]),
-    ("data/train/manifest.json", b"{", ["manifest.json: cannot be read", "pack the data again"]),
-    ("data/train/manifest.json", b"[]", ["manifest.json: the whole: must be a table"]),
-    ("data/train/manifest.json", b"{}", ["manifest.json: arrays: this key is missing"])])
+@pytest.mark.parametrize(
+    ("file", "content", "words"),
+    [
+        ("run.toml", b"x = = 3\n", ["run.toml: is not valid TOML", "line 1, column 5"]),
+        ("run.toml", b"\xff\xfe", ["run.toml: is not text in UTF-8"]),
+        ("cluster.toml", b"[[site]\n", ["cluster.toml: is not valid TOML", "line 1"]),
+        ("cluster.toml", b"a = " + b"[" * 200_000, ["cluster.toml: has brackets in brackets"]),
+        ("data/train/manifest.json", b"[" * 200_000, ["manifest.json: cannot be read", "again"]),
+        (
+            "data/train/manifest.json",
+            b'{"arrays": ' + b"[" * 600 + b"]" * 600 + b"}",
+            ["manifest.json: arrays: must be a", ", not [[[[[[[...]]]]]]]"],
+        ),
+        ("data/train/manifest.json", b"{", ["manifest.json: cannot be read", "pack the data again"]),
+        ("data/train/manifest.json", b"[]", ["manifest.json: the whole: must be a table"]),
+        ("data/train/manifest.json", b"{}", ["manifest.json: arrays: this key is missing"]),
+    ],
+)
 def test_a_damaged_file_is_named(lab, capsys, file, content, words):
     (lab / file).write_bytes(content)
     ended, lines = told(capsys, lab, "plan", "run.toml")
@@ -251,6 +291,7 @@ def damage(kind, lab):
         path.write_bytes(path.read_bytes()[:500])
     elif kind == "a flipped byte":
         import h5py
+
         with h5py.File(path) as file:
             chunk = file["features"].id.get_chunk_info(0)
         content = bytearray(path.read_bytes())
@@ -284,8 +325,13 @@ IN_RANKS = {
     # name: (changes of the settings, changes of the cluster, arguments, code, words)
     "* too few ranks": ({}, {"site.1.ranks": 3}, TRAIN, 4, ["4 ranks, this job has 3"]),
     "an unknown key in ranks": ({"training.batchsize": 3}, {}, TRAIN, 3, ["'batch_size'"]),
-    "no room in ranks": ({}, {"site.0.storage_nbytes": 9.0, "site.1.storage_nbytes": 9.0}, TRAIN, 6,
-                         ["storage"]),
+    "no room in ranks": (
+        {},
+        {"site.0.storage_nbytes": 9.0, "site.1.storage_nbytes": 9.0},
+        TRAIN,
+        6,
+        ["storage"],
+    ),
     "a GPU": ({}, {"site.0.device": "gpu", "site.1.device": "gpu"}, TRAIN, 10, ['device = "cpu"']),
     "* no data": ({}, {}, TRAIN, 5, ["data/train", "isthmus pack"]),
     "a missing shard": ({}, {}, TRAIN, 5, ["shard-00003.h5", "again"]),
@@ -298,12 +344,22 @@ IN_RANKS = {
     "a model of other inputs": ({"model.inputs": 17}, {}, TRAIN, 5, ["16 numbers a sample", "17"]),
     "* a file for the folder of runs": ({}, {}, TRAIN, 8, ["runs: cannot be written", "run.folder"]),
     "* nothing to resume": ({}, {}, f"{TRAIN} --resume nowhere", 9, ["no such checkpoint"]),
-    "a checkpoint for its folder": ({}, {}, f"{TRAIN} --resume nowhere/checkpoint.h5", 9,
-                                    ["isthmus: nowhere/checkpoint.h5: no such checkpoint"]),
+    "a checkpoint for its folder": (
+        {},
+        {},
+        f"{TRAIN} --resume nowhere/checkpoint.h5",
+        9,
+        ["isthmus: nowhere/checkpoint.h5: no such checkpoint"],
+    ),
     "a damaged checkpoint": ({}, {}, f"{TRAIN} --resume runs/old", 9, ["checkpoint.h5: is damaged"]),
     "a name of two folders": ({}, {}, f"{TRAIN} --name a/b", 8, ["--name 'a/b'", "one word"]),
-    "a measurement into a file": ({}, {}, "calibrate run.toml -o run.toml/x", 8,
-                                  ["run.toml: cannot be written", "--output"]),
+    "a measurement into a file": (
+        {},
+        {},
+        "calibrate run.toml -o run.toml/x",
+        8,
+        ["run.toml: cannot be written", "--output"],
+    ),
 }
 
 
@@ -334,39 +390,67 @@ def explode(monkeypatch, rank):
 
 def flip(monkeypatch, rank):
     from isthmus.training.loop import Training
+
     update = Training._update
 
     def other(self, mean):
         update(self, mean)
         if rank == 2 and self.state.step == 20:
             self.state.parameters[0] += 1
+
     monkeypatch.setattr(Training, "_update", other)
     return {}
 
 
 def stop(monkeypatch, rank):
     from isthmus.models import Perceptron
+
     gradient = Perceptron.gradient
 
     def signalled(*given):
         if rank == 0:
             signal.raise_signal(signal.SIGUSR1)
         return gradient(*given)
+
     monkeypatch.setattr(Perceptron, "gradient", signalled)
     return {}
 
 
 @pytest.mark.ranks(3)
-@pytest.mark.parametrize(("act", "code", "words"), [
-    (explode, 7, ["rank   rank 0 (site site0, ", "), ranks 1-2 (site site1, ",
-                  "step   2, phase update", "cause  NonFiniteError at",
-                  "job    ended on all ranks; it has written no checkpoint",
-                  "to do  ", "more   docs/errors/7.md, and the traceback in "]),
-    (flip, 11, ["rank   rank 2 (site site1, tier edge, host ", "step   40, phase end", "step 30, is ",
-                "--resume ", "docs/errors/11.md", "rank0002.log"]),
-    (stop, 14, [])])
+@pytest.mark.parametrize(
+    ("act", "code", "words"),
+    [
+        (
+            explode,
+            7,
+            [
+                "rank   rank 0 (site site0, ",
+                "), ranks 1-2 (site site1, ",
+                "step   2, phase update",
+                "cause  NonFiniteError at",
+                "job    ended on all ranks; it has written no checkpoint",
+                "to do  ",
+                "more   docs/errors/7.md, and the traceback in ",
+            ],
+        ),
+        (
+            flip,
+            11,
+            [
+                "rank   rank 2 (site site1, tier edge, host ",
+                "step   40, phase end",
+                "step 30, is ",
+                "--resume ",
+                "docs/errors/11.md",
+                "rank0002.log",
+            ],
+        ),
+        (stop, 14, []),
+    ],
+)
 def test_a_run_that_ends_early_is_told_once_with_what_became_of_it(
-        comm, shared_folder, monkeypatch, capsys, act, code, words):
+    comm, shared_folder, monkeypatch, capsys, act, code, words
+):
     if comm.rank == 0:
         pack_lab(shared_folder)
         write(shared_folder, cluster=cluster_of(1, 2))
@@ -392,9 +476,14 @@ def test_a_run_that_ends_early_is_told_once_with_what_became_of_it(
     comm.Barrier()
 
 
-@pytest.mark.parametrize(("ranks", "arguments", "code", "words"), [
-    (2, "train run.toml", 4, "3 ranks, this job has 2"), (0, "train run.toml", 4, "this job has 1"),
-    (2, "train run.toml --colour", 2, "isthmus train --help")])
+@pytest.mark.parametrize(
+    ("ranks", "arguments", "code", "words"),
+    [
+        (2, "train run.toml", 4, "3 ranks, this job has 2"),
+        (0, "train run.toml", 4, "this job has 1"),
+        (2, "train run.toml --colour", 2, "isthmus train --help"),
+    ],
+)
 def test_mpirun_ends_with_the_code_of_the_mistake(lab, ranks, arguments, code, words):
     """For real: from two ranks, and from a process that was not started by mpirun."""
     done = call(lab, ranks, *arguments.split())

@@ -7,8 +7,13 @@ from hypothesis import strategies as st
 
 from isthmus.models import MODELS, Convolutional, Perceptron
 
-SMALL = [Perceptron(12, (), 3), Perceptron(12, (7,), 3), Perceptron(12, (5, 4), 3),
-         Convolutional(8, 9, (2,), 3), Convolutional(12, 10, (2, 3), 4)]
+SMALL = [
+    Perceptron(12, (), 3),
+    Perceptron(12, (7,), 3),
+    Perceptron(12, (5, 4), 3),
+    Convolutional(8, 9, (2,), 3),
+    Convolutional(12, 10, (2, 3), 4),
+]
 every_model = pytest.mark.parametrize("model", SMALL, ids=repr)
 
 
@@ -88,8 +93,7 @@ def test_bytes_are_brought_to_plus_minus_one_half():
     model = Perceptron(2, (), 2)
     images = np.array([[0, 255], [255, 0]], "u1")
     identity = np.array([1, 0, 0, 1, 0, 0], "f4")
-    np.testing.assert_allclose(model.scores(identity, images), [[-0.5, 0.5], [0.5, -0.5]],
-                               atol=1e-7)
+    np.testing.assert_allclose(model.scores(identity, images), [[-0.5, 0.5], [0.5, -0.5]], atol=1e-7)
 
 
 @pytest.mark.parametrize("model", [kind() for kind in MODELS.values()], ids=repr)
@@ -105,13 +109,20 @@ def test_a_few_steps_lower_the_loss_on_images(model):
     assert losses[-1] < 0.9 * losses[0]
 
 
-@pytest.mark.parametrize(("make", "message"), [
-    (lambda: Perceptron(784, (0,), 10), "at least 1 wide"),
-    (lambda: Convolutional(8, 8, (4, 4, 4)), "leave nothing"),
-    (lambda: Perceptron(3).views(np.zeros(5, "f4")), "parameters"),
-    (lambda: Perceptron(2, (), 2).gradient(np.zeros(6, "f4"), np.zeros((2, 2)), np.zeros(3, int),
-                                           np.zeros(6, "f4")), "2 features, but 3 targets"),
-])
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Perceptron(784, (0,), 10), "at least 1 wide"),
+        (lambda: Convolutional(8, 8, (4, 4, 4)), "leave nothing"),
+        (lambda: Perceptron(3).views(np.zeros(5, "f4")), "parameters"),
+        (
+            lambda: Perceptron(2, (), 2).gradient(
+                np.zeros(6, "f4"), np.zeros((2, 2)), np.zeros(3, int), np.zeros(6, "f4")
+            ),
+            "2 features, but 3 targets",
+        ),
+    ],
+)
 def test_what_does_not_fit_is_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()

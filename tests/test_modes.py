@@ -26,8 +26,10 @@ def mode_of(path):
 
 
 @pytest.mark.ranks(2)
-@pytest.mark.parametrize(("mask", "mode", "folder", "file"), [
-    (0o027, None, 0o750, 0o640), (0o077, None, 0o700, 0o600), (0o022, 0o700, 0o700, 0o644)])
+@pytest.mark.parametrize(
+    ("mask", "mode", "folder", "file"),
+    [(0o027, None, 0o750, 0o640), (0o077, None, 0o700, 0o600), (0o022, 0o700, 0o700, 0o644)],
+)
 def test_a_run_s_folder_is_for_whom_umask_and_mode_say(comm, shared_folder, mask, mode, folder, file):
     with umask(mask):
         if comm.rank == 0:
@@ -41,8 +43,14 @@ def test_a_run_s_folder_is_for_whom_umask_and_mode_say(comm, shared_folder, mask
             (run,) = (shared_folder / "runs").iterdir()
             assert mode_of(run) == folder
             files = [path for path in run.rglob("*") if path.is_file()]
-            assert {path.name for path in files} >= {"checkpoint.h5", "metrics.jsonl", "report.html",
-                                                     "rank0001.log", "run.json", "summary.json"}
+            assert {path.name for path in files} >= {
+                "checkpoint.h5",
+                "metrics.jsonl",
+                "report.html",
+                "rank0001.log",
+                "run.json",
+                "summary.json",
+            }
             assert {path.name: mode_of(path) for path in files} == {path.name: file for path in files}
             packed = [path for path in (shared_folder / "data").rglob("*") if path.is_file()]
             assert {mode_of(path) for path in packed} == {0o666 & ~mask}

@@ -22,11 +22,15 @@ FOLDER = Path(sys.prefix, "mpi")
 def run(name, folder, *command):
     """Return what `command` prints where the MPI of the wheel `name` is the only one that is seen."""
     root = FOLDER / name
-    environment = {key: value for key, value in os.environ.items()
-                   if not key.startswith(("OMPI_", "PRTE_", "PMIX_"))}
+    environment = {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith(("OMPI_", "PRTE_", "PMIX_"))
+    }
     environment |= {"PATH": f"{root}/bin:/usr/bin:/bin", "MPI4PY_LIBMPI": f"{root}/lib/libmpi.so.12"}
-    done = subprocess.run([*command, "--json"], cwd=folder, env=environment, text=True,
-                          capture_output=True, timeout=120)
+    done = subprocess.run(
+        [*command, "--json"], cwd=folder, env=environment, text=True, capture_output=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 

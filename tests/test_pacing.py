@@ -16,21 +16,29 @@ from isthmus.timing.fits import LinkFit
 lab = test_cli.lab  # the fixture
 
 
-@pytest.mark.parametrize(("pace", "measured", "words"), [
-    (0.01106, 0.0426, "x took 42.6 ms for a pace of 11.06, 3.85 times as long"),
-    (0.0, 0.5, "x took 500 ms for a pace of 0"),
-    (0.1, 0.1105, None), (0.001, 0.0015, None), (0.1, 0.05, None), (0.1, None, None)])
+@pytest.mark.parametrize(
+    ("pace", "measured", "words"),
+    [
+        (0.01106, 0.0426, "x took 42.6 ms for a pace of 11.06, 3.85 times as long"),
+        (0.0, 0.5, "x took 500 ms for a pace of 0"),
+        (0.1, 0.1105, None),
+        (0.001, 0.0015, None),
+        (0.1, 0.05, None),
+        (0.1, None, None),
+    ],
+)
 def test_a_pace_is_not_held_where_it_takes_clearly_longer(pace, measured, words):
     assert not_held("x", pace, measured) == words
 
 
 def test_the_slowest_rank_of_a_site_and_a_link_are_named():
     cluster = isthmus.Cluster(cluster_of(1, 2))
-    fits = [LinkFit(latency, rate, 0.0, 1, 10)
-            for latency, rate in ((0.0, 2000.0), (0.01, 500.0), (0.0, 100.0))]
+    fits = [
+        LinkFit(latency, rate, 0.0, 1, 10)
+        for latency, rate in ((0.0, 2000.0), (0.01, 500.0), (0.0, 100.0))
+    ]
     (words,) = ranks_not_held(cluster, fits, 20)
-    assert words == ("rank 2 of site1: computing 5 samples took 50 ms for a pace of 10, "
-                     "5 times as long")
+    assert words == ("rank 2 of site1: computing 5 samples took 50 ms for a pace of 10, 5 times as long")
     link = cluster.links[0]
     table = {"latency_seconds": link.latency_seconds, "bytes_per_second": link.bytes_per_second}
     assert link_not_held(link, table) is None

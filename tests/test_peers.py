@@ -18,17 +18,25 @@ def study(repository, monkeypatch):
     """The module experiments/compare_peers.py."""
     monkeypatch.syspath_prepend(str(repository / "experiments"))
     import compare_peers
+
     return compare_peers
 
 
 def results_of(study, program, tmp_path, **more):
     """Run a program of the study on a tiny vector in three ranks at two sites; return its lines."""
-    cluster = study.ClusterSettings(name="2+1", ranks_of_sites=(2, 1), bytes_per_second=1e8,
-                                    calls=(2,), rounds=1)
+    cluster = study.ClusterSettings(
+        name="2+1", ranks_of_sites=(2, 1), bytes_per_second=1e8, calls=(2,), rounds=1
+    )
     (tmp_path / "cluster.toml").write_text(study.tomli_w.dumps(cluster.table()))
     settings = study.ProgramSettings(name="tried", program=program, tasks=("allreduce",), **more)
-    task = {"task": "allreduce", "program": settings.model_dump(), "sizes_nbytes": [4_000], "calls": [3],
-            "cluster": str(tmp_path / "cluster.toml"), "rendezvous": str(tmp_path / "rendezvous")}
+    task = {
+        "task": "allreduce",
+        "program": settings.model_dump(),
+        "sizes_nbytes": [4_000],
+        "calls": [3],
+        "cluster": str(tmp_path / "cluster.toml"),
+        "rendezvous": str(tmp_path / "rendezvous"),
+    }
     (tmp_path / "task.json").write_text(json.dumps(task))
     command = [*rank_command(3)[:3], *settings.command(tmp_path / "task.json")]
     done = subprocess.run(command, env=rank_environment(), text=True, capture_output=True, timeout=200)
@@ -53,13 +61,17 @@ def test_settings_that_do_not_fit_are_refused(study, repository, tmp_path):
             study.read_study(tmp_path / f"{name}.toml")
 
 
-@pytest.mark.parametrize(("program", "more", "largest_error"), [
-    ("isthmus", {}, 1e-6),
-    ("isthmus", {"compressor": {"kind": "int8"}}, 0.02),
-    ("mpi", {"algorithm": "default"}, 1e-6),
-    ("mpi", {"algorithm": "ring"}, 1e-6),
-    ("torch", {"kind": "gloo"}, 1e-6),
-    ("torch", {"kind": "ddp", "hook": "fp16"}, 0.002)])
+@pytest.mark.parametrize(
+    ("program", "more", "largest_error"),
+    [
+        ("isthmus", {}, 1e-6),
+        ("isthmus", {"compressor": {"kind": "int8"}}, 0.02),
+        ("mpi", {"algorithm": "default"}, 1e-6),
+        ("mpi", {"algorithm": "ring"}, 1e-6),
+        ("torch", {"kind": "gloo"}, 1e-6),
+        ("torch", {"kind": "ddp", "hook": "fp16"}, 0.002),
+    ],
+)
 def test_a_program_sums_right(study, tmp_path, program, more, largest_error):
     if program == "torch" and importlib.util.find_spec("torch") is None:
         pytest.skip("torch is not installed (pip install -e '.[peers]')")
@@ -70,14 +82,37 @@ def test_a_program_sums_right(study, tmp_path, program, more, largest_error):
 
 
 def test_findings_are_computed_from_the_lines(study, tmp_path):
-    common = {"cluster": "narrow", "ranks_of_sites": [2, 2], "bytes_per_second": 12.5e6, "turn": 0,
-              "command": "c", "commit": "0", "processor": "p", "emulated": True}
-    sums = [{"task": "allreduce", "program": name, "nbytes": 16_000_000, "seconds": seconds, **common}
-            for name, seconds in (("isthmus dense", [1.3, 1.4, 9.0]), ("Gloo float32", [2.8]),
-                                  ("Open MPI ring", [2.1]))]
-    jobs = [{"task": "train", "program": name, "reached": True, "steps": 20, "seconds": seconds,
-             "sent_nbytes_of_hosts": [5_000_000, 4], "curve": [[20, seconds, 5_000_000, 0.9]], **common}
-            for name, seconds in (("isthmus dense", 2.0), ("DDP float32", 8.0))]
+    common = {
+        "cluster": "narrow",
+        "ranks_of_sites": [2, 2],
+        "bytes_per_second": 12.5e6,
+        "turn": 0,
+        "command": "c",
+        "commit": "0",
+        "processor": "p",
+        "emulated": True,
+    }
+    sums = [
+        {"task": "allreduce", "program": name, "nbytes": 16_000_000, "seconds": seconds, **common}
+        for name, seconds in (
+            ("isthmus dense", [1.3, 1.4, 9.0]),
+            ("Gloo float32", [2.8]),
+            ("Open MPI ring", [2.1]),
+        )
+    ]
+    jobs = [
+        {
+            "task": "train",
+            "program": name,
+            "reached": True,
+            "steps": 20,
+            "seconds": seconds,
+            "sent_nbytes_of_hosts": [5_000_000, 4],
+            "curve": [[20, seconds, 5_000_000, 0.9]],
+            **common,
+        }
+        for name, seconds in (("isthmus dense", 2.0), ("DDP float32", 8.0))
+    ]
     failed = {"task": "train", "program": "DDP fp16 hook", "failed": "no end", **common}
     path = tmp_path / "lines.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in [*sums, *jobs, failed]))
@@ -92,7 +127,14 @@ def test_findings_are_computed_from_the_lines(study, tmp_path):
 
 def test_the_driver_imports_no_mpi(repository):
     """A process that has initialised MPI must not start mpirun."""
-    done = subprocess.run([sys.executable, "-c", "import sys, compare_peers; "
-                           "print('mpi4py.MPI' in sys.modules, 'torch' in sys.modules)"],
-                          cwd=repository / "experiments", text=True, capture_output=True)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import sys, compare_peers; print('mpi4py.MPI' in sys.modules, 'torch' in sys.modules)",
+        ],
+        cwd=repository / "experiments",
+        text=True,
+        capture_output=True,
+    )
     assert done.stdout.split() == ["False", "False"], done.stderr

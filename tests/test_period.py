@@ -33,16 +33,17 @@ def largest_mean_of_a_cycle(weight):
 def test_two_sites_take_turns_in_waiting(here, there, way, back):
     weight = np.array([[here, there + back], [here + way, there]])  # row: begins when all of these have
     assert period_seconds([here, there], [0, way + back]) == pytest.approx(
-        largest_mean_of_a_cycle(weight))
+        largest_mean_of_a_cycle(weight)
+    )
 
 
 @given(seconds, st.lists(st.tuples(seconds, seconds, seconds), min_size=2, max_size=4))
 def test_the_hub_of_a_star_computes_while_wires_travel(own, others):
     begins = np.array([own, *(computing + up for computing, up, _ in others)])
     weight = np.stack([begins, *(begins + down for *_, down in others)])
-    assert period_seconds([own, *(each[0] for each in others)],
-                          [0, *(up + down for _, up, down in others)]) == pytest.approx(
-        largest_mean_of_a_cycle(weight))
+    assert period_seconds(
+        [own, *(each[0] for each in others)], [0, *(up + down for _, up, down in others)]
+    ) == pytest.approx(largest_mean_of_a_cycle(weight))
 
 
 @st.composite
@@ -50,18 +51,26 @@ def situations(draw, may_share=True):
     """A cluster of two sites or a star, each direction of each link its own; samples; a workload."""
     sites = draw(st.lists(st.integers(1, 3), min_size=2, max_size=4))
     table = cluster_of(*sites)
-    table["link"] = [{"from": ends[0], "to": ends[1], "latency_seconds": draw(st.floats(0, 0.05)),
-                      "bytes_per_second": draw(st.floats(1e6, 1e8))}
-                     for number in range(1, len(sites))
-                     for ends in itertools.permutations(("site0", f"site{number}"))]
+    table["link"] = [
+        {
+            "from": ends[0],
+            "to": ends[1],
+            "latency_seconds": draw(st.floats(0, 0.05)),
+            "bytes_per_second": draw(st.floats(1e6, 1e8)),
+        }
+        for number in range(1, len(sites))
+        for ends in itertools.permutations(("site0", f"site{number}"))
+    ]
     if may_share and draw(st.booleans()):
         for link in table["link"]:
             link |= {"bytes_per_second": 1e7} | ({"shared": "up"} if link["to"] == "site0" else {})
     for site in table["site"]:
         site |= {"samples_per_second": draw(st.floats(100, 10_000)), "fixed_seconds": 0.001}
     samples = draw(st.lists(st.floats(0, 100), min_size=sum(sites), max_size=sum(sites)))
-    workload = Workload(size=draw(st.sampled_from([10, 5000, 100_000])),
-                        compressor=draw(st.sampled_from([None, isthmus.Int8()])))
+    workload = Workload(
+        size=draw(st.sampled_from([10, 5000, 100_000])),
+        compressor=draw(st.sampled_from([None, isthmus.Int8()])),
+    )
     return isthmus.Cluster(table), samples, workload
 
 
@@ -94,8 +103,9 @@ def small_plans(draw):
     cluster, _, workload = draw(situations())
     ranks = cluster.size
     shards = draw(st.lists(st.integers(1, 40), min_size=2, max_size=6 if ranks < 5 else 4))
-    pinned = draw(st.dictionaries(st.integers(0, len(shards) - 1), st.sampled_from(cluster.names),
-                                  max_size=2))
+    pinned = draw(
+        st.dictionaries(st.integers(0, len(shards) - 1), st.sampled_from(cluster.names), max_size=2)
+    )
     return cluster, shards, Workload(workload.size, 20, compressor=workload.compressor), pinned
 
 
@@ -111,8 +121,9 @@ def test_small_plans_are_within_their_bounds_of_brute_force(case):
     for place in itertools.product(range(cluster.size), repeat=len(shards)):
         if all(cluster.names[site_of_rank[place[shard]]] == site for shard, site in pinned.items()):
             held = np.bincount(place, shards, cluster.size)
-            best = min(best, plan.steps * sum(
-                predict_step(cluster, held / plan.steps, workload).values()))
+            best = min(
+                best, plan.steps * sum(predict_step(cluster, held / plan.steps, workload).values())
+            )
     assert plan.lower_bound_seconds <= best * (1 + 1e-6)
     assert plan.gap == pytest.approx(plan.objective_seconds / plan.lower_bound_seconds - 1, abs=1e-9)
     slack = max(shards) / min(cluster.rates) if len(cluster.sites) == 2 else 0.0
@@ -138,8 +149,9 @@ def chain():
 SMALL = Workload(size=10, batch_size=100)
 
 
-@pytest.mark.parametrize(("rates", "lead"), [((1000.0, 200.0), 1), ((200.0, 1000.0), 0),
-                                             ((700.0, 700.0), 0.5)])
+@pytest.mark.parametrize(
+    ("rates", "lead"), [((1000.0, 200.0), 1), ((200.0, 1000.0), 0), ((700.0, 700.0), 0.5)]
+)
 def test_the_faster_site_is_ahead_by_the_round_trip(rates, lead):
     """By hand, T: r_1 T + r_2 (T - 2 L) = 100 samples, the slower site waits for nothing either."""
     cluster = two_sites(*rates)
@@ -162,7 +174,8 @@ def test_a_lead_in_between_is_found_where_limits_ask_for_it():
 
     def allocate(delays):
         found[tuple(delays)] = isthmus.allocate_shards(
-            [1.0] * 3000, [1 / 1000, 1 / 200], fixed_seconds=30 * delays, storage=[1800.0, 1e9])
+            [1.0] * 3000, [1 / 1000, 1 / 200], fixed_seconds=30 * delays, storage=[1800.0, 1e9]
+        )
         return found[tuple(delays)]
 
     crossing = Crossing.of(cluster, workload, 0.02)
@@ -184,12 +197,18 @@ def test_tangents_bound_every_lead(balance, pinned):
     for at_hub in shards[shards <= 60 - pinned].tolist():
         held = np.array([10 * at_hub, 10 * (60 - at_hub)]) / plan.steps
         assert plan.lower_bound_seconds <= plan.steps * sum(
-            predict_step(cluster, held, SMALL).values()) * (1 + 1e-6)
+            predict_step(cluster, held, SMALL).values()
+        ) * (1 + 1e-6)
 
 
-@pytest.mark.parametrize("cluster", [
-    two_sites(900.0, 400.0, bytes_per_second=2e6),
-    isthmus.Cluster(cluster_of(1, 1, 1, latency_seconds=0.004, bytes_per_second=5e6)), chain()])
+@pytest.mark.parametrize(
+    "cluster",
+    [
+        two_sites(900.0, 400.0, bytes_per_second=2e6),
+        isthmus.Cluster(cluster_of(1, 1, 1, latency_seconds=0.004, bytes_per_second=5e6)),
+        chain(),
+    ],
+)
 def test_what_a_faster_link_saves_is_what_the_plan_for_it_saves(cluster):
     workload = Workload(size=5000, batch_size=100)
 
@@ -224,8 +243,11 @@ def test_a_bound_holds_where_buckets_hide_the_links(situation, buckets, samples)
     """What is hidden depends on the plan; that of another plan is within the bound all the same."""
     cluster, _, workload = situation
     ends = np.linspace(workload.size, 0, buckets + 1).astype(int).tolist()
-    workload = replace(workload, batch_size=20, buckets=tuple(
-        slice(start, stop) for stop, start in itertools.pairwise(ends)))
+    workload = replace(
+        workload,
+        batch_size=20,
+        buckets=tuple(slice(start, stop) for stop, start in itertools.pairwise(ends)),
+    )
     shards = [samples] * (3 * cluster.size)
     plan = isthmus.plan_shards(cluster, shards, workload, "period")
     rates = np.array(cluster.rates)
@@ -239,19 +261,27 @@ def test_a_bound_holds_where_buckets_hide_the_links(situation, buckets, samples)
 def whole_shares(shares, count):
     """Round shares so that `count` are dealt: the largest remainders go up."""
     whole = np.floor(shares).astype(int)
-    for rank in np.argsort(whole - shares)[:count - whole.sum()]:
+    for rank in np.argsort(whole - shares)[: count - whole.sum()]:
         whole[rank] += 1
     return whole
 
 
-@pytest.mark.parametrize(("computing", "allreduce", "step", "links", "wait"), [
-    ([0.04, 0.01], [0.002, 0.032], 0.043, 0.002, 0.0),   # all but 2 ms of the link behind computing
-    ([0.02, 0.02], [0.018, 0.020], 0.041, 0.019, 0.001),  # nothing hidden, and 1 ms nobody explains
-    ([0.03, 0.01], [0.0, 0.0], 0.029, 0.0, 0.0)])
+@pytest.mark.parametrize(
+    ("computing", "allreduce", "step", "links", "wait"),
+    [
+        ([0.04, 0.01], [0.002, 0.032], 0.043, 0.002, 0.0),  # all but 2 ms of the link behind computing
+        ([0.02, 0.02], [0.018, 0.020], 0.041, 0.019, 0.001),  # nothing hidden, and 1 ms nobody explains
+        ([0.03, 0.01], [0.0, 0.0], 0.029, 0.0, 0.0),
+    ],
+)
 def test_measured_terms_of_a_step_add_up_to_it(computing, allreduce, step, links, wait):
     of_rank = dict.fromkeys(MEASURED, np.zeros(2)) | {
-        "compute": np.array(computing), "allreduce": np.array(allreduce), "links": np.array(allreduce),
-        "update": np.full(2, 0.001), "step": np.full(2, step)}
+        "compute": np.array(computing),
+        "allreduce": np.array(allreduce),
+        "links": np.array(allreduce),
+        "update": np.full(2, 0.001),
+        "step": np.full(2, step),
+    }
     terms = critical_terms(of_rank, [0, 1])
     assert terms["links"] == pytest.approx(links)
     assert terms["wait"] == pytest.approx(wait)

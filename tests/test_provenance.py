@@ -11,23 +11,40 @@ from isthmus.provenance import process_provenance
 
 def repository(folder, *files):
     """Make a git repository of `files` with one commit; return the commit."""
-    git = ["git", "-C", folder, "-c", "user.name=n", "-c", "user.email=n@x", "-c",
-           "commit.gpgsign=false"]
+    git = [
+        "git",
+        "-C",
+        folder,
+        "-c",
+        "user.name=n",
+        "-c",
+        "user.email=n@x",
+        "-c",
+        "commit.gpgsign=false",
+    ]
     for file in files:
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         (folder / file).write_text('[project]\nname = "isthmus"\n')
     subprocess.run(["git", "init", "-q", folder], check=True)
     subprocess.run([*git, "add", "."], check=True)
     subprocess.run([*git, "commit", "-qm", "first"], check=True)
-    return subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], check=True, text=True,
-                          capture_output=True).stdout.strip()
+    return subprocess.run(
+        [*git, "rev-parse", "--short=12", "HEAD"], check=True, text=True, capture_output=True
+    ).stdout.strip()
 
 
-@pytest.mark.parametrize(("package", "own"), [
-    ("src/isthmus", True), (".venv/lib/python3.11/site-packages/isthmus", False),
-    ("vendored/src/isthmus", False), ("isthmus", False)])
+@pytest.mark.parametrize(
+    ("package", "own"),
+    [
+        ("src/isthmus", True),
+        (".venv/lib/python3.11/site-packages/isthmus", False),
+        ("vendored/src/isthmus", False),
+        ("isthmus", False),
+    ],
+)
 def test_the_commit_is_that_of_the_source_and_never_of_what_is_around_it(
-        tmp_path, monkeypatch, package, own):
+    tmp_path, monkeypatch, package, own
+):
     commit = repository(tmp_path, f"{package}/__init__.py", "pyproject.toml")
     monkeypatch.setattr(isthmus, "__file__", str(tmp_path / package / "__init__.py"))
     monkeypatch.setenv("GIT_DIR", str(tmp_path / "nowhere"))  # of a hook that started the run

@@ -31,7 +31,8 @@ def test_the_twenty_lines_train(comm, readme, repository, monkeypatch, capsys):
     exec(program(readme, "Train in twenty", 20), {})
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert [(epoch, site) for epoch, site, *_ in lines] == [
-        (str(epoch), "cloud" if comm.rank < 2 else "edge") for epoch in range(3)]
+        (str(epoch), "cloud" if comm.rank < 2 else "edge") for epoch in range(3)
+    ]
     assert comm.rank >= 2 or max(float(line[2]) for line in lines) < 1.0
 
 
@@ -42,6 +43,7 @@ def test_every_exit_code_is_told(readme):
 
 def test_every_verb_is_told(readme):
     from isthmus.cli.main import app
+
     for command in app.registered_commands:
         assert f"| `{command.callback.__name__}` |" in readme
     for group in app.registered_groups:

@@ -30,9 +30,10 @@ def test_every_algorithm_sums_and_is_predicted(comm, name):
 
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_who_takes_a_compressor_is_asked_of_the_registry(name):
-    for ask in (lambda: isthmus.predict_allreduce(None, 0, algorithm=name, compressor=isthmus.Int8()),
-                lambda: check_table(RunSettings, settings(name, compressor="int8"), "RUN.toml",
-                                    ValueError)):
+    for ask in (
+        lambda: isthmus.predict_allreduce(None, 0, algorithm=name, compressor=isthmus.Int8()),
+        lambda: check_table(RunSettings, settings(name, compressor="int8"), "RUN.toml", ValueError),
+    ):
         if ALGORITHMS[name].compresses:
             ask()
         else:
@@ -42,8 +43,10 @@ def test_who_takes_a_compressor_is_asked_of_the_registry(name):
 
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_what_cannot_be_paced_is_refused_by_runs_and_benchmarks_alike(name):
-    asks = (lambda: CollectivesOptions(algorithms=(name,), compressors=("none",), links="paced"),
-            lambda: check_table(RunSettings, settings(name, links="paced"), "RUN.toml", ValueError))
+    asks = (
+        lambda: CollectivesOptions(algorithms=(name,), compressors=("none",), links="paced"),
+        lambda: check_table(RunSettings, settings(name, links="paced"), "RUN.toml", ValueError),
+    )
     for ask in asks:
         if ALGORITHMS[name].unpaced is None:
             ask()
@@ -79,7 +82,9 @@ def test_no_other_file_lists_algorithms_or_stages(path):
 
 def settings(algorithm, links="real", **allreduce):
     """Return the table of a run's settings."""
-    return {"cluster": {"file": "cluster.toml", "links": links},
-            "data": {"train": "train", "test": "test"},
-            "model": {"kind": "perceptron", "inputs": 4, "hidden": [3], "classes": 2},
-            "allreduce": {"algorithm": algorithm} | allreduce}
+    return {
+        "cluster": {"file": "cluster.toml", "links": links},
+        "data": {"train": "train", "test": "test"},
+        "model": {"kind": "perceptron", "inputs": 4, "hidden": [3], "classes": 2},
+        "allreduce": {"algorithm": algorithm} | allreduce,
+    }

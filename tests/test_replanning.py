@@ -50,23 +50,33 @@ def seconds_of(cluster, samples, workload, old, new, now, epochs, objective="mak
     if objective == "makespan":
         exchange = sum(together_terms(cluster, compute, workload).values())
     else:
-        of_site = [(held / now)[np.array(cluster.site_of_rank) == site].max() / steps
-                   for site in range(len(cluster.sites))]
+        of_site = [
+            (held / now)[np.array(cluster.site_of_rank) == site].max() / steps
+            for site in range(len(cluster.sites))
+        ]
         exchange = sum(exchange_terms(cluster, of_site, workload).values())
-    return (moving_seconds(cluster, 1000.0 * np.array(samples), old, new)
-            + epochs * steps * (compute + exchange))
+    return moving_seconds(cluster, 1000.0 * np.array(samples), old, new) + epochs * steps * (
+        compute + exchange
+    )
 
 
-@given(situations(), st.booleans(), st.sampled_from([(), (slice(9000, 30_000), slice(0, 9000))]),
-       st.sampled_from(["makespan", "period"]))
+@given(
+    situations(),
+    st.booleans(),
+    st.sampled_from([(), (slice(9000, 30_000), slice(0, 9000))]),
+    st.sampled_from(["makespan", "period"]),
+)
 def test_a_new_plan_is_never_worse_than_staying_and_never_better_than_its_bound(
-        situation, warm, buckets, objective):
+    situation, warm, buckets, objective
+):
     cluster, samples, place, now, epochs = situation
     workload = workload_of(size=30_000 if buckets else 1000, buckets=buckets)
     options = {"warm": warm, "objective": objective}
     found = Replanner(cluster, samples, workload, **options).plan_again(place, now, epochs)
-    stay, true = (seconds_of(cluster, samples, workload, place, new, now, epochs, objective)
-                  for new in (place, found.rank_of_shard))
+    stay, true = (
+        seconds_of(cluster, samples, workload, place, new, now, epochs, objective)
+        for new in (place, found.rank_of_shard)
+    )
     assert found.staying_seconds == pytest.approx(stay)
     assert found.seconds == pytest.approx(true)
     assert found.lower_bound_seconds <= true * (1 + 1e-6) <= stay * (1 + 2e-6)
@@ -100,7 +110,8 @@ def test_a_plan_for_a_period_follows_what_drifts():
     workload = workload_of(batch_size=100, sample_nbytes=1.0)
     plan = isthmus.plan_shards(cluster, samples, workload, "period")
     found = Replanner(cluster, samples, workload, objective="period").plan_again(
-        plan.rank_of_shard, [700, 300], epochs=20)
+        plan.rank_of_shard, [700, 300], epochs=20
+    )
     anew = table | {"site": [table["site"][0] | {"samples_per_second": 700.0}, table["site"][1]]}
     best = isthmus.plan_shards(isthmus.Cluster(anew), samples, workload, "period")
     assert found.step_seconds == pytest.approx(best.step_seconds, rel=0.02)
@@ -136,8 +147,14 @@ def test_moving_takes_what_the_links_take():
 def test_limits_hold_for_new_plans():
     cluster = cluster_with([[100], [100], [100]], storage=105_000)
     samples, place = [10] * 20, np.repeat([0, 1, 2], [7, 7, 6])
-    planner = Replanner(cluster, samples, workload_of(), pinned={0: "site0", 1: "site0"},
-                        forbidden={2: ("site1",)}, least_samples=15)
+    planner = Replanner(
+        cluster,
+        samples,
+        workload_of(),
+        pinned={0: "site0", 1: "site0"},
+        forbidden={2: ("site1",)},
+        least_samples=15,
+    )
     found = planner.plan_again(place, [5, 100, 100], epochs=100)
     assert found.moved
     assert set(found.rank_of_shard[:2]) == {0}

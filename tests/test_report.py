@@ -23,8 +23,15 @@ pytestmark = pytest.mark.slow
 TERMS = tuple(STAGES)
 
 
-def write_run(folder, steps=40, finished=True, name="site0", compressor="int8", digest="abcdef123456",
-              loss=lambda step: 1 / step):
+def write_run(
+    folder,
+    steps=40,
+    finished=True,
+    name="site0",
+    compressor="int8",
+    digest="abcdef123456",
+    loss=lambda step: 1 / step,
+):
     """Write the folder of a run of `steps` steps on two sites."""
     folder.mkdir(parents=True, exist_ok=True)
     table = cluster_of(2, 1)
@@ -33,42 +40,108 @@ def write_run(folder, steps=40, finished=True, name="site0", compressor="int8", 
     isthmus.Cluster(table).to_toml(folder / "cluster.toml")
     terms = dict.fromkeys(TERMS, 0.001)
     write = lambda file, table: (folder / file).write_text(json.dumps(table))  # noqa: E731
-    write("run.json", {
-        "version": "0.1", "started": "2026-11-21T10:00:00", "command": ["isthmus", "train"],
-        "commit": None, "python": "3.11", "versions": {"numpy": "2"}, "mpi_library": "Open MPI\nx",
-        "hosts": ["a", "a", "b"], "processor": "x86_64", "model_size": 1234,
-        "settings": {"cluster": {"links": "paced", "compute": "real"}, "model": {"kind": "perceptron"},
-                     "allreduce": {"algorithm": "hierarchical", "compressor": {"kind": compressor}}}})
-    write("plan.json", {
-        "shards_of_rank": [[0, 1], [2], []], "samples_of_rank": [20, 10, 0], "steps": 10,
-        "seconds_of_rank": [0.2, 0.1, 0.0], "step_seconds": 0.0123, "epoch_seconds": 0.123,
-        "staging_seconds": 0, "lower_bound_seconds": 0.12, "gap": 0.025, "terms": terms,
-        "bound_by": "bound by the moon", "hash": "f" * 64,
-        "sentences": ["10 % more on the moon saves 0.0435 s an epoch"],
-        "shadow_prices": {"link": {"site0-site1": 0.0}, "storage": [0.0] * 3, "rate": [1e-5] * 3}})
+    write(
+        "run.json",
+        {
+            "version": "0.1",
+            "started": "2026-11-21T10:00:00",
+            "command": ["isthmus", "train"],
+            "commit": None,
+            "python": "3.11",
+            "versions": {"numpy": "2"},
+            "mpi_library": "Open MPI\nx",
+            "hosts": ["a", "a", "b"],
+            "processor": "x86_64",
+            "model_size": 1234,
+            "settings": {
+                "cluster": {"links": "paced", "compute": "real"},
+                "model": {"kind": "perceptron"},
+                "allreduce": {"algorithm": "hierarchical", "compressor": {"kind": compressor}},
+            },
+        },
+    )
+    write(
+        "plan.json",
+        {
+            "shards_of_rank": [[0, 1], [2], []],
+            "samples_of_rank": [20, 10, 0],
+            "steps": 10,
+            "seconds_of_rank": [0.2, 0.1, 0.0],
+            "step_seconds": 0.0123,
+            "epoch_seconds": 0.123,
+            "staging_seconds": 0,
+            "lower_bound_seconds": 0.12,
+            "gap": 0.025,
+            "terms": terms,
+            "bound_by": "bound by the moon",
+            "hash": "f" * 64,
+            "sentences": ["10 % more on the moon saves 0.0435 s an epoch"],
+            "shadow_prices": {"link": {"site0-site1": 0.0}, "storage": [0.0] * 3, "rate": [1e-5] * 3},
+        },
+    )
     lines = []
     for step in range(1, steps + 1):
-        lines.append({"kind": "step", "step": step, "epoch": step // 10, "seconds": 0.01 * step,
-                      "loss": loss(step), "step_seconds": 0.01, "terms": terms,
-                      "sent_nbytes": {"site": step, "link": 1000 * step}})
+        lines.append(
+            {
+                "kind": "step",
+                "step": step,
+                "epoch": step // 10,
+                "seconds": 0.01 * step,
+                "loss": loss(step),
+                "step_seconds": 0.01,
+                "terms": terms,
+                "sent_nbytes": {"site": step, "link": 1000 * step},
+            }
+        )
         if step % 10 == 0:
-            lines.append({"kind": "evaluation", "step": step, "epoch": step // 10,
-                          "seconds": 0.01 * step, "link_nbytes": 1000 * step, "loss": 0.5,
-                          "accuracy": 0.8125})
-            lines.append({"kind": "replicas", "step": step, "epoch": step // 10,
-                          "hash": f"{step:04}" + ("same" if step < 30 else digest)})
+            lines.append(
+                {
+                    "kind": "evaluation",
+                    "step": step,
+                    "epoch": step // 10,
+                    "seconds": 0.01 * step,
+                    "link_nbytes": 1000 * step,
+                    "loss": 0.5,
+                    "accuracy": 0.8125,
+                }
+            )
+            lines.append(
+                {
+                    "kind": "replicas",
+                    "step": step,
+                    "epoch": step // 10,
+                    "hash": f"{step:04}" + ("same" if step < 30 else digest),
+                }
+            )
     lines.append({"kind": "non_finite", "step": 7, "ranks": [1, 2], "action": "skipped"})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     if finished:
-        write("summary.json", {
-            "outcome": "finished", "steps": steps, "seconds": 0.4, "loss": 0.5, "accuracy": 0.8125,
-            "parameter_hash": digest * 5, "dense_link_nbytes": 4_000_000,
-            "links": [{"source": name, "target": "site1", "sent_nbytes": 1_015_625,
-                       "predicted_nbytes": 1_015_625},
-                      {"source": "site1", "target": name, "sent_nbytes": 7, "predicted_nbytes": 8}],
-            "terms": [{"name": term, "predicted_seconds": 0.0021, "measured_seconds": 0.0020}
-                      for term in TERMS],
-            "step": {"predicted_seconds": 0.0168, "measured_seconds": 0.0160}})
+        write(
+            "summary.json",
+            {
+                "outcome": "finished",
+                "steps": steps,
+                "seconds": 0.4,
+                "loss": 0.5,
+                "accuracy": 0.8125,
+                "parameter_hash": digest * 5,
+                "dense_link_nbytes": 4_000_000,
+                "links": [
+                    {
+                        "source": name,
+                        "target": "site1",
+                        "sent_nbytes": 1_015_625,
+                        "predicted_nbytes": 1_015_625,
+                    },
+                    {"source": "site1", "target": name, "sent_nbytes": 7, "predicted_nbytes": 8},
+                ],
+                "terms": [
+                    {"name": term, "predicted_seconds": 0.0021, "measured_seconds": 0.0020}
+                    for term in TERMS
+                ],
+                "step": {"predicted_seconds": 0.0168, "measured_seconds": 0.0160},
+            },
+        )
     return folder
 
 
@@ -121,14 +194,33 @@ def test_the_page_needs_nothing_else(finished):
 
 def test_the_page_tells_the_numbers_of_the_run(finished):
     shown = re.sub(r"\s+", " ", " ".join(finished[1].shown))
-    for text in ("81.2 %", "16.0 ms", "predicted 16.8 ms", "+5.0 %", "1,015,625", "abcdef123456",
-                 "1.0 MB", "4.0 MB", "The plan: bound by the moon.", "gap 2.50 %", "Paced: links",
-                 "step 7: a gradient was not finite (ranks 1, 2); skipped", "equal", "differ",
-                 "10 % more on the moon saves 0.0435 s an epoch.", "More storage would save nothing.",
-                 "A faster site0-site1 would save nothing.",
-                 "site0 holds 30 (100 %), site1 holds 0 (0 %)",
-                 "compared between all 3 ranks after 4 steps: equal each time", "0020same",
-                 "x86_64", "Open MPI", "a (2 ranks), b (1 rank)", "numpy 2", "isthmus train"):
+    for text in (
+        "81.2 %",
+        "16.0 ms",
+        "predicted 16.8 ms",
+        "+5.0 %",
+        "1,015,625",
+        "abcdef123456",
+        "1.0 MB",
+        "4.0 MB",
+        "The plan: bound by the moon.",
+        "gap 2.50 %",
+        "Paced: links",
+        "step 7: a gradient was not finite (ranks 1, 2); skipped",
+        "equal",
+        "differ",
+        "10 % more on the moon saves 0.0435 s an epoch.",
+        "More storage would save nothing.",
+        "A faster site0-site1 would save nothing.",
+        "site0 holds 30 (100 %), site1 holds 0 (0 %)",
+        "compared between all 3 ranks after 4 steps: equal each time",
+        "0020same",
+        "x86_64",
+        "Open MPI",
+        "a (2 ranks), b (1 rank)",
+        "numpy 2",
+        "isthmus train",
+    ):
         assert text in shown, text
     for term in TERMS:
         assert term in shown
@@ -177,8 +269,11 @@ def test_a_long_run_makes_a_small_page(tmp_path):
     assert len(text) < 1_000_000
 
 
-@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=300), st.integers(1, 20),
-       st.sampled_from([1.0, 0.0]))
+@given(
+    st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=300),
+    st.integers(1, 20),
+    st.sampled_from([1.0, 0.0]),
+)
 def test_a_thinned_curve_keeps_its_ends_and_every_peak(values, buckets, step):
     x = step * np.arange(len(values)) ** 1.5
     kept_x, kept_y = thin(x, values, buckets)
@@ -209,13 +304,16 @@ def test_every_term_looks_different_without_colour_too():
     assert len({stage.colour for stage in STAGES.values()}) == len(STAGES)
 
 
-@pytest.mark.parametrize(("spoil", "message"), [
-    (lambda folder: (folder / "run.json").unlink(), "run.json: no such file"),
-    (lambda folder: (folder / "plan.json").write_text("{"), "plan.json: cannot be read"),
-    (lambda folder: (folder / "plan.json").write_text("[]"), r"plan.json: holds \[\], which"),
-    (lambda folder: (folder / "summary.json").write_text("x"), "summary.json: cannot be read"),
-    (lambda folder: (folder / "metrics.jsonl").write_text("{}x\n{}\n"), "line 1 cannot be read"),
-])
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda folder: (folder / "run.json").unlink(), "run.json: no such file"),
+        (lambda folder: (folder / "plan.json").write_text("{"), "plan.json: cannot be read"),
+        (lambda folder: (folder / "plan.json").write_text("[]"), r"plan.json: holds \[\], which"),
+        (lambda folder: (folder / "summary.json").write_text("x"), "summary.json: cannot be read"),
+        (lambda folder: (folder / "metrics.jsonl").write_text("{}x\n{}\n"), "line 1 cannot be read"),
+    ],
+)
 def test_a_damaged_folder_is_named(tmp_path, spoil, message):
     folder = write_run(tmp_path)
     spoil(folder)

@@ -41,11 +41,13 @@ pytestmark = pytest.mark.skipif(host_device.why_not() is not None, reason=str(ho
 def folder(tmp_path_factory):
     """One folder for the compiled kernels, made by rank 0 of a job."""
     from conftest import INSIDE, os
+
     path = tmp_path_factory.mktemp("kernels")
     if INSIDE in os.environ:
         from mpi4py import MPI
 
         from isthmus.links.agreement import broadcast_json
+
         world, shared = MPI.COMM_WORLD, type(path)(broadcast_json(MPI.COMM_WORLD, str(path)))
         if world.rank == 0:
             LateDevice(shared)
@@ -111,28 +113,50 @@ def bits_of(allreduce, vectors):
     return [*means, devices.to_host(allreduce.memory).tobytes(), allreduce.sent_nbytes]
 
 
-HIERARCHIES = [((2, 2), EVERY, "late"), ((2, 2), SOME, "late"), ((1, 2, 1), SOME, "late"),
-               ((2, 2), SOME, "early"), ((4,), (1, 2), "late"), ((2, 2), EVERY, "direct"),
-               ((1, 2, 1), SOME, "direct")]
+HIERARCHIES = [
+    ((2, 2), EVERY, "late"),
+    ((2, 2), SOME, "late"),
+    ((1, 2, 1), SOME, "late"),
+    ((2, 2), SOME, "early"),
+    ((4,), (1, 2), "late"),
+    ((2, 2), EVERY, "direct"),
+    ((1, 2, 1), SOME, "direct"),
+]
 FLAT = [((4,), EVERY, "late"), ((4,), SOME, "late"), ((4,), SOME, "direct")]
 JOBS = [
-    *((*where, "hierarchical", compressor) for where in HIERARCHIES
-      for compressor in (None, isthmus.Int8(rounding="stochastic"))),
+    *(
+        (*where, "hierarchical", compressor)
+        for where in HIERARCHIES
+        for compressor in (None, isthmus.Int8(rounding="stochastic"))
+    ),
     ((2, 2), SOME, "late", "hierarchical", isthmus.TopK(0.05, "threshold")),
-    *((*where, algorithm, None) for where in FLAT for algorithm in ("ring", "tree", "recursive", "mpi"))]
+    *((*where, algorithm, None) for where in FLAT for algorithm in ("ring", "tree", "recursive", "mpi")),
+]
 
 
 @pytest.mark.ranks(4)
 @pytest.mark.parametrize(("sites", "on_gpu", "how", "algorithm", "compressor"), JOBS, ids=str)
 def test_ranks_with_a_gpu_and_ranks_without_have_the_bits_of_the_host(
-        comm, gpu, monkeypatch, sites, on_gpu, how, algorithm, compressor):
+    comm, gpu, monkeypatch, sites, on_gpu, how, algorithm, compressor
+):
     """Every mean, what is carried over, and the bytes; nothing is sent before it is there."""
     gpu.late, mine = how != "early", comm.rank in on_gpu
     monkeypatch.setattr(residence, "mpi_takes_device_arrays", lambda path: how == "direct")
     with isthmus.split_tiers(comm, isthmus.Cluster(cluster_of(*sites))) as tiers:
+
         def bits(tiers, vectors):
-            return bits_of(isthmus.Allreduce(tiers, SIZE, algorithm, compressor, buckets=BUCKETS,
-                                             weight=1.0 + comm.rank, chunk_nbytes=2000), vectors)
+            return bits_of(
+                isthmus.Allreduce(
+                    tiers,
+                    SIZE,
+                    algorithm,
+                    compressor,
+                    buckets=BUCKETS,
+                    weight=1.0 + comm.rank,
+                    chunk_nbytes=2000,
+                ),
+                vectors,
+            )
 
         vectors = vectors_of(comm.rank)
         wanted = bits(tiers, vectors)
@@ -152,8 +176,9 @@ def test_ranks_with_a_gpu_and_ranks_without_have_the_bits_of_the_host(
 def test_page_locked_buffers_are_made_in_the_first_calls_alone(comm, gpu, algorithm):
     with isthmus.split_tiers(comm, isthmus.Cluster(cluster_of(2, 2))) as tiers:
         compressor = isthmus.Int8() if algorithm == "hierarchical" else None
-        allreduce = isthmus.Allreduce(tiers, SIZE, algorithm, compressor, chunk_nbytes=2000,
-                                      like=gpu.zeros(0, "f4"))
+        allreduce = isthmus.Allreduce(
+            tiers, SIZE, algorithm, compressor, chunk_nbytes=2000, like=gpu.zeros(0, "f4")
+        )
         assert allreduce.memory.size == 0 or isinstance(allreduce.memory, Array)
         for call in range(6):
             allreduce(gpu.zeros(SIZE, "f4"))
@@ -196,7 +221,8 @@ Elsewhere.__module__ = "cupy"
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("compressor", [None, isthmus.Int8()], ids=str)
 def test_a_vector_that_is_wrong_on_one_rank_is_one_error_on_all_and_the_next_is_right(
-        comm, gpu, fault, compressor):
+    comm, gpu, fault, compressor
+):
     make, error, message = FAULTS[fault]
     with isthmus.split_tiers(comm, isthmus.Cluster(cluster_of(2, 2))) as tiers:
         allreduce = isthmus.Allreduce(tiers, SIZE, compressor=compressor)
@@ -218,8 +244,12 @@ def test_a_vector_that_is_wrong_on_one_rank_is_one_error_on_all_and_the_next_is_
 def test_what_cannot_be_on_a_device_is_refused_by_all_ranks(comm, gpu):
     with isthmus.split_tiers(comm, isthmus.Cluster(cluster_of(2, 2))) as tiers:
         with pytest.raises(NoDeviceError, match="LowRank encodes on CPUs alone.*on rank 3"):
-            isthmus.Allreduce(tiers, SIZE, compressor=isthmus.LowRank(),
-                              like=gpu.zeros(0, "f4") if comm.rank == 3 else None)
+            isthmus.Allreduce(
+                tiers,
+                SIZE,
+                compressor=isthmus.LowRank(),
+                like=gpu.zeros(0, "f4") if comm.rank == 3 else None,
+            )
         gpu.free_nbytes = 100 if comm.rank == 1 else gpu.free_nbytes
         with pytest.raises(NoDeviceError, match="out of memory.*on rank 1"):
             isthmus.Allreduce(tiers, SIZE, compressor=isthmus.Int8(), like=gpu.zeros(0, "f4"))
@@ -227,8 +257,14 @@ def test_what_cannot_be_on_a_device_is_refused_by_all_ranks(comm, gpu):
 
 def training_of(tiers, library, compressor=None, recipe=RECIPE):
     local, state = samples_of(tiers.world.rank, 9), State.initial(MODEL, recipe.seed, library)
-    allreduce = isthmus.Allreduce(tiers, MODEL.size, compressor=compressor, weight=9.0,
-                                  buckets=[slice(20, MODEL.size), slice(0, 20)], like=state.parameters)
+    allreduce = isthmus.Allreduce(
+        tiers,
+        MODEL.size,
+        compressor=compressor,
+        weight=9.0,
+        buckets=[slice(20, MODEL.size), slice(0, 20)],
+        like=state.parameters,
+    )
     return Training(tiers, MODEL, local, Member(allreduce), recipe, state)
 
 
@@ -262,8 +298,10 @@ def test_a_batch_that_does_not_fit_is_one_error_on_all_ranks(comm, gpu):
         steps = training.steps()
         next(steps)
         if comm.rank == 1:
+
             def full(values, slope):
                 raise MemoryError("1 GB")
+
             gpu.cupy.maximum = full
         with pytest.raises(NoDeviceError, match=r"a batch of \d samples in step 2: 1 GB.*on rank 1"):
             next(steps)
@@ -300,9 +338,11 @@ def test_a_gpu_is_measured_when_its_work_is_done(comm, gpu, monkeypatch):
 def test_the_mpi_library_itself_says_whether_it_takes_arrays_of_a_device(tmp_path):
     assert not devices.mpi_takes_device_arrays(None)
     assert not devices.mpi_takes_device_arrays(tmp_path / "none.so")
-    for name, text, takes in (("yes", "int MPIX_Query_cuda_support(void) { return 1; }", True),
-                              ("no", "int MPIX_Query_cuda_support(void) { return 0; }", False),
-                              ("silent", "int MPI_Init(void) { return 0; }", False)):
+    for name, text, takes in (
+        ("yes", "int MPIX_Query_cuda_support(void) { return 1; }", True),
+        ("no", "int MPIX_Query_cuda_support(void) { return 0; }", False),
+        ("silent", "int MPI_Init(void) { return 0; }", False),
+    ):
         source, library = tmp_path / f"{name}.c", tmp_path / f"{name}.so"
         source.write_text(text)
         subprocess.run(["gcc", "-shared", "-fPIC", source, "-o", library], check=True)
@@ -337,14 +377,21 @@ def test_ranks_take_the_gpus_of_a_machine_in_turn(monkeypatch):
 
 @pytest.mark.ranks(4)
 def test_a_run_with_gpus_at_one_site_ends_as_one_without_and_is_calibrated(
-        comm, gpu, shared_folder, monkeypatch):
+    comm, gpu, shared_folder, monkeypatch
+):
     """From files: `device = "gpu"` is all that differs."""
     monkeypatch.setattr(measuring, "COPIES_NBYTES", 1000)
     monkeypatch.setattr(measuring, "VECTOR_NBYTES", (400, 4000))
     for name in ("CODING_SECONDS", "MESSAGES_SECONDS"):
         monkeypatch.setattr(f"isthmus.measuring.calibrate.{name}", 0.01)
-    path = lab(comm, shared_folder, cluster={"compute": "real"}, plan={"replan": False},
-               training={"epochs": 2, "batch_size": 60, "seed": 3}, run={"trace": True})
+    path = lab(
+        comm,
+        shared_folder,
+        cluster={"compute": "real"},
+        plan={"replan": False},
+        training={"epochs": 2, "batch_size": 60, "seed": 3},
+        run={"trace": True},
+    )
     hashes = []
     for device in ("cpu", "gpu"):
         if comm.rank == 0:
@@ -354,8 +401,11 @@ def test_a_run_with_gpus_at_one_site_ends_as_one_without_and_is_calibrated(
         comm.Barrier()
         summary = train(comm, path, lambda line, passing=False: None)
         hashes.append(summary["parameter_hash"])
-        traced = {event["name"] for event in json.loads(
-            Path(summary["folder"], "trace.json").read_text())["traceEvents"] if event["ph"] == "X"}
+        traced = {
+            event["name"]
+            for event in json.loads(Path(summary["folder"], "trace.json").read_text())["traceEvents"]
+            if event["ph"] == "X"
+        }
         assert ("copy" in traced) == (device == "gpu")
         assert bool(gpu.locked) == (device == "gpu" and comm.rank < 2)
     assert hashes[0] == hashes[1]
@@ -374,8 +424,10 @@ def programs(monkeypatch, repository):
 
 @pytest.mark.ranks(4)
 def test_the_check_for_a_machine_with_a_gpu_passes_here_and_finds_what_is_wrong(
-        comm, gpu, programs, monkeypatch):
+    comm, gpu, programs, monkeypatch
+):
     import check_collectives as program
+
     monkeypatch.setattr(program, "SITES", ((2, 2),))
     monkeypatch.setattr(program, "ON_GPU", ((0, 3),))
     monkeypatch.setattr(program, "STEPS", 1)
@@ -398,7 +450,9 @@ def test_the_check_for_a_machine_with_a_gpu_passes_here_and_finds_what_is_wrong(
 
 def test_the_way_through_the_host_is_measured(gpu, programs):
     import host_path
+
     result = host_path.measure(gpu, 9000, 4, repetitions=2, warming=1)
     assert result["times_of_copies"] > 0
     assert sorted(each.nbytes for each in gpu.locked) == sorted(
-        [isthmus.Int8().wire_nbytes(size) for size in (3072, 3072, 2856, 9000)])
+        [isthmus.Int8().wire_nbytes(size) for size in (3072, 3072, 2856, 9000)]
+    )

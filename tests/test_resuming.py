@@ -27,8 +27,10 @@ RUN = {
 
 def pack(folder, name, seed=0, samples=120, shards=6):
     draw = np.random.default_rng(seed)
-    arrays = {"features": np.arange(samples * 8, dtype="f4").reshape(samples, 8),
-              "targets": draw.integers(0, 3, samples, dtype="u1")}
+    arrays = {
+        "features": np.arange(samples * 8, dtype="f4").reshape(samples, 8),
+        "targets": draw.integers(0, 3, samples, dtype="u1"),
+    }
     isthmus.pack_shards(arrays, folder / "data" / name, shards)
 
 
@@ -81,26 +83,33 @@ def test_a_run_goes_on_as_what_it_was_or_is_refused_in_words(comm, shared_folder
     first = go(comm, folder / "run.toml", name="mine")
     run = folder / "runs/mine"
     whole = go(comm, folder / "more.toml")
-    before = from_root(comm, lambda: {path.name: path.read_bytes().hex() for path in run.iterdir()
-                                      if path.is_file()})
+    before = from_root(
+        comm, lambda: {path.name: path.read_bytes().hex() for path in run.iterdir() if path.is_file()}
+    )
     for name, words in {
-            "labels.toml": ["other data", "data.train ", f"{run}/run.json"],
-            "tests.toml": ["other data", "data.test "],
-            "rate.toml": ["training.learning_rate = 0.2, was 0.1", f"settings in {run}/run.json"],
-            "pinned.toml": ["plan.pinned.0 = ", "was null"],
-            "slower.toml": [f"another cluster: use --cluster {run}/cluster.toml"],
-            "renamed.toml": [f"another cluster: use --cluster {run}/cluster.toml"],
-            "fewer.toml": ["is of step 10", "ends at step 5", "give 2 epochs or more"]}.items():
+        "labels.toml": ["other data", "data.train ", f"{run}/run.json"],
+        "tests.toml": ["other data", "data.test "],
+        "rate.toml": ["training.learning_rate = 0.2, was 0.1", f"settings in {run}/run.json"],
+        "pinned.toml": ["plan.pinned.0 = ", "was null"],
+        "slower.toml": [f"another cluster: use --cluster {run}/cluster.toml"],
+        "renamed.toml": [f"another cluster: use --cluster {run}/cluster.toml"],
+        "fewer.toml": ["is of step 10", "ends at step 5", "give 2 epochs or more"],
+    }.items():
         refused = go(comm, folder / name, resume=run)
         assert isinstance(refused, CheckpointError), (name, refused)
         assert all(word in str(refused) for word in words), (name, str(refused))
         assert "\n" not in str(refused)
-    after = from_root(comm, lambda: {path.name: path.read_bytes().hex() for path in run.iterdir()
-                                     if path.is_file()})
+    after = from_root(
+        comm, lambda: {path.name: path.read_bytes().hex() for path in run.iterdir() if path.is_file()}
+    )
     assert before == after  # what is refused changes nothing
     for path in ("slower.toml", "measured.toml"):  # as the words say; and rates measured again
-        again = go(comm, folder / path, resume=run, **(
-            {"cluster": run / "cluster.toml"} if path == "slower.toml" else {}))
+        again = go(
+            comm,
+            folder / path,
+            resume=run,
+            **({"cluster": run / "cluster.toml"} if path == "slower.toml" else {}),
+        )
         assert again["parameter_hash"] == first["parameter_hash"], (path, again)
     longer = go(comm, folder / "more.toml", resume=run)
     assert longer["parameter_hash"] == whole["parameter_hash"]
@@ -136,8 +145,10 @@ def test_a_plan_for_other_samples_is_refused(comm, shared_folder):
 def test_what_a_damaged_line_told_is_set_aside_and_the_run_goes_on(comm, shared_folder):
     folder, lines = shared_folder, []
     from_root(comm, lambda: [pack(folder, name) for name in ("train", "test")] and None)
-    path, short = from_root(comm, lambda: [
-        str(settings(folder, name="long.toml", training={"epochs": 3})), str(settings(folder))])
+    path, short = from_root(
+        comm,
+        lambda: [str(settings(folder, name="long.toml", training={"epochs": 3})), str(settings(folder))],
+    )
     first = go(comm, short, name="mine")
     metrics = folder / "runs/mine/metrics.jsonl"
 
@@ -154,7 +165,7 @@ def test_what_a_damaged_line_told_is_set_aside_and_the_run_goes_on(comm, shared_
         assert any("lines 4 could not be read" in line and "damaged-lines" in line for line in told)
         assert (metrics.with_name("damaged-lines")).read_bytes().count(b"\n") == 1
         kept = metrics.read_bytes().splitlines(keepends=True)
-        assert kept[:len(lines) - 1] == lines[:3] + lines[4:]
+        assert kept[: len(lines) - 1] == lines[:3] + lines[4:]
         write_report(metrics.parent)
     from_root(comm, lambda: metrics.write_text("") and None)
     lost = go(comm, path, resume=first["folder"])
@@ -175,25 +186,40 @@ def test_a_finished_run_is_not_written_over_by_another_of_its_name(comm, shared_
     assert "holds a finished run" in str(refused)
 
 
-IDENTITY = {"ranks": 4, "data": {"train": "a", "test": "b"}, "model": {"kind": "perceptron"},
-            "training": {"seed": 0, "learning_rate": 0.1}, "allreduce": {"compressor": {"kind": "int8"}},
-            "sites": [0, [["cloud", "cloud", 4]]],
-            "plan": {"hash": "h", "cluster": "c", "settings": {"alpha": 1.0}, "version": "0.1"}}
+IDENTITY = {
+    "ranks": 4,
+    "data": {"train": "a", "test": "b"},
+    "model": {"kind": "perceptron"},
+    "training": {"seed": 0, "learning_rate": 0.1},
+    "allreduce": {"compressor": {"kind": "int8"}},
+    "sites": [0, [["cloud", "cloud", 4]]],
+    "plan": {"hash": "h", "cluster": "c", "settings": {"alpha": 1.0}, "version": "0.1"},
+}
 
 
-@pytest.mark.parametrize(("changes", "words"), [
-    ({}, None),
-    ({"ranks": 2}, "2 ranks, was 4; start as many: mpirun -n 4"),
-    ({"data": {"train": "x", "test": "y"}}, "other data: the samples of data.train and data.test"),
-    ({"training": {"seed": 0, "learning_rate": 1}}, "training.learning_rate = 1, was 0.1; resume with"),
-    ({"allreduce": {"compressor": None}}, 'allreduce.compressor = null, was {"kind": "int8"}'),
-    ({"sites": [0, [["cloud", "cloud", 2]]]}, "another cluster: use --cluster runs/a/cluster.toml"),
-    ({"plan": {"cluster": "d"}}, None),
-    ({"plan": {"hash": "g", "cluster": "d"}}, "another cluster: use --cluster runs/a/cluster.toml"),
-    ({"allreduce": {}, "plan": {"cluster": "d"}}, "another cluster: use --cluster"),
-    ({"plan": {"hash": "g", "settings": {"alpha": 2}}}, "plan.alpha = 2, was 1.0; resume with"),
-    ({"plan": {"hash": "g", "version": "0.2"}}, "than that of isthmus 0.1, which wrote the checkpoint"),
-    ({"plan": {"version": "0.2"}}, None)])
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, None),
+        ({"ranks": 2}, "2 ranks, was 4; start as many: mpirun -n 4"),
+        ({"data": {"train": "x", "test": "y"}}, "other data: the samples of data.train and data.test"),
+        (
+            {"training": {"seed": 0, "learning_rate": 1}},
+            "training.learning_rate = 1, was 0.1; resume with",
+        ),
+        ({"allreduce": {"compressor": None}}, 'allreduce.compressor = null, was {"kind": "int8"}'),
+        ({"sites": [0, [["cloud", "cloud", 2]]]}, "another cluster: use --cluster runs/a/cluster.toml"),
+        ({"plan": {"cluster": "d"}}, None),
+        ({"plan": {"hash": "g", "cluster": "d"}}, "another cluster: use --cluster runs/a/cluster.toml"),
+        ({"allreduce": {}, "plan": {"cluster": "d"}}, "another cluster: use --cluster"),
+        ({"plan": {"hash": "g", "settings": {"alpha": 2}}}, "plan.alpha = 2, was 1.0; resume with"),
+        (
+            {"plan": {"hash": "g", "version": "0.2"}},
+            "than that of isthmus 0.1, which wrote the checkpoint",
+        ),
+        ({"plan": {"version": "0.2"}}, None),
+    ],
+)
 def test_what_differs_is_told_in_words(changes, words):
     now = {**IDENTITY, **changes, "plan": IDENTITY["plan"] | changes.get("plan", {})}
     told = difference_in_words(IDENTITY, now, "runs/a")

@@ -21,14 +21,22 @@ def calibrated(*sites, **link):
     """A cluster whose hub has work with every wire, so that compressing costs."""
     table = cluster_of(*sites, **link)
     for site in table["site"]:
-        site |= {"samples_per_second": 1000.0, "encode_bytes_per_second": 2e8,
-                 "decode_bytes_per_second": 1e9}
+        site |= {
+            "samples_per_second": 1000.0,
+            "encode_bytes_per_second": 2e8,
+            "decode_bytes_per_second": 1e9,
+        }
     return isthmus.Cluster(table)
 
 
 def simulate(folder, *arguments):
-    return subprocess.run([sys.executable, "-m", "isthmus", "simulate", *map(str, arguments)],
-                          cwd=folder, text=True, capture_output=True, timeout=120)
+    return subprocess.run(
+        [sys.executable, "-m", "isthmus", "simulate", *map(str, arguments)],
+        cwd=folder,
+        text=True,
+        capture_output=True,
+        timeout=120,
+    )
 
 
 def test_copies_of_edge_sites_have_the_links_of_what_they_copy():
@@ -95,8 +103,23 @@ def test_more_edge_sites_on_one_uplink_take_longer_and_every_rank_keeps_its_samp
 
 def test_the_verb_tells_times_and_writes_pictures(tmp_path):
     calibrated(2, 2, bytes_per_second=4e7).to_toml(tmp_path / "cluster.toml")
-    done = simulate(tmp_path, "cluster.toml", "--steps", 5, "--stragglers", 0.2, "--edge-sites", 40,
-                    "--local-steps", 2, "--buckets", 3, "-o", "out", "--json")
+    done = simulate(
+        tmp_path,
+        "cluster.toml",
+        "--steps",
+        5,
+        "--stragglers",
+        0.2,
+        "--edge-sites",
+        40,
+        "--local-steps",
+        2,
+        "--buckets",
+        3,
+        "-o",
+        "out",
+        "--json",
+    )
     assert done.returncode == 0, done.stderr
     table = json.loads(done.stdout)
     assert table["simulation"]["ranks"] == 4
@@ -104,11 +127,27 @@ def test_the_verb_tells_times_and_writes_pictures(tmp_path):
     assert table["scaling"]["int8_stops_paying_at"] is not None
     assert "from " in table["scaling"]["answer"]
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        "simulation.json", "scaling.svg", "scaling.png"}
+        "simulation.json",
+        "scaling.svg",
+        "scaling.png",
+    }
     assert (tmp_path / "out/scaling.png").read_bytes().startswith(b"\x89PNG")
     assert "int8" in (tmp_path / "out/scaling.svg").read_text()
-    again = simulate(tmp_path, "cluster.toml", "--steps", 5, "--stragglers", 0.2, "--edge-sites", 40,
-                     "--local-steps", 2, "--buckets", 3, "--json")
+    again = simulate(
+        tmp_path,
+        "cluster.toml",
+        "--steps",
+        5,
+        "--stragglers",
+        0.2,
+        "--edge-sites",
+        40,
+        "--local-steps",
+        2,
+        "--buckets",
+        3,
+        "--json",
+    )
     table.pop("output")
     assert json.loads(again.stdout) == table
 
@@ -122,34 +161,47 @@ def test_the_verb_takes_a_run_s_settings_and_says_what_it_found(repository):
 
 def test_a_run_is_simulated_on_another_cluster(repository, tmp_path):
     isthmus.Cluster(cluster_of(1, 4, 4)).to_toml(tmp_path / "other.toml")
-    done = simulate(repository, "experiments/fashion_two_sites.toml", "--edge-sites", 0, "--json",
-                    "--cluster", tmp_path / "other.toml")
+    done = simulate(
+        repository,
+        "experiments/fashion_two_sites.toml",
+        "--edge-sites",
+        0,
+        "--json",
+        "--cluster",
+        tmp_path / "other.toml",
+    )
     assert json.loads(done.stdout)["simulation"]["ranks"] == 9
 
 
 def test_stragglers_are_drawn_from_a_run_s_folder(tmp_path):
     isthmus.Cluster(cluster_of(1)).to_toml(tmp_path / "cluster.toml")
     lines = [{"kind": "step", "terms": {"compute": seconds}} for seconds in (0.1, 0.2, 0.6)]
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in (
-        *lines, {"kind": "evaluation", "loss": 1.0})))
-    done = simulate(tmp_path, "cluster.toml", "--stragglers", ".", "--edge-sites", 0,
-                    "--batch-size", 1000, "--json")
+    (tmp_path / "metrics.jsonl").write_text(
+        "".join(json.dumps(line) + "\n" for line in (*lines, {"kind": "evaluation", "loss": 1.0}))
+    )
+    done = simulate(
+        tmp_path, "cluster.toml", "--stragglers", ".", "--edge-sites", 0, "--batch-size", 1000, "--json"
+    )
     assert done.returncode == 0, done.stderr
     seconds = json.loads(done.stdout)["simulation"]["sync_seconds"]
     assert {round(value, 9) for value in seconds} == {0.5, 1.0, 3.0}
 
 
-@pytest.mark.parametrize(("arguments", "code", "words"), [
-    (["no.toml"], 3, ["no.toml: no such file"]),
-    (["cluster.toml", "--steps", 0], 2, ["--steps"]),
-    (["cluster.toml", "--stragglers", -1], 3, ["--stragglers -1", "not negative"]),
-    (["cluster.toml", "--stragglers", "nan"], 3, ["--stragglers nan"]),
-    (["cluster.toml", "--stragglers", "nowhere"], 3, ["nowhere/metrics.jsonl", "a number such as"]),
-    (["cluster.toml", "--stragglers", "."], 3, ["metrics.jsonl", "does not tell"]),
-    (["cluster.toml", "--cluster", "alone.toml"], 3, ["cluster.toml", "already"]),
-    (["alone.toml"], 4, ["alone.toml", 'tier = "edge"']),
-    (["bad.toml"], 4, ["bad.toml: site[0].ranks"]),
-    (["cluster.toml", "--edge-sites", 2, "-o", "cluster.toml/out"], 8, ["cannot be written"])])
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["no.toml"], 3, ["no.toml: no such file"]),
+        (["cluster.toml", "--steps", 0], 2, ["--steps"]),
+        (["cluster.toml", "--stragglers", -1], 3, ["--stragglers -1", "not negative"]),
+        (["cluster.toml", "--stragglers", "nan"], 3, ["--stragglers nan"]),
+        (["cluster.toml", "--stragglers", "nowhere"], 3, ["nowhere/metrics.jsonl", "a number such as"]),
+        (["cluster.toml", "--stragglers", "."], 3, ["metrics.jsonl", "does not tell"]),
+        (["cluster.toml", "--cluster", "alone.toml"], 3, ["cluster.toml", "already"]),
+        (["alone.toml"], 4, ["alone.toml", 'tier = "edge"']),
+        (["bad.toml"], 4, ["bad.toml: site[0].ranks"]),
+        (["cluster.toml", "--edge-sites", 2, "-o", "cluster.toml/out"], 8, ["cannot be written"]),
+    ],
+)
 def test_mistakes_are_told_in_one_line(tmp_path, arguments, code, words):
     for name, table in (("cluster", cluster_of(1, 1)), ("alone", cluster_of(1)), ("bad", cluster_of(0))):
         (tmp_path / f"{name}.toml").write_text(tomli_w.dumps(table))

@@ -22,8 +22,10 @@ SAMPLES, SHARDS = 600, 12
 
 def arrays():
     draw = np.random.default_rng(3)
-    return {"features": draw.integers(0, 255, (SAMPLES, 9, 7), dtype="u1"),
-            "targets": np.arange(SAMPLES, dtype="i8")}
+    return {
+        "features": draw.integers(0, 255, (SAMPLES, 9, 7), dtype="u1"),
+        "targets": np.arange(SAMPLES, dtype="i8"),
+    }
 
 
 def packed(comm, folder):
@@ -38,8 +40,9 @@ def random_plan(ranks, seed):
     owner = np.random.default_rng(seed).integers(0, ranks, SHARDS)
     if seed % 2:
         owner[:] = owner[0]
-    return SimpleNamespace(shards_of_rank=[np.flatnonzero(owner == rank).tolist()
-                                           for rank in range(ranks)])
+    return SimpleNamespace(
+        shards_of_rank=[np.flatnonzero(owner == rank).tolist() for rank in range(ranks)]
+    )
 
 
 def check(comm, folder):
@@ -54,8 +57,9 @@ def check(comm, folder):
             seen = None if blind[comm.rank] else shards
             local = isthmus.scatter_shards(tiers, seen, plan, piece_nbytes=1000)
             mine = plan.shards_of_rank[comm.rank]
-            rows = np.concatenate([np.empty(0, int), *(np.arange(bounds[s], bounds[s + 1])
-                                                       for s in mine)])
+            rows = np.concatenate(
+                [np.empty(0, int), *(np.arange(bounds[s], bounds[s + 1]) for s in mine)]
+            )
             assert local.samples == len(rows)
             for name, values in whole.items():
                 np.testing.assert_array_equal(local.arrays[name], values[rows])
@@ -90,6 +94,7 @@ def test_five_ranks_get_their_own(comm, shared_folder):
 
 def breaks(kind):
     """Return what to do to a packed folder so that shard 4 can no longer be delivered."""
+
     def act(folder):
         path = folder / "shard-00004.h5"
         content = bytearray(path.read_bytes())
@@ -101,8 +106,9 @@ def breaks(kind):
         elif kind == "cut":
             path.write_bytes(content[:300])
         else:
-            content[len(content) // 2:len(content) // 2 + 400] = bytes(400)
+            content[len(content) // 2 : len(content) // 2 + 400] = bytes(400)
             path.write_bytes(content)
+
     return act
 
 
@@ -118,23 +124,28 @@ def test_a_broken_shard_is_one_error_on_all_ranks(comm, shared_folder, kind, bli
     plan = SimpleNamespace(shards_of_rank=[[0, 1], [4, 5, 6], [2, 3, *range(7, SHARDS)]])
     with isthmus.split_tiers(comm, isthmus.Cluster(cluster_of(3))) as tiers:
         with pytest.raises(ShardError, match="shard-00004") as caught:
-            isthmus.scatter_shards(tiers, None if comm.rank in blind else shards, plan,
-                                   piece_nbytes=500)
+            isthmus.scatter_shards(tiers, None if comm.rank in blind else shards, plan, piece_nbytes=500)
         assert caught.value.everywhere
         assert len(set(gather_json(comm, str(caught.value)))) == 1
         assert "network" not in str(caught.value), "the file is to blame, not its way"
 
 
 @pytest.mark.ranks(3)
-@pytest.mark.parametrize(("owners", "sees", "message"), [
-    ([[0], [1], [2]], (), "no rank sees"), ([[0], [1]], (0,), "plan is for 2 ranks"),
-    ([[0], [99], []], (0,), "names shard 99")])
+@pytest.mark.parametrize(
+    ("owners", "sees", "message"),
+    [
+        ([[0], [1], [2]], (), "no rank sees"),
+        ([[0], [1]], (0,), "plan is for 2 ranks"),
+        ([[0], [99], []], (0,), "names shard 99"),
+    ],
+)
 def test_what_cannot_be_scattered_is_refused_by_all(comm, shared_folder, owners, sees, message):
     shards = packed(comm, shared_folder)
     with isthmus.split_tiers(comm, isthmus.Cluster(cluster_of(3))) as tiers:
         with pytest.raises(ShardError, match=message):
-            isthmus.scatter_shards(tiers, shards if comm.rank in sees else None,
-                                   SimpleNamespace(shards_of_rank=owners))
+            isthmus.scatter_shards(
+                tiers, shards if comm.rank in sees else None, SimpleNamespace(shards_of_rank=owners)
+            )
 
 
 @pytest.mark.ranks(2)
@@ -173,8 +184,10 @@ def test_shards_that_move_leave_what_scattering_would_have_given(comm, shared_fo
         tiers = tiers.paced() if paced else tiers
         plans = [random_plan(comm.size, seed) for seed in range(6)]
         places = [np.argsort(np.concatenate(plan.shards_of_rank)).astype(int) for plan in plans]
-        places = [np.repeat(range(4), list(map(len, plan.shards_of_rank)))[place]
-                  for plan, place in zip(plans, places)]
+        places = [
+            np.repeat(range(4), list(map(len, plan.shards_of_rank)))[place]
+            for plan, place in zip(plans, places)
+        ]
         local = isthmus.scatter_shards(tiers, shards, plans[0])
         for plan, old, new in zip(plans[1:], places, places[1:]):
             before = local.received_nbytes

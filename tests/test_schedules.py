@@ -22,7 +22,8 @@ def test_each_tree_reaches_every_rank_in_few_hops_with_two_children_at_most(rank
         assert max(tree.depth(rank) for rank in range(ranks)) <= math.ceil(math.log2(ranks))
         assert max(map(len, tree.children)) <= 2
         assert sorted(child for below in tree.children for child in below) == [
-            rank for rank in range(ranks) if tree.parents[rank] is not None]
+            rank for rank in range(ranks) if tree.parents[rank] is not None
+        ]
 
 
 @pytest.mark.parametrize("ranks", [*range(2, 40), 64, 100, 1000])
@@ -38,7 +39,8 @@ def test_a_rank_with_children_in_one_tree_is_a_leaf_in_the_other(ranks):
 def test_the_chunks_of_the_trees_are_the_vector(ranks, size):
     chunks = [chunk for tree in trees(ranks, size) for chunk in tree.chunks]
     assert [entry for chunk in chunks for entry in (chunk.start, chunk.stop)][1:-1:2] == [
-        chunk.start for chunk in chunks[1:]]
+        chunk.start for chunk in chunks[1:]
+    ]
     assert sum(tree.entries for tree in trees(ranks, size)) == size
     assert all(0 < chunk.stop - chunk.start <= TREE_CHUNK_ENTRIES for chunk in chunks)
 
@@ -48,9 +50,19 @@ def test_a_short_vector_goes_along_one_tree():
     assert len(trees(5, TREE_CHUNK_ENTRIES + 1)) == 2
 
 
-@pytest.mark.parametrize(("ranks", "core"), [
-    (1, [0]), (2, [0, 1]), (3, [1, 2]), (4, [0, 1, 2, 3]), (5, [1, 2, 3, 4]), (6, [1, 3, 4, 5]),
-    (7, [1, 3, 5, 6]), (8, list(range(8)))])
+@pytest.mark.parametrize(
+    ("ranks", "core"),
+    [
+        (1, [0]),
+        (2, [0, 1]),
+        (3, [1, 2]),
+        (4, [0, 1, 2, 3]),
+        (5, [1, 2, 3, 4]),
+        (6, [1, 3, 4, 5]),
+        (7, [1, 3, 5, 6]),
+        (8, list(range(8))),
+    ],
+)
 def test_what_is_over_a_power_of_two_folds_into_its_neighbour(ranks, core):
     assert core_ranks(ranks) == core
 
@@ -65,8 +77,12 @@ def test_two_ranks_halve_what_both_still_sum_until_each_entry_has_one_rank(log2,
             of_peer = steps[step.peer][number]
             assert (of_peer.peer, of_peer.keep, of_peer.give) == (rank, step.give, step.keep)
             whole = own[number - 1].keep if number else slice(0, size)
-            assert {whole.start, whole.stop} <= {step.keep.start, step.keep.stop,
-                                                 step.give.start, step.give.stop}
+            assert {whole.start, whole.stop} <= {
+                step.keep.start,
+                step.keep.stop,
+                step.give.start,
+                step.give.stop,
+            }
             halves = sorted([(step.keep.start, step.keep.stop), (step.give.start, step.give.stop)])
             assert halves[0][1] == halves[1][0]
     if log2:

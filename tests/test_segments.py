@@ -32,9 +32,15 @@ def segment(folder, name):
 def test_segments_that_nobody_has_are_removed_and_all_else_stays(tmp_path, monkeypatch):
     user = os.geteuid()
     left = [segment(tmp_path, f"sm_segment.{HOST}.{user}.1f2e0000.{rank}") for rank in range(2)]
-    others = [segment(tmp_path, name) for name in (
-        f"sm_segment.{HOST}x.{user}.1f2e0000.0", f"sm_segment.{HOST}.{user + 1}.1f2e0000.0",
-        f"sm_segment.{HOST}.{user}.1f2e0000.0.txt", "sem.something")]
+    others = [
+        segment(tmp_path, name)
+        for name in (
+            f"sm_segment.{HOST}x.{user}.1f2e0000.0",
+            f"sm_segment.{HOST}.{user + 1}.1f2e0000.0",
+            f"sm_segment.{HOST}.{user}.1f2e0000.0.txt",
+            "sem.something",
+        )
+    ]
     (tmp_path / f"sm_segment.{HOST}.{user}.2.0").symlink_to(others[0])
     assert remove_segments(tmp_path) == []  # a job may just be starting
     monkeypatch.setattr(segments, "YOUNG_SECONDS", -1.0)
@@ -48,8 +54,9 @@ def test_segments_that_nobody_has_are_removed_and_all_else_stays(tmp_path, monke
 def test_a_segment_that_a_process_has_stays_until_it_ends(tmp_path, monkeypatch, how):
     monkeypatch.setattr(segments, "YOUNG_SECONDS", -1.0)
     path = segment(tmp_path, f"sm_segment.{HOST}.{os.geteuid()}.1f2e0000.0")
-    with subprocess.Popen([sys.executable, "-c", HOLD, str(path), how], stdin=subprocess.PIPE,
-                          stdout=subprocess.PIPE) as holder:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(path), how], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as holder:
         assert holder.stdout.readline() == b"ready\n"
         assert remove_segments(tmp_path) == []
         assert path.exists()

@@ -25,8 +25,10 @@ from isthmus.shards.batches import LocalSamples
 from isthmus.shards.sources import read_arrays
 
 DRAW = np.random.default_rng(0)
-IMAGES = {"features": DRAW.integers(0, 255, (100, 6, 5), dtype="u1"),
-          "targets": DRAW.integers(0, 10, 100, dtype="u1")}
+IMAGES = {
+    "features": DRAW.integers(0, 255, (100, 6, 5), dtype="u1"),
+    "targets": DRAW.integers(0, 10, 100, dtype="u1"),
+}
 
 
 def contents(shards):
@@ -48,8 +50,12 @@ def test_what_is_packed_comes_back(tmp_path, compression, shards):
     assert sum(opened.nbytes) == 100 * 31
 
 
-@given(samples=st.integers(0, 40), shape=st.lists(st.integers(1, 4), max_size=3),
-       dtype=st.sampled_from(["u1", ">i4", "f4", "f8", "?"]), shards=st.integers(1, 5))
+@given(
+    samples=st.integers(0, 40),
+    shape=st.lists(st.integers(1, 4), max_size=3),
+    dtype=st.sampled_from(["u1", ">i4", "f4", "f8", "?"]),
+    shards=st.integers(1, 5),
+)
 @settings(max_examples=25)
 def test_any_array_of_numbers_comes_back(tmp_path_factory, samples, shape, dtype, shards):
     folder = tmp_path_factory.mktemp("set")
@@ -107,8 +113,11 @@ def test_hdf5_is_never_given_a_file_that_is_not_what_was_packed(noise_set, monke
     monkeypatch.setattr(h5py, "File", lambda *_: pytest.fail("HDF5 has seen it"))
     try:
         path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-        for act in (noise_set.verify, lambda: noise_set.read(0),
-                    lambda: next(noise_set.pieces(0, "features"))):
+        for act in (
+            noise_set.verify,
+            lambda: noise_set.read(0),
+            lambda: next(noise_set.pieces(0, "features")),
+        ):
             with pytest.raises(ShardError, match="shard-00000.h5: its SHA-256 is not the manifest's"):
                 act()
     finally:
@@ -129,10 +138,15 @@ def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path, kind):
     shards = isthmus.pack_shards(IMAGES, tmp_path / "set", 2)
     for path in (shards.folder / shards.names[0], shards.folder / "manifest.json", tmp_path / "source"):
         path.unlink(missing_ok=True)
-        {"pipe": os.mkfifo, "device": lambda path: path.symlink_to("/dev/zero"),
-         "folder": Path.mkdir}[kind](path)
-    for act in (shards.verify, lambda: shards.read(0), lambda: isthmus.ShardSet.open(shards.folder),
-                lambda: read_arrays({"a": tmp_path / "source"})):
+        {"pipe": os.mkfifo, "device": lambda path: path.symlink_to("/dev/zero"), "folder": Path.mkdir}[
+            kind
+        ](path)
+    for act in (
+        shards.verify,
+        lambda: shards.read(0),
+        lambda: isthmus.ShardSet.open(shards.folder),
+        lambda: read_arrays({"a": tmp_path / "source"}),
+    ):
         with pytest.raises(ShardError, match=r"is a pipe or a device|[Ii]s a (directory|folder)"):
             act()
 
@@ -149,6 +163,7 @@ def test_a_cut_file_is_named(tmp_path, kept):
 
 def strange(kind):
     """Return a writer of a shard file that a stranger could send."""
+
     def write(path):
         with h5py.File(path, "w") as file:
             if kind == "external link":
@@ -172,20 +187,37 @@ def strange(kind):
                 file.create_dataset("targets", data=np.zeros(50, "u1"), compression="lzf")
             elif kind == "other numbers":
                 file["targets"] = np.full(50, 99, "u1")
+
     return write
 
 
 def trust(folder, name):
     """Have the manifest say that shard `name` is as it is: a whole set from a stranger."""
-    edited(folder / "manifest.json", lambda table: next(
-        shard for shard in table["shards"] if shard["file"] == name).update(
-            sha256=hashlib.sha256((folder / name).read_bytes()).hexdigest()))
+    edited(
+        folder / "manifest.json",
+        lambda table: next(shard for shard in table["shards"] if shard["file"] == name).update(
+            sha256=hashlib.sha256((folder / name).read_bytes()).hexdigest()
+        ),
+    )
     return isthmus.ShardSet.open(folder)
 
 
-@pytest.mark.parametrize("kind", ["nothing", "external link", "soft link", "virtual", "text",
-                                  "external storage", "another shape", "another dtype", "a group",
-                                  "a filter", "other numbers"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "nothing",
+        "external link",
+        "soft link",
+        "virtual",
+        "text",
+        "external storage",
+        "another shape",
+        "another dtype",
+        "a group",
+        "a filter",
+        "other numbers",
+    ],
+)
 def test_a_strange_file_is_refused(tmp_path, kind):
     shards = isthmus.pack_shards({"targets": IMAGES["targets"]}, tmp_path, 2)
     strange(kind)(tmp_path / shards.names[0])
@@ -198,8 +230,9 @@ def test_a_strange_file_is_refused(tmp_path, kind):
 def claimed(folder, rows, chunk):
     """Write a shard and a source of a few hundred bytes that claim to be gigabytes of zeros."""
     with h5py.File(folder / "shard-00000.h5", "w") as file:
-        file.create_dataset("targets", (rows,), "u1", chunks=(chunk,), maxshape=(None,),
-                            compression="gzip")
+        file.create_dataset(
+            "targets", (rows,), "u1", chunks=(chunk,), maxshape=(None,), compression="gzip"
+        )
     edited(folder / "manifest.json", lambda table: table["shards"][0].update(samples=rows))
 
 
@@ -210,8 +243,10 @@ def test_a_small_file_that_claims_gigabytes_is_refused_before_they_are_read(tmp_
     np.savez_compressed(tmp_path / "zeros.npz", x=np.zeros(1 << 20))
     (tmp_path / "idx.gz").write_bytes(gzip.compress(bytes([0, 0, 8, 2]) + b"\x7f\xff\xff\xff" * 2))
     sources = [tmp_path / "shard-00000.h5", tmp_path / "idx.gz"]
-    for act in (lambda: trust(tmp_path, "shard-00000.h5").read(0),
-                *(lambda source=source: read_arrays({"a": source}) for source in sources)):
+    for act in (
+        lambda: trust(tmp_path, "shard-00000.h5").read(0),
+        *(lambda source=source: read_arrays({"a": source}) for source in sources),
+    ):
         with pytest.raises(ShardError, match="claims to hold [0-9,]{13,} bytes and has [0-9,]{2,6};"):
             act()
     assert read_arrays({"a": tmp_path / "zeros.npz"})["a"].size == 1 << 20
@@ -230,21 +265,29 @@ def edited(path, change):
     path.write_text(json.dumps(table))
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    (lambda t: t.pop("shards"), "shards: this key is missing"),
-    (lambda t: t.update(extra=1), "no key is called 'extra'"),
-    (lambda t: t["shards"][0].update(file="../../etc/x.h5"), "file"),
-    (lambda t: t["shards"][0].update(samples=-1), "samples"),
-    (lambda t: t["shards"][0].update(sha256="0"), "sha256"),
-    (lambda t: t["arrays"]["targets"].update(dtype="O"), "dtype"),
-    (lambda t: t["arrays"]["targets"].update(dtype="cheese"), "not a dtype"),
-    (lambda t: t["shards"][0]["arrays_sha256"].pop("targets"), "lists arrays"),
-    (lambda t: t.update(version=9), "version"),
-    (lambda t: t["shards"].append(t["shards"][0]), "'shard-00000.h5' stands there twice"),
-    (lambda t: t["shards"][0].update(samples=2**40) or t["arrays"]["features"].update(
-        shape=[2**31, 2**31]), "more bytes than there are"),
-    (lambda t: t["arrays"]["targets"].update(dtype="|,B"), "not a dtype"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop("shards"), "shards: this key is missing"),
+        (lambda t: t.update(extra=1), "no key is called 'extra'"),
+        (lambda t: t["shards"][0].update(file="../../etc/x.h5"), "file"),
+        (lambda t: t["shards"][0].update(samples=-1), "samples"),
+        (lambda t: t["shards"][0].update(sha256="0"), "sha256"),
+        (lambda t: t["arrays"]["targets"].update(dtype="O"), "dtype"),
+        (lambda t: t["arrays"]["targets"].update(dtype="cheese"), "not a dtype"),
+        (lambda t: t["shards"][0]["arrays_sha256"].pop("targets"), "lists arrays"),
+        (lambda t: t.update(version=9), "version"),
+        (lambda t: t["shards"].append(t["shards"][0]), "'shard-00000.h5' stands there twice"),
+        (
+            lambda t: (
+                t["shards"][0].update(samples=2**40)
+                or t["arrays"]["features"].update(shape=[2**31, 2**31])
+            ),
+            "more bytes than there are",
+        ),
+        (lambda t: t["arrays"]["targets"].update(dtype="|,B"), "not a dtype"),
+    ],
+)
 def test_a_wrong_manifest_is_refused(tmp_path, change, message):
     isthmus.pack_shards(IMAGES, tmp_path, 2)
     edited(tmp_path / "manifest.json", change)
@@ -253,14 +296,20 @@ def test_a_wrong_manifest_is_refused(tmp_path, change, message):
     assert str(caught.value).startswith(str(tmp_path / "manifest.json"))
 
 
-@pytest.mark.parametrize(("arguments", "error", "message"), [
-    ({"arrays": {}}, ShardError, "nothing to pack"),
-    ({"arrays": {"a": [1, 2], "b": [1]}}, ShardError, "a has 2, b has 1"),
-    ({"arrays": {"a": ["x"]}}, ShardError, "dtype"), ({"arrays": {"a": 3}}, ShardError, "a row|one row"),
-    ({"arrays": {"a b": [1]}}, ShardError, "letters"), ({"shards": 0}, ShardError, "1 to 100"),
-    ({"shards": 101}, ShardError, "1 to 100"), ({"compression": "zip"}, ShardError, "'zip'"),
-    ({"folder": "/proc/nowhere"}, OutputError, "cannot be written"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"arrays": {}}, ShardError, "nothing to pack"),
+        ({"arrays": {"a": [1, 2], "b": [1]}}, ShardError, "a has 2, b has 1"),
+        ({"arrays": {"a": ["x"]}}, ShardError, "dtype"),
+        ({"arrays": {"a": 3}}, ShardError, "a row|one row"),
+        ({"arrays": {"a b": [1]}}, ShardError, "letters"),
+        ({"shards": 0}, ShardError, "1 to 100"),
+        ({"shards": 101}, ShardError, "1 to 100"),
+        ({"compression": "zip"}, ShardError, "'zip'"),
+        ({"folder": "/proc/nowhere"}, OutputError, "cannot be written"),
+    ],
+)
 def test_what_cannot_be_packed_is_refused(tmp_path, arguments, error, message):
     with pytest.raises(error, match=message):
         isthmus.pack_shards(**{"arrays": IMAGES, "folder": tmp_path, "shards": 4, **arguments})
@@ -301,8 +350,9 @@ def test_a_killed_packer_leaves_a_whole_set_or_none_and_the_next_one_no_trace_of
             isthmus.pack_shards(IMAGES, folder, 9)
         (folder / "mine.txt").parent.mkdir(exist_ok=True)
         (folder / "mine.txt").write_text("whatever")
-        process = subprocess.Popen([sys.executable, "-c", PACK, str(folder)],
-                                   stdout=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            [sys.executable, "-c", PACK, str(folder)], stdout=subprocess.PIPE, text=True
+        )
         process.stdout.readline()
         time.sleep(0.05 + 0.1 * attempt)
         process.send_signal(signal.SIGKILL)
@@ -313,7 +363,10 @@ def test_a_killed_packer_leaves_a_whole_set_or_none_and_the_next_one_no_trace_of
             assert len(stands.names) in (9 if old else 40, 40)
         isthmus.pack_shards(IMAGES, folder, 3, overwrite=True)
         assert {path.name for path in folder.iterdir()} == {
-            "manifest.json", "mine.txt", *(f"shard-{number:05d}.h5" for number in range(3))}
+            "manifest.json",
+            "mine.txt",
+            *(f"shard-{number:05d}.h5" for number in range(3)),
+        }
 
 
 def files_of(folder):
@@ -333,6 +386,7 @@ def stopping(patch, after):
             if next(calls) >= after:
                 raise EndedError
             return real(*given, **named)
+
         return act
 
     for kind in ("replace", "link", "unlink", "fsync"):
@@ -370,8 +424,14 @@ def test_files_that_no_pack_has_written_are_left_alone(tmp_path):
     isthmus.pack_shards(IMAGES, tmp_path, 2, overwrite=True).verify()
     (tmp_path / "shard-00000.h5.4711.partial").write_bytes(b"a killed pack's")
     isthmus.pack_shards(IMAGES, tmp_path, 2, overwrite=True).verify()
-    assert set(files_of(tmp_path)) == {"shard-00007.h5", "photo.jpg.partial", "shard-1.h5",
-                                       "manifest.json", "shard-00000.h5", "shard-00001.h5"}
+    assert set(files_of(tmp_path)) == {
+        "shard-00007.h5",
+        "photo.jpg.partial",
+        "shard-1.h5",
+        "manifest.json",
+        "shard-00000.h5",
+        "shard-00001.h5",
+    }
 
 
 def test_two_packs_into_one_folder_at_once_are_one_and_an_error(tmp_path, monkeypatch):
@@ -379,6 +439,7 @@ def test_two_packs_into_one_folder_at_once_are_one_and_an_error(tmp_path, monkey
         with pytest.raises(OutputError, match="another process packs into this folder"):
             isthmus.pack_shards(IMAGES, tmp_path, 3)
         return "0" * 64
+
     with monkeypatch.context() as patch:
         patch.setattr("isthmus.shards.packing.write_shard", second)
         isthmus.pack_shards(IMAGES, tmp_path, 2)
@@ -390,8 +451,9 @@ def idx(values):
     return bytes([0, 0, code, values.ndim]) + np.array(values.shape, ">u4").tobytes() + values.tobytes()
 
 
-@pytest.mark.parametrize("values", [IMAGES["features"], IMAGES["targets"],
-                                    DRAW.normal(size=(7, 3)).astype(">f4")])
+@pytest.mark.parametrize(
+    "values", [IMAGES["features"], IMAGES["targets"], DRAW.normal(size=(7, 3)).astype(">f4")]
+)
 def test_arrays_are_read_from_every_kind_of_file(tmp_path, values):
     (tmp_path / "plain").write_bytes(idx(values))
     (tmp_path / "packed.gz").write_bytes(gzip.compress(idx(values)))
@@ -401,8 +463,15 @@ def test_arrays_are_read_from_every_kind_of_file(tmp_path, values):
         file["group/x"], file["other"] = values, [1]
     with h5py.File(tmp_path / "a:colon.h5", "w") as file:
         file["b:x"], file["other"] = values, [1]
-    sources = {"a": "plain", "b": "packed.gz", "c": "one.npz", "d": "two.npz:x",
-               "e": "deep.h5:group/x", "f": "deep.h5:/group/x", "g": "a:colon.h5:b:x"}
+    sources = {
+        "a": "plain",
+        "b": "packed.gz",
+        "c": "one.npz",
+        "d": "two.npz:x",
+        "e": "deep.h5:group/x",
+        "f": "deep.h5:/group/x",
+        "g": "a:colon.h5:b:x",
+    }
     found = read_arrays({name: f"{tmp_path}/{source}" for name, source in sources.items()})
     for read in found.values():
         np.testing.assert_array_equal(read, values)
@@ -437,24 +506,44 @@ def test_bad_files_are_refused_in_one_line(tmp_path):
     good = idx(IMAGES["targets"])
     np.savez(tmp_path / "objects.npz", x=np.array([{}, 1], dtype=object))
     np.savez(tmp_path / "two.npz", x=[1], y=[2])
-    for name, content in {"cut": good[:-1], "long": good + b"x", "text": b"hello world",
-                          "empty": b"", "header": good[:6], "zip.gz": gzip.compress(good)[:-9],
-                          "old.mat": b"MATLAB 5.0 MAT-file, Platform: GLNXA64".ljust(200),
-                          "half.npz": (tmp_path / "two.npz").read_bytes()[:60]}.items():
+    for name, content in {
+        "cut": good[:-1],
+        "long": good + b"x",
+        "text": b"hello world",
+        "empty": b"",
+        "header": good[:6],
+        "zip.gz": gzip.compress(good)[:-9],
+        "old.mat": b"MATLAB 5.0 MAT-file, Platform: GLNXA64".ljust(200),
+        "half.npz": (tmp_path / "two.npz").read_bytes()[:60],
+    }.items():
         (tmp_path / name).write_bytes(content)
-    for source, message in {"cut": "its header says", "long": "its header says", "text": "68 65",
-                            "empty": "nothing", "header": "is cut", "zip.gz": "cannot be read",
-                            "half.npz": "cannot be read", "objects.npz": "Python objects",
-                            "two.npz": "write .*two.npz:NAME with one of x, y",
-                            "old.mat": "save it with -v7.3",
-                            "two.npz:z": "has no array 'z'", "missing": "no such file"}.items():
+    for source, message in {
+        "cut": "its header says",
+        "long": "its header says",
+        "text": "68 65",
+        "empty": "nothing",
+        "header": "is cut",
+        "zip.gz": "cannot be read",
+        "half.npz": "cannot be read",
+        "objects.npz": "Python objects",
+        "two.npz": "write .*two.npz:NAME with one of x, y",
+        "old.mat": "save it with -v7.3",
+        "two.npz:z": "has no array 'z'",
+        "missing": "no such file",
+    }.items():
         with pytest.raises(ShardError, match=message) as caught:
             read_arrays({"a": f"{tmp_path}/{source}"})
         assert "\n" not in str(caught.value)
 
 
-@given(samples=st.integers(0, 50), size=st.integers(1, 20), steps=st.integers(1, 30),
-       seed=st.integers(0, 9), epoch=st.integers(0, 5), start=st.integers(0, 30))
+@given(
+    samples=st.integers(0, 50),
+    size=st.integers(1, 20),
+    steps=st.integers(1, 30),
+    seed=st.integers(0, 9),
+    epoch=st.integers(0, 5),
+    start=st.integers(0, 30),
+)
 def test_batches_go_once_through_the_data(samples, size, steps, seed, epoch, start):
     local = LocalSamples({"a": np.arange(samples), "b": np.arange(samples) * 2})
     by_size = list(local.batches(size, seed, epoch=epoch))
@@ -475,8 +564,11 @@ def test_batches_go_once_through_the_data(samples, size, steps, seed, epoch, sta
 
 def test_epochs_and_seeds_give_other_orders():
     local = LocalSamples({"a": np.arange(1000)})
-    orders = {next(iter(local.batches(1000, seed, epoch=epoch)))[0].tobytes()
-              for seed in range(3) for epoch in range(3)}
+    orders = {
+        next(iter(local.batches(1000, seed, epoch=epoch)))[0].tobytes()
+        for seed in range(3)
+        for epoch in range(3)
+    }
     assert len(orders) == 9
 
 
@@ -488,6 +580,13 @@ def test_batches_want_a_size_or_steps(arguments):
 
 def test_opening_a_set_does_not_load_hdf5(repository):
     done = subprocess.run(
-        [sys.executable, "-c", "import sys, isthmus; isthmus.ShardSet.open('data/fashion_mnist/test'); "
-         "sys.exit('h5py' in sys.modules)"], cwd=repository, env=os.environ)
+        [
+            sys.executable,
+            "-c",
+            "import sys, isthmus; isthmus.ShardSet.open('data/fashion_mnist/test'); "
+            "sys.exit('h5py' in sys.modules)",
+        ],
+        cwd=repository,
+        env=os.environ,
+    )
     assert done.returncode == 0

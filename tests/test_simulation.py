@@ -20,16 +20,20 @@ from isthmus.timing.time_model import Workload, overlapped_seconds
 SYSTEM_PYTHON = "/usr/bin/python3"
 
 
-@pytest.mark.parametrize(("routes", "capacities", "caps", "rates"), [
-    ([[0], [0], [0]], [6], None, [2, 2, 2]),
-    # The line of Bertsekas and Gallager: one long flow, a short one on each of its pipes.
-    ([[0, 1, 2], [0], [1], [2]], [1, 2, 4], None, [0.5, 0.5, 1.5, 3.5]),
-    ([[0], [0, 1], [1]], [10, 4], None, [8, 2, 2]),
-    ([[0], [0], [0]], [6], [1, np.inf, np.inf], [1, 2.5, 2.5]),
-    ([[0], [0], [0]], [6], [1, 2.1, np.inf], [1, 2.1, 2.9]),
-    ([[], [0]], [5], [3, 9], [3, 5]),
-    # A parking lot: the last pipe is the narrowest.
-    ([[0, 1, 2], [1, 2], [2]], [9, 9, 3], None, [1, 1, 1])])
+@pytest.mark.parametrize(
+    ("routes", "capacities", "caps", "rates"),
+    [
+        ([[0], [0], [0]], [6], None, [2, 2, 2]),
+        # The line of Bertsekas and Gallager: one long flow, a short one on each of its pipes.
+        ([[0, 1, 2], [0], [1], [2]], [1, 2, 4], None, [0.5, 0.5, 1.5, 3.5]),
+        ([[0], [0, 1], [1]], [10, 4], None, [8, 2, 2]),
+        ([[0], [0], [0]], [6], [1, np.inf, np.inf], [1, 2.5, 2.5]),
+        ([[0], [0], [0]], [6], [1, 2.1, np.inf], [1, 2.1, 2.9]),
+        ([[], [0]], [5], [3, 9], [3, 5]),
+        # A parking lot: the last pipe is the narrowest.
+        ([[0, 1, 2], [1, 2], [2]], [9, 9, 3], None, [1, 1, 1]),
+    ],
+)
 def test_known_fair_rates(routes, capacities, caps, rates):
     np.testing.assert_allclose(max_min_rates(routes, capacities, caps), rates, rtol=1e-12)
 
@@ -38,8 +42,13 @@ def test_known_fair_rates(routes, capacities, caps, rates):
 def networks(draw):
     """Routes over up to four pipes, their bytes per second, and starts and bytes of the flows."""
     pipes = draw(st.integers(1, 4))
-    routes = draw(st.lists(st.lists(st.integers(0, pipes - 1), min_size=1, max_size=3, unique=True),
-                           min_size=1, max_size=7))
+    routes = draw(
+        st.lists(
+            st.lists(st.integers(0, pipes - 1), min_size=1, max_size=3, unique=True),
+            min_size=1,
+            max_size=7,
+        )
+    )
     capacities = draw(st.lists(st.integers(1, 1000), min_size=pipes, max_size=pipes))
     starts = draw(st.lists(st.integers(0, 20), min_size=len(routes), max_size=len(routes)))
     nbytes = draw(st.lists(st.integers(1, 5000), min_size=len(routes), max_size=len(routes)))
@@ -51,15 +60,19 @@ def test_nobody_can_have_more_without_taking_it_from_one_who_has_no_more(network
     """The definition: each flow is at its cap, or on a full pipe on which no flow is faster."""
     routes, capacities = network[:2]
     rates = max_min_rates(routes, capacities, np.full(len(routes), cap))
-    used = [sum(rate for rate, route in zip(rates, routes) if pipe in route)
-            for pipe in range(len(capacities))]
+    used = [
+        sum(rate for rate, route in zip(rates, routes) if pipe in route)
+        for pipe in range(len(capacities))
+    ]
     assert all(use <= rate * (1 + 1e-9) for use, rate in zip(used, capacities))
     for rate, route in zip(rates, routes):
-        fastest = {pipe: max(other for other, way in zip(rates, routes) if pipe in way)
-                   for pipe in route}
+        fastest = {
+            pipe: max(other for other, way in zip(rates, routes) if pipe in way) for pipe in route
+        }
         assert rate >= cap * (1 - 1e-9) or any(
             used[pipe] >= capacities[pipe] * (1 - 1e-9) and rate >= fastest[pipe] * (1 - 1e-9)
-            for pipe in route)
+            for pipe in route
+        )
 
 
 def test_a_flow_that_comes_later_takes_its_half_by_hand():
@@ -78,8 +91,11 @@ def test_a_fast_path_gives_what_going_event_by_event_gives(network, nbytes):
     slow = np.array(fast)
     for group in flows.groups:
         slow[group] = flows._event_by_event(
-            group, np.array(starts, float)[group], np.full(len(group), float(nbytes)),
-            flows.own_caps[group])
+            group,
+            np.array(starts, float)[group],
+            np.full(len(group), float(nbytes)),
+            flows.own_caps[group],
+        )
     np.testing.assert_allclose(fast, slow, rtol=1e-9)
 
 
@@ -88,8 +104,9 @@ def test_one_pipe_is_shared_by_rising_cap_as_by_filling(caps, capacity, data):
     caps, rates = np.array(caps), np.zeros(len(caps))
     active = np.array(data.draw(st.lists(st.booleans(), min_size=caps.size, max_size=caps.size)))
     _fill_one(capacity, caps, np.argsort(caps), active, active.sum(), rates)
-    np.testing.assert_allclose(rates[active], max_min_rates([[0]] * active.sum(), [capacity],
-                                                            caps[active]), rtol=1e-9)
+    np.testing.assert_allclose(
+        rates[active], max_min_rates([[0]] * active.sum(), [capacity], caps[active]), rtol=1e-9
+    )
 
 
 @given(networks())
@@ -108,12 +125,19 @@ def test_what_is_sent_is_what_there_was_to_send(network):
 
 def simgrid_finish(**case):
     """Return what SimGrid says, by the system's Python; skip where that has no SimGrid."""
-    known = Path(SYSTEM_PYTHON).exists() and subprocess.run(
-        [SYSTEM_PYTHON, "-c", "import simgrid"], capture_output=True).returncode == 0
+    known = (
+        Path(SYSTEM_PYTHON).exists()
+        and subprocess.run([SYSTEM_PYTHON, "-c", "import simgrid"], capture_output=True).returncode == 0
+    )
     if not known:
         pytest.skip("SimGrid is not installed: apt-get install python3-simgrid")
-    done = subprocess.run([SYSTEM_PYTHON, Path(__file__).with_name("simgrid_flows.py")],
-                          input=json.dumps(case), text=True, capture_output=True, timeout=60)
+    done = subprocess.run(
+        [SYSTEM_PYTHON, Path(__file__).with_name("simgrid_flows.py")],
+        input=json.dumps(case),
+        text=True,
+        capture_output=True,
+        timeout=60,
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -127,17 +151,28 @@ def test_simgrid_s_fluid_model_says_the_same(network):
     np.testing.assert_allclose(finish, expected, rtol=1e-6)
 
 
-@given(sites=st.lists(st.integers(1, 5), min_size=1, max_size=5), size=st.integers(1, 10**6),
-       rate=st.floats(1e5, 1e10), shared=st.booleans(), steps=st.integers(1, 7),
-       local_steps=st.integers(1, 4), kernels=st.floats(1e6, 1e10),
-       compressor=st.sampled_from([None, isthmus.Int8(), isthmus.TopK(0.01)]))
-def test_without_stragglers_a_step_is_the_time_model_s(sites, size, rate, shared, steps, local_steps,
-                                                       kernels, compressor):
+@given(
+    sites=st.lists(st.integers(1, 5), min_size=1, max_size=5),
+    size=st.integers(1, 10**6),
+    rate=st.floats(1e5, 1e10),
+    shared=st.booleans(),
+    steps=st.integers(1, 7),
+    local_steps=st.integers(1, 4),
+    kernels=st.floats(1e6, 1e10),
+    compressor=st.sampled_from([None, isthmus.Int8(), isthmus.TopK(0.01)]),
+)
+def test_without_stragglers_a_step_is_the_time_model_s(
+    sites, size, rate, shared, steps, local_steps, kernels, compressor
+):
     """K steps of computing and ceil(K / H) synchronisations, links alike: exactly."""
     table = cluster_of(*sites, bytes_per_second=rate, **({"shared": "uplink"} if shared else {}))
     for site in table["site"]:
-        site |= {"encode_bytes_per_second": kernels, "decode_bytes_per_second": 2 * kernels,
-                 "fixed_seconds": 0.01, "host_copy_bytes_per_second": 3 * kernels}
+        site |= {
+            "encode_bytes_per_second": kernels,
+            "decode_bytes_per_second": 2 * kernels,
+            "fixed_seconds": 0.01,
+            "host_copy_bytes_per_second": 3 * kernels,
+        }
     cluster = isthmus.Cluster(table)
     workload = Workload(size=size, compressor=compressor)
     samples = 0.05 * np.array(cluster.rates)  # all ranks ready at the same time
@@ -145,7 +180,8 @@ def test_without_stragglers_a_step_is_the_time_model_s(sites, size, rate, shared
     simulated = simulate(cluster, workload, samples, steps=steps, local_steps=local_steps)
     assert simulated.seconds == pytest.approx(
         steps * terms["compute"] + -(-steps // local_steps) * (sum(terms.values()) - terms["compute"]),
-        rel=1e-9)
+        rel=1e-9,
+    )
     assert len(simulated.sync_seconds) == -(-steps // local_steps)
     assert all(0 <= share <= 1 + 1e-9 for share in simulated.utilisation.values())
 
@@ -156,7 +192,8 @@ def test_other_algorithms_take_what_the_time_model_says(algorithm):
     workload = Workload(size=10**5, algorithm=algorithm)
     samples = np.full(5, 10.0)
     assert simulate(cluster, workload, samples, steps=2).step_seconds == pytest.approx(
-        sum(predict_step(cluster, samples, workload).values()), rel=1e-12)
+        sum(predict_step(cluster, samples, workload).values()), rel=1e-12
+    )
 
 
 @given(st.integers(1, 8), st.floats(1e5, 1e9))
@@ -175,8 +212,10 @@ def test_buckets_overlap_as_the_time_model_says(buckets, rate):
 
 def test_a_seed_gives_the_same_steps_and_another_seed_others():
     cluster, workload = isthmus.Cluster(cluster_of(3, 3, 3)), Workload(size=1000)
-    first, again, other = (simulate(cluster, workload, stragglers=Stragglers(0.3), seed=seed, steps=10)
-                           for seed in (1, 1, 2))
+    first, again, other = (
+        simulate(cluster, workload, stragglers=Stragglers(0.3), seed=seed, steps=10)
+        for seed in (1, 1, 2)
+    )
     assert first == again
     assert first.sync_seconds != other.sync_seconds
 
@@ -195,8 +234,9 @@ def test_stragglers_are_waited_for():
 
 def test_measured_factors_are_all_that_is_drawn():
     cluster = isthmus.Cluster(cluster_of(1))
-    simulated = simulate(cluster, Workload(), [1000.0], steps=50,
-                         stragglers=Stragglers(measured=(0.5, 1.0, 3.0)))
+    simulated = simulate(
+        cluster, Workload(), [1000.0], steps=50, stragglers=Stragglers(measured=(0.5, 1.0, 3.0))
+    )
     assert {round(seconds, 12) for seconds in simulated.sync_seconds} == {0.5, 1.0, 3.0}
 
 
@@ -223,16 +263,28 @@ def test_local_steps_and_compression_use_the_link_less():
     assert packed.utilisation[pipe] < dense.utilisation[pipe]
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    ({"steps": 0}, "steps must be 1 or more, not 0"),
-    ({"local_steps": 0}, "local_steps must be 1 or more"), ({"buckets": -1}, "buckets must be 1")])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": 0}, "steps must be 1 or more, not 0"),
+        ({"local_steps": 0}, "local_steps must be 1 or more"),
+        ({"buckets": -1}, "buckets must be 1"),
+    ],
+)
 def test_counts_below_one_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         simulate(isthmus.Cluster(cluster_of(1)), Workload(), **options)
 
 
-@pytest.mark.parametrize("options", [{"variation": -1}, {"variation": float("nan")},
-                                     {"measured": (1.0, 0.0)}, {"measured": (float("inf"),)}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"variation": -1},
+        {"variation": float("nan")},
+        {"measured": (1.0, 0.0)},
+        {"measured": (float("inf"),)},
+    ],
+)
 def test_distributions_that_make_no_sense_are_refused(options):
     with pytest.raises(ValueError, match="must be"):
         Stragglers(**options)

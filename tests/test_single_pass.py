@@ -13,8 +13,7 @@ from scipy.optimize import linprog
 import isthmus
 from isthmus.planning.single_pass.linear_programme import solve_rounds
 
-STAR = (Fraction(1), [Fraction(2), Fraction(3), Fraction(4)],
-        [Fraction(1, 2), Fraction(1), Fraction(2)])
+STAR = (Fraction(1), [Fraction(2), Fraction(3), Fraction(4)], [Fraction(1, 2), Fraction(1), Fraction(2)])
 SECONDS = st.floats(0.01, 100)
 NO_LATENCY = st.just(0.0)
 
@@ -23,8 +22,9 @@ NO_LATENCY = st.just(0.0)
 def stars(draw, largest=5, latency=NO_LATENCY, seconds=SECONDS):
     """Root, workers, links and latencies of a star with one worker or more."""
     size = draw(st.integers(1, largest))
-    workers, links, latencies = (draw(st.lists(kind, min_size=size, max_size=size))
-                                 for kind in (seconds, seconds, latency))
+    workers, links, latencies = (
+        draw(st.lists(kind, min_size=size, max_size=size)) for kind in (seconds, seconds, latency)
+    )
     return draw(st.none() | seconds), workers, links, latencies
 
 
@@ -38,8 +38,9 @@ def best_by_trial(star, rounds=1, subsets=True):
     """Seconds of the best order, found by trying all of them in the linear programme."""
     root, workers = star[:2]
     orders = arrangements(workers) if subsets else permutations(range(len(workers)))
-    return min(solve_rounds(*star, order, rounds, True)[0] for order in orders
-               if order or root is not None)
+    return min(
+        solve_rounds(*star, order, rounds, True)[0] for order in orders if order or root is not None
+    )
 
 
 def check_whole(plan, **about):
@@ -48,16 +49,21 @@ def check_whole(plan, **about):
     assert plan.lower_bound_seconds <= plan.seconds
 
 
-@pytest.mark.parametrize(("mode", "seconds", "shares"), [
-    ("sequential", Fraction(10, 17), (10, 4, 2, 1)),
-    ("simultaneous", Fraction(60, 109), (60, 24, 15, 10)),
-    ("cut-through", Fraction(12, 25), (12, 6, 4, 3))])
+@pytest.mark.parametrize(
+    ("mode", "seconds", "shares"),
+    [
+        ("sequential", Fraction(10, 17), (10, 4, 2, 1)),
+        ("simultaneous", Fraction(60, 109), (60, 24, 15, 10)),
+        ("cut-through", Fraction(12, 25), (12, 6, 4, 3)),
+    ],
+)
 def test_three_workers_exactly(mode, seconds, shares):
     plan = isthmus.plan_single_pass(*STAR, mode=mode)
     assert plan.seconds == seconds
     assert isinstance(plan.seconds, Fraction)
     assert (plan.root_share, *plan.worker_shares) == tuple(
-        Fraction(share, sum(shares)) for share in shares)
+        Fraction(share, sum(shares)) for share in shares
+    )
     assert plan.order == (0, 1, 2)
 
 
@@ -91,7 +97,8 @@ def test_fastest_links_first_is_the_linear_programme_s_best_order(star):
 @given(stars(largest=5))
 def test_no_order_is_better_than_fastest_links_first(star):
     assert isthmus.plan_single_pass(*star[:3]).seconds == pytest.approx(
-        best_by_trial(star, subsets=False), rel=1e-9)
+        best_by_trial(star, subsets=False), rel=1e-9
+    )
 
 
 @settings(max_examples=15)
@@ -128,9 +135,14 @@ def test_cut_through_is_a_linear_programme(star):
     check_whole(plan)
     costs = ([root] if root is not None else []) + [max(workers[i], links[i]) for i in plan.order]
     late = ([0.0] if root is not None else []) + [latencies[i] for i in plan.order]
-    found = linprog([1] + [0] * len(costs), A_eq=[[0] + [1] * len(costs)], b_eq=[1],
-                    A_ub=np.c_[-np.ones(len(costs)), np.diag(costs)], b_ub=-np.array(late),
-                    options={"primal_feasibility_tolerance": 1e-10})
+    found = linprog(
+        [1] + [0] * len(costs),
+        A_eq=[[0] + [1] * len(costs)],
+        b_eq=[1],
+        A_ub=np.c_[-np.ones(len(costs)), np.diag(costs)],
+        b_ub=-np.array(late),
+        options={"primal_feasibility_tolerance": 1e-10},
+    )
     assert plan.seconds == pytest.approx(found.fun, rel=1e-9)
 
 
@@ -146,12 +158,18 @@ def test_several_rounds_find_the_best_order_and_subset(star, rounds):
 @settings(max_examples=10)
 @given(stars(largest=3, latency=st.floats(0, 0.5), seconds=st.floats(0.1, 10)), st.integers(2, 4))
 def test_several_rounds_of_links_at_once_take_whom_they_have_time_for(star, rounds):
-    plan = isthmus.plan_single_pass(*star[:3], latency_seconds=star[3], rounds=rounds,
-                                    mode="simultaneous")
+    plan = isthmus.plan_single_pass(
+        *star[:3], latency_seconds=star[3], rounds=rounds, mode="simultaneous"
+    )
     subsets = (order for order in arrangements(star[1]) if list(order) == sorted(order))
-    assert plan.seconds == pytest.approx(min(
-        solve_rounds(*star, order, rounds, False)[0] for order in subsets
-        if order or star[0] is not None), rel=1e-9)
+    assert plan.seconds == pytest.approx(
+        min(
+            solve_rounds(*star, order, rounds, False)[0]
+            for order in subsets
+            if order or star[0] is not None
+        ),
+        rel=1e-9,
+    )
     check_whole(plan)
 
 
@@ -167,8 +185,10 @@ def test_one_worker_in_two_rounds_by_hand():
 @given(stars(largest=4), st.integers(2, 4))
 def test_more_rounds_without_latency_are_never_slower(star, rounds):
     order = sorted(range(len(star[1])), key=star[2].__getitem__)
-    more, fewer = (isthmus.plan_single_pass(*star[:3], rounds=count, order=order).seconds
-                   for count in (rounds, rounds - 1))
+    more, fewer = (
+        isthmus.plan_single_pass(*star[:3], rounds=count, order=order).seconds
+        for count in (rounds, rounds - 1)
+    )
     assert more <= fewer * (1 + 1e-9)
 
 
@@ -180,7 +200,8 @@ def test_many_workers_of_few_kinds_are_planned_to_the_best_order():
     first, second = range(0, 200, 2), range(1, 200, 2)
     blocks = min(
         isthmus.plan_single_pass(5.0, workers, links, latency_seconds=latencies, order=order).seconds
-        for order in ([*first, *second], [*second, *first]))
+        for order in ([*first, *second], [*second, *first])
+    )
     assert plan.seconds <= blocks * (1 + 1e-12)
     assert plan.lower_bound_seconds == plan.seconds
     check_whole(plan)
@@ -195,23 +216,27 @@ def test_beyond_the_exact_search_the_bound_is_told(rounds):
     assert plan.lower_bound_seconds <= plan.seconds <= 1.6 * plan.lower_bound_seconds
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    ({"root_seconds": 0}, "root_seconds must be positive and finite, not 0"),
-    ({"worker_seconds": [1, -2]}, "worker_seconds must be positive and finite, not -2"),
-    ({"link_seconds": [1, math.nan]}, "link_seconds must be positive and finite, not nan"),
-    ({"link_seconds": [1, math.inf]}, "link_seconds must be positive and finite, not inf"),
-    ({"link_seconds": [1]}, "of one length, not 2, 1 and 2"),
-    ({"latency_seconds": -1}, "latency_seconds must be finite and not negative, not -1"),
-    ({"latency_seconds": math.nan}, "latency_seconds must be finite"),
-    ({"latency_seconds": [1, 2, 3]}, "of one length, not 2, 2 and 3"),
-    ({"mode": "parallel"}, "one of sequential, simultaneous, cut-through, not 'parallel'"),
-    ({"rounds": 0}, "rounds must be at least 1, not 0"),
-    ({"rounds": 1.5}, "not 1.5"),
-    ({"rounds": 2, "mode": "cut-through"}, "leave rounds at 1"),
-    ({"order": [0, 0]}, "each at most once"),
-    ({"order": [0, 2]}, "workers 0 to 1"),
-    ({"root_seconds": None, "worker_seconds": [], "link_seconds": []}, "nobody computes"),
-    ({"root_seconds": None, "order": []}, "nobody computes")])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"root_seconds": 0}, "root_seconds must be positive and finite, not 0"),
+        ({"worker_seconds": [1, -2]}, "worker_seconds must be positive and finite, not -2"),
+        ({"link_seconds": [1, math.nan]}, "link_seconds must be positive and finite, not nan"),
+        ({"link_seconds": [1, math.inf]}, "link_seconds must be positive and finite, not inf"),
+        ({"link_seconds": [1]}, "of one length, not 2, 1 and 2"),
+        ({"latency_seconds": -1}, "latency_seconds must be finite and not negative, not -1"),
+        ({"latency_seconds": math.nan}, "latency_seconds must be finite"),
+        ({"latency_seconds": [1, 2, 3]}, "of one length, not 2, 2 and 3"),
+        ({"mode": "parallel"}, "one of sequential, simultaneous, cut-through, not 'parallel'"),
+        ({"rounds": 0}, "rounds must be at least 1, not 0"),
+        ({"rounds": 1.5}, "not 1.5"),
+        ({"rounds": 2, "mode": "cut-through"}, "leave rounds at 1"),
+        ({"order": [0, 0]}, "each at most once"),
+        ({"order": [0, 2]}, "workers 0 to 1"),
+        ({"root_seconds": None, "worker_seconds": [], "link_seconds": []}, "nobody computes"),
+        ({"root_seconds": None, "order": []}, "nobody computes"),
+    ],
+)
 def test_what_makes_no_sense_is_refused_in_one_line(changes, message):
     arguments = {"root_seconds": 1, "worker_seconds": [1, 2], "link_seconds": [1, 2], **changes}
     with pytest.raises(ValueError, match=message) as error:
@@ -222,8 +247,12 @@ def test_what_makes_no_sense_is_refused_in_one_line(changes, message):
 def trees(depth):
     """A TreeNode with up to three levels below."""
     children = st.lists(trees(depth - 1), max_size=3) if depth else st.just([])
-    return st.builds(lambda seconds, link, below: isthmus.TreeNode(seconds, link, tuple(below)),
-                     SECONDS, SECONDS, children)
+    return st.builds(
+        lambda seconds, link, below: isthmus.TreeNode(seconds, link, tuple(below)),
+        SECONDS,
+        SECONDS,
+        children,
+    )
 
 
 def tree_by_programme(root, one_port):
@@ -241,8 +270,13 @@ def tree_by_programme(root, one_port):
         before = place
         for number, child in children:
             below = (*place, number)
-            equal.append({column("at", below): 1, column("load", below): -child.link_seconds,
-                          column("at", before if one_port else place): -1})
+            equal.append(
+                {
+                    column("at", below): 1,
+                    column("load", below): -child.link_seconds,
+                    column("at", before if one_port else place): -1,
+                }
+            )
             before = below
             visit(child, below)
 
@@ -257,9 +291,14 @@ def tree_by_programme(root, one_port):
         return dense
 
     start = [{column("at", ()): 1}, {column("load", ()): 1}]
-    found = linprog(np.eye(1, size)[0], A_ub=matrix(rows), b_ub=np.zeros(len(rows)),
-                    A_eq=matrix(equal + start), b_eq=[0] * len(equal) + [0, 1],
-                    options={"primal_feasibility_tolerance": 1e-10})
+    found = linprog(
+        np.eye(1, size)[0],
+        A_ub=matrix(rows),
+        b_ub=np.zeros(len(rows)),
+        A_eq=matrix(equal + start),
+        b_eq=[0] * len(equal) + [0, 1],
+        options={"primal_feasibility_tolerance": 1e-10},
+    )
     return found.fun
 
 
@@ -274,14 +313,16 @@ def test_a_tree_reduced_bottom_up_is_the_linear_programme_of_the_whole(root, mod
 
 def test_a_tree_of_two_levels_exactly():
     """The star with its root as the child of a root that takes 1 s, on a link of 1 s."""
-    inner = isthmus.TreeNode(STAR[0], Fraction(1), tuple(
-        isthmus.TreeNode(seconds, link) for seconds, link in zip(*STAR[1:])))
+    inner = isthmus.TreeNode(
+        STAR[0], Fraction(1), tuple(isthmus.TreeNode(seconds, link) for seconds, link in zip(*STAR[1:]))
+    )
     plan = isthmus.plan_single_pass_tree(isthmus.TreeNode(Fraction(1), children=(inner,)))
     assert plan.seconds == Fraction(27, 44)  # 1 / (1 + 1 / (1 + 10/17))
     assert plan.shares[0] == Fraction(27, 44)
     assert plan.shares[1:] == tuple(Fraction(17, 44) * Fraction(part, 17) for part in (10, 4, 2, 1))
-    through = isthmus.plan_single_pass_tree(isthmus.TreeNode(None, children=(inner,)),
-                                            mode="cut-through")
+    through = isthmus.plan_single_pass_tree(
+        isthmus.TreeNode(None, children=(inner,)), mode="cut-through"
+    )
     assert through.seconds == 1  # the link of 1 s is slower than the star of 12/25 s
 
 
@@ -296,10 +337,14 @@ def test_a_long_chain_of_machines_is_a_tree():
     assert equivalent == pytest.approx((0.5 + equivalent) / (1.5 + equivalent))
 
 
-@pytest.mark.parametrize(("tree", "message"), [
-    (isthmus.TreeNode(1.0, children=(isthmus.TreeNode(1.0),)), "link_seconds"),
-    (isthmus.TreeNode(1.0, children=(isthmus.TreeNode(0.0, 1.0),)), "root_seconds|worker_seconds"),
-    (isthmus.TreeNode(None), "nobody computes")])
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        (isthmus.TreeNode(1.0, children=(isthmus.TreeNode(1.0),)), "link_seconds"),
+        (isthmus.TreeNode(1.0, children=(isthmus.TreeNode(0.0, 1.0),)), "root_seconds|worker_seconds"),
+        (isthmus.TreeNode(None), "nobody computes"),
+    ],
+)
 def test_a_tree_that_makes_no_sense_is_refused(tree, message):
     with pytest.raises(ValueError, match=message):
         isthmus.plan_single_pass_tree(tree)

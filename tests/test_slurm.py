@@ -37,18 +37,25 @@ def test_tasks_of_nodes_are_read_from_the_short_form():
     assert tasks_of_nodes("16") == [16]
 
 
-ALLOCATED = {"SLURM_JOB_NODELIST": "n[0-1]", "SLURM_TASKS_PER_NODE": "2(x2)",
-             "SLURM_JOB_PARTITION": "batch"}
+ALLOCATED = {
+    "SLURM_JOB_NODELIST": "n[0-1]",
+    "SLURM_TASKS_PER_NODE": "2(x2)",
+    "SLURM_JOB_PARTITION": "batch",
+}
 
 
-@pytest.mark.parametrize(("change", "words"), [
-    ({"SLURM_TASKS_PER_NODE": None}, "SLURM_TASKS_PER_NODE is not set.*--ntasks"),
-    ({"SLURM_JOB_PARTITION": None}, "SLURM_JOB_PARTITION is not set"),
-    ({"SLURM_TASKS_PER_NODE": "two"}, "SLURM_TASKS_PER_NODE holds 'two'"),
-    ({"SLURM_TASKS_PER_NODE": "2(x"}, "SLURM_TASKS_PER_NODE holds ''"),
-    ({"SLURM_TASKS_PER_NODE": "2"}, "tells of 1 nodes, SLURM_JOB_NODELIST of 2"),
-    ({"SLURM_HET_SIZE": "some"}, "SLURM_HET_SIZE holds 'some'"),
-    ({"SLURM_HET_SIZE": "2"}, "SLURM_JOB_NODELIST_HET_GROUP_0 is not set")])
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"SLURM_TASKS_PER_NODE": None}, "SLURM_TASKS_PER_NODE is not set.*--ntasks"),
+        ({"SLURM_JOB_PARTITION": None}, "SLURM_JOB_PARTITION is not set"),
+        ({"SLURM_TASKS_PER_NODE": "two"}, "SLURM_TASKS_PER_NODE holds 'two'"),
+        ({"SLURM_TASKS_PER_NODE": "2(x"}, "SLURM_TASKS_PER_NODE holds ''"),
+        ({"SLURM_TASKS_PER_NODE": "2"}, "tells of 1 nodes, SLURM_JOB_NODELIST of 2"),
+        ({"SLURM_HET_SIZE": "some"}, "SLURM_HET_SIZE holds 'some'"),
+        ({"SLURM_HET_SIZE": "2"}, "SLURM_JOB_NODELIST_HET_GROUP_0 is not set"),
+    ],
+)
 def test_what_slurm_has_not_told_is_named(monkeypatch, change, words):
     monkeypatch.setattr("isthmus.cluster.slurm.ask", lambda *command, **_: "n0\nn1\n")
     environment = {key: value for key, value in (ALLOCATED | change).items() if value is not None}
@@ -59,22 +66,32 @@ def test_what_slurm_has_not_told_is_named(monkeypatch, change, words):
 ALLOCATIONS = {
     "groups in partitions that say their tier": (
         [Node("n0", 2, 0, "cloud-fast"), Node("n1", 2, 0, "cloud-fast"), Node("e0", 1, 1, "edge")],
-        [("cloud-fast", "cloud", [0, 1, 2, 3]), ("edge", "edge", [4])]),
+        [("cloud-fast", "cloud", [0, 1, 2, 3]), ("edge", "edge", [4])],
+    ),
     "one partition, nodes that say their tier": (
-        [Node("n0", 2, None, "all", ("cloud", "avx512")), Node("e0", 1, None, "all", ("edge",)),
-         Node("n1", 1, None, "all", ("cloud",))],
-        [("cloud", "cloud", [0, 1, 3]), ("edge", "edge", [2])]),
+        [
+            Node("n0", 2, None, "all", ("cloud", "avx512")),
+            Node("e0", 1, None, "all", ("edge",)),
+            Node("n1", 1, None, "all", ("cloud",)),
+        ],
+        [("cloud", "cloud", [0, 1, 3]), ("edge", "edge", [2])],
+    ),
     "sites that are named, two in one group": (
-        [Node("n0", 1, 0, "main", ("cloud", "site-lab")),
-         Node("e0", 1, 1, "edge", ("edge", "site-east")),
-         Node("w0", 2, 1, "edge", ("edge", "site-west"))],
-        [("lab", "cloud", [0]), ("east", "edge", [1]), ("west", "edge", [2, 3])]),
+        [
+            Node("n0", 1, 0, "main", ("cloud", "site-lab")),
+            Node("e0", 1, 1, "edge", ("edge", "site-east")),
+            Node("w0", 2, 1, "edge", ("edge", "site-west")),
+        ],
+        [("lab", "cloud", [0]), ("east", "edge", [1]), ("west", "edge", [2, 3])],
+    ),
     "two groups of one partition": (
         [Node("n0", 1, 0, "cloud"), Node("n1", 1, 1, "cloud")],
-        [("cloud-0", "cloud", [0]), ("cloud-1", "cloud", [1])]),
+        [("cloud-0", "cloud", [0]), ("cloud-1", "cloud", [1])],
+    ),
     "a partition that is called like a named site": (
         [Node("n0", 1, 0, "cloud", ("cloud", "site-edge")), Node("e0", 2, 1, "edge")],
-        [("edge", "cloud", [0]), ("edge+", "edge", [1, 2])]),
+        [("edge", "cloud", [0]), ("edge+", "edge", [1, 2])],
+    ),
     "one site that says nothing": ([Node("n0", 4, None, "batch")], [("batch", "cloud", [0, 1, 2, 3])]),
 }
 
@@ -101,11 +118,27 @@ def test_outside_a_job_there_is_no_cluster_of_slurm(monkeypatch):
 
 
 def test_ranks_are_started_in_the_order_of_groups_and_nodes():
-    line = line_in_allocation([Node("n0", 2, 0, "cloud"), Node("e0", 1, 1, "edge")],
-                              ["isthmus", "train", "r"])
+    line = line_in_allocation(
+        [Node("n0", 2, 0, "cloud"), Node("e0", 1, 1, "edge")], ["isthmus", "train", "r"]
+    )
     start = line.index("-n")
-    assert line[start:] == ["-n", "2", "--host", "n0:2", "isthmus", "train", "r", ":",
-                            "-n", "1", "--host", "e0:1", "isthmus", "train", "r"]
+    assert line[start:] == [
+        "-n",
+        "2",
+        "--host",
+        "n0:2",
+        "isthmus",
+        "train",
+        "r",
+        ":",
+        "-n",
+        "1",
+        "--host",
+        "e0:1",
+        "isthmus",
+        "train",
+        "r",
+    ]
 
 
 def test_scratch_on_a_node_is_a_new_folder_of_ours_alone(tmp_path):
@@ -113,16 +146,27 @@ def test_scratch_on_a_node_is_a_new_folder_of_ours_alone(tmp_path):
     (tmp_path / "isthmus-7").mkdir(mode=0o777)
     (tmp_path / "isthmus-7" / "theirs").write_text("")
     said = f'stat -c "%a %n" "$TMPDIR"; touch "$TMPDIR/x"; echo "$TMPDIR" > {tmp_path}/place; exit 3'
-    for environment in ({"ISTHMUS_SCRATCH": str(tmp_path)}, {"TMPDIR": str(tmp_path)},
-                        {"ISTHMUS_SCRATCH": str(tmp_path), "TMPDIR": str(tmp_path / "of another node")}):
-        done = subprocess.run(["sh", "-c", IN_SCRATCH, "isthmus", said], capture_output=True, text=True,
-                              env={"PATH": os.environ["PATH"], "SLURM_JOB_ID": "7", **environment})
+    for environment in (
+        {"ISTHMUS_SCRATCH": str(tmp_path)},
+        {"TMPDIR": str(tmp_path)},
+        {"ISTHMUS_SCRATCH": str(tmp_path), "TMPDIR": str(tmp_path / "of another node")},
+    ):
+        done = subprocess.run(
+            ["sh", "-c", IN_SCRATCH, "isthmus", said],
+            capture_output=True,
+            text=True,
+            env={"PATH": os.environ["PATH"], "SLURM_JOB_ID": "7", **environment},
+        )
         assert done.returncode == 3, done.stderr
         assert done.stdout.startswith(f"700 {tmp_path}/isthmus-7-")
         assert not Path((tmp_path / "place").read_text().strip()).exists()
     assert (tmp_path / "isthmus-7" / "theirs").exists()
-    done = subprocess.run(["sh", "-c", IN_SCRATCH, "isthmus", said], capture_output=True, text=True,
-                          env={"PATH": os.environ["PATH"], "ISTHMUS_SCRATCH": str(tmp_path / "nowhere")})
+    done = subprocess.run(
+        ["sh", "-c", IN_SCRATCH, "isthmus", said],
+        capture_output=True,
+        text=True,
+        env={"PATH": os.environ["PATH"], "ISTHMUS_SCRATCH": str(tmp_path / "nowhere")},
+    )
     assert done.returncode == 8
     assert "nowhere" in done.stderr
 
@@ -147,19 +191,28 @@ def test_names_of_files_are_quoted_in_a_script(lab, monkeypatch):
     assert "#SBATCH --job-name=a___touch_x__run\n" in script
 
 
-@pytest.mark.parametrize(("table", "words"), [
-    ({"site": {"cloud": {"partition": "a\n#SBATCH --uid=0"}}}, "slurm.site.cloud.partition"),
-    ({"account": "a b"}, "account"), ({"time": "soon"}, "time"),
-    ({"warning_seconds": 0}, "warning_seconds"),
-    ({"site": {"cloud": {"queue": "x"}}}, "no key is called 'queue'")])
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        ({"site": {"cloud": {"partition": "a\n#SBATCH --uid=0"}}}, "slurm.site.cloud.partition"),
+        ({"account": "a b"}, "account"),
+        ({"time": "soon"}, "time"),
+        ({"warning_seconds": 0}, "warning_seconds"),
+        ({"site": {"cloud": {"queue": "x"}}}, "no key is called 'queue'"),
+    ],
+)
 def test_what_slurm_would_misread_is_refused(table, words):
     with pytest.raises(SettingsError, match=words.removeprefix("slurm.")):
         check_table(SlurmSettings, table, "run.toml", SettingsError)
 
 
-@pytest.mark.parametrize(("changes", "words"), [
-    ({"slurm.site.moon.nodes": 1}, "run.toml: slurm.site.moon: no site is called 'moon'"),
-    ({"slurm.site.site0.nodes": 2}, "slurm.site.site0.nodes: 2 nodes for 1 ranks")])
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"slurm.site.moon.nodes": 1}, "run.toml: slurm.site.moon: no site is called 'moon'"),
+        ({"slurm.site.site0.nodes": 2}, "slurm.site.site0.nodes: 2 nodes for 1 ranks"),
+    ],
+)
 def test_a_job_that_does_not_fit_the_cluster_is_refused(lab, monkeypatch, changes, words):
     monkeypatch.chdir(lab)
     write(lab, run=with_changes(RUN, changes))
@@ -198,17 +251,25 @@ def slurm(repository):
         pytest.skip(why)
     recipe = repository / "slurm/one_machine"
     with tempfile.TemporaryDirectory(prefix="isthmus-slurm-") as folder:
-        started = subprocess.run([recipe / "up.sh", folder, str(free_ports(3))], text=True,
-                                 capture_output=True, timeout=60)
+        started = subprocess.run(
+            [recipe / "up.sh", folder, str(free_ports(3))], text=True, capture_output=True, timeout=60
+        )
         try:
             assert started.returncode == 0, started.stderr
-            environment = {name: value for name, value in os.environ.items()
-                           if not name.startswith("SLURM_")}
+            environment = {
+                name: value for name, value in os.environ.items() if not name.startswith("SLURM_")
+            }
             lines = Path(folder, "environment").read_text().splitlines()
             here = dict(line.split("=", 1) for line in lines)
-            yield environment | here | {
-                "COLUMNS": "200", "TMPDIR": tempfile.gettempdir(),
-                "NUMBA_CACHE_DIR": f"{tempfile.gettempdir()}/isthmus-tests-numba-{os.getuid()}"}
+            yield (
+                environment
+                | here
+                | {
+                    "COLUMNS": "200",
+                    "TMPDIR": tempfile.gettempdir(),
+                    "NUMBA_CACHE_DIR": f"{tempfile.gettempdir()}/isthmus-tests-numba-{os.getuid()}",
+                }
+            )
         finally:
             subprocess.run([recipe / "down.sh", folder], timeout=60)
 
@@ -225,8 +286,9 @@ class Desk:
         self.folder, self.environment = folder, environment
 
     def ask(self, *line):
-        done = subprocess.run(line, cwd=self.folder, env=self.environment, text=True, timeout=60,
-                              capture_output=True)
+        done = subprocess.run(
+            line, cwd=self.folder, env=self.environment, text=True, timeout=60, capture_output=True
+        )
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -251,8 +313,11 @@ class Desk:
             wait_until(lambda: not self.ask("squeue", "--noheader", f"--jobs={job}"), seconds, 0.2)
             return json.loads((self.folder / f"runs/{name}-{job}/summary.json").read_text())
         except (AssertionError, OSError):
-            pytest.fail(f"{self.run(name, job)}\n{self.log(name, job)}"
-                        f"{self.ask('scontrol', 'show', 'job', job)}", pytrace=False)
+            pytest.fail(
+                f"{self.run(name, job)}\n{self.log(name, job)}"
+                f"{self.ask('scontrol', 'show', 'job', job)}",
+                pytrace=False,
+            )
 
 
 def wait_until(holds, seconds, pause=0.05):
@@ -289,8 +354,11 @@ def desk(slurm, data):
 @pytest.fixture(scope="module")
 def limited(desk):
     """A job that will hit its time limit: Slurm looks every 30 s, other tests go on meanwhile."""
-    return desk.submit("limited", {"cluster.links": "paced", "slurm.time": "00:01:00",
-                                   "slurm.warning_seconds": 30}, latency_seconds=0.11)
+    return desk.submit(
+        "limited",
+        {"cluster.links": "paced", "slurm.time": "00:01:00", "slurm.warning_seconds": 30},
+        latency_seconds=0.11,
+    )
 
 
 def same_bits(one, other):
@@ -323,8 +391,9 @@ def test_a_job_that_is_told_to_stop_comes_back_with_the_same_bits(desk, whole):
 
 @pytest.mark.slow
 def test_a_job_that_is_cancelled_stays_cancelled(desk):
-    job = desk.submit("cancelled", {"cluster.links": "paced", "run.checkpoint_every": 5},
-                      latency_seconds=0.1)
+    job = desk.submit(
+        "cancelled", {"cluster.links": "paced", "run.checkpoint_every": 5}, latency_seconds=0.1
+    )
     wait_until(lambda: (desk.folder / f"runs/cancelled-{job}/checkpoint.h5").exists(), 60)
     desk.ask("scancel", job)
     wait_until(lambda: desk.run("cancelled", job)["state"] == "cancelled", 30, 0.5)
@@ -339,19 +408,28 @@ def test_a_job_sees_its_cluster_and_one_site_needs_no_groups(desk):
     script = (
         "#!/bin/bash\n#SBATCH --partition=cloud --output=seen.log\n"
         "#SBATCH hetjob\n#SBATCH --partition=edge\n"
-        f"{sys.executable} -c 'import isthmus; isthmus.Cluster.from_slurm().to_toml(\"seen.toml\")'\n")
+        f"{sys.executable} -c 'import isthmus; isthmus.Cluster.from_slurm().to_toml(\"seen.toml\")'\n"
+    )
     (desk.folder / "see.sbatch").write_text(script)
     desk.ask("sbatch", "see.sbatch")
     wait_until((desk.folder / "seen.toml").exists, 60)
     cluster = isthmus.Cluster.from_toml(desk.folder / "seen.toml")
     assert [(site.name, site.tier, site.ranks) for site in cluster.sites] == [
-        ("cloud", "cloud", 1), ("edge", "edge", 1)]
+        ("cloud", "cloud", 1),
+        ("edge", "edge", 1),
+    ]
     assert desk.finish("alone", job, 60)["steps"] == 300
 
 
 def test_without_slurm_submit_says_so_in_one_line(lab):
-    done = subprocess.run([*ISTHMUS, "submit", "run.toml"], cwd=lab, text=True, capture_output=True,
-                          env=rank_environment(PATH="/nowhere"), timeout=60)
+    done = subprocess.run(
+        [*ISTHMUS, "submit", "run.toml"],
+        cwd=lab,
+        text=True,
+        capture_output=True,
+        env=rank_environment(PATH="/nowhere"),
+        timeout=60,
+    )
     assert done.returncode == 13
     assert done.stderr == "isthmus: sbatch is not found; run this where Slurm's commands are\n"
 
@@ -366,7 +444,8 @@ def test_status_lists_runs_also_without_slurm(tmp_path, monkeypatch):
         "submitted-7": {"slurm.json": {"job": "7"}},
         "under way": {"run.json": run, "plan.json": {"steps": 5}},
         "stopped": {"run.json": run, "plan.json": {"steps": 5}},
-        "torn": {"run.json": run, "summary.json": {"steps": 10}}}
+        "torn": {"run.json": run, "summary.json": {"steps": 10}},
+    }
     for name, tables in files.items():
         (tmp_path / name).mkdir()
         for file, table in tables.items():
@@ -374,11 +453,16 @@ def test_status_lists_runs_also_without_slurm(tmp_path, monkeypatch):
     lines = [{"kind": "step", "step": 3, "loss": 0.5}, {"kind": "stopped", "step": 3}]
     (tmp_path / "stopped/metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (tmp_path / "under way/metrics.jsonl").write_text('{"kind": "step", "step": 2, "loss": 1.5}\n{"ki')
-    found = {run["name"]: (run["state"], run["job"], run["step"], run["steps"], run["loss"])
-             for run in list_runs(tmp_path)}
-    assert found == {"submitted-7": ("submitted", "7", 0, None, None),
-                     "under way": ("unfinished", None, 2, 10, 1.5),
-                     "stopped": ("stopped", None, 3, 10, 0.5), "torn": ("finished", None, 0, None, None)}
+    found = {
+        run["name"]: (run["state"], run["job"], run["step"], run["steps"], run["loss"])
+        for run in list_runs(tmp_path)
+    }
+    assert found == {
+        "submitted-7": ("submitted", "7", 0, None, None),
+        "under way": ("unfinished", None, 2, 10, 1.5),
+        "stopped": ("stopped", None, 3, 10, 0.5),
+        "torn": ("finished", None, 0, None, None),
+    }
 
 
 @pytest.mark.parametrize("name", ["../mine", "..", "", "a/b"])
@@ -390,10 +474,18 @@ def test_the_name_of_a_run_is_one_word(tmp_path, name):
 @pytest.mark.slow
 def test_a_signal_has_a_run_write_its_checkpoint_and_its_name_goes_on(data, whole, monkeypatch):
     monkeypatch.setenv("OMPI_MCA_mpi_yield_when_idle", "1")
-    write(data, cluster=cluster_of(1, 1, latency_seconds=0.02),
-          run=with_changes(TABLE, {"cluster.links": "paced"}))
-    process = subprocess.Popen(command(2, "train", "run.toml", "--name", "again"), cwd=data, text=True,
-                               env=rank_environment(), stderr=subprocess.PIPE)
+    write(
+        data,
+        cluster=cluster_of(1, 1, latency_seconds=0.02),
+        run=with_changes(TABLE, {"cluster.links": "paced"}),
+    )
+    process = subprocess.Popen(
+        command(2, "train", "run.toml", "--name", "again"),
+        cwd=data,
+        text=True,
+        env=rank_environment(),
+        stderr=subprocess.PIPE,
+    )
     wait_until(lambda: run_of(data, "again")["step"] > 0, 60)
     process.send_signal(signal.SIGUSR1)
     _, told = process.communicate(timeout=60)

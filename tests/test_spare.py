@@ -20,6 +20,7 @@ FULL = "/dev/full"
 def test_what_fails_is_told_in_one_line_with_its_cure(caplog):
     def fail():
         raise ValueError("two\nlines")
+
     assert if_possible(lambda: 3, "the report", "make it") == 3
     assert not caplog.messages
     assert if_possible(fail, "the report", "make it") is None
@@ -60,29 +61,48 @@ def test_a_stream_that_is_closed_is_none(monkeypatch, capsys):
 @pytest.mark.parametrize("backend", ["module://nowhere.at_all", "no such thing"])
 def test_no_window_is_asked_for_where_pictures_are_drawn(backend):
     done = subprocess.run(
-        [sys.executable, "-c", "from isthmus.pages.page import chart\nmade = []\n"
-         "with chart(made, 'a') as axis:\n    axis.plot([1, 2])\nprint(made[0][1][:4])"],
-        env={**os.environ, "MPLBACKEND": backend}, capture_output=True, text=True)
+        [
+            sys.executable,
+            "-c",
+            "from isthmus.pages.page import chart\nmade = []\n"
+            "with chart(made, 'a') as axis:\n    axis.plot([1, 2])\nprint(made[0][1][:4])",
+        ],
+        env={**os.environ, "MPLBACKEND": backend},
+        capture_output=True,
+        text=True,
+    )
     assert (done.returncode, done.stdout) == (0, "<svg\n"), done.stderr
 
 
 @pytest.mark.slow
 def test_a_run_is_done_where_its_report_its_trace_and_its_last_line_cannot_be_written(tmp_path):
     pack_lab(tmp_path)
-    write(tmp_path, run=with_changes(RUN, {"run.folder": "runs[bold]", "run.trace": True,
-                                           "training.epochs": 1}), cluster=cluster_of(1))
+    write(
+        tmp_path,
+        run=with_changes(RUN, {"run.folder": "runs[bold]", "run.trace": True, "training.epochs": 1}),
+        cluster=cluster_of(1),
+    )
     folder = tmp_path / "runs[bold]/mine"
     for name in ("report.html", "trace.json"):
         (folder / name).mkdir(parents=True)
     with open(FULL, "w") as full:
-        done = subprocess.run(command(0, "train", "run.toml", "--name", "mine"), cwd=tmp_path,
-                              env=rank_environment(ISTHMUS_RUN_NOTE="nowhere/run"), stdout=full,
-                              stderr=subprocess.PIPE, text=True)
+        done = subprocess.run(
+            command(0, "train", "run.toml", "--name", "mine"),
+            cwd=tmp_path,
+            env=rank_environment(ISTHMUS_RUN_NOTE="nowhere/run"),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
     assert done.returncode == 0, done.stderr
     told = done.stderr
-    for words in ("trace.json is missing: ", "the report is missing: ",
-                  f"make it with `isthmus report '{folder}'`", "the last line is missing: ",
-                  f"the work is done: {folder / 'summary.json'}"):
+    for words in (
+        "trace.json is missing: ",
+        "the report is missing: ",
+        f"make it with `isthmus report '{folder}'`",
+        "the last line is missing: ",
+        f"the work is done: {folder / 'summary.json'}",
+    ):
         assert words in told.replace("\n", " "), told
     assert json.loads((folder / "summary.json").read_text())["outcome"] == "finished"
     for name in ("report.html", "trace.json"):

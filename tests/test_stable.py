@@ -46,8 +46,9 @@ def is_module(name):
 
 
 def test_the_public_names_are_those_of_the_package():
-    told = [name for _, names in rows("\n| what for | names |")
-            for name in re.findall(r"`(\w+)`", names)]
+    told = [
+        name for _, names in rows("\n| what for | names |") for name in re.findall(r"`(\w+)`", names)
+    ]
     assert sorted(told) == sorted({*isthmus.__all__} - {"__version__"})
 
 
@@ -66,8 +67,11 @@ def test_the_version_is_told_once():
     assert "version" not in project["project"]
     assert project["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "isthmus.__version__"}
     package = ast.parse((ROOT / "src/isthmus/__init__.py").read_text())
-    (literal,) = [node.value.value for node in package.body
-                  if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__version__"]
+    (literal,) = [
+        node.value.value
+        for node in package.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__version__"
+    ]
     assert literal == isthmus.__version__ == importlib.metadata.version("isthmus")
 
 
@@ -79,7 +83,13 @@ def test_the_changelog_has_the_version_and_only_the_headings_of_its_form():
     assert released[0] == isthmus.__version__
     assert len(released) == len(headings) - 1
     assert set(re.findall(r"^### (.*)", text, re.M)) <= {
-        "Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
+        "Added",
+        "Changed",
+        "Deprecated",
+        "Removed",
+        "Fixed",
+        "Security",
+    }
 
 
 def test_before_a_commit_that_is_checked_which_make_lint_checks():

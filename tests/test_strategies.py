@@ -28,8 +28,9 @@ class EveryThird:
         return (Exchange(step) for step in range(1, steps + 1) if step % 3 == 0 or step == steps)
 
     def join(self, sums, steps):
-        return Wanderer(sums.of_site(), sums.of_all(buckets=None),
-                        {each.step for each in self.exchanges(steps)})
+        return Wanderer(
+            sums.of_site(), sums.of_all(buckets=None), {each.step for each in self.exchanges(steps)}
+        )
 
 
 class Wanderer(Member):
@@ -65,10 +66,16 @@ def quiet(line, passing=False):
 @pytest.mark.ranks(4)
 @pytest.mark.parametrize("link", [{}, {"latency_seconds": 0.004}])
 def test_a_strategy_of_20_lines_trains_resumes_within_a_round_and_is_told_right(
-        comm, shared_folder, monkeypatch, link):
+    comm, shared_folder, monkeypatch, link
+):
     monkeypatch.setitem(STRATEGIES, "every_third", EveryThird)
-    path = lab(comm, shared_folder, link=link, plan={"replan": False},
-               cluster={"links": "paced"} if link else {})
+    path = lab(
+        comm,
+        shared_folder,
+        link=link,
+        plan={"replan": False},
+        cluster={"links": "paced"} if link else {},
+    )
 
     def run(strategy, **options):
         if comm.rank == 0:
@@ -76,8 +83,9 @@ def test_a_strategy_of_20_lines_trains_resumes_within_a_round_and_is_told_right(
             path.write_text((f'strategy = "{strategy}"\n' if strategy else "") + text)
         comm.Barrier()
         summary = train(comm, path, quiet, **options)
-        return summary, from_root(comm, lambda: json.loads(
-            Path(summary["folder"], "plan.json").read_text()))
+        return summary, from_root(
+            comm, lambda: json.loads(Path(summary["folder"], "plan.json").read_text())
+        )
 
     summary, plan = run("every_third")
     again, _ = run("every_third", resume=summary["folder"])  # from the checkpoint of step 35
@@ -123,6 +131,7 @@ def test_nobody_but_their_own_folder_knows_a_strategy_by_name():
 
 def test_a_round_counts_with_its_mean_so_that_what_ends_it_has_its_share():
     from isthmus.folders.terms import typical_terms
+
     quiet_step, exchange = {"compute": 2.0, "links": 0.0}, {"compute": 2.0, "links": 3.0}
     steps = [(quiet_step, False), (quiet_step, False), (exchange, True)] * 4 + [(quiet_step, False)]
     terms, seconds = typical_terms(steps)
@@ -131,4 +140,6 @@ def test_a_round_counts_with_its_mean_so_that_what_ends_it_has_its_share():
     assert typical_terms([(quiet_step, False)]) == ({"compute": 2.0, "links": 0.0}, 2.0)
     values = np.random.default_rng(0).random(9).tolist()
     assert typical_terms([({"links": value}, True) for value in values]) == (
-        {"links": float(np.median(values))}, float(np.median(values)))
+        {"links": float(np.median(values))},
+        float(np.median(values)),
+    )

@@ -39,8 +39,9 @@ def test_lines_and_cells_show_text_as_it_is(capsys):
 
 def test_a_table_in_a_file_is_as_wide_as_it_wants(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "40")
-    Terminal().result(table_of([("a", "left"), ("b", "right")],
-                               [(["x" * 90, 3], ""), (["y", "z" * 50], "")]))
+    Terminal().result(
+        table_of([("a", "left"), ("b", "right")], [(["x" * 90, 3], ""), (["y", "z" * 50], "")])
+    )
     out = capsys.readouterr().out
     assert "x" * 90 in out
     assert "z" * 50 in out
@@ -53,8 +54,9 @@ def test_tables_of_verbs_take_names_with_brackets(capsys):
     table["link"][0]["between"] = ["site0", site]
     cluster = isthmus.Cluster(table)
     plan = isthmus.plan_shards(cluster, [10] * 4, isthmus.Workload(100, 10))
-    runs = [{"name": site, "state": "[/]", "job": None, "step": 1, "steps": 2, "loss": None,
-             "problem": None}]
+    runs = [
+        {"name": site, "state": "[/]", "job": None, "step": 1, "steps": 2, "loss": None, "problem": None}
+    ]
     for part in (*plan_table(plan, cluster, ["set [plan] x"]), *status_table(runs, ".")):
         Terminal().result(part)
     out = capsys.readouterr().out
@@ -110,8 +112,13 @@ def test_text_reaches_the_terminal_in_one_place(repository):
             if isinstance(node, (ast.Import, ast.ImportFrom)):
                 names = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
                 assert path.name == "terminal.py" or not any(
-                    name.split(".")[0] == "rich" for name in names), path
-        printed = [ast.unparse(node.args[0]) for node in ast.walk(tree) if isinstance(node, ast.Call)
-                   and getattr(node.func, "id", "") == "print"]
+                    name.split(".")[0] == "rich" for name in names
+                ), path
+        printed = [
+            ast.unparse(node.args[0])
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "print"
+        ]
         assert printed == {"testbed/tun_relay.py": ["'ready'"]}.get(
-            f"{path.parent.name}/{path.name}", []), path
+            f"{path.parent.name}/{path.name}", []
+        ), path

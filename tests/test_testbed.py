@@ -23,7 +23,7 @@ from isthmus.testbed.wiring import Wiring
 pytestmark = pytest.mark.slow
 
 ISTHMUS = [sys.executable, "-m", "isthmus", "testbed"]
-OURS = f"test{os.getpid()}"          # beside a testbed that somebody has in use
+OURS = f"test{os.getpid()}"  # beside a testbed that somebody has in use
 WIRES = f"isthmus-{OURS}-wires"
 SITE1 = f"isthmus-{OURS}-site-site1"
 PEER = str(Path(__file__).with_name("testbed_peer.py"))
@@ -37,10 +37,21 @@ def three_sites():
     """A hub and two edges; the way to the hub is one shared uplink, slower than the way back."""
     table = cluster_of(1, 1, 1)
     table["link"] = [
-        *({"from": f"site{n}", "to": "site0", "latency_seconds": 0.002 * n, "bytes_per_second": 4e6,
-           "shared": "uplink"} for n in (1, 2)),
-        *({"from": "site0", "to": f"site{n}", "latency_seconds": 0.005, "bytes_per_second": 1e7}
-          for n in (1, 2))]
+        *(
+            {
+                "from": f"site{n}",
+                "to": "site0",
+                "latency_seconds": 0.002 * n,
+                "bytes_per_second": 4e6,
+                "shared": "uplink",
+            }
+            for n in (1, 2)
+        ),
+        *(
+            {"from": "site0", "to": f"site{n}", "latency_seconds": 0.005, "bytes_per_second": 1e7}
+            for n in (1, 2)
+        ),
+    ]
     return isthmus.Cluster(table)
 
 
@@ -91,8 +102,17 @@ def serving(*sites):
 
 def peer(site, verb, other, *amount):
     sites = testbed.describe(OURS)["sites"]
-    return [commands.program_path("ip"), "netns", "exec", sites[site]["namespace"],
-            sys.executable, PEER, verb, sites[other]["address"], *map(str, amount)]
+    return [
+        commands.program_path("ip"),
+        "netns",
+        "exec",
+        sites[site]["namespace"],
+        sys.executable,
+        PEER,
+        verb,
+        sites[other]["address"],
+        *map(str, amount),
+    ]
 
 
 def measure(*arguments):
@@ -117,8 +137,11 @@ def test_every_rank_starts_where_the_cluster_file_puts_it():
     placed = isthmus.Cluster(table)
     assert launch.host_of_rank(placed) == ["near", "site0", "far", "site0", "site2"]
     assert Wiring(placed).hosts == {
-        "site0": "isthmus-testbed-site-site0", "near": "isthmus-testbed-site-site1",
-        "far": "isthmus-testbed-site-site1", "site2": "isthmus-testbed-site-site2"}
+        "site0": "isthmus-testbed-site-site0",
+        "near": "isthmus-testbed-site-site1",
+        "far": "isthmus-testbed-site-site1",
+        "site2": "isthmus-testbed-site-site2",
+    }
     line = launch.line_on_testbed(placed, ["program", "-x"])
     assert line.count("program") == 5
     assert line.count(":") == 4
@@ -147,8 +170,12 @@ def test_no_two_sites_are_one_host_whatever_they_are_called():
 def test_links_that_share_are_one_queue_and_each_keeps_its_latency():
     wiring = Wiring(three_sites())
     (up,) = {link.pipe for link in wiring.cluster.links if link.target == "site0"}
-    assert wiring.pipes[up].seconds_between == {(2, 1): 0.002, (3, 1): 0.004, (2, 3): 0.002,
-                                                (3, 2): 0.004}
+    assert wiring.pipes[up].seconds_between == {
+        (2, 1): 0.002,
+        (3, 1): 0.004,
+        (2, 3): 0.002,
+        (3, 2): 0.004,
+    }
     assert len(wiring.pipes) == 3
     assert sum("tbf rate 32000000bit" in line for line in wiring.queue_lines()) == 1
 
@@ -164,9 +191,20 @@ def test_netem_is_used_where_a_queue_has_one_latency():
 
 def test_a_way_that_passes_a_shared_link_twice_is_refused():
     table = cluster_of(1, 1, 1)
-    table["link"] = [{"between": ["site0", "site1"], "latency_seconds": 0.0, "bytes_per_second": 1e6,
-                      "shared": "one"}, {"between": ["site1", "site2"], "latency_seconds": 0.0,
-                                         "bytes_per_second": 1e6, "shared": "one"}]
+    table["link"] = [
+        {
+            "between": ["site0", "site1"],
+            "latency_seconds": 0.0,
+            "bytes_per_second": 1e6,
+            "shared": "one",
+        },
+        {
+            "between": ["site1", "site2"],
+            "latency_seconds": 0.0,
+            "bytes_per_second": 1e6,
+            "shared": "one",
+        },
+    ]
     with pytest.raises(ClusterError, match="passes the shared link 'one:down' twice"):
         Wiring(isthmus.Cluster(table))
 
@@ -176,8 +214,10 @@ def test_what_is_missing_is_said_exactly(monkeypatch):
     monkeypatch.setattr(commands, "program_path", lambda name: None if name == "tc" else name)
     with pytest.raises(EmulationError) as raised:
         testbed.up(cluster(1, 1), OURS)
-    assert str(raised.value) == ("testbed: missing on this machine: root (start it with sudo), the "
-                                 "program `tc` (apt-get install iproute2)")
+    assert str(raised.value) == (
+        "testbed: missing on this machine: root (start it with sudo), the "
+        "program `tc` (apt-get install iproute2)"
+    )
     monkeypatch.setattr(commands, "TUN", Path("/dev/net/nothing"))
     with pytest.raises(EmulationError, match="/dev/net/nothing, and netem"):
         commands.require_tun()
@@ -191,7 +231,8 @@ def test_latency_and_rate_of_each_direction_are_those_of_the_file(bed):
     table = cluster_of(1, 1)
     table["link"] = [
         {"from": "site0", "to": "site1", "latency_seconds": 0.008, "bytes_per_second": 5e6},
-        {"from": "site1", "to": "site0", "latency_seconds": 0.004, "bytes_per_second": 2.5e6}]
+        {"from": "site1", "to": "site0", "latency_seconds": 0.004, "bytes_per_second": 2.5e6},
+    ]
     testbed.up(isthmus.Cluster(table), OURS)
     with serving("site0", "site1"):
         round_trip = measure("site0", "ping", "site1", 20)
@@ -201,8 +242,9 @@ def test_latency_and_rate_of_each_direction_are_those_of_the_file(bed):
             found = measure(source, "send", target, 3_000_000)["bytes_per_second"]
             assert 0.6 * rate <= found <= 1.01 * rate
         after = testbed.counters(OURS)
-        nbytes = {site: {key: after[site][key] - before[site][key] for key in after[site]}
-                  for site in after}
+        nbytes = {
+            site: {key: after[site][key] - before[site][key] for key in after[site]} for site in after
+        }
         for source, target in (("site0", "site1"), ("site1", "site0")):
             assert nbytes[source]["sent_nbytes"] == nbytes[target]["received_nbytes"]
             assert 3.0e6 <= nbytes[source]["sent_nbytes"] <= 3.3e6
@@ -214,8 +256,10 @@ def test_links_that_share_share_their_rate_and_hops_add_up(bed):
     testbed.up(three_sites(), OURS)
     with serving("site0", "site2"):
         assert 0.011 <= measure("site1", "ping", "site2", 10)["least_seconds"] - 0.005 <= 0.0125
-        both = [subprocess.Popen(peer(site, "send", "site0", 2_000_000), stdout=subprocess.PIPE)
-                for site in ("site1", "site2")]
+        both = [
+            subprocess.Popen(peer(site, "send", "site0", 2_000_000), stdout=subprocess.PIPE)
+            for site in ("site1", "site2")
+        ]
         found = [json.loads(sender.communicate(timeout=60)[0]) for sender in both]
         seconds = max(one["end"] for one in found) - min(one["start"] for one in found)
         assert 1.0 <= seconds <= 2.5, "4 MB in all, at 4 MB/s"
@@ -261,10 +305,12 @@ def test_what_a_crash_leaves_is_cleaned_up(bed):
             testbed.counters(OURS)
         assert testbed.up(cluster(1, 1), OURS)
     testbed.down(OURS)
-    crash = ("import os, isthmus\nfrom isthmus.testbed import namespaces\n"
-             "from clusters import cluster_of\n"
-             "namespaces._has_netem = lambda wires: os.kill(os.getpid(), 9)\n"
-             f"namespaces.up(isthmus.Cluster(cluster_of(1, 1)), {OURS!r})")
+    crash = (
+        "import os, isthmus\nfrom isthmus.testbed import namespaces\n"
+        "from clusters import cluster_of\n"
+        "namespaces._has_netem = lambda wires: os.kill(os.getpid(), 9)\n"
+        f"namespaces.up(isthmus.Cluster(cluster_of(1, 1)), {OURS!r})"
+    )
     done = subprocess.run([sys.executable, "-c", crash], cwd=Path(__file__).parent)
     assert done.returncode == -signal.SIGKILL
     assert namespaces_here()
@@ -308,6 +354,7 @@ def test_a_namespace_of_somebody_else_is_left_alone(bed):
 def test_a_failure_while_it_is_made_leaves_nothing(bed, monkeypatch):
     def refuse(wires):
         raise EmulationError("refused")
+
     monkeypatch.setattr(namespaces, "_has_netem", refuse)
     with pytest.raises(EmulationError, match="refused"):
         testbed.up(cluster(1, 1), OURS)
@@ -317,8 +364,9 @@ def test_a_failure_while_it_is_made_leaves_nothing(bed, monkeypatch):
 
 def call(folder, *arguments):
     verb, *rest = map(str, arguments)
-    return subprocess.run([*ISTHMUS, verb, "--name", OURS, *rest], cwd=folder, text=True,
-                          capture_output=True, timeout=120)
+    return subprocess.run(
+        [*ISTHMUS, verb, "--name", OURS, *rest], cwd=folder, text=True, capture_output=True, timeout=120
+    )
 
 
 @pytest.fixture
@@ -326,21 +374,43 @@ def lab(tmp_path):
     """A folder with a cluster of three ranks, 60 samples, and settings that pace the links."""
     draw = np.random.default_rng(0)
     for part in ("train", "test"):
-        isthmus.pack_shards({"features": draw.normal(size=(60, 4)).astype("f4"),
-                             "targets": draw.integers(0, 2, 60, dtype="u1")}, tmp_path / part, 6)
+        isthmus.pack_shards(
+            {
+                "features": draw.normal(size=(60, 4)).astype("f4"),
+                "targets": draw.integers(0, 2, 60, dtype="u1"),
+            },
+            tmp_path / part,
+            6,
+        )
     (tmp_path / "cluster.toml").write_text(tomli_w.dumps(cluster_of(1, 2)))
-    (tmp_path / "run.toml").write_text(tomli_w.dumps({
-        "cluster": {"file": "cluster.toml", "links": "paced"},
-        "data": {"train": "train", "test": "test"},
-        "model": {"kind": "perceptron", "inputs": 4, "hidden": [4], "classes": 2},
-        "training": {"epochs": 2, "batch_size": 12}}))
+    (tmp_path / "run.toml").write_text(
+        tomli_w.dumps(
+            {
+                "cluster": {"file": "cluster.toml", "links": "paced"},
+                "data": {"train": "train", "test": "test"},
+                "model": {"kind": "perceptron", "inputs": 4, "hidden": [4], "classes": 2},
+                "training": {"epochs": 2, "batch_size": 12},
+            }
+        )
+    )
     return tmp_path
 
 
 @pytest.mark.slow
 def test_a_job_runs_on_the_testbed_and_says_that_its_links_are_emulated(bed, lab):
-    done = call(lab, "run", "--json", "cluster.toml", "--", sys.executable, "-m", "isthmus", "train",
-                "run.toml", "--json")
+    done = call(
+        lab,
+        "run",
+        "--json",
+        "cluster.toml",
+        "--",
+        sys.executable,
+        "-m",
+        "isthmus",
+        "train",
+        "run.toml",
+        "--json",
+    )
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
     assert answer["emulated"]
@@ -369,17 +439,38 @@ def test_interfaces_see_the_bytes_that_are_counted(bed, tmp_path, ranks, interle
         for number, site in enumerate(table["site"]):
             site["world_ranks"] = list(range(number, 2 * ranks, 2))
     (tmp_path / "cluster.toml").write_text(tomli_w.dumps(table))
-    done = call(tmp_path, "run", "cluster.toml", "--", sys.executable, "-m", "isthmus", "bench",
-                "collectives", "cluster.toml", "--algorithm", "hierarchical", "--smallest", "1000000",
-                "--largest", "1000000", "--repetitions", "3", "-o", "out")
+    done = call(
+        tmp_path,
+        "run",
+        "cluster.toml",
+        "--",
+        sys.executable,
+        "-m",
+        "isthmus",
+        "bench",
+        "collectives",
+        "cluster.toml",
+        "--algorithm",
+        "hierarchical",
+        "--smallest",
+        "1000000",
+        "--largest",
+        "1000000",
+        "--repetitions",
+        "3",
+        "-o",
+        "out",
+    )
     assert done.returncode == 0, done.stderr
     results = results_in(tmp_path)
     assert [result["compressor"] for result in results] == ["none", "int8"]
     for result, wire in zip(results, (isthmus.Dense(), isthmus.Int8())):
         for way in result["cut"]:
             assert way["counted_nbytes"] == wire.wire_nbytes(250_000)
-            for seen in (result["interface_nbytes"][way["source"]]["sent_nbytes"],
-                         result["interface_nbytes"][way["target"]]["received_nbytes"]):
+            for seen in (
+                result["interface_nbytes"][way["source"]]["sent_nbytes"],
+                result["interface_nbytes"][way["target"]]["received_nbytes"],
+            ):
                 assert 1.0 < seen / way["counted_nbytes"] < 1.06
 
 
@@ -390,9 +481,30 @@ def test_up_to_64_kib_cross_once_each_way(bed, tmp_path, sites):
     latency, rate = 0.05, 1.25e7
     table = cluster_of(*[1] * sites, latency_seconds=latency, bytes_per_second=rate)
     (tmp_path / "cluster.toml").write_text(tomli_w.dumps(table))
-    done = call(tmp_path, "run", "cluster.toml", "--", sys.executable, "-m", "isthmus", "bench",
-                "collectives", "cluster.toml", "--algorithm", "hierarchical", "--compressor", "none",
-                "--smallest", "32768", "--largest", "65536", "--repetitions", "5", "-o", "out")
+    done = call(
+        tmp_path,
+        "run",
+        "cluster.toml",
+        "--",
+        sys.executable,
+        "-m",
+        "isthmus",
+        "bench",
+        "collectives",
+        "cluster.toml",
+        "--algorithm",
+        "hierarchical",
+        "--compressor",
+        "none",
+        "--smallest",
+        "32768",
+        "--largest",
+        "65536",
+        "--repetitions",
+        "5",
+        "-o",
+        "out",
+    )
     assert done.returncode == 0, done.stderr
     crossings = sites - 1
     for result in results_in(tmp_path):
@@ -405,9 +517,30 @@ def test_the_trees_of_a_link_do_not_wait_for_each_other(bed, tmp_path):
     """Two ranks that are each other's parents: in turns, a chunk took a round trip, twice the time."""
     table = cluster_of(2, 2, latency_seconds=0.01, bytes_per_second=1.25e7)
     (tmp_path / "cluster.toml").write_text(tomli_w.dumps(table))
-    done = call(tmp_path, "run", "cluster.toml", "--", sys.executable, "-m", "isthmus", "bench",
-                "collectives", "cluster.toml", "--algorithm", "tree", "--compressor", "none",
-                "--smallest", "2000000", "--largest", "2000000", "--repetitions", "4", "-o", "out")
+    done = call(
+        tmp_path,
+        "run",
+        "cluster.toml",
+        "--",
+        sys.executable,
+        "-m",
+        "isthmus",
+        "bench",
+        "collectives",
+        "cluster.toml",
+        "--algorithm",
+        "tree",
+        "--compressor",
+        "none",
+        "--smallest",
+        "2000000",
+        "--largest",
+        "2000000",
+        "--repetitions",
+        "4",
+        "-o",
+        "out",
+    )
     assert done.returncode == 0, done.stderr
     [result] = results_in(tmp_path)
     assert result["seconds_spread"]["least"] < 1.5 * result["predicted_seconds"]
@@ -419,9 +552,22 @@ def test_the_exit_code_is_passed_on_and_what_was_up_stays_up(bed, lab):
     done = call(lab, "run", "cluster.toml", "--", sys.executable, "-c", "raise SystemExit(7)")
     assert done.returncode == 7, done.stderr
     assert testbed.describe(OURS)["sites"].keys() == {"site0", "site1"}
-    job = subprocess.Popen([*ISTHMUS, "run", "--name", OURS, "cluster.toml", "--", sys.executable, "-c",
-                            "import time; open('started', 'w'); time.sleep(100)"], cwd=lab,
-                           stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    job = subprocess.Popen(
+        [
+            *ISTHMUS,
+            "run",
+            "--name",
+            OURS,
+            "cluster.toml",
+            "--",
+            sys.executable,
+            "-c",
+            "import time; open('started', 'w'); time.sleep(100)",
+        ],
+        cwd=lab,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     deadline = time.monotonic() + 60
     while not (lab / "started").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -443,9 +589,25 @@ def test_no_code_0_where_ranks_have_not_begun(bed, monkeypatch):
 def test_a_daemon_that_is_lost_leaves_a_line_with_the_way_on(bed, lab):
     run = (lab / "run.toml").read_text().replace("epochs = 2", "epochs = 4000")
     (lab / "run.toml").write_text(run + "\n[run]\ncheckpoint_every = 5\n")
-    job = subprocess.Popen([*ISTHMUS, "run", "--name", OURS, "cluster.toml", "--", sys.executable, "-m",
-                            "isthmus", "train", "run.toml"], cwd=lab, stdout=subprocess.DEVNULL,
-                           stderr=subprocess.PIPE, text=True)
+    job = subprocess.Popen(
+        [
+            *ISTHMUS,
+            "run",
+            "--name",
+            OURS,
+            "cluster.toml",
+            "--",
+            sys.executable,
+            "-m",
+            "isthmus",
+            "train",
+            "run.toml",
+        ],
+        cwd=lab,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     deadline = time.monotonic() + 100
     while not list(lab.glob("runs/*/checkpoint.h5")) and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -464,8 +626,10 @@ def test_a_daemon_that_is_lost_leaves_a_line_with_the_way_on(bed, lab):
 def test_mistakes_are_told_in_one_line(machine, lab):
     (lab / "other.toml").write_text("[[site]]")
     for arguments, code, words in (
-            (("up", "other.toml"), 4, "other.toml: site"), (("up", "none.toml"), 4, "no such file"),
-            (("run", "cluster.toml", "--", "no-such-program"), 12, "no program is called")):
+        (("up", "other.toml"), 4, "other.toml: site"),
+        (("up", "none.toml"), 4, "no such file"),
+        (("run", "cluster.toml", "--", "no-such-program"), 12, "no program is called"),
+    ):
         done = call(lab, *arguments)
         assert done.returncode == code, done.stderr
         assert done.stderr.count("isthmus:") == 1

@@ -14,6 +14,7 @@ from isthmus.links.agreement import broadcast_json, from_root, gather_json, requ
 @pytest.mark.ranks(5)
 def test_the_communicators_are_those_of_the_file(comm):
     from mpi4py import MPI
+
     table = cluster_of(2, 2, 1)
     table["site"][1]["world_ranks"] = [4, 0]
     with isthmus.split_tiers(comm, isthmus.Cluster(table)) as tiers:

@@ -32,8 +32,10 @@ def test_a_uniform_ring_takes_the_textbook_time():
     assert seconds == pytest.approx(0.1407, abs=1e-12)
 
 
-@given(st.lists(st.tuples(st.floats(0, 0.1), st.floats(1e5, 1e9)), min_size=2, max_size=8),
-       st.floats(1, 1e8))
+@given(
+    st.lists(st.tuples(st.floats(0, 0.1), st.floats(1e5, 1e9)), min_size=2, max_size=8),
+    st.floats(1, 1e8),
+)
 def test_a_ring_is_between_its_bounds(hops, nbytes):
     """Never more than the slowest hop in every step; never less than what that hop must carry."""
     latency, rate = zip(*hops)
@@ -58,8 +60,7 @@ def test_no_prediction_beats_the_bound_of_the_narrow_link(sites, compressor, siz
     cluster = isthmus.Cluster(cluster_of(*sites, bytes_per_second=1e6))
     wire = (compressor or isthmus.Dense()).wire_nbytes(size)
     bound = narrow_link_bound_seconds(4 * size, 0.001, 1e6, wire / (4 * size))
-    predicted = isthmus.predict_allreduce(cluster, size, algorithm="hierarchical",
-                                          compressor=compressor)
+    predicted = isthmus.predict_allreduce(cluster, size, algorithm="hierarchical", compressor=compressor)
     assert predicted.seconds >= bound * (1 - 1e-3)
     assert predicted.seconds == pytest.approx(sum(predicted.terms.values()))
 
@@ -88,15 +89,20 @@ def test_nothing_to_send_takes_no_time(algorithm):
 
 
 def test_one_site_has_no_link_to_cross():
-    predicted = isthmus.predict_allreduce(isthmus.Cluster(cluster_of(4)), 10**6,
-                                          algorithm="hierarchical", compressor=isthmus.Int8())
+    predicted = isthmus.predict_allreduce(
+        isthmus.Cluster(cluster_of(4)), 10**6, algorithm="hierarchical", compressor=isthmus.Int8()
+    )
     assert predicted.links_seconds == predicted.encode_seconds == 0
     assert predicted.reduce_seconds > 0
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    ({"algorithm": "star"}, "'star'"),
-    ({"algorithm": "ring", "compressor": isthmus.Int8()}, "needs algorithm = \"hierarchical\"")])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"algorithm": "star"}, "'star'"),
+        ({"algorithm": "ring", "compressor": isthmus.Int8()}, 'needs algorithm = "hierarchical"'),
+    ],
+)
 def test_what_cannot_run_is_not_predicted(arguments, message):
     with pytest.raises(ValueError, match=message):
         isthmus.predict_allreduce(isthmus.Cluster(cluster_of(1, 1)), 10, **arguments)
@@ -120,8 +126,10 @@ def test_halving_and_doubling():
 def alike(ranks, latency_seconds=1e-3, bytes_per_second=1e6, **site):
     """One site of ranks that are all alike."""
     table = cluster_of(ranks)
-    table["site"][0]["network"] = {"latency_seconds": latency_seconds,
-                                   "bytes_per_second": bytes_per_second}
+    table["site"][0]["network"] = {
+        "latency_seconds": latency_seconds,
+        "bytes_per_second": bytes_per_second,
+    }
     table["site"][0].update(site)
     return isthmus.Cluster(table)
 
@@ -134,16 +142,19 @@ def seconds_of(algorithm, cluster, size):
 def test_halving_among_ranks_that_are_alike_takes_the_textbook_time(ranks):
     size = 64 * 1000
     assert seconds_of("recursive", alike(ranks), size) == pytest.approx(
-        recursive_seconds(ranks, 4 * size, 1e-3, 1e6))
+        recursive_seconds(ranks, 4 * size, 1e-3, 1e6)
+    )
     adds = (ranks - 1) / ranks * 4 * size / 2e6
     assert seconds_of("recursive", alike(ranks, add_bytes_per_second=2e6), size) == pytest.approx(
-        recursive_seconds(ranks, 4 * size, 1e-3, 1e6) + adds)
+        recursive_seconds(ranks, 4 * size, 1e-3, 1e6) + adds
+    )
 
 
 @pytest.mark.parametrize(("ranks", "core"), [(3, 2), (5, 4), (7, 4), (12, 8)])
 def test_folding_takes_the_whole_vector_there_and_back(ranks, core):
     assert seconds_of("recursive", alike(ranks), 8000) == pytest.approx(
-        2 * (1e-3 + 0.032) + recursive_seconds(core, 32_000, 1e-3, 1e6))
+        2 * (1e-3 + 0.032) + recursive_seconds(core, 32_000, 1e-3, 1e6)
+    )
 
 
 @pytest.mark.parametrize(("ranks", "depth"), [(2, 1), (4, 2), (8, 3), (9, 4), (64, 6)])
@@ -214,9 +225,16 @@ def test_one_outlier_in_five_repetitions_does_not_matter():
     assert fit.bytes_per_second == pytest.approx(1e8, rel=1e-6)
 
 
-@pytest.mark.parametrize(("nbytes", "seconds", "message"), [
-    ([8], [1.0], "two sizes"), ([8, 8], [1.0, 2.0], "two sizes"), ([8, 9], [1.0, 0.0], "positive"),
-    ([8, 9], [1.0, float("nan")], "positive"), ([8, 9], [1.0], "one length")])
+@pytest.mark.parametrize(
+    ("nbytes", "seconds", "message"),
+    [
+        ([8], [1.0], "two sizes"),
+        ([8, 8], [1.0, 2.0], "two sizes"),
+        ([8, 9], [1.0, 0.0], "positive"),
+        ([8, 9], [1.0, float("nan")], "positive"),
+        ([8, 9], [1.0], "one length"),
+    ],
+)
 def test_times_that_say_nothing_are_refused(nbytes, seconds, message):
     with pytest.raises(ValueError, match=message):
         fit_link(nbytes, seconds)
@@ -265,6 +283,7 @@ def test_a_gpus_host_copies_what_is_sent_and_received_and_a_cpus_copies_nothing(
 def test_a_leader_alone_at_its_site_copies_its_wire_out_and_the_other_s_in():
     size, rate, int8 = 1_000_000, 1e6, isthmus.Int8()
     table = cluster_of(1, 1, bytes_per_second=1e12)
-    copy = isthmus.predict_allreduce(with_gpus(table, rate), size, algorithm="hierarchical",
-                                     compressor=int8).copy_seconds
+    copy = isthmus.predict_allreduce(
+        with_gpus(table, rate), size, algorithm="hierarchical", compressor=int8
+    ).copy_seconds
     assert copy == pytest.approx(2 * int8.wire_nbytes(size) / rate, rel=1e-3)

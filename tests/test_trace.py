@@ -30,9 +30,15 @@ from isthmus.vectors import bucket_slices
 MODEL = Perceptron(20, (30,), 3)
 RECIPE = Recipe(epochs=2, steps=4, learning_rate=0.1, seed=7)
 LATENCY_SECONDS = 0.002
-WAYS = (("hierarchical", isthmus.Int8(64), 1, True), ("hierarchical", isthmus.Int8(64), 3, True),
-        ("hierarchical", None, 1, False), ("ring", None, 1, True), ("tree", None, 1, False),
-        ("recursive", None, 1, False), ("mpi", None, 1, False))
+WAYS = (
+    ("hierarchical", isthmus.Int8(64), 1, True),
+    ("hierarchical", isthmus.Int8(64), 3, True),
+    ("hierarchical", None, 1, False),
+    ("ring", None, 1, True),
+    ("tree", None, 1, False),
+    ("recursive", None, 1, False),
+    ("mpi", None, 1, False),
+)
 
 
 def traced_run(comm, folder, sites, algorithm, compressor, buckets, paced, chunk_nbytes=200, slow=0.01):
@@ -46,18 +52,31 @@ def traced_run(comm, folder, sites, algorithm, compressor, buckets, paced, chunk
     from isthmus.watching.trace import (
         Trace,  # it needs MPI, which the process that starts ranks must not
     )
+
     cluster = isthmus.Cluster(cluster_of(*sites, latency_seconds=LATENCY_SECONDS))
     with isthmus.split_tiers(comm, cluster) as tiers:
         trace = Trace(tiers.paced() if paced else tiers)
         draw = np.random.default_rng(tiers.world.rank)
-        local = LocalSamples({"features": draw.normal(size=(40, 20)).astype("f4"),
-                              "targets": draw.integers(0, 3, 40)})
+        local = LocalSamples(
+            {"features": draw.normal(size=(40, 20)).astype("f4"), "targets": draw.integers(0, 3, 40)}
+        )
         allreduce = isthmus.Allreduce(
-            trace.tiers, MODEL.size, algorithm, compressor, chunk_nbytes=chunk_nbytes,
-            buckets=bucket_slices(MODEL.tensor_slices, buckets))
-        training = Training(trace.tiers, MODEL, local, Member(allreduce), RECIPE,
-                            State.initial(MODEL, 7),
-                            hold_seconds=lambda samples: slow if tiers.world.rank == 3 else 0.004)
+            trace.tiers,
+            MODEL.size,
+            algorithm,
+            compressor,
+            chunk_nbytes=chunk_nbytes,
+            buckets=bucket_slices(MODEL.tensor_slices, buckets),
+        )
+        training = Training(
+            trace.tiers,
+            MODEL,
+            local,
+            Member(allreduce),
+            RECIPE,
+            State.initial(MODEL, 7),
+            hold_seconds=lambda samples: slow if tiers.world.rank == 3 else 0.004,
+        )
         with trace.written_to(folder):
             for _ in training.steps():
                 pass
@@ -81,7 +100,8 @@ def spans_of(trace):
 @pytest.mark.ranks(4)
 @pytest.mark.parametrize(("algorithm", "compressor", "buckets", "paced"), WAYS)
 def test_a_trace_tells_each_step_of_each_rank_once(
-        comm, shared_folder, algorithm, compressor, buckets, paced):
+    comm, shared_folder, algorithm, compressor, buckets, paced
+):
     made = traced_run(comm, shared_folder, (2, 2), algorithm, compressor, buckets, paced)
     if comm.rank:
         return
@@ -116,17 +136,23 @@ def test_a_wire_takes_its_time_on_the_common_clock(comm, shared_folder):
     sent = {event["id"]: event for event in trace["traceEvents"] if event["ph"] == "s"}
     received = {event["id"]: event for event in trace["traceEvents"] if event["ph"] == "f"}
     assert sent.keys() == received.keys()
-    assert {(event["tid"], received[number]["tid"])
-            for number, event in sent.items()} == {(1, 3), (3, 1)}
+    assert {(event["tid"], received[number]["tid"]) for number, event in sent.items()} == {
+        (1, 3),
+        (3, 1),
+    }
     error_us = 2 * trace["otherData"]["clock_uncertainty_us"]
     for number, event in sent.items():
         assert received[number]["ts"] - event["ts"] >= 1e6 * LATENCY_SECONDS - error_us
         assert received[number]["args"] == event["args"]
     for tid, rank in ((1, 0), (3, 2)):
-        assert sum(event["args"]["nbytes"] for event in sent.values()
-                   if event["tid"] == tid) == counted[rank]["link"]
-    waited = {rank: sum(event["dur"] for event in events if event["name"] == "wait")
-              for rank, events in spans_of(trace).items()}
+        assert (
+            sum(event["args"]["nbytes"] for event in sent.values() if event["tid"] == tid)
+            == counted[rank]["link"]
+        )
+    waited = {
+        rank: sum(event["dur"] for event in events if event["name"] == "wait")
+        for rank, events in spans_of(trace).items()
+    }
     # The last rank computes 46 ms longer than the others, and they wait for it.
     assert waited[0] > 0.2 * RECIPE.total_steps * 46_000
     assert min(waited[0], waited[1], waited[2]) > waited[3]
@@ -135,17 +161,27 @@ def test_a_wire_takes_its_time_on_the_common_clock(comm, shared_folder):
 @pytest.mark.ranks(4)
 @pytest.mark.parametrize(("algorithm", "compressor", "buckets", "paced"), WAYS)
 def test_no_message_is_received_before_it_is_sent(
-        comm, shared_folder, monkeypatch, algorithm, compressor, buckets, paced):
+    comm, shared_folder, monkeypatch, algorithm, compressor, buckets, paced
+):
     """Whatever zero each rank's clock has: they are measured to be some seconds apart."""
     from isthmus.watching import trace, trace_events
+
     noted = []
     monkeypatch.setattr(trace, "write_trace", lambda *given: noted.append(given))
     shift = 3.0 * comm.rank
     right = time.perf_counter
     monkeypatch.setattr(time, "perf_counter", lambda: right() + shift)
     with pytest.raises(FileNotFoundError) if comm.rank == 0 else nullcontext():
-        traced_run(comm, shared_folder, (1, 1, 2), algorithm, compressor, buckets,
-                   paced and algorithm != "ring", chunk_nbytes=700)
+        traced_run(
+            comm,
+            shared_folder,
+            (1, 1, 2),
+            algorithm,
+            compressor,
+            buckets,
+            paced and algorithm != "ring",
+            chunk_nbytes=700,
+        )
     if comm.rank:
         return
     ((_, _, rows_of_rank, offsets),) = noted
@@ -181,6 +217,7 @@ def test_a_clock_that_is_behind_is_found_to_half_a_round_trip(comm):
 @pytest.mark.ranks(3)
 def test_a_run_leaves_a_trace_where_that_is_asked_for(comm, shared_folder):
     from isthmus.jobs.train import train
+
     write_lab(comm, shared_folder)
     for wanted in (False, True):
         summary = train(comm, shared_folder / f"{wanted}.toml", lambda *_, **__: None)
@@ -193,6 +230,7 @@ def test_a_run_leaves_a_trace_where_that_is_asked_for(comm, shared_folder):
 @pytest.mark.ranks(3)
 def test_a_run_that_is_stopped_leaves_the_trace_of_its_steps(comm, shared_folder):
     from isthmus.jobs.train import train
+
     write_lab(comm, shared_folder)
 
     def tell(line, passing=False):
@@ -211,16 +249,27 @@ def write_lab(comm, folder):
     if comm.rank == 0:
         draw = np.random.default_rng(0)
         for part in ("train", "test"):
-            isthmus.pack_shards({"features": draw.normal(size=(90, 16)).astype("f4"),
-                                 "targets": draw.integers(0, 3, 90)}, folder / "data" / part, 9)
+            isthmus.pack_shards(
+                {
+                    "features": draw.normal(size=(90, 16)).astype("f4"),
+                    "targets": draw.integers(0, 3, 90),
+                },
+                folder / "data" / part,
+                9,
+            )
         (folder / "cluster.toml").write_text(tomli_w.dumps(cluster_of(1, 2)))
         for trace in (False, True):
-            (folder / f"{trace}.toml").write_text(tomli_w.dumps({
-                "cluster": {"file": "cluster.toml"},
-                "data": {"train": "data/train", "test": "data/test"},
-                "model": {"kind": "perceptron", "inputs": 16, "hidden": [8], "classes": 3},
-                "training": {"epochs": 7, "batch_size": 30},
-                "run": {"report_every": 7, "trace": trace}}))
+            (folder / f"{trace}.toml").write_text(
+                tomli_w.dumps(
+                    {
+                        "cluster": {"file": "cluster.toml"},
+                        "data": {"train": "data/train", "test": "data/test"},
+                        "model": {"kind": "perceptron", "inputs": 16, "hidden": [8], "classes": 3},
+                        "training": {"epochs": 7, "batch_size": 30},
+                        "run": {"report_every": 7, "trace": trace},
+                    }
+                )
+            )
     comm.Barrier()
 
 
@@ -235,7 +284,13 @@ def test_a_recorder_keeps_whole_steps_the_last_ones_and_at_least_one():
         recorder.end_step(number)
         assert len(recorder.steps[-1][1]) == spans
         assert [kept for kept, _ in recorder.steps] == {
-            1: [1], 2: [1, 2], 3: [2, 3], 4: [4], 5: [5], 6: [6]}[number]
+            1: [1],
+            2: [1, 2],
+            3: [2, 3],
+            4: [4],
+            5: [5],
+            6: [6],
+        }[number]
     (span, message) = recorder.steps[-1][1]
     assert span.tolist() == [1, 0, 0, 1, -1, 0, 0]
     assert message[[0, 2, 3, 4, 5, 6]].tolist() == [SENT, 7, 8, 3, 100, 1]
@@ -248,26 +303,46 @@ def row(kind, at, start, end, peer=-1, nbytes=0, step=1):
 def test_waiting_is_cut_out_of_spans_and_bytes_are_where_they_were_sent():
     """Rank 0 waits for what rank 1 sends late, then for rank 1 to take what it sends itself."""
     from isthmus.watching.trace_events import messages, spans, trace_events
-    rows = np.array([row("compute", 0, 1, 10), row("received", 11, 12, 20, 1, 8),
-                     row("sent", 14, np.nan, np.nan, 2, 5), row("reduce", 0, 10, 21),
-                     row("sent", 22, 24, 29, 1, 7), row("links", 0, 23, 30)])
-    theirs = np.array([row("sent", 18, 18, 19, 0, 8), row("received", 27, 27, 28, 0, 7),
-                       row("compute", 0, 1, 30)])
+
+    rows = np.array(
+        [
+            row("compute", 0, 1, 10),
+            row("received", 11, 12, 20, 1, 8),
+            row("sent", 14, np.nan, np.nan, 2, 5),
+            row("reduce", 0, 10, 21),
+            row("sent", 22, 24, 29, 1, 7),
+            row("links", 0, 23, 30),
+        ]
+    )
+    theirs = np.array(
+        [row("sent", 18, 18, 19, 0, 8), row("received", 27, 27, 28, 0, 7), row("compute", 0, 1, 30)]
+    )
     assert [message[1:] for message in messages([rows, theirs])] == [
-        (1, 0, 8, 18, 11, (18, 19), (12, 20)), (0, 1, 7, 22, 27, (24, 29), (27, 28))]
+        (1, 0, 8, 18, 11, (18, 19), (12, 20)),
+        (0, 1, 7, 22, 27, (24, 29), (27, 28)),
+    ]
     assert [span[1:] for span in spans(rows, [(12, 18), (24, 27)], 0, (0, 0, 1))] == [
-        ("compute", 1, 10, 0, 0), ("reduce", 10, 12, 0, 0), ("wait", 12, 18, 0, 5),
-        ("reduce", 18, 21, 0, 0), ("links", 23, 24, 7, 0), ("wait", 24, 27, 0, 0),
-        ("links", 27, 30, 0, 0)]
+        ("compute", 1, 10, 0, 0),
+        ("reduce", 10, 12, 0, 0),
+        ("wait", 12, 18, 0, 5),
+        ("reduce", 18, 21, 0, 0),
+        ("links", 23, 24, 7, 0),
+        ("wait", 24, 27, 0, 0),
+        ("links", 27, 30, 0, 0),
+    ]
     cluster = isthmus.Cluster(cluster_of(2, 1))
     for error, expected in ((0, [(12, 6), (24, 3)]), (5, [(12, 6)])):  # as far as the clocks can tell
-        assert [(event["ts"] / 1e6 + 1, event["dur"] / 1e6) for event in trace_events(
-            cluster, [rows, theirs, theirs[2:]], [0, error, 0]) if event["name"] == "wait"] == expected
+        assert [
+            (event["ts"] / 1e6 + 1, event["dur"] / 1e6)
+            for event in trace_events(cluster, [rows, theirs, theirs[2:]], [0, error, 0])
+            if event["name"] == "wait"
+        ] == expected
 
 
 def write_long_trace(folder, steps=30, ranks=(2, 2), pieces=400, name="site0"):
     """Write the trace of long steps, each a little longer than the one before; return its cluster."""
     from isthmus.watching.trace_events import write_trace
+
     table = cluster_of(*ranks)
     table["site"][0]["name"] = name
     for link in table["link"]:
@@ -286,8 +361,12 @@ def write_long_trace(folder, steps=30, ranks=(2, 2), pieces=400, name="site0"):
                     rows.append(row("received", first, first, end, peer, 1000, step))
         clock += pieces * each
     cluster = isthmus.Cluster(table)
-    write_trace(folder / "trace.json", cluster, [np.array(rows).reshape(-1, 8) for rows in rows_of_rank],
-                np.full((2, sum(ranks), 2), 3e-6))
+    write_trace(
+        folder / "trace.json",
+        cluster,
+        [np.array(rows).reshape(-1, 8) for rows in rows_of_rank],
+        np.full((2, sum(ranks), 2), 3e-6),
+    )
     return cluster
 
 
@@ -298,8 +377,10 @@ def test_a_timeline_shows_steps_that_are_as_long_as_most(tmp_path):
     for name in SPANS:
         assert f"#look-{name}" in text
     assert text.count("14 kB") >= 2  # down and up
-    places = [int(re.search(rf'y="(\d+)">{name}', text)[1]) for name in (
-        "site0 · rank 1", "site0 · rank 0", "↓", "site1 · rank 2", "site1 · rank 3")]
+    places = [
+        int(re.search(rf'y="(\d+)">{name}', text)[1])
+        for name in ("site0 · rank 1", "site0 · rank 0", "↓", "site1 · rank 2", "site1 · rank 3")
+    ]
     assert places == sorted(places)
 
 
@@ -324,8 +405,9 @@ def test_names_cannot_break_a_timeline(tmp_path):
 
 
 def test_a_run_of_one_step_and_one_of_none_have_their_timeline(tmp_path):
-    assert "Step 1, which" in re.sub(r"\s+", " ", timeline(
-        tmp_path, write_long_trace(tmp_path, steps=1, pieces=7)))
+    assert "Step 1, which" in re.sub(
+        r"\s+", " ", timeline(tmp_path, write_long_trace(tmp_path, steps=1, pieces=7))
+    )
     cluster = write_long_trace(tmp_path, steps=0)
     assert timeline(tmp_path, cluster) == ""
     (tmp_path / "trace.json").unlink()

@@ -32,11 +32,16 @@ def samples_of(rank, count):
 
 def training_of(tiers, counts, recipe=RECIPE, compressor=None, model=MODEL, buckets=1, **options):
     local = samples_of(tiers.world.rank, counts[tiers.world.rank])
-    allreduce = isthmus.Allreduce(tiers, model.size, compressor=compressor,
-                                  weight=float(local.samples),
-                                  buckets=bucket_slices(model.tensor_slices, buckets))
-    return Training(tiers, model, local, Member(allreduce), recipe,
-                    State.initial(model, recipe.seed), **options)
+    allreduce = isthmus.Allreduce(
+        tiers,
+        model.size,
+        compressor=compressor,
+        weight=float(local.samples),
+        buckets=bucket_slices(model.tensor_slices, buckets),
+    )
+    return Training(
+        tiers, model, local, Member(allreduce), recipe, State.initial(model, recipe.seed), **options
+    )
 
 
 def run(training):
@@ -57,8 +62,9 @@ def test_unequal_ranks_learn_what_one_process_would(comm, counts, buckets):
     parameters = MODEL.initial(RECIPE.seed).astype("f8")
     momentum, gradient = np.zeros((2, MODEL.size))
     for epoch in range(RECIPE.epochs):
-        batches = [list(local.batches(steps=RECIPE.steps, seed=RECIPE.seed, epoch=epoch))
-                   for local in everyone]
+        batches = [
+            list(local.batches(steps=RECIPE.steps, seed=RECIPE.seed, epoch=epoch)) for local in everyone
+        ]
         for step in range(RECIPE.steps):
             total = np.zeros(MODEL.size)
             for features, targets in (mine[step] for mine in batches):
@@ -70,19 +76,28 @@ def test_unequal_ranks_learn_what_one_process_would(comm, counts, buckets):
 
 
 @pytest.mark.ranks(4)
-@pytest.mark.parametrize("compressor", [
-    None, isthmus.Int8(8, "stochastic"), isthmus.TopK(0.2), isthmus.TopK(0.5, "threshold"),
-    isthmus.TopK(0.2, "random"), isthmus.LowRank(1, MODEL.matrix_shapes)])
+@pytest.mark.parametrize(
+    "compressor",
+    [
+        None,
+        isthmus.Int8(8, "stochastic"),
+        isthmus.TopK(0.2),
+        isthmus.TopK(0.5, "threshold"),
+        isthmus.TopK(0.2, "random"),
+        isthmus.LowRank(1, MODEL.matrix_shapes),
+    ],
+)
 @pytest.mark.parametrize("stop", [1, 4, 7])
 def test_a_run_that_was_stopped_ends_with_the_bits_of_one_that_was_not(
-        comm, shared_folder, compressor, stop):
+    comm, shared_folder, compressor, stop
+):
     with isthmus.split_tiers(comm, isthmus.Cluster(cluster_of(2, 2))) as tiers:
         whole = run(training_of(tiers, (17, 9, 3, 0), compressor=compressor))
         half = training_of(tiers, (17, 9, 3, 0), compressor=compressor)
         for _ in half.steps():
             if half.state.step == stop:
                 break
-        state = half.member.gradients.memory[MODEL.size:]
+        state = half.member.gradients.memory[MODEL.size :]
         assert comm.rank or state.any() or not state.size
         path = shared_folder / "checkpoint.h5"
         write_checkpoint(path, half, {"run": 1})
@@ -96,26 +111,30 @@ def test_a_run_that_was_stopped_ends_with_the_bits_of_one_that_was_not(
 
 def another_version(path):
     """Make a whole file of another version."""
-    image = path.read_bytes()[checkpoint_file.BLOCK_NBYTES:]
+    image = path.read_bytes()[checkpoint_file.BLOCK_NBYTES :]
     path.write_bytes(checkpoint_file._block(5, checkpoint_file._digest(5, image)) + image)
 
 
 @pytest.mark.ranks(2)
-@pytest.mark.parametrize(("spoil", "message"), [
-    (lambda path: path.unlink(), "no such checkpoint"),
-    (lambda path: path.write_bytes(path.read_bytes()[:2000]), "is damaged"),
-    (lambda path: path.write_bytes(path.read_bytes() + b"\0"), "is damaged"),
-    (lambda path: path.write_bytes(b"hello"), "is damaged"),
-    (lambda path: path.write_bytes(b""), "is damaged"),
-    (lambda path: path.unlink() or path.mkdir(), "cannot be read: Is a directory"),
-    (lambda path: path.unlink() or os.mkfifo(path), "cannot be read: is a pipe"),
-    (another_version, "is of version 5, this program reads 4; use the isthmus that wrote it"),
-    (lambda path: path.write_bytes(path.read_bytes()[checkpoint_file.BLOCK_NBYTES:]),
-     "is of version 3 or older, this program reads 4; use the isthmus that wrote it"),
-    (lambda path: None, "is of another run: run = 2, was 1"),
-])
-def test_a_checkpoint_that_cannot_be_used_is_refused_on_all_ranks(
-        comm, shared_folder, spoil, message):
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda path: path.unlink(), "no such checkpoint"),
+        (lambda path: path.write_bytes(path.read_bytes()[:2000]), "is damaged"),
+        (lambda path: path.write_bytes(path.read_bytes() + b"\0"), "is damaged"),
+        (lambda path: path.write_bytes(b"hello"), "is damaged"),
+        (lambda path: path.write_bytes(b""), "is damaged"),
+        (lambda path: path.unlink() or path.mkdir(), "cannot be read: Is a directory"),
+        (lambda path: path.unlink() or os.mkfifo(path), "cannot be read: is a pipe"),
+        (another_version, "is of version 5, this program reads 4; use the isthmus that wrote it"),
+        (
+            lambda path: path.write_bytes(path.read_bytes()[checkpoint_file.BLOCK_NBYTES :]),
+            "is of version 3 or older, this program reads 4; use the isthmus that wrote it",
+        ),
+        (lambda path: None, "is of another run: run = 2, was 1"),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_used_is_refused_on_all_ranks(comm, shared_folder, spoil, message):
     path = shared_folder / "checkpoint.h5"
     with isthmus.split_tiers(comm, isthmus.Cluster(cluster_of(1, 1))) as tiers:
         training = training_of(tiers, (5, 5))
@@ -181,10 +200,19 @@ def poison(training, rank, step, value=np.nan):
 
 
 @pytest.mark.ranks(2)
-@pytest.mark.parametrize(("compressor", "value", "message"), [
-    (isthmus.Dense("float16"), 1e6, r"step 3: gradients are finite, .* Dense\(dtype='float16'\) holds, "
-                                    "65504; take .*bfloat16"),
-    (isthmus.Dense("bfloat16"), 1e6, None), (None, 1e6, None)])
+@pytest.mark.parametrize(
+    ("compressor", "value", "message"),
+    [
+        (
+            isthmus.Dense("float16"),
+            1e6,
+            r"step 3: gradients are finite, .* Dense\(dtype='float16'\) holds, "
+            "65504; take .*bfloat16",
+        ),
+        (isthmus.Dense("bfloat16"), 1e6, None),
+        (None, 1e6, None),
+    ],
+)
 def test_a_sum_that_a_wire_does_not_hold_says_which_would(comm, compressor, value, message):
     with isthmus.split_tiers(comm, isthmus.Cluster(cluster_of(1, 1))) as tiers:
         training = training_of(tiers, (9, 9), compressor=compressor)
@@ -199,8 +227,9 @@ def test_a_sum_that_a_wire_does_not_hold_says_which_would(comm, compressor, valu
 
 
 @pytest.mark.ranks(4)
-@pytest.mark.parametrize("compressor", [None, isthmus.Int8(8), isthmus.TopK(0.2),
-                                        isthmus.LowRank(1, MODEL.matrix_shapes)])
+@pytest.mark.parametrize(
+    "compressor", [None, isthmus.Int8(8), isthmus.TopK(0.2), isthmus.LowRank(1, MODEL.matrix_shapes)]
+)
 @pytest.mark.parametrize("culprit", [0, 3])
 def test_a_step_with_a_nan_is_stopped_or_skipped_by_all(comm, compressor, culprit):
     with isthmus.split_tiers(comm, isthmus.Cluster(cluster_of(2, 2))) as tiers:
@@ -258,8 +287,9 @@ def test_evaluation_is_that_of_all_samples_together(comm):
         loss, accuracy = training.evaluate(samples_of(comm.rank, (30, 0, 13)[comm.rank]))
         assert gather_json(comm, [loss, accuracy]) == [[loss, accuracy]] * 3
     parts = [samples_of(0, 30), samples_of(2, 13)]
-    features, targets = (np.concatenate([part.arrays[name] for part in parts])
-                         for name in ("features", "targets"))
+    features, targets = (
+        np.concatenate([part.arrays[name] for part in parts]) for name in ("features", "targets")
+    )
     scores = MODEL.scores(training.state.parameters, features)
     assert accuracy == pytest.approx((scores.argmax(1) == targets).mean())
     gradient = np.empty(MODEL.size, "f4")
@@ -267,8 +297,10 @@ def test_evaluation_is_that_of_all_samples_together(comm):
     assert loss == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize(("schedule", "rates"), [("constant", [0.1] * 12),
-                                                 ("linear", [0.1 * (1 - k / 12) for k in range(12)])])
+@pytest.mark.parametrize(
+    ("schedule", "rates"),
+    [("constant", [0.1] * 12), ("linear", [0.1 * (1 - k / 12) for k in range(12)])],
+)
 def test_the_learning_rate_follows_its_schedule(schedule, rates):
     recipe = replace(RECIPE, schedule=schedule)
     assert [recipe.learning_rate_of(step) for step in range(12)] == pytest.approx(rates)

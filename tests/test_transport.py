@@ -17,7 +17,8 @@ def test_the_window_is_rate_by_round_trip_of_the_fullest_link():
     table["link"] = [
         {"from": "site0", "to": "site1", "latency_seconds": 0.08, "bytes_per_second": 1.25e8},
         {"from": "site1", "to": "site0", "latency_seconds": 0.02, "bytes_per_second": 1e6},
-        {"between": ["site1", "site2"], "latency_seconds": 0.001, "bytes_per_second": 1e7}]
+        {"between": ["site1", "site2"], "latency_seconds": 0.001, "bytes_per_second": 1e7},
+    ]
     assert tcp_settings(isthmus.Cluster(table)).window_nbytes == 12_500_000
     assert tcp_settings(cluster(3)).window_nbytes == 0
 
@@ -37,8 +38,11 @@ def test_each_way_has_the_window_of_its_own_rate():
     """65535 x 2^k, as the kernel announces them: near 8 round trips of the way's rate."""
     table = cluster_of(1, 1, 1)
     like = {"latency_seconds": 0.01, "bytes_per_second": 1.25e7}
-    table["link"] = [{"between": ["site0", "site1"], **like}, {"from": "site0", "to": "site2", **like},
-                     {"from": "site2", "to": "site0", **like, "bytes_per_second": 2.5e6}]
+    table["link"] = [
+        {"between": ["site0", "site1"], **like},
+        {"from": "site0", "to": "site2", **like},
+        {"from": "site2", "to": "site0", **like, "bytes_per_second": 2.5e6},
+    ]
     routes = tcp_settings(isthmus.Cluster(table)).routes
     window = {ends: int(words.split()[-1]) for ends, words in routes.items()}
     assert window.pop(("site0", "site2")) == 65_535 * 8  # what comes from there: 450,000 bytes in 0.18 s
@@ -50,16 +54,25 @@ def test_each_way_has_the_window_of_its_own_rate():
 @pytest.mark.parametrize(("latency_seconds", "asks"), [(0.01, False), (0.0001, True), (0.0, True)])
 def test_messages_are_eager_where_asking_takes_longer(latency_seconds, asks):
     mca = tcp_settings(cluster(1, 1, latency_seconds=latency_seconds)).mca
-    assert list(mca) == ([] if asks else ["btl_tcp_eager_limit", "btl_tcp_rndv_eager_limit",
-                                          "btl_tcp_max_send_size"])
+    assert list(mca) == (
+        [] if asks else ["btl_tcp_eager_limit", "btl_tcp_rndv_eager_limit", "btl_tcp_max_send_size"]
+    )
 
 
 def test_the_launch_line_names_hosts_and_what_to_set_before():
     table = cluster_of(3, 1, latency_seconds=0.05, bytes_per_second=1.25e8)
     table["site"][0]["hosts"], table["site"][1]["hosts"] = ["near", "far"], ["edge"]
     advice = launch_advice(isthmus.Cluster(table), "train", "my run.toml")
-    assert advice["command"][:8] == ["mpirun", "-n", "4", "--prtemca", "plm_ssh_agent", "ssh",
-                                     "--host", "near:2,far:1,edge:1"]  # never rsh
+    assert advice["command"][:8] == [
+        "mpirun",
+        "-n",
+        "4",
+        "--prtemca",
+        "plm_ssh_agent",
+        "ssh",
+        "--host",
+        "near:2,far:1,edge:1",
+    ]  # never rsh
     first, *rest = launch_lines(advice)
     assert first.endswith("isthmus train 'my run.toml'")
     assert "sysctl -w 'net.ipv4.tcp_rmem=4096 100661760 100661760'" in rest

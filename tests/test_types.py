@@ -39,8 +39,13 @@ CONTRACTS = {
     "isthmus.training.strategies.sums": ["Sums"],
 }
 """What the public names give and take, and what others may write one of: module -> classes."""
-PAGES = ("README.md", "docs/allreduce.md", "docs/planning.md", "docs/add_a_compressor.md",
-         "docs/tutorial.md")
+PAGES = (
+    "README.md",
+    "docs/allreduce.md",
+    "docs/planning.md",
+    "docs/add_a_compressor.md",
+    "docs/tutorial.md",
+)
 
 
 def everything_typed():
@@ -61,8 +66,11 @@ def functions_of(thing):
         elif isinstance(member, (classmethod, staticmethod)):
             member = member.__func__
         made = inspect.isfunction(member) and member.__code__.co_filename != "<string>"  # by dataclass
-        if made and member.__module__ == thing.__module__ and (
-                not name.startswith("_") or name in ("__init__", "__call__")):
+        if (
+            made
+            and member.__module__ == thing.__module__
+            and (not name.startswith("_") or name in ("__init__", "__call__"))
+        ):
             yield inspect.unwrap(member)
 
 
@@ -70,8 +78,11 @@ def functions_of(thing):
 def test_every_verb_of_a_public_name_says_what_it_takes_and_gives(thing):
     for function in functions_of(thing):
         signature = inspect.signature(function)
-        bare = [name for name, each in signature.parameters.items()
-                if each.annotation is each.empty and name not in ("self", "cls")]
+        bare = [
+            name
+            for name, each in signature.parameters.items()
+            if each.annotation is each.empty and name not in ("self", "cls")
+        ]
         if function.__name__ != "__init__" and signature.return_annotation is signature.empty:
             bare.append("what it gives")
         assert not bare, f"{function.__qualname__} does not say the types of {', '.join(bare)}"
@@ -80,15 +91,21 @@ def test_every_verb_of_a_public_name_says_what_it_takes_and_gives(thing):
 def test_an_editor_completes_every_public_name():
     offered = {each.name for each in jedi.Script("import isthmus\nisthmus.").complete(2, 8)}
     assert offered >= {*isthmus.__all__, "__version__"}
-    told = {each.name for each in jedi.Script(
-        "import isthmus\nisthmus.Cluster.from_toml('a.toml').").complete(2, 36)}
+    told = {
+        each.name
+        for each in jedi.Script("import isthmus\nisthmus.Cluster.from_toml('a.toml').").complete(2, 36)
+    }
     assert told >= {"sites", "links", "rates", "route", "hub"}
 
 
 def test_the_stub_is_the_one_home_of_the_public_names(repository):
     stub = ast.parse((repository / "src/isthmus/__init__.pyi").read_text())
-    names = {alias.asname: f"isthmus.{node.module}" for node in stub.body
-             if isinstance(node, ast.ImportFrom) for alias in node.names}
+    names = {
+        alias.asname: f"isthmus.{node.module}"
+        for node in stub.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
     assert sorted(names) == sorted(isthmus.__all__)
     for name, module in names.items():
         assert getattr(isthmus, name).__module__ == module
@@ -97,8 +114,13 @@ def test_the_stub_is_the_one_home_of_the_public_names(repository):
 
 def test_the_typed_program_uses_every_public_name(repository):
     program = ast.parse((repository / "tests/typed_face.py").read_text())
-    used = {node.attr for node in ast.walk(program) if isinstance(node, ast.Attribute)
-            and isinstance(node.value, ast.Name) and node.value.id == "isthmus"}
+    used = {
+        node.attr
+        for node in ast.walk(program)
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and node.value.id == "isthmus"
+    }
     assert used >= set(isthmus.__all__)
 
 
@@ -113,8 +135,10 @@ def test_types_are_shipped(repository):
 def test_a_checker_finds_no_fault_but_a_mistyped_name(repository, tmp_path):
     """In the public face, the contracts and the programs of the pages, which are checked as `make lint`
     checks."""
-    files = [repository / file for file in tomllib.loads(
-        (repository / "pyproject.toml").read_text())["tool"]["mypy"]["files"]]
+    files = [
+        repository / file
+        for file in tomllib.loads((repository / "pyproject.toml").read_text())["tool"]["mypy"]["files"]
+    ]
     for page in PAGES:
         text = (repository / page).read_text()
         files.append(tmp_path / f"page_{page.split('/')[-1].removesuffix('.md').lower()}.py")
@@ -123,7 +147,11 @@ def test_a_checker_finds_no_fault_but_a_mistyped_name(repository, tmp_path):
     files[-1].write_text("import isthmus\nisthmus.Allrduce\nisthmus.Int8(blok=3)\nisthmus.Int8()\n")
     done = subprocess.run(
         [sys.executable, "-m", "mypy", "--cache-dir", tmp_path / "cache", *map(str, files)],
-        cwd=repository, text=True, capture_output=True, timeout=240)
+        cwd=repository,
+        text=True,
+        capture_output=True,
+        timeout=240,
+    )
     found = [line.partition("mistyped.py:")[2] for line in done.stdout.splitlines()[:-1]]
     assert len(found) == 2, done.stdout + done.stderr
     assert found[0].startswith('2: error: Module has no attribute "Allrduce"'), done.stdout

@@ -48,8 +48,13 @@ def clusters(path: str) -> isthmus.Cluster:
 
 def compressors() -> list[Compressor]:
     every: list[Compressor] = [
-        isthmus.Dense("float16"), isthmus.Int8(block=256), isthmus.Int4(rounding="stochastic"),
-        isthmus.OneBit(1024), isthmus.LowRank(2, ((3, 4),)), isthmus.TopK(0.01, "threshold")]
+        isthmus.Dense("float16"),
+        isthmus.Int8(block=256),
+        isthmus.Int4(rounding="stochastic"),
+        isthmus.OneBit(1024),
+        isthmus.LowRank(2, ((3, 4),)),
+        isthmus.TopK(0.01, "threshold"),
+    ]
     vector, wire = np.zeros(8, np.float32), np.zeros(100, np.uint8)
     isthmus.Int8().encode(vector, wire, vector, key=1, first=0, state=None)
     isthmus.Int8().decode(wire, vector)
@@ -80,8 +85,16 @@ def shards_on_disk(folder: str) -> isthmus.ShardSet:
 def plans(cluster: isthmus.Cluster, shards: isthmus.ShardSet) -> Plan:
     workload = isthmus.Workload(size=8, batch_size=4, compressor=isthmus.Int8(), buckets=(slice(0, 8),))
     assert_type(workload.compressor, Compressor | None)
-    plan = isthmus.plan_shards(cluster, shards, workload, "period", {0: "edge"},
-                               forbidden={1: ["edge"]}, least_samples={"edge": 1}, budget=2.0)
+    plan = isthmus.plan_shards(
+        cluster,
+        shards,
+        workload,
+        "period",
+        {0: "edge"},
+        forbidden={1: ["edge"]},
+        least_samples={"edge": 1},
+        budget=2.0,
+    )
     assert_type(plan, Plan)
     assert_type(isthmus.plan_shards(cluster, [10, 10], workload, Objective((Term(),))), Plan)
     assert_type(plan.rank_of_shard, npt.NDArray[np.int64])
@@ -89,8 +102,9 @@ def plans(cluster: isthmus.Cluster, shards: isthmus.ShardSet) -> Plan:
     assert_type(plan.terms, dict[str, float])
     assert_type((plan.epoch_seconds, plan.steps, plan.hash), tuple[float, int, str])
     assert_type(Plan.from_dict(plan.to_dict()), Plan)
-    found = isthmus.allocate_shards([1, 2], [0.1, 0.2], allowed={0: [1]}, objective="weighted",
-                                    alpha=0.5, nodes=10)
+    found = isthmus.allocate_shards(
+        [1, 2], [0.1, 0.2], allowed={0: [1]}, objective="weighted", alpha=0.5, nodes=10
+    )
     assert_type(found, Allocation)
     assert_type(found.seconds_of_rank, tuple[float, ...])
     assert_type(found.lower_bound_seconds + found.gap, float)

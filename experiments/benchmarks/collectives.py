@@ -18,8 +18,10 @@ from isthmus.jobs.launch import mpirun, rank_environment
 TWO_SITES = Path(__file__).resolve().parent.parent / "two_sites.toml"
 RANKS, SIZES = (4, 8), (16_384, 65_536, 262_144, 1_048_576)
 EXACT = ("mpi", "ring", "tree", "recursive")
-HIERARCHICAL = tuple(f"hierarchical, {compressor}" for compressor in (
-    "none", "dense:dtype=float16", "int8", "int4", "one_bit", "top_k", "low_rank"))
+HIERARCHICAL = tuple(
+    f"hierarchical, {compressor}"
+    for compressor in ("none", "dense:dtype=float16", "int8", "int4", "one_bit", "top_k", "low_rank")
+)
 PACED = ("ring", "hierarchical, none", "hierarchical, int8", "hierarchical, one_bit")
 
 
@@ -36,18 +38,43 @@ def measure(ranks, links, ways, sizes):
     table = isthmus.Cluster.from_toml(TWO_SITES).to_table()
     for site in table["site"]:
         site |= {"ranks": ranks // 2, "samples_per_second": 1000.0}
-    algorithms, compressors = (dict.fromkeys(names) for names in zip(
-        *((*way.split(", "), "none")[:2] for way in ways)))
+    algorithms, compressors = (
+        dict.fromkeys(names) for names in zip(*((*way.split(", "), "none")[:2] for way in ways))
+    )
     options = [f"--algorithm={name}" for name in algorithms]
     options += [f"--compressor={name}" for name in compressors]
     with tempfile.TemporaryDirectory() as folder:
         cluster = Path(folder, "cluster.toml")
         cluster.write_text(tomli_w.dumps(table))
         done = subprocess.run(
-            [mpirun(), "-n", str(ranks), sys.executable, "-m", "isthmus", "bench", "collectives",
-             str(cluster), "--links", links, *options, "--smallest", str(sizes[0]),
-             "--largest", str(sizes[-1]), "--seconds", "0.2", "--output", folder, "--json"],
-            check=True, text=True, stdout=subprocess.PIPE, env=rank_environment())
+            [
+                mpirun(),
+                "-n",
+                str(ranks),
+                sys.executable,
+                "-m",
+                "isthmus",
+                "bench",
+                "collectives",
+                str(cluster),
+                "--links",
+                links,
+                *options,
+                "--smallest",
+                str(sizes[0]),
+                "--largest",
+                str(sizes[-1]),
+                "--seconds",
+                "0.2",
+                "--output",
+                folder,
+                "--json",
+            ],
+            check=True,
+            text=True,
+            stdout=subprocess.PIPE,
+            env=rank_environment(),
+        )
     results = json.loads(done.stdout)["results"]
     return {key(ranks, links, way_of(result), result["nbytes"]): result for result in results}
 

@@ -34,11 +34,21 @@ class Kernels:
         if shutil.which("valgrind") is None or platform.machine() != "x86_64":
             return {}
         with tempfile.TemporaryDirectory() as folder:
-            for before in ([], ["valgrind", "--quiet", "--tool=callgrind", "--instr-atstart=no",
-                                "--combine-dumps=yes", f"--callgrind-out-file={folder}/counts"]):
+            for before in (
+                [],
+                [
+                    "valgrind",
+                    "--quiet",
+                    "--tool=callgrind",
+                    "--instr-atstart=no",
+                    "--combine-dumps=yes",
+                    f"--callgrind-out-file={folder}/counts",
+                ],
+            ):
                 # The first fills numba's cache: valgrind is not to watch a compiler.
-                subprocess.run([*before, sys.executable, __file__], check=True,
-                               env={**os.environ, **COMPILED_FOR})
+                subprocess.run(
+                    [*before, sys.executable, __file__], check=True, env={**os.environ, **COMPILED_FOR}
+                )
             return counts(Path(folder, "counts").read_text())
 
     def track_instructions(self, measured, kernel):
@@ -56,7 +66,8 @@ def main():
     page = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
     page.write(REQUEST)
     call = ctypes.CFUNCTYPE(ctypes.c_uint64, ctypes.POINTER(ctypes.c_uint64))(
-        ctypes.addressof(ctypes.c_char.from_buffer(page)))
+        ctypes.addressof(ctypes.c_char.from_buffer(page))
+    )
 
     def request(code, text=b""):
         call((ctypes.c_uint64 * 6)(code, ctypes.cast(ctypes.c_char_p(text), ctypes.c_void_p).value))

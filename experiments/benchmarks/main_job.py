@@ -19,15 +19,23 @@ class MainJob:
         with tempfile.TemporaryDirectory() as folder:
             measured = f"{folder}/cluster.toml"
             start = [mpirun(), "-n", "4", sys.executable, "-m", "isthmus"]
-            for arguments in (["calibrate", RUN, "-o", measured],
-                              ["train", RUN, "--cluster", measured, "--json"]):
-                done = subprocess.run([*start, *map(str, arguments)], check=True, text=True,
-                                      env=rank_environment(), stdout=subprocess.PIPE)
+            for arguments in (
+                ["calibrate", RUN, "-o", measured],
+                ["train", RUN, "--cluster", measured, "--json"],
+            ):
+                done = subprocess.run(
+                    [*start, *map(str, arguments)],
+                    check=True,
+                    text=True,
+                    env=rank_environment(),
+                    stdout=subprocess.PIPE,
+                )
         summary = json.loads(done.stdout)
         lines = map(json.loads, Path(summary["folder"], "metrics.jsonl").read_text().splitlines())
         return summary | {
             "step_seconds": [line["step_seconds"] for line in lines if line["kind"] == "step"],
-            "peak_nbytes": 1024 * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss}
+            "peak_nbytes": 1024 * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss,
+        }
 
     def track_test_error(self, summary):
         return 1 - summary["accuracy"]
@@ -39,8 +47,10 @@ class MainJob:
 
     def track_prediction_error(self, summary):
         predicted = summary["step"]["predicted_seconds"]
-        return {"samples": [abs(predicted / seconds - 1) for seconds in summary["step_seconds"]],
-                "number": 1}
+        return {
+            "samples": [abs(predicted / seconds - 1) for seconds in summary["step_seconds"]],
+            "number": 1,
+        }
 
     track_prediction_error.unit = "share of a step"
 

@@ -24,18 +24,24 @@ def in_classes(shards, ranks, kinds, groups):
     nbytes = (sizes * density)[kind]
     places = draw.random((10, groups)) < 0.5
     places[0] = True
-    return {"sizes": sizes[kind], "seconds_per_unit": 1 / draw.uniform(1, 2, groups)[group],
-            "storage_sizes": nbytes,
-            "storage": draw.uniform(0.8, 3.2, groups)[group] * nbytes.sum() / ranks,
-            "allowed": (draw.integers(0, 10, kinds)[kind], places[:, group])}
+    return {
+        "sizes": sizes[kind],
+        "seconds_per_unit": 1 / draw.uniform(1, 2, groups)[group],
+        "storage_sizes": nbytes,
+        "storage": draw.uniform(0.8, 3.2, groups)[group] * nbytes.sum() / ranks,
+        "allowed": (draw.integers(0, 10, kinds)[kind], places[:, group]),
+    }
 
 
 def no_two_alike(shards, ranks):
     """Every shard and every rank differs from all others."""
     draw = np.random.default_rng(0)
     sizes = draw.uniform(10, 200, shards)
-    return {"sizes": sizes, "seconds_per_unit": 1 / draw.uniform(1, 2, ranks),
-            "storage": np.full(ranks, 3 * sizes.sum() / ranks)}
+    return {
+        "sizes": sizes,
+        "seconds_per_unit": 1 / draw.uniform(1, 2, ranks),
+        "storage": np.full(ranks, 3 * sizes.sum() / ranks),
+    }
 
 
 CASES = {
@@ -55,22 +61,34 @@ AGAIN = {"150 kinds x 100 ranks": (150, 100), "415 kinds x 200 ranks": (415, 200
 def to_plan_again(kinds, ranks):
     """Return a Replanner for 20 shards of each kind (bytes a sample) on five sites, and a plan."""
     from isthmus.planning.replanning import Replanner
+
     draw = np.random.default_rng(0)
     network = {"latency_seconds": 1e-5, "bytes_per_second": 1e9}
     samples = draw.integers(50, 150, 20 * kinds)
     nbytes = samples * np.repeat(draw.uniform(500, 1500, kinds), 20)
     table = {
-        "site": [{"name": f"site{number}", "tier": "edge" if number else "cloud", "ranks": ranks // 5,
-                  "samples_per_second": draw.uniform(100, 200, ranks // 5).tolist(),
-                  "storage_nbytes": 2 * nbytes.sum() / ranks, "network": network}
-                 for number in range(5)],
-        "link": [{"between": ["site0", f"site{number}"], "latency_seconds": 0.01,
-                  "bytes_per_second": 1.1e7} for number in range(1, 5)]}
+        "site": [
+            {
+                "name": f"site{number}",
+                "tier": "edge" if number else "cloud",
+                "ranks": ranks // 5,
+                "samples_per_second": draw.uniform(100, 200, ranks // 5).tolist(),
+                "storage_nbytes": 2 * nbytes.sum() / ranks,
+                "network": network,
+            }
+            for number in range(5)
+        ],
+        "link": [
+            {"between": ["site0", f"site{number}"], "latency_seconds": 0.01, "bytes_per_second": 1.1e7}
+            for number in range(1, 5)
+        ],
+    }
     shards = SimpleNamespace(samples=samples, nbytes=nbytes)
     workload = isthmus.Workload(size=100_000, batch_size=32 * ranks)
     cluster = isthmus.Cluster(table)
     return Replanner(cluster, shards, workload), isthmus.plan_shards(
-        cluster, shards, workload, nodes=1).rank_of_shard
+        cluster, shards, workload, nodes=1
+    ).rank_of_shard
 
 
 class Replan:
@@ -150,25 +168,47 @@ class Simulate:
     def setup(self, shape, links):
         sites, ranks = shape
         network = {"latency_seconds": 2e-5, "bytes_per_second": 1e9}
-        table = {"site": [{"name": f"site{number}", "tier": "edge" if number else "cloud",
-                           "ranks": ranks, "samples_per_second": 1000.0, "network": network}
-                          for number in range(sites)]}
+        table = {
+            "site": [
+                {
+                    "name": f"site{number}",
+                    "tier": "edge" if number else "cloud",
+                    "ranks": ranks,
+                    "samples_per_second": 1000.0,
+                    "network": network,
+                }
+                for number in range(sites)
+            ]
+        }
         if links == "uplink":
-            table["link"] = [{"between": ["site0", f"site{number}"], "latency_seconds": 0.01,
-                              "bytes_per_second": 1e9, "shared": "uplink"}
-                             for number in range(1, sites)]
+            table["link"] = [
+                {
+                    "between": ["site0", f"site{number}"],
+                    "latency_seconds": 0.01,
+                    "bytes_per_second": 1e9,
+                    "shared": "uplink",
+                }
+                for number in range(1, sites)
+            ]
         else:
             rates = np.random.default_rng(0).uniform(1e5, 1e8, sites)
             rates[1] = 1e9
-            table["link"] = [{"between": ["site1" if number > 1 else "site0", f"site{number}"],
-                              "latency_seconds": 0.01, "bytes_per_second": rates[number]}
-                             for number in range(1, sites)]
+            table["link"] = [
+                {
+                    "between": ["site1" if number > 1 else "site0", f"site{number}"],
+                    "latency_seconds": 0.01,
+                    "bytes_per_second": rates[number],
+                }
+                for number in range(1, sites)
+            ]
         self.cluster = isthmus.Cluster(table)
-        self.workload = isthmus.Workload(size=100_000, batch_size=32 * sites * ranks,
-                                         compressor=isthmus.Int8())
+        self.workload = isthmus.Workload(
+            size=100_000, batch_size=32 * sites * ranks, compressor=isthmus.Int8()
+        )
 
     def time_hundred_steps(self, shape, links):
         from isthmus.timing.simulation import Stragglers, simulate
+
         simulate(self.cluster, self.workload, steps=100, stragglers=Stragglers(0.2))
 
 
@@ -182,8 +222,10 @@ def main():
         seconds, wall = time.process_time() - start, time.perf_counter() - wall
         longest = arguments["sizes"].max() * arguments["seconds_per_unit"].min() / plan.seconds
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-        print(f"{case:32} {seconds:6.2f} s ({wall:.2f} s by the clock)  gap {plan.gap:.3%}  "
-              f"longest shard {longest:.2%} of the makespan  peak {peak:.2f} GB")
+        print(
+            f"{case:32} {seconds:6.2f} s ({wall:.2f} s by the clock)  gap {plan.gap:.3%}  "
+            f"longest shard {longest:.2%} of the makespan  peak {peak:.2f} GB"
+        )
     for case in AGAIN:
         again = Replan()
         again.setup(case)
@@ -193,8 +235,10 @@ def main():
                 start = time.process_time()
                 what(case)
                 seconds.append(time.process_time() - start)
-            print(f"{case:32} {what.__name__[5:]:12} {1e3 * np.median(seconds):6.1f} ms, at most "
-                  f"{1e3 * max(seconds):.1f} ms")
+            print(
+                f"{case:32} {what.__name__[5:]:12} {1e3 * np.median(seconds):6.1f} ms, at most "
+                f"{1e3 * max(seconds):.1f} ms"
+            )
 
 
 if __name__ == "__main__":

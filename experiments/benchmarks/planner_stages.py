@@ -18,8 +18,12 @@ from isthmus.planning.programme.rounding import place_whole
 from .planner import CASES
 
 THEN = ("bytes", "imbalance")
-SIZES = ["1,000 x 100, no two alike", "20,000 x 200, no two alike", "1e6 x 1e4 in 500 x 200 classes",
-         "1e6 x 1e4, no two alike"]
+SIZES = [
+    "1,000 x 100, no two alike",
+    "20,000 x 200, no two alike",
+    "1e6 x 1e4 in 500 x 200 classes",
+    "1e6 x 1e4, no two alike",
+]
 
 
 class Programme:

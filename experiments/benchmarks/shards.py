@@ -44,8 +44,11 @@ class Shards:
         self.folder.cleanup()
 
     def track_pack(self, compression):
-        return self.samples(lambda: isthmus.pack_shards(
-            self.arrays, f"{self.folder.name}/new", SHARDS, compression, overwrite=True))
+        return self.samples(
+            lambda: isthmus.pack_shards(
+                self.arrays, f"{self.folder.name}/new", SHARDS, compression, overwrite=True
+            )
+        )
 
     def track_verify(self, compression):
         return self.samples(self.shards.verify)
@@ -78,19 +81,26 @@ class Scatter:
     def track_scatter(self, way):
         with tempfile.TemporaryDirectory() as folder:
             shards = isthmus.pack_shards(images(), f"{folder}/set", SHARDS, "lz4")
-            done = subprocess.run(rank_command(4, __file__, f"{folder}/set", way), check=True, text=True,
-                                  env=rank_environment(), stdout=subprocess.PIPE)
+            done = subprocess.run(
+                rank_command(4, __file__, f"{folder}/set", way),
+                check=True,
+                text=True,
+                env=rank_environment(),
+                stdout=subprocess.PIPE,
+            )
         return milliseconds_a_megabyte(json.loads(done.stdout), shards)
 
 
 def main(folder, way):
     """In each of four ranks: scatter again and again; rank 0 prints the slowest rank's seconds."""
     from mpi4py import MPI
+
     world, slowest = MPI.COMM_WORLD, np.empty(1)
     shards = isthmus.ShardSet.open(folder) if way == "every rank reads" or world.rank == 0 else None
     each = SHARDS // world.size
-    plan = SimpleNamespace(shards_of_rank=[
-        range(each * rank, each * (rank + 1)) for rank in range(world.size)])
+    plan = SimpleNamespace(
+        shards_of_rank=[range(each * rank, each * (rank + 1)) for rank in range(world.size)]
+    )
     cluster, seconds = isthmus.Cluster.from_toml(REPOSITORY / "experiments/two_sites.toml"), []
     with isthmus.split_tiers(world, cluster) as tiers:
         for _ in range(1 + REPETITIONS):

@@ -30,6 +30,7 @@ class Memory:
 
     def track_peak(self, what):
         """Not of rusage: that counts what the parent held when it forked."""
-        done = subprocess.run([sys.executable, "-c", what + HIGH_WATER], check=True, text=True,
-                              stdout=subprocess.PIPE)
+        done = subprocess.run(
+            [sys.executable, "-c", what + HIGH_WATER], check=True, text=True, stdout=subprocess.PIPE
+        )
         return 1024 * int(done.stdout)

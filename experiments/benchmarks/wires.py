@@ -10,8 +10,18 @@ ENTRIES = 1_000_000
 class Wires:
     """A vector of a million normal numbers."""
 
-    params = ("dense", "dense:dtype=float16", "dense:dtype=bfloat16", "int8", "int8:rounding=stochastic",
-              "int4", "int4:rounding=stochastic", "one_bit", "top_k", "low_rank")
+    params = (
+        "dense",
+        "dense:dtype=float16",
+        "dense:dtype=bfloat16",
+        "int8",
+        "int8:rounding=stochastic",
+        "int4",
+        "int4:rounding=stochastic",
+        "one_bit",
+        "top_k",
+        "low_rank",
+    )
     param_names = ("compressor",)
 
     def setup(self, name):

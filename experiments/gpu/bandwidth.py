@@ -23,21 +23,31 @@ RESULTS = source_tree.ROOT / "data/measurements/gpu_kernels.jsonl"
 def kernel_calls(cupy, gpu, size):
     """Yield what to do before each call, then (name, bytes an element, call) of each kernel."""
     import numpy as np
+
     vector = cupy.random.default_rng(0).standard_normal(size, dtype=cupy.float32)
     kept, total = cupy.zeros(size, "f4"), cupy.ones(size, "f4")
     maxima, codes = cupy.ones(-(-size // 256), "f4"), cupy.zeros(size, "i1")
     halves = cupy.full(size, 0x3B3B, "u2")
-    four = (cupy.ones(-(-size // 1024), "f4"), cupy.ones(-(-size // 64), "u2"),
-            cupy.zeros(-(-size // 2), "u1"))
+    four = (
+        cupy.ones(-(-size // 1024), "f4"),
+        cupy.ones(-(-size // 64), "u2"),
+        cupy.zeros(-(-size // 2), "u1"),
+    )
     bits = cupy.ones(-(-size // 1024), "f4"), cupy.zeros(-(-size // 8), "u1")
-    chosen = (cupy.ones(-(-size // 65536), "u4"), cupy.ones(size // 100, "f4"),
-              cupy.ones(size // 100, "u2"))
+    chosen = (
+        cupy.ones(-(-size // 65536), "u4"),
+        cupy.ones(size // 100, "f4"),
+        cupy.ones(size // 100, "u2"),
+    )
     key = np.uint64(7)
     yield lambda: kept.fill(0)  # a residual that grows from call to call would be none
     yield "add", 12, lambda: gpu.add(vector, total)
     yield "encode_int8", 13 + 4 / 256, lambda: gpu.encode_int8(vector, kept, 256, None, 0, maxima, codes)
-    yield "encode_int8_stochastic", 13 + 4 / 256, lambda: gpu.encode_int8(
-        vector, kept, 256, key, 0, maxima, codes)
+    yield (
+        "encode_int8_stochastic",
+        13 + 4 / 256,
+        lambda: gpu.encode_int8(vector, kept, 256, key, 0, maxima, codes),
+    )
     yield "add_int8", 9 + 4 / 256, lambda: gpu.add_int8(maxima, codes, 256, total)
     yield "decode_int8", 5 + 4 / 256, lambda: gpu.decode_int8(maxima, codes, 256, total)
     yield "encode_int4", 12.5 + 36 / 1024, lambda: gpu.encode_int4(vector, kept, 64, None, 0, *four)
@@ -45,23 +55,34 @@ def kernel_calls(cupy, gpu, size):
     yield "encode_one_bit", 12.125 + 4 / 1024, lambda: gpu.encode_one_bit(vector, kept, 1024, *bits)
     yield "add_one_bit", 8.125 + 4 / 1024, lambda: gpu.add_one_bit(*bits, 1024, total)
     for kind in ("float16", "bfloat16"):
-        yield f"encode_{kind}", 14, lambda kind=kind: getattr(gpu, f"encode_{kind}")(
-            vector, kept, halves)
+        yield (
+            f"encode_{kind}",
+            14,
+            lambda kind=kind: getattr(gpu, f"encode_{kind}")(vector, kept, halves),
+        )
         yield f"add_{kind}", 10, lambda kind=kind: getattr(gpu, f"add_{kind}")(halves, total)
-    yield "encode_top_1%_by_threshold", 12.06, lambda: gpu.encode_above(  # 0.95 % are over it
-        vector, kept, np.float32(2.594), *chosen)
+    yield (
+        "encode_top_1%_by_threshold",
+        12.06,
+        lambda: gpu.encode_above(  # 0.95 % are over it
+            vector, kept, np.float32(2.594), *chosen
+        ),
+    )
     yield "encode_top_1%", 12.06, lambda: gpu.encode_top_k(vector, kept, *chosen)
-    yield "encode_int8_as_a_chain_of_cupy", 13 + 4 / 256, lambda: chain_of_cupy(
-        cupy, vector, kept, maxima, codes)
+    yield (
+        "encode_int8_as_a_chain_of_cupy",
+        13 + 4 / 256,
+        lambda: chain_of_cupy(cupy, vector, kept, maxima, codes),
+    )
 
 
 def chain_of_cupy(cupy, vector, kept, maxima, codes):
     """Do what encode_int8 does, in CuPy's own operations."""
     cupy.add(vector, kept, out=kept)
-    rows = kept[:kept.size // 256 * 256].reshape(-1, 256)
-    maxima[:rows.shape[0]] = cupy.abs(rows).max(axis=1)
-    top = maxima[:rows.shape[0], None]
-    whole = codes[:rows.size].reshape(-1, 256)
+    rows = kept[: kept.size // 256 * 256].reshape(-1, 256)
+    maxima[: rows.shape[0]] = cupy.abs(rows).max(axis=1)
+    top = maxima[: rows.shape[0], None]
+    whole = codes[: rows.size].reshape(-1, 256)
     whole[:] = cupy.clip(cupy.rint(rows * (cupy.float32(127) / top)), -127, 127)
     rows -= whole * cupy.float32(1 / 127) * top
 
@@ -80,14 +101,27 @@ def provenance(cupy):
     """Return what made the results."""
     device = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)["name"].decode()
     try:
-        commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=source_tree.ROOT,
-                                text=True, capture_output=True, timeout=5).stdout.strip() or None
+        commit = (
+            subprocess.run(
+                ["git", "describe", "--always", "--dirty"],
+                cwd=source_tree.ROOT,
+                text=True,
+                capture_output=True,
+                timeout=5,
+            ).stdout.strip()
+            or None
+        )
     except OSError:
         commit = None
-    return {"date": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "device": device,
-            "driver": cupy.cuda.runtime.driverGetVersion(),
-            "cuda": cupy.cuda.runtime.runtimeGetVersion(), "cupy": cupy.__version__,
-            "commit": commit, "command": "make gpu-bench"}
+    return {
+        "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "device": device,
+        "driver": cupy.cuda.runtime.driverGetVersion(),
+        "cuda": cupy.cuda.runtime.runtimeGetVersion(),
+        "cupy": cupy.__version__,
+        "commit": commit,
+        "command": "make gpu-bench",
+    }
 
 
 def measure(cupy, gpu, size, tell):
@@ -105,22 +139,33 @@ def measure(cupy, gpu, size, tell):
                 copies.append(copy)
         kernel, copy = statistics.median(times), statistics.median(copies)
         share = (nbytes / kernel) / (8 / copy)
-        tell(f"{name:32} {size:>13,} {1000 * kernel:10.1f} us {nbytes * size / kernel / 1e6:8.0f} GB/s "
-             f"{share:6.2f} of a copy")
-        yield {"kernel": name, "elements": size, "bytes_an_element": nbytes, "milliseconds": kernel,
-               "copy_milliseconds": copy, "share_of_copy": share, "launches": LAUNCHES}
+        tell(
+            f"{name:32} {size:>13,} {1000 * kernel:10.1f} us {nbytes * size / kernel / 1e6:8.0f} GB/s "
+            f"{share:6.2f} of a copy"
+        )
+        yield {
+            "kernel": name,
+            "elements": size,
+            "bytes_an_element": nbytes,
+            "milliseconds": kernel,
+            "copy_milliseconds": copy,
+            "share_of_copy": share,
+            "launches": LAUNCHES,
+        }
 
 
 def main():
     """Measure all kernels on the GPU of this machine."""
     from isthmus.devices import gpu_library
     from isthmus.errors import NoDeviceError
+
     try:
         cupy = gpu_library()
     except NoDeviceError as error:
         print(f"gpu-bench: {error}", file=sys.stderr)
         return error.exit_code
     from isthmus.kernels import gpu
+
     made_by = provenance(cupy)
     for size in SIZES:
         if 48 * size > cupy.cuda.runtime.memGetInfo()[0]:

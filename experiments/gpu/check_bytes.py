@@ -19,9 +19,11 @@ def check_all(module, put, get, tell, random_count=RANDOM, seed=0):
     from cases import cases, difference, misaligned, random_vectors, vectors
 
     from isthmus.kernels import NAMES
+
     random, counted, differences = np.random.default_rng(seed), Counter(), []
     for number, (what, vector, residual) in enumerate(
-            (*vectors(random), *random_vectors(random, random_count))):
+        (*vectors(random), *random_vectors(random, random_count))
+    ):
         there = put if number % 3 else lambda array: misaligned(array, put)
         for case in cases(random, vector, residual):
             counted[case.name] += 1
@@ -39,6 +41,7 @@ def check_large(module, put, get, tell):
     """Compare what only shows past one thread block's worth of tiles: many blocks of positions."""
     import numpy as np
     from cases import cases, difference
+
     random, differences = np.random.default_rng(1), []
     for size in (200_000, 1_100_003):
         vector = random.normal(size=size).astype("f4")
@@ -54,12 +57,14 @@ def main():
     """Check all kernels on the GPU of this machine."""
     from isthmus.devices import gpu_library
     from isthmus.errors import NoDeviceError
+
     try:
         cupy = gpu_library()
     except NoDeviceError as error:
         print(f"gpu-test: {error}", file=sys.stderr)
         return error.exit_code
     from isthmus.kernels import gpu
+
     start, tell = time.time(), lambda line: print(line, flush=True)
     device = cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()
     tell(f"gpu-test on {device}, CuPy {cupy.__version__}")

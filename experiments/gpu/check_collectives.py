@@ -23,9 +23,18 @@ def exchanges():
     from isthmus.compression.one_bit import OneBit
     from isthmus.compression.quantized import Int4, Int8
     from isthmus.compression.top_k import TopK
+
     yield from ((name, None) for name in ("hierarchical", "ring", "tree", "recursive", "mpi"))
-    for compressor in (Dense("bfloat16"), Int8(), Int8(rounding="stochastic"), Int4(), OneBit(),
-                       TopK(), TopK(0.01, "threshold"), TopK(0.01, "random")):
+    for compressor in (
+        Dense("bfloat16"),
+        Int8(),
+        Int8(rounding="stochastic"),
+        Int4(),
+        OneBit(),
+        TopK(),
+        TopK(0.01, "threshold"),
+        TopK(0.01, "random"),
+    ):
         yield "hierarchical", compressor
 
 
@@ -35,6 +44,7 @@ def check_bits(world, cupy, size, tell):
     from site_ranks import tiers_of
 
     from isthmus.links.agreement import gather_json
+
     differences, calls = [], 0
     for sites in SITES:
         tiers = tiers_of(world, sites)
@@ -46,8 +56,9 @@ def check_bits(world, cupy, size, tell):
                 calls += STEPS
                 wrong = gather_json(world, [name for name in wanted if got[name] != wanted[name]])
                 if any(wrong):
-                    differences.append(f"{algorithm} {compressor}, sites {sites}, GPU on ranks "
-                                       f"{on_gpu}: {wrong}")
+                    differences.append(
+                        f"{algorithm} {compressor}, sites {sites}, GPU on ranks {on_gpu}: {wrong}"
+                    )
                     tell(differences[-1])
     tell(f"{calls} allreduces of {size:,} entries, {len(differences)} differences")
     return differences
@@ -59,16 +70,19 @@ def bits(tiers, size, algorithm, compressor, library):
 
     from isthmus.collectives.allreduce import Allreduce
     from isthmus.devices import to_host
+
     cut = size // 2 // 4096 * 4096
-    allreduce = Allreduce(tiers, size, algorithm, compressor,
-                          buckets=[slice(cut, size), slice(0, cut)])
+    allreduce = Allreduce(tiers, size, algorithm, compressor, buckets=[slice(cut, size), slice(0, cut)])
     means = hashlib.sha256()
     for step in range(STEPS):
         draw = np.random.default_rng([step, tiers.world.rank])
         vector = library.asarray(draw.standard_normal(size, dtype=np.float32))
         means.update(to_host(allreduce(vector)))
-    return {"means": means.hexdigest(), "sent": allreduce.sent_nbytes,
-            "memory": hashlib.sha256(to_host(allreduce.memory)).hexdigest()}
+    return {
+        "means": means.hexdigest(),
+        "sent": allreduce.sent_nbytes,
+        "memory": hashlib.sha256(to_host(allreduce.memory)).hexdigest(),
+    }
 
 
 def check_errors(world, cupy, tell, size=1 << 20):
@@ -80,12 +94,16 @@ def check_errors(world, cupy, tell, size=1 << 20):
     from isthmus.compression.quantized import Int8
     from isthmus.errors import NoDeviceError
     from isthmus.links.agreement import gather_json
+
     tiers = tiers_of(world, (2, 2))
-    faults = {"on the host": lambda: np.zeros(size, "f4"),
-              "not contiguous": lambda: cupy.zeros(2 * size, "f4")[::2],
-              "float64": lambda: cupy.zeros(size, "f8"),
-              "misaligned": lambda: cupy.zeros(4 * size + 1, "u1")[1:].view("f4"),
-              "no entries": lambda: cupy.zeros(0, "f4"), "out of memory": lambda: good}
+    faults = {
+        "on the host": lambda: np.zeros(size, "f4"),
+        "not contiguous": lambda: cupy.zeros(2 * size, "f4")[::2],
+        "float64": lambda: cupy.zeros(size, "f8"),
+        "misaligned": lambda: cupy.zeros(4 * size + 1, "u1")[1:].view("f4"),
+        "no entries": lambda: cupy.zeros(0, "f4"),
+        "out of memory": lambda: good,
+    }
     good, wrong = cupy.ones(size, "f4"), []
     for fault, make in faults.items():
         allreduce = Allreduce(tiers, size, compressor=Int8())
@@ -101,8 +119,10 @@ def check_errors(world, cupy, tell, size=1 << 20):
             told = str(problem)
         pool.set_limit(size=0)
         after = float(allreduce(good).sum()) / size
-        if any("on rank 2" not in each[0] or abs(each[1] - 1) > 1e-3
-               for each in gather_json(world, [told, after])):
+        if any(
+            "on rank 2" not in each[0] or abs(each[1] - 1) > 1e-3
+            for each in gather_json(world, [told, after])
+        ):
             wrong.append(f"{fault}: {told}, and then a mean of {after}")
             tell(wrong[-1])
     tell(f"{len(faults)} wrong vectors, {len(wrong)} not told on all ranks")
@@ -122,14 +142,20 @@ def check_training(world, cupy, tell, hidden=128):
     from isthmus.training.loop import State, Training
     from isthmus.training.recipe import Recipe
     from isthmus.training.strategies.strategy import Member
+
     model, recipe = Perceptron(784, (hidden,), 10), Recipe(epochs=2, steps=20, learning_rate=0.1)
     draw, tiers, wrong = np.random.default_rng(world.rank), tiers_of(world, (2, 2)), []
-    samples = LocalSamples({"features": draw.integers(0, 255, (640, 784)).astype("u1"),
-                            "targets": draw.integers(0, 10, 640).astype("u1")})
+    samples = LocalSamples(
+        {
+            "features": draw.integers(0, 255, (640, 784)).astype("u1"),
+            "targets": draw.integers(0, 10, 640).astype("u1"),
+        }
+    )
     for on_gpu in ((), *ON_GPU):
         state = State.initial(model, 0, cupy if world.rank in on_gpu else np)
-        allreduce = Allreduce(tiers, model.size, compressor=Int8(),
-                              weight=samples.samples, like=state.parameters)
+        allreduce = Allreduce(
+            tiers, model.size, compressor=Int8(), weight=samples.samples, like=state.parameters
+        )
         training = Training(tiers, model, samples, Member(allreduce), recipe, state)
         try:
             for _ in training.steps():
@@ -143,8 +169,11 @@ def check_training(world, cupy, tell, hidden=128):
 
 def check_all(world, cupy, tell, size=1_000_003):
     """Check bits, errors and training; return what is wrong. Collective over four ranks."""
-    return [*check_bits(world, cupy, size, tell), *check_errors(world, cupy, tell),
-            *check_training(world, cupy, tell)]
+    return [
+        *check_bits(world, cupy, size, tell),
+        *check_errors(world, cupy, tell),
+        *check_training(world, cupy, tell),
+    ]
 
 
 def main():
@@ -153,6 +182,7 @@ def main():
 
     from isthmus.devices import mpi_library_path, mpi_takes_device_arrays, take_device
     from isthmus.errors import NoDeviceError
+
     world = MPI.COMM_WORLD
 
     def tell(line):
@@ -167,14 +197,18 @@ def main():
             print(f"gpu-test: {error}", file=sys.stderr)
         return error.exit_code
     if world.size != 4:
-        tell("gpu-test: start four ranks: mpirun -n 4 python -m mpi4py "
-             "experiments/gpu/check_collectives.py")
+        tell(
+            "gpu-test: start four ranks: mpirun -n 4 python -m mpi4py "
+            "experiments/gpu/check_collectives.py"
+        )
         return 1
     start, direct = time.time(), mpi_takes_device_arrays(mpi_library_path())
     tell(f"gpu-test in 4 ranks; MPI {'takes' if direct else 'does not take'} arrays of a device")
     wrong = check_all(world, cupy, tell)
-    tell(f"gpu-test: {f'{len(wrong)} checks failed' if wrong else 'all is well'}, "
-         f"{time.time() - start:.0f} s")
+    tell(
+        f"gpu-test: {f'{len(wrong)} checks failed' if wrong else 'all is well'}, "
+        f"{time.time() - start:.0f} s"
+    )
     return 1 if wrong else 0
 
 

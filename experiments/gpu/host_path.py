@@ -28,12 +28,15 @@ def path_through_host(device, size, chunks):
     from isthmus.compression.quantized import Int8
     from isthmus.links.on_device import PageLocked
     from isthmus.vectors import chunk_slices
+
     compressor, transport = Int8(), PageLocked(device)
     vector, residual, total = (device.zeros(size, "f4") for _ in range(3))
     vector[:] = 1.0
     parts = chunk_slices(0, size, -(-size // chunks // 1024) * 1024)
-    wires = [[device.empty(compressor.wire_nbytes(part.stop - part.start), "u1") for part in parts]
-             for _ in range(2)]
+    wires = [
+        [device.empty(compressor.wire_nbytes(part.stop - part.start), "u1") for part in parts]
+        for _ in range(2)
+    ]
 
     def arrive(part, wire, buffer, copied):
         copied.synchronize()
@@ -72,27 +75,39 @@ def measure(device, size, chunks, repetitions=REPETITIONS, warming=WARMING):
             if repetition >= warming:
                 times.append(time.perf_counter() - start)
     whole, copies = map(statistics.median, seconds)
-    return {"path": "int8 through the host", "elements": size, "chunks": chunks, "seconds": whole,
-            "copies_seconds": copies, "times_of_copies": whole / copies, "repetitions": repetitions}
+    return {
+        "path": "int8 through the host",
+        "elements": size,
+        "chunks": chunks,
+        "seconds": whole,
+        "copies_seconds": copies,
+        "times_of_copies": whole / copies,
+        "repetitions": repetitions,
+    }
 
 
 def main():
     """Measure the way through the host on the GPU of this machine."""
     from isthmus.devices import gpu_library
     from isthmus.errors import NoDeviceError
+
     try:
         cupy = gpu_library()
     except NoDeviceError as error:
         print(f"gpu-bench: {error}", file=sys.stderr)
         return error.exit_code
     from isthmus.kernels.device import the_device
+
     made_by = provenance(cupy)
     with RESULTS.open("a") as file:
         for chunks in CHUNKS:
             result = measure(the_device(), SIZE, chunks)
-            print(f"100 MB as int8 through the host, {chunks:2} chunks: "
-                  f"{1e3 * result['seconds']:.3f} ms, {result['times_of_copies']:.2f} times the copies "
-                  "alone", flush=True)
+            print(
+                f"100 MB as int8 through the host, {chunks:2} chunks: "
+                f"{1e3 * result['seconds']:.3f} ms, {result['times_of_copies']:.2f} times the copies "
+                "alone",
+                flush=True,
+            )
             file.write(json.dumps(result | made_by) + "\n")
     return 0
 

@@ -10,8 +10,15 @@ def tiers_of(world, ranks_of_site):
     site_of_rank = [site for site, ranks in enumerate(ranks_of_site) for _ in range(ranks)]
     index = site_of_rank[world.rank]
     site = world.Split(index)
-    cluster = SimpleNamespace(sites=[SimpleNamespace(ranks=ranks) for ranks in ranks_of_site],
-                              site_of_rank=site_of_rank, hub=0)
-    return SimpleNamespace(world=world, site=site, cluster=cluster, site_index=index, home=0,
-                           recorder=None,
-                           leaders=world.Split(0 if site.rank == 0 else MPI.UNDEFINED, index))
+    cluster = SimpleNamespace(
+        sites=[SimpleNamespace(ranks=ranks) for ranks in ranks_of_site], site_of_rank=site_of_rank, hub=0
+    )
+    return SimpleNamespace(
+        world=world,
+        site=site,
+        cluster=cluster,
+        site_index=index,
+        home=0,
+        recorder=None,
+        leaders=world.Split(0 if site.rank == 0 else MPI.UNDEFINED, index),
+    )

@@ -15,8 +15,11 @@ if "isthmus" not in sys.modules:
     sys.modules["isthmus"].__path__ = [str(ROOT / "src/isthmus")]
 
 if "isthmus.kernels" not in sys.modules:  # the top-level folder kernels/
-    spec = importlib.util.spec_from_file_location("isthmus.kernels", ROOT / "kernels/__init__.py",
-                                                  submodule_search_locations=[str(ROOT / "kernels")])
+    spec = importlib.util.spec_from_file_location(
+        "isthmus.kernels",
+        ROOT / "kernels/__init__.py",
+        submodule_search_locations=[str(ROOT / "kernels")],
+    )
     kernels = sys.modules["isthmus.kernels"] = importlib.util.module_from_spec(spec)
     sys.modules["isthmus"].kernels = kernels
     spec.loader.exec_module(kernels)

@@ -30,14 +30,22 @@ class Findings:
 
     def seconds(self, cluster, program, nbytes):
         """Return the median seconds of a call over all rounds, or None."""
-        seconds = [second for line in self.sums for second in line["seconds"]
-                   if (line["cluster"], line["program"], line["nbytes"]) == (cluster, program, nbytes)]
+        seconds = [
+            second
+            for line in self.sums
+            for second in line["seconds"]
+            if (line["cluster"], line["program"], line["nbytes"]) == (cluster, program, nbytes)
+        ]
         return statistics.median(seconds) if seconds else None
 
     def best(self, cluster, nbytes, wanted):
         """Return (seconds, name) of the fastest of the programs that `wanted` is true of, or None."""
-        found = [(seconds, program) for program in self.programs(self.sums) if wanted(program)
-                 if (seconds := self.seconds(cluster, program, nbytes)) is not None]
+        found = [
+            (seconds, program)
+            for program in self.programs(self.sums)
+            if wanted(program)
+            if (seconds := self.seconds(cluster, program, nbytes)) is not None
+        ]
         return min(found, default=None)
 
     def wire_seconds(self, cluster, program, nbytes):
@@ -49,8 +57,9 @@ class Findings:
 
     def jobs(self, cluster, program):
         """Return the trainings of a program on a cluster, one a seed."""
-        return [line for line in self.trainings
-                if (line["cluster"], line["program"]) == (cluster, program)]
+        return [
+            line for line in self.trainings if (line["cluster"], line["program"]) == (cluster, program)
+        ]
 
     def seconds_to_accuracy(self, cluster, program):
         """Return the median over seeds; None unless every seed came that far."""
@@ -66,8 +75,14 @@ def is_exact_peer(program):
 
 def targets(findings):
     """Yield (what, measured, limit, met): what isthmus is meant to reach on a narrow link."""
-    cluster = next((line["cluster"] for line in findings.lines
-                    if all(line[key] == value for key, value in NARROW.items())), None)
+    cluster = next(
+        (
+            line["cluster"]
+            for line in findings.lines
+            if all(line[key] == value for key, value in NARROW.items())
+        ),
+        None,
+    )
     for name, limit in (("dense", 1.10), ("int8", 1.15), ("int4", 1.3), ("1 bit", 1.3)):
         seconds = findings.seconds(cluster, f"isthmus {name}", NBYTES)
         if seconds is not None:
@@ -76,63 +91,109 @@ def targets(findings):
     dense = findings.seconds(cluster, "isthmus dense", NBYTES)
     best = findings.best(cluster, NBYTES, is_exact_peer)
     if dense and best:
-        yield f"dense: times faster than the best exact peer ({best[1]})", best[0] / dense, "> 1", \
-            best[0] > dense
+        yield (
+            f"dense: times faster than the best exact peer ({best[1]})",
+            best[0] / dense,
+            "> 1",
+            best[0] > dense,
+        )
     int8, gloo = (findings.seconds(cluster, name, NBYTES) for name in ("isthmus int8", "Gloo float32"))
     if int8 and gloo:
         yield "int8: times faster than Gloo float32", gloo / int8, ">= 5", gloo >= 5 * int8
-    ours = min(((seconds, name) for name in findings.programs(findings.trainings)
-                if name.startswith("isthmus") and name != "isthmus mpi"
-                and (seconds := findings.seconds_to_accuracy(cluster, name))), default=None)
+    ours = min(
+        (
+            (seconds, name)
+            for name in findings.programs(findings.trainings)
+            if name.startswith("isthmus")
+            and name != "isthmus mpi"
+            and (seconds := findings.seconds_to_accuracy(cluster, name))
+        ),
+        default=None,
+    )
     for peer, factor in (("DDP float32", 5), ("DDP fp16 hook", 2.5), ("DDP PowerSGD rank 2", 1)):
         theirs = findings.seconds_to_accuracy(cluster, peer)
         if ours and theirs:
-            yield (f"training ({ours[1]}): times fewer seconds than {peer}", theirs / ours[0],
-                   f">= {factor}", theirs >= factor * ours[0])
+            yield (
+                f"training ({ours[1]}): times fewer seconds than {peer}",
+                theirs / ours[0],
+                f">= {factor}",
+                theirs >= factor * ours[0],
+            )
 
 
 def tables(findings):
     """Yield the lines of a Markdown text with everything that was found."""
     first = findings.lines[0]
     yield f"Made by `{first['command']}`, commit {first['commit']}, {first['processor']}, " + (
-        "links emulated." if first["emulated"] else "without a narrow link: a trial.")
+        "links emulated." if first["emulated"] else "without a narrow link: a trial."
+    )
     yield from ["", "## Targets", ""]
     yield from ["| target | measured | wanted | met |", "| --- | --- | --- | --- |"]
     for what, measured, wanted, met in targets(findings):
         yield f"| {what} | {measured:.2f} | {wanted} | {'yes' if met else '**no**'} |"
-    yield from ["", "## Who wins", "", "How many times faster isthmus dense is than the fastest exact "
-                "peer (Gloo float32, Open MPI); below 1 it loses.", ""]
+    yield from [
+        "",
+        "## Who wins",
+        "",
+        "How many times faster isthmus dense is than the fastest exact "
+        "peer (Gloo float32, Open MPI); below 1 it loses.",
+        "",
+    ]
     yield from head("cluster", size_names(findings.sizes))
     for cluster in findings.clusters:
-        yield row(cluster, [ratio(findings.best(cluster, nbytes, is_exact_peer),
-                                  findings.seconds(cluster, "isthmus dense", nbytes))
-                            for nbytes in findings.sizes])
+        yield row(
+            cluster,
+            [
+                ratio(
+                    findings.best(cluster, nbytes, is_exact_peer),
+                    findings.seconds(cluster, "isthmus dense", nbytes),
+                )
+                for nbytes in findings.sizes
+            ],
+        )
     for cluster in findings.clusters:
         yield from ["", f"## {cluster}", "", "Milliseconds of an allreduce (median)", ""]
         yield from head("program", size_names(findings.sizes))
         for program in findings.programs(findings.sums):
-            yield row(program, [milliseconds(findings.seconds(cluster, program, nbytes))
-                                for nbytes in findings.sizes])
+            yield row(
+                program,
+                [milliseconds(findings.seconds(cluster, program, nbytes)) for nbytes in findings.sizes],
+            )
         yield from training_table(findings, cluster)
     if findings.failed:
         yield from ["", "## Launches that failed", ""]
-        yield from sorted({f"- {line['cluster']}, {line['task']}, {line['program']}: {line['failed']}"
-                           for line in findings.failed})
+        yield from sorted(
+            {
+                f"- {line['cluster']}, {line['task']}, {line['program']}: {line['failed']}"
+                for line in findings.failed
+            }
+        )
 
 
 def training_table(findings, cluster):
-    jobs_of = {program: jobs for program in findings.programs(findings.trainings)
-               if (jobs := findings.jobs(cluster, program))}
+    jobs_of = {
+        program: jobs
+        for program in findings.programs(findings.trainings)
+        if (jobs := findings.jobs(cluster, program))
+    }
     if not jobs_of:
         return
-    yield from ["", "To the test accuracy (medians over seeds)", "",
-                "| program | seeds that reached it | steps | seconds | ms a step | MB, busiest site |",
-                "| --- | --- | --- | --- | --- | --- |"]
+    yield from [
+        "",
+        "To the test accuracy (medians over seeds)",
+        "",
+        "| program | seeds that reached it | steps | seconds | ms a step | MB, busiest site |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
     for program, jobs in jobs_of.items():
-        steps, seconds, sent = (statistics.median(values) for values in zip(*(
-            (job["steps"], job["seconds"], busiest_nbytes(job)) for job in jobs)))
-        yield (f"| {program} | {sum(job['reached'] for job in jobs)} of {len(jobs)} | {steps:g} | "
-               f"{seconds:.1f} | {1e3 * seconds / steps:.1f} | {sent / 1e6:.1f} |")
+        steps, seconds, sent = (
+            statistics.median(values)
+            for values in zip(*((job["steps"], job["seconds"], busiest_nbytes(job)) for job in jobs))
+        )
+        yield (
+            f"| {program} | {sum(job['reached'] for job in jobs)} of {len(jobs)} | {steps:g} | "
+            f"{seconds:.1f} | {1e3 * seconds / steps:.1f} | {sent / 1e6:.1f} |"
+        )
 
 
 def busiest_nbytes(job):

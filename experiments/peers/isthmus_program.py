@@ -33,8 +33,9 @@ if __name__ == "__main__":
             compressor = dict(self.program["compressor"] or {})
             if compressor:
                 compressor = COMPRESSORS[compressor.pop("kind")](**compressor)
-            return isthmus.Allreduce(self.tiers, entries, self.program["algorithm"],
-                                     compressor or None, weight=weight)
+            return isthmus.Allreduce(
+                self.tiers, entries, self.program["algorithm"], compressor or None, weight=weight
+            )
 
         def learner(self, task):
             return Learner(self, task)
@@ -44,13 +45,18 @@ if __name__ == "__main__":
 
         def __init__(self, peer, task):
             train, self.test = (
-                isthmus.scatter_shards(peer.tiers, isthmus.ShardSet.open(part["folder"]),
-                                       SimpleNamespace(shards_of_rank=part["shards_of_rank"]))
-                for part in (task["train"], task["test"]))
+                isthmus.scatter_shards(
+                    peer.tiers,
+                    isthmus.ShardSet.open(part["folder"]),
+                    SimpleNamespace(shards_of_rank=part["shards_of_rank"]),
+                )
+                for part in (task["train"], task["test"])
+            )
             model, recipe = Perceptron(hidden=tuple(task["hidden"])), Recipe(**task["recipe"])
             allreduce = peer.reducer(model.size, weight=float(train.samples))
-            self.training = Training(peer.tiers, model, train, Member(allreduce), recipe,
-                                     State.initial(model, recipe.seed))
+            self.training = Training(
+                peer.tiers, model, train, Member(allreduce), recipe, State.initial(model, recipe.seed)
+            )
             self.steps = self.training.steps()
 
         def make_step(self):

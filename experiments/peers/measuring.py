@@ -48,9 +48,14 @@ def time_allreduce(peer, task):
             timed_calls(peer, reduce, base, 1)
         seconds, total, sent = timed_calls(peer, reduce, base, max(1, calls - 1))
         _, _, overhead = timed_calls(peer, lambda vector: vector, base, len(seconds))
-        yield {"nbytes": nbytes, "seconds": seconds, "error": largest_error(peer, total, base),
-               "sent_nbytes_of_hosts": [max(0, round((host - extra) / len(seconds)))
-                                        for host, extra in zip(sent, overhead)]}
+        yield {
+            "nbytes": nbytes,
+            "seconds": seconds,
+            "error": largest_error(peer, total, base),
+            "sent_nbytes_of_hosts": [
+                max(0, round((host - extra) / len(seconds))) for host, extra in zip(sent, overhead)
+            ],
+        }
 
 
 def timed_calls(peer, reduce, base, calls):
@@ -95,9 +100,15 @@ def time_to_accuracy(peer, task):
         sent = spent if sent is None else [old + new for old, new in zip(sent, spent)]
         accuracy = learner.accuracy()
         curve.append([step, round(seconds, 4), max(sent, default=0), round(accuracy, 5)])
-    yield {"reached": accuracy >= task["accuracy"], "steps": step, "seconds": round(seconds, 4),
-           "accuracy": accuracy, "sent_nbytes_of_hosts": sent,
-           "curve": curve, "curve_columns": ["step", "seconds", "largest host's sent bytes", "accuracy"]}
+    yield {
+        "reached": accuracy >= task["accuracy"],
+        "steps": step,
+        "seconds": round(seconds, 4),
+        "accuracy": accuracy,
+        "sent_nbytes_of_hosts": sent,
+        "curve": curve,
+        "curve_columns": ["step", "seconds", "largest host's sent bytes", "accuracy"],
+    }
 
 
 def growth(before, after):
@@ -119,6 +130,5 @@ def sent_nbytes_of_hosts(peer):
 def link_sent_nbytes():
     """Return the bytes that this namespace has sent into links, as its interface counts them."""
     lines = Path("/proc/net/dev").read_text().splitlines()[2:]
-    sent = {name.strip(): int(counts.split()[8])
-            for name, counts in (line.split(":") for line in lines)}
+    sent = {name.strip(): int(counts.split()[8]) for name, counts in (line.split(":") for line in lines)}
     return sent.get(INTERFACE, 0)

@@ -15,7 +15,8 @@ if __name__ == "__main__":
         os.environ |= {
             "OMPI_MCA_coll_tuned_use_dynamic_rules": "1",
             "OMPI_MCA_coll_tuned_allreduce_algorithm": program["algorithm"],
-            "OMPI_MCA_coll_tuned_allreduce_algorithm_segmentsize": str(program["segment_nbytes"])}
+            "OMPI_MCA_coll_tuned_allreduce_algorithm_segmentsize": str(program["segment_nbytes"]),
+        }
     from mpi4py import MPI
 
     class OpenMPI:
@@ -37,6 +38,7 @@ if __name__ == "__main__":
             def reduce(vector):
                 self.comm.Allreduce(vector, total)
                 return total
+
             return reduce
 
     run_task(OpenMPI(MPI.COMM_WORLD), task)

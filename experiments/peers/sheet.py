@@ -1,6 +1,6 @@
 """The sheet of compare_peers: RESULTS.md and RESULTS.svg, written again from RESULTS.jsonl.
 
-    python experiments/peers/sheet.py [RESULTS.jsonl]
+python experiments/peers/sheet.py [RESULTS.jsonl]
 """
 
 import json

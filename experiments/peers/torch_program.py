@@ -48,6 +48,7 @@ if __name__ == "__main__":
                     return half.float().numpy()
                 dist.all_reduce(tensor)
                 return vector
+
             return reduce
 
         def _reducer_of_ddp(self, entries):
@@ -58,6 +59,7 @@ if __name__ == "__main__":
                 model.zero_grad()
                 model(torch.from_numpy(vector)).backward()
                 return model.module.gradient()
+
             if self.program["hook"] == "powersgd":  # until it has left plain float32 behind
                 for _ in range(START):
                     reduce(np.zeros(entries, np.float32))
@@ -73,9 +75,14 @@ if __name__ == "__main__":
             if hook == "powersgd":
                 size = sum(weights.numel() for weights in model.parameters())
                 model = DistributedDataParallel(model, bucket_cap_mb=1 + 4 * size / 2**20)
-                model.register_comm_hook(powerSGD_hook.PowerSGDState(
-                    None, matrix_approximation_rank=self.program["matrix_rank"],
-                    start_powerSGD_iter=start), powerSGD_hook.powerSGD_hook)
+                model.register_comm_hook(
+                    powerSGD_hook.PowerSGDState(
+                        None,
+                        matrix_approximation_rank=self.program["matrix_rank"],
+                        start_powerSGD_iter=start,
+                    ),
+                    powerSGD_hook.powerSGD_hook,
+                )
                 return model
             model = DistributedDataParallel(model)
             if hook == "fp16":
@@ -90,7 +97,7 @@ if __name__ == "__main__":
 
         def __init__(self, entries):
             super().__init__()
-            rows = max(1, int(entries ** 0.5))
+            rows = max(1, int(entries**0.5))
             columns, rest = divmod(entries, rows)
             self.weights = torch.nn.ParameterList([torch.zeros(rows, columns)])
             if rest:
@@ -98,8 +105,9 @@ if __name__ == "__main__":
 
         def forward(self, vector):
             parts = vector.split([weights.numel() for weights in self.weights])
-            return sum((weights * part.view_as(weights)).sum()
-                       for weights, part in zip(self.weights, parts))
+            return sum(
+                (weights * part.view_as(weights)).sum() for weights, part in zip(self.weights, parts)
+            )
 
         def gradient(self):
             return np.concatenate([weights.grad.numpy().reshape(-1) for weights in self.weights])
@@ -133,8 +141,9 @@ if __name__ == "__main__":
             model = Perceptron(hidden=tuple(task["hidden"]))
             network = Network(model, model.initial(self.recipe.seed))
             self.network = peer.distributed(network, peer.program.get("start_powersgd_iter"))
-            self.optimizer = torch.optim.SGD(self.network.parameters(), self.recipe.learning_rate,
-                                             momentum=self.recipe.momentum)
+            self.optimizer = torch.optim.SGD(
+                self.network.parameters(), self.recipe.learning_rate, momentum=self.recipe.momentum
+            )
             # DDP averages over ranks, isthmus weighs by samples: with this, both make the same step.
             everyone = sum(row[0] for row in peer.gather([self.train.samples]))
             self.loss_scale = peer.size * self.recipe.steps / everyone
@@ -150,17 +159,21 @@ if __name__ == "__main__":
             features, targets = map(torch.from_numpy, next(self.batches))
             self.optimizer.param_groups[0]["lr"] = self.recipe.learning_rate_of(self.step)
             self.optimizer.zero_grad()
-            loss = torch.nn.functional.cross_entropy(self.network(features), targets.long(),
-                                                     reduction="sum")
+            loss = torch.nn.functional.cross_entropy(
+                self.network(features), targets.long(), reduction="sum"
+            )
             (loss * self.loss_scale).backward()
             self.optimizer.step()
             self.step += 1
 
         @torch.no_grad()
         def accuracy(self):
-            right = sum((self.network.module(torch.from_numpy(features)).argmax(1)
-                         == torch.from_numpy(targets)).sum().item()
-                        for features, targets in self.test.batches(size=500))
+            right = sum(
+                (self.network.module(torch.from_numpy(features)).argmax(1) == torch.from_numpy(targets))
+                .sum()
+                .item()
+                for features, targets in self.test.batches(size=500)
+            )
             rows = self.peer.gather([right, self.test.samples])
             return sum(row[0] for row in rows) / sum(row[1] for row in rows)
 
@@ -168,15 +181,19 @@ if __name__ == "__main__":
         """Return the samples that isthmus' plan gives to `rank`, in the same order."""
         shards = isthmus.ShardSet.open(part["folder"])
         read = [shards.read(shard) for shard in part["shards_of_rank"][rank]]
-        return LocalSamples({name: np.concatenate([arrays[name] for arrays in read])
-                             for name in shards.arrays})
+        return LocalSamples(
+            {name: np.concatenate([arrays[name] for arrays in read]) for name in shards.arrays}
+        )
 
     task = read_task()
     torch.set_num_threads(1)
     if os.path.exists(f"/proc/sys/net/ipv4/conf/{INTERFACE}"):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", INTERFACE)
-    dist.init_process_group("gloo", init_method=f"file://{task['rendezvous']}",
-                            rank=int(os.environ["OMPI_COMM_WORLD_RANK"]),
-                            world_size=int(os.environ["OMPI_COMM_WORLD_SIZE"]))
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{task['rendezvous']}",
+        rank=int(os.environ["OMPI_COMM_WORLD_RANK"]),
+        world_size=int(os.environ["OMPI_COMM_WORLD_SIZE"]),
+    )
     run_task(Gloo(task["program"]), task)
     dist.destroy_process_group()

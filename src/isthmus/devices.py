@@ -20,9 +20,11 @@ def array_library(device):
             return gpu_library()
         except NoDeviceError as problem:
             joint = ", or" if "; " in str(problem) else ";"
-            raise NoDeviceError(f'device = "gpu": {problem}{joint} set device = "cpu" in the cluster '
-                                "file") from problem
+            raise NoDeviceError(
+                f'device = "gpu": {problem}{joint} set device = "cpu" in the cluster file'
+            ) from problem
     import numpy
+
     return numpy
 
 
@@ -76,8 +78,10 @@ def memory_for(what):
 
 def out_of_memory(what, problem):
     """Return the NoDeviceError of a MemoryError."""
-    return NoDeviceError(f"out of memory for {what}: {problem}; put fewer ranks on this device or host, "
-                         "or take a smaller model or smaller batches")
+    return NoDeviceError(
+        f"out of memory for {what}: {problem}; put fewer ranks on this device or host, "
+        "or take a smaller model or smaller batches"
+    )
 
 
 def mpi_library_path():
@@ -102,16 +106,20 @@ def gpu_library(oldest=75):
     """
     try:
         import cupy
+
         count = cupy.cuda.runtime.getDeviceCount()
     except ImportError as error:
-        raise NoDeviceError(f"no GPU can be used: CuPy cannot be imported ({error}); "
-                            f"{how_to_install('gpu')}") from error
+        raise NoDeviceError(
+            f"no GPU can be used: CuPy cannot be imported ({error}); {how_to_install('gpu')}"
+        ) from error
     except Exception as error:  # CUDARuntimeError, which cannot be named before CuPy is there
         raise NoDeviceError(f"no GPU can be used: CUDA says {error}") from error
     if not count:
         raise NoDeviceError("no GPU can be used: CUDA sees no device")
     capability = int(cupy.cuda.Device().compute_capability)
     if capability < oldest:
-        raise NoDeviceError(f"no GPU can be used: this one has compute capability {capability / 10}, "
-                            f"the kernels need {oldest / 10}")
+        raise NoDeviceError(
+            f"no GPU can be used: this one has compute capability {capability / 10}, "
+            f"the kernels need {oldest / 10}"
+        )
     return cupy

@@ -16,8 +16,11 @@ def how_to_install(extra):
         told = [line.partition(";")[::2] for line in requires("isthmus") or ()]
     except PackageNotFoundError:
         told = []
-    packages = [package.strip() for package, marker in told
-                if marker.replace("'", '"').strip() == f'extra == "{extra}"']
+    packages = [
+        package.strip()
+        for package, marker in told
+        if marker.replace("'", '"').strip() == f'extra == "{extra}"'
+    ]
     if not packages:
         return FROM_A_CLONE.format(extra=extra)
     return f"pip install {' '.join(repr(package) for package in packages)}"

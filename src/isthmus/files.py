@@ -34,8 +34,9 @@ def replacing(path):
             os.replace(partial, path)
         _sync_folder(path.parent)
     except OSError as problem:
-        raise OutputError(f"{path}: cannot be written: "
-                          f"{explained(problem, 'check the folder and its disk')}") from problem
+        raise OutputError(
+            f"{path}: cannot be written: {explained(problem, 'check the folder and its disk')}"
+        ) from problem
     finally:
         with suppress(OSError):
             partial.unlink(missing_ok=True)

@@ -7,6 +7,7 @@ FORMAT = ("v110", "v110")
 def hdf5_bytes(fill):
     """Return the bytes of the HDF5 file that `fill` has written, given an open h5py.File."""
     import h5py
+
     with h5py.File("in memory", "w", driver="core", backing_store=False, libver=FORMAT) as file:
         fill(file)
         file.flush()  # what h5py writes when it closes a file can fail without a word

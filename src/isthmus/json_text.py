@@ -51,8 +51,12 @@ def loads(text, *, exact=False):
 def _deeper_than(most, value):
     level = [value]
     for _ in range(most):
-        level = [inner for each in level if isinstance(each, dict | list)
-                 for inner in (each.values() if isinstance(each, dict) else each)]
+        level = [
+            inner
+            for each in level
+            if isinstance(each, dict | list)
+            for inner in (each.values() if isinstance(each, dict) else each)
+        ]
         if not level:
             return False
     return True

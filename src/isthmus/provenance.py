@@ -24,7 +24,7 @@ def process_provenance():
         "python": platform.python_version(),
         "versions": {name: version(name) for name in PACKAGES},
         "processor": f"{_processor() or platform.machine()}, {os.cpu_count()} cores, "
-                     f"{platform.system()} {platform.release()}",
+        f"{platform.system()} {platform.release()}",
         "slurm_job": os.environ.get("SLURM_JOB_ID"),
     }
 
@@ -33,8 +33,9 @@ def _processor():
     """Return what Linux calls the first processor; None where it does not say."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as lines:
-            return next((line.partition(":")[2].strip() for line in lines
-                         if line.startswith("model name")), None)
+            return next(
+                (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), None
+            )
     except OSError:
         return None
 
@@ -47,14 +48,22 @@ def _commit():
     package = Path(isthmus.__file__).resolve().parent
     root = package.parent.parent
     try:
-        own = package == root / "src" / "isthmus" and (root / ".git").exists() and tomllib.loads(
-            (root / "pyproject.toml").read_text(encoding="utf-8"))["project"]["name"] == "isthmus"
+        own = (
+            package == root / "src" / "isthmus"
+            and (root / ".git").exists()
+            and tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]["name"]
+            == "isthmus"
+        )
         if not own:
             return None
-        done = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=root,
-                              env={name: value for name, value in os.environ.items()
-                                   if not name.startswith("GIT_")},
-                              capture_output=True, text=True, timeout=5)
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+            cwd=root,
+            env={name: value for name, value in os.environ.items() if not name.startswith("GIT_")},
+            capture_output=True,
+            text=True,
+            timeout=5,
+        )
     except (OSError, ValueError, KeyError, TypeError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() or None if done.returncode == 0 else None

@@ -46,10 +46,17 @@ def slices(name, parts, size):
         raise ValueError(f"{name} must be slices, not {_shown(parts)}") from None
     for part in parts:
         if not isinstance(part, slice) or part.step not in (None, 1):
-            raise ValueError(f"{name} must be slices of entries that follow each other, as in "
-                             f"slice(0, {size}), not {_shown(part)}")
-    return [slice(whole(name, 0 if part.start is None else part.start, least=0),
-                  whole(name, size if part.stop is None else part.stop, least=0)) for part in parts]
+            raise ValueError(
+                f"{name} must be slices of entries that follow each other, as in "
+                f"slice(0, {size}), not {_shown(part)}"
+            )
+    return [
+        slice(
+            whole(name, 0 if part.start is None else part.start, least=0),
+            whole(name, size if part.stop is None else part.stop, least=0),
+        )
+        for part in parts
+    ]
 
 
 def plain(value):

@@ -21,26 +21,31 @@ class Algorithm:
         """Raise ValueError where there is a compressor that this algorithm cannot use."""
         if compressor is not None and not self.compresses:
             able = " or ".join(f'"{row.name}"' for row in ALGORITHMS.values() if row.compresses)
-            raise ValueError(f'algorithm "{self.name}" sends exact float32: a compressor needs '
-                             f"algorithm = {able}")
+            raise ValueError(
+                f'algorithm "{self.name}" sends exact float32: a compressor needs algorithm = {able}'
+            )
 
     def check_paced(self):
         """Raise ValueError where the links of this algorithm cannot be paced."""
         if self.unpaced:
             able = " or ".join(f'"{row.name}"' for row in ALGORITHMS.values() if not row.unpaced)
-            raise ValueError(f'algorithm "{self.name}" cannot be paced: {self.unpaced}; use {able}, or '
-                             "real links")
+            raise ValueError(
+                f'algorithm "{self.name}" cannot be paced: {self.unpaced}; use {able}, or real links'
+            )
 
 
 _SHARED_LINK = "several ranks of a site send over a link at the same time"
 
-ALGORITHMS = {row.name: row for row in (
-    Algorithm("mpi", own=False, unpaced="MPI sends its messages itself"),
-    Algorithm("ring"),
-    Algorithm("tree", unpaced=_SHARED_LINK),
-    Algorithm("recursive", unpaced=_SHARED_LINK),
-    Algorithm("hierarchical", compresses=True),
-)}
+ALGORITHMS = {
+    row.name: row
+    for row in (
+        Algorithm("mpi", own=False, unpaced="MPI sends its messages itself"),
+        Algorithm("ring"),
+        Algorithm("tree", unpaced=_SHARED_LINK),
+        Algorithm("recursive", unpaced=_SHARED_LINK),
+        Algorithm("hierarchical", compresses=True),
+    )
+}
 """By name, in the order in which they are listed and tried."""
 
 
@@ -67,17 +72,20 @@ class Stage:
     spans: bool = True
 
 
-STAGES = {row.name: row for row in (
-    Stage("compute", "#0072B2", "", of_allreduce=False),
-    Stage("reduce", "#56B4E9", "///"),
-    Stage("encode", "#009E73", "|||"),
-    Stage("copy", "#8C564B", "||"),
-    Stage("links", "#E69F00", "\\\\\\"),
-    Stage("decode", "#CC79A7", "xxx"),
-    Stage("broadcast", "#D55E00", "---"),
-    Stage("update", "#F0E442", "+++", of_allreduce=False),
-    Stage("wait", "#999999", "//", of_allreduce=False, spans=False),
-)}
+STAGES = {
+    row.name: row
+    for row in (
+        Stage("compute", "#0072B2", "", of_allreduce=False),
+        Stage("reduce", "#56B4E9", "///"),
+        Stage("encode", "#009E73", "|||"),
+        Stage("copy", "#8C564B", "||"),
+        Stage("links", "#E69F00", "\\\\\\"),
+        Stage("decode", "#CC79A7", "xxx"),
+        Stage("broadcast", "#D55E00", "---"),
+        Stage("update", "#F0E442", "+++", of_allreduce=False),
+        Stage("wait", "#999999", "//", of_allreduce=False, spans=False),
+    )
+}
 """By name, in the order of a step: its terms, predicted and measured."""
 
 ALLREDUCE_STAGES = tuple(name for name, row in STAGES.items() if row.of_allreduce)

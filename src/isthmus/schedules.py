@@ -67,11 +67,14 @@ def mirrored_parents(ranks):
     NCCL 2.4); of an odd number rank 0 alone is inner, with one child, in both.
     """
     if ranks % 2 == 0:
+
         def place(rank):
             return ranks - 1 - rank
     else:
+
         def place(rank):
             return (rank + 1) % ranks
+
     parents = [None] * ranks
     for rank, parent in enumerate(tree_parents(ranks)):
         parents[place(rank)] = None if parent is None else place(parent)
@@ -88,9 +91,10 @@ def trees(ranks, size):
     first = tuple(tree_parents(ranks))
     if size <= TREE_CHUNK_ENTRIES:
         return [Tree(first, tuple(chunk_slices(0, size, TREE_CHUNK_ENTRIES)))]
-    return [Tree(first, tuple(chunk_slices(0, size // 2, TREE_CHUNK_ENTRIES))),
-            Tree(tuple(mirrored_parents(ranks)),
-                 tuple(chunk_slices(size // 2, size, TREE_CHUNK_ENTRIES)))]
+    return [
+        Tree(first, tuple(chunk_slices(0, size // 2, TREE_CHUNK_ENTRIES))),
+        Tree(tuple(mirrored_parents(ranks)), tuple(chunk_slices(size // 2, size, TREE_CHUNK_ENTRIES))),
+    ]
 
 
 @dataclass(frozen=True)
@@ -119,8 +123,13 @@ def halvings(core, position, size):
         middle = (first + last) // 2
         low, high = (first, middle), (middle, last)
         keep, give = (high, low) if position & distance else (low, high)
-        steps.append(Halving(core[position ^ distance], _entries(keep, size, len(core)),
-                             _entries(give, size, len(core))))
+        steps.append(
+            Halving(
+                core[position ^ distance],
+                _entries(keep, size, len(core)),
+                _entries(give, size, len(core)),
+            )
+        )
         first, last = keep
     return steps
 

@@ -21,8 +21,13 @@ def remove_segments(folder=SHARED_MEMORY):
     host = socket.gethostname().partition(".")[0]
     name = re.compile(rf"sm_segment\.{re.escape(host)}\.{os.geteuid()}\.[0-9a-f]+\.[0-9]+")
     with suppress(OSError):
-        old = [Path(entry) for entry in os.scandir(folder) if name.fullmatch(entry.name)
-               and entry.is_file(follow_symlinks=False) and _is_ours_and_old(entry)]
+        old = [
+            Path(entry)
+            for entry in os.scandir(folder)
+            if name.fullmatch(entry.name)
+            and entry.is_file(follow_symlinks=False)
+            and _is_ours_and_old(entry)
+        ]
         in_use = _open_files(folder) if old else set()
         return [path for path in old if str(path) not in in_use and _removed(path)]
     return []

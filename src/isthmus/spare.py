@@ -12,5 +12,6 @@ def if_possible(make, what, cure):
     except Exception as problem:
         why = problem if isinstance(problem, IsthmusError) else f"{type(problem).__name__}: {problem}"
         logging.getLogger("isthmus").warning(
-            f"{what} is missing: {' '.join(str(why).split())[:1000]}; {cure}")
+            f"{what} is missing: {' '.join(str(why).split())[:1000]}; {cure}"
+        )
         return None

@@ -52,8 +52,9 @@ class _Screen(Console):
     """Where text goes; nowhere if that stream is closed. What cannot be written is an OSError."""
 
     def __init__(self, stream):
-        super().__init__(file=io.StringIO() if stream is None else stream, highlight=False,
-                         soft_wrap=True)
+        super().__init__(
+            file=io.StringIO() if stream is None else stream, highlight=False, soft_wrap=True
+        )
 
     def on_broken_pipe(self):
         raise  # rich calls this where it has caught the error, and would end the process
@@ -121,8 +122,9 @@ def _written():
         leave_unsaid("stdout")
     except OSError as problem:
         leave_unsaid("stdout")
-        raise OutputError("standard output: cannot be written: "
-                          f"{explained(problem, 'let it go elsewhere')}") from problem
+        raise OutputError(
+            f"standard output: cannot be written: {explained(problem, 'let it go elsewhere')}"
+        ) from problem
 
 
 def leave_unsaid(name):

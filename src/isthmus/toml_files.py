@@ -19,13 +19,19 @@ TEXT = "utf-8-sig"
 """How files that people write are read: UTF-8, with or without the byte-order mark of some editors."""
 
 RULES = {
-    "float_parsing": "must be a number", "float_type": "must be a number",
-    "int_parsing": "must be a whole number", "int_type": "must be a whole number",
+    "float_parsing": "must be a number",
+    "float_type": "must be a number",
+    "int_parsing": "must be a whole number",
+    "int_type": "must be a whole number",
     "int_from_float": "must be a whole number",
-    "bool_parsing": "must be true or false", "bool_type": "must be true or false",
-    "string_type": "must be text in quotes", "path_type": "must be a path in quotes",
-    "dict_type": "must be a table", "model_type": "must be a table",
-    "tuple_type": "must be a list", "list_type": "must be a list",
+    "bool_parsing": "must be true or false",
+    "bool_type": "must be true or false",
+    "string_type": "must be text in quotes",
+    "path_type": "must be a path in quotes",
+    "dict_type": "must be a table",
+    "model_type": "must be a table",
+    "tuple_type": "must be a list",
+    "list_type": "must be a list",
     "too_short": "must have an entry at least",
 }
 """What pydantic says at length, by its type of error."""
@@ -49,8 +55,10 @@ def read_toml(path, error):
     except FileNotFoundError:
         raise error(f"{path}: no such file; check the name and the folder you are in") from None
     except OSError as problem:
-        raise error(f"{path}: cannot be read: "
-                    f"{explained(problem, elsewhere='name a TOML file that you may read')}") from None
+        raise error(
+            f"{path}: cannot be read: "
+            f"{explained(problem, elsewhere='name a TOML file that you may read')}"
+        ) from None
     except UnicodeDecodeError:
         raise error(f"{path}: is not text in UTF-8; save it as that") from None
     except tomllib.TOMLDecodeError as problem:
@@ -97,8 +105,11 @@ def _place_in(table, location):
     """
     place, value, depth = [], table, None
     for number, part in enumerate(location):
-        inside = part in value if isinstance(value, dict) else (
-            isinstance(part, int) and isinstance(value, list | tuple) and part < len(value))
+        inside = (
+            part in value
+            if isinstance(value, dict)
+            else (isinstance(part, int) and isinstance(value, list | tuple) and part < len(value))
+        )
         if inside:
             value = value[part]
             place.append(part)
@@ -118,8 +129,9 @@ def _one_line(kind, location, problems):
     if problem["type"] == "value_error":
         message = str(problem["ctx"]["error"])
         return f"{where}: {message}" if location else message
-    rules = [RULES.get(each["type"]) or each["msg"].replace("Input should", "must", 1)
-             for each in problems]
+    rules = [
+        RULES.get(each["type"]) or each["msg"].replace("Input should", "must", 1) for each in problems
+    ]
     rule = " or ".join([rules[0], *(each.removeprefix("must be ") for each in rules[1:])])
     return f"{where}: {rule[0].lower()}{rule[1:]}, not {SHOWN.repr(problem['input'])}"
 

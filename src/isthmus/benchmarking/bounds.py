@@ -17,7 +17,12 @@ def bound_seconds(cluster, nbytes, compressor=None):
             links = [link for link in cluster.links if getattr(link, end) == name]
             if links:
                 rate_of_pipe = {link.pipe: link.bytes_per_second for link in links}
-                bounds.append(narrow_link_bound_seconds(
-                    nbytes, min(link.latency_seconds for link in links), sum(rate_of_pipe.values()),
-                    share))
+                bounds.append(
+                    narrow_link_bound_seconds(
+                        nbytes,
+                        min(link.latency_seconds for link in links),
+                        sum(rate_of_pipe.values()),
+                        share,
+                    )
+                )
     return max(bounds)

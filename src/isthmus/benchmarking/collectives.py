@@ -22,8 +22,10 @@ from isthmus.links.world import barrier, maximum
 from isthmus.testbed import own_counters
 from isthmus.timing.time_model import predict_allreduce
 
-HEADER = (f"# {'nbytes':>11} {'median ms':>11} {'least ms':>11} {'most ms':>11} {'model ms':>11} "
-          f"{'bound ms':>11} {'cut bytes':>11} {'sent bytes':>11} {'times':>6}")
+HEADER = (
+    f"# {'nbytes':>11} {'median ms':>11} {'least ms':>11} {'most ms':>11} {'model ms':>11} "
+    f"{'bound ms':>11} {'cut bytes':>11} {'sent bytes':>11} {'times':>6}"
+)
 
 
 def bench_collectives(tiers, options, tell, keep):
@@ -34,8 +36,10 @@ def bench_collectives(tiers, options, tell, keep):
     """
     results = []
     for algorithm, named in options.combinations:
-        tell(f"# allreduce {algorithm}, compressor {named}, {tiers.world.size} ranks on "
-             f"{len(tiers.cluster.sites)} sites, {options.links} links")
+        tell(
+            f"# allreduce {algorithm}, compressor {named}, {tiers.world.size} ranks on "
+            f"{len(tiers.cluster.sites)} sites, {options.links} links"
+        )
         tell(HEADER)
         for nbytes in sizes_nbytes(options.smallest_nbytes, options.largest_nbytes):
             results.append(measure(tiers, options, algorithm, named, nbytes))
@@ -68,33 +72,54 @@ def measure(tiers, options, algorithm, named, nbytes):
     predicted = predict_allreduce(tiers.cluster, size, algorithm=algorithm, compressor=compressor)
     cut = _cut(tiers, counted, repetitions * allreduce.predicted_to_sites(), repetitions)
     return {
-        "benchmark": "collectives", "algorithm": algorithm, "compressor": named, "nbytes": nbytes,
-        "ranks": world.size, "links": options.links, "repetitions": len(own),
-        "median_seconds": float(np.median(seconds)), "seconds_spread": spread_of(seconds),
+        "benchmark": "collectives",
+        "algorithm": algorithm,
+        "compressor": named,
+        "nbytes": nbytes,
+        "ranks": world.size,
+        "links": options.links,
+        "repetitions": len(own),
+        "median_seconds": float(np.median(seconds)),
+        "seconds_spread": spread_of(seconds),
         "seconds": seconds.tolist(),
         "predicted_seconds": predicted.seconds,
         "bound_seconds": bound_seconds(tiers.cluster, nbytes, compressor),
-        "cut": cut, "interface_nbytes": carried, "same_bits": True}
+        "cut": cut,
+        "interface_nbytes": carried,
+        "same_bits": True,
+    }
 
 
 def check_same_bits(world, mean, algorithm, named, nbytes):
     """Raise ReplicaError on every rank unless all of them hold the same bits."""
     digests = gather_json(world, hashlib.sha256(mean).hexdigest())
-    require(world, digests[world.rank] == digests[0], ReplicaError,
-            f"allreduce {algorithm} with compressor {named} of {nbytes} bytes: ranks end with different "
-            "bits; please report")
+    require(
+        world,
+        digests[world.rank] == digests[0],
+        ReplicaError,
+        f"allreduce {algorithm} with compressor {named} of {nbytes} bytes: ranks end with different "
+        "bits; please report",
+    )
 
 
 def row(result):
     """Return a result as a line of the table."""
     spread = result["seconds_spread"]
-    milliseconds = (result["median_seconds"], spread["least"], spread["most"],
-                    result["predicted_seconds"], result["bound_seconds"])
+    milliseconds = (
+        result["median_seconds"],
+        spread["least"],
+        spread["most"],
+        result["predicted_seconds"],
+        result["bound_seconds"],
+    )
     cut = max((way["counted_nbytes"] for way in result["cut"]), default="-")
     sites = (result["interface_nbytes"] or {}).values()
     sent = max((round(site["sent_nbytes"]) for site in sites), default="-")
-    return (f"  {result['nbytes']:11d} " + " ".join(f"{1e3 * each:11.3f}" for each in milliseconds)
-            + f" {cut:>11} {sent:>11} {result['repetitions']:6d}")
+    return (
+        f"  {result['nbytes']:11d} "
+        + " ".join(f"{1e3 * each:11.3f}" for each in milliseconds)
+        + f" {cut:>11} {sent:>11} {result['repetitions']:6d}"
+    )
 
 
 def _timed(clock, allreduce, vector):
@@ -116,10 +141,17 @@ def _cut(tiers, counted, predicted, calls):
     """
     rows = np.array(gather_json(tiers.world, np.stack([counted, predicted], axis=1).tolist()))
     names, site_of_rank = tiers.cluster.names, np.array(tiers.cluster.site_of_rank)
-    return [{"source": names[i], "target": names[j], "counted_nbytes": int(nbytes[0]) // calls,
-             "formula_nbytes": int(nbytes[1]) // calls}
-            for i in range(len(names)) for j in range(len(names))
-            if i != j and (nbytes := rows[site_of_rank == i, j].sum(axis=0)).any()]
+    return [
+        {
+            "source": names[i],
+            "target": names[j],
+            "counted_nbytes": int(nbytes[0]) // calls,
+            "formula_nbytes": int(nbytes[1]) // calls,
+        }
+        for i in range(len(names))
+        for j in range(len(names))
+        if i != j and (nbytes := rows[site_of_rank == i, j].sum(axis=0)).any()
+    ]
 
 
 def _carried(tiers):
@@ -130,5 +162,7 @@ def _carried(tiers):
 
 def _per_call(after, before, calls):
     """Return site -> bytes sent and received a call, as interfaces counted them, or None."""
-    return after and {site: {key: (after[site][key] - before[site][key]) / calls for key in after[site]}
-                      for site in after}
+    return after and {
+        site: {key: (after[site][key] - before[site][key]) / calls for key in after[site]}
+        for site in after
+    }

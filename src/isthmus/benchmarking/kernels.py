@@ -25,19 +25,25 @@ KERNELS = {  # name: (bytes an element, the call on `Arrays` a)
     "decode_int8": (5, lambda a: cpu.decode_int8(a.maxima, a.int8, BLOCK, a.other)),
     "add_int8": (9, lambda a: cpu.add_int8(a.maxima, a.int8, BLOCK, a.other)),
     "encode_int8_stochastic": (
-        13, lambda a: cpu.encode_int8(a.vector, a.kept, BLOCK, KEY, 0, a.maxima, a.int8)),
+        13,
+        lambda a: cpu.encode_int8(a.vector, a.kept, BLOCK, KEY, 0, a.maxima, a.int8),
+    ),
     "encode_int4": (12.54, lambda a: cpu.encode_int4(a.vector, a.kept, SHARE_BLOCK, None, 0, *a.int4)),
     "decode_int4": (4.54, lambda a: cpu.decode_int4(*a.int4, SHARE_BLOCK, a.other)),
     "add_int4": (8.54, lambda a: cpu.add_int4(*a.int4, SHARE_BLOCK, a.other)),
     "encode_one_bit": (
-        12.13, lambda a: cpu.encode_one_bit(a.vector, a.kept, BIT_BLOCK, a.scales, a.bits)),
+        12.13,
+        lambda a: cpu.encode_one_bit(a.vector, a.kept, BIT_BLOCK, a.scales, a.bits),
+    ),
     "add_one_bit": (8.13, lambda a: cpu.add_one_bit(a.scales, a.bits, BIT_BLOCK, a.other)),
     "encode_float16": (14, lambda a: cpu.encode_float16(a.vector, a.kept, a.halves)),
     "add_float16": (10, lambda a: cpu.add_float16(a.halves, a.other)),
     "encode_bfloat16": (14, lambda a: cpu.encode_bfloat16(a.vector, a.kept, a.halves)),
     "add_bfloat16": (10, lambda a: cpu.add_bfloat16(a.halves, a.other)),
     "encode_above": (  # the top 1 % by threshold: 0.95 % are over it
-        12.06, lambda a: cpu.encode_above(a.vector, a.kept, np.float32(2.594), *a.chosen)),
+        12.06,
+        lambda a: cpu.encode_above(a.vector, a.kept, np.float32(2.594), *a.chosen),
+    ),
 }
 
 
@@ -55,11 +61,17 @@ class Arrays:
         self.scales = np.ones(size // BIT_BLOCK, "f4")
         self.halves = np.full(size, 0x3B3B, "u2")  # a number of ordinary size as either 16-bit float
         self.int8 = self.halves.view("i1")[:size]
-        self.int4 = (np.ones(size // 1024, "f4"), np.ones(size // SHARE_BLOCK, "u2"),
-                     self.halves.view("u1")[:size // 2])
-        self.bits = self.halves.view("u1")[:size // 8]
-        self.chosen = (np.ones(-(-size // 65536), "u4"), np.ones(size // 100, "f4"),
-                       np.ones(size // 100, "u2"))
+        self.int4 = (
+            np.ones(size // 1024, "f4"),
+            np.ones(size // SHARE_BLOCK, "u2"),
+            self.halves.view("u1")[: size // 2],
+        )
+        self.bits = self.halves.view("u1")[: size // 8]
+        self.chosen = (
+            np.ones(-(-size // 65536), "u4"),
+            np.ones(size // 100, "f4"),
+            np.ones(size // 100, "u2"),
+        )
 
 
 @dataclass(frozen=True)
@@ -101,16 +113,28 @@ def bench_kernels(options, tell, keep):
     for name in options.names or KERNELS:
         shares, seconds = share_of_triad(name, arrays, options.repetitions)
         nbytes = KERNELS[name][0]
-        rates = [count * arrays.elements / statistics.median(each)
-                 for count, each in zip((nbytes, 12), zip(*seconds))]
-        results.append({
-            "benchmark": "kernels", "kernel": name, "share_of_triad": statistics.median(shares),
-            "share_spread": spread_of(shares), "bytes_an_element": nbytes, "elements": arrays.elements,
-            "bytes_per_second": rates[0], "triad_bytes_per_second": rates[1],
-            "repetitions": options.repetitions})
+        rates = [
+            count * arrays.elements / statistics.median(each)
+            for count, each in zip((nbytes, 12), zip(*seconds))
+        ]
+        results.append(
+            {
+                "benchmark": "kernels",
+                "kernel": name,
+                "share_of_triad": statistics.median(shares),
+                "share_spread": spread_of(shares),
+                "bytes_an_element": nbytes,
+                "elements": arrays.elements,
+                "bytes_per_second": rates[0],
+                "triad_bytes_per_second": rates[1],
+                "repetitions": options.repetitions,
+            }
+        )
         keep(results)
-        tell(f"  {name:24} {statistics.median(shares):14.2f} {min(shares):6.2f} {max(shares):6.2f} "
-             f"{rates[0] / 1e9:8.2f} {rates[1] / 1e9:10.2f}")
+        tell(
+            f"  {name:24} {statistics.median(shares):14.2f} {min(shares):6.2f} {max(shares):6.2f} "
+            f"{rates[0] / 1e9:8.2f} {rates[1] / 1e9:10.2f}"
+        )
     return results
 
 

@@ -29,37 +29,59 @@ def bench_links(tiers, options, tell, keep):
     ClusterError on every rank where there is nothing to measure.
     """
     results, chosen = [], pairs(tiers.cluster)
-    require(tiers.world, chosen, ClusterError, f"{tiers.cluster.source}: one site of one rank has no "
-            "links to measure; name a cluster file of more")
+    require(
+        tiers.world,
+        chosen,
+        ClusterError,
+        f"{tiers.cluster.source}: one site of one rank has no "
+        "links to measure; name a cluster file of more",
+    )
     for first, second in chosen:
         ways = [_way(tiers.cluster, first, second), _way(tiers.cluster, second, first)]
         facts = {"benchmark": "links", "links": options.links, **_names(tiers.cluster, first, second)}
-        tell(f"# {facts['source']} rank {first} - {facts['target']} rank {second}, "
-             f"{options.links} links")
+        tell(
+            f"# {facts['source']} rank {first} - {facts['target']} rank {second}, {options.links} links"
+        )
         tell(f"# {'nbytes':>11} {'median us':>11} {'least us':>11} {'most us':>11} {'file us':>11}")
         for nbytes in sizes_nbytes(options.smallest_nbytes, options.largest_nbytes):
             seconds = half_round_trips(tiers.world, first, second, nbytes, options)
             expected = sum(latency + nbytes / rate for latency, rate in ways) / 2
-            results.append(facts | {
-                "kind": "ping-pong", "nbytes": nbytes, "repetitions": len(seconds),
-                "median_seconds": float(np.median(seconds)), "seconds_spread": spread_of(seconds),
-                "file_seconds": expected})
+            results.append(
+                facts
+                | {
+                    "kind": "ping-pong",
+                    "nbytes": nbytes,
+                    "repetitions": len(seconds),
+                    "median_seconds": float(np.median(seconds)),
+                    "seconds_spread": spread_of(seconds),
+                    "file_seconds": expected,
+                }
+            )
             keep(results)
-            tell(f"  {nbytes:11d} " + " ".join(f"{1e6 * each:11.1f}" for each in (
-                np.median(seconds), min(seconds), max(seconds), expected)))
+            tell(
+                f"  {nbytes:11d} "
+                + " ".join(
+                    f"{1e6 * each:11.1f}"
+                    for each in (np.median(seconds), min(seconds), max(seconds), expected)
+                )
+            )
         for result in streams(tiers, first, second, ways, options):
             results.append(facts | result)
             keep(results)
-            tell(f"# {result['kind']:17} rank {result['ranks'][0]} > {result['ranks'][1]}: "
-                 f"{result['bytes_per_second'] / 1e6:.4g} MB/s, "
-                 f"file {_megabytes(result['file_bytes_per_second'])} MB/s")
+            tell(
+                f"# {result['kind']:17} rank {result['ranks'][0]} > {result['ranks'][1]}: "
+                f"{result['bytes_per_second'] / 1e6:.4g} MB/s, "
+                f"file {_megabytes(result['file_bytes_per_second'])} MB/s"
+            )
     return results
 
 
 def pairs(cluster):
     """Return the pairs of cluster ranks: leaders of linked sites, then neighbours inside sites."""
-    leaders = [tuple(cluster.ranks_of_site(name)[0] for name in (link.source, link.target))
-               for link in cluster.links]
+    leaders = [
+        tuple(cluster.ranks_of_site(name)[0] for name in (link.source, link.target))
+        for link in cluster.links
+    ]
     once = dict.fromkeys(tuple(sorted(pair)) for pair in leaders)
     inside = [(rank, rank + 1) for name in cluster.names for rank in cluster.ranks_of_site(name)[:-1]]
     return [*once, *inside]
@@ -105,14 +127,20 @@ def streams(tiers, first, second, ways, options):
             incoming = np.zeros((count, STREAM_NBYTES), np.uint8)
             for _ in range(repetitions + 1):
                 seconds = _stream(tiers.world, [ends[number] for number in numbers], incoming)
-                rates.append([count * STREAM_NBYTES / max(each - empty_seconds, 1e-9)
-                              for each in seconds])
+                rates.append(
+                    [count * STREAM_NBYTES / max(each - empty_seconds, 1e-9) for each in seconds]
+                )
             for number, of_way in zip(numbers, zip(*rates[1:])):
-                yield {"kind": kind, **_names(tiers.cluster, *ends[number]),
-                       "messages": count, "message_nbytes": STREAM_NBYTES, "repetitions": repetitions,
-                       "bytes_per_second": float(np.median(of_way)),
-                       "bytes_per_second_spread": spread_of(of_way),
-                       "file_bytes_per_second": _finite(ways[number][1])}
+                yield {
+                    "kind": kind,
+                    **_names(tiers.cluster, *ends[number]),
+                    "messages": count,
+                    "message_nbytes": STREAM_NBYTES,
+                    "repetitions": repetitions,
+                    "bytes_per_second": float(np.median(of_way)),
+                    "bytes_per_second_spread": spread_of(of_way),
+                    "file_bytes_per_second": _finite(ways[number][1]),
+                }
 
 
 def _stream(world, flowing, incoming):
@@ -120,10 +148,18 @@ def _stream(world, flowing, incoming):
     outgoing = np.zeros(STREAM_NBYTES, np.uint8)
     barrier(world)
     start = time.perf_counter()
-    arriving = [world.Irecv(message, source) for source, target in flowing
-                if world.rank == target for message in incoming]
-    sent = [world.Isend(outgoing, target) for source, target in flowing
-            if world.rank == source for _ in incoming]
+    arriving = [
+        world.Irecv(message, source)
+        for source, target in flowing
+        if world.rank == target
+        for message in incoming
+    ]
+    sent = [
+        world.Isend(outgoing, target)
+        for source, target in flowing
+        if world.rank == source
+        for _ in incoming
+    ]
     for request in arriving:
         request.Wait()
     own = time.perf_counter() - start
@@ -149,8 +185,11 @@ def _messages(latency_seconds, bytes_per_second, options):
 
 
 def _names(cluster, source, target):
-    return {"source": cluster.names[cluster.site_of_rank[source]],
-            "target": cluster.names[cluster.site_of_rank[target]], "ranks": [source, target]}
+    return {
+        "source": cluster.names[cluster.site_of_rank[source]],
+        "target": cluster.names[cluster.site_of_rank[target]],
+        "ranks": [source, target],
+    }
 
 
 def _finite(rate):

@@ -45,8 +45,12 @@ class CollectivesOptions:
     def combinations(self):
         """The (algorithm, name of its compressor) that go together, on such links."""
         known = [name for name, row in ALGORITHMS.items() if self.links == "real" or not row.unpaced]
-        return [(name, text) for name in self.algorithms or known for text in self.compressors
-                if _problem_with(name, text) is None]
+        return [
+            (name, text)
+            for name in self.algorithms or known
+            for text in self.compressors
+            if _problem_with(name, text) is None
+        ]
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,14 @@ def draw_by_size(results, curve_of, lines, folder, name, title):
     with drawing(STYLE, 9, 5.5) as figure:
         axis = figure.subplots()
         for number, (label, points) in enumerate(curves.items()):
-            _draw_curve(axis, label, points, lines, COLOURS[number % len(COLOURS)],
-                        "osD^vP"[number // len(COLOURS) % 6])
+            _draw_curve(
+                axis,
+                label,
+                points,
+                lines,
+                COLOURS[number % len(COLOURS)],
+                "osD^vP"[number // len(COLOURS) % 6],
+            )
         for _, words, style in lines:
             axis.plot([], [], style, color="#555555", linewidth=1, label=words)
         axis.set(xscale="log", yscale="log", xlabel="bytes", ylabel="seconds", title=title)
@@ -29,18 +35,32 @@ def draw_by_size(results, curve_of, lines, folder, name, title):
         paths = [folder / f"{name}.{kind}" for kind in FORMATS]
         for path, kind in zip(paths, FORMATS):
             with replacing(path) as partial:
-                figure.savefig(partial, format=kind, dpi=150,
-                               metadata={"Date": None} if kind == "svg" else None)
+                figure.savefig(
+                    partial, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None
+                )
     return [str(path) for path in paths]
 
 
 def _draw_curve(axis, label, points, lines, colour, marker):
     sizes = [point["nbytes"] for point in points]
-    axis.fill_between(sizes, *([point["seconds_spread"][edge] for point in points]
-                               for edge in ("lower_quartile", "upper_quartile")),
-                      color=colour, alpha=0.2, linewidth=0)
-    axis.plot(sizes, [point["median_seconds"] for point in points], color=colour, marker=marker,
-              markersize=4, label=label)
+    axis.fill_between(
+        sizes,
+        *(
+            [point["seconds_spread"][edge] for point in points]
+            for edge in ("lower_quartile", "upper_quartile")
+        ),
+        color=colour,
+        alpha=0.2,
+        linewidth=0,
+    )
+    axis.plot(
+        sizes,
+        [point["median_seconds"] for point in points],
+        color=colour,
+        marker=marker,
+        markersize=4,
+        label=label,
+    )
     for field, _, style in lines:
         drawn = [(size, point[field]) for size, point in zip(sizes, points) if point[field] > 0]
         if drawn:

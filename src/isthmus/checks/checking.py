@@ -27,19 +27,34 @@ def check(make_world, settings_path=None, cluster_path=None):
     of_run = []
     if settings_path is not None and comm is not None:
         from isthmus.checks import run  # needs MPI
+
         settings, of_run = run.settings_of(job, settings_path, cluster_path)
     if settings is not None:
         cluster, more = run.cluster_of(job, settings)
         of_run += more + _data_and_plan(job, settings, cluster)
-    findings += [*_of_mpi(job, path, told), *_of_ranks(job, settings, cluster),
-                 *_of_machine(job, settings), *of_run]
-    groups = grouped([[Finding(**finding) for finding in theirs] for theirs in
-                      job.from_all([finding.to_json() for finding in findings])], job.hosts)
+    findings += [
+        *_of_mpi(job, path, told),
+        *_of_ranks(job, settings, cluster),
+        *_of_machine(job, settings),
+        *of_run,
+    ]
+    groups = grouped(
+        [
+            [Finding(**finding) for finding in theirs]
+            for theirs in job.from_all([finding.to_json() for finding in findings])
+        ],
+        job.hosts,
+    )
     # Ranks with a world of their own wait for nobody: their code would end the one that tells it.
     code = exit_code(groups) if job.speaks or job.size > 1 else 0
-    return {"status": worst_status(groups), "exit_code": code, "ranks": job.size,
-            "hosts": list(job.ranks_of_host()), "seconds": time.perf_counter() - start,
-            "findings": groups}
+    return {
+        "status": worst_status(groups),
+        "exit_code": code,
+        "ranks": job.size,
+        "hosts": list(job.ranks_of_host()),
+        "seconds": time.perf_counter() - start,
+        "findings": groups,
+    }
 
 
 def check_words(made):
@@ -53,8 +68,10 @@ def check_words(made):
         if group["cure"]:
             lines.append(f"      {'':<16} cure: {group['cure']}")
     count = {status: sum(group["status"] == status for group in made["findings"]) for status in COLOURS}
-    lines.append(", ".join(f"{number} {status}" for status, number in count.items())
-                 + f"; ranks: {made['ranks']}; {made['seconds']:.1f} s")
+    lines.append(
+        ", ".join(f"{number} {status}" for status, number in count.items())
+        + f"; ranks: {made['ranks']}; {made['seconds']:.1f} s"
+    )
     return lines
 
 
@@ -72,9 +89,15 @@ def _of_ranks(job, settings, cluster):
     """Return what the ranks find together. Collective."""
     facts = job.from_all(ranks.cores_here())
     alone_for_all = cluster and not job.started and not any(site.hosts for site in cluster.sites)
-    found = [*ranks.cores_for_ranks(facts, job.ranks_of_host(),
-                                    threads=settings.run.threads if settings else 1,
-                                    planned=cluster.size if alone_for_all else 1, started=job.started)]
+    found = [
+        *ranks.cores_for_ranks(
+            facts,
+            job.ranks_of_host(),
+            threads=settings.run.threads if settings else 1,
+            planned=cluster.size if alone_for_all else 1,
+            started=job.started,
+        )
+    ]
     if job.size > 1:
         found.append(ranks.clocks(job.comm))
     asked = job.from_root(lambda: slurm.slurm(job).to_json())
@@ -84,13 +107,16 @@ def _of_ranks(job, settings, cluster):
 def _of_machine(job, settings):
     """Return what this rank finds on its own."""
     subjects = [
-        ("shared memory", lambda: [machine.shared_memory(
-            ranks=len(job.ranks_of_host()[job.hosts[job.rank]]))]),
+        (
+            "shared memory",
+            lambda: [machine.shared_memory(ranks=len(job.ranks_of_host()[job.hosts[job.rank]]))],
+        ),
         ("temporary folder", lambda: [machine.temporary_folder()]),
         ("CPU", lambda: [machine.cpu()]),
         ("Numba", machine.numba_kernels),
         ("HDF5 filters", lambda: [hdf5.filters()]),
-        ("GPU", gpu.gpu)]
+        ("GPU", gpu.gpu),
+    ]
     if job.rank == 0:
         folder = settings.run.folder if settings else Path("runs").resolve()
         subjects.append(("output folder", lambda: [machine.output_folder(folder)]))
@@ -102,13 +128,19 @@ def _looked(subject, look):
     try:
         return list(look())
     except Exception as problem:
-        return [failed(subject, f"cannot be checked: {type(problem).__name__}: {problem}",
-                       "run `isthmus --debug check` and report this")]
+        return [
+            failed(
+                subject,
+                f"cannot be checked: {type(problem).__name__}: {problem}",
+                "run `isthmus --debug check` and report this",
+            )
+        ]
 
 
 def _data_and_plan(job, settings, cluster):
     """Return the findings on the run's data, and on its plan where both it and the cluster are right."""
     from isthmus.checks import run
+
     model = settings.make_model()
     found = []
     for name, folder in (("data train", settings.data.train), ("data test", settings.data.test)):

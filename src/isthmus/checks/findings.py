@@ -55,10 +55,17 @@ def grouped(findings_of_rank, hosts):
         for finding in findings:
             ranks_of.setdefault(finding, []).append(rank)
     subjects = list(dict.fromkeys(finding.subject for finding in ranks_of))
-    return [{**finding.to_json(), "exit_code": EXIT_CODES.get(finding.error, 0), "ranks": ranks,
-             "hosts": list(dict.fromkeys(hosts[rank] for rank in ranks))}
-            for finding, ranks in sorted(
-                ranks_of.items(), key=lambda item: (subjects.index(item[0].subject), item[1]))]
+    return [
+        {
+            **finding.to_json(),
+            "exit_code": EXIT_CODES.get(finding.error, 0),
+            "ranks": ranks,
+            "hosts": list(dict.fromkeys(hosts[rank] for rank in ranks)),
+        }
+        for finding, ranks in sorted(
+            ranks_of.items(), key=lambda item: (subjects.index(item[0].subject), item[1])
+        )
+    ]
 
 
 def exit_code(groups):

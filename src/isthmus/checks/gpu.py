@@ -16,8 +16,11 @@ def gpu(driver=DRIVER):
     here, found = driver.exists(), importlib.util.find_spec("cupy") is not None
     if not here:
         if found:
-            yield warned("GPU", "CuPy is installed, but there is no NVIDIA driver", "install the "
-                         "driver; in a container, start it with --gpus all")
+            yield warned(
+                "GPU",
+                "CuPy is installed, but there is no NVIDIA driver",
+                "install the driver; in a container, start it with --gpus all",
+            )
         else:
             yield passed("GPU", "no NVIDIA driver: ranks compute on CPUs")
         return
@@ -36,15 +39,22 @@ def devices(driver):
         count = cupy.cuda.runtime.getDeviceCount()
         names = {cupy.cuda.runtime.getDeviceProperties(each)["name"].decode() for each in range(count)}
     except NoDeviceError as problem:
-        return warned("GPU", f"driver {driver}, but {str(problem).splitlines()[0]}",
-                      f"install the CuPy that fits the driver: {how_to_install('gpu')}")
-    return passed("GPU", f"{count} x {', '.join(sorted(names))}, driver {driver}, "
-                  f"CuPy {cupy.__version__}")
+        return warned(
+            "GPU",
+            f"driver {driver}, but {str(problem).splitlines()[0]}",
+            f"install the CuPy that fits the driver: {how_to_install('gpu')}",
+        )
+    return passed(
+        "GPU", f"{count} x {', '.join(sorted(names))}, driver {driver}, CuPy {cupy.__version__}"
+    )
 
 
 def cuda_aware(path):
     """Return whether the MPI library in the file `path` takes arrays on a GPU."""
     if mpi_takes_device_arrays(path):
         return passed("CUDA-aware MPI", "yes")
-    return warned("CUDA-aware MPI", "no: arrays on a GPU travel through the host's memory",
-                  "load an MPI that was built with CUDA")
+    return warned(
+        "CUDA-aware MPI",
+        "no: arrays on a GPU travel through the host's memory",
+        "load an MPI that was built with CUDA",
+    )

@@ -13,8 +13,9 @@ def filters():
         import h5py
         import hdf5plugin  # noqa: F401  registers LZ4 and Zstandard with HDF5
     except Exception as problem:
-        return failed("HDF5 filters", f"cannot be loaded: {str(problem).splitlines()[0]}", cure,
-                      ShardError)
+        return failed(
+            "HDF5 filters", f"cannot be loaded: {str(problem).splitlines()[0]}", cure, ShardError
+        )
     missing = [name for code, name in NEEDED.items() if not h5py.h5z.filter_avail(code)]
     if missing:
         return failed("HDF5 filters", f"{', '.join(missing)} cannot be used", cure, ShardError)

@@ -33,8 +33,10 @@ class Checked:
 
     def ranks_of_host(self):
         """Return host -> its ranks."""
-        return {host: [rank for rank, its in enumerate(self.hosts) if its == host]
-                for host in dict.fromkeys(self.hosts)}
+        return {
+            host: [rank for rank, its in enumerate(self.hosts) if its == host]
+            for host in dict.fromkeys(self.hosts)
+        }
 
 
 def ranks_told():
@@ -57,4 +59,5 @@ def _host(comm):
     if comm is None:
         return socket.gethostname()
     from mpi4py import MPI
+
     return MPI.Get_processor_name()

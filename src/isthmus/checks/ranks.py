@@ -14,8 +14,12 @@ LARGEST_OFFSET_SECONDS = 1e-3
 
 def cores_here():
     """Return the JSON facts of this process: the cores it may use, its quota, and yielding."""
-    return {"cores": sorted(os.sched_getaffinity(0)), "quota": cpu_quota(), "of": os.cpu_count(),
-            "spins": os.environ.get(YIELD) == "0"}
+    return {
+        "cores": sorted(os.sched_getaffinity(0)),
+        "quota": cpu_quota(),
+        "of": os.cpu_count(),
+        "spins": os.environ.get(YIELD) == "0",
+    }
 
 
 def cpu_quota(path="/sys/fs/cgroup/cpu.max"):
@@ -39,20 +43,28 @@ def cores_for_ranks(facts, ranks_of_host, threads=1, planned=1, started=True):
         quota, everywhere = facts[ranks[0]]["quota"], facts[ranks[0]]["of"]
         usable = cores if quota is None else min(cores, max(1, int(quota)))
         wanted = max(len(ranks), planned)
-        what = (f"{host}: {wanted} rank{'s' if wanted > 1 else ''}"
-                f"{f' of {threads} threads' if threads > 1 else ''} on {usable} core"
-                f"{'s' if usable > 1 else ''}")
+        what = (
+            f"{host}: {wanted} rank{'s' if wanted > 1 else ''}"
+            f"{f' of {threads} threads' if threads > 1 else ''} on {usable} core"
+            f"{'s' if usable > 1 else ''}"
+        )
         if wanted * threads <= usable:
             yield passed("cores", what)
         elif cores < everywhere and wanted * threads <= everywhere:
-            yield warned("cores", f"{what}, of {everywhere} that the host has", "bind ranks to other "
-                         "cores or to none: mpirun --bind-to none")
+            yield warned(
+                "cores",
+                f"{what}, of {everywhere} that the host has",
+                "bind ranks to other cores or to none: mpirun --bind-to none",
+            )
         elif any(facts[rank]["spins"] for rank in ranks):
-            yield warned("cores", f"{what}, and ranks that wait hold theirs",
-                         f"unset {YIELD}")
+            yield warned("cores", f"{what}, and ranks that wait hold theirs", f"unset {YIELD}")
         else:
-            yield warned("cores", f"{what}: they take turns", "use fewer ranks or threads, or more hosts"
-                         + ("" if started else "; mpirun starts them with --oversubscribe"))
+            yield warned(
+                "cores",
+                f"{what}: they take turns",
+                "use fewer ranks or threads, or more hosts"
+                + ("" if started else "; mpirun starts them with --oversubscribe"),
+            )
 
 
 def clocks(comm):
@@ -61,8 +73,11 @@ def clocks(comm):
     worst = int(np.argmax(np.abs(offsets[:, 0])))
     offset, error = offsets[worst]
     if abs(offset) - error > LARGEST_OFFSET_SECONDS:
-        return warned("clocks", f"rank {worst}'s is {abs(offset):.3g} s "
-                      f"{'ahead of' if offset > 0 else 'behind'} rank 0's", "run chrony or another NTP "
-                      "client on every host; until then, times in logs do not compare")
-    return passed("clocks", f"within {1e6 * (np.abs(offsets[:, 0]) + offsets[:, 1]).max():.0f} us of "
-                  "rank 0's")
+        return warned(
+            "clocks",
+            f"rank {worst}'s is {abs(offset):.3g} s {'ahead of' if offset > 0 else 'behind'} rank 0's",
+            "run chrony or another NTP client on every host; until then, times in logs do not compare",
+        )
+    return passed(
+        "clocks", f"within {1e6 * (np.abs(offsets[:, 0]) + offsets[:, 1]).max():.0f} us of rank 0's"
+    )

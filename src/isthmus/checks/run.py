@@ -22,6 +22,7 @@ from isthmus.testbed import on_testbed
 
 def settings_of(job, path, cluster_path=None):
     """Return (settings as rank 0 reads them or None, findings), the same on every rank."""
+
     def read():
         settings = RunSettings.from_toml(path)
         if cluster_path:
@@ -50,8 +51,13 @@ def cluster_of(job, settings):
             sites = [cluster.sites[cluster.site_of_rank[here]]]
     except IsthmusError as problem:
         return None, [refused("cluster", problem)]
-    findings = [passed("cluster", f"{cluster.size} ranks at {len(cluster.sites)} sites"
-                       + ("" if job.started else f": start it with mpirun -n {cluster.size}"))]
+    findings = [
+        passed(
+            "cluster",
+            f"{cluster.size} ranks at {len(cluster.sites)} sites"
+            + ("" if job.started else f": start it with mpirun -n {cluster.size}"),
+        )
+    ]
     findings += [finding for finding in (links(job, settings), rates(cluster, settings)) if finding]
     for device in sorted({site.device for site in sites}):
         try:
@@ -60,8 +66,14 @@ def cluster_of(job, settings):
             findings.append(refused("device", problem))
     has_gpu = any(site.device == "gpu" for site in cluster.sites)
     if has_gpu and isinstance(settings.make_compressor(), LowRank):
-        findings.append(failed("device", "the compressor low_rank encodes on CPUs alone, and a site has "
-                               'device = "gpu"', "choose another compressor", NoDeviceError))
+        findings.append(
+            failed(
+                "device",
+                'the compressor low_rank encodes on CPUs alone, and a site has device = "gpu"',
+                "choose another compressor",
+                NoDeviceError,
+            )
+        )
     return cluster, findings
 
 
@@ -70,19 +82,26 @@ def links(job, settings):
     if settings.cluster.links != "paced":
         return None
     if len(set(job.hosts)) > 1:
-        return failed("links", f"paced links need one clock, and ranks are on {len(set(job.hosts))} "
-                      "hosts", 'set links = "real" under [cluster]', SettingsError)
+        return failed(
+            "links",
+            f"paced links need one clock, and ranks are on {len(set(job.hosts))} hosts",
+            'set links = "real" under [cluster]',
+            SettingsError,
+        )
     return passed("links", "paced: an emulation of the cluster file's")
 
 
 def rates(cluster, settings):
     """Return whether the file was measured, or None where computing is held to its rates."""
     if settings.cluster.compute == "paced" or all(
-            site.add_bytes_per_second < float("inf") for site in cluster.sites):
+        site.add_bytes_per_second < float("inf") for site in cluster.sites
+    ):
         return None
-    return warned("rates", f"{cluster.source}: was not measured here; the plan is as good as its "
-                  "numbers", "mpirun -n "
-                  f"{cluster.size} isthmus calibrate RUN.toml -o measured.toml")
+    return warned(
+        "rates",
+        f"{cluster.source}: was not measured here; the plan is as good as its numbers",
+        f"mpirun -n {cluster.size} isthmus calibrate RUN.toml -o measured.toml",
+    )
 
 
 def data(job, name, folder, model):
@@ -94,14 +113,31 @@ def data(job, name, folder, model):
     seen = job.from_all(Path(folder).is_dir())
     digests = job.from_all(digest)
     if not any(seen):
-        return [failed(name, f"{folder}: no rank sees this folder", "pack the data with `isthmus pack`, "
-                       "or mend the path under [data] in the settings", ShardError)]
+        return [
+            failed(
+                name,
+                f"{folder}: no rank sees this folder",
+                "pack the data with `isthmus pack`, or mend the path under [data] in the settings",
+                ShardError,
+            )
+        ]
     if mine is None:
-        return [warned(name, f"{folder} is not seen here: shards come over MPI from rank "
-                       f"{seen.index(True)}", "copy the folder to this host to save its link")]
+        return [
+            warned(
+                name,
+                f"{folder} is not seen here: shards come over MPI from rank {seen.index(True)}",
+                "copy the folder to this host to save its link",
+            )
+        ]
     if mine.status == "PASS" and len(set(digests) - {None}) > 1:
-        return [failed(name, f"{folder}: hosts have different sets; the one here is {digest[:8]}",
-                       "copy one set to every host", ShardError)]
+        return [
+            failed(
+                name,
+                f"{folder}: hosts have different sets; the one here is {digest[:8]}",
+                "copy one set to every host",
+                ShardError,
+            )
+        ]
     return [mine]
 
 
@@ -118,10 +154,17 @@ def _folder(name, folder, model):
     except IsthmusError as problem:
         return digest, refused(name, problem)
     except (OSError, ImportError) as problem:
-        return digest, failed(name, f"{folder}: cannot be read: {reason_of(problem)}",
-                              cure_of(problem, "mend what fails above"), ShardError)
-    return digest, passed(name, f"{sum(shards.samples)} samples in {len(shards.samples)} shards, "
-                          f"{sum(shards.nbytes) / 1e6:.1f} MB")
+        return digest, failed(
+            name,
+            f"{folder}: cannot be read: {reason_of(problem)}",
+            cure_of(problem, "mend what fails above"),
+            ShardError,
+        )
+    return digest, passed(
+        name,
+        f"{sum(shards.samples)} samples in {len(shards.samples)} shards, "
+        f"{sum(shards.nbytes) / 1e6:.1f} MB",
+    )
 
 
 def _check_files(shards):
@@ -132,8 +175,10 @@ def _check_files(shards):
     here = {entry.name for entry in os.scandir(shards.folder)}
     missing = [name for name in shards.names if name not in here]
     if missing:
-        raise ShardError(f"{shards.folder}: {len(missing)} of {len(shards.names)} shards are missing, "
-                         f"{missing[0]} first; copy them here, or pack the data again")
+        raise ShardError(
+            f"{shards.folder}: {len(missing)} of {len(shards.names)} shards are missing, "
+            f"{missing[0]} first; copy them here, or pack the data again"
+        )
     for name in shards.arrays if shards.names else ():
         for _ in shards.pieces(0, name):
             pass
@@ -158,5 +203,7 @@ def plan(job, settings, cluster, free_nbytes):
     if crowded is None and chosen.warnings:
         return warned("plan", "; ".join(chosen.warnings), "mend the link in the cluster file")
     return crowded or passed(
-        "plan", f"{chosen.steps} steps an epoch, {1e3 * chosen.step_seconds:.1f} ms each, predicted; "
-        f"{chosen.bound_by}")
+        "plan",
+        f"{chosen.steps} steps an epoch, {1e3 * chosen.step_seconds:.1f} ms each, predicted; "
+        f"{chosen.bound_by}",
+    )

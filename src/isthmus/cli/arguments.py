@@ -8,12 +8,15 @@ import typer
 HELP = {"help_option_names": ["-h", "--help"]}
 """For each group of verbs: what shows their help."""
 
-AsJson = Annotated[bool, typer.Option(
-    "--json", metavar="", help="One JSON object in place of lines and tables.")]
+AsJson = Annotated[
+    bool, typer.Option("--json", metavar="", help="One JSON object in place of lines and tables.")
+]
 RunFile = Annotated[Path, typer.Argument(metavar="RUN.toml", help="The run's settings file.")]
 ClusterFile = Annotated[Path, typer.Argument(metavar="CLUSTER.toml", help="The cluster file.")]
-OtherCluster = Annotated[Path | None, typer.Option(
-    metavar="FILE", help="A cluster file to take instead of the one in the settings.")]
+OtherCluster = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="A cluster file to take instead of the one in the settings."),
+]
 
 
 def number(text, *names, at_least=None, metavar="NUMBER"):
@@ -21,6 +24,7 @@ def number(text, *names, at_least=None, metavar="NUMBER"):
 
     The least value is checked here and told in `text`: a range would be help of 20 columns more.
     """
+
     def check(value):
         if value is not None and at_least is not None and not value >= at_least:
             raise typer.BadParameter(f"must be at least {at_least}, not {value:g}")

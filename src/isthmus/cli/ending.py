@@ -95,8 +95,10 @@ class Ending:
             together = failures_of_all(comm, {}, comm.rank, SECONDS_TO_NOTE)
             speaks = together is not None
             named = f"rank {comm.rank}: " if speaks and len(together) == 1 else ""
-        lines = [line.replace("isthmus: ", f"isthmus: {named}", 1)
-                 for line in interrupted_lines(number, place, speaks)]
+        lines = [
+            line.replace("isthmus: ", f"isthmus: {named}", 1)
+            for line in interrupted_lines(number, place, speaks)
+        ]
         if place is not None and not all_interrupted(place):
             note_ending(signalled=False)  # the others are ended because of this rank, which tells why
         if not (all_interrupted(place) and tell_past_mpirun(lines)):

@@ -20,17 +20,20 @@ from isthmus.spare import if_possible
 from isthmus.terminal import Content, Terminal
 
 app = typer.Typer(
-    no_args_is_help=True, add_completion=False, context_settings=HELP, rich_markup_mode="rich",
+    no_args_is_help=True,
+    add_completion=False,
+    context_settings=HELP,
+    rich_markup_mode="rich",
     help="Train one model over machines on both sides of a narrow link: plan, run, check.",
     epilog="Exit codes: 0 done, 2 wrong arguments, 3 to 15 by cause, 130 interrupted; a page for "
-           "each is in docs/errors.")
+    "each is in docs/errors.",
+)
 app.add_typer(bench, name="bench")
 app.add_typer(testbed, name="testbed")
 # Click's ClickException, wherever Typer has it: newer versions bring their own copy of click.
 CommandLineError = typer.BadParameter.__mro__[2]
 terminal = Terminal()
 ending = Ending(terminal, lambda: None, lambda: True)  # main() makes the one of this process
-
 
 
 def show_version(wanted: bool):
@@ -43,12 +46,21 @@ def show_version(wanted: bool):
 
 @app.callback()
 def options(
-        context: typer.Context,
-        debug: Annotated[bool, typer.Option(
-            "--debug", metavar="", help="Show the traceback of an error.")] = False,
-        version: Annotated[bool, typer.Option(
-            "--version", metavar="", help="Show the version and end.", is_eager=True,
-            callback=show_version)] = False):
+    context: typer.Context,
+    debug: Annotated[
+        bool, typer.Option("--debug", metavar="", help="Show the traceback of an error.")
+    ] = False,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            metavar="",
+            help="Show the version and end.",
+            is_eager=True,
+            callback=show_version,
+        ),
+    ] = False,
+):
     """Note what holds for every verb."""
     ending.debug = debug
     context.obj = Surroundings(world, tell, answer, after_mpirun)
@@ -56,13 +68,20 @@ def options(
 
 @app.command()
 def check(
-        run: Annotated[Path | None, typer.Argument(
-            metavar="[RUN.toml]", help="A run's settings file, to check against this machine.",
-            show_default=False)] = None,
-        cluster: OtherCluster = None,
-        as_json: AsJson = False):
+    run: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[RUN.toml]",
+            help="A run's settings file, to check against this machine.",
+            show_default=False,
+        ),
+    ] = None,
+    cluster: OtherCluster = None,
+    as_json: AsJson = False,
+):
     """Look for what would stop or slow a run (alone or under mpirun)."""
     from isthmus.checks import check, check_words
+
     if cluster and not run:
         raise typer.BadParameter("goes with a run's settings; add RUN.toml", param_hint="--cluster")
     made = check(world, run, cluster)
@@ -72,122 +91,194 @@ def check(
 
 @app.command()
 def pack(
-        folder: Annotated[Path, typer.Argument(help="Where the shards and their manifest go.")],
-        array: Annotated[list[str], typer.Option(
-            "--array", "-a", metavar="NAME=FILE[:MEMBER]",
+    folder: Annotated[Path, typer.Argument(help="Where the shards and their manifest go.")],
+    array: Annotated[
+        list[str],
+        typer.Option(
+            "--array",
+            "-a",
+            metavar="NAME=FILE[:MEMBER]",
             help="An array by name: IDX (also .gz), file.npz:array, file.h5:/group/dataset, or MATLAB's "
-                 "7.3, file.mat:array. Give features first, then targets.")],
-        shards: Annotated[int, number("Number of shards.", at_least=1)] = 64,
-        compression: Annotated[str, typer.Option(
-            metavar="NAME", help="lz4, zstd, gzip or none.")] = "lz4",
-        overwrite: Annotated[bool, typer.Option(
-            "--overwrite", metavar="", help="Replace a packed set.")] = False,
-        as_json: AsJson = False):
+            "7.3, file.mat:array. Give features first, then targets.",
+        ),
+    ],
+    shards: Annotated[int, number("Number of shards.", at_least=1)] = 64,
+    compression: Annotated[str, typer.Option(metavar="NAME", help="lz4, zstd, gzip or none.")] = "lz4",
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", metavar="", help="Replace a packed set.")
+    ] = False,
+    as_json: AsJson = False,
+):
     """Turn arrays into a folder of HDF5 shards with checksums."""
     from isthmus.shards.packing import pack_shards
     from isthmus.shards.sources import read_arrays
+
     sources = {}
     for item in array:
         name, equals, source = item.partition("=")
         if not (name and equals and source):
-            raise typer.BadParameter(f"{item!r}: write NAME=FILE, as in features=images.npz:x",
-                                     param_hint="--array")
+            raise typer.BadParameter(
+                f"{item!r}: write NAME=FILE, as in features=images.npz:x", param_hint="--array"
+            )
         sources[name] = source
-    packed = pack_shards(read_arrays(sources), folder, shards=shards, compression=compression,
-                         overwrite=overwrite)
-    answer(as_json, {"folder": str(folder), "shards": len(packed.samples),
-                     "samples": sum(packed.samples), "nbytes": sum(packed.nbytes)},
-           f"{folder}: {sum(packed.samples)} samples in {len(packed.samples)} shards, "
-           f"{sum(packed.nbytes) / 1e6:.1f} MB", folder)
+    packed = pack_shards(
+        read_arrays(sources), folder, shards=shards, compression=compression, overwrite=overwrite
+    )
+    answer(
+        as_json,
+        {
+            "folder": str(folder),
+            "shards": len(packed.samples),
+            "samples": sum(packed.samples),
+            "nbytes": sum(packed.nbytes),
+        },
+        f"{folder}: {sum(packed.samples)} samples in {len(packed.samples)} shards, "
+        f"{sum(packed.nbytes) / 1e6:.1f} MB",
+        folder,
+    )
 
 
 @app.command()
 def calibrate(
-        run: RunFile,
-        output: Annotated[Path, typer.Option(
-            "--output", "-o", metavar="FILE", help="The cluster file to write.")],
-        repetitions: Annotated[int, number("Times of which to take the median.", at_least=1)] = 20,
-        as_json: AsJson = False):
+    run: RunFile,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE", help="The cluster file to write.")
+    ],
+    repetitions: Annotated[int, number("Times of which to take the median.", at_least=1)] = 20,
+    as_json: AsJson = False,
+):
     """Measure ranks and links (under mpirun); write a cluster file."""
     from isthmus.measuring.calibrate import calibrate
+
     table = calibrate(world(), run, output, repetitions, tell)
     answer(as_json, table, f"{output}: written; name it under [cluster] file in {run}", output)
 
 
 @app.command()
 def plan(
-        run: RunFile,
-        cluster: OtherCluster = None,
-        launch: Annotated[bool, typer.Option(
-            "--launch", metavar="",
-            help="Add the mpirun line, and what the links want of TCP.")] = False,
-        as_json: AsJson = False):
+    run: RunFile,
+    cluster: OtherCluster = None,
+    launch: Annotated[
+        bool,
+        typer.Option(
+            "--launch", metavar="", help="Add the mpirun line, and what the links want of TCP."
+        ),
+    ] = False,
+    as_json: AsJson = False,
+):
     """Decide which rank holds which shard, and predict the times."""
     from isthmus.jobs.launch import launch_advice, launch_lines
     from isthmus.jobs.plan import make_plan, plan_table
+
     chosen, its_cluster, advice = make_plan(run, cluster)
     other = ["--cluster", cluster] if cluster else []
     start = launch_advice(its_cluster, "train", run, *other)
-    answer(as_json, chosen.to_dict() | {"advice": advice} | ({"launch": start} if launch else {}),
-           [*plan_table(chosen, its_cluster, advice), *(launch_lines(start) if launch else [])])
+    answer(
+        as_json,
+        chosen.to_dict() | {"advice": advice} | ({"launch": start} if launch else {}),
+        [*plan_table(chosen, its_cluster, advice), *(launch_lines(start) if launch else [])],
+    )
 
 
 @app.command()
 def train(
-        run: RunFile,
-        resume: Annotated[Path | None, typer.Option(
-            metavar="FOLDER", help="Go on with the run in this folder from its checkpoint.")] = None,
-        cluster: OtherCluster = None,
-        name: Annotated[str | None, typer.Option(
+    run: RunFile,
+    resume: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Go on with the run in this folder from its checkpoint."),
+    ] = None,
+    cluster: OtherCluster = None,
+    name: Annotated[
+        str | None,
+        typer.Option(
             metavar="NAME",
-            help="What the run's folder is called; if it has a checkpoint, go on from that.")] = None,
-        as_json: AsJson = False):
+            help="What the run's folder is called; if it has a checkpoint, go on from that.",
+        ),
+    ] = None,
+    as_json: AsJson = False,
+):
     """Plan, scatter and train (under mpirun); leave a folder with a report."""
     from isthmus.jobs.train import train
     from isthmus.links.agreement import from_root
     from isthmus.pages.report import write_report
+
     comm = world()
     summary = train(comm, run, tell, resume=resume, cluster=cluster, name=name)
     folder, step = summary["folder"], summary["step"]
-    page = from_root(comm, lambda: if_possible(
-        lambda: str(write_report(folder)), "the report",
-        f"make it with `{shlex.join(['isthmus', 'report', folder])}`"))
-    words = [f"accuracy {summary['accuracy']:.4f} after {summary['steps']} steps; a step took "
-             f"{1e3 * step['measured_seconds']:.1f} ms, predicted "
-             f"{1e3 * step['predicted_seconds']:.1f} ms"]
-    answer(as_json, summary | {"report": page}, words + [f"report: {page}"] * bool(page),
-           Path(folder, "summary.json"))
+    page = from_root(
+        comm,
+        lambda: if_possible(
+            lambda: str(write_report(folder)),
+            "the report",
+            f"make it with `{shlex.join(['isthmus', 'report', folder])}`",
+        ),
+    )
+    words = [
+        f"accuracy {summary['accuracy']:.4f} after {summary['steps']} steps; a step took "
+        f"{1e3 * step['measured_seconds']:.1f} ms, predicted "
+        f"{1e3 * step['predicted_seconds']:.1f} ms"
+    ]
+    answer(
+        as_json,
+        summary | {"report": page},
+        words + [f"report: {page}"] * bool(page),
+        Path(folder, "summary.json"),
+    )
 
 
 @app.command()
 def simulate(
-        file: Annotated[Path, typer.Argument(
-            metavar="CLUSTER_OR_RUN.toml", help="A cluster file, or a run's settings file.")],
-        steps: Annotated[int, number("Steps to simulate.", at_least=1)] = 100,
-        stragglers: Annotated[str, typer.Option(
-            metavar="NUMBER|FOLDER", help="How much a rank's computing varies: standard deviation "
-            "over mean, or the folder of a run to draw from.")] = "0",
-        local_steps: Annotated[int, number(
-            "Steps from one synchronisation to the next.", at_least=1)] = 1,
-        buckets: Annotated[int, number(
-            "Parts of the gradient, summed while the rest is computed.", at_least=1)] = 1,
-        size: Annotated[int | None, number(
-            "Entries of the gradient; else the run's, or a million.", at_least=1)] = None,
-        batch_size: Annotated[int | None, number(
-            "Samples of a step, all ranks together; else the run's, or 256.", at_least=1)] = None,
-        edge_sites: Annotated[int, number(
-            "Simulate up to so many edge sites, other links and compressors; 0: none.",
-            at_least=0)] = 64,
-        cluster: OtherCluster = None,
-        seed: Annotated[int, number("Of what is drawn.", at_least=0)] = 0,
-        output: Annotated[Path | None, typer.Option(
-            "--output", "-o", metavar="FOLDER", help="Where numbers and pictures go.")] = None,
-        as_json: AsJson = False):
+    file: Annotated[
+        Path,
+        typer.Argument(metavar="CLUSTER_OR_RUN.toml", help="A cluster file, or a run's settings file."),
+    ],
+    steps: Annotated[int, number("Steps to simulate.", at_least=1)] = 100,
+    stragglers: Annotated[
+        str,
+        typer.Option(
+            metavar="NUMBER|FOLDER",
+            help="How much a rank's computing varies: standard deviation "
+            "over mean, or the folder of a run to draw from.",
+        ),
+    ] = "0",
+    local_steps: Annotated[int, number("Steps from one synchronisation to the next.", at_least=1)] = 1,
+    buckets: Annotated[
+        int, number("Parts of the gradient, summed while the rest is computed.", at_least=1)
+    ] = 1,
+    size: Annotated[
+        int | None, number("Entries of the gradient; else the run's, or a million.", at_least=1)
+    ] = None,
+    batch_size: Annotated[
+        int | None, number("Samples of a step, all ranks together; else the run's, or 256.", at_least=1)
+    ] = None,
+    edge_sites: Annotated[
+        int,
+        number("Simulate up to so many edge sites, other links and compressors; 0: none.", at_least=0),
+    ] = 64,
+    cluster: OtherCluster = None,
+    seed: Annotated[int, number("Of what is drawn.", at_least=0)] = 0,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FOLDER", help="Where numbers and pictures go."),
+    ] = None,
+    as_json: AsJson = False,
+):
     """Simulate steps of a cluster of any size, and how it scales."""
     from isthmus.jobs.simulate import simulate_file, simulation_words
-    made = simulate_file(file, steps=steps, local_steps=local_steps, buckets=buckets, size=size,
-                         stragglers=stragglers, seed=seed, batch_size=batch_size,
-                         edge_sites=edge_sites, output=output, other_cluster=cluster)
+
+    made = simulate_file(
+        file,
+        steps=steps,
+        local_steps=local_steps,
+        buckets=buckets,
+        size=size,
+        stragglers=stragglers,
+        seed=seed,
+        batch_size=batch_size,
+        edge_sites=edge_sites,
+        output=output,
+        other_cluster=cluster,
+    )
     answer(as_json, made, simulation_words(made))
 
 
@@ -202,6 +293,7 @@ def answer(as_json, table, words, stands=None):
 
     stands: where the verb's work is, which then stands although this cannot be said.
     """
+
     def give():
         if as_json:
             terminal.result(Content(f"{dumps(table)}\n"))
@@ -226,6 +318,7 @@ def tell(line, passing=False):
 def after_mpirun(code, folder):
     """Say what became of the run in `folder` once mpirun has ended with `code`; return the exit code."""
     from isthmus.jobs.aftermath import aftermath
+
     code, lines = aftermath(code, folder)
     for line in lines:
         terminal.tell(line, "red")
@@ -243,6 +336,7 @@ def world():
     if "mpi4py.MPI" not in sys.modules and os.environ.get("OMPI_COMM_WORLD_LOCAL_RANK", "0") == "0":
         remove_segments()
     from mpi4py import MPI
+
     return MPI.COMM_WORLD
 
 

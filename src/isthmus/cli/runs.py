@@ -10,55 +10,78 @@ from isthmus.terminal import Content
 
 
 def report(
-        context: typer.Context,
-        folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder of a run.")],
-        as_json: AsJson = False):
+    context: typer.Context,
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder of a run.")],
+    as_json: AsJson = False,
+):
     """Write a run's report: one page that needs nothing else."""
     from isthmus.pages.report import write_report
+
     page = write_report(folder)
     context.obj.answer(as_json, {"report": str(page)}, f"report: {page}")
 
 
 def submit(
-        context: typer.Context,
-        run: RunFile,
-        dry_run: Annotated[bool, typer.Option(
-            "--dry-run", metavar="", help="Print the sbatch script and submit nothing.")] = False,
-        cluster: OtherCluster = None,
-        as_json: AsJson = False):
+    context: typer.Context,
+    run: RunFile,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", metavar="", help="Print the sbatch script and submit nothing.")
+    ] = False,
+    cluster: OtherCluster = None,
+    as_json: AsJson = False,
+):
     """Submit the run to Slurm: a heterogeneous job where there are several sites."""
     from isthmus.jobs.slurm.submit import script_of_run, submit_run
+
     if dry_run:
         script = script_of_run(run, cluster)
         context.obj.answer(as_json, {"script": script}, [Content(script)])
         return
     made = submit_run(run, cluster)
-    context.obj.answer(as_json, made, f"job {made['job']}: submitted; its folder is {made['folder']}, "
-                       f"its log {made['log']}")
+    context.obj.answer(
+        as_json,
+        made,
+        f"job {made['job']}: submitted; its folder is {made['folder']}, its log {made['log']}",
+    )
 
 
 def status(
-        context: typer.Context,
-        folder: Annotated[Path, typer.Argument(
-            metavar="FOLDER", help="The folder of all runs.")] = Path("runs"),
-        as_json: AsJson = False):
+    context: typer.Context,
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder of all runs.")] = Path(
+        "runs"
+    ),
+    as_json: AsJson = False,
+):
     """List runs with their state, step and loss."""
     from isthmus.folders.status import list_runs, status_table
+
     runs = list_runs(folder)
     context.obj.answer(as_json, {"runs": runs}, status_table(runs, folder))
 
 
 def compare(
-        context: typer.Context,
-        runs: Annotated[list[Path], typer.Argument(
-            metavar="RUN RUN...", help="The folders of two finished runs or more.",
-            show_default=False)],
-        output: Annotated[Path | None, typer.Option(
-            "--output", "-o", metavar="FILE", show_default=False,
-            help="The page to write; else comparison.html beside the first run.")] = None,
-        as_json: AsJson = False):
+    context: typer.Context,
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN RUN...", help="The folders of two finished runs or more.", show_default=False
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            show_default=False,
+            help="The page to write; else comparison.html beside the first run.",
+        ),
+    ] = None,
+    as_json: AsJson = False,
+):
     """Put runs side by side in one page: settings, curves, seconds, bytes, hashes."""
     from isthmus.pages.compare import LETTERS, compare, comparison_table
+
     if not 2 <= len({run.resolve() for run in runs}) == len(runs) <= len(LETTERS):
         raise typer.BadParameter(f"name two to {len(LETTERS)} runs, each once", param_hint="RUN RUN...")
     made = compare(runs, output)

@@ -56,8 +56,10 @@ def _link_names(tables):
     """Return owner -> its name; in quotes where it would be that of another owner too."""
     plain = {owner: "-".join(owner) for owner in map(_owner, tables)}
     told = Counter(plain.values())
-    return {owner: name if told[name] == 1 and '"' not in name else "-".join(map(quoted, owner))
-            for owner, name in plain.items()}
+    return {
+        owner: name if told[name] == 1 and '"' not in name else "-".join(map(quoted, owner))
+        for owner, name in plain.items()
+    }
 
 
 def _part(name):
@@ -95,8 +97,11 @@ class Cluster:
         self.sites, self.calibration = checked.site, checked.calibration
         self.names = tuple(site.name for site in self.sites)
         names = _link_names(checked.link)
-        self.links = tuple(self._link(table, names[_owner(table)], *ends) for table in checked.link
-                           for ends in table.ends)
+        self.links = tuple(
+            self._link(table, names[_owner(table)], *ends)
+            for table in checked.link
+            for ends in table.ends
+        )
         self._check_shared_rates()
         first = self.names[0]
         there, back = self._reach(first), self._reach(first, backwards=True)
@@ -109,8 +114,9 @@ class Cluster:
         """Read a cluster file; raises ClusterError with the file, the key and the cure."""
         table = read_toml(path, ClusterError)
         if "cluster" in table:
-            raise ClusterError(f"{path}: is a run's settings; give a cluster file, which has a [[site]] "
-                               "for each site")
+            raise ClusterError(
+                f"{path}: is a run's settings; give a cluster file, which has a [[site]] for each site"
+            )
         return cls(table, source=path)
 
     @classmethod
@@ -121,20 +127,30 @@ class Cluster:
         `isthmus.cluster.slurm.cluster_table` says; `isthmus calibrate` measures the rest.
         """
         from isthmus.cluster.slurm import cluster_table, read_allocation
+
         return cls(cluster_table(read_allocation()), source="Slurm")
 
     def to_table(self) -> dict[str, Any]:
         """Return the dict that `Cluster(...)` takes, with every key that differs from its default."""
-        links = [{"from": link.source, "to": link.target, "latency_seconds": link.latency_seconds,
-                  "bytes_per_second": link.bytes_per_second}
-                 | ({} if link.shared is None else {"shared": link.shared})
-                 | ({"price_per_byte": link.price_per_byte} if link.price_per_byte else {})
-                 | link.model_dump(mode="json", include={"streams", "messages"}, exclude_none=True)
-                 for link in self.links]
+        links = [
+            {
+                "from": link.source,
+                "to": link.target,
+                "latency_seconds": link.latency_seconds,
+                "bytes_per_second": link.bytes_per_second,
+            }
+            | ({} if link.shared is None else {"shared": link.shared})
+            | ({"price_per_byte": link.price_per_byte} if link.price_per_byte else {})
+            | link.model_dump(mode="json", include={"streams", "messages"}, exclude_none=True)
+            for link in self.links
+        ]
         sites = [site.model_dump(mode="json", exclude_defaults=True) for site in self.sites]
         made = self.calibration and self.calibration.model_dump(mode="json", exclude_none=True)
-        return {"site": sites} | ({"link": links} if links else {}) | (
-            {"calibration": made} if made else {})
+        return (
+            {"site": sites}
+            | ({"link": links} if links else {})
+            | ({"calibration": made} if made else {})
+        )
 
     def with_overhead(self, nbytes: int) -> Self:
         """Return this cluster, with messages between sites that grow by `nbytes` more."""
@@ -162,8 +178,10 @@ class Cluster:
     @cached_property
     def hub(self) -> int:
         """Index of the site where sums meet: a cloud site if there is one, fewest hops to all."""
+
         def hops(index):
             return sum(len(self.route(self.names[index], name)) for name in self.names)
+
         cloud = [i for i, site in enumerate(self.sites) if site.tier == "cloud"]
         sites = cloud or range(len(self.sites))
         middle = (i for i in sites if len(self._links_from[self.names[i]]) == len(self.sites) - 1)
@@ -185,8 +203,10 @@ class Cluster:
         start, goal = (target, source) if backwards else (source, target)
         came_by = self._reach(start, goal, backwards)
         if goal not in came_by:
-            raise ClusterError(f"{self.source}: no link leads from site {source!r} to {target!r}; "
-                               f'add a [[link]] with between = ["{source}", "{target}"]')
+            raise ClusterError(
+                f"{self.source}: no link leads from site {source!r} to {target!r}; "
+                f'add a [[link]] with between = ["{source}", "{target}"]'
+            )
         path = []
         while goal != start:
             path.append(came_by[goal])
@@ -233,20 +253,32 @@ class Cluster:
         """Return one direction of `table`; shared links share only with those that go their way."""
         pipe = f"{_part(source)}>{_part(target)}"
         if table.shared is not None:
+
             def depth(name):
                 index = self._index[name]
                 return self.sites[index].tier == "edge", index
+
             pipe = f"{_part(table.shared)}:{'up' if depth(source) > depth(target) else 'down'}"
-        return Link(source=source, target=target, latency_seconds=table.latency_seconds,
-                    bytes_per_second=table.bytes_per_second, pipe=pipe, name=name, shared=table.shared,
-                    price_per_byte=table.price_per_byte, streams=table.streams,
-                    messages=table.messages)
+        return Link(
+            source=source,
+            target=target,
+            latency_seconds=table.latency_seconds,
+            bytes_per_second=table.bytes_per_second,
+            pipe=pipe,
+            name=name,
+            shared=table.shared,
+            price_per_byte=table.price_per_byte,
+            streams=table.streams,
+            messages=table.messages,
+        )
 
     def _check_shared_rates(self):
         rate_of_pipe = {}
         for link in self.links:
             rate = rate_of_pipe.setdefault(link.pipe, link.bytes_per_second)
             if rate != link.bytes_per_second:
-                raise ClusterError(f"{self.source}: links that share {link.pipe!r} give "
-                                   f"bytes_per_second {rate:g} and {link.bytes_per_second:g}; "
-                                   "what is shared has one rate: give it in each of them")
+                raise ClusterError(
+                    f"{self.source}: links that share {link.pipe!r} give "
+                    f"bytes_per_second {rate:g} and {link.bytes_per_second:g}; "
+                    "what is shared has one rate: give it in each of them"
+                )

@@ -61,15 +61,21 @@ class Site(FrozenModel):
         if len(rates) == 1 and self.ranks > 1:
             object.__setattr__(self, "samples_per_second", rates * self.ranks)
         elif len(rates) != self.ranks:
-            raise ValueError(f"site {self.name!r}: samples_per_second has {len(rates)} numbers for "
-                             f"{self.ranks} ranks; give one number, or one a rank")
+            raise ValueError(
+                f"site {self.name!r}: samples_per_second has {len(rates)} numbers for "
+                f"{self.ranks} ranks; give one number, or one a rank"
+            )
         if self.world_ranks and len(set(self.world_ranks)) != self.ranks:
-            raise ValueError(f"site {self.name!r}: world_ranks must name {self.ranks} different "
-                             f"ranks, not {list(self.world_ranks)}")
+            raise ValueError(
+                f"site {self.name!r}: world_ranks must name {self.ranks} different "
+                f"ranks, not {list(self.world_ranks)}"
+            )
         for host in self.hosts:
             if not re.fullmatch(r"[\w.-]+|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*:[0-9A-Fa-f:.%\w]*", host):
-                raise ValueError(f"site {self.name!r}: {host!r} is no name of a host; give names or "
-                                 "addresses alone, as in n1.edge.org")
+                raise ValueError(
+                    f"site {self.name!r}: {host!r} is no name of a host; give names or "
+                    "addresses alone, as in n1.edge.org"
+                )
         if self.hosts and self.world_ranks:
             raise ValueError(f"site {self.name!r}: give hosts or world_ranks, not both")
         return self
@@ -117,8 +123,10 @@ class ClusterTable(FrozenModel):
         """Before all else: a file of another version would be full of other mistakes."""
         found = table.get("calibration", {}) if isinstance(table, dict) else {}
         if isinstance(found, dict) and found.get("version", VERSION) != VERSION:
-            raise ValueError(f"calibration.version: {found['version']!r} is not known to this isthmus, "
-                             f"which reads version {VERSION}; run `isthmus calibrate` again")
+            raise ValueError(
+                f"calibration.version: {found['version']!r} is not known to this isthmus, "
+                f"which reads version {VERSION}; run `isthmus calibrate` again"
+            )
         return table
 
     @model_validator(mode="after")
@@ -137,14 +145,20 @@ class ClusterTable(FrozenModel):
             for ends in table.ends:
                 for name in ends:
                     if name not in known:
-                        raise ValueError(f"link[{number}]: no site is called {name!r}; "
-                                         f"known sites: {', '.join(names)}")
+                        raise ValueError(
+                            f"link[{number}]: no site is called {name!r}; "
+                            f"known sites: {', '.join(names)}"
+                        )
                 if ends[0] == ends[1]:
-                    raise ValueError(f"link[{number}]: joins {ends[0]!r} to itself; "
-                                     "a site's own network goes under [site.network]")
+                    raise ValueError(
+                        f"link[{number}]: joins {ends[0]!r} to itself; "
+                        "a site's own network goes under [site.network]"
+                    )
                 if ends in seen:
-                    raise ValueError(f"link[{number}]: a link from {ends[0]!r} to {ends[1]!r} is "
-                                     "given twice; keep one")
+                    raise ValueError(
+                        f"link[{number}]: a link from {ends[0]!r} to {ends[1]!r} is "
+                        "given twice; keep one"
+                    )
                 seen.add(ends)
         return self
 

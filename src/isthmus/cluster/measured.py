@@ -31,8 +31,10 @@ class _BySize(FrozenModel):
     def _columns_agree(self):
         columns = [column for column in self.__dict__.values() if isinstance(column, tuple)]
         if len({len(column) for column in columns}) > 1:
-            raise ValueError(f"columns must be of one length, not of "
-                             f"{', '.join(str(len(column)) for column in columns)}")
+            raise ValueError(
+                f"columns must be of one length, not of "
+                f"{', '.join(str(len(column)) for column in columns)}"
+            )
         if any(after <= before for before, after in zip(self.nbytes, self.nbytes[1:])):
             raise ValueError("nbytes must ascend")
         return self
@@ -42,7 +44,10 @@ class _BySize(FrozenModel):
         if not self.nbytes[0] <= max(nbytes, 4) <= self.nbytes[-1]:
             warnings.warn(
                 f"calibration measured {self.nbytes[0]:g} to {self.nbytes[-1]:g} bytes; times of other "
-                "lengths are those of the nearest, in proportion", CalibrationRangeWarning, stacklevel=2)
+                "lengths are those of the nearest, in proportion",
+                CalibrationRangeWarning,
+                stacklevel=2,
+            )
 
 
 class SizeTable(_BySize):

@@ -27,16 +27,21 @@ class Node:
 
 def read_allocation(environment=os.environ):
     """Return the nodes of the job that this process runs in, in the order that ranks are numbered."""
+
     def given(name):
         if not environment.get(name):
-            raise SchedulerError(f"Slurm: {name} is not set, as it is in a job with --nodes and "
-                                 "--ntasks; start it with `isthmus submit`, sbatch or salloc, and pass "
-                                 "Slurm's variables on (--export=ALL)")
+            raise SchedulerError(
+                f"Slurm: {name} is not set, as it is in a job with --nodes and "
+                "--ntasks; start it with `isthmus submit`, sbatch or salloc, and pass "
+                "Slurm's variables on (--export=ALL)"
+            )
         return environment[name]
 
     if "SLURM_JOB_NODELIST" not in environment:
-        raise SchedulerError("this is no Slurm job: SLURM_JOB_NODELIST is not set; start it with "
-                             "`isthmus submit`, sbatch or salloc")
+        raise SchedulerError(
+            "this is no Slurm job: SLURM_JOB_NODELIST is not set; start it with "
+            "`isthmus submit`, sbatch or salloc"
+        )
     suffixes = {None: ""}
     if "SLURM_HET_SIZE" in environment:
         size = _whole(environment["SLURM_HET_SIZE"], "SLURM_HET_SIZE")
@@ -48,12 +53,16 @@ def read_allocation(environment=os.environ):
         partition = given(f"SLURM_JOB_PARTITION{suffix}")
         names = ask("scontrol", "show", "hostnames", listed).split()
         if len(names) != len(counts):
-            raise SchedulerError(f"Slurm: SLURM_TASKS_PER_NODE{suffix} tells of {len(counts)} nodes, "
-                                 f"SLURM_JOB_NODELIST{suffix} of {len(names)}; unset what was set by "
-                                 "hand, or start the job again")
+            raise SchedulerError(
+                f"Slurm: SLURM_TASKS_PER_NODE{suffix} tells of {len(counts)} nodes, "
+                f"SLURM_JOB_NODELIST{suffix} of {len(names)}; unset what was set by "
+                "hand, or start the job again"
+            )
         features = features_of_nodes(listed)
-        nodes += [Node(name, ranks, group, partition, features.get(name, ()))
-                  for name, ranks in zip(names, counts)]
+        nodes += [
+            Node(name, ranks, group, partition, features.get(name, ()))
+            for name, ranks in zip(names, counts)
+        ]
     return nodes
 
 
@@ -63,23 +72,28 @@ def tasks_of_nodes(text):
     for part in text.split(","):
         count, several, times = part.partition("(x")
         counts += [_whole(count, "SLURM_TASKS_PER_NODE")] * _whole(
-            times.removesuffix(")") if several else "1", "SLURM_TASKS_PER_NODE")
+            times.removesuffix(")") if several else "1", "SLURM_TASKS_PER_NODE"
+        )
     return counts
 
 
 def _whole(text, variable):
     """Return the number that a variable of Slurm's holds; SchedulerError if it is none."""
     if not (text.isascii() and text.isdigit()):
-        raise SchedulerError(f"Slurm: {variable} holds {text!r} where a number should be; unset what "
-                             "was set by hand, or start the job again")
+        raise SchedulerError(
+            f"Slurm: {variable} holds {text!r} where a number should be; unset what "
+            "was set by hand, or start the job again"
+        )
     return int(text)
 
 
 def features_of_nodes(listed):
     """Return node -> its active features."""
     lines = ask("sinfo", "--Node", "--noheader", f"--nodes={listed}", "--format=%N %b").splitlines()
-    return {name: tuple(part for part in re.split("[,&]", features) if part != "(null)")
-            for name, _, features in (line.partition(" ") for line in lines)}
+    return {
+        name: tuple(part for part in re.split("[,&]", features) if part != "(null)")
+        for name, _, features in (line.partition(" ") for line in lines)
+    }
 
 
 def cluster_table(nodes):
@@ -97,14 +111,25 @@ def cluster_table(nodes):
     for node, key in zip(nodes, keys):
         tier = tier_of(node) or ("cloud" if alone else None)
         if tier is None:
-            raise ClusterError(f"Slurm: node {node.name} is neither cloud nor edge; give it the feature "
-                               f'"cloud" or "edge", or name its partition {node.partition!r} so')
-        site = sites.setdefault(names[key], {
-            "name": names[key], "tier": tier, "ranks": 0, "samples_per_second": ASSUMED_RATE,
-            "world_ranks": []})
+            raise ClusterError(
+                f"Slurm: node {node.name} is neither cloud nor edge; give it the feature "
+                f'"cloud" or "edge", or name its partition {node.partition!r} so'
+            )
+        site = sites.setdefault(
+            names[key],
+            {
+                "name": names[key],
+                "tier": tier,
+                "ranks": 0,
+                "samples_per_second": ASSUMED_RATE,
+                "world_ranks": [],
+            },
+        )
         if site["tier"] != tier:
-            raise ClusterError(f"Slurm: node {node.name} is {tier}, its site {names[key]!r} is "
-                               f"{site['tier']}; a site is of one tier: mend the nodes' features")
+            raise ClusterError(
+                f"Slurm: node {node.name} is {tier}, its site {names[key]!r} is "
+                f"{site['tier']}; a site is of one tier: mend the nodes' features"
+            )
         site["ranks"] += node.ranks
         site["world_ranks"] += range(first, first + node.ranks)
         first += node.ranks
@@ -137,8 +162,11 @@ def site_names(keys):
             names[key] = key[1]
             continue
         group, *words = key
-        alone = (word for place, word in enumerate(words, 1)
-                 if word and [other[place] for other in unnamed].count(word) == 1)
+        alone = (
+            word
+            for place, word in enumerate(words, 1)
+            if word and [other[place] for other in unnamed].count(word) == 1
+        )
         name = next(alone, "-".join(dict.fromkeys(word for word in (*words, str(group)) if word)))
         while name in taken:  # as a feature can say
             name += "+"
@@ -150,13 +178,15 @@ def site_names(keys):
 def ask(*command, text="", environment=None):
     """Return what one of Slurm's commands prints, given `text`; SchedulerError if it fails."""
     try:
-        done = subprocess.run(command, input=text, text=True, capture_output=True, timeout=60,
-                              env=environment)
+        done = subprocess.run(
+            command, input=text, text=True, capture_output=True, timeout=60, env=environment
+        )
     except FileNotFoundError:
         raise SchedulerError(f"{command[0]} is not found; run this where Slurm's commands are") from None
     except subprocess.TimeoutExpired:
-        raise SchedulerError(f"{command[0]} has not answered for 60 s; is the controller up? "
-                             "Ask: scontrol ping") from None
+        raise SchedulerError(
+            f"{command[0]} has not answered for 60 s; is the controller up? Ask: scontrol ping"
+        ) from None
     if done.returncode:
         said = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
         raise SchedulerError(f"{command[0]} refuses: {said}")

@@ -64,10 +64,18 @@ class Allreduce:
     stage_seconds       seconds of the last call by stage
     """
 
-    def __init__(self, tiers: "Tiers", size: int, algorithm: str = "hierarchical",
-                 compressor: Compressor | None = None, error_feedback: bool = True, weight: float = 1.0,
-                 buckets: Iterable[slice] | None = None, chunk_nbytes: int = WIRE_NBYTES,
-                 like: np.ndarray | None = None):
+    def __init__(
+        self,
+        tiers: "Tiers",
+        size: int,
+        algorithm: str = "hierarchical",
+        compressor: Compressor | None = None,
+        error_feedback: bool = True,
+        weight: float = 1.0,
+        buckets: Iterable[slice] | None = None,
+        chunk_nbytes: int = WIRE_NBYTES,
+        like: np.ndarray | None = None,
+    ):
         world = tiers.world
         wish = problem = None
         try:
@@ -140,8 +148,10 @@ class Allreduce:
         Raises on every rank what was wrong with the vector of any.
         """
         if self._started < len(self.buckets):
-            raise ValueError(f"{self._started} of {len(self.buckets)} buckets are started; start all of "
-                             "them before finish")
+            raise ValueError(
+                f"{self._started} of {len(self.buckets)} buckets are started; start all of "
+                "them before finish"
+            )
         mean, problem = self._mean, self._problem
         self._clock.resume()
         with memory_for("an allreduce"):
@@ -180,11 +190,15 @@ class Allreduce:
         """What has overflowed where all vectors are finite and their mean is not, and the cure."""
         wire = self._compressor or Dense()
         if wire.largest < Dense().largest:
-            return (f"gradients are finite, but a sum of them is more than a wire of {wire} holds, "
-                    f"{wire.largest:.6g}; take a compressor that holds float32's numbers, such as "
-                    '{ kind = "dense", dtype = "bfloat16" } or "int8"')
-        return ("gradients are finite, but a sum of them overflows float32; lower "
-                "training.learning_rate, or scale features and targets down")
+            return (
+                f"gradients are finite, but a sum of them is more than a wire of {wire} holds, "
+                f"{wire.largest:.6g}; take a compressor that holds float32's numbers, such as "
+                '{ kind = "dense", dtype = "bfloat16" } or "int8"'
+            )
+        return (
+            "gradients are finite, but a sum of them overflows float32; lower "
+            "training.learning_rate, or scale features and targets down"
+        )
 
     @property
     def stage_seconds(self) -> dict[str, float]:
@@ -202,8 +216,11 @@ class Allreduce:
 
     def state(self) -> dict[str, np.ndarray]:
         """Return name -> array: all that the next call depends on, beside the vectors."""
-        return {"memory": self.memory, "calls": np.array([self.calls]),
-                "sent_to_sites": self.sent_to_sites}
+        return {
+            "memory": self.memory,
+            "calls": np.array([self.calls]),
+            "sent_to_sites": self.sent_to_sites,
+        }
 
     def load(self, state: dict[str, np.ndarray]) -> None:
         """Go on from what `state` gave, in place."""
@@ -270,16 +287,27 @@ class Allreduce:
             return OfMPI(residence.comm(tiers.world), self.size, self.sent_to_sites, self._clock)
         site_of_rank = tiers.cluster.site_of_rank
         if self.algorithm in EXACT:
-            return EXACT[self.algorithm](counted(tiers.world, site_of_rank), site_of_rank, self.size,
-                                         self._clock, residence.empty)
+            return EXACT[self.algorithm](
+                counted(tiers.world, site_of_rank), site_of_rank, self.size, self._clock, residence.empty
+            )
         leaders = None
         if tiers.leaders != MPI.COMM_NULL:
             leaders = counted(tiers.leaders, range(sites))
         site = counted(tiers.site, [index] * tiers.cluster.sites[index].ranks)
-        return Hierarchical(site, leaders, index, tiers.cluster.hub, sites, self.size, self.buckets,
-                            self._compressor or Dense(),
-                            self._compressor is not None and self._error_feedback,
-                            self.chunk_nbytes, self._clock, residence)
+        return Hierarchical(
+            site,
+            leaders,
+            index,
+            tiers.cluster.hub,
+            sites,
+            self.size,
+            self.buckets,
+            self._compressor or Dense(),
+            self._compressor is not None and self._error_feedback,
+            self.chunk_nbytes,
+            self._clock,
+            residence,
+        )
 
     def _compile(self, residence, exchange):
         """Run each kernel once, so that no compiler is part of the first call."""
@@ -294,7 +322,8 @@ class Allreduce:
             chunk = residence.zeros(size, "f4")
             wire = residence.zeros(compressor.wire_nbytes(size), "u1")
             kept = None if getattr(exchange, "residual", None) is None else chunk.copy()
-            compressor.encode(chunk, wire, kept,
-                              state=residence.zeros(compressor.state_entries(size), "f4"))
+            compressor.encode(
+                chunk, wire, kept, state=residence.zeros(compressor.state_entries(size), "f4")
+            )
             compressor.decode(wire, chunk)
             compressor.add_decoded(wire, chunk)

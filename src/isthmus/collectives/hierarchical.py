@@ -60,18 +60,32 @@ class Hierarchical:
     compressor's state of each chunk.
     """
 
-    def __init__(self, site, leaders, index, hub, sites, size, buckets, compressor, error_feedback,
-                 chunk_nbytes, clock, residence):
+    def __init__(
+        self,
+        site,
+        leaders,
+        index,
+        hub,
+        sites,
+        size,
+        buckets,
+        compressor,
+        error_feedback,
+        chunk_nbytes,
+        clock,
+        residence,
+    ):
         self.site, self.leaders, self.clock, self.residence = site, leaders, clock, residence
         self.index, self.hub, self.sites = index, hub, sites
         self.left = site.rank - 1 if site.rank > 0 else None
         self.right = site.rank + 1 if site.rank + 1 < site.size else None
         self.peers = _peers(index, hub, sites) if leaders is not None and sites > 1 else []
-        self.buckets, self.memory = self._chunks(
-            size, buckets, compressor, error_feedback, chunk_nbytes)
+        self.buckets, self.memory = self._chunks(size, buckets, compressor, error_feedback, chunk_nbytes)
         self.residual = self.memory[:size] if self.peers and error_feedback else None
-        longest = max((_length(piece) for chunk in itertools.chain(*self.buckets)
-                       for piece in chunk.pieces), default=0)
+        longest = max(
+            (_length(piece) for chunk in itertools.chain(*self.buckets) for piece in chunk.pieces),
+            default=0,
+        )
         self.inbox = residence.empty((2, longest), "f4")
         self.waiting = []  # chunks that were started and are not finished, in order
 
@@ -82,8 +96,11 @@ class Hierarchical:
         bucket = self.buckets[number]
         for chunk in bucket:
             chunk.sent = []
-            chunk.arriving = [request for peer in self.peers
-                              for request in receiving(self.leaders, chunk.wires[peer], peer)]
+            chunk.arriving = [
+                request
+                for peer in self.peers
+                for request in receiving(self.leaders, chunk.wires[peer], peer)
+            ]
         arriving = self._receive_ahead([piece for chunk in bucket for piece in chunk.pieces])
         for chunk in bucket:
             for piece in chunk.pieces:
@@ -122,7 +139,7 @@ class Hierarchical:
             return
 
         def receive(number):
-            inbox = self.inbox[number % 2][:pieces[number].stop - pieces[number].start]
+            inbox = self.inbox[number % 2][: pieces[number].stop - pieces[number].start]
             return self.site.Irecv(inbox, self.right), inbox
 
         ahead = receive(0)
@@ -168,9 +185,14 @@ class Hierarchical:
         """Encode a chunk with this leader's residual and send the wire to its peers."""
         wire = chunk.wires[self.index]
         # Each site rounds by a key of its own, or their errors would not be independent.
-        chunk.compressor.encode(total[chunk.whole], wire, chunk.residual,
-                                key=key * self.sites + self.index, first=chunk.whole.start,
-                                state=chunk.state)
+        chunk.compressor.encode(
+            total[chunk.whole],
+            wire,
+            chunk.residual,
+            key=key * self.sites + self.index,
+            first=chunk.whole.start,
+            state=chunk.state,
+        )
         for peer in self.peers:
             chunk.sent += sending(self.leaders, wire, peer)
         self.clock.lap("encode")  # with the handing over, as the time model has it
@@ -192,8 +214,10 @@ class Hierarchical:
             chunks.append([])
             for whole in chunk_slices(bucket.start, bucket.stop, of_link):
                 pieces = chunk_slices(whole.start, whole.stop, of_site)
-                wires = {leader: self.residence.empty(own.wire_nbytes(_length(whole)), np.uint8)
-                         for leader in speakers}
+                wires = {
+                    leader: self.residence.empty(own.wire_nbytes(_length(whole)), np.uint8)
+                    for leader in speakers
+                }
                 states.append(own.state_entries(_length(whole)) if speakers else 0)
                 chunks[-1].append(Chunk(whole, pieces, own, wires))
         memory = self.residence.zeros(kept + sum(states), "f4")

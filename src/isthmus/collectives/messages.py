@@ -28,8 +28,10 @@ def sending(comm, vector, target):
 
 def sending_nbytes(comm, size, itemsize, target):
     """Return the bytes that `sending` so many entries comes to, with what wrappers add to messages."""
-    return sum(message_nbytes(comm, itemsize * (piece.stop - piece.start), target)
-               for piece in chunk_slices(0, size, PIECE_NBYTES // itemsize))
+    return sum(
+        message_nbytes(comm, itemsize * (piece.stop - piece.start), target)
+        for piece in chunk_slices(0, size, PIECE_NBYTES // itemsize)
+    )
 
 
 def receiving(comm, vector, source):
@@ -64,7 +66,7 @@ def adding(comm, vector, source, inbox):
     todo = pieces(vector)
 
     def receive(number):
-        arriving = inboxes[number % 2][:todo[number].stop - todo[number].start]
+        arriving = inboxes[number % 2][: todo[number].stop - todo[number].start]
         return comm.Irecv(arriving, source), arriving
 
     ahead = receive(0) if todo else None

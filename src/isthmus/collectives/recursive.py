@@ -48,8 +48,10 @@ class Recursive(Exact):
             wait_for(sent)
         self.clock.lap("reduce")
         for step in reversed(self.halvings):
-            wait_for(receiving(self.comm, total[step.give], step.peer)
-                     + sending(self.comm, total[step.keep], step.peer))
+            wait_for(
+                receiving(self.comm, total[step.give], step.peer)
+                + sending(self.comm, total[step.keep], step.peer)
+            )
         if self.folded is not None:
             wait_for(sending(self.comm, total, self.folded))
         self.clock.lap("broadcast")
@@ -61,8 +63,10 @@ class Recursive(Exact):
                 yield self.site_of_rank[other], sending_nbytes(self.comm, self.size, 4, other)
         for step in self.halvings:
             for part in (step.give, step.keep):
-                yield self.site_of_rank[step.peer], sending_nbytes(
-                    self.comm, part.stop - part.start, 4, step.peer)
+                yield (
+                    self.site_of_rank[step.peer],
+                    sending_nbytes(self.comm, part.stop - part.start, 4, step.peer),
+                )
 
     def _add_from(self, source, part):
         for _ in adding(self.comm, part, source, self.inbox):

@@ -92,7 +92,7 @@ def ring_reduce_scatter(comm, vector, *, inbox=None):
     """
     inbox = _checked(comm, vector, inbox, -(-vector.size // comm.size))
     left, right = _neighbours(comm)
-    for step in range(comm.size - 1):                    # each part gathers its sum
+    for step in range(comm.size - 1):  # each part gathers its sum
         outgoing = vector[ring_part(vector.size, comm.size, comm.rank - step - 1)]
         mine = vector[ring_part(vector.size, comm.size, comm.rank - step - 2)]
         sent = sending(comm, outgoing, right)
@@ -110,7 +110,7 @@ def ring_all_gather(comm, vector):
     """
     _check_vector(vector)
     left, right = _neighbours(comm)
-    for step in range(comm.size - 1):                    # the finished parts go round
+    for step in range(comm.size - 1):  # the finished parts go round
         outgoing = vector[ring_part(vector.size, comm.size, comm.rank - step)]
         arriving = vector[ring_part(vector.size, comm.size, comm.rank - step - 1)]
         wait_for(receiving(comm, arriving, left) + sending(comm, outgoing, right))
@@ -122,8 +122,10 @@ def _neighbours(comm):
 
 def _check_vector(vector):
     if vector.dtype != np.float32 or vector.ndim != 1 or not vector.flags.c_contiguous:
-        raise ValueError("vector must be a contiguous float32 of one dimension, not "
-                         f"{vector.dtype} of shape {vector.shape} and strides {vector.strides}")
+        raise ValueError(
+            "vector must be a contiguous float32 of one dimension, not "
+            f"{vector.dtype} of shape {vector.shape} and strides {vector.strides}"
+        )
 
 
 def _checked(comm, vector, inbox, largest):
@@ -133,6 +135,8 @@ def _checked(comm, vector, inbox, largest):
     if inbox is None:
         return library_of(vector).empty(needed, np.float32)
     if inbox.dtype != np.float32 or inbox.ndim != 1 or inbox.size < needed:
-        raise ValueError(f"inbox must be float32 of one dimension and {needed} entries or more, not "
-                         f"{inbox.dtype} of shape {inbox.shape}")
+        raise ValueError(
+            f"inbox must be float32 of one dimension and {needed} entries or more, not "
+            f"{inbox.dtype} of shape {inbox.shape}"
+        )
     return inbox

@@ -27,8 +27,9 @@ class DoubleTree(Exact):
 
     def __init__(self, comm, site_of_rank, size, clock, empty=np.empty):
         self.clock, self.site_of_rank = clock, site_of_rank
-        self.branches = [_Branch(comm, tree, tag, empty)
-                         for tag, tree in enumerate(trees(comm.size, size))]
+        self.branches = [
+            _Branch(comm, tree, tag, empty) for tag, tree in enumerate(trees(comm.size, size))
+        ]
 
     def __call__(self, total):
         for branch in self.branches:
@@ -45,8 +46,10 @@ class DoubleTree(Exact):
         for branch in self.branches:
             for other in branch.neighbours:
                 for chunk in branch.chunks:
-                    yield self.site_of_rank[other], message_nbytes(
-                        branch.comm, 4 * (chunk.stop - chunk.start), other)
+                    yield (
+                        self.site_of_rank[other],
+                        message_nbytes(branch.comm, 4 * (chunk.stop - chunk.start), other),
+                    )
 
 
 class _Branch:
@@ -127,5 +130,7 @@ class _Branch:
             return []
         entries = self.chunks[number].stop - self.chunks[number].start
         inboxes = [inbox[:entries] for inbox in self.inbox[number % 2]]
-        return [(self.comm.Irecv(inbox, child, self.tag), inbox)
-                for child, inbox in zip(self.children, inboxes)]
+        return [
+            (self.comm.Irecv(inbox, child, self.tag), inbox)
+            for child, inbox in zip(self.children, inboxes)
+        ]

@@ -24,18 +24,28 @@ class Wish:
     chunk_nbytes: int
 
     @classmethod
-    def of(cls, size: int, algorithm: str, compressor: Compressor | None, error_feedback: bool,
-           buckets: Iterable[slice] | None, chunk_nbytes: int) -> Self:
+    def of(
+        cls,
+        size: int,
+        algorithm: str,
+        compressor: Compressor | None,
+        error_feedback: bool,
+        buckets: Iterable[slice] | None,
+        chunk_nbytes: int,
+    ) -> Self:
         """Return the Wish; ValueError where it makes no sense."""
         size, chunk_nbytes = whole("size", size, 0), whole("chunk_nbytes", chunk_nbytes, 1)
         buckets = slices("buckets", [slice(0, size)] if buckets is None else buckets, size)
         buckets = tuple((part.start, part.stop) for part in buckets)
         if not isinstance(algorithm, str):
             raise ValueError(f"algorithm must be a name, not {algorithm!r:.80}")
-        if compressor is not None and (isinstance(compressor, type)
-                                       or not hasattr(compressor, "wire_nbytes")):
-            raise ValueError("compressor must be one of isthmus' compressors, as in isthmus.Int8(), not "
-                             f"{compressor!r:.80}")
+        if compressor is not None and (
+            isinstance(compressor, type) or not hasattr(compressor, "wire_nbytes")
+        ):
+            raise ValueError(
+                "compressor must be one of isthmus' compressors, as in isthmus.Int8(), not "
+                f"{compressor!r:.80}"
+            )
         algorithm_named(algorithm).check_compressor(compressor)
         end = 0
         for first, last in sorted(buckets):
@@ -44,10 +54,13 @@ class Wish:
             end = last
         else:
             if end == size:
-                return cls(size, str(algorithm), repr(compressor), bool(error_feedback), buckets,
-                           chunk_nbytes)
-        raise ValueError(f"buckets must cover the {size} entries once, in any order, not "
-                         f"{[list(ends) for ends in buckets]}")
+                return cls(
+                    size, str(algorithm), repr(compressor), bool(error_feedback), buckets, chunk_nbytes
+                )
+        raise ValueError(
+            f"buckets must cover the {size} entries once, in any order, not "
+            f"{[list(ends) for ends in buckets]}"
+        )
 
 
 def agreed_share(world: World, weight: float, wish: Wish | None, problem: str | None = None) -> float:
@@ -67,10 +80,13 @@ def agreed_share(world: World, weight: float, wish: Wish | None, problem: str | 
         ranks = [rank for rank, other in enumerate(problems) if other == first]
         raise ValueError(first if len(ranks) == world.size else f"{first} (on {ranks_in_words(ranks)})")
     if any(other != wishes[0] for other in wishes):
-        raise ValueError("ranks ask for different allreduces (size, algorithm, compressor, error "
-                         "feedback, buckets, chunk_nbytes): " + "; ".join(
-                             f"rank {rank}: {', '.join(map(str, other))}"
-                             for rank, other in enumerate(wishes)))
+        raise ValueError(
+            "ranks ask for different allreduces (size, algorithm, compressor, error "
+            "feedback, buckets, chunk_nbytes): "
+            + "; ".join(
+                f"rank {rank}: {', '.join(map(str, other))}" for rank, other in enumerate(wishes)
+            )
+        )
     if not sum(weights):
         raise ValueError("the weights of all ranks are 0: give at least one rank a positive weight")
     return weight / sum(weights)

@@ -11,6 +11,12 @@ from isthmus.compression.one_bit import OneBit
 from isthmus.compression.quantized import Int4, Int8
 from isthmus.compression.top_k import TopK
 
-COMPRESSORS = {"dense": Dense, "int8": Int8, "int4": Int4, "one_bit": OneBit, "top_k": TopK,
-               "low_rank": LowRank}
+COMPRESSORS = {
+    "dense": Dense,
+    "int8": Int8,
+    "int4": Int4,
+    "one_bit": OneBit,
+    "top_k": TopK,
+    "low_rank": LowRank,
+}
 """Name in a settings file -> class."""

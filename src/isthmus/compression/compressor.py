@@ -39,8 +39,16 @@ class Compressor(Protocol):
         """Return the compressor of that part of the vector: itself for most."""
         return self
 
-    def encode(self, vector: Vector, wire: Wire, residual: Vector | None = None, *, key: int = 0,
-               first: int = 0, state: Vector | None = None) -> None:
+    def encode(
+        self,
+        vector: Vector,
+        wire: Wire,
+        residual: Vector | None = None,
+        *,
+        key: int = 0,
+        first: int = 0,
+        state: Vector | None = None,
+    ) -> None:
         """Write float32[n] `vector` into uint8[wire_nbytes(n)] `wire`.
 
         `residual`, float32[n], is added first, and left holding what the wire does not say. `key`
@@ -57,14 +65,22 @@ class Compressor(Protocol):
         """Add the numbers that `wire` holds to float32[n] `total`."""
 
 
-def check_arrays(vector: Vector, wire: Wire, wire_nbytes: int, residual: Vector | None = None,
-                 state: Vector | None = None, state_entries: int = 0) -> None:
+def check_arrays(
+    vector: Vector,
+    wire: Wire,
+    wire_nbytes: int,
+    residual: Vector | None = None,
+    state: Vector | None = None,
+    state_entries: int = 0,
+) -> None:
     """Raise ValueError unless the arrays of an encode or a decode fit each other."""
     _check(vector, "vector", np.float32)
     for name, array in (("wire", wire), ("residual", residual), ("state", state)):
         if array is not None and library_name(array) != library_name(vector):
-            raise ValueError(f"{name} is an array of {library_name(array)}, the vector of "
-                             f"{library_name(vector)}; all must be on one device")
+            raise ValueError(
+                f"{name} is an array of {library_name(array)}, the vector of "
+                f"{library_name(vector)}; all must be on one device"
+            )
     if residual is not None:
         _check(residual, "residual", np.float32)
         if residual.size != vector.size:
@@ -75,11 +91,14 @@ def check_arrays(vector: Vector, wire: Wire, wire_nbytes: int, residual: Vector 
             raise ValueError(f"state has {state.size} entries; this compressor carries {state_entries}")
     _check(wire, "wire", np.uint8)
     if wire.size != wire_nbytes:
-        raise ValueError(f"wire has {wire.size} bytes; a vector of {vector.size} entries takes "
-                         f"{wire_nbytes}")
+        raise ValueError(
+            f"wire has {wire.size} bytes; a vector of {vector.size} entries takes {wire_nbytes}"
+        )
 
 
 def _check(array, name, dtype):
     if array.dtype != dtype or array.ndim != 1 or not array.flags.c_contiguous:
-        raise ValueError(f"{name} must be a contiguous {np.dtype(dtype).name} vector, not "
-                         f"{array.dtype} with shape {array.shape}")
+        raise ValueError(
+            f"{name} must be a contiguous {np.dtype(dtype).name} vector, not "
+            f"{array.dtype} with shape {array.shape}"
+        )

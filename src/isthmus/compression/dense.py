@@ -32,8 +32,16 @@ class Dense(Compressor):
     def wire_nbytes(self, size: int) -> int:
         return size * BITS[self.dtype] // 8
 
-    def encode(self, vector: Vector, wire: Wire, residual: Vector | None = None, *, key: int = 0,
-               first: int = 0, state: Vector | None = None) -> None:
+    def encode(
+        self,
+        vector: Vector,
+        wire: Wire,
+        residual: Vector | None = None,
+        *,
+        key: int = 0,
+        first: int = 0,
+        state: Vector | None = None,
+    ) -> None:
         check_arrays(vector, wire, self.wire_nbytes(vector.size), residual)
         kernel = kernels.for_array(vector)
         if self.dtype == "float32":

@@ -59,8 +59,11 @@ class LowRank(Compressor):
 
     def __post_init__(self):
         object.__setattr__(self, "rank", whole("rank", self.rank, least=1))
-        object.__setattr__(self, "shapes", tuple(
-            tuple(whole("shapes", length, least=0) for length in shape) for shape in self.shapes))
+        object.__setattr__(
+            self,
+            "shapes",
+            tuple(tuple(whole("shapes", length, least=0) for length in shape) for shape in self.shapes),
+        )
 
     def wire_nbytes(self, size: int) -> int:
         matrices, plain = self._layout(size)
@@ -75,20 +78,35 @@ class LowRank(Compressor):
         if not self.shapes:
             return self
         lasts = list(itertools.accumulate(map(math.prod, self.shapes)))
-        inside = tuple(shape for shape, last in zip(self.shapes, lasts)
-                       if part.start <= last - math.prod(shape) and last <= part.stop)
+        inside = tuple(
+            shape
+            for shape, last in zip(self.shapes, lasts)
+            if part.start <= last - math.prod(shape) and last <= part.stop
+        )
         if sum(map(math.prod, inside)) != part.stop - part.start:
-            raise ValueError(f"a bucket of the entries {part.start} to {part.stop} cuts a tensor, which "
-                             "LowRank needs whole; cut buckets between tensors")
+            raise ValueError(
+                f"a bucket of the entries {part.start} to {part.stop} cuts a tensor, which "
+                "LowRank needs whole; cut buckets between tensors"
+            )
         return replace(self, shapes=inside)
 
-    def encode(self, vector: Vector, wire: Wire, residual: Vector | None = None, *, key: int = 0,
-               first: int = 0, state: Vector | None = None) -> None:
+    def encode(
+        self,
+        vector: Vector,
+        wire: Wire,
+        residual: Vector | None = None,
+        *,
+        key: int = 0,
+        first: int = 0,
+        state: Vector | None = None,
+    ) -> None:
         size = vector.size
         check_arrays(vector, wire, self.wire_nbytes(size), residual, state, self.state_entries(size))
         if library_name(vector) != "numpy":
-            raise NoDeviceError("LowRank encodes on CPUs alone: products of matrices differ from device "
-                                "to device in the last bits; pass NumPy arrays")
+            raise NoDeviceError(
+                "LowRank encodes on CPUs alone: products of matrices differ from device "
+                "to device in the last bits; pass NumPy arrays"
+            )
         kernel, given, words = kernels.for_array(vector), vector, wire.view("f4")
         if residual is not None:
             kernel.add(vector, residual)
@@ -99,7 +117,7 @@ class LowRank(Compressor):
         state = np.zeros(self.state_entries(size), "f4") if state is None else state
         used = 0
         for matrix, p, q in self._factors(words, size):
-            guess = state[used:used + q.size].reshape(q.shape)
+            guess = state[used : used + q.size].reshape(q.shape)
             used += q.size
             m = _matrix_of(given, matrix)
             _factorise(m, guess, p, q)
@@ -134,8 +152,11 @@ class LowRank(Compressor):
         for matrix in self._layout(size)[0]:
             split = matrix.wire_first + self.rank * matrix.rows
             last = split + self.rank * matrix.columns
-            yield (matrix, words[matrix.wire_first:split].reshape(matrix.rows, self.rank),
-                   words[split:last].reshape(self.rank, matrix.columns))
+            yield (
+                matrix,
+                words[matrix.wire_first : split].reshape(matrix.rows, self.rank),
+                words[split:last].reshape(self.rank, matrix.columns),
+            )
 
     def _plain(self, words, size):
         """Yield where entries travel as they are, in the vector and on the wire."""
@@ -155,8 +176,9 @@ def _layout(rank, shapes, size):
         shapes = ((rows, size // rows), (size % rows,))
     held = sum(map(math.prod, shapes))
     if held != size:
-        raise ValueError(f"shapes hold {held} entries, the vector has {size}; give the shapes of all "
-                         "its tensors")
+        raise ValueError(
+            f"shapes hold {held} entries, the vector has {size}; give the shapes of all its tensors"
+        )
     matrices, plain, first, wire_first = [], [], 0, 0
     for shape in shapes:
         last = first + math.prod(shape)
@@ -174,7 +196,7 @@ def _layout(rank, shapes, size):
 
 def _matrix_of(vector, matrix):
     last = matrix.first + matrix.rows * matrix.columns
-    return vector[matrix.first:last].reshape(matrix.rows, matrix.columns)
+    return vector[matrix.first : last].reshape(matrix.rows, matrix.columns)
 
 
 def _factorise(m, guess, p, q):

@@ -34,11 +34,20 @@ class OneBit(Compressor):
     def wire_nbytes(self, size: int) -> int:
         return 4 * self._blocks(size) + -(-size // 8)
 
-    def encode(self, vector: Vector, wire: Wire, residual: Vector | None = None, *, key: int = 0,
-               first: int = 0, state: Vector | None = None) -> None:
+    def encode(
+        self,
+        vector: Vector,
+        wire: Wire,
+        residual: Vector | None = None,
+        *,
+        key: int = 0,
+        first: int = 0,
+        state: Vector | None = None,
+    ) -> None:
         check_arrays(vector, wire, self.wire_nbytes(vector.size), residual)
-        kernels.for_array(vector).encode_one_bit(vector, residual, self.block,
-                                                 *self._parts(wire, vector.size))
+        kernels.for_array(vector).encode_one_bit(
+            vector, residual, self.block, *self._parts(wire, vector.size)
+        )
 
     def decode(self, wire: Wire, vector: Vector) -> None:
         check_arrays(vector, wire, self.wire_nbytes(vector.size))

@@ -36,12 +36,21 @@ class Int8(Compressor):
     def wire_nbytes(self, size: int) -> int:
         return 4 * self._blocks(size) + size
 
-    def encode(self, vector: Vector, wire: Wire, residual: Vector | None = None, *, key: int = 0,
-               first: int = 0, state: Vector | None = None) -> None:
+    def encode(
+        self,
+        vector: Vector,
+        wire: Wire,
+        residual: Vector | None = None,
+        *,
+        key: int = 0,
+        first: int = 0,
+        state: Vector | None = None,
+    ) -> None:
         check_arrays(vector, wire, self.wire_nbytes(vector.size), residual)
         maxima, codes = self._parts(wire, vector.size)
-        kernels.for_array(vector).encode_int8(vector, residual, self.block, _dither_key(self, key),
-                                              first, maxima, codes)
+        kernels.for_array(vector).encode_int8(
+            vector, residual, self.block, _dither_key(self, key), first, maxima, codes
+        )
 
     def decode(self, wire: Wire, vector: Vector) -> None:
         check_arrays(vector, wire, self.wire_nbytes(vector.size))
@@ -93,11 +102,20 @@ class Int4(Compressor):
         blocks = -(-size // self.block)
         return 4 * -(-blocks // GROUP) + 2 * blocks + -(-size // 2)
 
-    def encode(self, vector: Vector, wire: Wire, residual: Vector | None = None, *, key: int = 0,
-               first: int = 0, state: Vector | None = None) -> None:
+    def encode(
+        self,
+        vector: Vector,
+        wire: Wire,
+        residual: Vector | None = None,
+        *,
+        key: int = 0,
+        first: int = 0,
+        state: Vector | None = None,
+    ) -> None:
         check_arrays(vector, wire, self.wire_nbytes(vector.size), residual)
-        kernels.for_array(vector).encode_int4(vector, residual, self.block, _dither_key(self, key),
-                                              first, *self._parts(wire, vector.size))
+        kernels.for_array(vector).encode_int4(
+            vector, residual, self.block, _dither_key(self, key), first, *self._parts(wire, vector.size)
+        )
 
     def decode(self, wire: Wire, vector: Vector) -> None:
         check_arrays(vector, wire, self.wire_nbytes(vector.size))

@@ -61,8 +61,16 @@ class TopK(Compressor):
     def state_entries(self, size: int) -> int:
         return 1 if self.selector == "threshold" else 0
 
-    def encode(self, vector: Vector, wire: Wire, residual: Vector | None = None, *, key: int = 0,
-               first: int = 0, state: Vector | None = None) -> None:
+    def encode(
+        self,
+        vector: Vector,
+        wire: Wire,
+        residual: Vector | None = None,
+        *,
+        key: int = 0,
+        first: int = 0,
+        state: Vector | None = None,
+    ) -> None:
         size = vector.size
         check_arrays(vector, wire, self.wire_nbytes(size), residual, state, self.state_entries(size))
         kernel = kernels.for_array(vector)
@@ -74,7 +82,7 @@ class TopK(Compressor):
         else:
             counts, entries, positions = self._parts(wire, size)
             threshold = kernel.encode_above(vector, residual, state[0], counts, entries, positions)
-            sent = to_host(entries[:int(counts.sum())])  # summed in one order on all devices
+            sent = to_host(entries[: int(counts.sum())])  # summed in one order on all devices
             state[0] = _next_threshold(threshold, sent, 0.95 * entries.size)
 
     def decode(self, wire: Wire, vector: Vector) -> None:
@@ -95,8 +103,11 @@ class TopK(Compressor):
 
     def _parts(self, wire, size):
         counts, entries = 4 * self._blocks(size), 4 * self.entries(size)
-        return (wire[:counts].view("u4"), wire[counts:counts + entries].view("f4"),
-                wire[counts + entries:].view("u2"))
+        return (
+            wire[:counts].view("u4"),
+            wire[counts : counts + entries].view("f4"),
+            wire[counts + entries :].view("u2"),
+        )
 
     def _key_and_entries(self, wire):
         return np.uint64(int(wire[:8].view("u8")[0]) if wire.size else 0), wire[8:].view("f4")

@@ -251,7 +251,14 @@ class ReplannedLine(Line):
     samples_of_rank: list[Count]
 
 
-LINES = {kind: TypeAdapter(table) for kind, table in {
-    "step": StepLine, "evaluation": EvaluationLine, "replicas": ReplicasLine,
-    "non_finite": NonFiniteLine, "replanned": ReplannedLine}.items()}
+LINES = {
+    kind: TypeAdapter(table)
+    for kind, table in {
+        "step": StepLine,
+        "evaluation": EvaluationLine,
+        "replicas": ReplicasLine,
+        "non_finite": NonFiniteLine,
+        "replanned": ReplannedLine,
+    }.items()
+}
 ANY_LINE = TypeAdapter(Line)

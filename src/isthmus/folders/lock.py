@@ -59,8 +59,10 @@ class FolderLock:
             self._file.write(dumps(_me()) + "\n")
             self._file.flush()
         except OSError as problem:
-            raise OutputError(f"{self.path}: cannot be written: {problem.strerror}; check the folder's "
-                              "rights and free space") from None
+            raise OutputError(
+                f"{self.path}: cannot be written: {problem.strerror}; check the folder's "
+                "rights and free space"
+            ) from None
         threading.Thread(target=self._show_life, daemon=True, name="lock").start()
 
     def __enter__(self):
@@ -103,8 +105,11 @@ class FolderLock:
             except OSError:
                 return Path(f"/proc/{owner['process']}").exists()
         me = _me()
-        if owner["slurm_job"] is not None and owner["slurm_job"] == me["slurm_job"] and (
-                owner["slurm_restarts"] < me["slurm_restarts"]):
+        if (
+            owner["slurm_job"] is not None
+            and owner["slurm_job"] == me["slurm_job"]
+            and (owner["slurm_restarts"] < me["slurm_restarts"])
+        ):
             return False  # the same job came back: it is not in two places
         return self._silent_seconds() < GONE_SECONDS
 
@@ -121,13 +126,16 @@ class FolderLock:
         self._file.close()
         self._file = None
         if owner is None:
-            return OutputError(f"{self.path.parent}: another job has this folder; give another --name, "
-                               "or wait until it has ended")
+            return OutputError(
+                f"{self.path.parent}: another job has this folder; give another --name, "
+                "or wait until it has ended"
+            )
         job = f" (Slurm job {owner['slurm_job']})" if owner["slurm_job"] else ""
         return OutputError(
             f"{self.path.parent}: process {owner['process']} on {owner['host']}{job} has this folder "
             f"since {owner['started']}; wait until it has ended, or give another --name (if it is gone, "
-            f"this works {GONE_SECONDS:.0f} s after its end)")
+            f"this works {GONE_SECONDS:.0f} s after its end)"
+        )
 
     def _show_life(self):
         while not self._done.wait(ALIVE_SECONDS):
@@ -144,9 +152,14 @@ def _owner(path):
 
 
 def _me():
-    return {"host": socket.gethostname(), "process": os.getpid(), "boot": _boot(),
-            "started": _started, "slurm_job": os.environ.get("SLURM_JOB_ID"),
-            "slurm_restarts": int(os.environ.get("SLURM_RESTART_COUNT") or 0)}
+    return {
+        "host": socket.gethostname(),
+        "process": os.getpid(),
+        "boot": _boot(),
+        "started": _started,
+        "slurm_job": os.environ.get("SLURM_JOB_ID"),
+        "slurm_restarts": int(os.environ.get("SLURM_RESTART_COUNT") or 0),
+    }
 
 
 def _boot():

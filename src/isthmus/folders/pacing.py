@@ -19,8 +19,11 @@ def not_held_in(run):
     """Return such words for what a run's settings pace: each term of a step beside its prediction."""
     terms = {name: seconds for name, *seconds in run.terms}
     paced = (("compute", "compute", "computing"), ("links", "links", "crossing the links"))
-    found = [not_held(f"{what}, a step,", *terms.get(term, (0.0, None))) for key, term, what in paced
-             if run.settings["cluster"][key] == "paced"]
+    found = [
+        not_held(f"{what}, a step,", *terms.get(term, (0.0, None)))
+        for key, term, what in paced
+        if run.settings["cluster"][key] == "paced"
+    ]
     return [words for words in found if words]
 
 
@@ -45,7 +48,11 @@ def ranks_not_held(cluster, fits, batch_size):
 
 def link_not_held(link, measured):
     """Return such words for a message over a link; measured: its latency and rate, as of a file."""
-    seconds = [latency + MESSAGE_NBYTES / rate for latency, rate in (
-        (link.latency_seconds, link.bytes_per_second),
-        (measured["latency_seconds"], measured["bytes_per_second"]))]
+    seconds = [
+        latency + MESSAGE_NBYTES / rate
+        for latency, rate in (
+            (link.latency_seconds, link.bytes_per_second),
+            (measured["latency_seconds"], measured["bytes_per_second"]),
+        )
+    ]
     return not_held(f"link {link.source} > {link.target}: {MESSAGE_NBYTES / 1e6:.0f} MB", *seconds)

@@ -55,12 +55,15 @@ class Run:
         Measured are the medians of all steps so far; None before the first.
         """
         if self.summary:
-            rows = [(term["name"], term["predicted_seconds"], term["measured_seconds"])
-                    for term in self.summary["terms"]]
+            rows = [
+                (term["name"], term["predicted_seconds"], term["measured_seconds"])
+                for term in self.summary["terms"]
+            ]
         else:
             measured = self._typical[0] if self.steps else dict.fromkeys(self.plan["terms"])
-            rows = [(name, self.plan["terms"].get(name, 0.0), seconds)
-                    for name, seconds in measured.items()]
+            rows = [
+                (name, self.plan["terms"].get(name, 0.0), seconds) for name, seconds in measured.items()
+            ]
         return [row for row in rows if max(row[1], row[2] or 0.0) > 0]
 
     @cached_property
@@ -96,8 +99,10 @@ def read_run(folder):
     cluster = Cluster.from_toml(folder / "cluster.toml")
     for key in ("shards_of_rank", "samples_of_rank", "seconds_of_rank"):
         if len(plan[key]) != cluster.size:
-            raise SettingsError(f"{folder / 'plan.json'}: {key} tells of {len(plan[key])} ranks, "
-                                f"cluster.toml of {cluster.size}; one of them is of another run")
+            raise SettingsError(
+                f"{folder / 'plan.json'}: {key} tells of {len(plan[key])} ranks, "
+                f"cluster.toml of {cluster.size}; one of them is of another run"
+            )
     path, summary = folder / "metrics.jsonl", None
     metrics = read_metrics(path)
     if (folder / "summary.json").exists():
@@ -107,8 +112,10 @@ def read_run(folder):
         return Run(folder, provenance, plan, None, metrics, cluster)
     told = max((line["step"] for line in metrics), default=0)
     if told < summary["steps"] or not read_bytes(path).endswith(b"\n"):
-        raise SettingsError(f"{path}: tells of no step after {told}, summary.json of "
-                            f"{summary['steps']}; its end is missing")
+        raise SettingsError(
+            f"{path}: tells of no step after {told}, summary.json of "
+            f"{summary['steps']}; its end is missing"
+        )
     return Run(folder, provenance, plan, summary, metrics, cluster)
 
 
@@ -130,13 +137,15 @@ def read_table(path, kind):
     try:
         return TypeAdapter(kind).validate_python(unsealed(read_bytes(path)))
     except FileNotFoundError:
-        raise SettingsError(f"{path}: no such file; name the folder of a run, such as "
-                            "runs/NAME-DATE") from None
+        raise SettingsError(
+            f"{path}: no such file; name the folder of a run, such as runs/NAME-DATE"
+        ) from None
     except FormatError as problem:
         raise SettingsError(f"{path}: {problem}") from None
     except ValueError as problem:
-        raise SettingsError(f"{path}: {in_words(problem)}; the run's folder is damaged, or of another "
-                            "program") from None
+        raise SettingsError(
+            f"{path}: {in_words(problem)}; the run's folder is damaged, or of another program"
+        ) from None
 
 
 def read_lines(path):
@@ -175,8 +184,9 @@ def read_bytes(path):
     except (FileNotFoundError, NotADirectoryError):
         raise FileNotFoundError(path) from None
     except OSError as problem:
-        raise SettingsError(f"{path}: cannot be read: "
-                            f"{explained(problem, 'look at the file and its disk')}") from None
+        raise SettingsError(
+            f"{path}: cannot be read: {explained(problem, 'look at the file and its disk')}"
+        ) from None
 
 
 def in_words(problem):
@@ -200,7 +210,8 @@ def is_finished(summary, steps_an_epoch, epochs, last_step):
     epochs: None where they are not known.
     """
     return summary is not None and summary.get("steps", last_step) >= max(
-        last_step, (steps_an_epoch or 0) * (epochs or 0))
+        last_step, (steps_an_epoch or 0) * (epochs or 0)
+    )
 
 
 def epochs_of(settings: dict[str, Any]):

@@ -47,8 +47,9 @@ class RunFolder:
                 continue
             except OSError as problem:
                 elsewhere = "set run.folder to a folder that you may write in"
-                raise OutputError(f"{path}: cannot be made: "
-                                  f"{explained(problem, elsewhere=elsewhere)}") from None
+                raise OutputError(
+                    f"{path}: cannot be made: {explained(problem, elsewhere=elsewhere)}"
+                ) from None
         raise OutputError(f"{parent}: holds 99 runs called {stem}; set run.folder to another folder")
 
     @staticmethod
@@ -73,12 +74,16 @@ class RunFolder:
             lock.take(Path(parent, name))
             resume = RunFolder.begun(parent, name)  # what it has now that nobody else can change it
             if resume is None and Path(parent, name, "summary.json").exists():
-                raise OutputError(f"{Path(parent, name)}: holds a finished run; give another --name, or "
-                                  "remove the folder")
+                raise OutputError(
+                    f"{Path(parent, name)}: holds a finished run; give another --name, or "
+                    "remove the folder"
+                )
         elif resume is not None:
             if not Path(resume, "checkpoint.h5").is_file():
-                raise CheckpointError(f"{Path(resume, 'checkpoint.h5')}: no such checkpoint; set "
-                                      "run.checkpoint_every, or start without --resume")
+                raise CheckpointError(
+                    f"{Path(resume, 'checkpoint.h5')}: no such checkpoint; set "
+                    "run.checkpoint_every, or start without --resume"
+                )
             lock.take(resume)
         else:
             check_folder(parent, elsewhere)
@@ -92,10 +97,16 @@ class RunFolder:
         """
         if step is not None and (self.path / "run.json").exists():
             before = read_table(self.path / "run.json", Provenance)
-            start = {"started": before.get("resumed", before["started"]),
-                     "command": before.get("command", []), "until_step": step}
-            table = table | {"started": before["started"], "resumed": table["started"],
-                             "earlier": [*before.get("earlier", []), start]}
+            start = {
+                "started": before.get("resumed", before["started"]),
+                "command": before.get("command", []),
+                "until_step": step,
+            }
+            table = table | {
+                "started": before["started"],
+                "resumed": table["started"],
+                "earlier": [*before.get("earlier", []), start],
+            }
         self.write_json("run.json", table)
         cluster.to_toml(self.path / "cluster.toml")
         self.write_json("plan.json", plan.to_dict())
@@ -120,8 +131,10 @@ class RunFolder:
         try:
             yield
         except OSError as problem:
-            raise OutputError(f"{self.metrics}: cannot be written: "
-                              f"{explained(problem, 'check the folder and its disk')}") from None
+            raise OutputError(
+                f"{self.metrics}: cannot be written: "
+                f"{explained(problem, 'check the folder and its disk')}"
+            ) from None
 
     def cut_back(self, step):
         """Drop what metrics.jsonl tells of steps after `step`: they will be made again.
@@ -130,8 +143,9 @@ class RunFolder:
         to a file of their own.
         """
         if not self.metrics.exists():
-            raise CheckpointError(f"{self.metrics}: no such file; resume in the folder that the run has "
-                                  "made")
+            raise CheckpointError(
+                f"{self.metrics}: no such file; resume in the folder that the run has made"
+            )
         kept, lines, damaged = [], [], {}
         for number, line, table, wrong in read_lines(self.metrics):
             if wrong:
@@ -171,8 +185,10 @@ def let_in(folder, mode):
         try:
             Path(folder).chmod(mode)
         except OSError as problem:
-            raise OutputError(f"{folder}: its mode cannot be set to {mode:#o}: {problem.strerror}; set "
-                              "run.folder to a folder of yours, or leave out run.mode") from None
+            raise OutputError(
+                f"{folder}: its mode cannot be set to {mode:#o}: {problem.strerror}; set "
+                "run.folder to a folder of yours, or leave out run.mode"
+            ) from None
 
 
 def provenance(settings, hosts, mpi_library, model_size, data):
@@ -189,12 +205,16 @@ def provenance(settings, hosts, mpi_library, model_size, data):
 
 def replanned_sentence(line):
     """Return what a line of kind "replanned" tells: who changed, what moved, what that saves."""
-    why = "; ".join(f"rank {each['rank']} computes {each['after']:.4g} samples/s, not "
-                    f"{each['before']:.4g}" for each in line["changed"])
+    why = "; ".join(
+        f"rank {each['rank']} computes {each['after']:.4g} samples/s, not {each['before']:.4g}"
+        for each in line["changed"]
+    )
     if not line["shards"]:
         return f"{why}; moving shards would not pay"
     saved = line["staying_seconds"] - line["predicted_seconds"]
-    return (f"{why}; {line['shards']} shards ({line['nbytes'] / 1e6:.2f} MB) moved in "
-            f"{line['moving_seconds']:.3f} s ({line['predicted_moving_seconds']:.3f} s predicted), "
-            f"to save {saved:.3g} s of the {line['staying_seconds']:.3g} s that are left; "
-            f"samples a rank now {', '.join(map(str, line['samples_of_rank']))}")
+    return (
+        f"{why}; {line['shards']} shards ({line['nbytes'] / 1e6:.2f} MB) moved in "
+        f"{line['moving_seconds']:.3f} s ({line['predicted_moving_seconds']:.3f} s predicted), "
+        f"to save {saved:.3g} s of the {line['staying_seconds']:.3g} s that are left; "
+        f"samples a rank now {', '.join(map(str, line['samples_of_rank']))}"
+    )

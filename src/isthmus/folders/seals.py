@@ -35,6 +35,8 @@ def unsealed(text):
         value.pop(KEY, None)
         found = value.pop("format", 1)
         if found != FORMAT or isinstance(found, bool):
-            raise FormatError(f"is of format {found!r:.40}, this program reads {FORMAT}; use the "
-                              "isthmus that wrote it, whose version run.json tells")
+            raise FormatError(
+                f"is of format {found!r:.40}, this program reads {FORMAT}; use the "
+                "isthmus that wrote it, whose version run.json tells"
+            )
     return value

@@ -61,8 +61,9 @@ def list_runs(parent):
     "stopped" after a signal, or "unfinished".
     """
     if not Path(parent).is_dir():
-        raise SettingsError(f"{parent}: no such folder; name the folder that runs go to (run.folder in "
-                            "their settings)")
+        raise SettingsError(
+            f"{parent}: no such folder; name the folder that runs go to (run.folder in their settings)"
+        )
     found = []
     for path in Path(parent).iterdir():
         with suppress(OSError):  # a folder that is being removed, or of somebody else
@@ -96,11 +97,15 @@ def describe_run(folder):
         state = "stopped"
     if is_finished(summary or None, plan.get("steps"), epochs, last_step):
         state = "finished"
-    return {"name": folder.name, "state": "damaged" if problems else state,
-            "job": submitted.get("job") or run.get("slurm_job"), "step": last_step,
-            "steps": plan["steps"] * epochs if plan.get("steps") and epochs else None,
-            "loss": steps[-1].get("loss") if steps else None,
-            "problem": problems[0] if problems else None}
+    return {
+        "name": folder.name,
+        "state": "damaged" if problems else state,
+        "job": submitted.get("job") or run.get("slurm_job"),
+        "step": last_step,
+        "steps": plan["steps"] * epochs if plan.get("steps") and epochs else None,
+        "loss": steps[-1].get("loss") if steps else None,
+        "problem": problems[0] if problems else None,
+    }
 
 
 def states_of_jobs():
@@ -120,9 +125,19 @@ def status_table(runs, parent):
     if not runs:
         return f"{parent}: no runs yet"
     columns = [("run", "left"), ("state", "left"), ("job", "left"), ("step", "right"), ("loss", "right")]
-    rows = [((run["name"], run["state"], run["job"] or "",
-              f"{run['step']}/{run['steps']}" if run["steps"] else "",
-              "" if run["loss"] is None else f"{run['loss']:.4f}"), "") for run in runs]
+    rows = [
+        (
+            (
+                run["name"],
+                run["state"],
+                run["job"] or "",
+                f"{run['step']}/{run['steps']}" if run["steps"] else "",
+                "" if run["loss"] is None else f"{run['loss']:.4f}",
+            ),
+            "",
+        )
+        for run in runs
+    ]
     return [table_of(columns, rows), *(run["problem"] for run in runs if run["problem"])]
 
 
@@ -134,7 +149,7 @@ def _last_lines(path):
         with open(path, "rb") as file:
             start = max(0, file.seek(0, os.SEEK_END) - TAIL_NBYTES)
             file.seek(start)
-            lines = file.read().split(b"\n")[1 if start else 0:-1]
+            lines = file.read().split(b"\n")[1 if start else 0 : -1]
             if start and not lines:
                 wrong.append(f"{path}: a line of it has more than {TAIL_NBYTES:,} bytes")
     except FileNotFoundError:

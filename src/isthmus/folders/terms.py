@@ -47,8 +47,10 @@ def typical_terms(steps):
             under_way = []
     rounds = rounds or [_mean(under_way)]
     names = dict.fromkeys(name for terms in rounds for name in terms)
-    return ({name: median(terms.get(name, 0.0) for terms in rounds) for name in names},
-            median(sum(terms.values()) for terms in rounds))
+    return (
+        {name: median(terms.get(name, 0.0) for terms in rounds) for name in names},
+        median(sum(terms.values()) for terms in rounds),
+    )
 
 
 def _mean(round_):

@@ -22,8 +22,9 @@ class Account:
         self.seconds, self.link_nbytes, self.loss = 0.0, 0, None
         self.measured, self.evaluation = [], (None, None)
         self.skipped = 0
-        self.exchanged = {each.step for each in settings.make_strategy().exchanges(
-            training.recipe.total_steps)}
+        self.exchanged = {
+            each.step for each in settings.make_strategy().exchanges(training.recipe.total_steps)
+        }
         self.slow_links = LinkWatch(tiers.cluster, plan.terms.get("links", 0.0))
         self._leaders = _leaders(tiers.cluster, settings.allreduce.algorithm)
 
@@ -31,8 +32,7 @@ class Account:
         """Write a line of metrics.jsonl, of the step that is done."""
         if self.folder is not None:
             state, steps = self.training.state, self.training.recipe.steps
-            self.folder.note(kind, **({"step": state.step, "epoch": (state.step - 1) // steps}
-                                      | values))
+            self.folder.note(kind, **({"step": state.step, "epoch": (state.step - 1) // steps} | values))
 
     def take_up(self, recalled):
         """Go on from what the earlier part of a run has left."""
@@ -53,12 +53,16 @@ class Account:
             of_rank = dict(zip(MEASURED, rows[:, number].T))
             self._note_step(first + number, of_rank)
             look(of_rank)
-        self.slow_links.look(state.step,
-                             [terms["links"] for terms, _ in self.measured[-rows.shape[1]:]])
+        self.slow_links.look(
+            state.step, [terms["links"] for terms, _ in self.measured[-rows.shape[1] :]]
+        )
         self.folder.flush()
-        self.tell(f"step {state.step}/{recipe.total_steps}: loss {self.loss:.4f}, "
-                  f"{1e3 * typical_terms(self.measured)[1]:.1f} ms a step, "
-                  f"{self.link_nbytes / 1e6:.1f} MB over links", passing=True)
+        self.tell(
+            f"step {state.step}/{recipe.total_steps}: loss {self.loss:.4f}, "
+            f"{1e3 * typical_terms(self.measured)[1]:.1f} ms a step, "
+            f"{self.link_nbytes / 1e6:.1f} MB over links",
+            passing=True,
+        )
 
     def _note_step(self, step, of_rank):
         self.loss = of_rank["loss"].sum() / max(of_rank["samples"].sum(), 1)
@@ -68,10 +72,16 @@ class Account:
         self.measured.append((terms, step in self.exchanged))
         self.link_nbytes = int(of_rank["sent_link_nbytes"].sum())
         self.folder.note(
-            "step", step=step, epoch=(step - 1) // self.training.recipe.steps,
-            seconds=self.seconds, loss=self.loss, step_seconds=step_seconds, terms=terms,
+            "step",
+            step=step,
+            epoch=(step - 1) // self.training.recipe.steps,
+            seconds=self.seconds,
+            loss=self.loss,
+            step_seconds=step_seconds,
+            terms=terms,
             exchanged=step in self.exchanged,
-            sent_nbytes={"site": int(of_rank["sent_site_nbytes"].sum()), "link": self.link_nbytes})
+            sent_nbytes={"site": int(of_rank["sent_site_nbytes"].sum()), "link": self.link_nbytes},
+        )
 
     def note_skipped(self):
         """Tell of a step that was left out because a gradient, or their sum, was not finite."""
@@ -84,10 +94,17 @@ class Account:
     def note_evaluation(self, loss, accuracy):
         """Tell what the test set said at the end of an epoch."""
         self.evaluation = loss, accuracy
-        self.note("evaluation", seconds=self.seconds, link_nbytes=self.link_nbytes, loss=loss,
-                  accuracy=accuracy)
-        self.tell(f"epoch {self.training.state.step // self.training.recipe.steps}: "
-                  f"test loss {loss:.4f}, accuracy {accuracy:.4f}")
+        self.note(
+            "evaluation",
+            seconds=self.seconds,
+            link_nbytes=self.link_nbytes,
+            loss=loss,
+            accuracy=accuracy,
+        )
+        self.tell(
+            f"epoch {self.training.state.step // self.training.recipe.steps}: "
+            f"test loss {loss:.4f}, accuracy {accuracy:.4f}"
+        )
 
     def summary(self, digest, links):
         """Return what the run came to, predicted beside measured."""
@@ -97,13 +114,25 @@ class Account:
         wire, size = self.settings.make_compressor() or Dense(), self.training.model.size
         ratio = Dense().wire_nbytes(size) / wire.wire_nbytes(size)
         return {
-            "outcome": "finished", "steps": self.training.state.step, "seconds": self.seconds,
+            "outcome": "finished",
+            "steps": self.training.state.step,
+            "seconds": self.seconds,
             "emulated": ["links"] if on_testbed() else [],
-            "loss": loss, "accuracy": accuracy, "parameter_hash": digest, "links": links,
+            "loss": loss,
+            "accuracy": accuracy,
+            "parameter_hash": digest,
+            "links": links,
             "dense_link_nbytes": round(ratio * sum(link["sent_nbytes"] for link in links)),
-            "terms": [{"name": name, "predicted_seconds": predicted[name],
-                       "measured_seconds": measured.get(name, 0.0)} for name in STAGES],
-            "step": {"predicted_seconds": self.plan.step_seconds, "measured_seconds": step_seconds}}
+            "terms": [
+                {
+                    "name": name,
+                    "predicted_seconds": predicted[name],
+                    "measured_seconds": measured.get(name, 0.0),
+                }
+                for name in STAGES
+            ],
+            "step": {"predicted_seconds": self.plan.step_seconds, "measured_seconds": step_seconds},
+        }
 
 
 def _leaders(cluster, algorithm):

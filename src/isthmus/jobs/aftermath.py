@@ -29,9 +29,11 @@ def aftermath(code, folder):
     if run["state"] == "finished" or damaged:
         return code, []
     last = f"{run['step']} of {run['steps']}" if run["steps"] else f"{run['step']}"
-    line = (f"isthmus: {folder}: mpirun has ended with code {code} and the run has no summary: it was "
-            "stopped, or a rank, a daemon or a launch agent is lost, and mpirun's words name its host; "
-            f"the last step on record is {last}; ")
+    line = (
+        f"isthmus: {folder}: mpirun has ended with code {code} and the run has no summary: it was "
+        "stopped, or a rank, a daemon or a launch agent is lost, and mpirun's words name its host; "
+        f"the last step on record is {last}; "
+    )
     if Path(folder, "checkpoint.h5").is_file():
         line += f"go on from its checkpoint with `isthmus train RUN.toml --resume {folder}`"
     else:

@@ -20,18 +20,36 @@ def choose(settings, cluster):
     named = settings.make_compressor()
     compressors = choice.TRIED if named is None else (named,)
     bound = wanted.largest_error if named is None else 1.0
-    algorithms = [name for name in choice.EXACT
-                  if settings.cluster.links == "real" or not ALGORITHMS[name].unpaced]
-    chosen = choice.choose_allreduce(cluster, settings.make_model().size, largest_error=bound,
-                                     compressors=compressors,
-                                     algorithms=() if named else algorithms)
+    algorithms = [
+        name for name in choice.EXACT if settings.cluster.links == "real" or not ALGORITHMS[name].unpaced
+    ]
+    chosen = choice.choose_allreduce(
+        cluster,
+        settings.make_model().size,
+        largest_error=bound,
+        compressors=compressors,
+        algorithms=() if named else algorithms,
+    )
     best = chosen.best
-    allreduce = wanted.model_copy(update={
-        "algorithm": best.algorithm, "chunk_nbytes": best.chunk_nbytes,
-        "compressor": wanted.compressor or _kind_of(best.compressor)})
-    why = {"reason": chosen.reason, "candidates": [
-        {"name": each.name, "seconds": each.seconds, "error": each.error,
-         "chunk_nbytes": each.chunk_nbytes} for each in chosen.candidates]}
+    allreduce = wanted.model_copy(
+        update={
+            "algorithm": best.algorithm,
+            "chunk_nbytes": best.chunk_nbytes,
+            "compressor": wanted.compressor or _kind_of(best.compressor),
+        }
+    )
+    why = {
+        "reason": chosen.reason,
+        "candidates": [
+            {
+                "name": each.name,
+                "seconds": each.seconds,
+                "error": each.error,
+                "chunk_nbytes": each.chunk_nbytes,
+            }
+            for each in chosen.candidates
+        ],
+    }
     return settings.model_copy(update={"allreduce": allreduce}), why
 
 
@@ -40,5 +58,7 @@ def _kind_of(compressor):
     if compressor is None:
         return None
     kind = next(name for name, known in COMPRESSORS.items() if type(compressor) is known)
-    return KindSettings(kind=kind, arguments={
-        field.name: getattr(compressor, field.name) for field in fields(compressor)})
+    return KindSettings(
+        kind=kind,
+        arguments={field.name: getattr(compressor, field.name) for field in fields(compressor)},
+    )

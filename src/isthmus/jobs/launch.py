@@ -13,7 +13,7 @@ from isthmus.mpirun import MORE_RANKS_THAN_CORES, mca_arguments, mpirun
 
 TOGETHER_ON_ONE_MACHINE = {
     **MORE_RANKS_THAN_CORES,
-    "OMPI_MCA_btl": "self,sm",                                  # shared memory; no network needed
+    "OMPI_MCA_btl": "self,sm",  # shared memory; no network needed
     "OMPI_MCA_pml": "ob1",
 }
 MOST_ROUTES = 3
@@ -41,17 +41,36 @@ def launch_advice(cluster, *arguments):
     settings stay as they are.
     """
     tcp = tcp_settings(cluster)
-    hosts = Counter(site.hosts[number % len(site.hosts)] for site in cluster.sites if site.hosts
-                    for number in range(site.ranks))
-    placed = ["--prtemca", "plm_ssh_agent", "ssh",  # or it would fall back to rsh
-              "--host", ",".join(f"{_in_brackets(host)}:{ranks}" for host, ranks in hosts.items())]
+    hosts = Counter(
+        site.hosts[number % len(site.hosts)]
+        for site in cluster.sites
+        if site.hosts
+        for number in range(site.ranks)
+    )
+    placed = [
+        "--prtemca",
+        "plm_ssh_agent",
+        "ssh",  # or it would fall back to rsh
+        "--host",
+        ",".join(f"{_in_brackets(host)}:{ranks}" for host, ranks in hosts.items()),
+    ]
     routes = {}
     for ends, words in tcp.routes.items():
         routes.setdefault(words, []).append(ends)
-    return {"command": ["mpirun", "-n", str(cluster.size), *(placed if hosts else []),
-                        *mca_arguments(tcp.mca), "isthmus", *map(str, arguments)],
-            "without_root": mca_arguments(tcp.mca_without_root),
-            "kernel": tcp.kernel, "routes": routes}
+    return {
+        "command": [
+            "mpirun",
+            "-n",
+            str(cluster.size),
+            *(placed if hosts else []),
+            *mca_arguments(tcp.mca),
+            "isthmus",
+            *map(str, arguments),
+        ],
+        "without_root": mca_arguments(tcp.mca_without_root),
+        "kernel": tcp.kernel,
+        "routes": routes,
+    }
 
 
 def _in_brackets(host):
@@ -61,10 +80,15 @@ def _in_brackets(host):
 
 def launch_lines(advice):
     """Return the lines that say `launch_advice`."""
-    lines = [shlex.join(advice["command"]), "# before, as root on each host:",
-             *(f"sysctl -w '{key}={value}'" for key, value in advice["kernel"].items()),
-             *(f"# ip route change ... {words}   on {_routes(ends, len(advice['routes']))}"
-               for words, ends in advice["routes"].items())]
+    lines = [
+        shlex.join(advice["command"]),
+        "# before, as root on each host:",
+        *(f"sysctl -w '{key}={value}'" for key, value in advice["kernel"].items()),
+        *(
+            f"# ip route change ... {words}   on {_routes(ends, len(advice['routes']))}"
+            for words, ends in advice["routes"].items()
+        ),
+    ]
     if advice["without_root"]:
         lines.append(f"# or, where nobody is root, add to mpirun: {shlex.join(advice['without_root'])}")
     return lines

@@ -43,9 +43,11 @@ def _advice(chosen, settings, cluster, shards):
         return []
     held = np.bincount(cluster.site_of_rank, other.samples_of_rank)
     idle = [name for name, samples in zip(cluster.names, held) if samples == 0]
-    return [f'objective = "period" under [plan] would take {whole[1]:.3f} s an epoch, '
-            f"{100 * saved:.0f} % less: fast sites compute while the wires of slow ones travel"
-            + (f"; {', '.join(idle)} would hold no samples" if idle else "")]
+    return [
+        f'objective = "period" under [plan] would take {whole[1]:.3f} s an epoch, '
+        f"{100 * saved:.0f} % less: fast sites compute while the wires of slow ones travel"
+        + (f"; {', '.join(idle)} would hold no samples" if idle else "")
+    ]
 
 
 def plan_run(settings, cluster, shards, limits=None):
@@ -65,21 +67,44 @@ def plan_run(settings, cluster, shards, limits=None):
 def plan_table(plan, cluster, advice=()):
     """Return what to print: a table of site, rank, shards, samples, seconds; what bounds it all."""
     columns = ("rank", "shards", "samples", "compute, ms a step", "waits, ms")
-    rows = [((cluster.names[site], rank, len(plan.shards_of_rank[rank]), plan.samples_of_rank[rank],
-              f"{1e3 * plan.seconds_of_rank[rank]:.2f}", f"{1e3 * waits:.2f}"), "")
-            for rank, (site, waits) in enumerate(zip(cluster.site_of_rank, plan.waiting_of_rank))]
+    rows = [
+        (
+            (
+                cluster.names[site],
+                rank,
+                len(plan.shards_of_rank[rank]),
+                plan.samples_of_rank[rank],
+                f"{1e3 * plan.seconds_of_rank[rank]:.2f}",
+                f"{1e3 * waits:.2f}",
+            ),
+            "",
+        )
+        for rank, (site, waits) in enumerate(zip(cluster.site_of_rank, plan.waiting_of_rank))
+    ]
     table = table_of([("site", "left"), *((column, "right") for column in columns)], rows)
-    terms = ", ".join(f"{name} {1e3 * seconds:.2f}" for name, seconds in plan.terms.items()
-                      if seconds > 0)
-    lines = [f"an epoch: {plan.steps} steps, {plan.epoch_seconds:.3f} s",
-             f"{plan.objective}: {plan.objective_seconds:.3f} s; no plan has less than "
-             f"{plan.lower_bound_seconds:.3f} s, gap {100 * plan.gap:.2f} %"
-             + (" (stopped at the node limit)" if plan.stopped else "")]
+    terms = ", ".join(
+        f"{name} {1e3 * seconds:.2f}" for name, seconds in plan.terms.items() if seconds > 0
+    )
+    lines = [
+        f"an epoch: {plan.steps} steps, {plan.epoch_seconds:.3f} s",
+        f"{plan.objective}: {plan.objective_seconds:.3f} s; no plan has less than "
+        f"{plan.lower_bound_seconds:.3f} s, gap {100 * plan.gap:.2f} %"
+        + (" (stopped at the node limit)" if plan.stopped else ""),
+    ]
     if plan.staging_seconds:
         fair = plan.fair_staging_seconds
-        lines.append(f"staging: {plan.staging_seconds:.3f} s, once; {fair:.3f} s if "
-                     "all flows start together and share links fairly")
+        lines.append(
+            f"staging: {plan.staging_seconds:.3f} s, once; {fair:.3f} s if "
+            "all flows start together and share links fairly"
+        )
     if plan.money:
         lines.append(f"money: {plan.money:.6g} an epoch")
-    return [table, *lines, f"a step: {1e3 * plan.step_seconds:.2f} ms ({terms})", plan.bound_by,
-            *plan.sentences, *advice, *(f"warning: {line}" for line in plan.warnings)]
+    return [
+        table,
+        *lines,
+        f"a step: {1e3 * plan.step_seconds:.2f} ms ({terms})",
+        plan.bound_by,
+        *plan.sentences,
+        *advice,
+        *(f"warning: {line}" for line in plan.warnings),
+    ]

@@ -20,6 +20,7 @@ def shared_settings(comm, path, cluster=None):
     cluster: a cluster file that takes the place of the settings'. On a testbed links are real to a
     run: pacing them as well would slow every message twice.
     """
+
     def read():
         settings = RunSettings.from_toml(path)
         if on_testbed():
@@ -39,20 +40,32 @@ def place_data(tiers, settings, tell):
     model = settings.make_model()
     train, seen = open_where_seen(tiers.world, settings.data.train)
     together(tiers.world, lambda: check_shapes(model, train))
-    plan = Plan.from_dict(from_root(tiers.world, lambda: plan_run(
-        settings, tiers.cluster, train).to_dict(), seen))
-    tell(f"plan: samples a rank {', '.join(map(str, plan.samples_of_rank))}; "
-         f"{plan.steps} steps an epoch, {1e3 * plan.step_seconds:.1f} ms each, predicted")
+    plan = Plan.from_dict(
+        from_root(tiers.world, lambda: plan_run(settings, tiers.cluster, train).to_dict(), seen)
+    )
+    tell(
+        f"plan: samples a rank {', '.join(map(str, plan.samples_of_rank))}; "
+        f"{plan.steps} steps an epoch, {1e3 * plan.step_seconds:.1f} ms each, predicted"
+    )
     test, seen = open_where_seen(tiers.world, settings.data.test)
     together(tiers.world, lambda: check_shapes(model, test))
-    test_plan = Plan.from_dict(from_root(tiers.world, lambda: plan_run(
-        settings, tiers.cluster, test.samples, limits={}).to_dict(), seen))
+    test_plan = Plan.from_dict(
+        from_root(
+            tiers.world,
+            lambda: plan_run(settings, tiers.cluster, test.samples, limits={}).to_dict(),
+            seen,
+        )
+    )
     samples = scatter_shards(tiers, train, plan), scatter_shards(tiers, test, test_plan)
     for local, folder in zip(samples, (settings.data.train, settings.data.test)):
         _, targets = local.arrays.values()
-        require(tiers.world, not targets.size or 0 <= targets.min() <= targets.max() < model.classes,
-                ShardError, f"{folder}: targets go beyond 0 ... {model.classes - 1}; set classes under "
-                "[model], or pack other targets")
+        require(
+            tiers.world,
+            not targets.size or 0 <= targets.min() <= targets.max() < model.classes,
+            ShardError,
+            f"{folder}: targets go beyond 0 ... {model.classes - 1}; set classes under "
+            "[model], or pack other targets",
+        )
     return plan, *samples
 
 
@@ -61,26 +74,38 @@ def check_shapes(model, shards):
     if shards is None:
         return
     if len(shards.arrays) != 2:
-        raise ShardError(f"{shards.folder}: holds the arrays {', '.join(shards.arrays)}; training takes "
-                         "two, features and then targets: pack those")
+        raise ShardError(
+            f"{shards.folder}: holds the arrays {', '.join(shards.arrays)}; training takes "
+            "two, features and then targets: pack those"
+        )
     (features, (shape, dtype)), (targets, (labels, kind)) = shards.arrays.items()
     if labels or kind.kind not in "iu":
-        raise ShardError(f"{shards.folder}: targets {targets!r} must be a whole number a sample, not "
-                         f"{kind} of shape {list(labels)}; pack class numbers, features first")
+        raise ShardError(
+            f"{shards.folder}: targets {targets!r} must be a whole number a sample, not "
+            f"{kind} of shape {list(labels)}; pack class numbers, features first"
+        )
     if math.prod(shape) != math.prod(model.inputs_shape):
-        raise ShardError(f"{shards.folder}: features {features!r} have {math.prod(shape)} numbers a "
-                         f"sample, the model takes {math.prod(model.inputs_shape)}; change [model]")
+        raise ShardError(
+            f"{shards.folder}: features {features!r} have {math.prod(shape)} numbers a "
+            f"sample, the model takes {math.prod(model.inputs_shape)}; change [model]"
+        )
     if dtype.kind not in "iuf":
-        raise ShardError(f"{shards.folder}: features {features!r} are of dtype {dtype}; pack integers "
-                         "or floats")
+        raise ShardError(
+            f"{shards.folder}: features {features!r} are of dtype {dtype}; pack integers or floats"
+        )
 
 
 def open_where_seen(world, folder):
     """Return the ShardSet in `folder`, None on a rank that does not see it, and the first that does."""
     shards = together(world, lambda: ShardSet.open(folder) if Path(folder).is_dir() else None)
     seen = gather_json(world, shards is not None)
-    require(world, any(seen), ShardError, f"{folder}: no rank sees this folder; pack the data with "
-            "`isthmus pack`, or mend the path under [data] in the settings")
+    require(
+        world,
+        any(seen),
+        ShardError,
+        f"{folder}: no rank sees this folder; pack the data with "
+        "`isthmus pack`, or mend the path under [data] in the settings",
+    )
     return shards, seen.index(True)
 
 

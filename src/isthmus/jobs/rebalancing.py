@@ -53,28 +53,40 @@ class Rebalancing:
         self.rows.clear()
         cluster, before = self.tiers.cluster, self.filter.rates.copy()
         fixed = np.array([cluster.sites[site].fixed_seconds for site in cluster.site_of_rank])
-        changed = {rank for rates in measured_rates(samples, seconds, fixed)
-                   for rank in self.filter.add(rates)}
+        changed = {
+            rank for rates in measured_rates(samples, seconds, fixed) for rank in self.filter.add(rates)
+        }
         if not changed or not left:
             return None
         found = self._plan_again(left)
         moved = list(found.moved)
         return {
-            "changed": [{"rank": rank, "before": before[rank], "after": self.filter.rates[rank]}
-                        for rank in sorted(changed)],
+            "changed": [
+                {"rank": rank, "before": before[rank], "after": self.filter.rates[rank]}
+                for rank in sorted(changed)
+            ],
             "moves": [[shard, int(found.rank_of_shard[shard])] for shard in moved],
-            "shards": len(moved), "nbytes": int(self._planner.problem.nbytes[moved].sum()),
-            "staying_seconds": found.staying_seconds, "predicted_seconds": found.seconds,
+            "shards": len(moved),
+            "nbytes": int(self._planner.problem.nbytes[moved].sum()),
+            "staying_seconds": found.staying_seconds,
+            "predicted_seconds": found.seconds,
             "predicted_moving_seconds": found.moving_seconds,
-            "predicted_step_seconds": found.step_seconds, "samples_of_rank": found.samples_of_rank}
+            "predicted_step_seconds": found.step_seconds,
+            "samples_of_rank": found.samples_of_rank,
+        }
 
     def _plan_again(self, left):
         if self._planner is None:
             plan, local = self.settings.plan, self.training.local
             self._planner = Replanner(
-                self.tiers.cluster, ShardSet(self.settings.data.train, local.manifest),
-                self.settings.workload(), objective=plan.objective, pinned=plan.pinned,
-                forbidden=plan.forbidden, least_samples=plan.least_samples)
+                self.tiers.cluster,
+                ShardSet(self.settings.data.train, local.manifest),
+                self.settings.workload(),
+                objective=plan.objective,
+                pinned=plan.pinned,
+                forbidden=plan.forbidden,
+                least_samples=plan.least_samples,
+            )
         return self._planner.plan_again(self.rank_of_shard, self.filter.rates, left)
 
     def _move(self, new):

@@ -20,12 +20,20 @@ def identity_of(settings, cluster, plan, data):
     if training["schedule"] == "constant":  # then more epochs change nothing that was
         training = {key: value for key, value in training.items() if key != "epochs"}
     return {
-        "ranks": cluster.size, "data": {name: manifest.digest for name, manifest in data.items()},
-        "model": table["model"], "training": training, "strategy": table["strategy"],
+        "ranks": cluster.size,
+        "data": {name: manifest.digest for name, manifest in data.items()},
+        "model": table["model"],
+        "training": training,
+        "strategy": table["strategy"],
         "allreduce": table["allreduce"],
         "sites": [cluster.hub, [[site.name, site.tier, site.ranks] for site in cluster.sites]],
-        "plan": {"hash": plan.hash, "settings": table["plan"], "version": isthmus.__version__,
-                 "cluster": sha256(dumps(cluster.to_table()).encode()).hexdigest()}}
+        "plan": {
+            "hash": plan.hash,
+            "settings": table["plan"],
+            "version": isthmus.__version__,
+            "cluster": sha256(dumps(cluster.to_table()).encode()).hexdigest(),
+        },
+    }
 
 
 @dataclass
@@ -58,9 +66,13 @@ def recall(folder, step, total_steps):
         elif line["kind"] == "evaluation":
             found.evaluation = line["loss"], line["accuracy"]
     if step == total_steps and (not found.measured or found.evaluation[1] is None):
-        raise CheckpointError(f"{folder.metrics}: does not tell what the steps came to, and none are "
-                              "left to make; start without --resume, or give more epochs")
+        raise CheckpointError(
+            f"{folder.metrics}: does not tell what the steps came to, and none are "
+            "left to make; start without --resume, or give more epochs"
+        )
     if damaged:
-        found.told = (f"{folder.metrics}: lines {', '.join(map(str, damaged))} could not be read; they "
-                      f"are in {folder.path / DAMAGED} now, and the run goes on without them")
+        found.told = (
+            f"{folder.metrics}: lines {', '.join(map(str, damaged))} could not be read; they "
+            f"are in {folder.path / DAMAGED} now, and the run goes on without them"
+        )
     return found

@@ -25,7 +25,6 @@ from isthmus.vectors import bucket_slices
 Count = Annotated[int, Field(ge=1)]
 
 
-
 class ClusterSettings(FrozenModel):
     """Which cluster, and whether this machine stands in for it."""
 
@@ -55,10 +54,12 @@ class KindSettings(FrozenModel):
         kind = table.pop("kind", None)
         if kind not in known:
             close = nearest(kind, known)
-            raise ValueError(f"kind must be one of {', '.join(known)}, not {kind!r}"
-                             + (f"; {close}" if close else ""))
-        arguments = {key: tuple(given) if isinstance(given, list) else given
-                     for key, given in table.items()}
+            raise ValueError(
+                f"kind must be one of {', '.join(known)}, not {kind!r}" + (f"; {close}" if close else "")
+            )
+        arguments = {
+            key: tuple(given) if isinstance(given, list) else given for key, given in table.items()
+        }
         try:
             known[kind](**arguments)
         except TypeError:
@@ -66,8 +67,11 @@ class KindSettings(FrozenModel):
             unknown = next((name for name in arguments if name not in names), None)
             close = nearest(unknown, names)
             given = ", ".join(f"{name} = {value!r}" for name, value in arguments.items())
-            wrong = f"look at the types of {given}" if unknown is None else (
-                f"there is no {unknown!r}" + (f", {close}" if close else ""))
+            wrong = (
+                f"look at the types of {given}"
+                if unknown is None
+                else (f"there is no {unknown!r}" + (f", {close}" if close else ""))
+            )
             raise ValueError(f"{what} {kind!r} takes {', '.join(names)}; {wrong}") from None
         return cls(kind=kind, arguments=arguments)
 
@@ -169,8 +173,9 @@ class OutputSettings(FrozenModel):
     @classmethod
     def _lets_its_owner_in(cls, value):
         if value is not None and not (0 <= value <= 0o777 and value & 0o700 == 0o700):
-            raise ValueError(f"must let the owner in and be written in octal, as in 0o700 or 0o750, not "
-                             f"{value}")
+            raise ValueError(
+                f"must let the owner in and be written in octal, as in 0o700 or 0o750, not {value}"
+            )
         return value
 
 
@@ -190,8 +195,9 @@ class RunSettings(FrozenModel):
     @field_validator("strategy", mode="before")
     @classmethod
     def _strategy_by_name(cls, value):
-        return value if isinstance(value, KindSettings) else KindSettings.of(
-            value, STRATEGIES, "strategy")
+        return (
+            value if isinstance(value, KindSettings) else KindSettings.of(value, STRATEGIES, "strategy")
+        )
 
     @field_validator("model", mode="before")
     @classmethod
@@ -209,20 +215,26 @@ class RunSettings(FrozenModel):
         """Read a run's settings; paths in it are relative to its folder. Raises SettingsError."""
         table = read_toml(path, SettingsError)
         if "site" in table:
-            raise SettingsError(f"{path}: is a cluster file; give a run's settings, which name it under "
-                                "[cluster] file")
+            raise SettingsError(
+                f"{path}: is a cluster file; give a run's settings, which name it under [cluster] file"
+            )
         settings = check_table(cls, table, path, SettingsError)
         return settings.with_paths_from(Path(path).resolve().parent)
 
     @classmethod
     def from_json(cls, table, source):
         """Return the settings that `to_json` wrote."""
+
         def flat(named):
             return named and {"kind": named["kind"], **named["arguments"]}
 
         allreduce = table["allreduce"]
-        table = {**table, "model": flat(table["model"]), "strategy": flat(table["strategy"]),
-                 "allreduce": {**allreduce, "compressor": flat(allreduce["compressor"])}}
+        table = {
+            **table,
+            "model": flat(table["model"]),
+            "strategy": flat(table["strategy"]),
+            "allreduce": {**allreduce, "compressor": flat(allreduce["compressor"])},
+        }
         return check_table(cls, table, source, SettingsError)
 
     def to_json(self):
@@ -230,13 +242,19 @@ class RunSettings(FrozenModel):
 
     def with_paths_from(self, folder):
         """Return the settings with relative paths taken from `folder`."""
+
         def absolute(section, *names):
-            return section.model_copy(update={
-                name: (folder / getattr(section, name)).resolve() for name in names})
-        return self.model_copy(update={
-            "cluster": absolute(self.cluster, "file"),
-            "data": absolute(self.data, "train", "test"),
-            "run": absolute(self.run, "folder")})
+            return section.model_copy(
+                update={name: (folder / getattr(section, name)).resolve() for name in names}
+            )
+
+        return self.model_copy(
+            update={
+                "cluster": absolute(self.cluster, "file"),
+                "data": absolute(self.data, "train", "test"),
+                "run": absolute(self.run, "folder"),
+            }
+        )
 
     def with_cluster(self, path):
         """Return the settings with another cluster file."""
@@ -263,8 +281,10 @@ class RunSettings(FrozenModel):
             return None
         kind = COMPRESSORS[chosen.kind]
         known = {"shapes": self.make_model().matrix_shapes}
-        return kind(**{name: known[name] for name in known if name in kind.__dataclass_fields__}
-                    | chosen.arguments)
+        return kind(
+            **{name: known[name] for name in known if name in kind.__dataclass_fields__}
+            | chosen.arguments
+        )
 
     def make_buckets(self):
         """Return the slices of the gradient that are started as they become ready."""
@@ -272,15 +292,23 @@ class RunSettings(FrozenModel):
 
     def workload(self, sample_nbytes=0):
         """Return what one epoch asks of the cluster."""
-        return Workload(size=self.make_model().size, batch_size=self.training.batch_size,
-                        buckets=tuple(self.make_buckets()),
-                        chunk_nbytes=self.allreduce.chunk_nbytes,
-                        algorithm=self.allreduce.algorithm, compressor=self.make_compressor(),
-                        sample_nbytes=sample_nbytes, data_site=self.data.site,
-                        exchanges_per_step=exchanges_per_step(self.make_strategy()))
+        return Workload(
+            size=self.make_model().size,
+            batch_size=self.training.batch_size,
+            buckets=tuple(self.make_buckets()),
+            chunk_nbytes=self.allreduce.chunk_nbytes,
+            algorithm=self.allreduce.algorithm,
+            compressor=self.make_compressor(),
+            sample_nbytes=sample_nbytes,
+            data_site=self.data.site,
+            exchanges_per_step=exchanges_per_step(self.make_strategy()),
+        )
 
     def recipe(self, steps):
         """Return how to train for epochs of `steps` steps."""
-        return Recipe(steps=steps, checkpoint_every=self.run.checkpoint_every,
-                      report_every=self.run.report_every,
-                      **self.training.model_dump(exclude={"batch_size"}))
+        return Recipe(
+            steps=steps,
+            checkpoint_every=self.run.checkpoint_every,
+            report_every=self.run.report_every,
+            **self.training.model_dump(exclude={"batch_size"}),
+        )

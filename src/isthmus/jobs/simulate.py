@@ -23,8 +23,20 @@ from isthmus.toml_files import read_toml
 LINK_FACTORS = tuple(float(f"{factor:.3g}") for factor in np.geomspace(0.01, 100, 9))
 
 
-def simulate_file(path, *, steps, local_steps, buckets, stragglers, seed, size, batch_size,
-                  edge_sites, output, other_cluster=None):
+def simulate_file(
+    path,
+    *,
+    steps,
+    local_steps,
+    buckets,
+    stragglers,
+    seed,
+    size,
+    batch_size,
+    edge_sites,
+    output,
+    other_cluster=None,
+):
     """Simulate a cluster file or a run's, and how it scales; return a dict of all results.
 
     stragglers: the coefficient of variation of a rank's computing, or the folder of a run from whose
@@ -33,13 +45,25 @@ def simulate_file(path, *, steps, local_steps, buckets, stragglers, seed, size, 
     other_cluster: a cluster file to take instead of the run's.
     """
     cluster, workload = _cluster_and_workload(path, other_cluster, size, batch_size)
-    options = {"steps": steps, "local_steps": local_steps, "buckets": buckets,
-               "stragglers": read_stragglers(stragglers), "seed": seed}
+    options = {
+        "steps": steps,
+        "local_steps": local_steps,
+        "buckets": buckets,
+        "stragglers": read_stragglers(stragglers),
+        "seed": seed,
+    }
     made = simulate(cluster, workload, **options)
-    table = {"file": str(path), "workload": {
-        "size": workload.size, "batch_size": workload.batch_size, "algorithm": workload.algorithm,
-        "compressor": None if workload.compressor is None else repr(workload.compressor)},
-        "options": options | {"stragglers": stragglers}, "simulation": asdict(made)}
+    table = {
+        "file": str(path),
+        "workload": {
+            "size": workload.size,
+            "batch_size": workload.batch_size,
+            "algorithm": workload.algorithm,
+            "compressor": None if workload.compressor is None else repr(workload.compressor),
+        },
+        "options": options | {"stragglers": stragglers},
+        "simulation": asdict(made),
+    }
     if edge_sites:
         study = Study(cluster, workload, **options)
         by_sites = study.edge_sites(edge_counts(edge_sites))
@@ -48,7 +72,8 @@ def simulate_file(path, *, steps, local_steps, buckets, stragglers, seed, size, 
             "edge_sites": [asdict(point) for point in by_sites],
             "link_rates": [asdict(point) for point in study.link_rates(LINK_FACTORS)],
             "int8_stops_paying_at": stops,
-            "answer": int8_in_words(stops, edge_sites, cluster)}
+            "answer": int8_in_words(stops, edge_sites, cluster),
+        }
     if output is not None:
         table["output"] = _write(Path(output), table)
     return table
@@ -66,22 +91,30 @@ def read_stragglers(text):
             raise SettingsError(f"--stragglers {text}: {problem}") from None
     path = Path(text) / "metrics.jsonl"
     if not path.exists():
-        raise SettingsError(f"{path}: no such file; --stragglers takes a number such as 0.1, or the "
-                            "folder of a run")
+        raise SettingsError(
+            f"{path}: no such file; --stragglers takes a number such as 0.1, or the folder of a run"
+        )
     try:
         computed = [line["terms"]["compute"] for line in read_metrics(path) if line["kind"] == "step"]
         middle = statistics.median(computed)
         return Stragglers(measured=tuple(seconds / middle for seconds in computed))
     except (ValueError, KeyError, ZeroDivisionError):
-        raise SettingsError(f"{path}: does not tell what its steps computed; give the folder of a run "
-                            "that has made some") from None
+        raise SettingsError(
+            f"{path}: does not tell what its steps computed; give the folder of a run that has made some"
+        ) from None
 
 
 def int8_in_words(stops, most, cluster):
     """Return the answer to: from how many edge sites on does int8 stop paying?"""
     measured = all(site.encode_bytes_per_second < float("inf") for site in cluster.sites)
-    hint = "" if measured else ("; the cluster file does not say what encoding takes, so it counts as "
-                                "nothing: `isthmus calibrate` measures it")
+    hint = (
+        ""
+        if measured
+        else (
+            "; the cluster file does not say what encoding takes, so it counts as "
+            "nothing: `isthmus calibrate` measures it"
+        )
+    )
     if stops is None:
         return f"int8 pays at every number of edge sites tried, up to {most}{hint}"
     if stops <= 1:
@@ -92,15 +125,20 @@ def int8_in_words(stops, most, cluster):
 def simulation_words(table):
     """Return what to print: the times of a step, the links' use, and the scaling's answer."""
     made, steps = table["simulation"], table["simulation"]["steps"]
-    lines = [f"{made['ranks']} ranks, {steps} steps: {made['seconds']:.3f} s, "
-             f"{made['samples_per_second']:.0f} samples/s",
-             f"a step: {1e3 * made['step_seconds']:.2f} ms (computing "
-             f"{1e3 * made['compute_seconds'] / steps:.2f}, waiting for the slowest "
-             f"{1e3 * made['wait_seconds'] / steps:.2f}, exchange "
-             f"{1e3 * made['exchange_seconds'] / steps:.2f})"]
+    lines = [
+        f"{made['ranks']} ranks, {steps} steps: {made['seconds']:.3f} s, "
+        f"{made['samples_per_second']:.0f} samples/s",
+        f"a step: {1e3 * made['step_seconds']:.2f} ms (computing "
+        f"{1e3 * made['compute_seconds'] / steps:.2f}, waiting for the slowest "
+        f"{1e3 * made['wait_seconds'] / steps:.2f}, exchange "
+        f"{1e3 * made['exchange_seconds'] / steps:.2f})",
+    ]
     busiest = sorted(made["utilisation"].items(), key=lambda item: -item[1])[:4]
-    lines += [f"links in use: {', '.join(f'{pipe} {100 * share:.0f} %' for pipe, share in busiest)}"
-              ] if busiest else []
+    lines += (
+        [f"links in use: {', '.join(f'{pipe} {100 * share:.0f} %' for pipe, share in busiest)}"]
+        if busiest
+        else []
+    )
     lines += [table["scaling"]["answer"]] if "scaling" in table else []
     return lines + ([f"written: {', '.join(table['output'])}"] if "output" in table else [])
 
@@ -128,8 +166,13 @@ def _write(folder, table):
     if "scaling" in table:
         for kind in ("svg", "png"):
             path = folder / f"scaling.{kind}"
-            paths.append(if_possible(lambda path=path, kind=kind: _draw(path, table["scaling"], kind),
-                                     path, f"the numbers are in {paths[0]}"))
+            paths.append(
+                if_possible(
+                    lambda path=path, kind=kind: _draw(path, table["scaling"], kind),
+                    path,
+                    f"the numbers are in {paths[0]}",
+                )
+            )
     return [str(path) for path in paths if path]
 
 

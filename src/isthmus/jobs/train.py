@@ -37,10 +37,13 @@ def train(comm, settings_path, tell, *, resume=None, cluster=None, name=None):
     returned on every rank. SIGUSR1 has the run write a checkpoint and raise StoppedError.
     """
     settings = shared_settings(comm, settings_path, cluster)
-    with (reserved(comm, settings.run.folder, resume, name) as (resume, lock),
-          threadpool_limits(settings.run.threads), shared_tiers(comm, settings) as tiers,
-          stopping_on(signal.SIGUSR1, tiers.world, tiers.home) as stop,
-          Journal(tiers, settings.run, tell) as journal):
+    with (
+        reserved(comm, settings.run.folder, resume, name) as (resume, lock),
+        threadpool_limits(settings.run.threads),
+        shared_tiers(comm, settings) as tiers,
+        stopping_on(signal.SIGUSR1, tiers.world, tiers.home) as stop,
+        Journal(tiers, settings.run, tell) as journal,
+    ):
         settings, why = choose(settings, tiers.cluster)
         if why:
             journal.tell(f"allreduce: {why['reason']}")
@@ -52,13 +55,21 @@ def train(comm, settings_path, tell, *, resume=None, cluster=None, name=None):
         computing = trace.tiers if trace else tiers
         recipe = settings.recipe(plan.steps)
         state = State.initial(model, recipe.seed, array_library(tiers.device))
-        sums = Sums(computing, model.size, weight=float(local.samples),
-                    algorithm=settings.allreduce.algorithm, compressor=settings.make_compressor(),
-                    error_feedback=settings.allreduce.error_feedback, buckets=settings.make_buckets(),
-                    chunk_nbytes=settings.allreduce.chunk_nbytes, like=state.parameters)
+        sums = Sums(
+            computing,
+            model.size,
+            weight=float(local.samples),
+            algorithm=settings.allreduce.algorithm,
+            compressor=settings.make_compressor(),
+            error_feedback=settings.allreduce.error_feedback,
+            buckets=settings.make_buckets(),
+            chunk_nbytes=settings.allreduce.chunk_nbytes,
+            like=state.parameters,
+        )
         member = settings.make_strategy().join(sums, recipe.total_steps)
-        training = Training(computing, model, local, member, recipe, state,
-                            hold_seconds(tiers, settings), journal.enter)
+        training = Training(
+            computing, model, local, member, recipe, state, hold_seconds(tiers, settings), journal.enter
+        )
         job = Job(tiers, settings, plan, training, test, journal)
         job.open_folder(Path(settings_path).stem, resume, name, lock, why)
         with trace.written_to(job.path) if trace else nullcontext():
@@ -99,9 +110,11 @@ class Job:
 
     def open_folder(self, stem, resume, name, lock, why=None):
         """Make the run's folder, or go on with an old one, and write down what is about to run."""
+
         def make():
-            folder = RunFolder(resume) if resume else RunFolder.create(
-                self.settings.run.folder, stem, name)
+            folder = (
+                RunFolder(resume) if resume else RunFolder.create(self.settings.run.folder, stem, name)
+            )
             if not resume and name is None:
                 lock.take(folder.path)
             let_in(folder.path, self.settings.run.mode)
@@ -109,11 +122,19 @@ class Job:
             return str(folder.path)
 
         def write_down():
-            table = provenance(self.settings, self.journal.hosts,
-                               MPI.Get_library_version().strip("\0"), self.training.model.size,
-                               {name: manifest.told() for name, manifest in self.data.items()})
-            self.account.folder.write_documents(table | {"choice": why}, self.tiers.cluster, self.plan,
-                                        self.training.state.step if resume else None)
+            table = provenance(
+                self.settings,
+                self.journal.hosts,
+                MPI.Get_library_version().strip("\0"),
+                self.training.model.size,
+                {name: manifest.told() for name, manifest in self.data.items()},
+            )
+            self.account.folder.write_documents(
+                table | {"choice": why},
+                self.tiers.cluster,
+                self.plan,
+                self.training.state.step if resume else None,
+            )
 
         self.path = Path(from_root(self.tiers.world, make, self.tiers.home))
         self.account.folder = RunFolder(self.path) if self.leads else None
@@ -148,17 +169,28 @@ class Job:
 
         return [
             Duty("report", lambda step: not member.gradients.finite, self.account.note_skipped),
-            Duty("replicas", lambda step: member.agreed and every(recipe.compare_replicas_every)(step),
-                 self._compare_and_note),
-            Duty("report", lambda step: ends_epoch(step) or every(recipe.report_every)(step),
-                 self._report),
+            Duty(
+                "replicas",
+                lambda step: member.agreed and every(recipe.compare_replicas_every)(step),
+                self._compare_and_note,
+            ),
+            Duty(
+                "report", lambda step: ends_epoch(step) or every(recipe.report_every)(step), self._report
+            ),
             Duty("evaluation", ends_epoch, self._evaluate),
-            Duty("rebalancing", lambda step: self.settings.plan.replan and ends_epoch(step),
-                 self._rebalance),
+            Duty(
+                "rebalancing",
+                lambda step: self.settings.plan.replan and ends_epoch(step),
+                self._rebalance,
+            ),
             Duty("signals", lambda step: step < recipe.total_steps, ask_to_stop),
-            Duty("checkpoint", lambda step: self.stops or every(recipe.checkpoint_every)(step),
-                 self._write_checkpoint),
-            Duty("end", lambda step: self.stops, self._stop)]
+            Duty(
+                "checkpoint",
+                lambda step: self.stops or every(recipe.checkpoint_every)(step),
+                self._write_checkpoint,
+            ),
+            Duty("end", lambda step: self.stops, self._stop),
+        ]
 
     def _compare_replicas(self):
         """Return the hash of the parameters where all ranks have to have the same; else None."""
@@ -171,8 +203,10 @@ class Job:
         self.account.note("stopped")
         if self.leads:
             self.account.folder.close()
-        error = StoppedError(f"stopped by a signal after step {self.training.state.step}; go on with "
-                             f"`isthmus train RUN.toml --resume {self.path}`")
+        error = StoppedError(
+            f"stopped by a signal after step {self.training.state.step}; go on with "
+            f"`isthmus train RUN.toml --resume {self.path}`"
+        )
         error.everywhere = True
         raise error
 
@@ -208,8 +242,9 @@ class Job:
 
     def _write_checkpoint(self):
         self._report()  # the curves of what leads to a checkpoint are on the disk before it is
-        write_checkpoint(self.path / "checkpoint.h5", self.training, self.identity,
-                         self.rebalancing.to_json())
+        write_checkpoint(
+            self.path / "checkpoint.h5", self.training, self.identity, self.rebalancing.to_json()
+        )
         self.journal.checkpoint = self.training.state.step
         self.tell(f"step {self.training.state.step}: checkpoint written")
 
@@ -217,12 +252,20 @@ class Job:
         """Take up the state of the checkpoint, and the clock and the curves of what led to it."""
         state, recipe, world = self.training.state, self.training.recipe, self.tiers.world
         notes = read_checkpoint(self.path / "checkpoint.h5", self.training, self.identity)
-        require(world, state.step <= recipe.total_steps, CheckpointError,
-                f"{self.path / 'checkpoint.h5'}: is of step {state.step}, and training.epochs = "
-                f"{recipe.epochs} ends at step {recipe.total_steps}; give "
-                f"{-(-state.step // recipe.steps)} epochs or more")
-        found = together(world, lambda: recall(self.account.folder, state.step, recipe.total_steps)
-                         if self.leads else Recalled())
+        require(
+            world,
+            state.step <= recipe.total_steps,
+            CheckpointError,
+            f"{self.path / 'checkpoint.h5'}: is of step {state.step}, and training.epochs = "
+            f"{recipe.epochs} ends at step {recipe.total_steps}; give "
+            f"{-(-state.step // recipe.steps)} epochs or more",
+        )
+        found = together(
+            world,
+            lambda: (
+                recall(self.account.folder, state.step, recipe.total_steps) if self.leads else Recalled()
+            ),
+        )
         self.account.take_up(found)
         self.rebalancing.resume(notes)
         self.journal.checkpoint = state.step

@@ -1,6 +1,5 @@
 """What the ranks of a communicator decide together, so that none waits for one that has failed."""
 
-
 import numpy as np
 
 from isthmus import errors, json_text
@@ -12,8 +11,9 @@ def require(comm, holds, error, message):
     """Raise `error(message)` on every rank of `comm` if `holds` is false on any of them."""
     bad = ranks_where(comm, not holds)
     if bad:
-        _raise_everywhere(error, message if len(bad) == comm.size else
-                          f"{message} (on {ranks_in_words(bad)})", bad)
+        _raise_everywhere(
+            error, message if len(bad) == comm.size else f"{message} (on {ranks_in_words(bad)})", bad
+        )
 
 
 def together(comm, make):
@@ -37,8 +37,11 @@ def raise_first(comm, problem):
         first = bad[0]
         told = broadcast_json(comm, problem and [type(problem).__name__, str(problem)], first)
         everyone = len(bad) == comm.size
-        _raise_everywhere(getattr(errors, told[0], ValueError), told[1] if everyone or comm.size == 1
-                          else f"{told[1]} (on {ranks_in_words(bad)})", bad)
+        _raise_everywhere(
+            getattr(errors, told[0], ValueError),
+            told[1] if everyone or comm.size == 1 else f"{told[1]} (on {ranks_in_words(bad)})",
+            bad,
+        )
 
 
 def from_root(comm, make, root=0):
@@ -65,8 +68,7 @@ def broadcast_json(comm, value, root=0):
     broadcast(comm, nbytes, root)
     if not nbytes[0]:
         raise problem or TypeError(f"what rank {root} wants to tell has no place in JSON")
-    buffer = np.frombuffer(text, np.uint8).copy() if comm.rank == root else np.empty(
-        nbytes[0], np.uint8)
+    buffer = np.frombuffer(text, np.uint8).copy() if comm.rank == root else np.empty(nbytes[0], np.uint8)
     broadcast(comm, buffer, root)
     return json_text.loads(buffer.tobytes(), exact=True)
 
@@ -111,5 +113,6 @@ def ranks_on_host(comm):
     share memory with, and its MPI_Comm_split_type never ends.
     """
     from mpi4py import MPI  # not at the top: `isthmus check` says so where MPI cannot be loaded
+
     hosts = gather_json(comm, MPI.Get_processor_name())
     return [rank for rank, host in enumerate(hosts) if host == hosts[comm.rank]]

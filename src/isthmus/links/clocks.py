@@ -5,7 +5,7 @@ import numpy as np
 from isthmus.links.world import TOGETHER, broadcast
 
 LEAST_ROUNDS, MOST_SECONDS = 5, 0.1  # for each rank; a long link takes few rounds
-CLOSE_SECONDS = 5e-6                 # as close as messages on one machine come
+CLOSE_SECONDS = 5e-6  # as close as messages on one machine come
 
 
 def clock_offsets(comm, clock, ranks=None):

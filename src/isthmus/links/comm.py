@@ -81,8 +81,10 @@ class Wrapped:
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or not self.lets_past:
-            raise AttributeError(f"{type(self).__name__} has no {name}: MPI's own would go past it; use "
-                                 "Isend, Irecv, Send and Recv")
+            raise AttributeError(
+                f"{type(self).__name__} has no {name}: MPI's own would go past it; use "
+                "Isend, Irecv, Send and Recv"
+            )
         return getattr(self.comm, name)
 
 

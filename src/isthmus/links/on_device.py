@@ -50,11 +50,14 @@ class Host:
     def check(self, vector, size):
         """Raise ValueError unless `vector` is float32[size] and lives here."""
         if library_name(vector) != "numpy":
-            raise ValueError(f"vector is an array of {library_name(vector)}, those before were on the "
-                             "host; make another Allreduce for it")
+            raise ValueError(
+                f"vector is an array of {library_name(vector)}, those before were on the "
+                "host; make another Allreduce for it"
+            )
         if vector.dtype != np.float32 or vector.shape != (size,):
-            raise ValueError(f"vector must be float32 of shape ({size},), not {vector.dtype} of shape "
-                             f"{vector.shape}")
+            raise ValueError(
+                f"vector must be float32 of shape ({size},), not {vector.dtype} of shape {vector.shape}"
+            )
 
 
 class OnDevice:
@@ -73,8 +76,10 @@ class OnDevice:
         """Raise ValueError unless `vector` is a float32[size] that kernels take, on this rank's GPU."""
         check(self.device, vector=(vector, F4, size))
         if getattr(vector, "device", None) != self.device.where():
-            raise ValueError(f"vector is on {vector.device}, this rank computes on "
-                             f"{self.device.where()}; copy it there first")
+            raise ValueError(
+                f"vector is on {vector.device}, this rank computes on "
+                f"{self.device.where()}; copy it there first"
+            )
 
     def post(self, but=0):
         """Hand all messages but the last `but` to MPI, each when it is copied."""
@@ -107,8 +112,11 @@ class PageLocked:
         self._give(buffer, None)
 
     def _take(self, array):
-        buffer, until = (self.free[array.nbytes].popleft() if self.free[array.nbytes]
-                         else (self.device.page_locked(array.nbytes), None))
+        buffer, until = (
+            self.free[array.nbytes].popleft()
+            if self.free[array.nbytes]
+            else (self.device.page_locked(array.nbytes), None)
+        )
         if until is not None:
             until.synchronize()
         return buffer.view(array.dtype)  # MPI compares types at both ends

@@ -38,13 +38,13 @@ the same busy machine.
 import math
 from dataclasses import dataclass
 
-WINDOWS_OPEN = 8              # what a receiver lets come, of what is under way when the link is full;
-QUEUED_SECONDS = 0.16         # or what a queue may hold beside it, in time at the link's rate
-LEAST_SECONDS = 0.05          # and what it lets come where there is no latency, in time at that rate,
+WINDOWS_OPEN = 8  # what a receiver lets come, of what is under way when the link is full;
+QUEUED_SECONDS = 0.16  # or what a queue may hold beside it, in time at the link's rate
+LEAST_SECONDS = 0.05  # and what it lets come where there is no latency, in time at that rate,
 LEAST_OPEN_NBYTES = 512 * 1024  # at most
-BUFFERS_OF_OPEN = 3           # a buffer also counts what is around the data
+BUFFERS_OF_OPEN = 3  # a buffer also counts what is around the data
 USUAL_OPEN_NBYTES = 2 * 1024 * 1024  # for which the buffers do that Linux allows a sender: 4 MB
-FIRST_SEGMENTS = 64           # more than 64 KiB
+FIRST_SEGMENTS = 64  # more than 64 KiB
 FIRST_WORDS = f"initcwnd {FIRST_SEGMENTS} initrwnd {FIRST_SEGMENTS}"
 USUAL_EAGER_NBYTES = 64 * 1024  # Open MPI's for TCP: longer messages ask first
 EAGER_NBYTES = 2 * 1024 * 1024
@@ -83,9 +83,12 @@ def tcp_settings(cluster):
         for site, source in ((hub, other), (other, hub)) if other != hub else ():
             held, rate = _held_nbytes(cluster, source, site)
             window = max(window, round(held))
-            opened[site, source] = _announced_nbytes(max(
-                min(WINDOWS_OPEN * held, held + QUEUED_SECONDS * rate),
-                min(LEAST_SECONDS * rate, LEAST_OPEN_NBYTES)))
+            opened[site, source] = _announced_nbytes(
+                max(
+                    min(WINDOWS_OPEN * held, held + QUEUED_SECONDS * rate),
+                    min(LEAST_SECONDS * rate, LEAST_OPEN_NBYTES),
+                )
+            )
     most = max(opened.values(), default=_announced_nbytes(LEAST_OPEN_NBYTES))
     kernel, mca, without_root = {"net.ipv4.tcp_slow_start_after_idle": "0"}, {}, {}
     if most > USUAL_OPEN_NBYTES:

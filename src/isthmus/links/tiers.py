@@ -62,13 +62,20 @@ class Tiers:
             leaders = wrap(leaders, [cluster.ranks_of_site(name)[0] for name in cluster.names])
         site = wrap(self.site, cluster.ranks_of_site(self.site_name))
         everyone = wrap(world.comm, range(cluster.size))
-        far = next((rank for rank, index in enumerate(cluster.site_of_rank)
-                    if index != self.site_index), None)
+        far = next(
+            (rank for rank, index in enumerate(cluster.site_of_rank) if index != self.site_index), None
+        )
         if far is not None:
             cluster = cluster.with_overhead(
-                message_nbytes(everyone, 0, far) - message_nbytes(world.comm, 0, far))
-        return replace(self, cluster=cluster, site=site, leaders=leaders,
-                       world=_world_of(cluster, everyone, world.site, leaders))
+                message_nbytes(everyone, 0, far) - message_nbytes(world.comm, 0, far)
+            )
+        return replace(
+            self,
+            cluster=cluster,
+            site=site,
+            leaders=leaders,
+            world=_world_of(cluster, everyone, world.site, leaders),
+        )
 
     def within_site(self) -> Self:
         """Return these tiers with this rank's site for the world: nothing crosses a link.
@@ -84,15 +91,19 @@ class Tiers:
 
         def wrap(comm: Comm, ranks: Sequence[int]) -> Comm:
             sites = [site_of_rank[rank] for rank in ranks]
-            return comm if {*sites} == {self.site_index} else PacedComm(
-                comm, self.cluster, sites, self.site_index)
+            return (
+                comm
+                if {*sites} == {self.site_index}
+                else PacedComm(comm, self.cluster, sites, self.site_index)
+            )
 
         return self.through(wrap)
 
     def traced(self, recorder: Recorder) -> Self:
         """Return these tiers with communicators whose messages `recorder` notes."""
-        return replace(self.through(lambda comm, ranks: TracedComm(comm, recorder, ranks)),
-                       recorder=recorder)
+        return replace(
+            self.through(lambda comm, ranks: TracedComm(comm, recorder, ranks)), recorder=recorder
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -140,10 +151,17 @@ def split_tiers(comm: MPI.Comm, cluster: Cluster) -> Tiers:
     leaders = world.Split(0 if site.rank == 0 else MPI.UNDEFINED, key=index)
     tier = cluster.sites[index].tier
     mine = world.Split(0 if tier == "cloud" else 1, key=world.rank)
-    return Tiers(cluster, _world_of(cluster, world, site, leaders), site, leaders,
-                 cloud=mine if tier == "cloud" else MPI.COMM_NULL,
-                 edge=mine if tier == "edge" else MPI.COMM_NULL,
-                 tier=tier, site_name=cluster.names[index], home=order[0])
+    return Tiers(
+        cluster,
+        _world_of(cluster, world, site, leaders),
+        site,
+        leaders,
+        cloud=mine if tier == "cloud" else MPI.COMM_NULL,
+        edge=mine if tier == "edge" else MPI.COMM_NULL,
+        tier=tier,
+        site_name=cluster.names[index],
+        home=order[0],
+    )
 
 
 def _world_of(cluster, comm, site, leaders):
@@ -157,9 +175,13 @@ def cluster_ranks(cluster: Cluster, hosts: Sequence[str]) -> list[int]:
     if len(hosts) != cluster.size:
         raise ClusterError(
             f"{cluster.source}: the sites have {cluster.size} ranks, this job has {len(hosts)}; "
-            f"start it with mpirun -n {cluster.size}, or change `ranks` of a site")
-    named = {site.name: _named_ranks(cluster, site, hosts) for site in cluster.sites
-             if site.hosts or site.world_ranks}
+            f"start it with mpirun -n {cluster.size}, or change `ranks` of a site"
+        )
+    named = {
+        site.name: _named_ranks(cluster, site, hosts)
+        for site in cluster.sites
+        if site.hosts or site.world_ranks
+    }
     site_of: dict[int, str] = {}
     for name, ranks in named.items():
         for rank in ranks:
@@ -167,13 +189,15 @@ def cluster_ranks(cluster: Cluster, hosts: Sequence[str]) -> list[int]:
                 raise ClusterError(
                     f"{cluster.source}: rank {rank} runs on host {hosts[rank]}, which the sites "
                     f"{site_of[rank]!r} and {name!r} both claim; give whole names of hosts (as in "
-                    "n1.edge.org) where a short one is of several, or world_ranks")
+                    "n1.edge.org) where a short one is of several, or world_ranks"
+                )
     for site in cluster.sites:
         if site.hosts and len(named[site.name]) != site.ranks:
             raise ClusterError(
                 f"{cluster.source}: site {site.name!r} wants {site.ranks} ranks on hosts "
                 f"{', '.join(site.hosts)}, but {len(named[site.name])} ranks run there (this job's "
-                f"hosts: {', '.join(dict.fromkeys(hosts))}); change `hosts` or how ranks are mapped")
+                f"hosts: {', '.join(dict.fromkeys(hosts))}); change `hosts` or how ranks are mapped"
+            )
     left = iter(rank for rank in range(len(hosts)) if rank not in site_of)
     order = [0] * len(hosts)
     for site in cluster.sites:
@@ -188,8 +212,11 @@ def _named_ranks(cluster, site, hosts):
     if site.world_ranks:
         beyond = [rank for rank in site.world_ranks if rank >= len(hosts)]
         if beyond:
-            raise ClusterError(f"{cluster.source}: site {site.name!r}: world_ranks names rank "
-                               f"{beyond[0]}, this job has ranks 0 to {len(hosts) - 1}")
+            raise ClusterError(
+                f"{cluster.source}: site {site.name!r}: world_ranks names rank "
+                f"{beyond[0]}, this job has ranks 0 to {len(hosts) - 1}"
+            )
         return list(site.world_ranks)
-    return [rank for rank, host in enumerate(hosts)
-            if any(is_same_host(host, name) for name in site.hosts)]
+    return [
+        rank for rank, host in enumerate(hosts) if any(is_same_host(host, name) for name in site.hosts)
+    ]

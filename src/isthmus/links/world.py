@@ -28,8 +28,9 @@ class World(Wrapped):
 
     lets_past = True
 
-    def __init__(self, comm: Comm, site: Any, leaders: Comm | None, site_of_rank: Sequence[int],
-                 hub: int = 0):
+    def __init__(
+        self, comm: Comm, site: Any, leaders: Comm | None, site_of_rank: Sequence[int], hub: int = 0
+    ):
         super().__init__(comm)
         self.Isend, self.Irecv, self.Send, self.Recv = comm.Isend, comm.Irecv, comm.Send, comm.Recv
         self.site, self.leaders, self.hub = site, leaders, hub
@@ -147,8 +148,12 @@ def _swap_between_leaders(world, came):
         sent = [leaders.Isend(came[own], other, TOGETHER) for other in others]
         for other in others:
             leaders.Recv(came[other], other, TOGETHER)
-        sent += [leaders.Isend(came[site], other, TOGETHER)
-                 for other in others for site in others if site != other]
+        sent += [
+            leaders.Isend(came[site], other, TOGETHER)
+            for other in others
+            for site in others
+            if site != other
+        ]
     else:
         sent = [leaders.Isend(came[own], hub, TOGETHER)]
         for site in (hub, *(site for site in came if site not in (own, hub))):
@@ -162,8 +167,9 @@ def _tell_leaders(leaders, array, home):
     if leaders.rank != home:
         leaders.Recv(array, home, TOGETHER)
         return
-    for request in [leaders.Isend(array, other, TOGETHER) for other in range(leaders.size)
-                    if other != home]:
+    for request in [
+        leaders.Isend(array, other, TOGETHER) for other in range(leaders.size) if other != home
+    ]:
         request.Wait()
 
 
@@ -197,6 +203,6 @@ def _of_ranks(world, came, counts):
     for site, ranks in enumerate(world.ranks_of_site):
         first = 0
         for rank in ranks:
-            parts[rank] = came[site][first:first + counts[rank]]
+            parts[rank] = came[site][first : first + counts[rank]]
             first += counts[rank]
     return parts

@@ -16,12 +16,7 @@ from isthmus.devices import array_library
 from isthmus.files import check_folder
 from isthmus.folders.pacing import link_not_held, ranks_not_held
 from isthmus.jobs.choosing import choose
-from isthmus.jobs.preparation import (
-    check_shapes,
-    open_where_seen,
-    shared_settings,
-    shared_tiers,
-)
+from isthmus.jobs.preparation import check_shapes, open_where_seen, shared_settings, shared_tiers
 from isthmus.links.agreement import from_root, gather_json, together
 from isthmus.measuring.computing import (
     add_bytes_per_second,
@@ -31,12 +26,7 @@ from isthmus.measuring.computing import (
     memory_bytes_per_second,
     own_message_seconds,
 )
-from isthmus.measuring.messages import (
-    NBYTES,
-    SMALL_ENTRIES,
-    allreduce_seconds,
-    way_seconds,
-)
+from isthmus.measuring.messages import NBYTES, SMALL_ENTRIES, allreduce_seconds, way_seconds
 from isthmus.measuring.mpi_algorithm import allreduce_algorithm
 from isthmus.registry import ALGORITHMS
 from isthmus.testbed import on_testbed
@@ -70,10 +60,15 @@ def calibrate(comm, settings_path, output, repetitions, tell):
         measure_coding(tiers, settings, repetitions, table, tell)
         kind = "emulated" if on_testbed() else settings.cluster.links
         measure_ways(tiers, repetitions, table, kind, tell)
-        table["calibration"] = from_root(comm, lambda: Calibration(
-            made=time.strftime("%Y-%m-%dT%H:%M:%S%z"), ranks=comm.size,
-            mpi_library=MPI.Get_library_version().partition(",")[0],
-            mpi_algorithm=allreduce_algorithm()).model_dump(mode="json", exclude_none=True))
+        table["calibration"] = from_root(
+            comm,
+            lambda: Calibration(
+                made=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+                ranks=comm.size,
+                mpi_library=MPI.Get_library_version().partition(",")[0],
+                mpi_algorithm=allreduce_algorithm(),
+            ).model_dump(mode="json", exclude_none=True),
+        )
         measure_allreduces(tiers, repetitions, table, settings.cluster.links, tell)
         measured = Cluster(table, source=output)
         from_root(comm, lambda: measured.to_toml(output))
@@ -85,11 +80,15 @@ def measure_ranks(tiers, settings, repetitions, table, tell):
     world, cluster, model = tiers.world, tiers.cluster, settings.make_model()
     library = array_library(tiers.device)
     tell("measuring the ranks' memory and messages, all at once")
-    measured = gather_json(world, {
-        "add_bytes_per_second": add_bytes_per_second(model.size, repetitions, library),
-        "memory_bytes_per_second": memory_bytes_per_second(repetitions),
-        "host_copy_bytes_per_second": host_copy_bytes_per_second(repetitions, library),
-        "message_seconds": own_message_seconds(world, repetitions)})
+    measured = gather_json(
+        world,
+        {
+            "add_bytes_per_second": add_bytes_per_second(model.size, repetitions, library),
+            "memory_bytes_per_second": memory_bytes_per_second(repetitions),
+            "host_copy_bytes_per_second": host_copy_bytes_per_second(repetitions, library),
+            "message_seconds": own_message_seconds(world, repetitions),
+        },
+    )
     tell("measuring the ranks: gradients of the run's model, all ranks at once")
     computing = compute_fits(world, settings, model, repetitions, library)
     paced = settings.cluster.compute == "paced"
@@ -99,8 +98,12 @@ def measure_ranks(tiers, settings, repetitions, table, tell):
             tell(f"not held: {words}")
     for site in table["site"]:
         ranks = cluster.ranks_of_site(site["name"])
-        for key, slowest in (("add_bytes_per_second", min), ("memory_bytes_per_second", min),
-                             ("host_copy_bytes_per_second", min), ("message_seconds", max)):
+        for key, slowest in (
+            ("add_bytes_per_second", min),
+            ("memory_bytes_per_second", min),
+            ("host_copy_bytes_per_second", min),
+            ("message_seconds", max),
+        ):
             site[key] = rounded(slowest(measured[rank][key] for rank in ranks))
         if not paced:
             site["samples_per_second"] = [rounded(computing[r].bytes_per_second) for r in ranks]
@@ -111,13 +114,22 @@ def compute_fits(world, settings, model, repetitions, library):
     """Return a fit of seconds = fixed + samples / rate for each rank."""
     shards, _ = open_where_seen(world, settings.data.train)
     together(world, lambda: check_shapes(model, shards))
-    shapes = next(shape for shape in gather_json(world, shards and {
-        name: [list(shape), str(dtype)] for name, (shape, dtype) in shards.arrays.items()}) if shape)
+    shapes = next(
+        shape
+        for shape in gather_json(
+            world,
+            shards
+            and {name: [list(shape), str(dtype)] for name, (shape, dtype) in shards.arrays.items()},
+        )
+        if shape
+    )
     share = max(2, settings.training.batch_size // world.size)
     sizes = (max(1, share // 2), share, 2 * share)
     draw = np.random.default_rng(0)
-    features, targets = (draw.integers(0, 2 if shape == [] else 255, (sizes[-1], *shape)).astype(dtype)
-                         for shape, dtype in shapes.values())
+    features, targets = (
+        draw.integers(0, 2 if shape == [] else 255, (sizes[-1], *shape)).astype(dtype)
+        for shape, dtype in shapes.values()
+    )
     seconds = gradient_seconds(world, model, features, targets, sizes, repetitions, library)
     return [fit_link(sizes, row) for row in seconds]
 
@@ -133,8 +145,14 @@ def measure_coding(tiers, settings, repetitions, table, tell):
     tell("measuring the compressors on the leaders, all leaders at once")
     leads = tiers.world.rank in {tiers.cluster.ranks_of_site(name)[0] for name in tiers.cluster.names}
     library = array_library(tiers.device)
-    mine = together(tiers.world, lambda: [coding(compressor, repetitions, library)
-                                          for compressor in dict.fromkeys(every)] if leads else [])
+    mine = together(
+        tiers.world,
+        lambda: (
+            [coding(compressor, repetitions, library) for compressor in dict.fromkeys(every)]
+            if leads
+            else []
+        ),
+    )
     found = gather_json(tiers.world, mine)
     for site in table["site"]:
         site["coding"] = found[tiers.cluster.ranks_of_site(site["name"])[0]]
@@ -150,7 +168,8 @@ def coding(compressor, repetitions, library):
     nbytes, *seconds = coding_seconds(compressor, CODING_SECONDS, repetitions, library)
     return {"compressor": repr(compressor), "nbytes": nbytes.astype(int).tolist()} | {
         f"{verb}_seconds": [rounded(each) for each in column]
-        for verb, column in zip(("encode", "decode"), seconds)}
+        for verb, column in zip(("encode", "decode"), seconds)
+    }
 
 
 def measure_ways(tiers, repetitions, table, kind, tell):
@@ -181,8 +200,10 @@ def measure_ways(tiers, repetitions, table, kind, tell):
             if {link["from"], link["to"]} == {first, second}:
                 way = 1 if link["from"] == first else 2
                 link.update(line_of(streams[0], streams[way]))
-                measured[link["from"], link["to"]] = {"streams": streams[[0, way]],
-                                                      "messages": messages[[0, way]]}
+                measured[link["from"], link["to"]] = {
+                    "streams": streams[[0, way]],
+                    "messages": messages[[0, way]],
+                }
     for link in cluster.links if kind == "paced" else ():
         words = link_not_held(link, line_of(*measured[link.source, link.target]["streams"]))
         if words:
@@ -216,19 +237,28 @@ def measure_allreduces(tiers, repetitions, table, links, tell):
         tell("measuring MPI's own allreduce")
         adds = min(site.add_bytes_per_second for site in cluster.sites)
         expected = np.vectorize(lambda size: mpi_seconds(cluster, size, adds))
-        table["calibration"]["allreduce"] = fit_table(*allreduce_seconds(
-            tiers, "mpi", NBYTES, MESSAGES_SECONDS / 2 / len(NBYTES), repetitions)).over(
-                expected).model_dump(mode="json")
+        table["calibration"]["allreduce"] = (
+            fit_table(
+                *allreduce_seconds(tiers, "mpi", NBYTES, MESSAGES_SECONDS / 2 / len(NBYTES), repetitions)
+            )
+            .over(expected)
+            .model_dump(mode="json")
+        )
 
 
 def line_of(nbytes, seconds):
     """Return latency and rate of samples, as a cluster file has them."""
     fit = fit_link(nbytes, seconds)
-    return {"latency_seconds": rounded(fit.latency_seconds),
-            "bytes_per_second": rounded(fit.bytes_per_second)}
+    return {
+        "latency_seconds": rounded(fit.latency_seconds),
+        "bytes_per_second": rounded(fit.bytes_per_second),
+    }
 
 
 def by_size(way, nbytes, seconds):
     """Return the table of samples' seconds by size over those of the latency and rate of `way`."""
-    return fit_table(nbytes, seconds).over(
-        lambda sizes: way["latency_seconds"] + sizes / way["bytes_per_second"]).model_dump(mode="json")
+    return (
+        fit_table(nbytes, seconds)
+        .over(lambda sizes: way["latency_seconds"] + sizes / way["bytes_per_second"])
+        .model_dump(mode="json")
+    )

@@ -74,16 +74,23 @@ def host_copy_bytes_per_second(repetitions, library=np):
         return np.inf
     device, array = the_device(), library.zeros(COPIES_NBYTES, np.uint8)
     buffer = device.page_locked(array.nbytes)
-    return min(array.nbytes / np.median(_seconds_of(call, repetitions, array)) for call in (
-        lambda: device.copy_out(array, buffer)[1].synchronize(),
-        lambda: device.copy_in(buffer, array).synchronize()))
+    return min(
+        array.nbytes / np.median(_seconds_of(call, repetitions, array))
+        for call in (
+            lambda: device.copy_out(array, buffer)[1].synchronize(),
+            lambda: device.copy_in(buffer, array).synchronize(),
+        )
+    )
 
 
 def memory_bytes_per_second(repetitions):
     """Return the rate of a STREAM triad on this rank, of arrays of 64 MiB, 12 bytes counted an entry."""
     a, b, c = np.ones((3, MEMORY_NBYTES // 4), np.float32)
-    return 3 * MEMORY_NBYTES / np.median(
-        _seconds_of(lambda: triad(a, b, np.float32(0.5), c), min(repetitions, 5), a))
+    return (
+        3
+        * MEMORY_NBYTES
+        / np.median(_seconds_of(lambda: triad(a, b, np.float32(0.5), c), min(repetitions, 5), a))
+    )
 
 
 @compiled
@@ -111,9 +118,14 @@ def _coded_once(compressor, size, seconds, repetitions, library):
     """Return the median seconds of encoding float32[size], and half of those of decoding it twice."""
     vector = library.asarray(np.random.default_rng(0).standard_normal(size, dtype=np.float32))
     residual, total = library.zeros(size, np.float32), library.zeros(size, np.float32)
-    parts = [(part, library.zeros(compressor.wire_nbytes(part.stop - part.start), np.uint8),
-              library.zeros(compressor.state_entries(part.stop - part.start), np.float32))
-             for part in chunk_slices(0, size, chunk_entries(compressor, size))]
+    parts = [
+        (
+            part,
+            library.zeros(compressor.wire_nbytes(part.stop - part.start), np.uint8),
+            library.zeros(compressor.state_entries(part.stop - part.start), np.float32),
+        )
+        for part in chunk_slices(0, size, chunk_entries(compressor, size))
+    ]
 
     def encode():
         for part, wire, state in parts:
@@ -124,8 +136,9 @@ def _coded_once(compressor, size, seconds, repetitions, library):
             compressor.decode(wire, total[part])
             compressor.add_decoded(wire, total[part])
 
-    encoding, decoding = (float(np.median(_seconds_of(call, repetitions, total, seconds)))
-                          for call in (encode, decode))
+    encoding, decoding = (
+        float(np.median(_seconds_of(call, repetitions, total, seconds))) for call in (encode, decode)
+    )
     return encoding, decoding / 2
 
 

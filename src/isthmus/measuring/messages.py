@@ -30,8 +30,13 @@ def way_seconds(comm, first, second, seconds, repetitions, message_nbytes=WIRE_N
     if pair != MPI.COMM_NULL:
         other = second if comm.rank == first else first
         clock = CommonClock(pair)
-        came = _by_size(pair, [size for size in NBYTES if size >= smallest], seconds, repetitions,
-                        lambda nbytes: _exchange(comm, clock, other, nbytes, message_nbytes))
+        came = _by_size(
+            pair,
+            [size for size in NBYTES if size >= smallest],
+            seconds,
+            repetitions,
+            lambda nbytes: _exchange(comm, clock, other, nbytes, message_nbytes),
+        )
         theirs = all_gather_rows(pair, came)[1 - pair.rank]
         there, back = (theirs, came) if comm.rank == first else (came, theirs)
         samples = np.column_stack([came[:, 0], there[:, 1], back[:, 1]])

@@ -4,8 +4,14 @@ import ctypes
 
 from mpi4py import MPI
 
-OPEN_MPI = {1: "basic linear", 2: "nonoverlapping", 3: "recursive doubling", 4: "ring",
-            5: "segmented ring", 6: "rabenseifner"}
+OPEN_MPI = {
+    1: "basic linear",
+    2: "nonoverlapping",
+    3: "recursive doubling",
+    4: "ring",
+    5: "segmented ring",
+    6: "rabenseifner",
+}
 
 
 def allreduce_algorithm():
@@ -14,8 +20,9 @@ def allreduce_algorithm():
     MPI's tools interface says what is set. Where nothing is, Open MPI picks by size and ranks and tells
     nobody; where its component han is preferred and ranks are on several machines, han may stand before.
     """
-    if (_variable("coll_tuned_use_dynamic_rules") != 1
-            or (_variable("coll_han_priority") or 0) > (_variable("coll_tuned_priority") or 0)):
+    if _variable("coll_tuned_use_dynamic_rules") != 1 or (_variable("coll_han_priority") or 0) > (
+        _variable("coll_tuned_priority") or 0
+    ):
         return "unknown"
     return OPEN_MPI.get(_variable("coll_tuned_allreduce_algorithm"), "unknown")
 

@@ -22,8 +22,10 @@ class Convolutional(FlatModel):
         take_whole(self, "height", "width", "channels", "classes")
         height, width = self._last_plane()
         if min(height, width) < 1 or min(*self.channels, self.classes) < 1:
-            raise ValueError(f"{len(self.channels)} convolutions leave nothing of "
-                             f"{self.height} x {self.width}; give fewer channels")
+            raise ValueError(
+                f"{len(self.channels)} convolutions leave nothing of "
+                f"{self.height} x {self.width}; give fewer channels"
+            )
 
     @property
     def inputs_shape(self) -> tuple[int, ...]:
@@ -56,8 +58,13 @@ class Convolutional(FlatModel):
         trace.append((values.shape, flat))
         return flat @ weights["linear.weight"] + weights["linear.bias"], trace
 
-    def backward(self, weights: dict[str, np.ndarray], trace: list, slope: np.ndarray,
-                 parts: dict[str, np.ndarray]) -> Iterator[str]:
+    def backward(
+        self,
+        weights: dict[str, np.ndarray],
+        trace: list,
+        slope: np.ndarray,
+        parts: dict[str, np.ndarray],
+    ) -> Iterator[str]:
         """Write gradients into `parts`, from the last layer to the first; yield each finished one."""
         (shape, flat), library = trace[-1], library_of(slope)
         library.matmul(flat.T, slope, out=parts["linear.weight"])
@@ -86,8 +93,9 @@ class Convolutional(FlatModel):
 def patches_of(values):
     """Return [batch, height - 2, width - 2, 9 channels]: the 3 x 3 neighbourhood of each place."""
     height, width = values.shape[1] - 2, values.shape[2] - 2
-    return library_of(values).concatenate([values[:, i:i + height, j:j + width]
-                                           for i in range(3) for j in range(3)], axis=-1)
+    return library_of(values).concatenate(
+        [values[:, i : i + height, j : j + width] for i in range(3) for j in range(3)], axis=-1
+    )
 
 
 def summed_patches(patches, shape):
@@ -96,8 +104,8 @@ def summed_patches(patches, shape):
     height, width, channels = shape[1] - 2, shape[2] - 2, shape[3]
     for number in range(9):
         i, j = divmod(number, 3)
-        part = patches[..., number * channels:(number + 1) * channels]
-        total[:, i:i + height, j:j + width] += part
+        part = patches[..., number * channels : (number + 1) * channels]
+        total[:, i : i + height, j : j + width] += part
     return total
 
 
@@ -105,8 +113,9 @@ def pooled_maxima(values):
     """Return the maxima of 2 x 2 squares (an odd edge is dropped) and which of the four each is."""
     height, width = values.shape[1] // 2, values.shape[2] // 2
     library = library_of(values)
-    squares = library.stack([values[:, i:2 * height:2, j:2 * width:2]
-                             for i in range(2) for j in range(2)])
+    squares = library.stack(
+        [values[:, i : 2 * height : 2, j : 2 * width : 2] for i in range(2) for j in range(2)]
+    )
     place = squares.argmax(axis=0)
     return library.take_along_axis(squares, place[None], axis=0)[0], place
 
@@ -117,5 +126,5 @@ def spread_to_maxima(slope, place, shape):
     height, width = slope.shape[1:3]
     for number in range(4):
         i, j = divmod(number, 2)
-        spread[:, i:2 * height:2, j:2 * width:2] = slope * (place == number)
+        spread[:, i : 2 * height : 2, j : 2 * width : 2] = slope * (place == number)
     return spread

@@ -34,16 +34,21 @@ class FlatModel(Model):
     @property
     def matrix_shapes(self) -> tuple[tuple[int, ...], ...]:
         """The shapes in order, inputs of more than one dimension as one: (inputs, outputs)."""
-        return tuple((int(np.prod(shape[:-1])), shape[-1]) if len(shape) > 2 else shape
-                     for shape in self.shapes.values())
+        return tuple(
+            (int(np.prod(shape[:-1])), shape[-1]) if len(shape) > 2 else shape
+            for shape in self.shapes.values()
+        )
 
     def views(self, vector: np.ndarray) -> dict[str, np.ndarray]:
         """Return name -> view of `vector` with the shape of that matrix."""
         if vector.shape != (self.size,):
-            raise ValueError(f"this model has {self.size} parameters, the vector has shape "
-                             f"{vector.shape}")
-        return {name: vector[part].reshape(shape)
-                for (name, shape), part in zip(self.shapes.items(), self.tensor_slices)}
+            raise ValueError(
+                f"this model has {self.size} parameters, the vector has shape {vector.shape}"
+            )
+        return {
+            name: vector[part].reshape(shape)
+            for (name, shape), part in zip(self.shapes.items(), self.tensor_slices)
+        }
 
     @property
     def tensor_slices(self) -> list[slice]:
@@ -63,8 +68,14 @@ class FlatModel(Model):
     def scores(self, parameters: np.ndarray, features: np.ndarray) -> np.ndarray:
         return self.forward(self.views(parameters), self._prepared(parameters, features))[0]
 
-    def gradient(self, parameters: np.ndarray, features: np.ndarray, targets: np.ndarray,
-                 gradient: np.ndarray, ready: Callable[[int], Any] | None = None) -> float:
+    def gradient(
+        self,
+        parameters: np.ndarray,
+        features: np.ndarray,
+        targets: np.ndarray,
+        gradient: np.ndarray,
+        ready: Callable[[int], Any] | None = None,
+    ) -> float:
         if len(targets) != len(features):
             raise ValueError(f"{len(features)} features, but {len(targets)} targets")
         parts = self.views(gradient)
@@ -96,8 +107,9 @@ def take_whole(model, *names):
     for name in names:
         given = getattr(model, name)
         several = isinstance(given, (list, tuple, np.ndarray)) and np.ndim(given)
-        object.__setattr__(model, name, tuple(whole(name, each) for each in given) if several
-                           else whole(name, given))
+        object.__setattr__(
+            model, name, tuple(whole(name, each) for each in given) if several else whole(name, given)
+        )
 
 
 def cross_entropy(scores, targets):

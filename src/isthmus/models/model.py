@@ -33,8 +33,14 @@ class Model(Protocol):
     def initial(self, seed: int) -> npt.NDArray[np.float32]:
         """Return the parameters that training begins with."""
 
-    def gradient(self, parameters: np.ndarray, features: np.ndarray, targets: np.ndarray,
-                 gradient: np.ndarray, ready: Callable[[int], Any] | None = None) -> float:
+    def gradient(
+        self,
+        parameters: np.ndarray,
+        features: np.ndarray,
+        targets: np.ndarray,
+        gradient: np.ndarray,
+        ready: Callable[[int], Any] | None = None,
+    ) -> float:
         """Overwrite `gradient` with that of the batch's summed loss, and return that sum.
 
         An empty batch gives zeros. `ready(first)` is called whenever the entries from `first` on are

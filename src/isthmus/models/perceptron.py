@@ -48,8 +48,13 @@ class Perceptron(FlatModel):
                 values = library_of(values).maximum(values, 0)
         return values, given
 
-    def backward(self, weights: dict[str, np.ndarray], given: list, slope: np.ndarray,
-                 parts: dict[str, np.ndarray]) -> Iterator[str]:
+    def backward(
+        self,
+        weights: dict[str, np.ndarray],
+        given: list,
+        slope: np.ndarray,
+        parts: dict[str, np.ndarray],
+    ) -> Iterator[str]:
         """Write gradients into `parts`, from the last layer to the first; yield each finished one."""
         for number in reversed(range(len(given))):
             library_of(slope).matmul(given[number].T, slope, out=parts[f"layer{number}.weight"])

@@ -26,15 +26,27 @@ def compare(folders, output=None):
     """
     runs = [finished_run(folder) for folder in folders]
     page = Path(output or Path(folders[0]).absolute().parent / "comparison.html")
-    told = {"page": str(page),
-            "runs": [outcome(letter, run) for letter, run in zip(LETTERS, runs)],
-            "settings": differences([settings_of(run) for run in runs]),
-            "environment": differences([environment_of(run) for run in runs]),
-            "parameters": parameters(runs)}
-    write_page(page, "compare.html", told=told, letters=LETTERS, best=best(told["runs"]),
-               facts=facts(told["runs"]), terms=term_rows(told["runs"]), links=link_rows(told["runs"]),
-               words=parameter_words(told), pictures=draw_comparison(LETTERS, runs),
-               settings=in_words(told["settings"]), environment=in_words(told["environment"]))
+    told = {
+        "page": str(page),
+        "runs": [outcome(letter, run) for letter, run in zip(LETTERS, runs)],
+        "settings": differences([settings_of(run) for run in runs]),
+        "environment": differences([environment_of(run) for run in runs]),
+        "parameters": parameters(runs),
+    }
+    write_page(
+        page,
+        "compare.html",
+        told=told,
+        letters=LETTERS,
+        best=best(told["runs"]),
+        facts=facts(told["runs"]),
+        terms=term_rows(told["runs"]),
+        links=link_rows(told["runs"]),
+        words=parameter_words(told),
+        pictures=draw_comparison(LETTERS, runs),
+        settings=in_words(told["settings"]),
+        environment=in_words(told["environment"]),
+    )
     return told
 
 
@@ -42,12 +54,16 @@ def finished_run(folder):
     """Return the Run in `folder`; SettingsError if it has not finished or made no steps."""
     run = read_run(folder)
     if run.summary is None or (run.steps and run.steps[-1]["step"] > run.summary["steps"]):
-        raise SettingsError(f"{folder}: holds no summary.json of its last step, so the run is still "
-                            "going or was stopped; wait for it, or go on with it: isthmus train "
-                            f"RUN.toml --resume {folder}")
+        raise SettingsError(
+            f"{folder}: holds no summary.json of its last step, so the run is still "
+            "going or was stopped; wait for it, or go on with it: isthmus train "
+            f"RUN.toml --resume {folder}"
+        )
     if not run.steps:
-        raise SettingsError(f"{run.folder / 'metrics.jsonl'}: tells of no step; name a run that made "
-                            "some, with the file that it wrote")
+        raise SettingsError(
+            f"{run.folder / 'metrics.jsonl'}: tells of no step; name a run that made "
+            "some, with the file that it wrote"
+        )
     return run
 
 
@@ -55,34 +71,60 @@ def outcome(letter, run):
     """Return what a run came to, ready for JSON."""
     predicted, measured = run.step_seconds
     lower, upper = np.quantile([step["step_seconds"] for step in run.steps], (0.25, 0.75)).tolist()
-    return {"letter": letter, "name": run.name, "folder": str(run.folder),
-            "started": run.provenance["started"], "steps": run.steps[-1]["step"],
-            "seconds": run.steps[-1]["seconds"], "accuracy": run.summary["accuracy"],
-            "loss": run.summary["loss"], "predicted_step_seconds": predicted,
-            "measured_step_seconds": measured, "step_seconds_quartiles": [lower, upper],
-            "terms": {name: {"predicted_seconds": each, "measured_seconds": other}
-                      for name, each, other in run.terms},
-            "links": run.summary["links"], "link_nbytes": run.link_nbytes,
-            "parameter_hash": run.summary["parameter_hash"]}
+    return {
+        "letter": letter,
+        "name": run.name,
+        "folder": str(run.folder),
+        "started": run.provenance["started"],
+        "steps": run.steps[-1]["step"],
+        "seconds": run.steps[-1]["seconds"],
+        "accuracy": run.summary["accuracy"],
+        "loss": run.summary["loss"],
+        "predicted_step_seconds": predicted,
+        "measured_step_seconds": measured,
+        "step_seconds_quartiles": [lower, upper],
+        "terms": {
+            name: {"predicted_seconds": each, "measured_seconds": other}
+            for name, each, other in run.terms
+        },
+        "links": run.summary["links"],
+        "link_nbytes": run.link_nbytes,
+        "parameter_hash": run.summary["parameter_hash"],
+    }
 
 
 def settings_of(run):
     """Return the settings of a run and its cluster file as one flat table."""
     table = run.cluster.to_table()
     sites = {site["name"]: site for site in table["site"]}
-    links = {" → ".join(map(_as_a_key, (link["from"], link["to"]))): link
-             for link in table.get("link", ())}
-    flat = _flat({**run.settings, "site": {_as_a_key(name): site for name, site in sites.items()},
-                  "link": links})
-    return {key: normpath(value) if key in PATHS else value for key, value in flat.items()
-            if key not in NOT_COMPARED}
+    links = {
+        " → ".join(map(_as_a_key, (link["from"], link["to"]))): link for link in table.get("link", ())
+    }
+    flat = _flat(
+        {**run.settings, "site": {_as_a_key(name): site for name, site in sites.items()}, "link": links}
+    )
+    return {
+        key: normpath(value) if key in PATHS else value
+        for key, value in flat.items()
+        if key not in NOT_COMPARED
+    }
 
 
 def environment_of(run):
     """Return what made a run, but for its settings, as one flat table."""
     made = run.provenance
-    keys = ("version", "commit", "python", "versions", "mpi_library", "processor", "emulated",
-            "slurm_job", "command", "data")
+    keys = (
+        "version",
+        "commit",
+        "python",
+        "versions",
+        "mpi_library",
+        "processor",
+        "emulated",
+        "slurm_job",
+        "command",
+        "data",
+    )
     hosts = ", ".join(f"{host} ({ranks})" for host, ranks in Counter(made["hosts"]).items())
     return _flat({key: made.get(key) for key in keys}) | {"hosts": hosts}
 
@@ -94,8 +136,7 @@ def differences(tables):
     """
     keys = dict.fromkeys(key for table in tables for key in table)
     rows = {key: [table.get(key) for table in tables] for key in keys}
-    return {key: values for key, values in rows.items()
-            if any(value != values[0] for value in values)}
+    return {key: values for key, values in rows.items() if any(value != values[0] for value in values)}
 
 
 def parameters(runs):
@@ -109,8 +150,12 @@ def parameters(runs):
         groups.setdefault(run.summary["parameter_hash"], []).append(letter)
     common = set.intersection(*(set(run.replica_hashes) for run in runs))
     differ = [step for step in common if len({run.replica_hashes[step] for run in runs}) > 1]
-    return {"equal": len(groups) == 1, "groups": list(groups.values()), "compared_steps": sorted(common),
-            "first_difference": min(differ, default=None)}
+    return {
+        "equal": len(groups) == 1,
+        "groups": list(groups.values()),
+        "compared_steps": sorted(common),
+        "first_difference": min(differ, default=None),
+    }
 
 
 def parameter_words(told):
@@ -121,17 +166,24 @@ def parameter_words(told):
         words = ["All runs ended with the same parameters, bit for bit."]
     else:
         same = [" = ".join(group) for group in found["groups"] if len(group) > 1]
-        words = [f"Equal parameters at the end, bit for bit: {'; '.join(same)}. No others are equal."
-                 if same else "No two runs ended with the same parameters."]
+        words = [
+            f"Equal parameters at the end, bit for bit: {'; '.join(same)}. No others are equal."
+            if same
+            else "No two runs ended with the same parameters."
+        ]
     if first is not None:
         equal = max((step for step in common if step < first), default=None)
-        words.append(f"All hashes were still equal after step {equal:,}, and not after step {first:,}."
-                     if equal is not None else f"They were no longer all equal after step {first:,}.")
+        words.append(
+            f"All hashes were still equal after step {equal:,}, and not after step {first:,}."
+            if equal is not None
+            else f"They were no longer all equal after step {first:,}."
+        )
     return words
 
 
 def best(runs):
     """Return the cards that come first: (letter and value, what it is), as text."""
+
     def card(key, what, text, better=min):
         first = better(runs, key=lambda run: run[key])
         last = (max if better is min else min)(runs, key=lambda run: run[key])
@@ -139,12 +191,20 @@ def best(runs):
             return text(first), f"{what}: all the same"
         return f"{first['letter']} · {text(first)}", f"{what}; {last['letter']}: {text(last)}"
 
-    cards = [card("accuracy", "best test accuracy", lambda run: f"{100 * run['accuracy']:.1f} %", max)
-             ] if all(run["accuracy"] is not None for run in runs) else []
+    cards = (
+        [card("accuracy", "best test accuracy", lambda run: f"{100 * run['accuracy']:.1f} %", max)]
+        if all(run["accuracy"] is not None for run in runs)
+        else []
+    )
     cards.append(fastest(runs))
     if any(run["link_nbytes"] for run in runs):
-        cards.append(card("link_nbytes", "fewest bytes over links",
-                          lambda run: f"{run['link_nbytes'] / 1e6:.1f} MB"))
+        cards.append(
+            card(
+                "link_nbytes",
+                "fewest bytes over links",
+                lambda run: f"{run['link_nbytes'] / 1e6:.1f} MB",
+            )
+        )
     equal = len({run["parameter_hash"] for run in runs}) == 1
     return [*cards, ("equal" if equal else "differ", "parameters at the end, bit for bit")]
 
@@ -155,14 +215,18 @@ def fastest(runs):
     Runs of which the middle halves of the steps overlap with those of the run with the least median are
     named with it: which of them is faster, another try may tell otherwise.
     """
+
     def text(run):
         return f"{1e3 * run['measured_step_seconds']:.1f} ms"
 
     first = min(runs, key=lambda run: run["measured_step_seconds"])
     last = max(runs, key=lambda run: run["measured_step_seconds"])
     upper = max(first["step_seconds_quartiles"][1], first["measured_step_seconds"])
-    equal = [run for run in runs if run is first or min(
-        run["step_seconds_quartiles"][0], run["measured_step_seconds"]) <= upper]
+    equal = [
+        run
+        for run in runs
+        if run is first or min(run["step_seconds_quartiles"][0], run["measured_step_seconds"]) <= upper
+    ]
     if len(equal) == 1:
         value, what = f"{first['letter']} · {text(first)}", "fastest step (median)"
     else:
@@ -174,6 +238,7 @@ def fastest(runs):
 
 def facts(runs):
     """Return (what, a text a run) of what the runs came to."""
+
     def row(what, text):
         return what, [text(run) for run in runs]
 
@@ -183,27 +248,51 @@ def facts(runs):
         row("steps", lambda run: f"{run['steps']:,}"),
         row("training, s", lambda run: f"{run['seconds']:.2f}"),
         row("a step, ms", lambda run: milliseconds(run["measured_step_seconds"])),
-        row("half of them, ms", lambda run: " – ".join(
-            milliseconds(seconds) for seconds in run["step_seconds_quartiles"])),
+        row(
+            "half of them, ms",
+            lambda run: " – ".join(milliseconds(seconds) for seconds in run["step_seconds_quartiles"]),
+        ),
         row("predicted, ms", lambda run: milliseconds(run["predicted_step_seconds"])),
-        row("prediction off by", lambda run: relative(run["predicted_step_seconds"],
-                                                      run["measured_step_seconds"])),
+        row(
+            "prediction off by",
+            lambda run: relative(run["predicted_step_seconds"], run["measured_step_seconds"]),
+        ),
         row("over links, MB", lambda run: f"{run['link_nbytes'] / 1e6:.2f}"),
-        row("bytes as the formula", lambda run: "equal" if all(
-            link["sent_nbytes"] == link["predicted_nbytes"] for link in run["links"]) else "differ"),
-        row("parameters", lambda run: run["parameter_hash"][:8])]
+        row(
+            "bytes as the formula",
+            lambda run: (
+                "equal"
+                if all(link["sent_nbytes"] == link["predicted_nbytes"] for link in run["links"])
+                else "differ"
+            ),
+        ),
+        row("parameters", lambda run: run["parameter_hash"][:8]),
+    ]
 
 
 def term_rows(runs):
     """Return (term, a text a run: predicted and measured ms)."""
     names = dict.fromkeys(name for run in runs for name in run["terms"])
-    return [(name, [" / ".join(milliseconds(run["terms"][name][f"{kind}_seconds"])
-                               for kind in ("predicted", "measured"))
-                    if name in run["terms"] else "–" for run in runs]) for name in names]
+    return [
+        (
+            name,
+            [
+                " / ".join(
+                    milliseconds(run["terms"][name][f"{kind}_seconds"])
+                    for kind in ("predicted", "measured")
+                )
+                if name in run["terms"]
+                else "–"
+                for run in runs
+            ],
+        )
+        for name in names
+    ]
 
 
 def link_rows(runs):
     """Return (link, a text a run: bytes counted, and the formula's where they differ)."""
+
     def text(run, ends):
         for link in run["links"]:
             if (link["source"], link["target"]) == ends:
@@ -218,10 +307,19 @@ def link_rows(runs):
 def comparison_table(told):
     """Return what to print: a table with a column a run, and sentences."""
     columns = [("", "left"), *((run["letter"], "right") for run in told["runs"])]
-    table = table_of(columns, [*(((what, *texts), "") for what, texts in facts(told["runs"])),
-                               *(((key, *texts), "cyan") for key, texts in in_words(told["settings"]))])
-    return [*(f"{run['letter']}: {run['name']}" for run in told["runs"]), table,
-            *parameter_words(told), f"page: {told['page']}"]
+    table = table_of(
+        columns,
+        [
+            *(((what, *texts), "") for what, texts in facts(told["runs"])),
+            *(((key, *texts), "cyan") for key, texts in in_words(told["settings"])),
+        ],
+    )
+    return [
+        *(f"{run['letter']}: {run['name']}" for run in told["runs"]),
+        table,
+        *parameter_words(told),
+        f"page: {told['page']}",
+    ]
 
 
 def in_words(rows):

@@ -14,18 +14,36 @@ BUCKETS = 500  # of a thinned curve: at least one a pixel
 MARKS = 40  # on a curve; more would run into each other
 INK, CARD = "#010203", "#fdfcfb"  # stand for the colours of the page, which change with its light
 CHART_STYLE = STYLE | {
-    **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color",
-                     "grid.color"), INK),
-    "axes.facecolor": "none", "axes.grid": True, "axes.axisbelow": True, "grid.alpha": 0.15,
-    "patch.edgecolor": CARD, "patch.force_edgecolor": True, "hatch.color": CARD, "hatch.linewidth": 0.8,
-    "legend.frameon": False, "legend.fontsize": 9, "path.simplify": False, "text.parse_math": False}
+    **dict.fromkeys(
+        ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "grid.color"),
+        INK,
+    ),
+    "axes.facecolor": "none",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.alpha": 0.15,
+    "patch.edgecolor": CARD,
+    "patch.force_edgecolor": True,
+    "hatch.color": CARD,
+    "hatch.linewidth": 0.8,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "path.simplify": False,
+    "text.parse_math": False,
+}
 
 
 def write_page(path, template, **values):
     """Render `template`, a file beside this one, to `path`, whole or not at all."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    pages = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True,
-                        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+
+    pages = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     pages.filters["breakable"] = breakable
     text = pages.get_template(template).render(**values)
     write_text(path, text.encode(errors="backslashreplace").decode())  # names that are no UTF-8
@@ -34,10 +52,12 @@ def write_page(path, template, **values):
 def breakable(text, longest=12):
     """Return `text` as HTML; what is longer than `longest` may be broken after its dots and slashes."""
     from markupsafe import Markup, escape
+
     if len(text) <= longest:
         return escape(text)
-    return Markup("").join(part + Markup("<wbr>") if part in "./_-→" else part
-                           for part in map(escape, text))
+    return Markup("").join(
+        part + Markup("<wbr>") if part in "./_-→" else part for part in map(escape, text)
+    )
 
 
 @contextmanager
@@ -50,8 +70,15 @@ def chart(made, title, height=2.6):
 
 def legend_above(axis, columns, **options):
     """Put the legend over the axes, where it hides nothing."""
-    axis.legend(ncols=columns, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2,
-                columnspacing=1.2, handlelength=2.2, **options)
+    axis.legend(
+        ncols=columns,
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+        borderaxespad=0.2,
+        columnspacing=1.2,
+        handlelength=2.2,
+        **options,
+    )
 
 
 def thin(x, y, buckets=BUCKETS):
@@ -92,7 +119,11 @@ def relative(predicted, measured):
 def _svg(figure):
     """Return the picture as SVG that scales with its place on the page."""
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True,
-                   metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    figure.savefig(
+        buffer,
+        format="svg",
+        transparent=True,
+        metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")),
+    )
     text = buffer.getvalue()
-    return text[text.index("<svg"):].replace(INK, "var(--ink)").replace(CARD, "var(--card)")
+    return text[text.index("<svg") :].replace(INK, "var(--ink)").replace(CARD, "var(--card)")

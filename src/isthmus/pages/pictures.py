@@ -32,9 +32,15 @@ def draw_all(run):
 
 def stacks_of(run, before=""):
     """Return the bars of a run for `draw_stacks`: predicted, and measured if it has made steps."""
-    return [(before + kind, {name: seconds[column] for name, *seconds in run.terms},
-             run.step_seconds[column])
-            for column, kind in enumerate(("predicted", "measured")) if column == 0 or run.steps]
+    return [
+        (
+            before + kind,
+            {name: seconds[column] for name, *seconds in run.terms},
+            run.step_seconds[column],
+        )
+        for column, kind in enumerate(("predicted", "measured"))
+        if column == 0 or run.steps
+    ]
 
 
 def draw_stacks(made, title, stacks):
@@ -51,21 +57,44 @@ def draw_stacks(made, title, stacks):
         for term in terms:
             stage = STAGES.get(term, UNKNOWN)
             values = np.array([seconds.get(term, 0.0) for seconds in tables])
-            axis.barh(range(len(stacks)), 1e3 * values, 0.7, 1e3 * left, color=stage.colour,
-                      hatch=stage.hatch, label=term)
+            axis.barh(
+                range(len(stacks)),
+                1e3 * values,
+                0.7,
+                1e3 * left,
+                color=stage.colour,
+                hatch=stage.hatch,
+                label=term,
+            )
             for place, value in enumerate(values):
                 if value > 0.14 * whole:  # wide enough for its name
-                    axis.text(1e3 * (left[place] + value / 2), place, f"{1e3 * value:#.3g}", ha="center",
-                              va="center", fontsize=9, color="black", bbox={
-                                  "boxstyle": "round,pad=0.15", "facecolor": "white", "linewidth": 0})
+                    axis.text(
+                        1e3 * (left[place] + value / 2),
+                        place,
+                        f"{1e3 * value:#.3g}",
+                        ha="center",
+                        va="center",
+                        fontsize=9,
+                        color="black",
+                        bbox={"boxstyle": "round,pad=0.15", "facecolor": "white", "linewidth": 0},
+                    )
             left += values
         for place, step in enumerate(steps):
             axis.vlines(1e3 * step, place - 0.42, place + 0.42, color=INK, linewidth=2)
-            axis.text(1e3 * (max(step, left[place]) + 0.015 * whole), place, f"{1e3 * step:#.3g}",
-                      va="center", fontsize=9)
-        axis.set(yticks=range(len(stacks)), yticklabels=labels,
-                 xlabel="ms (medians; the line is a whole step)", xlim=(0, 1150 * whole or 1),
-                 ylim=(len(stacks) - 0.4, -0.6))
+            axis.text(
+                1e3 * (max(step, left[place]) + 0.015 * whole),
+                place,
+                f"{1e3 * step:#.3g}",
+                va="center",
+                fontsize=9,
+            )
+        axis.set(
+            yticks=range(len(stacks)),
+            yticklabels=labels,
+            xlabel="ms (medians; the line is a whole step)",
+            xlim=(0, 1150 * whole or 1),
+            ylim=(len(stacks) - 0.4, -0.6),
+        )
         axis.grid(axis="y", visible=False)
         legend_above(axis, 3)
 
@@ -75,50 +104,90 @@ def draw_scaling(scaling, kind):
     with drawing(STYLE, 12, 3.8) as figure:
         axes = figure.subplots(1, 3)
         for axis, study, key, scale, unit in (
-                (axes[0], "edge_sites", "step_seconds", 1e3, "ms a step"),
-                (axes[1], "link_rates", "step_seconds", 1e3, "ms a step"),
-                (axes[2], "edge_sites", "busiest_link", 100, "busiest link, % in use")):
+            (axes[0], "edge_sites", "step_seconds", 1e3, "ms a step"),
+            (axes[1], "link_rates", "step_seconds", 1e3, "ms a step"),
+            (axes[2], "edge_sites", "busiest_link", 100, "busiest link, % in use"),
+        ):
             points = scaling[study]
             names = list(dict.fromkeys(point["compressor"] for point in points))
             for name, colour, mark in zip(names, COLOURS, "osD^"):
                 own = [point for point in points if point["compressor"] == name]
-                axis.plot([point["value"] for point in own], [scale * point[key] for point in own],
-                          color=colour, marker=mark, markersize=4, linewidth=1.2, label=name)
-            axis.set(xlabel=study.replace("_", " ").replace("link rates", "link rate, times the file's"),
-                     ylabel=unit, xscale="log")
+                axis.plot(
+                    [point["value"] for point in own],
+                    [scale * point[key] for point in own],
+                    color=colour,
+                    marker=mark,
+                    markersize=4,
+                    linewidth=1.2,
+                    label=name,
+                )
+            axis.set(
+                xlabel=study.replace("_", " ").replace("link rates", "link rate, times the file's"),
+                ylabel=unit,
+                xscale="log",
+            )
             axis.grid(alpha=0.25)
         axes[0].set(title="more edge sites", yscale="log")
         axes[1].set(title="other links", yscale="log")
         axes[2].set(title="use of the links", ylim=(0, 105))
-        figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, ncols=len(names),
-                      loc="outside lower center")
+        figure.legend(
+            *axes[0].get_legend_handles_labels(),
+            frameon=False,
+            ncols=len(names),
+            loc="outside lower center",
+        )
         buffer = io.BytesIO()
         figure.savefig(buffer, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else {})
     return buffer.getvalue()
 
 
-
 def _draw_learning(made, run):
     """Loss and accuracy against seconds and against bytes over the links."""
     steps, tests = run.steps, run.evaluations
-    against = [("training seconds", [line["seconds"] for line in steps],
-                [line["seconds"] for line in tests])]
+    against = [
+        ("training seconds", [line["seconds"] for line in steps], [line["seconds"] for line in tests])
+    ]
     if run.link_nbytes:
-        against.append(("MB over the links", [line["sent_nbytes"]["link"] / 1e6 for line in steps],
-                        [line["link_nbytes"] / 1e6 for line in tests]))
+        against.append(
+            (
+                "MB over the links",
+                [line["sent_nbytes"]["link"] / 1e6 for line in steps],
+                [line["link_nbytes"] / 1e6 for line in tests],
+            )
+        )
     for label, at_step, at_test in against:
         with chart(made, f"Loss by {label}") as axis:
-            draw_curve(axis, at_step, [line["loss"] for line in steps], color=PREDICTED, linewidth=0.7,
-                       label="training batch")
+            draw_curve(
+                axis,
+                at_step,
+                [line["loss"] for line in steps],
+                color=PREDICTED,
+                linewidth=0.7,
+                label="training batch",
+            )
             if tests:
-                draw_curve(axis, at_test, [line["loss"] for line in tests], linestyle="--",
-                           color="#D55E00", marker="o", markersize=4, label="test set")
+                draw_curve(
+                    axis,
+                    at_test,
+                    [line["loss"] for line in tests],
+                    linestyle="--",
+                    color="#D55E00",
+                    marker="o",
+                    markersize=4,
+                    label="test set",
+                )
             axis.set(xlabel=label, ylabel="loss, nats")
             legend_above(axis, 2)
     for label, _, at_test in against if tests else ():
         with chart(made, f"Test accuracy by {label}") as axis:
-            draw_curve(axis, at_test, [100 * line["accuracy"] for line in tests], color=MEASURED,
-                       marker="o", markersize=4)
+            draw_curve(
+                axis,
+                at_test,
+                [100 * line["accuracy"] for line in tests],
+                color=MEASURED,
+                marker="o",
+                markersize=4,
+            )
             axis.set(xlabel=label, ylabel="test accuracy, %")
 
 
@@ -126,9 +195,14 @@ def _draw_terms(made, terms):
     """Each term of the time model, predicted beside measured."""
     names = [name for name, *_ in terms]
     with chart(made, "Each term, predicted beside measured", 0.9 + 0.3 * len(terms)) as axis:
-        side_by_side(axis, names, [
-            ("predicted", PREDICTED, "///", [1e3 * predicted for _, predicted, _ in terms]),
-            ("measured", MEASURED, "", [1e3 * measured for *_, measured in terms])])
+        side_by_side(
+            axis,
+            names,
+            [
+                ("predicted", PREDICTED, "///", [1e3 * predicted for _, predicted, _ in terms]),
+                ("measured", MEASURED, "", [1e3 * measured for *_, measured in terms]),
+            ],
+        )
         axis.set_xlabel("ms a step (median of all steps)")
 
 
@@ -136,11 +210,20 @@ def _draw_every_step(made, run):
     """Seconds of each step, the slow ones too."""
     predicted, _ = run.step_seconds
     with chart(made, "Every step of the run") as axis:
-        draw_curve(axis, [line["step"] for line in run.steps],
-                   [1e3 * line["step_seconds"] for line in run.steps],
-                   color=MEASURED, linewidth=0.7, label="measured")
-        axis.axhline(1e3 * predicted, color="#D55E00", linestyle="--",
-                     label=f"predicted, {milliseconds(predicted)} ms")
+        draw_curve(
+            axis,
+            [line["step"] for line in run.steps],
+            [1e3 * line["step_seconds"] for line in run.steps],
+            color=MEASURED,
+            linewidth=0.7,
+            label="measured",
+        )
+        axis.axhline(
+            1e3 * predicted,
+            color="#D55E00",
+            linestyle="--",
+            label=f"predicted, {milliseconds(predicted)} ms",
+        )
         axis.set(xlabel="step", ylabel="ms", ylim=(0, None))
         legend_above(axis, 2)
 
@@ -158,9 +241,16 @@ def _draw_terms_over_time(made, steps):
         for name, values in zip(names, means.T):
             stage = STAGES.get(name, UNKNOWN)
             if values.any():
-                axis.stairs(total + values, edges, baseline=total, fill=True, facecolor=stage.colour,
-                            hatch=stage.hatch, linewidth=0,
-                            label=name if values.sum() > worth_naming else None)
+                axis.stairs(
+                    total + values,
+                    edges,
+                    baseline=total,
+                    fill=True,
+                    facecolor=stage.colour,
+                    hatch=stage.hatch,
+                    linewidth=0,
+                    label=name if values.sum() > worth_naming else None,
+                )
             total = total + values
         axis.set(xlabel="step", ylabel="ms a step", xlim=(edges[0], edges[-1]))
         legend_above(axis, 3)
@@ -180,30 +270,51 @@ def _draw_allocation(made, plan, cluster):
     shown = np.sort(np.argsort(-samples, kind="stable")[:BARS])
     first = f"the {BARS} largest of {len(labels)}, " if len(labels) > BARS else ""
     for title, values, unit in (
-            (f"What each {each} holds", samples, "samples"),
-            (f"How long {'its slowest rank' if each == 'site' else 'it'} computes", 1e3 * seconds,
-             "ms of computing a step")):
+        (f"What each {each} holds", samples, "samples"),
+        (
+            f"How long {'its slowest rank' if each == 'site' else 'it'} computes",
+            1e3 * seconds,
+            "ms of computing a step",
+        ),
+    ):
         with chart(made, title, 0.7 + 0.27 * len(shown)) as axis:
-            bars = axis.barh(range(len(shown)), values[shown], 0.75,
-                             color=[COLOURS[site % len(COLOURS)] for site in sites[shown]])
+            bars = axis.barh(
+                range(len(shown)),
+                values[shown],
+                0.75,
+                color=[COLOURS[site % len(COLOURS)] for site in sites[shown]],
+            )
             for bar, site in zip(bars, sites[shown]):
                 bar.set_hatch(HATCHES[site // len(COLOURS) % len(HATCHES)])
-            axis.set(yticks=range(len(shown)), yticklabels=[labels[place] for place in shown],
-                     xlabel=first + unit)
+            axis.set(
+                yticks=range(len(shown)),
+                yticklabels=[labels[place] for place in shown],
+                xlabel=first + unit,
+            )
             axis.invert_yaxis()
             axis.grid(axis="y", visible=False)
 
 
 def _draw_links(made, summary):
     """Bytes over each link: what dense float32 would have been, the formula, and the count."""
-    links = sorted(summary["links"], key=lambda link: -link["sent_nbytes"])[:BARS // 2]
+    links = sorted(summary["links"], key=lambda link: -link["sent_nbytes"])[: BARS // 2]
     ratio = summary["dense_link_nbytes"] / max(1, sum(link["sent_nbytes"] for link in summary["links"]))
     title = f"The {len(links)} busiest links" if len(links) < len(summary["links"]) else "Each link"
     with chart(made, f"{title}, counted beside the formula", 0.9 + 0.45 * len(links)) as axis:
-        side_by_side(axis, [f"{short(link['source'])} → {short(link['target'])}" for link in links], [
-            ("dense float32", DENSE, "\\\\\\", [ratio * link["sent_nbytes"] / 1e6 for link in links]),
-            ("formula", PREDICTED, "///", [link["predicted_nbytes"] / 1e6 for link in links]),
-            ("counted", MEASURED, "", [link["sent_nbytes"] / 1e6 for link in links])])
+        side_by_side(
+            axis,
+            [f"{short(link['source'])} → {short(link['target'])}" for link in links],
+            [
+                (
+                    "dense float32",
+                    DENSE,
+                    "\\\\\\",
+                    [ratio * link["sent_nbytes"] / 1e6 for link in links],
+                ),
+                ("formula", PREDICTED, "///", [link["predicted_nbytes"] / 1e6 for link in links]),
+                ("counted", MEASURED, "", [link["sent_nbytes"] / 1e6 for link in links]),
+            ],
+        )
         axis.set_xlabel("MB")
 
 

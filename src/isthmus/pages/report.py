@@ -24,13 +24,25 @@ def write_report(folder):
     run = read_run(folder)
     path = Path(folder) / "report.html"
     write_page(
-        path, "report.html", run=run, headline=headline(run), time_words=time_words(run),
-        terms=term_rows(run), links=link_rows(run), ranks=rank_rows(run), events=events(run),
-        plan_words=plan_words(run), price_words=price_words(run), replica_words=replica_words(run),
-        environment=environment(run), settings=dumps(run.settings, indent=2),
+        path,
+        "report.html",
+        run=run,
+        headline=headline(run),
+        time_words=time_words(run),
+        terms=term_rows(run),
+        links=link_rows(run),
+        ranks=rank_rows(run),
+        events=events(run),
+        plan_words=plan_words(run),
+        price_words=price_words(run),
+        replica_words=replica_words(run),
+        environment=environment(run),
+        settings=dumps(run.settings, indent=2),
         paced=[what for what in ("links", "compute") if run.settings["cluster"][what] == "paced"],
         not_held=not_held_in(run),
-        timeline=timeline(run.folder, run.cluster), pictures=pictures.draw_all(run))
+        timeline=timeline(run.folder, run.cluster),
+        pictures=pictures.draw_all(run),
+    )
     return path
 
 
@@ -43,16 +55,30 @@ def headline(run):
     if run.steps:
         last = run.steps[-1]
         numbers.append((f"{last['seconds']:.1f} s", f"training, {last['step']:,} steps"))
-        numbers.append((f"{1e3 * measured:.1f} ms", "a step (median); predicted "
-                        f"{1e3 * predicted:.1f} ms, {relative(predicted, measured)}"))
+        numbers.append(
+            (
+                f"{1e3 * measured:.1f} ms",
+                f"a step (median); predicted {1e3 * predicted:.1f} ms, {relative(predicted, measured)}",
+            )
+        )
     else:
         numbers.append((f"{1e3 * predicted:.1f} ms", "a step, predicted"))
     if run.summary:
         if run.link_nbytes:
-            numbers.append((f"{run.link_nbytes / 1e6:.1f} MB", "over the links; dense float32 would be "
-                            f"{run.summary['dense_link_nbytes'] / 1e6:.1f} MB"))
-        numbers.append(("equal", f"replicas on all {len(run.provenance['hosts'])} ranks, bit for bit: "
-                        f"{run.summary['parameter_hash'][:12]}"))
+            numbers.append(
+                (
+                    f"{run.link_nbytes / 1e6:.1f} MB",
+                    "over the links; dense float32 would be "
+                    f"{run.summary['dense_link_nbytes'] / 1e6:.1f} MB",
+                )
+            )
+        numbers.append(
+            (
+                "equal",
+                f"replicas on all {len(run.provenance['hosts'])} ranks, bit for bit: "
+                f"{run.summary['parameter_hash'][:12]}",
+            )
+        )
     return numbers
 
 
@@ -63,16 +89,20 @@ def time_words(run):
     words = [f"The plan: {bound}."]
     if measured:
         name, _, seconds = max(run.terms, key=lambda term: term[2])
-        words.append(f"Measured: {milliseconds(measured)} ms a step, the median of {len(run.steps):,}; "
-                     f"most of it, {milliseconds(seconds)} ms, went into {name}. The prediction is "
-                     f"{relative(predicted, measured)} off.")
+        words.append(
+            f"Measured: {milliseconds(measured)} ms a step, the median of {len(run.steps):,}; "
+            f"most of it, {milliseconds(seconds)} ms, went into {name}. The prediction is "
+            f"{relative(predicted, measured)} off."
+        )
     return words
 
 
 def term_rows(run):
     """Return (term, predicted ms, measured ms, relative error) for each term that takes time."""
-    return [(name, milliseconds(predicted), milliseconds(measured), relative(predicted, measured))
-            for name, predicted, measured in [*run.terms, ("a step", *run.step_seconds)]]
+    return [
+        (name, milliseconds(predicted), milliseconds(measured), relative(predicted, measured))
+        for name, predicted, measured in [*run.terms, ("a step", *run.step_seconds)]
+    ]
 
 
 def plan_words(run):
@@ -82,13 +112,21 @@ def plan_words(run):
     held = [(name, int(samples[sites == site].sum())) for site, name in enumerate(cluster.names)]
     objective = plan.get("objective", "makespan")
     counted = "; it counts steps that all sites begin together" if objective == "makespan" else ""
-    words = [f"{plan['steps']} steps an epoch, {plan['epoch_seconds']:.3f} s predicted. Of its "
-             f"objective, “{objective}”, no plan has less than {plan['lower_bound_seconds']:.3f} s (gap "
-             f"{100 * plan['gap']:.2f} %){counted}."]
+    words = [
+        f"{plan['steps']} steps an epoch, {plan['epoch_seconds']:.3f} s predicted. Of its "
+        f"objective, “{objective}”, no plan has less than {plan['lower_bound_seconds']:.3f} s (gap "
+        f"{100 * plan['gap']:.2f} %){counted}."
+    ]
     if len(held) <= 12:
-        words.append("Of " + f"{samples.sum():,} samples " + ", ".join(
-            f"{name} holds {count:,} ({100 * count / max(1, samples.sum()):.0f} %)"
-            for name, count in held) + ".")
+        words.append(
+            "Of "
+            + f"{samples.sum():,} samples "
+            + ", ".join(
+                f"{name} holds {count:,} ({100 * count / max(1, samples.sum()):.0f} %)"
+                for name, count in held
+            )
+            + "."
+        )
     if plan.get("staging_seconds"):
         words.append(f"Bringing the data to the ranks takes {plan['staging_seconds']:.3g} s, predicted.")
     if plan.get("money"):
@@ -117,18 +155,31 @@ def price_words(run):
 
 def link_rows(run):
     """Return (link, bytes counted, bytes by the formula, whether they are equal)."""
-    return [(f"{link['source']} → {link['target']}", f"{link['sent_nbytes']:,}",
-             f"{link['predicted_nbytes']:,}",
-             "equal" if link["sent_nbytes"] == link["predicted_nbytes"] else "differ")
-            for link in (run.summary["links"] if run.summary else [])]
+    return [
+        (
+            f"{link['source']} → {link['target']}",
+            f"{link['sent_nbytes']:,}",
+            f"{link['predicted_nbytes']:,}",
+            "equal" if link["sent_nbytes"] == link["predicted_nbytes"] else "differ",
+        )
+        for link in (run.summary["links"] if run.summary else [])
+    ]
 
 
 def rank_rows(run):
     """Return (site, tier, rank, shards, samples, ms of computing a step)."""
     plan, cluster = run.plan, run.cluster
-    return [(cluster.names[site], cluster.sites[site].tier, rank, len(plan["shards_of_rank"][rank]),
-             f"{plan['samples_of_rank'][rank]:,}", f"{1e3 * plan['seconds_of_rank'][rank]:.2f}")
-            for rank, site in enumerate(cluster.site_of_rank)]
+    return [
+        (
+            cluster.names[site],
+            cluster.sites[site].tier,
+            rank,
+            len(plan["shards_of_rank"][rank]),
+            f"{plan['samples_of_rank'][rank]:,}",
+            f"{1e3 * plan['seconds_of_rank'][rank]:.2f}",
+        )
+        for rank, site in enumerate(cluster.site_of_rank)
+    ]
 
 
 def replica_words(run):
@@ -137,8 +188,10 @@ def replica_words(run):
     if not run.replica_hashes:
         return "The ranks' parameters were not compared yet."
     times = len(run.replica_hashes)
-    return (f"The hash of all parameters was compared between all {ranks} ranks after "
-            f"{times} {'step' if times == 1 else 'steps'}: equal each time, bit for bit.")
+    return (
+        f"The hash of all parameters was compared between all {ranks} ranks after "
+        f"{times} {'step' if times == 1 else 'steps'}: equal each time, bit for bit."
+    )
 
 
 def environment(run):
@@ -147,20 +200,40 @@ def environment(run):
     commit = f", commit {made['commit']}" if made.get("commit") else ""
     rows = [
         ("command", " ".join(made.get("command", ()))),
-        *((f"began {each['started']}, left at step {each['until_step']:,}", " ".join(each["command"]))
-          for each in made.get("earlier", ())),
+        *(
+            (f"began {each['started']}, left at step {each['until_step']:,}", " ".join(each["command"]))
+            for each in made.get("earlier", ())
+        ),
         ("isthmus", made.get("version", "?") + commit),
         ("MPI", made.get("mpi_library", "?").split("\n")[0]),
-        ("Python", ", ".join([made.get("python", "?"), *(
-            f"{package} {version}" for package, version in made.get("versions", {}).items()
-            if package != "isthmus")])),
+        (
+            "Python",
+            ", ".join(
+                [
+                    made.get("python", "?"),
+                    *(
+                        f"{package} {version}"
+                        for package, version in made.get("versions", {}).items()
+                        if package != "isthmus"
+                    ),
+                ]
+            ),
+        ),
         ("processor", made.get("processor", "?")),
-        ("hosts", ", ".join(f"{host} ({ranks} {'rank' if ranks == 1 else 'ranks'})"
-                            for host, ranks in Counter(made["hosts"]).items()))]
+        (
+            "hosts",
+            ", ".join(
+                f"{host} ({ranks} {'rank' if ranks == 1 else 'ranks'})"
+                for host, ranks in Counter(made["hosts"]).items()
+            ),
+        ),
+    ]
     if made.get("slurm_job"):
         rows.append(("Slurm job", made["slurm_job"]))
-    rows += [(f"data, {name}", f"{each['samples']:,} samples, SHA-256 {each['sha256'][:16]}")
-             for name, each in made.get("data", {}).items()]
+    rows += [
+        (f"data, {name}", f"{each['samples']:,} samples, SHA-256 {each['sha256'][:16]}")
+        for name, each in made.get("data", {}).items()
+    ]
     if run.plan.get("hash"):
         rows.append(("plan", run.plan["hash"][:16]))
     return rows
@@ -168,10 +241,14 @@ def environment(run):
 
 def events(run):
     """Return a sentence for everything out of the ordinary."""
-    told = {"non_finite": lambda line: f"step {line['step']}: a gradient was not finite (ranks "
-                                       f"{', '.join(map(str, line['ranks'])) or 'none alone'}); "
-                                       f"{line['action']}",
-            "replanned": lambda line: f"step {line['step']}: {replanned_sentence(line)}",
-            "stopped": lambda line: f"stopped by a signal after step {line['step']}",
-            "resumed": lambda line: f"resumed after step {line['step']}"}
+    told = {
+        "non_finite": lambda line: (
+            f"step {line['step']}: a gradient was not finite (ranks "
+            f"{', '.join(map(str, line['ranks'])) or 'none alone'}); "
+            f"{line['action']}"
+        ),
+        "replanned": lambda line: f"step {line['step']}: {replanned_sentence(line)}",
+        "stopped": lambda line: f"stopped by a signal after step {line['step']}",
+        "resumed": lambda line: f"resumed after step {line['step']}",
+    }
     return [told[line["kind"]](line) for line in run.metrics if line["kind"] in told]

@@ -38,14 +38,16 @@ class Epoch:
     def of(cls, cluster, shards_or_counts, workload):
         """Return the Epoch of a ShardSet, or of the samples of each shard."""
         if hasattr(shards_or_counts, "samples"):
-            samples, nbytes = (np.array(column, float)
-                               for column in (shards_or_counts.samples, shards_or_counts.nbytes))
+            samples, nbytes = (
+                np.array(column, float) for column in (shards_or_counts.samples, shards_or_counts.nbytes)
+            )
         else:
             samples = np.asarray(shards_or_counts, float)
             if (broken := ~((samples >= 0) & np.isfinite(samples))).any():
                 shard = int(broken.argmax())
-                raise ValueError(f"samples of shard {shard} must be a number and not negative, not "
-                                 f"{samples[shard]}")
+                raise ValueError(
+                    f"samples of shard {shard} must be a number and not negative, not {samples[shard]}"
+                )
             nbytes = samples * workload.sample_nbytes
         return cls(cluster, workload, samples, nbytes)
 
@@ -71,9 +73,12 @@ class Epoch:
 
     def limits(self, pinned=None, forbidden=None, least_samples=0):
         """Return keyword arguments of `allocate_shards` and of `make_problem`."""
-        return {"storage": self.of_rank("storage_nbytes"), "storage_sizes": self.nbytes,
-                "allowed": allowed_ranks(self.cluster, pinned or {}, forbidden or {}, self.samples.size),
-                "least": least_of_ranks(self.cluster, least_samples)}
+        return {
+            "storage": self.of_rank("storage_nbytes"),
+            "storage_sizes": self.nbytes,
+            "allowed": allowed_ranks(self.cluster, pinned or {}, forbidden or {}, self.samples.size),
+            "least": least_of_ranks(self.cluster, least_samples),
+        }
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,26 +99,38 @@ class Staging:
             staged_epochs = real("staged_epochs", staged_epochs, least=1)
         if data_site is None:
             if staged_epochs is not None:
-                raise PlanError("staged_epochs needs to know where the shards lie; name the site "
-                                "(data.site in a run's settings, data_site of a workload)")
+                raise PlanError(
+                    "staged_epochs needs to know where the shards lie; name the site "
+                    "(data.site in a run's settings, data_site of a workload)"
+                )
             return cls(1, None, np.zeros(cluster.size))
         if data_site not in cluster.names:
-            raise PlanError(f"the data lies at site {data_site!r}, which does not exist; known sites: "
-                            f"{', '.join(cluster.names)}")
+            raise PlanError(
+                f"the data lies at site {data_site!r}, which does not exist; known sites: "
+                f"{', '.join(cluster.names)}"
+            )
         routes = [cluster.route(data_site, name) for name in cluster.names]
         rate = {link.pipe: link.bytes_per_second for route in routes for link in route}
-        of_site = np.array([[any(link.pipe == pipe for link in route) for route in routes]
-                            for pipe in rate], bool).reshape(len(rate), len(routes))
+        of_site = np.array(
+            [[any(link.pipe == pipe for link in route) for route in routes] for pipe in rate], bool
+        ).reshape(len(rate), len(routes))
         money = np.array([sum(link.price_per_byte for link in route) for route in routes])
         sites = np.array(cluster.site_of_rank)
-        pipes = Pipes(tuple(rate), np.array(list(rate.values())), of_site[:, sites],
-                      1 / staged_epochs if staged_epochs else 0.0)
+        pipes = Pipes(
+            tuple(rate),
+            np.array(list(rate.values())),
+            of_site[:, sites],
+            1 / staged_epochs if staged_epochs else 0.0,
+        )
         return cls(staged_epochs or 1, pipes, money[sites])
 
     def prices(self, money_per_second, budget):
         """Return the Prices of all its epochs; None where there is no budget."""
-        return None if budget is None else Prices(
-            self.epochs * money_per_second, self.money_per_byte, budget)
+        return (
+            None
+            if budget is None
+            else Prices(self.epochs * money_per_second, self.money_per_byte, budget)
+        )
 
 
 def allowed_ranks(cluster, pinned, forbidden, shards):
@@ -125,11 +142,15 @@ def allowed_ranks(cluster, pinned, forbidden, shards):
             names = [names] if isinstance(names, str) else list(names)
             for name in names:
                 if name not in cluster.names:
-                    raise PlanError(f"shard {shard} is {word} site {name!r}, which does not exist; "
-                                    f"known sites: {', '.join(cluster.names)}")
+                    raise PlanError(
+                        f"shard {shard} is {word} site {name!r}, which does not exist; "
+                        f"known sites: {', '.join(cluster.names)}"
+                    )
                 if not 0 <= whole("a shard's number", shard) < shards:
-                    raise PlanError(f"shard {shard} is {word} site {name!r}, but there are shards 0 "
-                                    f"to {shards - 1}; name one of these")
+                    raise PlanError(
+                        f"shard {shard} is {word} site {name!r}, but there are shards 0 "
+                        f"to {shards - 1}; name one of these"
+                    )
             found[shard] = frozenset(map(cluster.names.index, names))
     of_shard, rows, known = np.zeros(shards, int), [sites >= 0], {}
     for shard in held | banned:
@@ -148,7 +169,11 @@ def least_of_ranks(cluster, least_samples):
         return np.full(cluster.size, real("least_samples", least_samples, 0))
     for name in least_samples:
         if name not in cluster.names:
-            raise PlanError(f"least_samples names site {name!r}, which does not exist; known sites: "
-                            f"{', '.join(cluster.names)}")
-    return [real("least_samples", least_samples.get(cluster.names[site], 0), 0)
-            for site in cluster.site_of_rank]
+            raise PlanError(
+                f"least_samples names site {name!r}, which does not exist; known sites: "
+                f"{', '.join(cluster.names)}"
+            )
+    return [
+        real("least_samples", least_samples.get(cluster.names[site], 0), 0)
+        for site in cluster.site_of_rank
+    ]

@@ -21,12 +21,7 @@ from isthmus.planning.programme.terms import Objective
 from isthmus.planning.sentences import bits_taken_for_bytes, bound_by, price_sentences
 from isthmus.quantities import real, whole
 from isthmus.timing.step import predict_step
-from isthmus.timing.time_model import (
-    Workload,
-    fair_staging_seconds,
-    staging_seconds,
-    waiting_seconds,
-)
+from isthmus.timing.time_model import Workload, fair_staging_seconds, staging_seconds, waiting_seconds
 
 if TYPE_CHECKING:
     from isthmus.cluster.cluster import Cluster
@@ -87,22 +82,34 @@ class Plan:
     @classmethod
     def from_dict(cls, table: dict[str, Any]) -> Self:
         """Return the Plan that `to_dict` wrote."""
-        values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value
-                  for key, value in table.items() if key not in ("hash", "shards_of_rank")}
+        values: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value
+            for key, value in table.items()
+            if key not in ("hash", "shards_of_rank")
+        }
         lengths = [len(shards) for shards in table["shards_of_rank"]]
         rank_of_shard = np.full(sum(lengths), -1)
         rank_of_shard[[shard for shards in table["shards_of_rank"] for shard in shards]] = np.repeat(
-            np.arange(len(lengths)), lengths)
+            np.arange(len(lengths)), lengths
+        )
         return cls(rank_of_shard=rank_of_shard, **values)
 
 
-def plan_shards(cluster: "Cluster", shards_or_counts: Shards | Sequence[int] | np.ndarray,
-                workload: Workload, objective: str | Objective = "makespan",
-                pinned: Mapping[int, str] | None = None, *,
-                forbidden: Mapping[int, str | Collection[str]] | None = None, alpha: float = 1.0,
-                least_samples: float | Mapping[str, float] = 0, budget: float | None = None,
-                staged_epochs: float | None = None, then: Sequence[str] = ("bytes", "imbalance"),
-                nodes: int = NODES) -> Plan:
+def plan_shards(
+    cluster: "Cluster",
+    shards_or_counts: Shards | Sequence[int] | np.ndarray,
+    workload: Workload,
+    objective: str | Objective = "makespan",
+    pinned: Mapping[int, str] | None = None,
+    *,
+    forbidden: Mapping[int, str | Collection[str]] | None = None,
+    alpha: float = 1.0,
+    least_samples: float | Mapping[str, float] = 0,
+    budget: float | None = None,
+    staged_epochs: float | None = None,
+    then: Sequence[str] = ("bytes", "imbalance"),
+    nodes: int = NODES,
+) -> Plan:
     """Return the Plan that makes an epoch of `workload` on `cluster` shortest.
 
     shards_or_counts: a ShardSet, or the samples of each shard.
@@ -128,20 +135,32 @@ def plan_shards(cluster: "Cluster", shards_or_counts: Shards | Sequence[int] | n
         warnings.warn(doubt, stacklevel=2)
     staging = Staging.of(cluster, workload.data_site, staged_epochs)
     limits = epoch.limits(pinned, forbidden, least_samples) | {
-        "pipes": staging.pipes, "prices": staging.prices(epoch.of_rank("price_per_second"), budget)}
+        "pipes": staging.pipes,
+        "prices": staging.prices(epoch.of_rank("price_per_second"), budget),
+    }
 
     def allocate(delay_seconds):
         delays = epoch.steps * delay_seconds[list(cluster.site_of_rank)]
-        return allocate_shards(epoch.samples, epoch.seconds_per_sample, objective=aim, then=then,
-                               nodes=nodes, fixed_seconds=epoch.fixed_seconds + delays, **limits)
+        return allocate_shards(
+            epoch.samples,
+            epoch.seconds_per_sample,
+            objective=aim,
+            then=then,
+            nodes=nodes,
+            fixed_seconds=epoch.fixed_seconds + delays,
+            **limits,
+        )
 
     even_seconds = epoch.samples.sum() / sum(cluster.rates) / epoch.steps
-    exchange = (aim.exchange(cluster, workload, epoch.steps, even_seconds)
-                or Exchange(cluster, workload, 0))
+    exchange = aim.exchange(cluster, workload, epoch.steps, even_seconds) or Exchange(
+        cluster, workload, 0
+    )
     placed = exchange.place(allocate)
     time_alone = len(aim.terms) == 1 and staged_epochs is None
-    return replace(_told(objective, epoch, staging, exchange, placed, time_alone),
-                   data=getattr(shards_or_counts, "digest", None))
+    return replace(
+        _told(objective, epoch, staging, exchange, placed, time_alone),
+        data=getattr(shards_or_counts, "digest", None),
+    )
 
 
 def _told(objective, epoch, staging, exchange, placed, time_alone):
@@ -150,8 +169,10 @@ def _told(objective, epoch, staging, exchange, placed, time_alone):
     time_alone: the objective is the time of an epoch, and nothing else.
     """
     cluster, workload, found, steps = epoch.cluster, epoch.workload, placed.allocation, epoch.steps
-    held, stored = (np.bincount(found.rank_of_shard, column, minlength=cluster.size)
-                    for column in (epoch.samples, epoch.nbytes))
+    held, stored = (
+        np.bincount(found.rank_of_shard, column, minlength=cluster.size)
+        for column in (epoch.samples, epoch.nbytes)
+    )
     computing = epoch.fixed_seconds + held / np.array(cluster.rates)
     terms = predict_step(cluster, held / steps, workload)
     own, floor = exchange.own_seconds(cluster, terms["compute"]), exchange.floor_seconds
@@ -160,18 +181,29 @@ def _told(objective, epoch, staging, exchange, placed, time_alone):
     bound = max(floor, placed.least_seconds + own)
     shadow = _shadow_prices(cluster, found, exchange.link_prices(placed, terms["compute"], value))
     return Plan(
-        rank_of_shard=found.rank_of_shard, samples_of_rank=tuple(held.astype(int).tolist()),
-        seconds_of_rank=tuple((computing / steps).tolist()), steps=steps,
-        step_seconds=sum(terms.values()), epoch_seconds=steps * sum(terms.values()),
+        rank_of_shard=found.rank_of_shard,
+        samples_of_rank=tuple(held.astype(int).tolist()),
+        seconds_of_rank=tuple((computing / steps).tolist()),
+        steps=steps,
+        step_seconds=sum(terms.values()),
+        epoch_seconds=steps * sum(terms.values()),
         staging_seconds=staging_seconds(cluster, stored.tolist(), workload.data_site),
         fair_staging_seconds=fair_staging_seconds(cluster, stored.tolist(), workload.data_site),
-        objective=objective, objective_seconds=value, lower_bound_seconds=bound,
+        objective=objective,
+        objective_seconds=value,
+        lower_bound_seconds=bound,
         gap=max(0.0, value / bound - 1) if placed.least_seconds > 0 else found.gap,
         stopped=found.stopped,
-        money=float(epoch.of_rank("price_per_second") @ (held / np.array(cluster.rates))
-                    + staging.money_per_byte @ stored / staging.epochs),
-        terms=terms, bound_by=bound_by(cluster, terms, computing / steps), shadow_prices=shadow,
-        sentences=price_sentences(cluster, shadow, value), warnings=bits_taken_for_bytes(cluster))
+        money=float(
+            epoch.of_rank("price_per_second") @ (held / np.array(cluster.rates))
+            + staging.money_per_byte @ stored / staging.epochs
+        ),
+        terms=terms,
+        bound_by=bound_by(cluster, terms, computing / steps),
+        shadow_prices=shadow,
+        sentences=price_sentences(cluster, shadow, value),
+        warnings=bits_taken_for_bytes(cluster),
+    )
 
 
 def _shadow_prices(cluster, found, link_prices):

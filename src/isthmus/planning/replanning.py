@@ -37,8 +37,10 @@ def moving_seconds(cluster, nbytes, old, new):
     carried = np.asarray(nbytes, float)[moved]
     source, target = np.asarray(old)[moved], np.asarray(new)[moved]
     rate = np.array([cluster.sites[site].network.bytes_per_second for site in cluster.site_of_rank])
-    seconds = max(float((np.bincount(end, carried, minlength=cluster.size) / rate).max())
-                  for end in (source, target))
+    seconds = max(
+        float((np.bincount(end, carried, minlength=cluster.size) / rate).max())
+        for end in (source, target)
+    )
     site, sites, busy = np.array(cluster.site_of_rank), len(cluster.names), {}
     latency = max(cluster.sites[here].network.latency_seconds for here in {*site[source], *site[target]})
     between = np.bincount(site[source] * sites + site[target], carried, minlength=sites**2)
@@ -83,17 +85,31 @@ class Replanner:
     warm: start the linear programme from its last solution, where highspy is installed.
     """
 
-    def __init__(self, cluster, shards_or_counts, workload, *, objective="makespan", pinned=None,
-                 forbidden=None, least_samples=0, warm=True):
+    def __init__(
+        self,
+        cluster,
+        shards_or_counts,
+        workload,
+        *,
+        objective="makespan",
+        pinned=None,
+        forbidden=None,
+        least_samples=0,
+        warm=True,
+    ):
         self.objective = make_objective(objective).on(cluster)
         self.objective.require("replanning")
         epoch = Epoch.of(cluster, shards_or_counts, workload)
         self.cluster, self.workload, self.steps = cluster, workload, epoch.steps
         self.problem = make_problem(
-            epoch.samples, epoch.seconds_per_sample, fixed_seconds=epoch.fixed_seconds,
-            **epoch.limits(pinned, forbidden, least_samples))
+            epoch.samples,
+            epoch.seconds_per_sample,
+            fixed_seconds=epoch.fixed_seconds,
+            **epoch.limits(pinned, forbidden, least_samples),
+        )
         self.exchange = self.objective.exchange(
-            cluster, workload, self.steps, self.problem.ideal_seconds / self.steps)
+            cluster, workload, self.steps, self.problem.ideal_seconds / self.steps
+        )
         self.delay_seconds = self.steps * self.exchange.delay_of_rank()
         self.programme = MovingProgramme(cluster, self._delayed(self.problem), warm)
 
@@ -120,15 +136,24 @@ class Replanner:
         step = problem.seconds_of(units) / self.steps
         following = following_seconds(self.cluster, self.workload, step)
         return Replanned(
-            chosen, tuple(np.flatnonzero(chosen != old).tolist()), tuple(units.astype(int).tolist()),
-            tuple(step.tolist()), float(step.max()) + following, stay, best,
-            moving_seconds(self.cluster, problem.nbytes, old, chosen), min(bound, best))
+            chosen,
+            tuple(np.flatnonzero(chosen != old).tolist()),
+            tuple(units.astype(int).tolist()),
+            tuple(step.tolist()),
+            float(step.max()) + following,
+            stay,
+            best,
+            moving_seconds(self.cluster, problem.nbytes, old, chosen),
+            min(bound, best),
+        )
 
     def _with_rates(self, samples_per_second):
         rates = np.asarray(samples_per_second, float)
         if rates.shape != (self.problem.ranks,) or not (np.isfinite(rates) & (rates > 0)).all():
-            raise ValueError(f"samples_per_second must hold {self.problem.ranks} positive numbers, one "
-                             f"a rank, not {rates.tolist()}")
+            raise ValueError(
+                f"samples_per_second must hold {self.problem.ranks} positive numbers, one "
+                f"a rank, not {rates.tolist()}"
+            )
         return replace(self.problem, seconds_per_unit=1 / rates)
 
     def _delayed(self, problem):
@@ -147,8 +172,10 @@ class Replanner:
     def _seconds(self, problem, old, new, epochs):
         """Return the seconds of moving from `old` to `new` and of `epochs` epochs there."""
         step = problem.seconds_of(loads(problem, new)[0]) / self.steps
-        return float(moving_seconds(self.cluster, problem.nbytes, old, new)
-                     + epochs * self.steps * (step.max() + self.exchange.beyond_seconds(step)))
+        return float(
+            moving_seconds(self.cluster, problem.nbytes, old, new)
+            + epochs * self.steps * (step.max() + self.exchange.beyond_seconds(step))
+        )
 
     def _least_exchange(self, problem, old):
         """Return seconds of a step that come on top of the programme's in any plan."""
@@ -173,8 +200,7 @@ def move_towards(problem, site_of_rank, rank_of_shard, target):
             if 2 * above < problem.sizes[mine[-1]]:
                 break
             lacking = target - units
-            fits = (problem.may_hold(shard) & (2 * lacking >= size)
-                    & (stored + nbytes <= problem.storage))
+            fits = problem.may_hold(shard) & (2 * lacking >= size) & (stored + nbytes <= problem.storage)
             if 2 * above < size or units[giver] - size < problem.least[giver] or not fits.any():
                 continue
             near = fits & (site_of_rank == site_of_rank[giver])

@@ -17,8 +17,10 @@ def bound_by(cluster, terms, seconds_of_rank):
     share = f"{1e3 * terms[name]:.1f} ms of {1e3 * whole:.1f} ms a step"
     if name == "compute":
         rank = int(np.argmax(seconds_of_rank))
-        return (f"bound by computing on rank {rank} of site "
-                f"{cluster.names[cluster.site_of_rank[rank]]}: {share}")
+        return (
+            f"bound by computing on rank {rank} of site "
+            f"{cluster.names[cluster.site_of_rank[rank]]}: {share}"
+        )
     if name == "links":
         slowest = min(cluster.links, key=lambda link: link.bytes_per_second)
         return f"bound by the link {slowest.source} > {slowest.target}: {share}"
@@ -30,23 +32,38 @@ def price_sentences(cluster, shadow_prices, whole_seconds):
 
     To first order: from the slopes, which hold while the same limits bind.
     """
-    rate, storage = (np.bincount(cluster.site_of_rank, np.array(shadow_prices[name]) * weights)
-                     for name, weights in (("rate", cluster.rates), ("storage", 1.0)))
+    rate, storage = (
+        np.bincount(cluster.site_of_rank, np.array(shadow_prices[name]) * weights)
+        for name, weights in (("rate", cluster.rates), ("storage", 1.0))
+    )
     offers, names = [], link_names(cluster)
     tiers = {site.name: site.tier for site in cluster.sites}
     for name, price in shadow_prices["link"].items():
         links = [cluster.links[number] for number in names[name]]
-        offers.append((price * min(link.bytes_per_second for link in links),
-                       f"10 % more on {_called(tiers, links[0], name)}"))
+        offers.append(
+            (
+                price * min(link.bytes_per_second for link in links),
+                f"10 % more on {_called(tiers, links[0], name)}",
+            )
+        )
     for index, site in enumerate(cluster.sites):
         offers.append((float(rate[index]), f"10 % more computing on every rank of {site.name}"))
         if np.isfinite(site.storage_nbytes):
-            offers.append((float(storage[index] * site.storage_nbytes),
-                           f"10 % more storage on every rank of {site.name}"))
-    offers = [(0.1 * worth, what) for worth, what in offers
-              if 0.1 * worth >= max(WORTH_SAYING * whole_seconds, 1e-12)]
-    return tuple(f"{what} saves {saved:.3g} s an epoch"
-                 for saved, what in sorted(offers, key=lambda offer: -offer[0]))
+            offers.append(
+                (
+                    float(storage[index] * site.storage_nbytes),
+                    f"10 % more storage on every rank of {site.name}",
+                )
+            )
+    offers = [
+        (0.1 * worth, what)
+        for worth, what in offers
+        if 0.1 * worth >= max(WORTH_SAYING * whole_seconds, 1e-12)
+    ]
+    return tuple(
+        f"{what} saves {saved:.3g} s an epoch"
+        for saved, what in sorted(offers, key=lambda offer: -offer[0])
+    )
 
 
 def _called(tiers, link, name):
@@ -65,7 +82,11 @@ def bits_taken_for_bytes(cluster):
         faster = rate > 4 * min(network[link.source], network[link.target])
         if rate in BIT_RATES or faster:
             why = "faster than the network of a site it joins" if faster else "a usual rate in bits"
-            told.setdefault(link_name(link), (
-                f"link {link_name(link)}: bytes_per_second = {rate:g} is {why}; if it was meant in "
-                f"bits per second, write {rate / 8:g}"))
+            told.setdefault(
+                link_name(link),
+                (
+                    f"link {link_name(link)}: bytes_per_second = {rate:g} is {why}; if it was meant in "
+                    f"bits per second, write {rate / 8:g}"
+                ),
+            )
     return tuple(told.values())

@@ -21,8 +21,13 @@ class LocalSamples:
     are, in the order of the rows; manifest: of the set that they are from.
     """
 
-    def __init__(self, arrays: dict[str, np.ndarray], received_nbytes: int = 0,
-                 shards: tuple[int, ...] = (), manifest: "Manifest | None" = None):
+    def __init__(
+        self,
+        arrays: dict[str, np.ndarray],
+        received_nbytes: int = 0,
+        shards: tuple[int, ...] = (),
+        manifest: "Manifest | None" = None,
+    ):
         self.arrays, self.received_nbytes = arrays, received_nbytes
         self.shards, self.manifest = shards, manifest
         self.samples: int = len(next(iter(arrays.values())))
@@ -31,8 +36,15 @@ class LocalSamples:
     def nbytes(self) -> int:
         return sum(values.nbytes for values in self.arrays.values())
 
-    def batches(self, size: int | None = None, seed: int = 0, *, steps: int | None = None,
-                epoch: int = 0, start: int = 0) -> Iterator[tuple[np.ndarray, ...]]:
+    def batches(
+        self,
+        size: int | None = None,
+        seed: int = 0,
+        *,
+        steps: int | None = None,
+        epoch: int = 0,
+        start: int = 0,
+    ) -> Iterator[tuple[np.ndarray, ...]]:
         """Yield tuples of the arrays' rows, in one random order that depends on (seed, epoch) alone.
 
         size: samples of a batch, the last may be short. Or steps: exactly so many batches, of sizes
@@ -45,8 +57,10 @@ class LocalSamples:
             bounds = [*range(0, self.samples, whole("size", size, least=1)), self.samples]
         else:
             bounds = part_bounds(self.samples, whole("steps", steps, least=1))
-        seed, epoch, start = (whole(name, value, least=0) for name, value in (
-            ("seed", seed), ("epoch", epoch), ("start", start)))
+        seed, epoch, start = (
+            whole(name, value, least=0)
+            for name, value in (("seed", seed), ("epoch", epoch), ("start", start))
+        )
         order = np.random.Generator(np.random.PCG64([seed, epoch])).permutation(self.samples)
         for first, last in list(itertools.pairwise(bounds))[start:]:
             rows = order[first:last]

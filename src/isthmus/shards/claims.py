@@ -10,6 +10,8 @@ MOST_TIMES = 40_000
 def check_claim(path, claimed_nbytes, stored_nbytes):
     """Raise ShardError if `path` claims to be far more bytes than those stored can be."""
     if claimed_nbytes > max(HARMLESS_NBYTES, MOST_TIMES * stored_nbytes):
-        raise ShardError(f"{path}: claims to hold {claimed_nbytes:,} bytes and has {stored_nbytes:,}; "
-                         "nothing real is that small: fetch it from whom you trust, or write all its "
-                         "numbers")
+        raise ShardError(
+            f"{path}: claims to hold {claimed_nbytes:,} bytes and has {stored_nbytes:,}; "
+            "nothing real is that small: fetch it from whom you trust, or write all its "
+            "numbers"
+        )

@@ -74,14 +74,19 @@ class Manifest(FrozenModel):
     def digest(self) -> str:
         """SHA-256 of all samples and how they are cut into shards, whatever files they are in."""
         arrays = [[name, array.shape, array.dtype] for name, array in self.arrays.items()]
-        shards = [[shard.samples, *(shard.arrays_sha256[name] for name in self.arrays)]
-                  for shard in self.shards]
+        shards = [
+            [shard.samples, *(shard.arrays_sha256[name] for name in self.arrays)]
+            for shard in self.shards
+        ]
         return hashlib.sha256(dumps([arrays, shards]).encode()).hexdigest()
 
     def told(self) -> dict[str, Any]:
         """Return what a run says of the samples that it learnt from."""
-        return {"samples": sum(shard.samples for shard in self.shards), "shards": len(self.shards),
-                "sha256": self.digest}
+        return {
+            "samples": sum(shard.samples for shard in self.shards),
+            "shards": len(self.shards),
+            "sha256": self.digest,
+        }
 
     @classmethod
     def of(cls, table: dict[str, Any], source: str | PathLike[str]) -> Self:
@@ -93,8 +98,10 @@ class Manifest(FrozenModel):
             raise ShardError(f"{source}: claims more bytes than there are anywhere; pack the data again")
         for shard in manifest.shards:
             if shard.arrays_sha256.keys() != manifest.arrays.keys():
-                raise ShardError(f"{source}: {shard.file} lists arrays {list(shard.arrays_sha256)}, "
-                                 f"the set {list(manifest.arrays)}; pack the data again")
+                raise ShardError(
+                    f"{source}: {shard.file} lists arrays {list(shard.arrays_sha256)}, "
+                    f"the set {list(manifest.arrays)}; pack the data again"
+                )
         return manifest
 
     @classmethod
@@ -105,11 +112,14 @@ class Manifest(FrozenModel):
             with open_plain(path) as file:
                 table = json.loads(file.read(), object_pairs_hook=lambda pairs: _table(pairs, path))
         except FileNotFoundError:
-            raise ShardError(f"{path}: no such file; pack the data with `isthmus pack`, or name the "
-                             "folder that holds manifest.json") from None
+            raise ShardError(
+                f"{path}: no such file; pack the data with `isthmus pack`, or name the "
+                "folder that holds manifest.json"
+            ) from None
         except (OSError, ValueError, RecursionError) as problem:
-            raise ShardError(f"{path}: cannot be read: "
-                             f"{explained(problem, 'pack the data again')}") from None
+            raise ShardError(
+                f"{path}: cannot be read: {explained(problem, 'pack the data again')}"
+            ) from None
         return cls.of(table, path)
 
     def write(self, folder: str | PathLike[str]) -> None:

@@ -25,12 +25,18 @@ def move_shards(tiers, local, old, new, piece_nbytes=PIECE_NBYTES):
     given = [shard for shard in local.shards if new[shard] != world.rank]
     taken = [shard for shard in mine if old[shard] != world.rank]
     arrays = together(world, lambda: room_for(manifest, mine))
-    before, after = (places_of(manifest, shards, values)
-                     for shards, values in ((local.shards, local.arrays), (mine, arrays)))
-    requests = [world.Irecv(piece, int(old[shard]))
-                for shard, piece in _messages(manifest, taken, after, piece_nbytes)]
-    requests += [world.Isend(piece, int(new[shard]))
-                 for shard, piece in _messages(manifest, given, before, piece_nbytes)]
+    before, after = (
+        places_of(manifest, shards, values)
+        for shards, values in ((local.shards, local.arrays), (mine, arrays))
+    )
+    requests = [
+        world.Irecv(piece, int(old[shard]))
+        for shard, piece in _messages(manifest, taken, after, piece_nbytes)
+    ]
+    requests += [
+        world.Isend(piece, int(new[shard]))
+        for shard, piece in _messages(manifest, given, before, piece_nbytes)
+    ]
     for shard in set(mine) & set(local.shards):
         for name in manifest.arrays:
             after[shard, name][:] = before[shard, name]
@@ -47,7 +53,7 @@ def _messages(manifest, shards, places, piece_nbytes):
         for name, array in manifest.arrays.items():
             rows, place = rows_of_piece(array, piece_nbytes), places[shard, name]
             for first in range(0, len(place), rows):
-                yield shard, place[first:first + rows].reshape(-1).view("u1")
+                yield shard, place[first : first + rows].reshape(-1).view("u1")
 
 
 def _check(manifest, taken, places, source):
@@ -58,4 +64,5 @@ def _check(manifest, taken, places, source):
             if hashlib.sha256(place.data if place.size else b"").hexdigest() != digest:
                 raise ShardError(
                     f"{manifest.shards[shard].file}: dataset {name!r} is not what the manifest says "
-                    f"after its way from rank {source[shard]}; check that machine's memory and network")
+                    f"after its way from rank {source[shard]}; check that machine's memory and network"
+                )

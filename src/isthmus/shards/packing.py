@@ -25,8 +25,13 @@ START = b"\x89HDF\r\n\x1a\n\x03"  # of HDF5 files in the format of version 1.10
 COMPRESSIONS = ("lz4", "zstd", "gzip", "none")
 
 
-def pack_shards(arrays: Mapping[str, npt.ArrayLike], folder: str | os.PathLike[str], shards: int = 64,
-                compression: str = "lz4", overwrite: bool = False) -> ShardSet:
+def pack_shards(
+    arrays: Mapping[str, npt.ArrayLike],
+    folder: str | os.PathLike[str],
+    shards: int = 64,
+    compression: str = "lz4",
+    overwrite: bool = False,
+) -> ShardSet:
     """Pack `arrays`, name -> array with one row a sample, into `shards` HDF5 files in `folder`.
 
     Each file is written under a temporary name and renamed, chunked, compressed and checksummed;
@@ -44,25 +49,37 @@ def pack_shards(arrays: Mapping[str, npt.ArrayLike], folder: str | os.PathLike[s
     lengths = {name: len(values) for name, values in columns.items()}
     if len(set(lengths.values())) > 1:
         told = ", ".join(f"{name} has {length}" for name, length in lengths.items())
-        raise ShardError(f"arrays must have one row a sample, as many as each other: {told}; give "
-                         "arrays of the same samples")
+        raise ShardError(
+            f"arrays must have one row a sample, as many as each other: {told}; give "
+            "arrays of the same samples"
+        )
     samples = next(iter(lengths.values()))
     if compression not in COMPRESSIONS:
-        raise ShardError(f"compression must be one of {', '.join(COMPRESSIONS)}, "
-                         f"not {compression!r}")
+        raise ShardError(f"compression must be one of {', '.join(COMPRESSIONS)}, not {compression!r}")
     if not 1 <= shards <= max(samples, 1):
         raise ShardError(f"{samples} samples cannot make {shards} shards; ask for 1 to {samples}")
     with _new_set(folder, shards, overwrite) as names:
         entries = []
         for file, (first, last) in zip(names, itertools.pairwise(part_bounds(samples, shards))):
             part = {name: values[first:last] for name, values in columns.items()}
-            entries.append({
-                "file": file, "samples": last - first,
-                "sha256": write_shard(folder / file, part, compression),
-                "arrays_sha256": {name: _sha256(values) for name, values in part.items()}})
-        Manifest.of({"arrays": {
-            name: {"shape": values.shape[1:], "dtype": values.dtype.str}
-            for name, values in columns.items()}, "shards": entries}, folder / NAME).write(folder)
+            entries.append(
+                {
+                    "file": file,
+                    "samples": last - first,
+                    "sha256": write_shard(folder / file, part, compression),
+                    "arrays_sha256": {name: _sha256(values) for name, values in part.items()},
+                }
+            )
+        Manifest.of(
+            {
+                "arrays": {
+                    name: {"shape": values.shape[1:], "dtype": values.dtype.str}
+                    for name, values in columns.items()
+                },
+                "shards": entries,
+            },
+            folder / NAME,
+        ).write(folder)
     return ShardSet.open(folder)
 
 
@@ -77,17 +94,22 @@ def _new_set(folder, shards, overwrite):
     with _alone(folder):
         standing = _standing(folder)
         if standing is not None and not overwrite:
-            raise ShardError(f"{folder}: already holds a packed set; choose another folder, or "
-                             "overwrite it with --overwrite")
+            raise ShardError(
+                f"{folder}: already holds a packed set; choose another folder, or "
+                "overwrite it with --overwrite"
+            )
         standing = standing or set()
         remove_leftovers(folder)
         _remove(folder, _shards_in(folder) - standing)
-        names = next(names for times in itertools.count()
-                     if not standing & set(names := _names(shards, times)))
+        names = next(
+            names for times in itertools.count() if not standing & set(names := _names(shards, times))
+        )
         strange = next((name for name in names if os.path.lexists(folder / name)), None)
         if strange and not overwrite:
-            raise ShardError(f"{folder / strange}: is there, and is of no packed set; choose another "
-                             "folder, or overwrite it with --overwrite")
+            raise ShardError(
+                f"{folder / strange}: is there, and is of no packed set; choose another "
+                "folder, or overwrite it with --overwrite"
+            )
         try:
             yield names
         finally:  # also where something fails before or after the new manifest is there
@@ -109,9 +131,14 @@ def _use_plain_names(folder):
         for name, plain in pairs:
             os.link(folder / name, folder / plain)
             linked.append(plain)
-        manifest.model_copy(update={"shards": tuple(
-            shard.model_copy(update={"file": plain})
-            for shard, (_, plain) in zip(manifest.shards, pairs))}).write(folder)
+        manifest.model_copy(
+            update={
+                "shards": tuple(
+                    shard.model_copy(update={"file": plain})
+                    for shard, (_, plain) in zip(manifest.shards, pairs)
+                )
+            }
+        ).write(folder)
     _remove(folder, {*names, *linked} - _standing(folder))
 
 
@@ -121,8 +148,9 @@ def _alone(folder):
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError as problem:
-        raise OutputError(f"{folder}: cannot be listed: "
-                          f"{explained(problem, 'choose another folder')}") from None
+        raise OutputError(
+            f"{folder}: cannot be listed: {explained(problem, 'choose another folder')}"
+        ) from None
     try:
         with suppress(OSError):
             _lock(descriptor, folder)
@@ -135,8 +163,10 @@ def _lock(descriptor, folder):
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise OutputError(f"{folder}: another process packs into this folder; wait until it ends, or "
-                          "choose another folder") from None
+        raise OutputError(
+            f"{folder}: another process packs into this folder; wait until it ends, or "
+            "choose another folder"
+        ) from None
 
 
 def _standing(folder):
@@ -187,8 +217,10 @@ def _checked(name, values):
     if not str(name).isidentifier():
         raise ShardError(f"array {name!r}: a name is letters, digits and underscores")
     if values.dtype.kind not in NUMBERS:
-        raise ShardError(f"array {name!r} is of dtype {values.dtype}; shards hold numbers: integers, "
-                         "floats or booleans")
+        raise ShardError(
+            f"array {name!r} is of dtype {values.dtype}; shards hold numbers: integers, "
+            "floats or booleans"
+        )
     if values.ndim == 0:
         raise ShardError(f"array {name!r} is a single number; give one row a sample")
     return values.astype(values.dtype.newbyteorder("<"), copy=False)

@@ -34,8 +34,9 @@ class Delivery:
     target: int
 
 
-def scatter_shards(tiers: "Tiers", shards: ShardSet | None, plan: Placement,
-                   piece_nbytes: int = PIECE_NBYTES) -> LocalSamples:
+def scatter_shards(
+    tiers: "Tiers", shards: ShardSet | None, plan: Placement, piece_nbytes: int = PIECE_NBYTES
+) -> LocalSamples:
     """Return this rank's LocalSamples, verified on arrival. Collective over `tiers.world`.
 
     shards: a ShardSet on ranks that see the folder, None elsewhere. plan: anything with
@@ -46,19 +47,26 @@ def scatter_shards(tiers: "Tiers", shards: ShardSet | None, plan: Placement,
     """
     world = tiers.world
     sees = gather_json(world, shards is not None)
-    require(world, any(sees), ShardError, "no rank sees the folder of shards; mend its path, or "
-            "start a rank where the folder is")
-    table = broadcast_json(world, shards and shards.manifest.model_dump(mode="json"),
-                           sees.index(True))
+    require(
+        world,
+        any(sees),
+        ShardError,
+        "no rank sees the folder of shards; mend its path, or start a rank where the folder is",
+    )
+    table = broadcast_json(world, shards and shards.manifest.model_dump(mode="json"), sees.index(True))
     manifest = Manifest.of(table, "manifest")
     together(world, lambda: _check_plan(manifest, shards, plan, world.size))
     mine = plan.shards_of_rank[world.rank]
     arrays = together(world, lambda: room_for(manifest, mine))
     places = places_of(manifest, mine, arrays)
-    deliveries = [delivery for delivery in _deliveries(plan, sees)
-                  if world.rank in (delivery.source, delivery.target)]
-    received = together(world, lambda: _deliver(world, shards, manifest, deliveries, places,
-                                                piece_nbytes))
+    deliveries = [
+        delivery
+        for delivery in _deliveries(plan, sees)
+        if world.rank in (delivery.source, delivery.target)
+    ]
+    received = together(
+        world, lambda: _deliver(world, shards, manifest, deliveries, places, piece_nbytes)
+    )
     return LocalSamples(arrays, received, tuple(mine), manifest)
 
 
@@ -89,7 +97,7 @@ def _read_own(shards, number, places):
         for name in shard.arrays:
             first = 0
             for piece in shard.pieces(name):
-                places[number, name][first:first + len(piece)] = piece
+                places[number, name][first : first + len(piece)] = piece
                 first += len(piece)
 
 
@@ -130,10 +138,12 @@ def _receive(world, manifest, delivery, places, piece_nbytes):
         for rows in [*_sizes(manifest, delivery.shard, name, piece_nbytes), 0]:
             world.Recv(well, delivery.source)
             if not well[0]:
-                raise ShardError(f"{shard.file}: rank {delivery.source} could not read it; fetch the "
-                                 "file there again, or pack again")
+                raise ShardError(
+                    f"{shard.file}: rank {delivery.source} could not read it; fetch the "
+                    "file there again, or pack again"
+                )
             if rows:
-                piece = places[delivery.shard, name][first:first + rows]
+                piece = places[delivery.shard, name][first : first + rows]
                 world.Recv(piece.reshape(-1).view(np.uint8), delivery.source)
                 digest.update(piece.data if piece.size else b"")
                 first += rows
@@ -141,8 +151,10 @@ def _receive(world, manifest, delivery, places, piece_nbytes):
         if digest.hexdigest() != shard.arrays_sha256[name]:
             changed.append(name)
     if changed:
-        raise ShardError(f"{shard.file}: dataset {changed[0]!r} is not what the manifest says after its "
-                         f"way from rank {delivery.source}; check that machine's memory and network")
+        raise ShardError(
+            f"{shard.file}: dataset {changed[0]!r} is not what the manifest says after its "
+            f"way from rank {delivery.source}; check that machine's memory and network"
+        )
     return received
 
 
@@ -169,11 +181,14 @@ def room_for(manifest, mine):
     """Return name -> empty array with a row for each sample of the shards `mine`."""
     rows = sum(manifest.shards[shard].samples for shard in mine)
     try:
-        return {name: np.empty((rows, *array.shape), array.dtype)
-                for name, array in manifest.arrays.items()}
+        return {
+            name: np.empty((rows, *array.shape), array.dtype) for name, array in manifest.arrays.items()
+        }
     except (MemoryError, ValueError):
-        raise ShardError(f"{rows} samples do not fit in this rank's memory; set storage_nbytes of "
-                         "its site in the cluster file") from None
+        raise ShardError(
+            f"{rows} samples do not fit in this rank's memory; set storage_nbytes of "
+            "its site in the cluster file"
+        ) from None
 
 
 def places_of(manifest, mine, arrays):
@@ -189,17 +204,23 @@ def places_of(manifest, mine, arrays):
 
 def _check_plan(manifest, shards, plan, ranks):
     if len(plan.shards_of_rank) != ranks:
-        raise ShardError(f"the plan is for {len(plan.shards_of_rank)} ranks, this job has {ranks}; "
-                         "plan again")
+        raise ShardError(
+            f"the plan is for {len(plan.shards_of_rank)} ranks, this job has {ranks}; plan again"
+        )
     for mine in plan.shards_of_rank:
         for shard in mine:
             if not 0 <= shard < len(manifest.shards):
-                raise ShardError(f"the plan names shard {shard}, the set has shards 0 to "
-                                 f"{len(manifest.shards) - 1}; plan again")
+                raise ShardError(
+                    f"the plan names shard {shard}, the set has shards 0 to "
+                    f"{len(manifest.shards) - 1}; plan again"
+                )
     made_for = getattr(plan, "data", None)
     if made_for not in (None, manifest.digest):
-        raise ShardError(f"the plan was made for other samples (SHA-256 {made_for:.12}, not "
-                         f"{manifest.digest:.12}); plan again")
+        raise ShardError(
+            f"the plan was made for other samples (SHA-256 {made_for:.12}, not "
+            f"{manifest.digest:.12}); plan again"
+        )
     if shards is not None and shards.manifest != manifest:
-        raise ShardError(f"{shards.folder}: holds another set than the other ranks see; "
-                         "copy one set to all of them")
+        raise ShardError(
+            f"{shards.folder}: holds another set than the other ranks see; copy one set to all of them"
+        )

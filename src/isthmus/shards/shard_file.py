@@ -63,8 +63,9 @@ class ShardSet:
 
     @property
     def arrays(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-        return {name: (array.shape, np.dtype(array.dtype))
-                for name, array in self.manifest.arrays.items()}
+        return {
+            name: (array.shape, np.dtype(array.dtype)) for name, array in self.manifest.arrays.items()
+        }
 
     def verify(self) -> None:
         """Check every file's SHA-256; ShardError names the file that is missing, cut or changed."""
@@ -74,8 +75,10 @@ class ShardSet:
     def read(self, number: int) -> dict[str, np.ndarray]:
         """Return name -> array of shard `number`, checked against the manifest."""
         with self.opened(number) as shard:
-            return {name: np.concatenate([np.empty((0, *shape), dtype), *shard.pieces(name)])
-                    for name, (shape, dtype) in self.arrays.items()}
+            return {
+                name: np.concatenate([np.empty((0, *shape), dtype), *shard.pieces(name)])
+                for name, (shape, dtype) in self.arrays.items()
+            }
 
     def pieces(self, number: int, name: str, piece_nbytes: int = PIECE_NBYTES) -> Iterator[np.ndarray]:
         """Yield the rows of array `name` of shard `number`, at most `piece_nbytes` at a time.
@@ -93,6 +96,7 @@ class ShardSet:
         HDF5 sees no byte of a file before the digest of all of them is the manifest's.
         """
         import h5py
+
         with self._whole(number) as plain:
             shard, stored = self.manifest.shards[number], os.fstat(plain.fileno()).st_size
             sample = sum(array.sample_nbytes for array in self.manifest.arrays.values())
@@ -100,8 +104,10 @@ class ShardSet:
             try:
                 file = h5py.File(plain, "r")
             except OSError as problem:
-                raise ShardError(f"{plain.name}: cannot be opened as HDF5: "
-                                 f"{explained(problem, 'pack the data again')}") from None
+                raise ShardError(
+                    f"{plain.name}: cannot be opened as HDF5: "
+                    f"{explained(problem, 'pack the data again')}"
+                ) from None
             with file:
                 yield OpenShard(file, plain.name, shard, self.manifest.arrays, stored)
 
@@ -117,16 +123,19 @@ class ShardSet:
             raise ShardError(f"{path}: cannot be read: {explained(problem, fetch)}") from None
         if digest != shard.sha256:
             file.close()
-            raise ShardError(f"{path}: its SHA-256 is not the manifest's: the file is cut, damaged or "
-                             "of another set; fetch it again, or pack the data again")
+            raise ShardError(
+                f"{path}: its SHA-256 is not the manifest's: the file is cut, damaged or "
+                "of another set; fetch it again, or pack the data again"
+            )
         return file
 
 
 class OpenShard:
     """One shard's file, whole as a file: its arrays piece by piece, against the manifest's digests."""
 
-    def __init__(self, file: "h5py.File", path: str, shard: Shard, arrays: dict[str, Array],
-                 stored_nbytes: int):
+    def __init__(
+        self, file: "h5py.File", path: str, shard: Shard, arrays: dict[str, Array], stored_nbytes: int
+    ):
         self.file, self.path, self.shard, self.arrays = file, path, shard, arrays
         self.stored_nbytes = stored_nbytes
 
@@ -137,19 +146,24 @@ class OpenShard:
         try:
             dataset = self._dataset(name, (samples, *array.shape), np.dtype(array.dtype))
             for first in range(0, samples, rows):
-                piece = dataset[first:min(first + rows, samples)]
+                piece = dataset[first : min(first + rows, samples)]
                 digest.update(piece.data if piece.size else b"")
                 yield piece
         except (OSError, RuntimeError, KeyError, ValueError, TypeError) as problem:
-            raise ShardError(f"{self.path}: dataset {name!r} cannot be read: "
-                             f"{explained(problem, 'pack the data again')}") from None
+            raise ShardError(
+                f"{self.path}: dataset {name!r} cannot be read: "
+                f"{explained(problem, 'pack the data again')}"
+            ) from None
         if digest.hexdigest() != self.shard.arrays_sha256[name]:
-            raise ShardError(f"{self.path}: dataset {name!r} holds other numbers than the manifest "
-                             "says; fetch the manifest and the file again, or pack the data again")
+            raise ShardError(
+                f"{self.path}: dataset {name!r} holds other numbers than the manifest "
+                "says; fetch the manifest and the file again, or pack the data again"
+            )
 
     def _dataset(self, name, shape, dtype):
         """Return the dataset `name` if it is plain and is what the manifest says."""
         import h5py
+
         def refuse(why):
             raise ShardError(f"{self.path}: dataset {name!r} {why}; pack the data again")
 
@@ -179,13 +193,17 @@ def rows_of_piece(array, piece_nbytes):
 
 def write_shard(path, arrays, compression):
     """Write one shard file whole or not at all; return its SHA-256. The same arrays, the same bytes."""
+
     def fill(file):
         for name, values in arrays.items():
             layout = {}
             if values.size:  # HDF5 has no chunks of nothing
                 rows = max(1, CHUNK_NBYTES // (values.nbytes // len(values)))
-                layout = {"chunks": (min(rows, len(values)), *values.shape[1:]),
-                          "fletcher32": True, **_filters(compression)}
+                layout = {
+                    "chunks": (min(rows, len(values)), *values.shape[1:]),
+                    "fletcher32": True,
+                    **_filters(compression),
+                }
             file.create_dataset(name, data=values, track_times=False, **layout)
 
     content = hdf5_bytes(fill)
@@ -200,6 +218,7 @@ def _filters(compression):
     if compression == "gzip":
         return {"compression": "gzip", "shuffle": True}
     import hdf5plugin
+
     return dict(hdf5plugin.LZ4() if compression == "lz4" else hdf5plugin.Zstd(clevel=9))
 
 

@@ -47,10 +47,13 @@ def _file_and_member(source):
     """Return the file and the array that FILE or FILE:MEMBER means, whatever colons are in them."""
     if Path(source).exists():
         return source, ""
-    splits = [(source[:place], source[place + 1:])
-              for place, letter in enumerate(source) if letter == ":"]
-    return next((split for split in reversed(splits) if Path(split[0]).exists()),
-                splits[-1] if splits else (source, ""))
+    splits = [
+        (source[:place], source[place + 1 :]) for place, letter in enumerate(source) if letter == ":"
+    ]
+    return next(
+        (split for split in reversed(splits) if Path(split[0]).exists()),
+        splits[-1] if splits else (source, ""),
+    )
 
 
 def _is_hdf5(file):
@@ -94,8 +97,10 @@ def _from_idx(path, content, stored):
     """
     start = content.read(4)
     if len(start) < 4 or start[:2] != b"\0\0" or start[2] not in IDX_DTYPES:
-        raise ShardError(f"{path}: is not an IDX, NPZ or HDF5 file (it starts with "
-                         f"{start.hex(' ') or 'nothing'}); give one of these")
+        raise ShardError(
+            f"{path}: is not an IDX, NPZ or HDF5 file (it starts with "
+            f"{start.hex(' ') or 'nothing'}); give one of these"
+        )
     dtype, rank = np.dtype(IDX_DTYPES[start[2]]), start[3]
     sizes = content.read(4 * rank)
     if len(sizes) < 4 * rank:
@@ -106,8 +111,10 @@ def _from_idx(path, content, stored):
     numbers = content.read(expected + 1)
     if len(numbers) != expected:
         few = "fewer" if len(numbers) < expected else "more"
-        raise ShardError(f"{path}: its header says {expected} bytes of numbers and it has {few}; "
-                         "the file is cut or damaged")
+        raise ShardError(
+            f"{path}: its header says {expected} bytes of numbers and it has {few}; "
+            "the file is cut or damaged"
+        )
     return np.frombuffer(numbers, dtype).reshape(shape)
 
 
@@ -124,14 +131,17 @@ def _from_hdf5(path, member, file, columns_first=False):
     and vectors as matrices."""
     import h5py
     import hdf5plugin  # noqa: F401  registers LZ4 and Zstandard with HDF5
+
     with h5py.File(file, "r") as opened:
         arrays = []
-        opened.visititems(lambda name, item: arrays.append(name)
-                          if isinstance(item, h5py.Dataset) else None)
+        opened.visititems(
+            lambda name, item: arrays.append(name) if isinstance(item, h5py.Dataset) else None
+        )
         dataset = opened[_member(path, member.strip("/"), arrays)]
         if dataset.is_virtual or dataset.external:
-            raise ShardError(f"{path}: {dataset.name} keeps its numbers in another file; "
-                             "copy them into this one")
+            raise ShardError(
+                f"{path}: {dataset.name} keeps its numbers in another file; copy them into this one"
+            )
         for shape in (dataset.shape or (), dataset.chunks or ()):
             check_claim(path, math.prod(shape) * dataset.dtype.itemsize, _nbytes(file))
         values = dataset[()]

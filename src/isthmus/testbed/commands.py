@@ -29,9 +29,11 @@ def require_tools():
 def require_tun():
     """Raise EmulationError if latencies need a TUN device and there is none."""
     if not TUN.exists():
-        raise EmulationError(f"testbed: missing on this machine: {TUN}, and netem, of which latencies "
-                             "need one (modprobe tun, or modprobe sch_netem; in a container: "
-                             "--device /dev/net/tun)")
+        raise EmulationError(
+            f"testbed: missing on this machine: {TUN}, and netem, of which latencies "
+            "need one (modprobe tun, or modprobe sch_netem; in a container: "
+            "--device /dev/net/tun)"
+        )
 
 
 def program_path(name):
@@ -41,18 +43,35 @@ def program_path(name):
 
 def run(program, *arguments, lines=()):
     """Run a program and return what it prints; `lines` go to its standard input."""
-    done = subprocess.run([program_path(program), *arguments], text=True, capture_output=True,
-                          input="".join(f"{line}\n" for line in lines))
+    done = subprocess.run(
+        [program_path(program), *arguments],
+        text=True,
+        capture_output=True,
+        input="".join(f"{line}\n" for line in lines),
+    )
     if done.returncode:
         problem = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
-        cure = ("; in a container it needs --privileged, or CAP_SYS_ADMIN and CAP_NET_ADMIN"
-                if "not permitted" in problem or "denied" in problem else
-                "; `isthmus testbed down` removes what was made")
+        cure = (
+            "; in a container it needs --privileged, or CAP_SYS_ADMIN and CAP_NET_ADMIN"
+            if "not permitted" in problem or "denied" in problem
+            else "; `isthmus testbed down` removes what was made"
+        )
         raise EmulationError(f"testbed: `{' '.join([program, *arguments])}` failed: {problem}{cure}")
     return done.stdout
 
 
 def inside(namespace, host, *command):
     """Return the command that runs `command` in a namespace, on a machine that calls itself `host`."""
-    return [program_path("ip"), "netns", "exec", namespace, program_path("unshare"), "--uts", "sh", "-c",
-            'echo "$0" > /proc/sys/kernel/hostname && exec "$@"', host, *command]
+    return [
+        program_path("ip"),
+        "netns",
+        "exec",
+        namespace,
+        program_path("unshare"),
+        "--uts",
+        "sh",
+        "-c",
+        'echo "$0" > /proc/sys/kernel/hostname && exec "$@"',
+        host,
+        *command,
+    ]

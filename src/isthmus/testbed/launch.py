@@ -43,14 +43,17 @@ def run(cluster, command, stdout=None, name=NAME, run_note=None):
     """
     program = shutil.which(command[0])
     if program is None:
-        raise EmulationError(f"testbed: no program is called {command[0]!r}; after `--` comes what to "
-                             "start in each rank, as in: isthmus train RUN.toml")
+        raise EmulationError(
+            f"testbed: no program is called {command[0]!r}; after `--` comes what to "
+            "start in each rank, as in: isthmus train RUN.toml"
+        )
     wires = Wiring(cluster, name=name).wires
     made = up(cluster, name)
     with TemporaryDirectory(prefix="isthmus-") as folder:
         begun = Path(folder, "begun")  # a line a rank
-        line = line_on_testbed(cluster, ["sh", "-c", NOTE_BEGINNING, "isthmus", str(begun), program,
-                                      *command[1:]], name)
+        line = line_on_testbed(
+            cluster, ["sh", "-c", NOTE_BEGINNING, "isthmus", str(begun), program, *command[1:]], name
+        )
         try:
             before = counters(name)
             told = {TESTBED: name} | ({RUN_NOTE: str(run_note)} if run_note else {})
@@ -61,27 +64,46 @@ def run(cluster, command, stdout=None, name=NAME, run_note=None):
                 down(name)
         ranks = len(begun.read_text().splitlines()) if begun.exists() else 0
     if code == 0 and ranks < cluster.size:
-        raise EmulationError(f"testbed: {ranks} of {cluster.size} ranks began, and mpirun ended with "
-                             "code 0: it has lost a launch agent or a daemon; see its words above, and "
-                             "start it again")
-    return code, {site: {key: after[site][key] - before[site][key] for key in after[site]}
-                  for site in after}
+        raise EmulationError(
+            f"testbed: {ranks} of {cluster.size} ranks began, and mpirun ended with "
+            "code 0: it has lost a launch agent or a daemon; see its words above, and "
+            "start it again"
+        )
+    return code, {
+        site: {key: after[site][key] - before[site][key] for key in after[site]} for site in after
+    }
 
 
 def line_on_testbed(cluster, command, name=NAME):
     """Return the mpirun line: daemons through the agent, messages over the links alone."""
     agent = shlex.join([sys.executable, "-m", "isthmus.testbed.ssh_agent", f"testbed={name}"])
-    line = [mpirun(),
-            "--prtemca", "plm_ssh_agent", agent,
-            "--prtemca", "plm_ssh_no_tree_spawn", "1",
-            "--prtemca", "prte_if_include", CONTROL_NETWORK,
-            # Each daemon sees the ranks of its site alone, not that all sites share these cores: told
-            # nothing, waiting ranks would poll and keep the others from computing.
-            "--mca", "mpi_yield_when_idle", "1",
-            "--mca", "pml", "ob1",
-            "--mca", "btl", "tcp,self",
-            "--mca", "btl_tcp_if_include", RANKS_NETWORK,
-            *mca_arguments(tcp_settings(cluster).mca)]
+    line = [
+        mpirun(),
+        "--prtemca",
+        "plm_ssh_agent",
+        agent,
+        "--prtemca",
+        "plm_ssh_no_tree_spawn",
+        "1",
+        "--prtemca",
+        "prte_if_include",
+        CONTROL_NETWORK,
+        # Each daemon sees the ranks of its site alone, not that all sites share these cores: told
+        # nothing, waiting ranks would poll and keep the others from computing.
+        "--mca",
+        "mpi_yield_when_idle",
+        "1",
+        "--mca",
+        "pml",
+        "ob1",
+        "--mca",
+        "btl",
+        "tcp,self",
+        "--mca",
+        "btl_tcp_if_include",
+        RANKS_NETWORK,
+        *mca_arguments(tcp_settings(cluster).mca),
+    ]
     for index, (host, ranks) in enumerate(groupby(host_of_rank(cluster))):
         count = str(len(list(ranks)))
         line += [":"] if index else []
@@ -103,8 +125,10 @@ def host_of_rank(cluster):
     for rank in range(cluster.size):
         hosts[rank] = placed.get(rank) or next(unplaced, None)
     if None in hosts:
-        raise EmulationError(f"{cluster.source}: world_ranks name ranks beyond the {cluster.size} that "
-                             "the sites have; number them from 0")
+        raise EmulationError(
+            f"{cluster.source}: world_ranks name ranks beyond the {cluster.size} that "
+            "the sites have; number them from 0"
+        )
     return hosts
 
 
@@ -113,8 +137,9 @@ def _wait_for(line, told, stdout):
 
     told: what it finds in its environment beside this process's own.
     """
-    job = subprocess.Popen(line, env={**os.environ, **MORE_RANKS_THAN_CORES, **told},
-                           stdout=stdout, start_new_session=True)
+    job = subprocess.Popen(
+        line, env={**os.environ, **MORE_RANKS_THAN_CORES, **told}, stdout=stdout, start_new_session=True
+    )
     try:
         return job.wait()
     finally:

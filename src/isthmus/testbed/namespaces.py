@@ -25,8 +25,11 @@ from isthmus.testbed.state import (
 )
 from isthmus.testbed.wiring import NAME, Wiring, site_address
 
-ZERO = [f"/proc/sys/net/ipv4/conf/{which}/{name}" for which in ("all", "default")
-        for name in ("rp_filter", "send_redirects")]
+ZERO = [
+    f"/proc/sys/net/ipv4/conf/{which}/{name}"
+    for which in ("all", "default")
+    for name in ("rp_filter", "send_redirects")
+]
 CONTROL = "/proc/sys/net/ipv4/tcp_congestion_control"
 NO_IPV6 = [f"/proc/sys/net/ipv6/conf/{which}/disable_ipv6" for which in ("all", "default")]
 
@@ -46,17 +49,26 @@ def up(cluster, name=NAME):
         if state and is_whole(state):
             if state["cluster"] == cluster.to_table():
                 return False
-            raise EmulationError(f"testbed: that of {state['source']} is up, not that of "
-                                 f"{cluster.source} as it is now; end it with `isthmus testbed down`")
+            raise EmulationError(
+                f"testbed: that of {state['source']} is up, not that of "
+                f"{cluster.source} as it is now; end it with `isthmus testbed down`"
+            )
         wiring = Wiring(cluster, name=name)  # a cluster that cannot be emulated changes nothing
         if state:
             take_down(state)
         names = [wiring.wires, *wiring.namespaces]
         refuse_others(dict.fromkeys(names, NOBODYS))
-        state = {"name": name, "cluster": cluster.to_table(), "source": cluster.source, "relay": None,
-                 "hosts": wiring.hosts, "wires": wiring.wires,
-                 "sites": dict(zip(cluster.names, wiring.namespaces)),
-                 "namespaces": dict.fromkeys(names), "latency": None}
+        state = {
+            "name": name,
+            "cluster": cluster.to_table(),
+            "source": cluster.source,
+            "relay": None,
+            "hosts": wiring.hosts,
+            "wires": wiring.wires,
+            "sites": dict(zip(cluster.names, wiring.namespaces)),
+            "namespaces": dict.fromkeys(names),
+            "latency": None,
+        }
         write_state(state)
         try:
             _make(cluster, state)
@@ -81,10 +93,16 @@ def describe(name=NAME):
     """Return what is up: sites' namespaces and addresses, what makes latencies, and TCP's control."""
     state = _state_of_what_is_up(name)
     control = run("ip", "netns", "exec", next(iter(state["sites"].values())), "cat", CONTROL).strip()
-    return {"source": state["source"], "emulated": True, "latency": state["latency"],
-            "congestion_control": control,
-            "sites": {site: {"namespace": namespace, "address": site_address(number)}
-                      for number, (site, namespace) in enumerate(state["sites"].items(), 1)}}
+    return {
+        "source": state["source"],
+        "emulated": True,
+        "latency": state["latency"],
+        "congestion_control": control,
+        "sites": {
+            site: {"namespace": namespace, "address": site_address(number)}
+            for number, (site, namespace) in enumerate(state["sites"].items(), 1)
+        },
+    }
 
 
 def counters(name=NAME):
@@ -94,22 +112,27 @@ def counters(name=NAME):
     the headers of Ethernet, IP and TCP; what ranks of one site say to each other is not in it. TCP
     segments that leave as one packet (on links beyond 50 Mbit/s) count one header.
     """
-    return {site: _interface_nbytes(namespace)
-            for site, namespace in _state_of_what_is_up(name)["sites"].items()}
+    return {
+        site: _interface_nbytes(namespace)
+        for site, namespace in _state_of_what_is_up(name)["sites"].items()
+    }
 
 
 def _state_of_what_is_up(name):
     state = read_state(name)
     if state is None or not is_whole(state):
-        raise EmulationError("testbed: none is up, or not all of it; start it with "
-                             "`isthmus testbed up CLUSTER.toml`")
+        raise EmulationError(
+            "testbed: none is up, or not all of it; start it with `isthmus testbed up CLUSTER.toml`"
+        )
     return state
 
 
 def _interface_nbytes(namespace):
     (table,) = loads(run("ip", "-n", namespace, "-json", "-stats", "link", "show", "uplink"))
-    return {"sent_nbytes": table["stats64"]["tx"]["bytes"],
-            "received_nbytes": table["stats64"]["rx"]["bytes"]}
+    return {
+        "sent_nbytes": table["stats64"]["tx"]["bytes"],
+        "received_nbytes": table["stats64"]["rx"]["bytes"],
+    }
 
 
 def _make(cluster, state):
@@ -163,9 +186,23 @@ def _has_netem(wires):
 def _start_relay(wires, table):
     """Start the relay in the wires and wait until it serves; return how to know it again."""
     relay = subprocess.Popen(
-        [program_path("ip"), "netns", "exec", wires, sys.executable, "-m", "isthmus.testbed.tun_relay",
-         str(NAMESPACES / wires)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, text=True, start_new_session=True, cwd="/")
+        [
+            program_path("ip"),
+            "netns",
+            "exec",
+            wires,
+            sys.executable,
+            "-m",
+            "isthmus.testbed.tun_relay",
+            str(NAMESPACES / wires),
+        ],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        cwd="/",
+    )
     with suppress(BrokenPipeError):
         relay.stdin.write(dumps(table))
         relay.stdin.close()

@@ -40,8 +40,9 @@ def only_one(name):
         lock = open(path.with_suffix(".lock"), "w")  # noqa: SIM115
     except OSError as problem:
         otherwise = "make it a folder that root may write in"
-        raise EmulationError(f"testbed: {FOLDER}: cannot be written: "
-                             f"{explained(problem, otherwise)}") from None
+        raise EmulationError(
+            f"testbed: {FOLDER}: cannot be written: {explained(problem, otherwise)}"
+        ) from None
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
@@ -59,8 +60,9 @@ def read_state(name):
         return None
     except (OSError, ValueError) as problem:
         otherwise = f"remove it, and each namespace isthmus-{name}-* with `ip netns del`"
-        raise EmulationError(f"testbed: {path}: cannot be read: "
-                             f"{explained(problem, otherwise)}") from None
+        raise EmulationError(
+            f"testbed: {path}: cannot be read: {explained(problem, otherwise)}"
+        ) from None
 
 
 def write_state(state):
@@ -79,15 +81,16 @@ def process_started(pid):
     """Return when a process was started, in the kernel's ticks: it tells apart two of one number."""
     with suppress(OSError, IndexError):
         text = Path(f"/proc/{pid}/stat").read_text()
-        fields = text[text.rindex(")") + 2:].split()
+        fields = text[text.rindex(")") + 2 :].split()
         return None if fields[0] == "Z" else int(fields[19])
 
 
 def is_whole(state):
     """Whether all that the state names is there and is what was made."""
     relay = state["relay"]
-    return (all(made and identity(name) == made for name, made in state["namespaces"].items())
-            and (relay is None or process_started(relay["pid"]) == relay["started"]))
+    return all(made and identity(name) == made for name, made in state["namespaces"].items()) and (
+        relay is None or process_started(relay["pid"]) == relay["started"]
+    )
 
 
 def refuse_others(namespaces):
@@ -98,8 +101,10 @@ def refuse_others(namespaces):
     for name, made in namespaces.items():
         found = identity(name)
         if made and found and found != made:
-            raise EmulationError(f"testbed: namespace {name!r} was not made by this testbed and is left "
-                                 f"alone; remove it with `ip netns del {name}` if it is of no use")
+            raise EmulationError(
+                f"testbed: namespace {name!r} was not made by this testbed and is left "
+                f"alone; remove it with `ip netns del {name}` if it is of no use"
+            )
 
 
 def take_down(state):
@@ -122,6 +127,8 @@ def end_processes(pids):
                 if process_started(pid) == started[pid] is not None:
                     os.kill(pid, number)
         deadline = time.monotonic() + PATIENCE_SECONDS
-        while (any(process_started(pid) == started[pid] is not None for pid in pids)
-               and time.monotonic() < deadline):
+        while (
+            any(process_started(pid) == started[pid] is not None for pid in pids)
+            and time.monotonic() < deadline
+        ):
             time.sleep(0.01)

@@ -23,18 +23,19 @@ from time import monotonic
 TUNSETIFF, TUNSETOFFLOAD = 0x400454CA, 0x400454D0
 IFF_TUN, IFF_NO_PI, IFF_VNET_HDR = 0x0001, 0x1000, 0x4000
 TUN_F_CSUM, TUN_F_TSO4 = 0x01, 0x02
-HEADER_NBYTES = 10                # what the kernel puts before a packet: how it is cut into segments
+HEADER_NBYTES = 10  # what the kernel puts before a packet: how it is cut into segments
 SOURCE_SITE, TARGET_SITE = HEADER_NBYTES + 14, HEADER_NBYTES + 18  # third bytes of the addresses
 LARGEST_NBYTES = HEADER_NBYTES + 65_536
 PACKETS_AT_ONCE = 64
-LOOK_AROUND_SECONDS = 1.0         # how often to see whether the namespace is still there
+LOOK_AROUND_SECONDS = 1.0  # how often to see whether the namespace is still there
 
 
 def open_device(name):
     """Return a descriptor of the TUN device `name`: packets with headers, TCP ones uncut."""
     descriptor = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
-    fcntl.ioctl(descriptor, TUNSETIFF,
-                struct.pack("16sH22x", name.encode(), IFF_TUN | IFF_NO_PI | IFF_VNET_HDR))
+    fcntl.ioctl(
+        descriptor, TUNSETIFF, struct.pack("16sH22x", name.encode(), IFF_TUN | IFF_NO_PI | IFF_VNET_HDR)
+    )
     fcntl.ioctl(descriptor, TUNSETOFFLOAD, TUN_F_CSUM | TUN_F_TSO4)
     return descriptor
 
@@ -48,13 +49,14 @@ class Relay:
     def __init__(self, pipes):
         self.lines = {}
         self.line_of = {}  # descriptor -> (source site, target site) -> (seconds, line)
-        self.room = {}     # descriptor -> bytes that it may still hold
+        self.room = {}  # descriptor -> bytes that it may still hold
         for pipe in pipes:
             descriptor = open_device(pipe["device"])
             self.room[descriptor] = pipe["held_nbytes"]
             self.line_of[descriptor] = {
                 (source, target): (seconds, self.lines.setdefault(seconds, deque()))
-                for source, target, seconds in pipe["latencies"]}
+                for source, target, seconds in pipe["latencies"]
+            }
 
     def serve(self, is_needed):
         """Pass packets on for as long as `is_needed()`."""
@@ -78,7 +80,7 @@ class Relay:
                 packet = os.read(descriptor, LARGEST_NBYTES)
             except BlockingIOError:
                 return
-            ends = tuple(packet[SOURCE_SITE:TARGET_SITE + 1:TARGET_SITE - SOURCE_SITE])
+            ends = tuple(packet[SOURCE_SITE : TARGET_SITE + 1 : TARGET_SITE - SOURCE_SITE])
             if ends in line_of and self.room[descriptor] >= len(packet):
                 self.room[descriptor] -= len(packet)
                 seconds, line = line_of[ends]

@@ -18,14 +18,14 @@ from functools import cached_property
 from isthmus.errors import ClusterError
 from isthmus.links.tcp import FIRST_WORDS, tcp_settings
 
-NAME = "testbed"                   # of the one testbed that most machines have
-RANKS_NETWORK = "198.18.0.0/16"    # addresses that RFC 2544 sets aside for tests
+NAME = "testbed"  # of the one testbed that most machines have
+RANKS_NETWORK = "198.18.0.0/16"  # addresses that RFC 2544 sets aside for tests
 CONTROL_NETWORK = "198.19.0.0/16"
 MOST_SITES = 254
 MTU_NBYTES = 1500
-SEGMENT_NBYTES = 1448              # of a TCP packet of that size, time stamps on
-BURST_SECONDS = 0.0005             # the most that passes a pipe at once, in time at its rate
-QUEUE_SECONDS = 0.2                # what a pipe's queue holds, in time at its rate
+SEGMENT_NBYTES = 1448  # of a TCP packet of that size, time stamps on
+BURST_SECONDS = 0.0005  # the most that passes a pipe at once, in time at its rate
+QUEUE_SECONDS = 0.2  # what a pipe's queue holds, in time at its rate
 SAME_ADDRESS = "address 02:00:00:00:00:01"  # both ends of a pair, without ARP: each takes all in
 
 
@@ -81,15 +81,20 @@ class Wiring:
 
     def __init__(self, cluster, netem=False, name=NAME):
         if len(cluster.sites) > MOST_SITES:
-            raise ClusterError(f"{cluster.source}: has {len(cluster.sites)} sites; the testbed takes "
-                               f"at most {MOST_SITES}")
+            raise ClusterError(
+                f"{cluster.source}: has {len(cluster.sites)} sites; the testbed takes "
+                f"at most {MOST_SITES}"
+            )
         self.cluster = cluster
         self.names = _host_names(cluster.sites)
         self.wires = f"isthmus-{name}-wires"
         self.namespaces = [f"isthmus-{name}-site-{site}" for site in self.names]
-        self.routes = {(source, target): cluster.route(cluster.names[source - 1],
-                                                       cluster.names[target - 1])
-                       for source in self.numbers for target in self.numbers if source != target}
+        self.routes = {
+            (source, target): cluster.route(cluster.names[source - 1], cluster.names[target - 1])
+            for source in self.numbers
+            for target in self.numbers
+            if source != target
+        }
         self.pipes = self._pipes(netem)
 
     @property
@@ -99,17 +104,22 @@ class Wiring:
     @cached_property
     def hosts(self):
         """Host name -> namespace: the cluster file's hosts, or one of the site's own name."""
-        return {host: namespace
-                for site, name, namespace in zip(self.cluster.sites, self.names, self.namespaces)
-                for host in (site.hosts or (name,))}
+        return {
+            host: namespace
+            for site, name, namespace in zip(self.cluster.sites, self.names, self.namespaces)
+            for host in (site.hosts or (name,))
+        }
 
     @property
     def latency(self):
         """What makes the latencies: "relay", "netem" or "none"."""
         if any(pipe.relayed for pipe in self.pipes.values()):
             return "relay"
-        return "netem" if any(any(pipe.seconds_between.values())
-                              for pipe in self.pipes.values()) else "none"
+        return (
+            "netem"
+            if any(any(pipe.seconds_between.values()) for pipe in self.pipes.values())
+            else "none"
+        )
 
     def wires_lines(self):
         """Return the lines of `ip -batch` for the wires, pairs to the sites included."""
@@ -118,8 +128,10 @@ class Wiring:
         yield f"address add {control_address(0)}/16 dev control"
         yield "link set control up"
         for number, namespace in zip(self.numbers, self.namespaces):
-            yield (f"link add site{number} {SAME_ADDRESS} type veth "
-                   f"peer name uplink {SAME_ADDRESS} netns {namespace}")
+            yield (
+                f"link add site{number} {SAME_ADDRESS} type veth "
+                f"peer name uplink {SAME_ADDRESS} netns {namespace}"
+            )
             yield f"link set site{number} arp off up"
             yield f"address add 198.18.{number}.1/24 dev site{number}"
             yield f"link add control{number} type veth peer name control netns {namespace}"
@@ -128,8 +140,10 @@ class Wiring:
             if pipe.relayed:
                 yield f"tuntap add dev {pipe.device} mode tun vnet_hdr"
             else:
-                yield (f"link add {pipe.device} {SAME_ADDRESS} type veth "
-                       f"peer name {pipe.exit} {SAME_ADDRESS}")
+                yield (
+                    f"link add {pipe.device} {SAME_ADDRESS} type veth "
+                    f"peer name {pipe.exit} {SAME_ADDRESS}"
+                )
                 yield f"link set {pipe.exit} up"
             yield f"link set {pipe.device} txqueuelen 10000 arp off up"
             yield f"route add default dev {pipe.device} table {pipe.table}"
@@ -137,8 +151,10 @@ class Wiring:
             came_from = f"site{source}"
             for link in links:
                 pipe = self.pipes[link.pipe]
-                yield (f"rule add pref 100 iif {came_from} from 198.18.{source}.0/24 "
-                       f"to 198.18.{target}.0/24 lookup {pipe.table}")
+                yield (
+                    f"rule add pref 100 iif {came_from} from 198.18.{source}.0/24 "
+                    f"to 198.18.{target}.0/24 lookup {pipe.table}"
+                )
                 came_from = pipe.exit
 
     def site_lines(self, number):
@@ -162,17 +178,27 @@ class Wiring:
             seconds = max(pipe.seconds_between.values())
             if seconds and not pipe.relayed:
                 packets = (pipe.held_nbytes + pipe.queue_nbytes) // SEGMENT_NBYTES
-                yield (f"qdisc add dev {pipe.device} root handle 2: netem delay "
-                       f"{1e6 * seconds:.0f}us limit {packets}")
+                yield (
+                    f"qdisc add dev {pipe.device} root handle 2: netem delay "
+                    f"{1e6 * seconds:.0f}us limit {packets}"
+                )
                 place = "parent 2:1 handle 1:"
-            yield (f"qdisc add dev {pipe.device} {place} tbf rate {_bits(pipe.bytes_per_second)}bit "
-                   f"burst {pipe.burst_nbytes} limit {pipe.queue_nbytes}")
+            yield (
+                f"qdisc add dev {pipe.device} {place} tbf rate {_bits(pipe.bytes_per_second)}bit "
+                f"burst {pipe.burst_nbytes} limit {pipe.queue_nbytes}"
+            )
 
     def relay_table(self):
         """Return what the relay is told of each pipe that it serves."""
-        return [{"device": pipe.device, "held_nbytes": pipe.held_nbytes,
-                 "latencies": [[*ends, seconds] for ends, seconds in pipe.seconds_between.items()]}
-                for pipe in self.pipes.values() if pipe.relayed]
+        return [
+            {
+                "device": pipe.device,
+                "held_nbytes": pipe.held_nbytes,
+                "latencies": [[*ends, seconds] for ends, seconds in pipe.seconds_between.items()],
+            }
+            for pipe in self.pipes.values()
+            if pipe.relayed
+        ]
 
     def _pipes(self, netem):
         """Return the pipes that some route passes, by their names in the cluster."""
@@ -186,18 +212,27 @@ class Wiring:
                     raise ClusterError(
                         f"{self.cluster.source}: the way from {source!r} to {target!r} passes the "
                         f"shared link {link.pipe!r} twice, which the testbed cannot do; give one of its "
-                        "[[link]] tables another `shared` name")
+                        "[[link]] tables another `shared` name"
+                    )
                 passing[ends] = link.latency_seconds
+
         def relayed(seconds):
             """netem holds all packets of a queue alike; the relay each its own time."""
             return any(seconds) and not (netem and len(set(seconds)) == 1)
-        return {name: Pipe(number, rates[name], passing, relayed(passing.values()))
-                for number, (name, passing) in enumerate(seconds_between.items(), 1)}
+
+        return {
+            name: Pipe(number, rates[name], passing, relayed(passing.values()))
+            for number, (name, passing) in enumerate(seconds_between.items(), 1)
+        }
 
     def _segments(self, number):
         """Return how many TCP segments a site may send as one packet: a pipe's burst must hold it."""
-        rates = [link.bytes_per_second for (source, _), links in self.routes.items()
-                 if source == number for link in links]
+        rates = [
+            link.bytes_per_second
+            for (source, _), links in self.routes.items()
+            if source == number
+            for link in links
+        ]
         most = BURST_SECONDS * min(rates, default=float("inf")) / SEGMENT_NBYTES
         return int(max(1, min(most, 44)))
 
@@ -217,10 +252,14 @@ def _host_names(sites):
     names, given = [], {host for site in sites for host in site.hosts}
     for number, site in enumerate(sites, 1):
         fits = re.fullmatch(r"[A-Za-z]([A-Za-z0-9-]{0,28}[A-Za-z0-9])?", site.name)
-        others = given.difference(site.hosts).union(names, (other.name for other in sites
-                                                            if other is not site))
-        names.append(site.name if fits and site.name not in others else next(
-            name for free in itertools.count(number) if (name := f"site-{free}") not in others))
+        others = given.difference(site.hosts).union(
+            names, (other.name for other in sites if other is not site)
+        )
+        names.append(
+            site.name
+            if fits and site.name not in others
+            else next(name for free in itertools.count(number) if (name := f"site-{free}") not in others)
+        )
     return names
 
 

@@ -62,14 +62,23 @@ def choose_allreduce(cluster, size, *, largest_error=0.0, compressors=TRIED, alg
     if not 0 <= largest_error <= 1:
         raise ValueError(f"largest_error must be from 0 to 1, not {largest_error}")
     candidates = [_hierarchical(cluster, size, compressor) for compressor in compressors]
-    candidates += [Candidate(algorithm, None, WIRE_NBYTES,
-                             predict_allreduce(cluster, size, algorithm=algorithm).seconds, 0.0)
-                   for algorithm in algorithms]
+    candidates += [
+        Candidate(
+            algorithm,
+            None,
+            WIRE_NBYTES,
+            predict_allreduce(cluster, size, algorithm=algorithm).seconds,
+            0.0,
+        )
+        for algorithm in algorithms
+    ]
     candidates.sort(key=lambda candidate: candidate.seconds)
     best = next((each for each in candidates if each.error <= largest_error), None)
     if best is None:
-        raise ValueError(f"no candidate keeps an error of {largest_error:g}; allow a larger one, or try "
-                         "dense float32 too")
+        raise ValueError(
+            f"no candidate keeps an error of {largest_error:g}; allow a larger one, or try "
+            "dense float32 too"
+        )
     return Choice(best, tuple(candidates), _reason(best, candidates, largest_error))
 
 
@@ -95,23 +104,32 @@ def gaussian_error(compressor, size=SAMPLE):
 
 
 def _hierarchical(cluster, size, compressor):
-    seconds = {nbytes: predict_allreduce(cluster, size, algorithm="hierarchical", compressor=compressor,
-                                         chunk_nbytes=nbytes).seconds for nbytes in CHUNK_NBYTES}
+    seconds = {
+        nbytes: predict_allreduce(
+            cluster, size, algorithm="hierarchical", compressor=compressor, chunk_nbytes=nbytes
+        ).seconds
+        for nbytes in CHUNK_NBYTES
+    }
     chunk = next(nbytes for nbytes in CHUNK_NBYTES if seconds[nbytes] <= 1.05 * min(seconds.values()))
-    return Candidate("hierarchical", compressor, chunk, seconds[chunk],
-                     error_of(cluster, size, compressor))
+    return Candidate(
+        "hierarchical", compressor, chunk, seconds[chunk], error_of(cluster, size, compressor)
+    )
 
 
 def _reason(best, candidates, largest_error):
     """Return the sentence that a report prints."""
-    text = (f"{best.name}, chunks of {best.chunk_nbytes / 1024:.3g} KiB: {1e3 * best.seconds:.3g} ms "
-            f"predicted, error {best.error:.2g} of at most {largest_error:.2g}")
+    text = (
+        f"{best.name}, chunks of {best.chunk_nbytes / 1024:.3g} KiB: {1e3 * best.seconds:.3g} ms "
+        f"predicted, error {best.error:.2g} of at most {largest_error:.2g}"
+    )
     others = [each for each in candidates if each is not best]
     within = next((each for each in others if each.error <= largest_error), None)
     if within:
         text += f"; next: {within.name}, {1e3 * within.seconds:.3g} ms"
     faster = next((each for each in others if each.seconds < best.seconds), None)
     if faster:
-        text += (f"; faster, but with an error of {faster.error:.2g}: {faster.name}, "
-                 f"{1e3 * faster.seconds:.3g} ms")
+        text += (
+            f"; faster, but with an error of {faster.error:.2g}: {faster.name}, "
+            f"{1e3 * faster.seconds:.3g} ms"
+        )
     return text

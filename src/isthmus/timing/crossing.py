@@ -31,11 +31,20 @@ class Crossing:
         links_seconds: what of the time on the links is left after the computing, if all sites begin
         together. Only with several buckets is that not the whole.
         """
-        if (workload.algorithm != "hierarchical" or len(cluster.sites) == 1 or workload.size == 0
-                or workload.exchanges_per_step != 1):
+        if (
+            workload.algorithm != "hierarchical"
+            or len(cluster.sites) == 1
+            or workload.size == 0
+            or workload.exchanges_per_step != 1
+        ):
             return None
-        stages = hierarchical_stages(cluster, workload.size, workload.compressor or Dense(),
-                                     workload.compressor is not None, workload.chunk_nbytes)
+        stages = hierarchical_stages(
+            cluster,
+            workload.size,
+            workload.compressor or Dense(),
+            workload.compressor is not None,
+            workload.chunk_nbytes,
+        )
         trips = stages.round_trip_seconds
         if len(workload.buckets) > 1:
             together = trips.max() / (2 if len(trips) == 2 else 1)
@@ -48,8 +57,9 @@ class Crossing:
         computing_seconds: float64[sites].
         own_seconds: what an exchange takes but for the links.
         """
-        return max(self.pipe_seconds,
-                   own_seconds + period_seconds(computing_seconds, self.round_trip_seconds))
+        return max(
+            self.pipe_seconds, own_seconds + period_seconds(computing_seconds, self.round_trip_seconds)
+        )
 
     def delay_seconds(self, lead=1.0):
         """Return float64[sites]: what to add to each site's computing; the period is the largest sum.
@@ -91,8 +101,16 @@ def shortest_period(cluster, crossing, steps, allocate):
 def _lowest(tangents):
     """Return where in [0, 1] the largest of the lines (slope, start) is lowest, and how low."""
     slope, start = np.array(tangents).T
-    cross = [0.0, 1.0, *((start[j] - start[i]) / (slope[i] - slope[j]) for i in range(slope.size)
-                         for j in range(i) if slope[i] != slope[j])]
+    cross = [
+        0.0,
+        1.0,
+        *(
+            (start[j] - start[i]) / (slope[i] - slope[j])
+            for i in range(slope.size)
+            for j in range(i)
+            if slope[i] != slope[j]
+        ),
+    ]
     places = np.clip(cross, 0.0, 1.0)
     heights = (np.outer(places, slope) + start).max(axis=1)
     lowest = int(heights.argmin())

@@ -31,6 +31,7 @@ def fit_link(nbytes, seconds):
     than two sizes, and for times that are not positive and finite.
     """
     from scipy.optimize import nnls
+
     nbytes, seconds = _samples(nbytes, seconds)
     sizes = np.unique(nbytes)
     if sizes.size < 2:
@@ -43,8 +44,13 @@ def fit_link(nbytes, seconds):
     # Times that do not grow with size bound the rate from below: what would show in the largest.
     seconds_per_byte = max(seconds_per_byte, 1e-6 * medians.max() / sizes.max())
     error = np.abs((latency + sizes * seconds_per_byte) / medians - 1)
-    return LinkFit(float(latency), float(1 / seconds_per_byte), float(error.max()),
-                   float(sizes[0]), float(sizes[-1]))
+    return LinkFit(
+        float(latency),
+        float(1 / seconds_per_byte),
+        float(error.max()),
+        float(sizes[0]),
+        float(sizes[-1]),
+    )
 
 
 @dataclass(frozen=True)
@@ -59,10 +65,17 @@ class TableFit:
     def over(self, formula):
         """Return the SizeTable of these seconds over those of `formula`: bytes -> seconds, arrays."""
         expected = formula(self.nbytes)
-        return SizeTable(nbytes=tuple(self.nbytes.astype(int).tolist()), **{
-            name: tuple(rounded(factor) for factor in seconds / expected)
-            for name, seconds in (("factors", self.seconds), ("low", self.low_seconds),
-                                  ("high", self.high_seconds))})
+        return SizeTable(
+            nbytes=tuple(self.nbytes.astype(int).tolist()),
+            **{
+                name: tuple(rounded(factor) for factor in seconds / expected)
+                for name, seconds in (
+                    ("factors", self.seconds),
+                    ("low", self.low_seconds),
+                    ("high", self.high_seconds),
+                )
+            },
+        )
 
 
 def fit_table(nbytes, seconds):
@@ -75,13 +88,14 @@ def fit_table(nbytes, seconds):
     are too few. Raises ValueError for times that are not positive and finite.
     """
     from scipy.optimize import nnls
+
     nbytes, seconds = _samples(nbytes, seconds)
     sizes = np.unique(nbytes)
     of_size = [np.sort(seconds[nbytes == size]) for size in sizes]
     medians = np.array([np.median(samples) for samples in of_size])
     ramps = np.tril(np.ones((sizes.size, sizes.size)))  # of each size: latency, then whole slopes
     rises = np.diff(medians, prepend=0.0)
-    scale = np.maximum(np.abs(rises), 1e-6 * medians)   # columns of like magnitude for the solver
+    scale = np.maximum(np.abs(rises), 1e-6 * medians)  # columns of like magnitude for the solver
     heights = nnls(ramps * scale / medians[:, None], np.ones_like(medians))[0] * scale
     fitted = ramps @ heights
     low, high = np.array([_median_interval(samples) for samples in of_size]).T
@@ -97,8 +111,10 @@ def _samples(nbytes, seconds):
     """Return both as float64 vectors; raise ValueError unless they are samples of times."""
     nbytes, seconds = np.asarray(nbytes, float), np.asarray(seconds, float)
     if nbytes.shape != seconds.shape or nbytes.ndim != 1 or nbytes.size == 0:
-        raise ValueError(f"nbytes and seconds must be vectors of one length, not of shapes "
-                         f"{nbytes.shape} and {seconds.shape}")
+        raise ValueError(
+            f"nbytes and seconds must be vectors of one length, not of shapes "
+            f"{nbytes.shape} and {seconds.shape}"
+        )
     if not (np.isfinite(seconds).all() and (seconds > 0).all()):
         raise ValueError("seconds must be positive and finite")
     return nbytes, seconds
@@ -107,5 +123,6 @@ def _samples(nbytes, seconds):
 def _median_interval(ordered):
     """Return the tightest pair of samples, as far from both ends, with the median in 99 % between."""
     from scipy.stats import binom
+
     outside = int(binom.ppf((1 - CONFIDENCE) / 2, ordered.size, 0.5))
     return ordered[max(0, outside - 1)], ordered[min(ordered.size - 1, ordered.size - outside)]

@@ -30,13 +30,17 @@ class FlowNetwork:
     def __init__(self, routes, capacities):
         self.routes = [tuple(route) for route in routes]
         self.capacities = np.asarray(capacities, float)
-        users = np.bincount([pipe for route in self.routes for pipe in route],
-                            minlength=self.capacities.size)
+        users = np.bincount(
+            [pipe for route in self.routes for pipe in route], minlength=self.capacities.size
+        )
         # A pipe that one flow has for itself is a cap of that flow.
-        self.own_caps = np.array([min((self.capacities[pipe] for pipe in route if users[pipe] == 1),
-                                      default=math.inf) for route in self.routes])
-        self.shared = [tuple(sorted(pipe for pipe in route if users[pipe] > 1))
-                       for route in self.routes]
+        self.own_caps = np.array(
+            [
+                min((self.capacities[pipe] for pipe in route if users[pipe] == 1), default=math.inf)
+                for route in self.routes
+            ]
+        )
+        self.shared = [tuple(sorted(pipe for pipe in route if users[pipe] > 1)) for route in self.routes]
         self.groups = _groups(self.shared)
 
     def finish_seconds(self, starts, nbytes, caps=math.inf):
@@ -49,8 +53,11 @@ class FlowNetwork:
         nbytes, caps = np.broadcast_to(nbytes, starts.shape), np.minimum(caps, self.own_caps)
         finish = starts + nbytes / caps
         for flows in self.groups:
-            alike = (len({self.shared[flow] for flow in flows}) == 1
-                     and np.ptp(nbytes[flows]) == 0 and len(set(caps[flows])) == 1)
+            alike = (
+                len({self.shared[flow] for flow in flows}) == 1
+                and np.ptp(nbytes[flows]) == 0
+                and len(set(caps[flows])) == 1
+            )
             if alike:
                 narrowest = self.capacities[list(self.shared[flows[0]])].min()
                 finish[flows] = _alike(starts[flows], nbytes[flows[0]], narrowest, caps[flows[0]])
@@ -60,8 +67,14 @@ class FlowNetwork:
 
     def _event_by_event(self, flows, starts, nbytes, caps):
         """Return when each of a group's flows is through, whatever their sizes and routes."""
-        return _events(*_incidence([self.shared[flow] for flow in flows]), self.capacities, caps,
-                       starts, nbytes.astype(float), np.argsort(starts, kind="stable"))
+        return _events(
+            *_incidence([self.shared[flow] for flow in flows]),
+            self.capacities,
+            caps,
+            starts,
+            nbytes.astype(float),
+            np.argsort(starts, kind="stable"),
+        )
 
 
 def _alike(starts, nbytes, capacity, cap):
@@ -149,13 +162,13 @@ def _fill(first, pipe_of, capacities, caps, active, rates):
             return
         share, least = left / np.maximum(users, 1), np.full(left.size, math.inf)
         for flow in waiting:
-            pipes = pipe_of[first[flow]:first[flow + 1]]
+            pipes = pipe_of[first[flow] : first[flow + 1]]
             for pipe in pipes:
                 limits[flow] = min(limits[flow], share[pipe])
             for pipe in pipes:
                 least[pipe] = min(least[pipe], limits[flow])
         for flow in waiting:
-            pipes = pipe_of[first[flow]:first[flow + 1]]
+            pipes = pipe_of[first[flow] : first[flow + 1]]
             settled = limits[flow] >= caps[flow]
             for pipe in pipes:
                 settled |= least[pipe] >= share[pipe]

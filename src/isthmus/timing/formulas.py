@@ -23,15 +23,19 @@ def waiting_seconds(seconds_of_rank):
     return seconds.max(axis=-1, keepdims=True) - seconds
 
 
-def chain_seconds(ranks, nbytes, latency_seconds, bytes_per_second, message_seconds=0.0,
-                  add_bytes_per_second=math.inf):
+def chain_seconds(
+    ranks, nbytes, latency_seconds, bytes_per_second, message_seconds=0.0, add_bytes_per_second=math.inf
+):
     """Return (first, each): a chunk's seconds along a chain of ranks, and those that every other adds.
 
     first = (p - 1) (o + L + n / B + n / A), each = o + n / B + n / A: o, the rank's own time for a
     message, A, the rate of adding, infinite on the way down. One rank needs none.
     """
-    each = message_seconds + nbytes / np.asarray(bytes_per_second) + nbytes / np.asarray(
-        add_bytes_per_second)
+    each = (
+        message_seconds
+        + nbytes / np.asarray(bytes_per_second)
+        + nbytes / np.asarray(add_bytes_per_second)
+    )
     hops = np.asarray(ranks) - 1
     return hops * (each + latency_seconds), np.where(hops > 0, each, 0.0)
 
@@ -53,8 +57,13 @@ def narrow_link_bound_seconds(nbytes, latency_seconds, bytes_per_second, wire_sh
     return latency_seconds + nbytes * wire_share / bytes_per_second
 
 
-def ring_seconds(latency_seconds, bytes_per_second, nbytes, add_bytes_per_second=math.inf,
-                 sustained_bytes_per_second=math.inf):
+def ring_seconds(
+    latency_seconds,
+    bytes_per_second,
+    nbytes,
+    add_bytes_per_second=math.inf,
+    sustained_bytes_per_second=math.inf,
+):
     """Return the seconds of a ring's reduce-scatter and of its all-gather.
 
     latency_seconds, bytes_per_second: float[p], of the way from rank i to rank i + 1. A rank starts
@@ -63,8 +72,9 @@ def ring_seconds(latency_seconds, bytes_per_second, nbytes, add_bytes_per_second
     2 (p - 1) (L + n / (p B)) and the additions (Patarasuk and Yuan 2009); with one slow link it is less
     than 2 (p - 1) times that link's time, because a part crosses it once a lap.
     """
-    latency, rate = np.broadcast_arrays(np.asarray(latency_seconds, float),
-                                        np.asarray(bytes_per_second, float))
+    latency, rate = np.broadcast_arrays(
+        np.asarray(latency_seconds, float), np.asarray(bytes_per_second, float)
+    )
     ranks = latency.size
     part = nbytes / max(ranks, 1)
     alone = latency + part / rate
@@ -84,8 +94,10 @@ def recursive_seconds(ranks, nbytes, latency_seconds, bytes_per_second):
     Thakur, Rabenseifner and Gropp 2005, "Optimization of collective communication operations in MPICH".
     """
     ranks = np.asarray(ranks)
-    return (2 * np.ceil(np.log2(ranks)) * latency_seconds
-            + 2 * (ranks - 1) / ranks * nbytes / bytes_per_second)
+    return (
+        2 * np.ceil(np.log2(ranks)) * latency_seconds
+        + 2 * (ranks - 1) / ranks * nbytes / bytes_per_second
+    )
 
 
 def overlapped_seconds(ready_seconds, seconds):

@@ -40,14 +40,18 @@ class Timetable:
 
     def passing(self, messages):
         """Return (site, site) -> how many `messages`, (source, target, bytes), share a link with it."""
-        between = Counter((self.cluster.site_of_rank[source], self.cluster.site_of_rank[target])
-                          for source, target, nbytes in messages if nbytes)
+        between = Counter(
+            (self.cluster.site_of_rank[source], self.cluster.site_of_rank[target])
+            for source, target, nbytes in messages
+            if nbytes
+        )
         load = Counter()
         for sites, count in between.items():
             for link in self._route(*sites):
                 load[link.pipe] += count
-        return {sites: max((load[link.pipe] for link in self._route(*sites)), default=1)
-                for sites in between}
+        return {
+            sites: max((load[link.pipe] for link in self._route(*sites)), default=1) for sites in between
+        }
 
     def _route(self, here, there):
         return self.cluster.route(self.cluster.names[here], self.cluster.names[there])
@@ -69,11 +73,17 @@ class Timetable:
             latency, rate = self.cluster.sites[here].network.line(nbytes)
             return nbytes / rate, latency
         links = self._route(here, there)
-        lines = [link.line(self.stream_nbytes) if self.stream_nbytes
-                 else link.line(at_once * nbytes, "messages") for link in links]
+        lines = [
+            link.line(self.stream_nbytes)
+            if self.stream_nbytes
+            else link.line(at_once * nbytes, "messages")
+            for link in links
+        ]
         whole = nbytes + self.cluster.overhead_nbytes
-        return ([(link.pipe, whole / rate) for link, (_, rate) in zip(links, lines)],
-                sum(latency for latency, _ in lines))
+        return (
+            [(link.pipe, whole / rate) for link, (_, rate) in zip(links, lines)],
+            sum(latency for latency, _ in lines),
+        )
 
 
 def tree_seconds(cluster, size, add_bytes_per_second):
@@ -104,7 +114,7 @@ def _play_trees(both, played, timetable, add_bytes_per_second):
     Return when the last root has the last sum, when all ranks have each chunk, and each rank's adding.
     """
     ranks = range(len(both[0].parents))
-    came = [defaultdict(int) for _ in both]             # (rank, chunk) -> sums of children, so far
+    came = [defaultdict(int) for _ in both]  # (rank, chunk) -> sums of children, so far
     raised, fallen = ([[0 for _ in ranks] for _ in both] for _ in range(2))
     ahead = [[TREE_CHUNKS_AHEAD * tree.depth(rank) for rank in ranks] for tree in both]
     free, adding, ended, summed = defaultdict(float), defaultdict(float), [0.0] * played, 0.0
@@ -113,9 +123,11 @@ def _play_trees(both, played, timetable, add_bytes_per_second):
     def raise_chunks(now, number, rank):
         """Add and pass on all that may go up: what has come, and is not too far ahead."""
         tree = both[number]
-        while ((chunk := raised[number][rank]) < min(played, len(tree.chunks))
-               and came[number][rank, chunk] == len(tree.children[rank])
-               and (tree.parents[rank] is None or chunk <= fallen[number][rank] + ahead[number][rank])):
+        while (
+            (chunk := raised[number][rank]) < min(played, len(tree.chunks))
+            and came[number][rank, chunk] == len(tree.children[rank])
+            and (tree.parents[rank] is None or chunk <= fallen[number][rank] + ahead[number][rank])
+        ):
             seconds = len(tree.children[rank]) * _nbytes(tree, chunk) / add_bytes_per_second
             adding[rank] += seconds
             free[rank] = max(now, free[rank]) + seconds
@@ -124,7 +136,7 @@ def _play_trees(both, played, timetable, add_bytes_per_second):
 
     for number, rank in product(range(len(both)), ranks):
         raise_chunks(0.0, number, rank)
-    while events:                                        # the earliest first
+    while events:  # the earliest first
         now, number, rank, chunk, what = heapq.heappop(events)
         tree = both[number]
         parent, nbytes = tree.parents[rank], _nbytes(tree, chunk)
@@ -165,17 +177,28 @@ def halving_seconds(cluster, size, add_bytes_per_second):
             if nbytes:
                 sites = cluster.site_of_rank[source], cluster.site_of_rank[target]
                 arrival = timetable.arrival(source, target, nbytes, ready[source], passing[sites])
-                came[target] = max(came[target], arrival) + (nbytes / add_bytes_per_second
-                                                             if add else 0.0)
+                came[target] = max(came[target], arrival) + (
+                    nbytes / add_bytes_per_second if add else 0.0
+                )
         ready[:] = came
 
     exchange(folds, add=True)
     for step in steps:
-        exchange([(rank, half.peer, 4 * (half.give.stop - half.give.start))
-                  for rank, half in zip(core, step)], add=True)
+        exchange(
+            [
+                (rank, half.peer, 4 * (half.give.stop - half.give.start))
+                for rank, half in zip(core, step)
+            ],
+            add=True,
+        )
     halved = max(ready)
     for step in reversed(steps):
-        exchange([(rank, half.peer, 4 * (half.keep.stop - half.keep.start))
-                  for rank, half in zip(core, step)], add=False)
+        exchange(
+            [
+                (rank, half.peer, 4 * (half.keep.stop - half.keep.start))
+                for rank, half in zip(core, step)
+            ],
+            add=False,
+        )
     exchange([(target, source, nbytes) for source, target, nbytes in folds], add=False)
     return halved, max(ready) - halved

@@ -23,8 +23,12 @@ def measured_rates(samples, seconds, fixed_seconds):
     steps = samples.shape[1]
     parts = np.array_split(np.arange(steps), min(steps, 2 * PARTS))
     with np.errstate(divide="ignore", invalid="ignore"):
-        rates = np.array([samples[:, part].sum(axis=1)
-                          / _own_seconds(seconds[:, part], fixed_seconds) for part in parts])
+        rates = np.array(
+            [
+                samples[:, part].sum(axis=1) / _own_seconds(seconds[:, part], fixed_seconds)
+                for part in parts
+            ]
+        )
     rates[~(rates > 0)] = np.nan
     halves = np.array_split(rates, 2) if len(parts) > 1 else [rates]
     return np.array([[_median(column) for column in half.T] for half in halves])
@@ -58,7 +62,7 @@ class RateFilter:
         changed = []
         for rank, rate in enumerate(np.asarray(measured, float).tolist()):
             if math.isfinite(rate) and rate > 0:
-                self.seen[rank] = [*self.seen[rank], rate][-WINDOWS[-1]:]
+                self.seen[rank] = [*self.seen[rank], rate][-WINDOWS[-1] :]
                 if self._changes(rank):
                     changed.append(rank)
         return changed
@@ -71,7 +75,7 @@ class RateFilter:
             level = float(np.median(seen[-count:]))
             if abs(math.log(level / self.rates[rank])) > BAND / math.sqrt(count):
                 self.rates[rank] = level
-                self.seen[rank] = seen[-(count + 1) // 2:]
+                self.seen[rank] = seen[-(count + 1) // 2 :]
                 return True
         return False
 

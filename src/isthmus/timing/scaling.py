@@ -37,20 +37,37 @@ class Study:
 
     def edge_sites(self, counts):
         """Return a Point for every number of edge sites and every compressor."""
-        return [self.point(count, name, cluster) for count in counts
-                for cluster in (with_edge_sites(self.cluster, count),) for name in COMPARED]
+        return [
+            self.point(count, name, cluster)
+            for count in counts
+            for cluster in (with_edge_sites(self.cluster, count),)
+            for name in COMPARED
+        ]
 
     def link_rates(self, factors):
         """Return a Point for every factor on all links' bytes per second and every compressor."""
-        return [self.point(factor, name, cluster) for factor in factors
-                for cluster in (with_link_rate(self.cluster, factor),) for name in COMPARED]
+        return [
+            self.point(factor, name, cluster)
+            for factor in factors
+            for cluster in (with_link_rate(self.cluster, factor),)
+            for name in COMPARED
+        ]
 
     def point(self, value, compressor, cluster):
         """Simulate `cluster` with a compressor of COMPARED."""
-        made = simulate(cluster, replace(self.workload, compressor=COMPARED[compressor]),
-                        self.seconds_of_rank * np.array(cluster.rates), **self.options)
-        return Point(value, compressor, made.step_seconds, made.samples_per_second,
-                     max(made.utilisation.values(), default=0.0))
+        made = simulate(
+            cluster,
+            replace(self.workload, compressor=COMPARED[compressor]),
+            self.seconds_of_rank * np.array(cluster.rates),
+            **self.options,
+        )
+        return Point(
+            value,
+            compressor,
+            made.step_seconds,
+            made.samples_per_second,
+            max(made.utilisation.values(), default=0.0),
+        )
 
     def stops_paying(self, points, compressor="int8", against="dense float32"):
         """Return from how many edge sites on `compressor` makes steps no shorter than `against`.
@@ -58,8 +75,10 @@ class Study:
         None if it is shorter at the largest count of `points`. A count is found between two counts
         of `points` by bisection: there the advantage is taken to change sign once.
         """
-        pays = {count: self._pays(points, count, compressor, against)
-                for count in sorted({point.value for point in points})}
+        pays = {
+            count: self._pays(points, count, compressor, against)
+            for count in sorted({point.value for point in points})
+        }
         counts = list(pays)
         last = next((place for place in range(len(counts), 0, -1) if pays[counts[place - 1]]), 0)
         if last == len(counts):
@@ -69,8 +88,9 @@ class Study:
             middle = (low + high) // 2
             cluster = with_edge_sites(self.cluster, middle)
             tried = [self.point(middle, name, cluster) for name in (compressor, against)]
-            low, high = (middle, high) if self._pays(tried, middle, compressor, against) else (
-                low, middle)
+            low, high = (
+                (middle, high) if self._pays(tried, middle, compressor, against) else (low, middle)
+            )
         return high
 
     @staticmethod
@@ -96,8 +116,10 @@ def with_edge_sites(cluster, count):
     table = cluster.to_table()
     edge = [site for site in table["site"] if site["tier"] == "edge"]
     if not edge:
-        raise ClusterError(f"{cluster.source}: no site has tier \"edge\", so there is none to copy; "
-                           'give one tier = "edge"')
+        raise ClusterError(
+            f'{cluster.source}: no site has tier "edge", so there is none to copy; '
+            'give one tier = "edge"'
+        )
     edge_names = {site["name"] for site in edge}
     rounds = range(-(-count // len(edge)))
     mark = "#"
@@ -109,8 +131,10 @@ def with_edge_sites(cluster, count):
 
     copies = [site | {"name": named(site["name"], number)} for number in rounds for site in edge]
     sites = [site for site in table["site"] if site["tier"] != "edge"] + copies[:count]
-    sites = [{key: value for key, value in site.items() if key not in ("hosts", "world_ranks")}
-             for site in sites]
+    sites = [
+        {key: value for key, value in site.items() if key not in ("hosts", "world_ranks")}
+        for site in sites
+    ]
     kept = {site["name"] for site in sites}
     links = {}
     for number in rounds:

@@ -25,9 +25,7 @@ from isthmus.timing.time_model import (
 
 @dataclass(frozen=True)
 class Stragglers:
-    """How much a rank's computing of a step varies, drawn for every rank and step on its own.
-
-    """
+    """How much a rank's computing of a step varies, drawn for every rank and step on its own."""
 
     variation: float = 0.0  # standard deviation over mean, of a log-normal with mean 1
     measured: tuple[float, ...] = ()  # factors to draw from instead: measured times over their median
@@ -45,7 +43,7 @@ class Stragglers:
         if self.variation == 0:
             return np.ones(count)
         spread = math.sqrt(math.log1p(self.variation**2))
-        return generator.lognormal(-spread**2 / 2, spread, count)
+        return generator.lognormal(-(spread**2) / 2, spread, count)
 
 
 @dataclass(frozen=True)
@@ -65,8 +63,17 @@ class Simulation:
     sync_seconds: tuple[float, ...]
 
 
-def simulate(cluster, workload, samples_of_rank=None, *, steps=100, local_steps=1, buckets=1,
-             stragglers=Stragglers(), seed=0):
+def simulate(
+    cluster,
+    workload,
+    samples_of_rank=None,
+    *,
+    steps=100,
+    local_steps=1,
+    buckets=1,
+    stragglers=Stragglers(),
+    seed=0,
+):
     """Return the Simulation of `steps` steps of `workload` on `cluster`.
 
     samples_of_rank: of a step. None shares the batch out by rate.
@@ -107,12 +114,17 @@ def simulate(cluster, workload, samples_of_rank=None, *, steps=100, local_steps=
         begin = done
     seconds = sum(sync_seconds)
     return Simulation(
-        ranks=cluster.size, steps=steps, seconds=seconds, step_seconds=seconds / steps,
-        compute_seconds=float(computed), wait_seconds=float(waited),
+        ranks=cluster.size,
+        steps=steps,
+        seconds=seconds,
+        step_seconds=seconds / steps,
+        compute_seconds=float(computed),
+        wait_seconds=float(waited),
         exchange_seconds=float(exchanged),
         samples_per_second=float(np.sum(samples)) * steps / seconds if seconds else math.inf,
         utilisation=_utilisation(exchanges, len(sync_seconds), seconds),
-        sync_seconds=tuple(sync_seconds))
+        sync_seconds=tuple(sync_seconds),
+    )
 
 
 class _Exchange:
@@ -126,8 +138,9 @@ class _Exchange:
     def __init__(self, cluster, size, algorithm, compressor):
         self.bytes_of_pipe, self.rate_of_pipe, self.network = {}, {}, None
         if algorithm != "hierarchical" or len(cluster.sites) == 1 or size == 0:
-            self.after = predict_allreduce(cluster, size, algorithm=algorithm,
-                                           compressor=compressor).seconds
+            self.after = predict_allreduce(
+                cluster, size, algorithm=algorithm, compressor=compressor
+            ).seconds
             return
         stages = hierarchical_stages(cluster, size, compressor or Dense(), compressor is not None)
         up, down = link_routes(cluster)
@@ -139,17 +152,22 @@ class _Exchange:
         self.latencies = np.array([sum(lines[link][0] for link in route) for route in routes])
         for route in up + down:
             for link in route:
-                self.bytes_of_pipe[link.pipe] = (self.bytes_of_pipe.get(link.pipe, 0.0)
-                                                 + stages.wire_nbytes)
+                self.bytes_of_pipe[link.pipe] = (
+                    self.bytes_of_pipe.get(link.pipe, 0.0) + stages.wire_nbytes
+                )
                 self.rate_of_pipe[link.pipe] = lines[link][1]
         number = {pipe: place for place, pipe in enumerate(self.rate_of_pipe)}
-        self.network = FlowNetwork([[number[link.pipe] for link in route] for route in routes],
-                                   list(self.rate_of_pipe.values()))
+        self.network = FlowNetwork(
+            [[number[link.pipe] for link in route] for route in routes], list(self.rate_of_pipe.values())
+        )
         self.nbytes, rest = stages.wire_nbytes, stages.rest
         each_up = stages.links[1] if self.two else float(stages.ways[0][1].max())
         pace = max(each_up, stages.interval)
-        self.cap = (stages.wire_nbytes / (each_up + rest * stages.interval)
-                    if rest and stages.interval > each_up else math.inf)
+        self.cap = (
+            stages.wire_nbytes / (each_up + rest * stages.interval)
+            if rest and stages.interval > each_up
+            else math.inf
+        )
         self.before = sum(stages.first[name] for name in ("reduce", "encode", "copy"))
         self.after = stages.first["decode"] + stages.first["broadcast"]
         if not self.two:
@@ -178,10 +196,10 @@ class _Exchange:
 def _exchanges(cluster, workload, buckets):
     """Return one _Exchange a bucket; buckets of one size are one object."""
     buckets = max(1, min(buckets, workload.size))
-    sizes = [workload.size // buckets + (number < workload.size % buckets)
-             for number in range(buckets)]
-    made = {size: _Exchange(cluster, size, workload.algorithm, workload.compressor)
-            for size in set(sizes)}
+    sizes = [workload.size // buckets + (number < workload.size % buckets) for number in range(buckets)]
+    made = {
+        size: _Exchange(cluster, size, workload.algorithm, workload.compressor) for size in set(sizes)
+    }
     return [made[size] for size in sizes]
 
 

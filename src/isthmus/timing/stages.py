@@ -59,8 +59,14 @@ def hierarchical_stages(cluster, size, compressor, encodes, chunk_nbytes=WIRE_NB
     up, down = _chains(cluster, 4 * entries)
     wire = compressor.wire_nbytes(entries)
     copy = copy_seconds_of_chunks(cluster, 4 * entries, wire)
-    first = {"reduce": up[0] + overhead_seconds(cluster, "hierarchical"), "encode": 0.0,
-             "copy": copy[0], "links": 0.0, "decode": 0.0, "broadcast": down[0]}
+    first = {
+        "reduce": up[0] + overhead_seconds(cluster, "hierarchical"),
+        "encode": 0.0,
+        "copy": copy[0],
+        "links": 0.0,
+        "decode": 0.0,
+        "broadcast": down[0],
+    }
     each = {"reduce": up[1], "copy": copy[1], "broadcast": down[1]}
     sites, ways, wire_nbytes = len(cluster.sites), (), 0.0
     if sites > 1:
@@ -95,14 +101,17 @@ def coding_seconds(site, compressor, size, encodes=True):
     named = {coding.compressor: coding for coding in site.coding}
     kind = f"{type(compressor).__name__}("
     table = named.get(repr(compressor)) or next(
-        (coding for name, coding in named.items() if name.startswith(kind)), None)
+        (coding for name, coding in named.items() if name.startswith(kind)), None
+    )
     if table is None:
         encode = 4 * size / site.encode_bytes_per_second if encodes else 0.0
         return encode, 4 * size / site.decode_bytes_per_second
     table.warn_outside(4 * size)
     more = max(1.0, 4 * size / table.nbytes[-1])
-    encode, decode = (more * float(np.interp(4 * size, table.nbytes, seconds))
-                      for seconds in (table.encode_seconds, table.decode_seconds))
+    encode, decode = (
+        more * float(np.interp(4 * size, table.nbytes, seconds))
+        for seconds in (table.encode_seconds, table.decode_seconds)
+    )
     return encode, 2 * decode
 
 
@@ -113,8 +122,9 @@ def _chains(cluster, chunk_nbytes):
         # Inside a site a long chunk goes in several messages.
         latency, rate = site.network.line(min(chunk_nbytes, 4 * SITE_ENTRIES))
         for way, adds in ((up, site.add_bytes_per_second), (down, math.inf)):
-            first, each = chain_seconds(site.ranks, chunk_nbytes, latency, rate, site.message_seconds,
-                                        adds)
+            first, each = chain_seconds(
+                site.ranks, chunk_nbytes, latency, rate, site.message_seconds, adds
+            )
             way.append((float(first), float(each)))
     return max(up), max(down)
 
@@ -123,8 +133,7 @@ def link_routes(cluster):
     """Return the routes of all other sites to the hub, and those from the hub to them."""
     hub = cluster.names[cluster.hub]
     others = [name for name in cluster.names if name != hub]
-    return ([cluster.route(name, hub) for name in others],
-            [cluster.route(hub, name) for name in others])
+    return ([cluster.route(name, hub) for name in others], [cluster.route(hub, name) for name in others])
 
 
 def shared_lines(routes, nbytes):

@@ -29,8 +29,9 @@ def ready_shares(buckets):
     return 1 - backward * np.arange(buckets - 1, -1, -1) / max(1, buckets)
 
 
-def predict_overlapped(cluster, buckets, computing_seconds, *, algorithm, compressor=None,
-                       chunk_nbytes=WIRE_NBYTES):
+def predict_overlapped(
+    cluster, buckets, computing_seconds, *, algorithm, compressor=None, chunk_nbytes=WIRE_NBYTES
+):
     """Return the AllreduceTime, in seconds, of what is left of an allreduce after the computing.
 
     buckets: slices of the float32 vector in the order in which they are ready. A bucket is reduced and
@@ -40,14 +41,23 @@ def predict_overlapped(cluster, buckets, computing_seconds, *, algorithm, compre
     """
     size = max((bucket.stop for bucket in buckets), default=0)
     if algorithm != "hierarchical" or len(buckets) < 2:
-        return predict_allreduce(cluster, size, algorithm=algorithm, compressor=compressor,
-                                 chunk_nbytes=chunk_nbytes)
-    times = [predict_allreduce(cluster, bucket.stop - bucket.start, algorithm=algorithm,
-                               compressor=compressor and compressor.piece(bucket),
-                               chunk_nbytes=chunk_nbytes)
-             for bucket in buckets]
-    latency = min(predict_allreduce(cluster, 1, algorithm=algorithm).links_seconds,
-                  *(time.links_seconds for time in times))
+        return predict_allreduce(
+            cluster, size, algorithm=algorithm, compressor=compressor, chunk_nbytes=chunk_nbytes
+        )
+    times = [
+        predict_allreduce(
+            cluster,
+            bucket.stop - bucket.start,
+            algorithm=algorithm,
+            compressor=compressor and compressor.piece(bucket),
+            chunk_nbytes=chunk_nbytes,
+        )
+        for bucket in buckets
+    ]
+    latency = min(
+        predict_allreduce(cluster, 1, algorithm=algorithm).links_seconds,
+        *(time.links_seconds for time in times),
+    )
     own, ready = 0.0, []
     for bucket, time in zip(buckets, times):
         own += time.reduce_seconds + time.encode_seconds + time.copy_seconds
@@ -97,8 +107,12 @@ def exchange_terms(cluster, computing_seconds, workload):
 
 def together_terms(cluster, computing_seconds, workload):
     """Return term -> seconds of an exchange that all sites begin after `computing_seconds`."""
-    terms = predict_overlapped(cluster, workload.buckets or (slice(0, workload.size),),
-                               computing_seconds, algorithm=workload.algorithm,
-                               compressor=workload.compressor,
-                               chunk_nbytes=workload.chunk_nbytes).terms
+    terms = predict_overlapped(
+        cluster,
+        workload.buckets or (slice(0, workload.size),),
+        computing_seconds,
+        algorithm=workload.algorithm,
+        compressor=workload.compressor,
+        chunk_nbytes=workload.chunk_nbytes,
+    ).terms
     return {name: workload.exchanges_per_step * seconds for name, seconds in terms.items()}

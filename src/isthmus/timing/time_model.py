@@ -45,11 +45,26 @@ if TYPE_CHECKING:  # cluster files need what not every machine has
     from isthmus.cluster.cluster import Cluster
 
 __all__ = [
-    "AllreduceTime", "Workload", "chain_seconds", "coding_seconds", "compute_seconds",
-    "fair_staging_seconds", "hierarchical_stages", "link_routes", "local_steps_seconds",
-    "narrow_link_bound_seconds", "overlapped_seconds", "period_seconds", "pipelined_seconds",
-    "predict_allreduce", "recursive_seconds", "ring_seconds", "staging_seconds", "steps_per_epoch",
-    "waiting_seconds"]
+    "AllreduceTime",
+    "Workload",
+    "chain_seconds",
+    "coding_seconds",
+    "compute_seconds",
+    "fair_staging_seconds",
+    "hierarchical_stages",
+    "link_routes",
+    "local_steps_seconds",
+    "narrow_link_bound_seconds",
+    "overlapped_seconds",
+    "period_seconds",
+    "pipelined_seconds",
+    "predict_allreduce",
+    "recursive_seconds",
+    "ring_seconds",
+    "staging_seconds",
+    "steps_per_epoch",
+    "waiting_seconds",
+]
 
 
 @dataclass(frozen=True)
@@ -98,9 +113,14 @@ class AllreduceTime:
         return {stage: getattr(self, f"{stage}_seconds") for stage in ALLREDUCE_STAGES}
 
 
-def predict_allreduce(cluster: "Cluster", size: int, *, algorithm: str,
-                      compressor: Compressor | None = None,
-                      chunk_nbytes: int = WIRE_NBYTES) -> AllreduceTime:
+def predict_allreduce(
+    cluster: "Cluster",
+    size: int,
+    *,
+    algorithm: str,
+    compressor: Compressor | None = None,
+    chunk_nbytes: int = WIRE_NBYTES,
+) -> AllreduceTime:
     """Return the AllreduceTime of a float32 vector of `size` entries.
 
     chunk_nbytes: most bytes of a wire of "hierarchical".
@@ -119,19 +139,23 @@ def predict_allreduce(cluster: "Cluster", size: int, *, algorithm: str,
         return AllreduceTime(copy_seconds=copies, links_seconds=_mpi(cluster, 4 * size, adds))
     two = {"tree": tree_seconds, "recursive": halving_seconds, "ring": _ring}[algorithm]
     summed, passed_on = two(cluster, size, adds)
-    return AllreduceTime(reduce_seconds=overhead_seconds(cluster, algorithm) + summed,
-                         broadcast_seconds=passed_on, copy_seconds=copies)
+    return AllreduceTime(
+        reduce_seconds=overhead_seconds(cluster, algorithm) + summed,
+        broadcast_seconds=passed_on,
+        copy_seconds=copies,
+    )
 
 
 def mpi_seconds(cluster: "Cluster", nbytes: float, add_bytes_per_second: float = math.inf) -> float:
     """Return the shorter of a ring and of halving over the worst hop: MPI picks for itself."""
     latency, rate, sustained = _ring_hops(cluster, nbytes / cluster.size)
-    return min(sum(ring_seconds(latency, rate, nbytes, add_bytes_per_second, sustained)),
-               float(recursive_seconds(cluster.size, nbytes, latency.max(), rate.min())))
+    return min(
+        sum(ring_seconds(latency, rate, nbytes, add_bytes_per_second, sustained)),
+        float(recursive_seconds(cluster.size, nbytes, latency.max(), rate.min())),
+    )
 
 
-def staging_seconds(cluster: "Cluster", nbytes_of_rank: Sequence[float],
-                    data_site: str | None) -> float:
+def staging_seconds(cluster: "Cluster", nbytes_of_rank: Sequence[float], data_site: str | None) -> float:
     """Return max over shared pipes of bytes / B: the fluid bound for bringing shards to ranks.
 
     data_site: name of the site where the shards lie. With None every rank sees them, nothing moves.
@@ -148,13 +172,15 @@ def staging_seconds(cluster: "Cluster", nbytes_of_rank: Sequence[float],
     return max((load[pipe] / rate[pipe] for pipe in load), default=0.0)
 
 
-def fair_staging_seconds(cluster: "Cluster", nbytes_of_rank: Sequence[float],
-                         data_site: str | None) -> float:
+def fair_staging_seconds(
+    cluster: "Cluster", nbytes_of_rank: Sequence[float], data_site: str | None
+) -> float:
     """Return when the last site has its shards where flows share links max-min fairly, as TCP does.
 
     Never less than `staging_seconds`, the fluid bound (Bertsekas and Gallager 1992, "Data networks").
     """
     from isthmus.timing.flows import FlowNetwork
+
     nbytes = np.bincount(cluster.site_of_rank, nbytes_of_rank, minlength=len(cluster.sites))
     targets = [name for name, count in zip(cluster.names, nbytes) if count and name != data_site]
     if data_site is None or not targets:
@@ -162,8 +188,9 @@ def fair_staging_seconds(cluster: "Cluster", nbytes_of_rank: Sequence[float],
     routes = [cluster.route(data_site, name) for name in targets]
     rate = {link.pipe: link.bytes_per_second for route in routes for link in route}
     number = {pipe: place for place, pipe in enumerate(rate)}
-    network = FlowNetwork([[number[link.pipe] for link in route] for route in routes],
-                          list(rate.values()))
+    network = FlowNetwork(
+        [[number[link.pipe] for link in route] for route in routes], list(rate.values())
+    )
     sent = nbytes[[cluster.names.index(name) for name in targets]]
     return float(max(network.finish_seconds(np.zeros(len(targets)), sent, math.inf)))
 
@@ -178,8 +205,10 @@ def _mpi(cluster, nbytes, add_bytes_per_second):
     found = cluster.calibration
     if found is None or found.allreduce is None or found.ranks != cluster.size:
         return mpi_seconds(cluster, nbytes, add_bytes_per_second)
-    return found.allreduce.seconds(nbytes, lambda sizes: np.vectorize(
-        lambda size: mpi_seconds(cluster, size, add_bytes_per_second))(sizes))
+    return found.allreduce.seconds(
+        nbytes,
+        lambda sizes: np.vectorize(lambda size: mpi_seconds(cluster, size, add_bytes_per_second))(sizes),
+    )
 
 
 def _ring_hops(cluster, nbytes):
@@ -192,10 +221,16 @@ def _ring_hops(cluster, nbytes):
     passing = Counter(link.pipe for hop in hops for link in routes[hop])
     lines = {}
     for (here, there), route in routes.items():
-        latency, rate = zip(*([link.line(nbytes, "messages") for link in route]
-                              or [cluster.sites[here].network.line(nbytes)]))
-        sustained = [_sustained(link, 2 * (cluster.size - 1) * passing[link.pipe] * nbytes)
-                     / passing[link.pipe] for link in route]
+        latency, rate = zip(
+            *(
+                [link.line(nbytes, "messages") for link in route]
+                or [cluster.sites[here].network.line(nbytes)]
+            )
+        )
+        sustained = [
+            _sustained(link, 2 * (cluster.size - 1) * passing[link.pipe] * nbytes) / passing[link.pipe]
+            for link in route
+        ]
         share = nbytes / (nbytes + cluster.overhead_nbytes) if route and nbytes else 1.0
         lines[here, there] = sum(latency), share * min(rate), share * min(sustained, default=math.inf)
     return np.array([lines[hop] for hop in hops]).T

@@ -24,13 +24,19 @@ def write_checkpoint(path, training, identity, notes=None):
     """
     world, home = training.tiers.world, training.tiers.home
     arrays = {name: np.ascontiguousarray(to_host(array)) for name, array in training.arrays().items()}
-    told = gather_json(world, {name: [hashlib.sha256(array).hexdigest(), len(array), array.dtype.str]
-                               for name, array in arrays.items()})
+    told = gather_json(
+        world,
+        {
+            name: [hashlib.sha256(array).hexdigest(), len(array), array.dtype.str]
+            for name, array in arrays.items()
+        },
+    )
     stored, holder_of_rank = {}, {}
     for name in arrays:
         holders = {}  # what an array holds -> the first rank that has it
-        holder_of_rank[name] = [holders.setdefault(tuple(each[name]), rank)
-                                for rank, each in enumerate(told)]
+        holder_of_rank[name] = [
+            holders.setdefault(tuple(each[name]), rank) for rank, each in enumerate(told)
+        ]
         for (_, entries, dtype), rank in holders.items():
             if world.rank == rank != home:
                 world.Send(arrays[name], home)
@@ -39,8 +45,12 @@ def write_checkpoint(path, training, identity, notes=None):
                 if rank != home:
                     stored[f"{name}/{rank}"] = np.empty(entries, dtype)
                     world.Recv(stored[f"{name}/{rank}"], rank)
-    table = {"step": training.state.step, "holder_of_rank": holder_of_rank, "identity": identity,
-             "notes": notes or {}}
+    table = {
+        "step": training.state.step,
+        "holder_of_rank": holder_of_rank,
+        "identity": identity,
+        "notes": notes or {},
+    }
     together(world, lambda: write_checkpoint_file(path, stored, table) if world.rank == home else None)
 
 
@@ -53,8 +63,7 @@ def read_checkpoint(path, training, identity):
     world, home, stored = training.tiers.world, training.tiers.home, {}
     arrays = {name: np.empty_like(to_host(array)) for name, array in training.arrays().items()}
     wanted = gather_json(world, {name: array.size for name, array in arrays.items()})
-    step, holder_of_rank, notes = from_root(
-        world, lambda: _read(path, stored, identity, wanted), home)
+    step, holder_of_rank, notes = from_root(world, lambda: _read(path, stored, identity, wanted), home)
     for name, array in arrays.items():
         holders = holder_of_rank[name]
         if len(set(holders)) == 1:
@@ -86,8 +95,10 @@ def _read(path, stored, identity, wanted):
             holders = table["holder_of_rank"].get(name, ())
             shape = arrays[f"{name}/{holders[rank]}"].shape if rank < len(holders) else ()
             if shape != (entries,):
-                raise CheckpointError(f"{path}: {name} of rank {rank} has shape {shape}, this run has "
-                                      f"({entries},); resume with the same model, sites, strategy and "
-                                      "compressor")
+                raise CheckpointError(
+                    f"{path}: {name} of rank {rank} has shape {shape}, this run has "
+                    f"({entries},); resume with the same model, sites, strategy and "
+                    "compressor"
+                )
     stored.update(arrays)
     return [table["step"], table["holder_of_rank"], table["notes"]]

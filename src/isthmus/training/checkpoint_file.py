@@ -32,6 +32,7 @@ def write_checkpoint_file(path, arrays, table):
 
     Takes twice the file's bytes of memory while it lasts.
     """
+
     def fill(file):
         for name, array in arrays.items():
             file[name] = array
@@ -47,36 +48,48 @@ def read_checkpoint_file(path):
         with open_plain(path) as file:
             block, image = file.read(BLOCK_NBYTES), file.read()
     except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such checkpoint; set run.checkpoint_every, or start "
-                              "without --resume") from None
+        raise CheckpointError(
+            f"{path}: no such checkpoint; set run.checkpoint_every, or start without --resume"
+        ) from None
     except OSError as problem:
-        raise CheckpointError(f"{path}: cannot be read: "
-                              f"{explained(problem, elsewhere='start without --resume')}") from None
+        raise CheckpointError(
+            f"{path}: cannot be read: {explained(problem, elsewhere='start without --resume')}"
+        ) from None
     _check_whole(path, block, image)
     import h5py
+
     try:
         with h5py.File(io.BytesIO(image), "r") as file:
             arrays = {}
-            file.visititems(lambda name, item: arrays.update({name: item[:]})
-                            if isinstance(item, h5py.Dataset) else None)
+            file.visititems(
+                lambda name, item: (
+                    arrays.update({name: item[:]}) if isinstance(item, h5py.Dataset) else None
+                )
+            )
         return arrays, loads(arrays.pop(TABLE).tobytes(), exact=True)
     except (OSError, KeyError, ValueError, TypeError, RuntimeError) as problem:
-        raise CheckpointError(f"{path}: is not what isthmus writes ({problem}); start without "
-                              "--resume") from None
+        raise CheckpointError(
+            f"{path}: is not what isthmus writes ({problem}); start without --resume"
+        ) from None
 
 
 def _check_whole(path, block, image):
     """Raise CheckpointError unless the digest is that of all bytes and the version is this one."""
     if block.startswith(b"\x89HDF"):
-        raise CheckpointError(f"{path}: is of version 3 or older, this program reads {VERSION}; use the "
-                              "isthmus that wrote it, or start without --resume")
+        raise CheckpointError(
+            f"{path}: is of version 3 or older, this program reads {VERSION}; use the "
+            "isthmus that wrote it, or start without --resume"
+        )
     found = BLOCK.fullmatch(block)
     if not found or block != _block(version := int(found[1]), _digest(version, image)):
-        raise CheckpointError(f"{path}: is damaged: its bytes are not those that were written; start "
-                              "without --resume")
+        raise CheckpointError(
+            f"{path}: is damaged: its bytes are not those that were written; start without --resume"
+        )
     if version != VERSION:
-        raise CheckpointError(f"{path}: is of version {version}, this program reads {VERSION}; use the "
-                              "isthmus that wrote it, or start without --resume")
+        raise CheckpointError(
+            f"{path}: is of version {version}, this program reads {VERSION}; use the "
+            "isthmus that wrote it, or start without --resume"
+        )
 
 
 def _block(version, digest):

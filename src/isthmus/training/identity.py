@@ -12,8 +12,14 @@ def difference_in_words(written, identity, folder):
     why it is not. folder: that of the checkpoint.
     """
     identity = loads(dumps(identity))
-    key = next((key for key in {**identity, **written} if key != "plan"
-                and written.get(key) != identity.get(key)), None)
+    key = next(
+        (
+            key
+            for key in {**identity, **written}
+            if key != "plan" and written.get(key) != identity.get(key)
+        ),
+        None,
+    )
     before, now = written.get("plan", {}), identity.get("plan", {})
     other_cluster = f"another cluster: use --cluster {folder}/cluster.toml"
     if key is None and before.get("hash") == now.get("hash"):
@@ -22,17 +28,27 @@ def difference_in_words(written, identity, folder):
         return f"{identity[key]} ranks, was {written[key]}; start as many: mpirun -n {written[key]}"
     if key == "data":
         differ = [name for name, digest in identity[key].items() if digest != written[key].get(name)]
-        return (f"other data: the samples of data.{' and data.'.join(differ)} are not those that the "
-                f"run has learnt from; {folder}/run.json tells which set that was")
+        return (
+            f"other data: the samples of data.{' and data.'.join(differ)} are not those that the "
+            f"run has learnt from; {folder}/run.json tells which set that was"
+        )
     if key == "sites" or (key in (None, "allreduce") and before.get("cluster") != now.get("cluster")):
         return other_cluster
     if key is not None or before.get("settings") != now.get("settings"):
         section = key or "plan"
-        leaf, old, new = _first_leaf(section, *((written[key], identity.get(key)) if key in written
-                                     else (before.get("settings"), now.get("settings"))))
+        leaf, old, new = _first_leaf(
+            section,
+            *(
+                (written[key], identity.get(key))
+                if key in written
+                else (before.get("settings"), now.get("settings"))
+            ),
+        )
         return f"{leaf} = {new}, was {old}; resume with the settings in {folder}/run.json"
-    return (f"the plan puts shards on other ranks than that of isthmus {before.get('version')}, which "
-            "wrote the checkpoint; use that version")
+    return (
+        f"the plan puts shards on other ranks than that of isthmus {before.get('version')}, which "
+        "wrote the checkpoint; use that version"
+    )
 
 
 def _first_leaf(name, old, new):

@@ -33,8 +33,17 @@ from isthmus.training.strategies.strategy import Member
 if TYPE_CHECKING:  # cluster files need what not every machine has
     from isthmus.links.tiers import Tiers
 
-MEASURED = ("loss", "samples", "compute", "allreduce", *ALLREDUCE_STAGES, "update", "step",
-            "sent_site_nbytes", "sent_link_nbytes")
+MEASURED = (
+    "loss",
+    "samples",
+    "compute",
+    "allreduce",
+    *ALLREDUCE_STAGES,
+    "update",
+    "step",
+    "sent_site_nbytes",
+    "sent_link_nbytes",
+)
 """What each rank notes of each step: a row of float64, gathered now and then to the job's rank 0."""
 
 
@@ -62,9 +71,17 @@ class Training:
     enter(phase, step): called where "compute", "allreduce" and "update" begin.
     """
 
-    def __init__(self, tiers: "Tiers", model: Model, local: LocalSamples, member: Member, recipe: Recipe,
-                 state: State, hold_seconds: Callable[[int], float] | None = None,
-                 enter: Callable[[str, int], Any] = lambda phase, step: None):
+    def __init__(
+        self,
+        tiers: "Tiers",
+        model: Model,
+        local: LocalSamples,
+        member: Member,
+        recipe: Recipe,
+        state: State,
+        hold_seconds: Callable[[int], float] | None = None,
+        enter: Callable[[str, int], Any] = lambda phase, step: None,
+    ):
         self.tiers, self.model, self.local, self.member = tiers, model, local, member
         self.recipe, self.state, self.hold_seconds = recipe, state, hold_seconds
         self.gradient = library_of(state.parameters).zeros(model.size, np.float32)
@@ -79,7 +96,8 @@ class Training:
         while state.step < recipe.total_steps:
             epoch, done = divmod(state.step, recipe.steps)
             for features, targets in self.local.batches(
-                    steps=recipe.steps, seed=recipe.seed, epoch=epoch, start=done):
+                steps=recipe.steps, seed=recipe.seed, epoch=epoch, start=done
+            ):
                 before = self.member.stage_seconds
                 with self.instruments.step(state.step + 1) as measured:
                     loss = self._step(features, targets, measured.phase)
@@ -118,11 +136,15 @@ class Training:
 
         with np.errstate(all="ignore"):  # what is not finite is found by every rank, together
             try:
-                return self.model.gradient(self.state.parameters, features, targets, self.gradient,
-                                           ready)
+                return self.model.gradient(
+                    self.state.parameters, features, targets, self.gradient, ready
+                )
             except MemoryError as problem:
-                gradients.fail(out_of_memory(
-                    f"a batch of {len(targets)} samples in step {self.state.step + 1}", problem))
+                gradients.fail(
+                    out_of_memory(
+                        f"a batch of {len(targets)} samples in step {self.state.step + 1}", problem
+                    )
+                )
                 ready(0)
                 return np.nan
 
@@ -157,10 +179,15 @@ class Training:
         self.non_finite_ranks = ranks_where(self.member.gradients.world, not mine)
         if self.recipe.on_non_finite == "stop":
             ranks = ", ".join(map(str, self.non_finite_ranks))
-            error = NonFiniteError(f"step {self.state.step + 1}: " + (
-                f"a gradient holds a NaN or an infinity (ranks: {ranks}); lower training.learning_rate, "
-                'look at the data, or set training.on_non_finite = "skip"' if ranks
-                else self.member.gradients.overflow))
+            error = NonFiniteError(
+                f"step {self.state.step + 1}: "
+                + (
+                    f"a gradient holds a NaN or an infinity (ranks: {ranks}); lower "
+                    'training.learning_rate, look at the data, or set training.on_non_finite = "skip"'
+                    if ranks
+                    else self.member.gradients.overflow
+                )
+            )
             error.everywhere = self.member.gradients.world.size == self.tiers.world.size
             error.ranks = self.non_finite_ranks
             raise error
@@ -168,16 +195,27 @@ class Training:
     def _note(self, loss, samples, measured, before):
         """Keep the row of a step; before: the seconds of all stages until then."""
         stages = self.member.stage_seconds
-        self.rows.append([
-            loss, samples, measured.seconds["compute"], measured.seconds["allreduce"],
-            *(stages[stage] - before[stage] for stage in ALLREDUCE_STAGES),
-            measured.seconds["update"], measured.step_seconds, *self.member.sent_nbytes.values()])
+        self.rows.append(
+            [
+                loss,
+                samples,
+                measured.seconds["compute"],
+                measured.seconds["allreduce"],
+                *(stages[stage] - before[stage] for stage in ALLREDUCE_STAGES),
+                measured.seconds["update"],
+                measured.step_seconds,
+                *self.member.sent_nbytes.values(),
+            ]
+        )
 
     @property
     def not_finite(self):
         """What was not finite in a step that was skipped, in words."""
-        return (f"gradients of ranks {self.non_finite_ranks} are not finite" if self.non_finite_ranks
-                else self.member.gradients.overflow)
+        return (
+            f"gradients of ranks {self.non_finite_ranks} are not finite"
+            if self.non_finite_ranks
+            else self.member.gradients.overflow
+        )
 
     def compare_replicas(self):
         """Return the parameters' SHA-256; ReplicaError on every rank if it differs on any."""
@@ -186,9 +224,11 @@ class Training:
         everyone = all_gather(world, np.frombuffer(digest, np.uint8))
         other = [rank for rank in range(world.size) if everyone[rank].tobytes() != everyone[0].tobytes()]
         if other:
-            error = ReplicaError(f"step {self.state.step}: parameters on ranks {other} differ from "
-                                 "rank 0's; check these machines' memory and library versions, and "
-                                 "resume from the last checkpoint")
+            error = ReplicaError(
+                f"step {self.state.step}: parameters on ranks {other} differ from "
+                "rank 0's; check these machines' memory and library versions, and "
+                "resume from the last checkpoint"
+            )
             error.everywhere, error.ranks = True, other
             raise error
         return digest.hex()
@@ -200,8 +240,11 @@ class Training:
             scores = to_host(self.model.scores(parameters, features))
             top = scores.max(axis=1, keepdims=True)
             logs = scores - top - np.log(np.exp(scores - top).sum(axis=1, keepdims=True))
-            sums += (-logs[np.arange(len(targets)), targets].sum(dtype="f8"),
-                     (scores.argmax(axis=1) == targets).sum(), len(targets))
+            sums += (
+                -logs[np.arange(len(targets)), targets].sum(dtype="f8"),
+                (scores.argmax(axis=1) == targets).sum(),
+                len(targets),
+            )
         loss, right, samples = np.stack(all_gather(self.tiers.world, sums)).sum(axis=0)
         return loss / samples, right / samples
 
@@ -212,16 +255,24 @@ class Training:
 
     def arrays(self):
         """Return name -> array of this rank: all that the next steps depend on, but for the samples."""
-        return {"parameters": self.state.parameters, "momentum": self.state.momentum,
-                **{f"strategy/{name}": array for name, array in self.member.state().items()}}
+        return {
+            "parameters": self.state.parameters,
+            "momentum": self.state.momentum,
+            **{f"strategy/{name}": array for name, array in self.member.state().items()},
+        }
 
     def load(self, step, arrays):
         """Go on after `step` from what `arrays` gave, in place."""
         self.state.step = step
         set_from_host(self.state.parameters, arrays["parameters"])
         set_from_host(self.state.momentum, arrays["momentum"])
-        self.member.load({name.removeprefix("strategy/"): array for name, array in arrays.items()
-                          if name.startswith("strategy/")})
+        self.member.load(
+            {
+                name.removeprefix("strategy/"): array
+                for name, array in arrays.items()
+                if name.startswith("strategy/")
+            }
+        )
 
     def gather_rows(self):
         """Return float64[ranks, steps since the last call, MEASURED] at home, None elsewhere."""

@@ -16,8 +16,10 @@ SECONDS_FOR_THE_FIRST = 10.0
 LONGEST = 1000  # characters of a message: what travels stays short enough to be sent without asking
 GO_ON = "a run with checkpoints goes on with `isthmus train RUN.toml --resume FOLDER`"
 LOST = "its process is gone"
-LOST_LINE = (f"{LOST}: killed from outside, or by a crash; look into `dmesg` on its host for the "
-             "kernel's out-of-memory killer")
+LOST_LINE = (
+    f"{LOST}: killed from outside, or by a crash; look into `dmesg` on its host for the "
+    "kernel's out-of-memory killer"
+)
 STALL = "a step that does not end"
 STALL_CURE = "look at these hosts, or allow for more with run.abort_seconds"
 REPORT = "run again with `isthmus --debug ...` and report the traceback"
@@ -79,15 +81,23 @@ def failure_of(problem):
         code, line = problem.exit_code, text
     elif isinstance(problem, MemoryError):
         code = MachineError.exit_code
-        line = (f"out of memory: {text or kind}; take a smaller training.batch_size, fewer ranks a "
-                "host, or more hosts")
+        line = (
+            f"out of memory: {text or kind}; take a smaller training.batch_size, fewer ranks a "
+            "host, or more hosts"
+        )
     elif type(problem).__module__.startswith("mpi4py"):
         code = MachineError.exit_code
         line = f"MPI fails: {text}; look at the hosts and networks with `mpirun ... isthmus check`"
     frame = traceback.extract_tb(problem.__traceback__)[-1:]
     source = f"{Path(frame[0].filename).name}:{frame[0].lineno}" if frame else ""
-    return {"kind": kind, "code": code, "line": line, "source": source,
-            "step": place.step if place else 0, "phase": place.phase if place else "preparation"}
+    return {
+        "kind": kind,
+        "code": code,
+        "line": line,
+        "source": source,
+        "step": place.step if place else 0,
+        "phase": place.phase if place else "preparation",
+    }
 
 
 def failures_of_all(comm, mine, rank, seconds=SECONDS_FOR_OTHERS):
@@ -98,6 +108,7 @@ def failures_of_all(comm, mine, rank, seconds=SECONDS_FOR_OTHERS):
     """
     import numpy as np
     from mpi4py import MPI
+
     wire = np.frombuffer(dumps([rank, mine], exact=True).encode(), np.uint8).copy()
     peers = [peer for peer in range(comm.size) if peer != comm.rank]
     told, requests = {comm.rank: [rank, mine]}, []
@@ -124,6 +135,7 @@ def _told_by(comm, peer):
     """
     import numpy as np
     from mpi4py import MPI
+
     status = MPI.Status()
     with suppress(MPI.Exception):
         if comm.Iprobe(peer, TAG, status):
@@ -161,15 +173,33 @@ def all_interrupted(place):
 
 def lost_lines(place):
     """Return the blocks of ranks whose process is gone, one for each point where they were."""
-    failures = {rank: {"kind": LOST, "code": MachineError.exit_code, "line": LOST_LINE, "source": "",
-                       "step": step, "phase": phase} for rank, (step, phase) in place.gone.items()}
+    failures = {
+        rank: {
+            "kind": LOST,
+            "code": MachineError.exit_code,
+            "line": LOST_LINE,
+            "source": "",
+            "step": step,
+            "phase": phase,
+        }
+        for rank, (step, phase) in place.gone.items()
+    }
     return failure_lines(failures, place)
 
 
 def stalled_lines(line, ranks, place):
     """Return the block of a job that is ended because `ranks` have stalled."""
-    failures = {rank: {"kind": STALL, "code": MachineError.exit_code, "line": f"{line}; {STALL_CURE}",
-                       "source": "", "step": place.step, "phase": place.phase} for rank in ranks}
+    failures = {
+        rank: {
+            "kind": STALL,
+            "code": MachineError.exit_code,
+            "line": f"{line}; {STALL_CURE}",
+            "source": "",
+            "step": place.step,
+            "phase": place.phase,
+        }
+        for rank in ranks
+    }
     return failure_lines(failures, place)
 
 
@@ -186,8 +216,10 @@ def _how_to_go_on(place):
         return "nothing was written"
     if place.checkpoint is None:
         return f"it has written no checkpoint (run.checkpoint_every) in {place.folder}"
-    return (f"go on from the checkpoint of step {place.checkpoint} with `isthmus train RUN.toml "
-            f"--resume {place.folder}`")
+    return (
+        f"go on from the checkpoint of step {place.checkpoint} with `isthmus train RUN.toml "
+        f"--resume {place.folder}`"
+    )
 
 
 def told_by_another(comm):
@@ -195,6 +227,7 @@ def told_by_another(comm):
     if comm is None or comm.size == 1:
         return False
     from mpi4py import MPI
+
     for peer in range(comm.size):
         with suppress(MPI.Exception):  # a rank that is lost tells nothing
             if comm.Iprobe(peer, TAG):
@@ -216,8 +249,9 @@ def failure_lines(failure_of_rank, place=None, named=True):
     for (kind, code, line, source), ranks in groups.items():
         lines.append(f"isthmus: {ranks_in_words(ranks) + ': ' if named else ''}{line}")
         if place is not None:
-            lines += _block(kind, code, line, source, ranks,
-                            [failure_of_rank[rank] for rank in ranks], place)
+            lines += _block(
+                kind, code, line, source, ranks, [failure_of_rank[rank] for rank in ranks], place
+            )
     return lines
 
 
@@ -237,7 +271,8 @@ def _block(kind, code, line, source, ranks, failures, place):
         "cause": f"{kind} at {source}" if source else kind,
         "job": job,
         "to do": cure,
-        "more": f"docs/errors/{code}.md{_where_more_is(ranks, place.folder, kind not in (LOST, STALL))}"}
+        "more": f"docs/errors/{code}.md{_where_more_is(ranks, place.folder, kind not in (LOST, STALL))}",
+    }
     return [f"  {name:<6} {text}" for name, text in words.items()]
 
 
@@ -262,4 +297,5 @@ def name_ranks(ranks, hosts, sites, tiers):
     return ", ".join(
         f"{ranks_in_words(members)} (site {site}, tier {tier}, host "
         f"{', '.join(dict.fromkeys(hosts[rank] for rank in members))})"
-        for (site, tier), members in of_site.items())
+        for (site, tier), members in of_site.items()
+    )

@@ -34,17 +34,29 @@ class Journal:
         self.log = RankLog(world.rank)
         self.hosts = gather_json(world, MPI.Get_processor_name())
         sites = [cluster.sites[site] for site in cluster.site_of_rank]
-        self._of_rank = (tuple(self.hosts), tuple(site.name for site in sites),
-                         tuple(site.tier for site in sites))
+        self._of_rank = (
+            tuple(self.hosts),
+            tuple(site.name for site in sites),
+            tuple(site.tier for site in sites),
+        )
         self.rank, self.folder, self.checkpoint = world.rank, None, None
         self.home, self._mode = tiers.home, settings.mode
         self._tell = tell if world.rank == tiers.home else None
         self.progress = Progress(world)
-        self.watch = Watch(self.progress, settings.stall_seconds, settings.stall_deviations,
-                           lambda ranks: name_ranks(ranks, *self._of_rank), tiers.home, world.size,
-                           settings.abort_seconds, self.abandon)
-        log.info(f"isthmus {isthmus.__version__}: {name_ranks([self.rank], *self._of_rank)}, process "
-                 f"{os.getpid()}")
+        self.watch = Watch(
+            self.progress,
+            settings.stall_seconds,
+            settings.stall_deviations,
+            lambda ranks: name_ranks(ranks, *self._of_rank),
+            tiers.home,
+            world.size,
+            settings.abort_seconds,
+            self.abandon,
+        )
+        log.info(
+            f"isthmus {isthmus.__version__}: {name_ranks([self.rank], *self._of_rank)}, process "
+            f"{os.getpid()}"
+        )
 
     def open(self, folder):
         """Begin the log in the run's folder; note it, where that can be, for what has started it."""
@@ -76,10 +88,19 @@ class Journal:
     def place(self):
         """Return the `Place` where this rank is now."""
         progress = self.progress
-        return Place(self.rank, progress.step, progress.phase, *self._of_rank, self.folder,
-                     self.checkpoint, self.home, tuple(progress.ranks),
-                     {rank: progress.point_of(rank) for rank in progress.ranks_gone()},
-                     tuple(progress.ranks_ending(SIGNALLED)), tuple(progress.ranks_ending(FAILS)))
+        return Place(
+            self.rank,
+            progress.step,
+            progress.phase,
+            *self._of_rank,
+            self.folder,
+            self.checkpoint,
+            self.home,
+            tuple(progress.ranks),
+            {rank: progress.point_of(rank) for rank in progress.ranks_gone()},
+            tuple(progress.ranks_ending(SIGNALLED)),
+            tuple(progress.ranks_ending(FAILS)),
+        )
 
     def __enter__(self):
         interruption.keep(self)
@@ -97,8 +118,10 @@ class Journal:
             log.info(f"step {self.progress.step}, phase {self.progress.phase}: {problem}")
         else:
             self.progress.note_ending(signalled=False)
-            log.error(f"step {self.progress.step}, phase {self.progress.phase}: {kind.__name__}: "
-                      f"{problem}", exc_info=problem)
+            log.error(
+                f"step {self.progress.step}, phase {self.progress.phase}: {kind.__name__}: {problem}",
+                exc_info=problem,
+            )
             problem.place = self.place()
         self.log.close()
         if not isinstance(problem, Interrupted):

@@ -16,13 +16,23 @@ log = logging.getLogger("isthmus")
 def counted_links(tiers, member):
     """Return the bytes sent over each link and what the formula says, on every rank. Collective."""
     names = tiers.cluster.names
-    everyone = np.array(gather_json(tiers.world, np.stack(
-        [member.sent_to_sites, member.predicted_to_sites()], axis=1).tolist()))
+    everyone = np.array(
+        gather_json(
+            tiers.world, np.stack([member.sent_to_sites, member.predicted_to_sites()], axis=1).tolist()
+        )
+    )
     site_of_rank = np.array(tiers.cluster.site_of_rank)
-    return [{"source": names[i], "target": names[j], "sent_nbytes": int(nbytes[0]),
-             "predicted_nbytes": int(nbytes[1])}
-            for i in range(len(names)) for j in range(len(names)) if i != j
-            and (nbytes := everyone[site_of_rank == i, j].sum(axis=0)).any()]
+    return [
+        {
+            "source": names[i],
+            "target": names[j],
+            "sent_nbytes": int(nbytes[0]),
+            "predicted_nbytes": int(nbytes[1]),
+        }
+        for i in range(len(names))
+        for j in range(len(names))
+        if i != j and (nbytes := everyone[site_of_rank == i, j].sum(axis=0)).any()
+    ]
 
 
 class LinkWatch:
@@ -36,8 +46,11 @@ class LinkWatch:
         names = cluster.names
         others = [name for name in names if name != names[cluster.hub]] if len(names) > 1 else []
         ends = [f"{name} and {names[cluster.hub]}" for name in others]
-        self.links = f"the link between {ends[0]}" if len(ends) == 1 else (
-            f"one of the links between {', '.join(ends)}")
+        self.links = (
+            f"the link between {ends[0]}"
+            if len(ends) == 1
+            else (f"one of the links between {', '.join(ends)}")
+        )
         self.slow = False
 
     def look(self, step, seconds):
@@ -51,7 +64,8 @@ class LinkWatch:
                 f"step {step}: a step takes {1e3 * median:.1f} ms on links, "
                 f"{median / self.predicted_seconds:.0f} times the predicted "
                 f"{1e3 * self.predicted_seconds:.1f} ms: {self.links} is slower than the cluster file "
-                "says, or others use it; measure with `mpirun ... isthmus bench links`")
+                "says, or others use it; measure with `mpirun ... isthmus bench links`"
+            )
         elif self.slow and not slow:
             log.warning(f"step {step}: links are as fast as before, {1e3 * median:.1f} ms a step")
         self.slow = slow

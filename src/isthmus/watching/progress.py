@@ -13,8 +13,19 @@ from isthmus.links.comm import innermost
 from isthmus.links.world import barrier
 
 BEFORE_STEPS = ("preparation", "placing data", "beginning")
-PHASES = (*BEFORE_STEPS, "compute", "allreduce", "update", "replicas", "report", "evaluation",
-          "rebalancing", "signals", "checkpoint", "end")
+PHASES = (
+    *BEFORE_STEPS,
+    "compute",
+    "allreduce",
+    "update",
+    "replicas",
+    "report",
+    "evaluation",
+    "rebalancing",
+    "signals",
+    "checkpoint",
+    "end",
+)
 """What a rank does, in the order of a step and of what may follow it."""
 NUMBERS = {phase: number for number, phase in enumerate(PHASES)}
 OF_STEP = ("compute", "allreduce", "update")
@@ -79,8 +90,11 @@ class Progress:
         """Return the ranks of this host whose process is no more, and that did not say that they end."""
         if not self.sees_processes:
             return []
-        return [rank for rank, row in zip(self.ranks, self.rows)
-                if row[ENDING] == GOES_ON and not _lives(int(row[PROCESS]))]
+        return [
+            rank
+            for rank, row in zip(self.ranks, self.rows)
+            if row[ENDING] == GOES_ON and not _lives(int(row[PROCESS]))
+        ]
 
     def next_is_gone(self):
         """Whether the process of the next rank on this host is no more, though it did not say so."""

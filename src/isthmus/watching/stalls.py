@@ -52,8 +52,17 @@ class Watch(threading.Thread):
     abort_seconds of a stall (None: never), with ranks () where they are those that are gone.
     """
 
-    def __init__(self, progress, least_seconds, deviations, name_ranks, home, size,
-                 abort_seconds=None, abandon=None):
+    def __init__(
+        self,
+        progress,
+        least_seconds,
+        deviations,
+        name_ranks,
+        home,
+        size,
+        abort_seconds=None,
+        abandon=None,
+    ):
         super().__init__(name="isthmus-watch", daemon=True)
         self.progress, self.name_ranks, self.home, self.size = progress, name_ranks, home, size
         self.least_seconds, self.deviations = least_seconds, deviations
@@ -108,7 +117,8 @@ class Watch(threading.Thread):
             self.abandon(
                 f"{self._what()} stalls: {waited:.1f} s, run.abort_seconds are over; "
                 f"{self._account(rows, late, now, self.abort_seconds / 2)}",
-                [self.progress.ranks[row] for row in late] or self.progress.ranks)
+                [self.progress.ranks[row] for row in late] or self.progress.ranks,
+            )
 
     def _what(self):
         step, kind = self.progress.step, self.progress.kind
@@ -121,14 +131,17 @@ class Watch(threading.Thread):
         progress = self.progress
         teller = min((rank for row, rank in enumerate(progress.ranks) if row not in late), default=None)
         return progress.rank == teller and (
-            len(late) > 0 or len(progress.rows) == self.size or self.home in progress.ranks)
+            len(late) > 0 or len(progress.rows) == self.size or self.home in progress.ranks
+        )
 
     def _tell_what_is_over(self, now):
         if self.stall is not None and self.stall[0] != self.progress.mine[SINCE]:
             began, what, late, told = self.stall
             self.stall = None
-            log.log(logging.WARNING if told else logging.INFO,
-                    f"{what} went on after {now - began:.1f} s{late}")
+            log.log(
+                logging.WARNING if told else logging.INFO,
+                f"{what} went on after {now - began:.1f} s{late}",
+            )
 
     def _tell(self, now, since, kind, usual, patience):
         rows = self.progress.rows.copy()
@@ -137,11 +150,17 @@ class Watch(threading.Thread):
         late_words = f"; {self._named(late)} late" if len(late) else ""
         self.stall = since, what, late_words, tells
         median = f", {statistics.median(usual):.3g} s is usual" if usual else ""
-        log.log(logging.WARNING if tells else logging.INFO,
-                f"{what} stalls: {now - since:.1f} s so far{median}; "
-                f"{self._account(rows, late, now, patience / 2)}")
-        log.info("this rank is at\n" + "".join(traceback.format_stack(
-            sys._current_frames()[threading.main_thread().ident])).rstrip())
+        log.log(
+            logging.WARNING if tells else logging.INFO,
+            f"{what} stalls: {now - since:.1f} s so far{median}; "
+            f"{self._account(rows, late, now, patience / 2)}",
+        )
+        log.info(
+            "this rank is at\n"
+            + "".join(
+                traceback.format_stack(sys._current_frames()[threading.main_thread().ident])
+            ).rstrip()
+        )
 
     def _account(self, rows, late, now, patience):
         """Say who is late and at which phase, and what the other ranks do."""
@@ -149,16 +168,20 @@ class Watch(threading.Thread):
         for row in late:
             silent = now - rows[row, ALIVE]
             life = f", no sign of life for {silent:.1f} s" if silent > patience else ""
-            parts.append(f"late: {self._named([row])} in {PHASES[int(rows[row, PHASE])]} of step "
-                         f"{int(rows[row, STEP])}{life}")
+            parts.append(
+                f"late: {self._named([row])} in {PHASES[int(rows[row, PHASE])]} of step "
+                f"{int(rows[row, STEP])}{life}"
+            )
         others = np.setdiff1d(np.arange(len(rows)), late)
         for phase in np.unique(rows[others, PHASE]):
             there = others[rows[others, PHASE] == phase]
             parts.append(f"{self._named(there)} in {PHASES[int(phase)]}")
         if not len(late) and len(rows) < self.size:
             elsewhere = sorted(set(range(self.size)) - set(self.progress.ranks))
-            parts.append(f"none of these is behind: look at {self.name_ranks(elsewhere)}, or at the "
-                         "network between")
+            parts.append(
+                f"none of these is behind: look at {self.name_ranks(elsewhere)}, or at the "
+                "network between"
+            )
         return "; ".join(parts)
 
     def _named(self, rows):

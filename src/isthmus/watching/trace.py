@@ -49,9 +49,15 @@ class Trace:
         offsets = np.stack([offsets for _, offsets in self.comparisons])
         rows_of_rank = self._gather()
         path = Path(folder, "trace.json")
-        from_root(self._world, lambda: if_possible(
-            lambda: write_trace(path, self._cluster, rows_of_rank, offsets), path,
-            "the run is whole without it"), self._home)
+        from_root(
+            self._world,
+            lambda: if_possible(
+                lambda: write_trace(path, self._cluster, rows_of_rank, offsets),
+                path,
+                "the run is whole without it",
+            ),
+            self._home,
+        )
 
     def _compare_clocks(self):
         offsets = clock_offsets(self._world, time.perf_counter)
@@ -61,9 +67,16 @@ class Trace:
         """Return float64[:, ROW] of each rank at home: the steps that all ranks kept, on one clock."""
         world, steps = self._world, self.recorder.steps
         first = maximum(world, [steps[0][0] if steps else np.inf])[0]
-        own = np.concatenate([np.empty((0, len(ROW))), *(
-            np.column_stack([np.full(len(rows), number), rows])
-            for number, rows in steps if number >= first)])
+        own = np.concatenate(
+            [
+                np.empty((0, len(ROW))),
+                *(
+                    np.column_stack([np.full(len(rows), number), rows])
+                    for number, rows in steps
+                    if number >= first
+                ),
+            ]
+        )
         moments, ahead = zip(*((moment, offsets[world.rank, 0]) for moment, offsets in self.comparisons))
         for column in (AT, START, END):
             own[:, column] -= np.interp(own[:, column], moments, ahead)

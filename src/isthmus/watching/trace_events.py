@@ -53,12 +53,19 @@ def write_trace(path, cluster, rows_of_rank, offsets):
     errors = offsets[..., 1].max(axis=0)
     steps = next((rows[[0, -1], STEP].astype(int).tolist() for rows in rows_of_rank if len(rows)), [])
     told = {
-        "program": "isthmus", "first_and_last_step": steps,
+        "program": "isthmus",
+        "first_and_last_step": steps,
         "clock": "rank 0's; how far others were ahead of it, by ping-pong before and after the steps",
         "clock_uncertainty_us": round(1e6 * errors.max(), 3),
-        "clocks": [{"rank": rank, "ahead_seconds": offsets[:, rank, 0].tolist(),
-                    "uncertainty_seconds": offsets[:, rank, 1].tolist()}
-                   for rank in range(cluster.size)]}
+        "clocks": [
+            {
+                "rank": rank,
+                "ahead_seconds": offsets[:, rank, 0].tolist(),
+                "uncertainty_seconds": offsets[:, rank, 1].tolist(),
+            }
+            for rank in range(cluster.size)
+        ],
+    }
     with replacing(path) as partial, open(partial, "w", encoding="utf-8") as file:
         file.write(f'{{"displayTimeUnit": "ms",\n"otherData": {dumps(told)},\n"traceEvents": [\n')
         file.write(",\n".join(map(dumps, trace_events(cluster, rows_of_rank, errors))))
@@ -69,20 +76,37 @@ def trace_events(cluster, rows_of_rank, errors):
     """Yield the events as dicts; errors: seconds, of each rank's clock."""
     yield from _names(cluster)
     sites, exchanged = cluster.site_of_rank, messages(rows_of_rank)
-    origin = min((rows[rows[:, KIND] < SENT, START].min() for rows in rows_of_rank if len(rows)),
-                 default=0.0)
+    origin = min(
+        (rows[rows[:, KIND] < SENT, START].min() for rows in rows_of_rank if len(rows)), default=0.0
+    )
 
     def event(kind, name, rank, moment, **more):
-        return {"ph": kind, "name": name, "cat": "step", "pid": _process(cluster, sites[rank]),
-                "tid": rank + 1, "ts": round(1e6 * (moment - origin), 3), **more}
+        return {
+            "ph": kind,
+            "name": name,
+            "cat": "step",
+            "pid": _process(cluster, sites[rank]),
+            "tid": rank + 1,
+            "ts": round(1e6 * (moment - origin), 3),
+            **more,
+        }
 
     waits = _waits(exchanged, errors)
     for rank, rows in enumerate(rows_of_rank):
         for span in spans(rows, waits[rank], rank, sites):
-            sent = {name: getattr(span, name) for name in ("site_nbytes", "link_nbytes")
-                    if getattr(span, name)}
-            yield event("X", span.name, rank, span.start, dur=round(1e6 * (span.end - span.start), 3),
-                        args={"step": span.step, **sent})
+            sent = {
+                name: getattr(span, name)
+                for name in ("site_nbytes", "link_nbytes")
+                if getattr(span, name)
+            }
+            yield event(
+                "X",
+                span.name,
+                rank,
+                span.start,
+                dur=round(1e6 * (span.end - span.start), 3),
+                args={"step": span.step, **sent},
+            )
     for number, message in enumerate(exchanged):
         if sites[message.source] != sites[message.target]:
             told = {"id": number, "args": {"step": message.step, "nbytes": message.nbytes}}
@@ -102,8 +126,9 @@ def messages(rows_of_rank):
     for target, rows in enumerate(rows_of_rank):
         for step, _, at, start, end, source, nbytes, tag in rows[rows[:, KIND] == RECEIVED].tolist():
             sent_at, sending = sent[step, source, target, tag].popleft()
-            found.append(Message(int(step), int(source), target, int(nbytes), sent_at, at, sending,
-                                 (start, end)))
+            found.append(
+                Message(int(step), int(source), target, int(nbytes), sent_at, at, sending, (start, end))
+            )
     return found
 
 
@@ -135,8 +160,10 @@ def _waits(exchanged, errors):
     waits = defaultdict(list)
     for message in exchanged:
         error = errors[message.source] + errors[message.target]
-        for rank, (start, end), ready in ((message.source, message.sending, message.expected),
-                                          (message.target, message.receiving, message.sent)):
+        for rank, (start, end), ready in (
+            (message.source, message.sending, message.expected),
+            (message.target, message.receiving, message.sent),
+        ):
             if ready - start > error:
                 waits[rank].append((start, min(ready, end)))
     return defaultdict(list, {rank: sorted(pairs) for rank, pairs in waits.items()})

@@ -28,8 +28,16 @@ def main():
     node = next((node for node in read_allocation() if node.name == host), None)
     if node is None:
         sys.exit(f"isthmus: Slurm: this job has no node {host!r}")
-    line = ["srun", "--overlap", "--nodes=1", "--ntasks=1", f"--nodelist={host}", "--cpu-bind=none",
-            "--input=none", "--kill-on-bad-exit=0"]
+    line = [
+        "srun",
+        "--overlap",
+        "--nodes=1",
+        "--ntasks=1",
+        f"--nodelist={host}",
+        "--cpu-bind=none",
+        "--input=none",
+        "--kill-on-bad-exit=0",
+    ]
     if node.group is not None:
         line.append(f"--het-group={node.group}")
     os.execvp("srun", [*line, "sh", "-c", IN_SCRATCH, "isthmus", " ".join(command)])

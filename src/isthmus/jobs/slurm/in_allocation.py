@@ -30,9 +30,23 @@ def main():
 def line_in_allocation(nodes, command):
     """Return the mpirun line that starts `command` on `nodes`."""
     agent = shlex.join([sys.executable, "-m", "isthmus.jobs.slurm.agent"])
-    line = [mpirun(), "--prtemca", "ras", "^slurm", "--prtemca", "plm", "ssh",
-            "--prtemca", "plm_ssh_agent", agent, "--prtemca", "plm_ssh_no_tree_spawn", "1",
-            "--bind-to", "none"]
+    line = [
+        mpirun(),
+        "--prtemca",
+        "ras",
+        "^slurm",
+        "--prtemca",
+        "plm",
+        "ssh",
+        "--prtemca",
+        "plm_ssh_agent",
+        agent,
+        "--prtemca",
+        "plm_ssh_no_tree_spawn",
+        "1",
+        "--bind-to",
+        "none",
+    ]
     for number, node in enumerate(nodes):
         line += [":"] if number else []
         line += ["-n", str(node.ranks), "--host", f"{node.name}:{node.ranks}", *command]

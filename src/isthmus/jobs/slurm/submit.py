@@ -28,8 +28,14 @@ def submit_run(run, cluster_path=None):
     check_folder(parent, "set run.folder to a folder that you may write in")
     log = str(parent / "%x-%j.log")
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-    told = ask("sbatch", "--parsable", f"--output={log}", "--export=ALL", text=script,
-               environment={**os.environ, "PATH": path})
+    told = ask(
+        "sbatch",
+        "--parsable",
+        f"--output={log}",
+        "--export=ALL",
+        text=script,
+        environment={**os.environ, "PATH": path},
+    )
     job = told.strip().partition(";")[0]
     name = job_name(run)
     folder = parent / f"{name}-{job}"
@@ -53,12 +59,22 @@ def read_settings(run, cluster_path):
 def job_script(settings, run, cluster_path):
     """Return the script: one component of the job a site, then what is alike for all runs."""
     options = ["--cluster", os.path.relpath(cluster_path)] if cluster_path else []
-    values = {"run_file": shlex.quote(os.path.relpath(run)), "threads": str(settings.run.threads),
-              "options": f"({shlex.join(options)})",
-              "runs": shlex.quote(os.path.relpath(settings.run.folder))}
-    return "\n".join(["#!/bin/bash", *header(settings, job_name(run), run), "",
-                      *(f"{name}={value}" for name, value in values.items()),
-                      "", BODY.read_text(encoding="utf-8")])
+    values = {
+        "run_file": shlex.quote(os.path.relpath(run)),
+        "threads": str(settings.run.threads),
+        "options": f"({shlex.join(options)})",
+        "runs": shlex.quote(os.path.relpath(settings.run.folder)),
+    }
+    return "\n".join(
+        [
+            "#!/bin/bash",
+            *header(settings, job_name(run), run),
+            "",
+            *(f"{name}={value}" for name, value in values.items()),
+            "",
+            BODY.read_text(encoding="utf-8"),
+        ]
+    )
 
 
 def job_name(run):
@@ -71,20 +87,39 @@ def header(settings, name, run):
     slurm, cluster = settings.slurm, settings.read_cluster()
     unknown = slurm.site.keys() - set(cluster.names)
     if unknown:
-        raise SettingsError(f"{run}: slurm.site.{min(unknown)}: no site is called {min(unknown)!r}; "
-                            f"known sites: {', '.join(cluster.names)}")
-    job = [f"--job-name={name}", "--output=%x-%j.log", "--open-mode=append", "--requeue",
-           f"--signal=B:USR1@{slurm.warning_seconds}", f"--time={slurm.time}"]
+        raise SettingsError(
+            f"{run}: slurm.site.{min(unknown)}: no site is called {min(unknown)!r}; "
+            f"known sites: {', '.join(cluster.names)}"
+        )
+    job = [
+        f"--job-name={name}",
+        "--output=%x-%j.log",
+        "--open-mode=append",
+        "--requeue",
+        f"--signal=B:USR1@{slurm.warning_seconds}",
+        f"--time={slurm.time}",
+    ]
     job += [f"--{key}={value}" for key in ("account", "qos") if (value := getattr(slurm, key))]
     lines = []
     for index, site in enumerate(cluster.sites):
         wanted = slurm.site.get(site.name, SlurmSiteSettings())
         if wanted.nodes > site.ranks:
-            raise SettingsError(f"{run}: slurm.site.{site.name}.nodes: {wanted.nodes} nodes for "
-                                f"{site.ranks} ranks; ask for fewer nodes")
+            raise SettingsError(
+                f"{run}: slurm.site.{site.name}.nodes: {wanted.nodes} nodes for "
+                f"{site.ranks} ranks; ask for fewer nodes"
+            )
         lines += ["hetjob"] if index else job
-        lines += [f"--{key}={value}" for key, value in (
-            ("partition", wanted.partition), ("constraint", wanted.constraint), ("nodes", wanted.nodes),
-            ("ntasks", site.ranks), ("cpus-per-task", settings.run.threads), ("mem", wanted.memory),
-            ("time", slurm.time if index else None)) if value is not None]
+        lines += [
+            f"--{key}={value}"
+            for key, value in (
+                ("partition", wanted.partition),
+                ("constraint", wanted.constraint),
+                ("nodes", wanted.nodes),
+                ("ntasks", site.ranks),
+                ("cpus-per-task", settings.run.threads),
+                ("mem", wanted.memory),
+                ("time", slurm.time if index else None),
+            )
+            if value is not None
+        ]
     return [f"#SBATCH {line}" for line in lines]

@@ -51,8 +51,10 @@ class Allocation:
         if not isinstance(other, Allocation):
             return NotImplemented
         return self.hash == other.hash and all(
-            getattr(self, name) == getattr(other, name) for name in self.__dataclass_fields__
-            if name != "rank_of_shard")
+            getattr(self, name) == getattr(other, name)
+            for name in self.__dataclass_fields__
+            if name != "rank_of_shard"
+        )
 
 
 def shards_by_rank(rank_of_shard: npt.NDArray[np.int64], ranks: int) -> tuple[tuple[int, ...], ...]:
@@ -63,13 +65,22 @@ def shards_by_rank(rank_of_shard: npt.NDArray[np.int64], ranks: int) -> tuple[tu
     return tuple(tuple(shards[start:stop]) for start, stop in pairwise(ends))
 
 
-def allocate_shards(sizes: npt.ArrayLike, seconds_per_unit: npt.ArrayLike, *,
-                    fixed_seconds: npt.ArrayLike | None = None, storage: npt.ArrayLike | None = None,
-                    allowed: Mapping[int, Collection[int]] | tuple[np.ndarray, np.ndarray] | None = None,
-                    storage_sizes: npt.ArrayLike | None = None, objective: str | Objective = "makespan",
-                    alpha: float = 1.0, least: npt.ArrayLike | None = None, pipes: Pipes | None = None,
-                    prices: Prices | None = None, then: Sequence[str] = ("bytes", "imbalance"),
-                    nodes: int = NODES) -> Allocation:
+def allocate_shards(
+    sizes: npt.ArrayLike,
+    seconds_per_unit: npt.ArrayLike,
+    *,
+    fixed_seconds: npt.ArrayLike | None = None,
+    storage: npt.ArrayLike | None = None,
+    allowed: Mapping[int, Collection[int]] | tuple[np.ndarray, np.ndarray] | None = None,
+    storage_sizes: npt.ArrayLike | None = None,
+    objective: str | Objective = "makespan",
+    alpha: float = 1.0,
+    least: npt.ArrayLike | None = None,
+    pipes: Pipes | None = None,
+    prices: Prices | None = None,
+    then: Sequence[str] = ("bytes", "imbalance"),
+    nodes: int = NODES,
+) -> Allocation:
     """Return the Allocation of shards to ranks with the least makespan, or another objective.
 
     sizes: units (samples) of each shard.
@@ -90,8 +101,9 @@ def allocate_shards(sizes: npt.ArrayLike, seconds_per_unit: npt.ArrayLike, *,
     same way every time. Raises ValueError for numbers that make no sense, and PlanError that names a
     smallest set of limits in conflict.
     """
-    problem = make_problem(sizes, seconds_per_unit, fixed_seconds, storage, allowed, storage_sizes,
-                           least, pipes, prices)
+    problem = make_problem(
+        sizes, seconds_per_unit, fixed_seconds, storage, allowed, storage_sizes, least, pipes, prices
+    )
     aim = make_objective(objective, alpha)
     tie_breaks(problem, then)  # also where the problem will be too large for them: all are known
     if problem.sizes.size == 0:
@@ -126,28 +138,42 @@ def _allocation(problem, objective, placement, relaxation, bound):
     assert bound <= value + slack, f"a bound {bound} above a plan {value} is no bound"
     bound = float(max(0.0, min(bound, value)))  # what is left is the solver's tolerance
     return Allocation(
-        placement.rank_of_shard, tuple(seconds.tolist()), float(seconds.max()), value,
-        float(relaxation.value), bound,
-        float(value / bound - 1 if bound > 1e-9 * problem.ideal_seconds
-              else value / problem.ideal_seconds),
+        placement.rank_of_shard,
+        tuple(seconds.tolist()),
+        float(seconds.max()),
+        value,
+        float(relaxation.value),
+        bound,
+        float(
+            value / bound - 1 if bound > 1e-9 * problem.ideal_seconds else value / problem.ideal_seconds
+        ),
         placement.stopped,
-        {name: tuple(given.tolist()) if isinstance(given, np.ndarray) else given
-         for name, given in relaxation.prices.items()})
+        {
+            name: tuple(given.tolist()) if isinstance(given, np.ndarray) else given
+            for name, given in relaxation.prices.items()
+        },
+    )
 
 
 def _nothing(problem):
     """Return the Allocation of no shards."""
     zeros = (0.0,) * problem.ranks
     fixed = problem.fixed_seconds
-    return Allocation(np.zeros(0, np.int64), tuple(fixed.tolist()), *(float(fixed.max()),) * 4, 0.0,
-                      False, {"rate": zeros, "fixed": zeros, "storage": zeros, "least": zeros,
-                              "pipe": {}, "budget": 0.0})
+    return Allocation(
+        np.zeros(0, np.int64),
+        tuple(fixed.tolist()),
+        *(float(fixed.max()),) * 4,
+        0.0,
+        False,
+        {"rate": zeros, "fixed": zeros, "storage": zeros, "least": zeros, "pipe": {}, "budget": 0.0},
+    )
 
 
 def _check_plan(problem, rank_of_shard):
     """Check the finished plan against every limit: what the solver says is not taken on trust."""
     assert ((rank_of_shard >= 0) & (rank_of_shard < problem.ranks)).all(), "a shard has no rank"
     assert problem.places[problem.place_of_shard, rank_of_shard].all(), (
-        "a shard is on a rank that may not hold it")
+        "a shard is on a rank that may not hold it"
+    )
     broken = problem.broken_limits(*loads(problem, rank_of_shard))
     assert broken is None, f"the plan breaks {broken}"

@@ -67,8 +67,11 @@ def classes_of(*columns):
     for column in columns:
         numbers, distinct = factorise(column)
         if distinct > 1:
-            codes, count = factorise((codes * distinct + numbers).astype(float)
-                                     if count * distinct < 2**53 else codes * distinct + numbers)
+            codes, count = factorise(
+                (codes * distinct + numbers).astype(float)
+                if count * distinct < 2**53
+                else codes * distinct + numbers
+            )
     first = np.full(count, -1)
     first[codes[::-1]] = np.arange(codes.size)[::-1]
     return codes, first
@@ -100,18 +103,28 @@ def fluid_items(problem, bytes_count=False):
         np.minimum.at(least, of_shard, density)
         density = least[of_shard]
     load = problem.load or 1.0
-    return Items(np.full(first.size, load), density[first] * load,
-                 np.bincount(of_shard, problem.sizes, minlength=first.size) / load,
-                 problem.place_of_shard[first], of_shard)
+    return Items(
+        np.full(first.size, load),
+        density[first] * load,
+        np.bincount(of_shard, problem.sizes, minlength=first.size) / load,
+        problem.place_of_shard[first],
+        of_shard,
+    )
 
 
 def whole_items(problem, shards, kinds):
     """Return Items of whole `shards`, counted by kind; of_shard is of those shards alone."""
     _, first, of_shard, counts = np.unique(
-        kinds[shards], return_index=True, return_inverse=True, return_counts=True)
+        kinds[shards], return_index=True, return_inverse=True, return_counts=True
+    )
     sample = shards[first]
-    return Items(problem.sizes[sample], problem.nbytes[sample], counts.astype(float),
-                 problem.place_of_shard[sample], of_shard.ravel())
+    return Items(
+        problem.sizes[sample],
+        problem.nbytes[sample],
+        counts.astype(float),
+        problem.place_of_shard[sample],
+        of_shard.ravel(),
+    )
 
 
 def kinds_of(problem, bytes_count=False):
@@ -139,12 +152,19 @@ def rank_groups(problem, items, objective):
     width = 1e-3
     exact = True
     while (first.size > GROUPS or first.size * items.total.size > PAIRS) and width < 1:
-        bins = [np.floor(np.log(column.clip(1e-300)) / width) if np.isfinite(column).all() else column
-                for column in columns]
+        bins = [
+            np.floor(np.log(column.clip(1e-300)) / width) if np.isfinite(column).all() else column
+            for column in columns
+        ]
         of_rank, first = classes_of(*same, *bins)
         width, exact = 2 * width, False
-    groups = Groups(first, np.bincount(of_rank, minlength=first.size), of_rank,
-                    *(column[first] for column in columns), exact)
+    groups = Groups(
+        first,
+        np.bincount(of_rank, minlength=first.size),
+        of_rank,
+        *(column[first] for column in columns),
+        exact,
+    )
     return groups if exact else _best_of_each(groups, columns)
 
 
@@ -153,16 +173,26 @@ def _best_of_each(groups, columns):
         result = np.full(groups.first.size, start)
         operation.at(result, groups.of_rank, column)
         return result
+
     seconds, fixed, storage, least = columns
-    return replace(groups, seconds_per_unit=reduced(np.minimum, seconds, np.inf),
-                   fixed_seconds=reduced(np.minimum, fixed, np.inf),
-                   storage=reduced(np.maximum, storage, -np.inf),
-                   least=reduced(np.minimum, least, np.inf))
+    return replace(
+        groups,
+        seconds_per_unit=reduced(np.minimum, seconds, np.inf),
+        fixed_seconds=reduced(np.minimum, fixed, np.inf),
+        storage=reduced(np.maximum, storage, -np.inf),
+        least=reduced(np.minimum, least, np.inf),
+    )
 
 
 def each_rank(problem, units, stored):
     """Return Groups in which every rank is its own, with what it already holds taken off its limits."""
     alone = np.arange(problem.ranks)
-    return Groups(alone, np.ones(problem.ranks), alone, problem.seconds_per_unit,
-                  problem.fixed_seconds + problem.seconds_per_unit * units, problem.storage - stored,
-                  np.maximum(problem.least - units, 0.0))
+    return Groups(
+        alone,
+        np.ones(problem.ranks),
+        alone,
+        problem.seconds_per_unit,
+        problem.fixed_seconds + problem.seconds_per_unit * units,
+        problem.storage - stored,
+        np.maximum(problem.least - units, 0.0),
+    )

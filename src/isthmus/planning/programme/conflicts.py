@@ -19,8 +19,14 @@ SLACK = 1e-7
 
 def refuse(model, done):
     """Raise PlanError for a model without a solution, with the limits in conflict in one line."""
-    soft = np.concatenate([np.arange(rows.start, rows.stop) for name, rows in model.blocks.items()
-                           if name in ("storage", "least", "budget")] + [np.zeros(0, int)]).astype(int)
+    soft = np.concatenate(
+        [
+            np.arange(rows.start, rows.stop)
+            for name, rows in model.blocks.items()
+            if name in ("storage", "least", "budget")
+        ]
+        + [np.zeros(0, int)]
+    ).astype(int)
     if done.status != 2 or not soft.size:
         raise PlanError(f"no plan: the solver stopped with {done.message!r}")
     held = _held_fast(model, soft)
@@ -48,14 +54,21 @@ def _excess(model, rows_kept, elastic):
     rows of `rows_kept` hold. Infinity where they cannot."""
     from scipy.optimize import linprog
     from scipy.sparse import csr_array, hstack
+
     rows, bound = model.rows()
-    always = [row for name, part in model.blocks.items() if name in ("finish", "pipes")
-              for row in range(part.start, part.stop)]
+    always = [
+        row
+        for name, part in model.blocks.items()
+        if name in ("finish", "pipes")
+        for row in range(part.start, part.stop)
+    ]
     chosen = np.array(always + list(rows_kept), int)
     column = {row: number for number, row in enumerate(elastic)}
     places = [(number, column[row]) for number, row in enumerate(chosen) if row in column]
-    slack = csr_array((-np.ones(len(places)), tuple(np.array(places, int).reshape(-1, 2).T)),
-                      (chosen.size, len(elastic)))
+    slack = csr_array(
+        (-np.ones(len(places)), tuple(np.array(places, int).reshape(-1, 2).T)),
+        (chosen.size, len(elastic)),
+    )
     weight = np.ones(len(elastic))
     storage = model.blocks["storage"]
     for number, row in enumerate(elastic):
@@ -63,12 +76,18 @@ def _excess(model, rows_kept, elastic):
             weight[number] = model.groups.members[model.limited[row - storage.start]]
     equal = hstack([model.equal, csr_array((model.equal.shape[0], len(elastic)))]).tocsr()
     with silent():
-        done = linprog(np.concatenate([np.zeros(model.size), weight]),
-                       A_ub=hstack([rows[chosen], slack]).tocsr(), b_ub=bound[chosen], A_eq=equal,
-                       b_eq=model.items.total, bounds=(0, None), method="highs")
+        done = linprog(
+            np.concatenate([np.zeros(model.size), weight]),
+            A_ub=hstack([rows[chosen], slack]).tocsr(),
+            b_ub=bound[chosen],
+            A_eq=equal,
+            b_eq=model.items.total,
+            bounds=(0, None),
+            method="highs",
+        )
     if not done.success:
         return np.inf, {}
-    return done.fun, dict(zip(elastic, done.x[model.size:]))
+    return done.fun, dict(zip(elastic, done.x[model.size :]))
 
 
 def _sentence(model, held):
@@ -77,8 +96,11 @@ def _sentence(model, held):
     total, _ = _excess(model, held, held)
 
     def ranks_of(name, which):
-        chosen = [which[row - blocks[name].start] for row in held
-                  if blocks[name].start <= row < blocks[name].stop]
+        chosen = [
+            which[row - blocks[name].start]
+            for row in held
+            if blocks[name].start <= row < blocks[name].stop
+        ]
         return np.flatnonzero(np.isin(groups.of_rank, chosen))
 
     if (ranks := ranks_of("storage", model.limited)).size:
@@ -94,7 +116,8 @@ def _sentence(model, held):
         said.append(f"where shard{_listed(pinned)} may go")
         cure.append("pin fewer shards")
     storage_alone = (len(said) == 1 and said[0].startswith("storage")) or (
-        len(said) == 2 and said[0].startswith("storage") and pinned)
+        len(said) == 2 and said[0].startswith("storage") and pinned
+    )
     short = " cannot hold together"
     if storage_alone:
         short = f" is short by {total * model.bytes:.6g} in all"

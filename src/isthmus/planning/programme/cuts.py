@@ -11,8 +11,15 @@ def makespan_bound(problem, relaxed_seconds):
     """Return the largest of the relaxation and of three valid cuts, in seconds."""
     if not problem.sizes.size:
         return float(problem.fixed_seconds.max())
-    return float(max(relaxed_seconds, problem.fixed_seconds.max(), _largest_shard(problem),
-                     _two_of_the_largest(problem), _whole_units(problem, relaxed_seconds)))
+    return float(
+        max(
+            relaxed_seconds,
+            problem.fixed_seconds.max(),
+            _largest_shard(problem),
+            _two_of_the_largest(problem),
+            _whole_units(problem, relaxed_seconds),
+        )
+    )
 
 
 def _largest_shard(problem):
@@ -28,7 +35,7 @@ def _two_of_the_largest(problem):
     """Of the p + 1 largest shards two are on one rank (pigeonhole)."""
     if problem.sizes.size <= problem.ranks:
         return 0.0
-    largest = -np.sort(-np.partition(problem.sizes, -problem.ranks - 1)[-problem.ranks - 1:])
+    largest = -np.sort(-np.partition(problem.sizes, -problem.ranks - 1)[-problem.ranks - 1 :])
     return problem.seconds_of(largest[-1] + largest[-2]).min()
 
 
@@ -51,16 +58,20 @@ def _whole_units(problem, seconds):
     missing = needed - int(whole.sum())
     if missing > 4 * problem.ranks + 100:  # far from the relaxation: limits that this cut ignores
         return seconds
-    following = [(problem.fixed_seconds[r] + (whole[r] + 1) * step[r], r)
-                 for r in range(problem.ranks) if whole[r] < most[r]]
+    following = [
+        (problem.fixed_seconds[r] + (whole[r] + 1) * step[r], r)
+        for r in range(problem.ranks)
+        if whole[r] < most[r]
+    ]
     heapq.heapify(following)
     while missing > 0 and following:
         seconds, rank = heapq.heappop(following)
         missing -= 1
         whole[rank] += 1
         if whole[rank] < most[rank]:
-            heapq.heappush(following, (problem.fixed_seconds[rank]
-                                       + (whole[rank] + 1) * step[rank], rank))
+            heapq.heappush(
+                following, (problem.fixed_seconds[rank] + (whole[rank] + 1) * step[rank], rank)
+            )
     return seconds
 
 

@@ -78,7 +78,8 @@ class Together(Exchange):
 
     def epoch_seconds(self, terms):
         return self.steps * sum(
-            (terms | together_terms(self.cluster, terms["compute"], self.workload)).values())
+            (terms | together_terms(self.cluster, terms["compute"], self.workload)).values()
+        )
 
 
 class Following(Exchange):
@@ -167,10 +168,11 @@ def link_prices(cluster, exchange_seconds):
     prices, now, trials = dict.fromkeys(names, 0.0), exchange_seconds(cluster), [list(names)]
     while trials:
         chosen = trials.pop()
-        saved = now - exchange_seconds(with_faster_links(cluster, {
-            number for name in chosen for number in names[name]}))
+        saved = now - exchange_seconds(
+            with_faster_links(cluster, {number for name in chosen for number in names[name]})
+        )
         if saved > 1e-12 * now and len(chosen) > 1:
-            trials += [chosen[:len(chosen) // 2], chosen[len(chosen) // 2:]]
+            trials += [chosen[: len(chosen) // 2], chosen[len(chosen) // 2 :]]
         elif saved > 0 and chosen:
             prices[chosen[0]] = saved / added_bytes_per_second(cluster, names[chosen[0]])
     return prices
@@ -190,8 +192,9 @@ def prices_of_star(cluster, seconds_of_site):
         saved = now - seconds_of_site(with_faster_links(cluster, numbers))
         of_site = dict(zip(cluster.names, saved.tolist()))
         for name, members in names.items():
-            prices[name] += sum(of_site[ends[number][1 - way]] for number in numbers.intersection(
-                members)) / added_bytes_per_second(cluster, members)
+            prices[name] += sum(
+                of_site[ends[number][1 - way]] for number in numbers.intersection(members)
+            ) / added_bytes_per_second(cluster, members)
     return prices
 
 

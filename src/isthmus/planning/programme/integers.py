@@ -77,25 +77,32 @@ def _whole_solution(model, objective, rows, bound, nodes):
     The solver may exceed a limit by its tolerance: where the counts do, once more with a margin.
     """
     from scipy.optimize import Bounds, LinearConstraint, milp
+
     problem = model.problem
     top = np.full(model.size, np.inf)
-    top[:model.pairs] = model.items.total[model.kind]
+    top[: model.pairs] = model.items.total[model.kind]
     whole = np.zeros(model.size)
-    whole[:model.pairs] = 1
+    whole[: model.pairs] = 1
     tight = np.zeros(bound.size)
     for name in ("storage", "budget"):
         if name in model.blocks:
             tight[model.blocks[name]] = 2e-6
     for margin in (0.0, 1.0):
         with silent():
-            done = milp(model.cost(objective), bounds=Bounds(0, top), integrality=whole, constraints=[
-                LinearConstraint(rows, -np.inf, bound - margin * tight),
-                LinearConstraint(model.equal, model.items.total, model.items.total)],
-                options={"node_limit": nodes, "mip_rel_gap": 1e-9})
+            done = milp(
+                model.cost(objective),
+                bounds=Bounds(0, top),
+                integrality=whole,
+                constraints=[
+                    LinearConstraint(rows, -np.inf, bound - margin * tight),
+                    LinearConstraint(model.equal, model.items.total, model.items.total),
+                ],
+                options={"node_limit": nodes, "mip_rel_gap": 1e-9},
+            )
         if done.x is None:
             return done, None
         counts = np.zeros((model.items.total.size, problem.ranks), np.int64)
-        counts[model.kind, model.group] = np.rint(done.x[:model.pairs])
+        counts[model.kind, model.group] = np.rint(done.x[: model.pairs])
         units = model.held[0] + model.items.size @ counts
         stored = model.held[1] + model.items.nbytes @ counts
         if problem.broken_limits(units, stored) is None:

@@ -32,6 +32,7 @@ class Model:
         objectives: those that the model is to be solved for.
         """
         from scipy.sparse import csr_array
+
         self.problem, self.items, self.groups = problem, items, groups
         self.time, self.bytes = problem.ideal_seconds, float(problem.nbytes.sum()) or 1.0
         self.held = held or (np.zeros(problem.ranks),) * 2
@@ -49,8 +50,9 @@ class Model:
         where = (self.group, np.arange(pairs))
         self.units = csr_array((items.size[self.kind] / member, where), shape)
         self.stored = csr_array((items.nbytes[self.kind] / member, where), shape)
-        self.equal = csr_array((np.ones(pairs), (self.kind, np.arange(pairs))),
-                               (items.total.size, self.size))
+        self.equal = csr_array(
+            (np.ones(pairs), (self.kind, np.arange(pairs))), (items.total.size, self.size)
+        )
         self.blocks, self._rows = {}, []
         self._add_rows()
         for term in terms.values():
@@ -58,6 +60,7 @@ class Model:
 
     def _add_rows(self):
         from scipy.sparse import csr_array, diags_array
+
         problem, groups, pipes = self.problem, self.groups, self.problem.pipes
         count = groups.first.size
         seconds = diags_array(groups.seconds_per_unit / self.time)
@@ -68,30 +71,47 @@ class Model:
         self.finish_group = np.concatenate([self.finish_group, free])
         rows = np.arange(self.finish_group.size)
         waits = np.flatnonzero(self.finish_pipe >= 0)
-        self.add("finish", (seconds @ self.units)[self.finish_group],
-                  -groups.fixed_seconds[self.finish_group] / self.time,
-                  latest=-np.ones(rows.size), staged=csr_array(
-                      (np.full(waits.size, pipes.share), (waits, self.finish_pipe[waits])),
-                      (rows.size, self.pipes)))
+        self.add(
+            "finish",
+            (seconds @ self.units)[self.finish_group],
+            -groups.fixed_seconds[self.finish_group] / self.time,
+            latest=-np.ones(rows.size),
+            staged=csr_array(
+                (np.full(waits.size, pipes.share), (waits, self.finish_pipe[waits])),
+                (rows.size, self.pipes),
+            ),
+        )
         self.limited = np.flatnonzero(np.isfinite(groups.storage))
-        self.add("storage", self.stored[self.limited] / self.bytes,
-                  groups.storage[self.limited] / self.bytes)
+        self.add(
+            "storage", self.stored[self.limited] / self.bytes, groups.storage[self.limited] / self.bytes
+        )
         self.needed = np.flatnonzero(groups.least > 0)
         self.unit = problem.load or 1.0
         self.add("least", -self.units[self.needed] / self.unit, -groups.least[self.needed] / self.unit)
         if self.pipes:
             scale = pipes.bytes_per_second * self.time
             over = csr_array(uses * groups.members / scale[:, None])
-            self.add("pipes", over @ self.stored, -(pipes.uses @ self.held[1]) / scale,
-                      staged=-diags_array(np.ones(self.pipes)).tocsr())
+            self.add(
+                "pipes",
+                over @ self.stored,
+                -(pipes.uses @ self.held[1]) / scale,
+                staged=-diags_array(np.ones(self.pipes)).tocsr(),
+            )
         if problem.prices is not None:
             price = problem.prices
             self.money = price.budget or 1.0
-            each = (csr_array((groups.members * price.per_second[groups.first]
-                               * groups.seconds_per_unit)[None]) @ self.units
-                    + csr_array((groups.members * price.per_byte[groups.first])[None]) @ self.stored)
-            self.add("budget", each / self.money,
-                      np.array([price.budget - problem.money(*self.held)]) / self.money)
+            each = (
+                csr_array(
+                    (groups.members * price.per_second[groups.first] * groups.seconds_per_unit)[None]
+                )
+                @ self.units
+                + csr_array((groups.members * price.per_byte[groups.first])[None]) @ self.stored
+            )
+            self.add(
+                "budget",
+                each / self.money,
+                np.array([price.budget - problem.money(*self.held)]) / self.money,
+            )
 
     def add(self, name, pairs, bound, latest=None, staged=None, own=(None, None)):
         """Append the rows  pairs x + latest T + staged S + own d <= bound, as a block.
@@ -99,6 +119,7 @@ class Model:
         own: a kind of term, and what its rows have in its columns.
         """
         from scipy.sparse import csr_array, hstack
+
         count = bound.size
         parts = [pairs, csr_array((count, 1)) if latest is None else csr_array(latest[:, None])]
         if self.pipes:
@@ -113,8 +134,11 @@ class Model:
     def rows(self):
         """Return A and b of all rows A v <= b."""
         from scipy.sparse import vstack
-        return (vstack([rows for rows, _ in self._rows]).tocsr(),
-                np.concatenate([bound for _, bound in self._rows]))
+
+        return (
+            vstack([rows for rows, _ in self._rows]).tocsr(),
+            np.concatenate([bound for _, bound in self._rows]),
+        )
 
     def cost(self, objective):
         """Return the objective's cost of each variable, in units of `time` (bytes: of all bytes)."""
@@ -128,13 +152,24 @@ class Model:
 def with_ceiling(rows, bound, cost, value):
     """Return the rows and one more: cost . v <= value, give or take the solver's tolerance."""
     from scipy.sparse import csr_array, vstack
-    return (vstack([rows, csr_array(cost[None])]).tocsr(),
-            np.append(bound, value + 1e-8 * max(1.0, abs(value))))
+
+    return (
+        vstack([rows, csr_array(cost[None])]).tocsr(),
+        np.append(bound, value + 1e-8 * max(1.0, abs(value))),
+    )
 
 
 def solve_lp(model, objective, rows, bound):
     """Return scipy's answer for the rows."""
     from scipy.optimize import linprog
+
     with silent():
-        return linprog(model.cost(objective), A_ub=rows, b_ub=bound, A_eq=model.equal,
-                       b_eq=model.items.total, bounds=(0, None), method="highs")
+        return linprog(
+            model.cost(objective),
+            A_ub=rows,
+            b_ub=bound,
+            A_eq=model.equal,
+            b_eq=model.items.total,
+            bounds=(0, None),
+            method="highs",
+        )

@@ -43,26 +43,27 @@ class MovingProgramme:
         cost = np.zeros(self.size)
         cost[self.latest], cost[self.moving] = 1.0, 1 / epochs
         bound = self.bound.copy()
-        bound[:problem.ranks] = -problem.fixed_seconds * own
+        bound[: problem.ranks] = -problem.fixed_seconds * own
         bound[self.held_rows] = self._held(rank_of_shard)
         found = self._solver.solve(cost, bound, self.latest, -own * self.time)
         if found is None:
             return None
         value, shares = found
-        units = load * np.bincount(self.rank, shares[:self.pairs].clip(0), minlength=problem.ranks)
+        units = load * np.bincount(self.rank, shares[: self.pairs].clip(0), minlength=problem.ranks)
         return value * self.time * epochs, units
-
 
     def _held(self, rank_of_shard):
         """Return the share of the load that is of each kind at each site: kinds x sites, flat."""
         sites = len(self.cluster.sites)
         place = self.items.of_shard * sites + self.site_of_rank[rank_of_shard]
-        return np.bincount(place, self.problem.sizes / self.problem.load,
-                           minlength=self.items.total.size * sites)
+        return np.bincount(
+            place, self.problem.sizes / self.problem.load, minlength=self.items.total.size * sites
+        )
 
     def _rows(self):
         """Return (matrix, bound, number of rows <= bound; the others are equalities)."""
         from scipy.sparse import csr_array, vstack
+
         problem, items, links = self.problem, self.items, self.cluster.links
         kinds, sites, ranks = items.total.size, len(self.cluster.sites), problem.ranks
         column, first_link = np.arange(self.pairs), self.pairs + 2
@@ -74,8 +75,13 @@ class MovingProgramme:
         ones = np.ones(self.pairs)
         limited, needed = np.isfinite(problem.storage), problem.least > 0
         total_nbytes = problem.nbytes.sum() or 1.0
-        parts = [rows(ranks, (ones, self.rank, column),  # the column of T is in every row from the start
-                      (np.full(ranks, -1.0), np.arange(ranks), np.full(ranks, self.latest)))]
+        parts = [
+            rows(
+                ranks,
+                (ones, self.rank, column),  # the column of T is in every row from the start
+                (np.full(ranks, -1.0), np.arange(ranks), np.full(ranks, self.latest)),
+            )
+        ]
         bounds = [np.zeros(ranks)]
         stored = rows(ranks, (items.nbytes[self.kind] / total_nbytes, self.rank, column))
         parts += [stored[limited], -rows(ranks, (ones, self.rank, column))[needed]]
@@ -86,20 +92,34 @@ class MovingProgramme:
             seconds = 1 / (self.time * np.array([link.bytes_per_second for link in links]))
             carried = np.arange(kinds * len(links))
             link = carried % len(links)
-            parts.append(rows(len(pipes), (
-                items.nbytes[carried // len(links)] * seconds[link], of_link[link],
-                first_link + carried),
-                (np.full(len(pipes), -1.0), np.arange(len(pipes)), np.full(len(pipes), self.moving))))
+            parts.append(
+                rows(
+                    len(pipes),
+                    (
+                        items.nbytes[carried // len(links)] * seconds[link],
+                        of_link[link],
+                        first_link + carried,
+                    ),
+                    (np.full(len(pipes), -1.0), np.arange(len(pipes)), np.full(len(pipes), self.moving)),
+                )
+            )
             bounds.append(np.zeros(len(pipes)))
         inequalities = sum(part.shape[0] for part in parts)
         parts.append(rows(kinds, (ones, self.kind, column)))
         bounds.append(items.total)
         entries = [(ones, self.kind * sites + self.site_of_rank[self.rank], column)]
         if pipes:
-            ends = np.array([[self.cluster.names.index(end) for end in (link.source, link.target)]
-                             for link in links])
-            entries += [(np.full(carried.size, sign), carried // len(links) * sites + ends[link, end],
-                         first_link + carried) for end, sign in ((0, 1.0), (1, -1.0))]
+            ends = np.array(
+                [[self.cluster.names.index(end) for end in (link.source, link.target)] for link in links]
+            )
+            entries += [
+                (
+                    np.full(carried.size, sign),
+                    carried // len(links) * sites + ends[link, end],
+                    first_link + carried,
+                )
+                for end, sign in ((0, 1.0), (1, -1.0))
+            ]
         parts.append(rows(kinds * sites, *entries))
         bounds.append(np.zeros(kinds * sites))
         self.bound = np.concatenate(bounds)
@@ -124,13 +144,21 @@ class _Cold:
     def solve(self, cost, bound, column, values):
         """Return (value, variables) with the first rows of one column set to `values`, or None."""
         from scipy.optimize import linprog
+
         matrix, many = self.matrix, self.inequalities
         first = matrix.indptr[column]
-        matrix.data[first:first + values.size] = values
+        matrix.data[first : first + values.size] = values
         rows = matrix.tocsr()
         with silent():
-            done = linprog(cost, A_ub=rows[:many], b_ub=bound[:many], A_eq=rows[many:],
-                           b_eq=bound[many:], bounds=(0, None), method="highs")
+            done = linprog(
+                cost,
+                A_ub=rows[:many],
+                b_ub=bound[:many],
+                A_eq=rows[many:],
+                b_eq=bound[many:],
+                bounds=(0, None),
+                method="highs",
+            )
         return (done.fun, done.x) if done.success else None
 
 

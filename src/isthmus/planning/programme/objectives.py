@@ -29,8 +29,11 @@ class Makespan(Term):
         return cost
 
     def increment(self, problem, units, waits, ranks, size):
-        return (problem.fixed_seconds[ranks] + waits[ranks]
-                + problem.seconds_per_unit[ranks] * (units[ranks] + size))
+        return (
+            problem.fixed_seconds[ranks]
+            + waits[ranks]
+            + problem.seconds_per_unit[ranks] * (units[ranks] + size)
+        )
 
     def lower_bound(self, problem, relaxed):
         return makespan_bound(problem, relaxed)
@@ -45,8 +48,11 @@ class Period(Makespan):
     def exchange(self, cluster, workload, steps, computing_seconds):
         links = together_terms(cluster, computing_seconds, workload)["links"]
         crossing = Crossing.of(cluster, workload, links)
-        return Following(cluster, workload, steps, crossing) if crossing else Exchange(
-            cluster, workload, steps)
+        return (
+            Following(cluster, workload, steps, crossing)
+            if crossing
+            else Exchange(cluster, workload, steps)
+        )
 
 
 class Computing(PerSecond):
@@ -106,6 +112,7 @@ class Imbalance(Term):
 
     def add_rows(self, model):
         from scipy.sparse import diags_array
+
         groups = model.groups
         members = np.bincount(groups.of_rank, model.problem.targets - model.held[0]) / groups.members
         target = groups.seconds_per_unit * members / model.time
@@ -121,8 +128,11 @@ class Imbalance(Term):
 
     def increment(self, problem, units, waits, ranks, size):
         held, target = units[ranks], problem.targets[ranks]
-        return self.weight * problem.seconds_per_unit[ranks] * (
-            abs(held + size - target) - abs(held - target))
+        return (
+            self.weight
+            * problem.seconds_per_unit[ranks]
+            * (abs(held + size - target) - abs(held - target))
+        )
 
 
 def makespan(alpha=1.0):
@@ -177,8 +187,14 @@ def weighted(alpha=1.0):
     return Objective((Makespan(), Moving(alpha)))
 
 
-OBJECTIVES = {"makespan": makespan, "period": period, "total_time": total_time,
-              "assignment": assignment, "imbalance": imbalance, "weighted": weighted}
+OBJECTIVES = {
+    "makespan": makespan,
+    "period": period,
+    "total_time": total_time,
+    "assignment": assignment,
+    "imbalance": imbalance,
+    "weighted": weighted,
+}
 """Name -> Objective of an alpha, which `weighted` alone heeds."""
 TIE_BREAKS = {"bytes": Objective((MovedBytes(),)), "imbalance": Objective((Imbalance(),))}
 """Name -> Objective: what is made small next, among plans that are equal."""
@@ -193,7 +209,8 @@ def make_objective(objective: str | Objective, alpha: float = 1.0) -> Objective:
         return objective
     if objective not in OBJECTIVES:
         raise ValueError(
-            f"objective must be one of {', '.join(map(repr, OBJECTIVES))}, not {objective!r}")
+            f"objective must be one of {', '.join(map(repr, OBJECTIVES))}, not {objective!r}"
+        )
     return OBJECTIVES[objective](alpha)
 
 
@@ -204,5 +221,6 @@ def tie_breaks(problem, names):
     """
     if unknown := [name for name in names if name not in TIE_BREAKS]:
         raise ValueError(
-            f"then must hold some of {', '.join(map(repr, TIE_BREAKS))}, not {unknown[0]!r}")
+            f"then must hold some of {', '.join(map(repr, TIE_BREAKS))}, not {unknown[0]!r}"
+        )
     return [TIE_BREAKS[name] for name in names if problem.pipes.names or name != "bytes"]

@@ -50,8 +50,9 @@ class Problem:
         """Add the whole load, and the seconds it takes on all ranks together."""
         load = float(self.sizes.sum())
         object.__setattr__(self, "load", load)
-        object.__setattr__(self, "ideal_seconds",
-                           (load or 1.0) / float((1 / self.seconds_per_unit).sum()))
+        object.__setattr__(
+            self, "ideal_seconds", (load or 1.0) / float((1 / self.seconds_per_unit).sum())
+        )
 
     @property
     def ranks(self) -> int:
@@ -70,8 +71,11 @@ class Problem:
     @property
     def limits_bytes(self) -> bool:
         """Whether the bytes of a shard matter, or its size alone."""
-        return bool(np.isfinite(self.storage).any() or self.pipes.names
-                    or (self.prices is not None and self.prices.per_byte.any()))
+        return bool(
+            np.isfinite(self.storage).any()
+            or self.pipes.names
+            or (self.prices is not None and self.prices.per_byte.any())
+        )
 
     def may_hold(self, shard: int) -> npt.NDArray[np.bool_]:
         """Return bool[ranks]: where `shard` may go."""
@@ -96,8 +100,9 @@ class Problem:
         """Return what the plan costs, computing and bytes brought."""
         if self.prices is None:
             return 0.0
-        return float(self.prices.per_second @ (self.seconds_per_unit * units)
-                     + self.prices.per_byte @ stored)
+        return float(
+            self.prices.per_second @ (self.seconds_per_unit * units) + self.prices.per_byte @ stored
+        )
 
     def broken_limits(self, units: Floats, stored: Floats) -> str | None:
         """Return the first limit that a plan breaks, in words; None if it keeps them all."""
@@ -116,12 +121,23 @@ def loads(problem, rank_of_shard):
     if placed.all():
         placed = slice(None)
     where = rank_of_shard[placed]
-    return tuple(np.bincount(where, values[placed], minlength=problem.ranks).astype(float)
-                 for values in (problem.sizes, problem.nbytes))
+    return tuple(
+        np.bincount(where, values[placed], minlength=problem.ranks).astype(float)
+        for values in (problem.sizes, problem.nbytes)
+    )
 
 
-def make_problem(sizes, seconds_per_unit, fixed_seconds=None, storage=None, allowed=None,
-                 storage_sizes=None, least=None, pipes=None, prices=None):
+def make_problem(
+    sizes,
+    seconds_per_unit,
+    fixed_seconds=None,
+    storage=None,
+    allowed=None,
+    storage_sizes=None,
+    least=None,
+    pipes=None,
+    prices=None,
+):
     """Return the checked Problem; ValueError for numbers that make no sense, PlanError for places."""
     sizes = vector("sizes", sizes)
     rates = vector("seconds_per_unit", seconds_per_unit, positive=True)
@@ -138,15 +154,24 @@ def make_problem(sizes, seconds_per_unit, fixed_seconds=None, storage=None, allo
     if pipes.uses.shape != (len(pipes.names), ranks):
         raise ValueError(f"uses must have one row a pipe and {ranks} columns, one a rank")
     if prices is not None:
-        prices = Prices(vector("per_second", prices.per_second, ranks),
-                        vector("per_byte", prices.per_byte, ranks), float(prices.budget))
+        prices = Prices(
+            vector("per_second", prices.per_second, ranks),
+            vector("per_byte", prices.per_byte, ranks),
+            float(prices.budget),
+        )
         if not prices.budget >= 0:
             raise ValueError(f"budget must be a number that is not negative, not {prices.budget}")
     problem = Problem(
-        sizes, sizes if storage_sizes is None else vector("storage_sizes", storage_sizes, sizes.size),
-        rates, vector("fixed_seconds", zeros if fixed_seconds is None else fixed_seconds, ranks), room,
+        sizes,
+        sizes if storage_sizes is None else vector("storage_sizes", storage_sizes, sizes.size),
+        rates,
+        vector("fixed_seconds", zeros if fixed_seconds is None else fixed_seconds, ranks),
+        room,
         vector("least", zeros if least is None else least, ranks),
-        *_places(allowed, sizes.size, ranks), pipes, prices)
+        *_places(allowed, sizes.size, ranks),
+        pipes,
+        prices,
+    )
     _check_each_shard(problem)
     return problem
 
@@ -159,8 +184,9 @@ def vector(name, values, size=None, positive=False):
     wrong = ~np.isfinite(values) | ((values <= 0) if positive else (values < 0))
     if wrong.any():
         rule = "positive" if positive else "not negative"
-        raise ValueError(f"{name}[{wrong.argmax()}] must be finite and {rule}, not "
-                         f"{values[wrong.argmax()]}")
+        raise ValueError(
+            f"{name}[{wrong.argmax()}] must be finite and {rule}, not {values[wrong.argmax()]}"
+        )
     return values
 
 
@@ -168,10 +194,16 @@ def _places(allowed, shards, ranks):
     """Return place_of_shard and places from {shard: ranks}, or check the two arrays given."""
     if isinstance(allowed, tuple):
         of_shard, places = np.asarray(allowed[0], np.int64), np.asarray(allowed[1], bool)
-        if of_shard.shape != (shards,) or places.ndim != 2 or places.shape[1] != ranks or (
-                shards and not 0 <= of_shard.min() <= of_shard.max() < len(places)):
-            raise ValueError(f"allowed must be (a row of places for each of {shards} shards, places "
-                             f"with {ranks} columns)")
+        if (
+            of_shard.shape != (shards,)
+            or places.ndim != 2
+            or places.shape[1] != ranks
+            or (shards and not 0 <= of_shard.min() <= of_shard.max() < len(places))
+        ):
+            raise ValueError(
+                f"allowed must be (a row of places for each of {shards} shards, places "
+                f"with {ranks} columns)"
+            )
         return of_shard, places
     of_shard, rows, known = np.zeros(shards, np.int64), [np.ones(ranks, bool)], {}
     for shard, chosen in (allowed or {}).items():
@@ -180,8 +212,9 @@ def _places(allowed, shards, ranks):
         chosen = chosen if isinstance(chosen, range) else tuple(chosen)
         if chosen not in known:
             if any(not 0 <= rank < ranks for rank in chosen):
-                raise PlanError(f"shard {shard} is allowed on ranks {list(chosen)}; there are ranks 0 "
-                                f"to {ranks - 1}")
+                raise PlanError(
+                    f"shard {shard} is allowed on ranks {list(chosen)}; there are ranks 0 to {ranks - 1}"
+                )
             known[chosen] = len(rows)
             rows.append(np.isin(np.arange(ranks), list(chosen)))
         of_shard[shard] = known[chosen]
@@ -194,11 +227,13 @@ def _check_each_shard(problem):
         return
     most = np.where(problem.places, problem.storage, -1.0).max(axis=1)[problem.place_of_shard]
     if (most < 0).any():
-        raise PlanError(f"no plan: shard {(most < 0).argmax()} is allowed on no rank; allow it "
-                        "somewhere")
+        raise PlanError(
+            f"no plan: shard {(most < 0).argmax()} is allowed on no rank; allow it somewhere"
+        )
     if (problem.nbytes > most).any():
         shard = int((problem.nbytes > most).argmax())
         raise PlanError(
             f"no plan: shard {shard} takes {problem.nbytes[shard]:g}, more than the storage of every "
             f"rank that may hold it (at most {most[shard]:g}); give more storage_nbytes, or pack "
-            "smaller shards")
+            "smaller shards"
+        )

@@ -50,9 +50,10 @@ def relax(problem: Problem, objective: Objective, then=()):
         if not again.success:
             break  # within the solver's tolerance of what came before: that stands
         done = again
-    units = done.x[:model.pairs].clip(0) * items.size[model.kind] / groups.members[model.group]
-    return Relaxation(first.fun * model.time, items, groups, *_spread(model, units),
-                      prices_of(model, objective, first))
+    units = done.x[: model.pairs].clip(0) * items.size[model.kind] / groups.members[model.group]
+    return Relaxation(
+        first.fun * model.time, items, groups, *_spread(model, units), prices_of(model, objective, first)
+    )
 
 
 def _spread(model, units):
@@ -82,8 +83,8 @@ def prices_of(model, objective, done):
     """
     problem, groups, of_rank = model.problem, model.groups, model.groups.of_rank
     dual = {name: -done.ineqlin.marginals[rows] for name, rows in model.blocks.items()}
-    held = model.units @ done.x[:model.pairs]  # units on one rank of each class
-    stored = model.stored @ done.x[:model.pairs]
+    held = model.units @ done.x[: model.pairs]  # units on one rank of each class
+    stored = model.stored @ done.x[: model.pairs]
     finish = np.bincount(model.finish_group, dual["finish"], minlength=groups.first.size)
     own = np.broadcast_to(sum(term.per_second(problem) for term in objective.terms), problem.ranks)
     per_second = finish / groups.members + own[groups.first]
@@ -103,8 +104,11 @@ def prices_of(model, objective, done):
         saved = (dual["pipes"] + own) * seconds / pipes.bytes_per_second
         pipe = dict(zip(pipes.names, map(float, saved)))
     # A rank is s slower by one part in its rate r = 1 / s: ds / dr = -s^2.
-    return {"rate": (per_second * held * groups.seconds_per_unit**2)[of_rank],
-            "fixed": (finish / groups.members)[of_rank],
-            "storage": (storage / groups.members * model.time / model.bytes)[of_rank],
-            "least": (least / groups.members * model.time / model.unit)[of_rank],
-            "pipe": pipe, "budget": budget}
+    return {
+        "rate": (per_second * held * groups.seconds_per_unit**2)[of_rank],
+        "fixed": (finish / groups.members)[of_rank],
+        "storage": (storage / groups.members * model.time / model.bytes)[of_rank],
+        "least": (least / groups.members * model.time / model.unit)[of_rank],
+        "pipe": pipe,
+        "budget": budget,
+    }

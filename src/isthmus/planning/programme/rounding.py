@@ -40,8 +40,12 @@ def place_whole(problem, objective, relaxation, bound, then, nodes):
     floor = fill_shares(problem, relaxation, kinds)
     goal = bound * (1 + (1e-9 if exact else GOOD_ENOUGH))
     for weight in (1.0, 10.0, 1000.0) if problem.prices is not None else (0.0,):
-        best = deal(problem, objective, floor.copy(), weight * max(
-            relaxation.prices["budget"], 1e-3 * problem.ideal_seconds / problem.budget))
+        best = deal(
+            problem,
+            objective,
+            floor.copy(),
+            weight * max(relaxation.prices["budget"], 1e-3 * problem.ideal_seconds / problem.budget),
+        )
         if _keeps_limits(problem, best):
             break
     if objective.handled_by("swaps"):
@@ -56,32 +60,49 @@ def place_whole(problem, objective, relaxation, bound, then, nodes):
     if not left.size or not few:
         return Placement(_found(problem, best, exact))
     start = np.where(np.isin(np.arange(floor.size), left), -1, floor)
-    solved = place_by_integers(problem, [objective] + chain, left, kinds, start, nodes,
-                               None if not done else _value(problem, objective, best))
+    solved = place_by_integers(
+        problem,
+        [objective] + chain,
+        left,
+        kinds,
+        start,
+        nodes,
+        None if not done else _value(problem, objective, best),
+    )
     plan = solved.rank_of_shard
     if not exact:
         plan = improve(problem, objective, plan, goal) if objective.handled_by("swaps") else plan
     plans = [each for each in (plan, best) if _keeps_limits(problem, each)]
     if not plans:
         if solved.stopped:
-            raise PlanError(f"no plan: none was found within {nodes} nodes of the integer programme; "
-                            "allow more nodes")
+            raise PlanError(
+                f"no plan: none was found within {nodes} nodes of the integer programme; "
+                "allow more nodes"
+            )
         _found(problem, None, exact)
-    plan = min(plans, key=lambda each: round(  # of equals the first, which has the tie-breaks
-        _value(problem, objective, each) / problem.ideal_seconds, 7))
+    plan = min(
+        plans,
+        key=lambda each: round(  # of equals the first, which has the tie-breaks
+            _value(problem, objective, each) / problem.ideal_seconds, 7
+        ),
+    )
     return Placement(plan, solved.bound if exact else -np.inf, solved.stopped)
 
 
 def _found(problem, plan, exact):
     """Return the plan; if there is none raise PlanError, which says what limits could give way."""
     if plan is None:
-        cures = [(problem.least.any(), "demand fewer least_samples"),
-                 (np.isfinite(problem.storage).any(), "give more storage_nbytes"),
-                 (np.isfinite(problem.budget), "raise the budget"), (True, "pack smaller shards")]
+        cures = [
+            (problem.least.any(), "demand fewer least_samples"),
+            (np.isfinite(problem.storage).any(), "give more storage_nbytes"),
+            (np.isfinite(problem.budget), "raise the budget"),
+            (True, "pack smaller shards"),
+        ]
         raise PlanError(
             f"no plan: shards of {problem.sizes.min():g} to {problem.sizes.max():g} samples would fit "
             f"in pieces, but {'not whole' if exact else 'no plan of whole ones was found'}; "
-            + ", or ".join(cure for binds, cure in cures if binds))
+            + ", or ".join(cure for binds, cure in cures if binds)
+        )
     return plan
 
 
@@ -165,7 +186,7 @@ def deal(problem, objective, rank_of_shard, seconds_per_money=0.0):
             count = 1 if handful == 1 else max(1, min(hand.size - start, ranks.size) // handful)
             room = problem.storage[ranks] - stored[ranks]
             while True:  # as many as there are ranks with room for the one with most bytes
-                mine = hand[start:start + count]
+                mine = hand[start : start + count]
                 fits = room >= problem.nbytes[mine].max()
                 if count == 1 or fits.sum() >= count:
                     break
@@ -187,8 +208,7 @@ def _cost(problem, objective, units, waits, ranks, size):
     """Return what one more shard costs on each of `ranks`, but for its bytes and money; least where
     samples are still demanded."""
     wanted = units[ranks] < problem.least[ranks]
-    return (objective.increment(problem, units, waits, ranks, size)
-            - 1e6 * problem.ideal_seconds * wanted)
+    return objective.increment(problem, units, waits, ranks, size) - 1e6 * problem.ideal_seconds * wanted
 
 
 def _least(cost, count):
@@ -197,5 +217,5 @@ def _least(cost, count):
         return np.array([int(cost.argmin())])
     limit = np.partition(cost, count - 1)[count - 1]
     below = np.flatnonzero(cost < limit)
-    chosen = np.concatenate([below, np.flatnonzero(cost == limit)[:count - below.size]])
+    chosen = np.concatenate([below, np.flatnonzero(cost == limit)[: count - below.size]])
     return chosen[np.argsort(cost[chosen], kind="stable")]

@@ -53,19 +53,23 @@ class _State:
     def shards_of(self, rank):
         """Return the shards of a rank, in ascending order."""
         if rank not in self.held:
-            self.held[rank] = np.sort(self.order[self.start[rank]:self.start[rank + 1]])
+            self.held[rank] = np.sort(self.order[self.start[rank] : self.start[rank + 1]])
         return self.held[rank]
 
     def move(self, shard, rank):
         problem, old = self.problem, self.rank_of_shard[shard]
         for place, sign in ((old, -1.0), (rank, 1.0)):
             mine = self.shards_of(place)
-            self.held[place] = (mine[mine != shard] if sign < 0
-                                else np.insert(mine, np.searchsorted(mine, shard), shard))
+            self.held[place] = (
+                mine[mine != shard] if sign < 0 else np.insert(mine, np.searchsorted(mine, shard), shard)
+            )
             self.units[place] += sign * problem.sizes[shard]
             self.stored[place] += sign * problem.nbytes[shard]
-            self.seconds[place] = (problem.fixed_seconds[place] + self.waits[place]
-                                   + problem.seconds_per_unit[place] * self.units[place])
+            self.seconds[place] = (
+                problem.fixed_seconds[place]
+                + self.waits[place]
+                + problem.seconds_per_unit[place] * self.units[place]
+            )
         self.rank_of_shard[shard] = rank
         if problem.prices is not None:
             self.money = problem.money(self.units, self.stored)
@@ -73,8 +77,12 @@ class _State:
     def _different(self, shards):
         """Return the first of each kind among `shards` of one rank, at most KINDS of them."""
         problem = self.problem
-        kinds = zip(*(column[shards].tolist() for column in (problem.place_of_shard, problem.sizes,
-                                                              problem.nbytes)))
+        kinds = zip(
+            *(
+                column[shards].tolist()
+                for column in (problem.place_of_shard, problem.sizes, problem.nbytes)
+            )
+        )
         known = {}
         for shard, kind in zip(shards.tolist(), kinds):
             known.setdefault(kind, shard)
@@ -87,17 +95,23 @@ class _State:
     def _may_change(self, critical, ranks, size, nbytes):
         """Return whether limits allow `size` and `nbytes` to go from `critical` to `ranks`, net."""
         problem = self.problem
-        fits = ((self.stored[ranks] + nbytes <= problem.storage[ranks])
-                & (self.stored[critical] - nbytes <= problem.storage[critical])
-                & (self.units[critical] - size >= problem.least[critical])
-                & (self.units[ranks] + size >= problem.least[ranks]))
+        fits = (
+            (self.stored[ranks] + nbytes <= problem.storage[ranks])
+            & (self.stored[critical] - nbytes <= problem.storage[critical])
+            & (self.units[critical] - size >= problem.least[critical])
+            & (self.units[ranks] + size >= problem.least[ranks])
+        )
         if problem.pipes.names:
             uses = problem.pipes.uses
             fits &= (uses[:, ranks] == uses[:, critical, None]).all(axis=0)
         if (price := problem.prices) is not None:
             each = price.per_second * problem.seconds_per_unit
-            fits &= self.money + (each[ranks] - each[critical]) * size + (
-                price.per_byte[ranks] - price.per_byte[critical]) * nbytes <= price.budget
+            fits &= (
+                self.money
+                + (each[ranks] - each[critical]) * size
+                + (price.per_byte[ranks] - price.per_byte[critical]) * nbytes
+                <= price.budget
+            )
         return fits
 
     def best_move(self):
@@ -113,8 +127,9 @@ class _State:
                 continue
             shard, finish = shards[number], finishes[number]
             size = problem.sizes[shard]
-            allowed = problem.may_hold(shard) & self._may_change(critical, everyone, size,
-                                                                 problem.nbytes[shard])
+            allowed = problem.may_hold(shard) & self._may_change(
+                critical, everyone, size, problem.nbytes[shard]
+            )
             finish[~allowed] = np.inf
             rank = int(finish.argmin())
             worst = max(finish[rank], self.seconds[critical] - problem.seconds_per_unit[critical] * size)
@@ -148,12 +163,19 @@ class _State:
                 continue
             there, gained = ranks[worth], gain[worth]
             taken = problem.nbytes[shard] - problem.nbytes[others[worth]]
-            fits = (self._may_change(critical, there, gained, taken)
-                    & problem.may_hold(shard)[there]
-                    & problem.places[problem.place_of_shard[others[worth]], critical])
-            worst = np.where(fits, np.maximum(
-                self.seconds[critical] - problem.seconds_per_unit[critical] * gained,
-                self.seconds[there] + problem.seconds_per_unit[there] * gained), np.inf)
+            fits = (
+                self._may_change(critical, there, gained, taken)
+                & problem.may_hold(shard)[there]
+                & problem.places[problem.place_of_shard[others[worth]], critical]
+            )
+            worst = np.where(
+                fits,
+                np.maximum(
+                    self.seconds[critical] - problem.seconds_per_unit[critical] * gained,
+                    self.seconds[there] + problem.seconds_per_unit[there] * gained,
+                ),
+                np.inf,
+            )
             pick = int(worst.argmin())
             if worst[pick] < best:
                 best = worst[pick]

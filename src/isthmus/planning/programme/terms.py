@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 SEARCHES = {
     "programme": "the linear and the integer programme",
     "swaps": "moves and swaps of single shards",
-    "replanning": "plans that are made again while a run goes on"}
+    "replanning": "plans that are made again while a run goes on",
+}
 """What looks for plans. A term that the programme cannot handle cannot be planned for at all."""
 
 
@@ -64,8 +65,9 @@ class Term:
         """Return the cost of each variable of a `programme.Model`, in units of `model.time`."""
         return np.zeros(model.size)
 
-    def increment(self, problem: Problem, units: Floats, waits: Floats, ranks: npt.NDArray[np.int64],
-                  size: float) -> Floats | float:
+    def increment(
+        self, problem: Problem, units: Floats, waits: Floats, ranks: npt.NDArray[np.int64], size: float
+    ) -> Floats | float:
         """Return what `size` more units add on each of `ranks`, but for their bytes.
 
         units, waits: float64[all ranks], what each holds and the seconds for which it waits first.
@@ -92,8 +94,9 @@ class Term:
         """Return what no plan has less of, if it is asked for alone; `relaxed`: of divisible shards."""
         return relaxed
 
-    def exchange(self, cluster: "Cluster", workload: "Workload", steps: int,
-                 computing_seconds: float) -> "Exchange | None":
+    def exchange(
+        self, cluster: "Cluster", workload: "Workload", steps: int, computing_seconds: float
+    ) -> "Exchange | None":
         """Return the `exchanges.Exchange` that it counts for `steps` steps; None if it counts none.
 
         computing_seconds: of a step, about.
@@ -114,12 +117,14 @@ class PerSecond(Term):
     def cost(self, model: "Model") -> Floats:
         groups, cost = model.groups, np.zeros(model.size)
         price = np.broadcast_to(self.per_second(model.problem), model.problem.ranks)[groups.first]
-        cost[:model.pairs] = model.units.T @ (
-            price * groups.members * groups.seconds_per_unit) / model.time
+        cost[: model.pairs] = (
+            model.units.T @ (price * groups.members * groups.seconds_per_unit) / model.time
+        )
         return cost
 
-    def increment(self, problem: Problem, units: Floats, waits: Floats, ranks: npt.NDArray[np.int64],
-                  size: float) -> Floats | float:
+    def increment(
+        self, problem: Problem, units: Floats, waits: Floats, ranks: npt.NDArray[np.int64], size: float
+    ) -> Floats | float:
         price = np.broadcast_to(self.per_second(problem), problem.ranks)[ranks]
         return price * problem.seconds_per_unit[ranks] * size
 
@@ -148,8 +153,11 @@ class PerByte(Term):
 
     def cost(self, model: "Model") -> Floats:
         groups, cost = model.groups, np.zeros(model.size)
-        cost[:model.pairs] = model.stored.T @ (
-            groups.members * self.per_byte(model.problem)[groups.first]) / self.scale(model)
+        cost[: model.pairs] = (
+            model.stored.T
+            @ (groups.members * self.per_byte(model.problem)[groups.first])
+            / self.scale(model)
+        )
         return cost
 
     def tells_apart(self, problem: Problem) -> Sequence[np.ndarray]:
@@ -168,16 +176,20 @@ class Objective:
             if not isinstance(term, Term):
                 raise TypeError(f"an objective is a sum of planning.terms.Term, not of {term!r}")
             if unknown := set(term.searches) - set(SEARCHES):
-                raise ValueError(f"{_name(term)} names the search {min(unknown)!r}; there are "
-                                 f"{', '.join(SEARCHES)}")
+                raise ValueError(
+                    f"{_name(term)} names the search {min(unknown)!r}; there are {', '.join(SEARCHES)}"
+                )
         self.require("programme")
         finishing = [term for term in self.terms if term.finishes]
         if len(finishing) > 1:
-            raise ValueError("an objective has one finish time at most, not "
-                             + " and ".join(map(_name, finishing)))
+            raise ValueError(
+                "an objective has one finish time at most, not " + " and ".join(map(_name, finishing))
+            )
         if finishing and finishing[0].weight != 1:
-            raise ValueError(f"{_name(finishing[0])} has the weight 1, to which those of other terms "
-                             f"are relative, not {finishing[0].weight}")
+            raise ValueError(
+                f"{_name(finishing[0])} has the weight 1, to which those of other terms "
+                f"are relative, not {finishing[0].weight}"
+            )
 
     def handled_by(self, search: str) -> bool:
         """Return whether a search can handle all of its terms."""
@@ -206,19 +218,23 @@ class Objective:
         """Return float64[ranks]: what one byte on a rank adds for having been moved there."""
         return sum((term.per_byte(problem) for term in self.terms), np.zeros(problem.ranks))
 
-    def increment(self, problem: Problem, units: Floats, waits: Floats, ranks: npt.NDArray[np.int64],
-                  size: float) -> Floats | float:
+    def increment(
+        self, problem: Problem, units: Floats, waits: Floats, ranks: npt.NDArray[np.int64], size: float
+    ) -> Floats | float:
         """Return what `size` more units add on each of `ranks`, but for their bytes."""
-        return sum((term.increment(problem, units, waits, ranks, size) for term in self.terms),
-                   np.zeros(ranks.size))
+        return sum(
+            (term.increment(problem, units, waits, ranks, size) for term in self.terms),
+            np.zeros(ranks.size),
+        )
 
     def lower_bound(self, problem: Problem, relaxed: float) -> float:
         """Return the largest known value that no plan has less of, from that of divisible shards."""
         terms = [term for term in self.terms if term.weight]
         return terms[0].lower_bound(problem, relaxed) if len(terms) == 1 else relaxed
 
-    def exchange(self, cluster: "Cluster", workload: "Workload", steps: int,
-                 computing_seconds: float) -> "Exchange | None":
+    def exchange(
+        self, cluster: "Cluster", workload: "Workload", steps: int, computing_seconds: float
+    ) -> "Exchange | None":
         """Return the Exchange that counts for `steps` steps; None if no term knows of time."""
         found = (term.exchange(cluster, workload, steps, computing_seconds) for term in self.terms)
         return next(filter(None, found), None)

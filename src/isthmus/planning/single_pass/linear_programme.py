@@ -18,6 +18,7 @@ def solve_rounds(root, workers, links, latencies, order, rounds, one_port):
     `order` get all their messages, empty ones too. Without rounds (1) the closed forms agree.
     """
     from scipy.optimize import linprog
+
     order = list(order)
     count = len(order) * rounds
     columns = 2 + 2 * count  # T, the root's share, parts by round and worker, ends of messages
@@ -28,19 +29,27 @@ def solve_rounds(root, workers, links, latencies, order, rounds, one_port):
     for turn in range(rounds):
         for place, worker in enumerate(order):
             before = _message_before(ends, turn, place, one_port)
-            sent.add([(ends[turn, place], 1), (parts[turn, place], -float(links[worker]))]
-                     + ([(before, -1)] if before is not None else []))
+            sent.add(
+                [(ends[turn, place], 1), (parts[turn, place], -float(links[worker]))]
+                + ([(before, -1)] if before is not None else [])
+            )
             late.append(float(latencies[worker]))
-            rows.add([(ends[turn, place], 1), (0, -1)]
-                     + [(part, float(workers[worker])) for part in parts[turn:, place]])
+            rows.add(
+                [(ends[turn, place], 1), (0, -1)]
+                + [(part, float(workers[worker])) for part in parts[turn:, place]]
+            )
     whole = _Rows(columns)
     whole.add([(part, 1) for part in parts.flat] + ([(1, 1)] if root is not None else []))
     with silent():
         found = linprog(
-            np.eye(1, columns)[0], A_ub=rows.matrix() if rows.count else None,
+            np.eye(1, columns)[0],
+            A_ub=rows.matrix() if rows.count else None,
             b_ub=np.zeros(rows.count) if rows.count else None,
-            A_eq=_stack(sent, whole), b_eq=[*late, 1.0], method="highs",
-            options={"primal_feasibility_tolerance": 1e-10, "dual_feasibility_tolerance": 1e-10})
+            A_eq=_stack(sent, whole),
+            b_eq=[*late, 1.0],
+            method="highs",
+            options={"primal_feasibility_tolerance": 1e-10, "dual_feasibility_tolerance": 1e-10},
+        )
     if found.x is None:
         raise AssertionError(f"a single pass always has a plan, but the solver says: {found.message}")
     shares = np.zeros(len(workers))
@@ -60,8 +69,7 @@ def best_order_of_rounds(root, workers, links, latencies, rounds, order=None):
     if len(chosen) <= ORDERED_WORKERS:
         return _by_integers(root, workers, links, latencies, rounds, chosen, order is None), None
     late = [rounds * latency for latency in latencies]
-    return (best_subset(root, workers, links, late, chosen),
-            _fluid_bound(root, workers, links, chosen))
+    return (best_subset(root, workers, links, late, chosen), _fluid_bound(root, workers, links, chosen))
 
 
 def worth_their_messages(root, workers, links, latencies, rounds, chosen):
@@ -72,11 +80,14 @@ def worth_their_messages(root, workers, links, latencies, rounds, chosen):
     delayed = sorted(chosen, key=latencies.__getitem__)
 
     def too_late(count):
-        within = (solve_rounds(root, workers, links, latencies, delayed[:count], rounds, False)[0]
-                  if count or root is not None else np.inf)
+        within = (
+            solve_rounds(root, workers, links, latencies, delayed[:count], rounds, False)[0]
+            if count or root is not None
+            else np.inf
+        )
         return rounds * latencies[delayed[count]] >= within
 
-    part = set(delayed[:bisect_left(range(len(delayed)), True, key=too_late)])
+    part = set(delayed[: bisect_left(range(len(delayed)), True, key=too_late)])
     return [worker for worker in chosen if worker in part]
 
 
@@ -88,6 +99,7 @@ def _by_integers(root, workers, links, latencies, rounds, chosen, free):
     left to compute at the place from that round on is within T.
     """
     from scipy.optimize import Bounds, LinearConstraint, milp
+
     size = len(chosen)
     choice = np.arange(size * size).reshape(size, size) + 2
     parts = np.arange(rounds * size * size).reshape(rounds, size, size) + 2 + size * size
@@ -111,8 +123,9 @@ def _by_integers(root, workers, links, latencies, rounds, chosen, free):
             limit([(part, 1) for part in parts[:, k, i]] + [(choice[k, i], -1)], -np.inf, 0)
             if not free and i != k:
                 limit([(choice[k, i], 1)], 0, 0)
-    link, own, late = (np.array([float(values[i]) for i in chosen])
-                       for values in (links, workers, latencies))
+    link, own, late = (
+        np.array([float(values[i]) for i in chosen]) for values in (links, workers, latencies)
+    )
     for turn in range(rounds):
         for k in range(size):
             sent = np.zeros(columns)
@@ -127,8 +140,13 @@ def _by_integers(root, workers, links, latencies, rounds, chosen, free):
     high = np.full(columns, np.inf)
     high[choice] = 1
     with silent():
-        found = milp(np.eye(1, columns)[0], constraints=LinearConstraint(rows.matrix(), lower, upper),
-                     integrality=integrality, bounds=Bounds(0, high), options={"mip_rel_gap": 0.0})
+        found = milp(
+            np.eye(1, columns)[0],
+            constraints=LinearConstraint(rows.matrix(), lower, upper),
+            integrality=integrality,
+            bounds=Bounds(0, high),
+            options={"mip_rel_gap": 0.0},
+        )
     places, taken = np.nonzero(found.x[choice] > 0.5)
     return [chosen[i] for _, i in sorted(zip(places, taken))]
 
@@ -163,10 +181,12 @@ class _Rows:
 
     def matrix(self):
         from scipy.sparse import csr_matrix
+
         row, column, value = zip(*self.triples)
         return csr_matrix((value, (row, column)), shape=(self.count, self.columns))
 
 
 def _stack(*rows):
     from scipy.sparse import vstack
+
     return vstack([block.matrix() for block in rows if block.count])

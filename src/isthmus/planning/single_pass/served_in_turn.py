@@ -42,9 +42,14 @@ def best_subset(root, workers, links, latencies, order):
     """Return those of `order` that are worth their message, served in that order."""
     lines = [NOBODY]
     for worker in reversed(order):
-        lines = _envelope(lines + [
-            _before(line, worker, workers, links, latencies) for line in lines
-            if links[worker] * line.gain < 1])
+        lines = _envelope(
+            lines
+            + [
+                _before(line, worker, workers, links, latencies)
+                for line in lines
+                if links[worker] * line.gain < 1
+            ]
+        )
     return _chain(_fastest(lines, root))
 
 
@@ -60,8 +65,13 @@ def best_order(root, workers, links, latencies):
         kinds.setdefault(kind, []).append(worker)
     members = list(kinds.values())
     if math.prod(len(same) + 1 for same in members) > STATES:
-        chosen = best_subset(root, workers, links, latencies,
-                             sorted(range(len(workers)), key=lambda i: (links[i], latencies[i])))
+        chosen = best_subset(
+            root,
+            workers,
+            links,
+            latencies,
+            sorted(range(len(workers)), key=lambda i: (links[i], latencies[i])),
+        )
         return chosen, _bound(root, workers, links, latencies, chosen)
     best, found = [NOBODY], {(0,) * len(members): [NOBODY]}
     while found:
@@ -69,10 +79,12 @@ def best_order(root, workers, links, latencies):
         for counts, lines in found.items():
             for kind, same in enumerate(members):
                 if counts[kind] < len(same):
-                    more = counts[:kind] + (counts[kind] + 1,) + counts[kind + 1:]
+                    more = counts[:kind] + (counts[kind] + 1,) + counts[kind + 1 :]
                     wider.setdefault(more, []).extend(
                         _before(line, same[counts[kind]], workers, links, latencies)
-                        for line in lines if links[same[0]] * line.gain < 1)
+                        for line in lines
+                        if links[same[0]] * line.gain < 1
+                    )
         found = {counts: _envelope(lines) for counts, lines in wider.items() if lines}
         best = _envelope(best + [line for lines in found.values() for line in lines])
     return _chain(_fastest(best, root)), None
@@ -100,13 +112,16 @@ def _envelope(lines):
 
 def _hidden(low, middle, high):
     """Whether `middle` is nowhere above both others."""
-    return ((high.loss - low.loss) * (middle.gain - low.gain)
-            <= (middle.loss - low.loss) * (high.gain - low.gain))
+    return (high.loss - low.loss) * (middle.gain - low.gain) <= (middle.loss - low.loss) * (
+        high.gain - low.gain
+    )
 
 
 def _fastest(lines, root):
-    return min((line for line in lines if line.workers or root is not None),
-               key=lambda line: _seconds(line, root))
+    return min(
+        (line for line in lines if line.workers or root is not None),
+        key=lambda line: _seconds(line, root),
+    )
 
 
 def _seconds(line, root):

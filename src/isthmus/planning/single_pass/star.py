@@ -39,10 +39,16 @@ class SinglePass:
     lower_bound_seconds: Number
 
 
-def plan_single_pass(root_seconds: Number | None, worker_seconds: Sequence[Number],
-                     link_seconds: Sequence[Number], *, mode: str = "sequential", rounds: int = 1,
-                     latency_seconds: Number | Sequence[Number] = 0.0,
-                     order: Sequence[int] | None = None) -> SinglePass:
+def plan_single_pass(
+    root_seconds: Number | None,
+    worker_seconds: Sequence[Number],
+    link_seconds: Sequence[Number],
+    *,
+    mode: str = "sequential",
+    rounds: int = 1,
+    latency_seconds: Number | Sequence[Number] = 0.0,
+    order: Sequence[int] | None = None,
+) -> SinglePass:
     """Return the SinglePass in which root and workers are done soonest.
 
     root_seconds: for the whole load. The root computes while it sends, or not at all if None.
@@ -60,14 +66,16 @@ def plan_single_pass(root_seconds: Number | None, worker_seconds: Sequence[Numbe
     One round takes whatever computes: Fractions give an exact answer. Raises ValueError for seconds
     that are not positive and finite, and for modes and rounds that do not exist.
     """
-    workers, links, latencies = _checked(root_seconds, worker_seconds, link_seconds,
-                                         latency_seconds, order)
+    workers, links, latencies = _checked(
+        root_seconds, worker_seconds, link_seconds, latency_seconds, order
+    )
     if mode not in MODES:
         raise ValueError(f"mode must be one of {', '.join(MODES)}, not {mode!r}")
     rounds = whole("rounds", rounds, 1)
     if rounds > 1 and mode == "cut-through":
-        raise ValueError("mode 'cut-through' has no rounds: what arrives is computed at once; "
-                         "leave rounds at 1")
+        raise ValueError(
+            "mode 'cut-through' has no rounds: what arrives is computed at once; leave rounds at 1"
+        )
     _check_order(order, len(workers))
     star = (root_seconds, workers, links, latencies)
     if mode != "sequential":
@@ -84,8 +92,9 @@ def plan_single_pass(root_seconds: Number | None, worker_seconds: Sequence[Numbe
     else:
         chosen, bound = best_order(*star)
     seconds, root_share, shares = in_turn(*star, chosen)
-    return SinglePass(seconds, root_share, shares, tuple(chosen),
-                      seconds if bound is None else min(bound, seconds))
+    return SinglePass(
+        seconds, root_share, shares, tuple(chosen), seconds if bound is None else min(bound, seconds)
+    )
 
 
 def _at_once(star, chosen, through):
@@ -105,8 +114,13 @@ def _at_once(star, chosen, through):
     taken = set(part)
     for worker in part:
         shares[worker] = (seconds - latencies[worker]) / unit[worker]
-    return SinglePass(seconds, 0 if root is None else seconds / root, tuple(shares),
-                      tuple(worker for worker in chosen if worker in taken), seconds)
+    return SinglePass(
+        seconds,
+        0 if root is None else seconds / root,
+        tuple(shares),
+        tuple(worker for worker in chosen if worker in taken),
+        seconds,
+    )
 
 
 def _of_rounds(star, order, rounds, one_port):
@@ -117,8 +131,9 @@ def _of_rounds(star, order, rounds, one_port):
     elif order is None or any(star[3]):
         order, bound = best_order_of_rounds(*star, rounds, order)
     seconds, root_share, shares = solve_rounds(*star, order, rounds, one_port)
-    return SinglePass(seconds, root_share, shares, tuple(order),
-                      seconds if bound is None else min(bound, seconds))
+    return SinglePass(
+        seconds, root_share, shares, tuple(order), seconds if bound is None else min(bound, seconds)
+    )
 
 
 def _checked(root, workers, links, latency, order):
@@ -127,10 +142,15 @@ def _checked(root, workers, links, latency, order):
     latencies = list(latency) if hasattr(latency, "__len__") else [latency] * len(workers)
     latencies = [late or 0 for late in latencies]  # 0.0 would turn Fractions into floats
     if not len(workers) == len(links) == len(latencies):
-        raise ValueError(f"worker_seconds, link_seconds and latency_seconds must be of one length, "
-                         f"not {len(workers)}, {len(links)} and {len(latencies)}")
-    for name, values in (("worker_seconds", workers), ("link_seconds", links),
-                         ("root_seconds", [] if root is None else [root])):
+        raise ValueError(
+            f"worker_seconds, link_seconds and latency_seconds must be of one length, "
+            f"not {len(workers)}, {len(links)} and {len(latencies)}"
+        )
+    for name, values in (
+        ("worker_seconds", workers),
+        ("link_seconds", links),
+        ("root_seconds", [] if root is None else [root]),
+    ):
         for value in values:
             if not 0 < value < math.inf:
                 raise ValueError(f"{name} must be positive and finite, not {value}")
@@ -143,7 +163,9 @@ def _checked(root, workers, links, latency, order):
 
 
 def _check_order(order, workers):
-    if order is not None and (len(set(order)) != len(order)
-                              or not all(0 <= worker < workers for worker in order)):
-        raise ValueError(f"order must name workers 0 to {workers - 1}, each at most once, not "
-                         f"{list(order)}")
+    if order is not None and (
+        len(set(order)) != len(order) or not all(0 <= worker < workers for worker in order)
+    ):
+        raise ValueError(
+            f"order must name workers 0 to {workers - 1}, each at most once, not {list(order)}"
+        )

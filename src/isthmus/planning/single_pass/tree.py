@@ -42,16 +42,21 @@ def plan_single_pass_tree(root: TreeNode, *, mode: str = "sequential") -> TreePa
     for place in range(len(nodes) - 1, -1, -1):
         node, below = nodes[place], nodes.children[place]
         star_of[place] = plan_single_pass(
-            node.seconds, [equivalent[child] for child in below],
-            [nodes[child].link_seconds for child in below], mode=mode)
+            node.seconds,
+            [equivalent[child] for child in below],
+            [nodes[child].link_seconds for child in below],
+            mode=mode,
+        )
         equivalent[place] = star_of[place].seconds
     load: dict[int, Number] = {0: 1}
     shares = []
     for place in range(len(nodes)):
         star = star_of[place]
         shares.append(load[place] * star.root_share)
-        load.update((child, load[place] * share)
-                    for child, share in zip(nodes.children[place], star.worker_shares))
+        load.update(
+            (child, load[place] * share)
+            for child, share in zip(nodes.children[place], star.worker_shares)
+        )
     return TreePass(equivalent[0], tuple(shares))
 
 
