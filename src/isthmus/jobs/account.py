@@ -16,9 +16,9 @@ class Account:
     measured: of each step so far, its terms and whether an exchange ended it.
     """
 
-    def __init__(self, tiers, settings, plan, training, tell):
-        self.settings, self.plan, self.training, self.tell = settings, plan, training, tell
-        self.folder = None
+    def __init__(self, tiers, settings, plan, training, folder, tell):
+        self.settings, self.plan, self.training = settings, plan, training
+        self.folder, self.tell = folder, tell
         self.seconds, self.link_nbytes, self.loss = 0.0, 0, None
         self.measured, self.evaluation = [], (None, None)
         self.skipped = 0

@@ -70,11 +70,26 @@ def train(comm, settings_path, tell, *, resume=None, cluster=None, name=None):
         training = Training(
             computing, model, local, member, recipe, state, hold_seconds(tiers, settings), journal.enter
         )
-        job = Job(tiers, settings, plan, training, test, journal)
-        job.open_folder(Path(settings_path).stem, resume, name, lock, why)
+        path = open_folder(tiers, settings, Path(settings_path).stem, resume, name, lock)
+        job = Job(tiers, settings, plan, training, test, journal, path)
+        job.begin(why, resume)
         with trace.written_to(job.path) if trace else nullcontext():
             job.run(stop)
         return job.finish()
+
+
+def open_folder(tiers, settings, stem, resume, name, lock):
+    """Return the path of the run's folder, made anew or gone on with, on every rank. Collective."""
+
+    def make():
+        folder = RunFolder(resume) if resume else RunFolder.create(settings.run.folder, stem, name)
+        if not resume and name is None:
+            lock.take(folder.path)
+        let_in(folder.path, settings.run.mode)
+        remove_leftovers(folder.path)
+        return str(folder.path)
+
+    return Path(from_root(tiers.world, make, tiers.home))
 
 
 class Duty(NamedTuple):
@@ -96,30 +111,24 @@ def every(steps):
 class Job:
     """A run under way: its training, what it has measured, and what is done after its steps."""
 
-    def __init__(self, tiers, settings, plan, training, test, journal):
+    def __init__(self, tiers, settings, plan, training, test, journal, path):
         self.tiers, self.settings, self.plan = tiers, settings, plan
         self.training, self.test = training, test
         self.journal, self.tell = journal, journal.tell
         self.leads = tiers.world.rank == tiers.home
-        self.account = Account(tiers, settings, plan, training, journal.tell)
-        self.path = None
+        self.path = path
+        folder = RunFolder(path) if self.leads else None
+        self.account = Account(tiers, settings, plan, training, folder, journal.tell)
         self.stops = False  # whether the run ends after this step, told by a signal
         self.rebalancing = Rebalancing(tiers, settings, plan, training)
         self.data = {"train": training.local.manifest, "test": test.manifest}
         self.identity = identity_of(settings, tiers.cluster, plan, self.data)
 
-    def open_folder(self, stem, resume, name, lock, why=None):
-        """Make the run's folder, or go on with an old one, and write down what is about to run."""
+    def begin(self, why, resume):
+        """Take up a checkpoint where there is one to go on from, and write down what is about to run.
 
-        def make():
-            folder = (
-                RunFolder(resume) if resume else RunFolder.create(self.settings.run.folder, stem, name)
-            )
-            if not resume and name is None:
-                lock.take(folder.path)
-            let_in(folder.path, self.settings.run.mode)
-            remove_leftovers(folder.path)
-            return str(folder.path)
+        why: how the allreduce was chosen, a table for run.json.
+        """
 
         def write_down():
             table = provenance(
@@ -136,8 +145,6 @@ class Job:
                 self.training.state.step if resume else None,
             )
 
-        self.path = Path(from_root(self.tiers.world, make, self.tiers.home))
-        self.account.folder = RunFolder(self.path) if self.leads else None
         self.journal.open(self.path)
         if resume:
             self._resume()
