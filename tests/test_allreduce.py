@@ -217,8 +217,8 @@ def test_a_bad_number_anywhere_is_known_everywhere(comm, sites, compressor, bad)
         ({"algorithm": "ring"}, 0, {"algorithm": "recursive"}, "ranks ask for different"),
         ({}, 1, {"compressor": isthmus.Int8(64)}, "ranks ask for different"),
         ({}, 1, {"error_feedback": False}, "ranks ask for different"),
-        ({}, 3, {"weight": -1.0}, "weights"),
-        ({}, 3, {"weight": float("nan")}, "weights"),
+        ({}, 3, {"weight": -1.0}, "weight must not be negative"),
+        ({}, 3, {"weight": float("nan")}, "weight must be finite"),
         ({"weight": 0.0}, 0, {}, "weights of all ranks are 0"),
     ],
 )

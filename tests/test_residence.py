@@ -6,7 +6,6 @@ host's, and what is not waited for has not happened.
 
 import json
 import subprocess
-from dataclasses import replace
 from pathlib import Path
 
 import host_device
@@ -23,6 +22,8 @@ from isthmus import devices
 from isthmus.errors import NoDeviceError
 from isthmus.jobs.train import train
 from isthmus.links import on_device as residence
+from isthmus.links.comm import Wrapped
+from isthmus.links.world import TOGETHER
 from isthmus.measuring import computing as measuring
 from isthmus.measuring.calibrate import calibrate
 from isthmus.measuring.computing import gradient_seconds, host_copy_bytes_per_second
@@ -63,25 +64,27 @@ def gpu(folder, monkeypatch):
     return device
 
 
-class Spy:
+class Spy(Wrapped):
     """A communicator that refuses what MPI must not be given, and notes what it was."""
 
+    lets_past = True
+
     def __init__(self, comm, gpu, direct=False):
-        self.comm, self.gpu, self.direct = comm, gpu, direct
+        super().__init__(comm)
+        self.gpu, self.direct = gpu, direct
 
-    def __getattr__(self, name):
-        return getattr(self.comm, name)
+    def Isend(self, buffer, dest, tag=0):  # noqa: N802
+        if tag != TOGETHER:
+            self._look(buffer)
+            assert buffer.ctypes.data not in self.gpu.copying, "sent before it was copied"
+            self.gpu.events.append(("sent", buffer.ctypes.data))
+        return self.comm.Isend(buffer, dest, tag)
 
-    def Isend(self, buffer, *where):  # noqa: N802
-        self._look(buffer)
-        assert buffer.ctypes.data not in self.gpu.copying, "sent before it was copied"
-        self.gpu.events.append(("sent", buffer.ctypes.data))
-        return self.comm.Isend(buffer, *where)
-
-    def Irecv(self, buffer, *where):  # noqa: N802
-        self._look(buffer)
-        assert not (self.direct and self.gpu.queue), "kernels may still read what is there"
-        return self.comm.Irecv(buffer, *where)
+    def Irecv(self, buffer, source, tag=0):  # noqa: N802
+        if tag != TOGETHER:
+            self._look(buffer)
+            assert not (self.direct and self.gpu.queue), "kernels may still read what is there"
+        return self.comm.Irecv(buffer, source, tag)
 
     def Allreduce(self, in_place, buffer):  # noqa: N802
         self._look(buffer)
@@ -93,10 +96,7 @@ class Spy:
 
 
 def spied(tiers, gpu, direct=False):
-    wrapped = {name: Spy(getattr(tiers, name), gpu, direct) for name in ("world", "site")}
-    if tiers.leaders:
-        wrapped["leaders"] = Spy(tiers.leaders, gpu, direct)
-    return replace(tiers, **wrapped)
+    return tiers.through(lambda comm, ranks: Spy(comm, gpu, direct))
 
 
 def vectors_of(rank, steps=3):

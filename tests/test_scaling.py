@@ -11,6 +11,7 @@ from clusters import cluster_of
 
 import isthmus
 from isthmus.errors import ClusterError
+from isthmus.folders.record import RunFolder
 from isthmus.timing.scaling import Study, edge_counts, with_edge_sites, with_link_rate
 from isthmus.timing.time_model import Workload
 
@@ -175,10 +176,20 @@ def test_a_run_is_simulated_on_another_cluster(repository, tmp_path):
 
 def test_stragglers_are_drawn_from_a_run_s_folder(tmp_path):
     isthmus.Cluster(cluster_of(1)).to_toml(tmp_path / "cluster.toml")
-    lines = [{"kind": "step", "terms": {"compute": seconds}} for seconds in (0.1, 0.2, 0.6)]
-    (tmp_path / "metrics.jsonl").write_text(
-        "".join(json.dumps(line) + "\n" for line in (*lines, {"kind": "evaluation", "loss": 1.0}))
-    )
+    folder = RunFolder(tmp_path)
+    for step, seconds in enumerate((0.1, 0.2, 0.6), 1):
+        folder.note(
+            "step",
+            step=step,
+            epoch=0,
+            seconds=seconds,
+            loss=1.0,
+            step_seconds=seconds,
+            terms={"compute": seconds},
+            sent_nbytes={"site": 0, "link": 0},
+        )
+    folder.note("evaluation", step=3, epoch=0, seconds=1.0, link_nbytes=0, loss=1.0, accuracy=0.5)
+    folder.close()
     done = simulate(
         tmp_path, "cluster.toml", "--stragglers", ".", "--edge-sites", 0, "--batch-size", 1000, "--json"
     )
@@ -195,7 +206,7 @@ def test_stragglers_are_drawn_from_a_run_s_folder(tmp_path):
         (["cluster.toml", "--stragglers", -1], 3, ["--stragglers -1", "not negative"]),
         (["cluster.toml", "--stragglers", "nan"], 3, ["--stragglers nan"]),
         (["cluster.toml", "--stragglers", "nowhere"], 3, ["nowhere/metrics.jsonl", "a number such as"]),
-        (["cluster.toml", "--stragglers", "."], 3, ["metrics.jsonl", "does not tell"]),
+        (["cluster.toml", "--stragglers", "."], 3, ["metrics.jsonl", "tells no 'step'"]),
         (["cluster.toml", "--cluster", "alone.toml"], 3, ["cluster.toml", "already"]),
         (["alone.toml"], 4, ["alone.toml", 'tier = "edge"']),
         (["bad.toml"], 4, ["bad.toml: site[0].ranks"]),
