@@ -99,7 +99,7 @@ class Ending:
             line.replace("isthmus: ", f"isthmus: {named}", 1)
             for line in interrupted_lines(number, place, speaks)
         ]
-        if place is not None and not all_interrupted(place):
+        if lines and place is not None and not all_interrupted(place):
             note_ending(signalled=False)  # the others are ended because of this rank, which tells why
         if not (all_interrupted(place) and tell_past_mpirun(lines)):
             self._say(lines)

@@ -11,6 +11,8 @@ import threading
 import time
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+FIRST_SIGN = signal.SIGCONT
+"""What mpirun sends first to the ranks that it ends; a quarter of a second later follows SIGTERM."""
 SECONDS_TO_SPEAK = 0.08
 """For the main thread. mpirun kills ranks a quarter of a second after it has sent them SIGTERM."""
 SECONDS_TO_END = 1.2
@@ -41,6 +43,7 @@ class Watchman:
 
     def __enter__(self):
         self._before = {number: signal.signal(number, self._raise) for number in SIGNALS}
+        self._before[FIRST_SIGN] = signal.signal(FIRST_SIGN, lambda *_: None)  # for the thread alone
         self._pipe, self._signals = os.pipe()
         os.set_blocking(self._signals, False)
         self._wakes = signal.set_wakeup_fd(self._signals, warn_on_full_buffer=False)
@@ -70,7 +73,7 @@ class Watchman:
     def _watch(self):
         try:
             number = None
-            while number not in SIGNALS:
+            while number not in SIGNALS and not (number == FIRST_SIGN and ranks_are_gone()):
                 told = os.read(self._pipe, 1)
                 if not told:
                     return
