@@ -241,11 +241,11 @@ def training_task(training, shares, program, seed):
         "steps": shares["steps"],
         "schedule": training.schedule,
         "learning_rate": program.learning_rate or training.learning_rate,
-        "momentum": training.momentum,
         "seed": seed,
     }
     return {
         "recipe": recipe,
+        "momentum": training.momentum,
         "hidden": training.hidden,
         "accuracy": training.accuracy,
         "evaluate_every": training.evaluate_every,

@@ -59,7 +59,7 @@ def checkpoint(folder):
         name: draw.normal(size=size).astype("f4")
         for name, size in {
             "parameters": 500,
-            "momentum": 500,
+            "optimiser/momentum": 500,
             "memories/0": 500,
             "memories/2": 520,
         }.items()

@@ -76,7 +76,7 @@ if __name__ == "__main__":
             local,
             Member(allreduce),
             recipe,
-            State.initial(model, recipe.seed),
+            State.initial(model, recipe),
             lambda samples: site.fixed_seconds + samples / rate,
         )
 

@@ -256,7 +256,7 @@ def test_what_cannot_be_on_a_device_is_refused_by_all_ranks(comm, gpu):
 
 
 def training_of(tiers, library, compressor=None, recipe=RECIPE):
-    local, state = samples_of(tiers.world.rank, 9), State.initial(MODEL, recipe.seed, library)
+    local, state = samples_of(tiers.world.rank, 9), State.initial(MODEL, recipe, library)
     allreduce = isthmus.Allreduce(
         tiers,
         MODEL.size,

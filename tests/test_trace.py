@@ -74,7 +74,7 @@ def traced_run(comm, folder, sites, algorithm, compressor, buckets, paced, chunk
             local,
             Member(allreduce),
             RECIPE,
-            State.initial(MODEL, 7),
+            State.initial(MODEL, RECIPE),
             hold_seconds=lambda samples: slow if tiers.world.rank == 3 else 0.004,
         )
         with trace.written_to(folder):

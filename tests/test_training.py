@@ -40,7 +40,7 @@ def training_of(tiers, counts, recipe=RECIPE, compressor=None, model=MODEL, buck
         buckets=bucket_slices(model.tensor_slices, buckets),
     )
     return Training(
-        tiers, model, local, Member(allreduce), recipe, State.initial(model, recipe.seed), **options
+        tiers, model, local, Member(allreduce), recipe, State.initial(model, recipe), **options
     )
 
 
@@ -70,7 +70,7 @@ def test_unequal_ranks_learn_what_one_process_would(comm, counts, buckets):
             for features, targets in (mine[step] for mine in batches):
                 MODEL.gradient(parameters, features, targets, gradient)
                 total += gradient
-            momentum = RECIPE.momentum * momentum + total * RECIPE.steps / sum(counts)
+            momentum = RECIPE.optimiser.momentum * momentum + total * RECIPE.steps / sum(counts)
             parameters -= RECIPE.learning_rate * momentum
     np.testing.assert_allclose(training.state.parameters, parameters, rtol=2e-4, atol=2e-5)
 
@@ -112,7 +112,7 @@ def test_a_run_that_was_stopped_ends_with_the_bits_of_one_that_was_not(
 def another_version(path):
     """Make a whole file of another version."""
     image = path.read_bytes()[checkpoint_file.BLOCK_NBYTES :]
-    path.write_bytes(checkpoint_file._block(5, checkpoint_file._digest(5, image)) + image)
+    path.write_bytes(checkpoint_file._block(6, checkpoint_file._digest(6, image)) + image)
 
 
 @pytest.mark.ranks(2)
@@ -126,10 +126,10 @@ def another_version(path):
         (lambda path: path.write_bytes(b""), "is damaged"),
         (lambda path: path.unlink() or path.mkdir(), "cannot be read: Is a directory"),
         (lambda path: path.unlink() or os.mkfifo(path), "cannot be read: is a pipe"),
-        (another_version, "is of version 5, this program reads 4; use the isthmus that wrote it"),
+        (another_version, "is of version 6, this program reads 5; use the isthmus that wrote it"),
         (
             lambda path: path.write_bytes(path.read_bytes()[checkpoint_file.BLOCK_NBYTES :]),
-            "is of version 3 or older, this program reads 4; use the isthmus that wrote it",
+            "is of version 3 or older, this program reads 5; use the isthmus that wrote it",
         ),
         (lambda path: None, "is of another run: run = 2, was 1"),
     ],

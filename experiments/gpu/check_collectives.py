@@ -152,7 +152,7 @@ def check_training(world, cupy, tell, hidden=128):
         }
     )
     for on_gpu in ((), *ON_GPU):
-        state = State.initial(model, 0, cupy if world.rank in on_gpu else np)
+        state = State.initial(model, recipe, cupy if world.rank in on_gpu else np)
         allreduce = Allreduce(
             tiers, model.size, compressor=Int8(), weight=samples.samples, like=state.parameters
         )

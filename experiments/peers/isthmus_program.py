@@ -13,6 +13,7 @@ if __name__ == "__main__":
     from isthmus.compression import COMPRESSORS
     from isthmus.models import Perceptron
     from isthmus.training.loop import State, Training
+    from isthmus.training.optimisers.sgd import SGD
     from isthmus.training.recipe import Recipe
     from isthmus.training.strategies.strategy import Member
 
@@ -52,10 +53,11 @@ if __name__ == "__main__":
                 )
                 for part in (task["train"], task["test"])
             )
-            model, recipe = Perceptron(hidden=tuple(task["hidden"])), Recipe(**task["recipe"])
+            model = Perceptron(hidden=tuple(task["hidden"]))
+            recipe = Recipe(**task["recipe"], optimiser=SGD(momentum=task["momentum"]))
             allreduce = peer.reducer(model.size, weight=float(train.samples))
             self.training = Training(
-                peer.tiers, model, train, Member(allreduce), recipe, State.initial(model, recipe.seed)
+                peer.tiers, model, train, Member(allreduce), recipe, State.initial(model, recipe)
             )
             self.steps = self.training.steps()
 

@@ -142,7 +142,7 @@ if __name__ == "__main__":
             network = Network(model, model.initial(self.recipe.seed))
             self.network = peer.distributed(network, peer.program.get("start_powersgd_iter"))
             self.optimizer = torch.optim.SGD(
-                self.network.parameters(), self.recipe.learning_rate, momentum=self.recipe.momentum
+                self.network.parameters(), self.recipe.learning_rate, momentum=task["momentum"]
             )
             # DDP averages over ranks, isthmus weighs by samples: with this, both make the same step.
             everyone = sum(row[0] for row in peer.gather([self.train.samples]))

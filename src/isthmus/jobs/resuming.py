@@ -1,6 +1,6 @@
 """A run that goes on: what it must share with the one that stopped, and what it takes up from it."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 
 import isthmus
@@ -15,8 +15,11 @@ def identity_of(settings, cluster, plan, data):
     Where sums are added in which order depends on the sites and their hub, and not on the cluster's
     rates, which may have been measured again.
     """
-    table = settings.to_json()
-    training = table["training"]
+    table, optimizer = settings.to_json(), settings.training.optimizer.kind
+    training = table["training"] | {
+        "optimizer": {"kind": optimizer} | asdict(settings.training.make_optimiser())
+    }
+    training.pop("momentum")  # told there
     if training["schedule"] == "constant":  # then more epochs change nothing that was
         training = {key: value for key, value in training.items() if key != "epochs"}
     return {

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from isthmus.cluster.cluster import Cluster
 from isthmus.cluster.cluster_file import NotNegative
@@ -17,6 +17,7 @@ from isthmus.planning.programme.objectives import OBJECTIVES, TIE_BREAKS, make_o
 from isthmus.registry import ALGORITHMS
 from isthmus.timing.time_model import Workload
 from isthmus.toml_files import FrozenModel, check_table, nearest, read_toml
+from isthmus.training.optimisers import OPTIMISERS
 from isthmus.training.recipe import Recipe
 from isthmus.training.strategies import STRATEGIES
 from isthmus.training.strategies.strategy import exchanges_per_step
@@ -101,16 +102,55 @@ class AllreduceSettings(FrozenModel):
 
 
 class TrainingSettings(FrozenModel):
-    """How the model learns."""
+    """How the model learns.
+
+    learning_rate, momentum: where they are not given, those of the optimizer; None where it has none.
+    """
 
     epochs: Count = 1
     batch_size: Count = 256
-    learning_rate: Annotated[float, Field(gt=0)] = 0.1
+    optimizer: KindSettings = KindSettings(kind="sgd", arguments={})
+    learning_rate: Annotated[float, Field(gt=0)] | None = Field(default=None, validate_default=True)
     schedule: Literal["constant", "linear"] = "constant"
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    momentum: Annotated[float, Field(ge=0, lt=1)] | None = Field(default=None, validate_default=True)
     seed: Annotated[int, Field(ge=0)] = 0
     on_non_finite: Literal["stop", "skip"] = "stop"
     compare_replicas_every: Count = 50
+
+    @field_validator("optimizer", mode="before")
+    @classmethod
+    def _by_name(cls, value):
+        if isinstance(value, KindSettings):
+            return value
+        return KindSettings.of(value, OPTIMISERS, "optimizer")
+
+    @field_validator("learning_rate")
+    @classmethod
+    def _of_the_optimizer(cls, value, found: ValidationInfo):
+        optimizer = found.data.get("optimizer")
+        return OPTIMISERS[optimizer.kind].LEARNING_RATE if optimizer and value is None else value
+
+    @field_validator("momentum")
+    @classmethod
+    def _once_and_of_sgd_alone(cls, value, found: ValidationInfo):
+        optimizer = found.data.get("optimizer")
+        if optimizer is None:  # it is wrong, and told
+            return value
+        if optimizer.kind != "sgd":
+            if value is not None:
+                raise ValueError(f'is of optimizer = "sgd", not of {optimizer.kind!r}; leave it out')
+            return None
+        own = optimizer.arguments.get("momentum", value)
+        if value is not None and own != value:
+            raise ValueError(
+                f"is given twice, {value} here and {own} of the optimizer; leave it out here"
+            )
+        return OPTIMISERS["sgd"].momentum if own is None else own
+
+    def make_optimiser(self):
+        kind, arguments = self.optimizer.kind, self.optimizer.arguments
+        momentum = {} if self.momentum is None else {"momentum": self.momentum}
+        return OPTIMISERS[kind](**arguments | momentum)
 
 
 class PlanSettings(FrozenModel):
@@ -228,10 +268,11 @@ class RunSettings(FrozenModel):
         def flat(named):
             return named and {"kind": named["kind"], **named["arguments"]}
 
-        allreduce = table["allreduce"]
+        allreduce, training = table["allreduce"], table["training"]
         table = {
             **table,
             "model": flat(table["model"]),
+            "training": {**training, "optimizer": flat(training["optimizer"])},
             "strategy": flat(table["strategy"]),
             "allreduce": {**allreduce, "compressor": flat(allreduce["compressor"])},
         }
@@ -310,5 +351,6 @@ class RunSettings(FrozenModel):
             steps=steps,
             checkpoint_every=self.run.checkpoint_every,
             report_every=self.run.report_every,
-            **self.training.model_dump(exclude={"batch_size"}),
+            optimiser=self.training.make_optimiser(),
+            **self.training.model_dump(exclude={"batch_size", "optimizer", "momentum"}),
         )

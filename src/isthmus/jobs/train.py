@@ -54,7 +54,7 @@ def train(comm, settings_path, tell, *, resume=None, cluster=None, name=None):
         trace = Trace(tiers) if settings.run.trace else None
         computing = trace.tiers if trace else tiers
         recipe = settings.recipe(plan.steps)
-        state = State.initial(model, recipe.seed, array_library(tiers.device))
+        state = State.initial(model, recipe, array_library(tiers.device))
         sums = Sums(
             computing,
             model.size,

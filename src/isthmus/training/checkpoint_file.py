@@ -2,7 +2,7 @@
 
 It begins with a block of 512 bytes, which HDF5 skips, of two lines of text and zeros:
 
-    isthmus checkpoint 4
+    isthmus checkpoint 5
     sha256 4af9f6...
 
 The digest is that of the whole file with the digit 0 in the place of its own digits, and is compared
@@ -21,7 +21,7 @@ from isthmus.files import open_plain, write_bytes
 from isthmus.hdf5_files import hdf5_bytes
 from isthmus.json_text import dumps, loads
 
-VERSION = 4
+VERSION = 5
 BLOCK_NBYTES = 512
 BLOCK = re.compile(rb"isthmus checkpoint (\d+)\nsha256 ([0-9a-f]{64})\n\0*")
 TABLE = "table"

@@ -51,16 +51,18 @@ MEASURED = (
 class State:
     """What a step changes; with the seed and the strategy's state it decides everything that follows.
 
-    Where its arrays live, there the rank computes: NumPy's or CuPy's.
+    optimiser: name -> array, what the optimiser remembers. Where the parameters live, there the rank
+    computes: NumPy's or CuPy's.
     """
 
     parameters: np.ndarray
-    momentum: np.ndarray
+    optimiser: dict[str, np.ndarray]
     step: int = 0
 
     @classmethod
-    def initial(cls, model: Model, seed: int, library: Any = np) -> Self:
-        return cls(library.asarray(model.initial(seed)), library.zeros(model.size, np.float32))
+    def initial(cls, model: Model, recipe: Recipe, library: Any = np) -> Self:
+        parameters = library.asarray(model.initial(recipe.seed))
+        return cls(parameters, recipe.optimiser.begin(model.size, parameters))
 
 
 class Training:
@@ -164,14 +166,11 @@ class Training:
                 time.sleep(left)
 
     def _update(self, mean):
-        """Make the same step as every other rank: by kernels whose bits are those of all devices."""
+        """Make the same step as every other rank."""
         state, recipe = self.state, self.recipe
-        kernel, change = kernels.for_array(mean), mean
-        kernel.scale(state.momentum, np.float32(recipe.momentum), state.momentum)
-        kernel.add(mean, state.momentum)
-        kernel.scale(state.momentum, np.float32(-recipe.learning_rate_of(state.step)), change)
-        kernel.add(change, state.parameters)
-        synchronise(change)
+        rate = recipe.learning_rate_of(state.step)
+        recipe.optimiser.step(state.parameters, mean, state.optimiser, rate)
+        synchronise(state.parameters)
 
     def _refuse_non_finite(self):
         """Every rank whose gradient was summed is here in the same step: all saw the same mean."""
@@ -257,7 +256,7 @@ class Training:
         """Return name -> array of this rank: all that the next steps depend on, but for the samples."""
         return {
             "parameters": self.state.parameters,
-            "momentum": self.state.momentum,
+            **{f"optimiser/{name}": array for name, array in self.state.optimiser.items()},
             **{f"strategy/{name}": array for name, array in self.member.state().items()},
         }
 
@@ -265,7 +264,8 @@ class Training:
         """Go on after `step` from what `arrays` gave, in place."""
         self.state.step = step
         set_from_host(self.state.parameters, arrays["parameters"])
-        set_from_host(self.state.momentum, arrays["momentum"])
+        for name, array in self.state.optimiser.items():
+            set_from_host(array, arrays[f"optimiser/{name}"])
         self.member.load(
             {
                 name.removeprefix("strategy/"): array

@@ -1,6 +1,9 @@
-"""How to train: the numbers of one job of synchronous stochastic gradient descent."""
+"""How to train: the numbers of one job."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from isthmus.training.optimisers.optimiser import Optimiser
+from isthmus.training.optimisers.sgd import SGD
 
 
 @dataclass(frozen=True)
@@ -14,7 +17,7 @@ class Recipe:
     steps: int
     learning_rate: float
     schedule: str = "constant"
-    momentum: float = 0.9
+    optimiser: Optimiser = field(default_factory=SGD)
     seed: int = 0
     on_non_finite: str = "stop"
     compare_replicas_every: int = 50
