@@ -13,13 +13,18 @@ SMALL = [
     Perceptron(12, (5, 4), 3),
     Convolutional(8, 9, (2,), 3),
     Convolutional(12, 10, (2, 3), 4),
+    Perceptron(12, (5,), loss="mse", outputs=2),
+    Convolutional(8, 9, (2,), loss="mse"),
 ]
 every_model = pytest.mark.parametrize("model", SMALL, ids=repr)
 
 
 def batch_of(model, size, seed=0):
     draw = np.random.default_rng(seed)
-    return draw.normal(size=(size, *model.inputs_shape)), draw.integers(0, model.classes, size)
+    features = draw.normal(size=(size, *model.inputs_shape))
+    if model.classes is None:
+        return features, draw.normal(size=(size, model.outputs))
+    return features, draw.integers(0, model.classes, size)
 
 
 @every_model

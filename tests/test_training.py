@@ -284,8 +284,12 @@ def test_every_step_is_measured_on_every_rank(comm):
 def test_evaluation_is_that_of_all_samples_together(comm):
     with isthmus.split_tiers(comm, isthmus.Cluster(cluster_of(1, 2))) as tiers:
         training = training_of(tiers, (5, 5, 5))
-        loss, accuracy = training.evaluate(samples_of(comm.rank, (30, 0, 13)[comm.rank]))
-        assert gather_json(comm, [loss, accuracy]) == [[loss, accuracy]] * 3
+        found = training.evaluate(samples_of(comm.rank, (30, 0, 13)[comm.rank]))
+        assert gather_json(comm, found) == [found] * 3
+        nothing = training.evaluate(samples_of(comm.rank, 0))
+    assert list(found) == list(nothing) == ["loss", "accuracy"]
+    assert np.isnan(list(nothing.values())).all()
+    loss, accuracy = found.values()
     parts = [samples_of(0, 30), samples_of(2, 13)]
     features, targets = (
         np.concatenate([part.arrays[name] for part in parts]) for name in ("features", "targets")

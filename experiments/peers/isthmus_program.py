@@ -65,7 +65,7 @@ if __name__ == "__main__":
             next(self.steps)
 
         def accuracy(self):
-            return float(self.training.evaluate(self.test)[1])
+            return float(self.training.evaluate(self.test)["accuracy"])
 
     task = read_task()
     cluster = isthmus.Cluster.from_toml(task["cluster"])

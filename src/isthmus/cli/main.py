@@ -1,5 +1,6 @@
 """The command line: one verb a function, no logic of its own."""
 
+import math
 import os
 import shlex
 import sys
@@ -198,6 +199,7 @@ def train(
     as_json: AsJson = False,
 ):
     """Plan, scatter and train (under mpirun); leave a folder with a report."""
+    from isthmus.folders.metrics import judged_by, number_in_words
     from isthmus.jobs.train import train
     from isthmus.links.agreement import from_root
     from isthmus.pages.report import write_report
@@ -213,9 +215,11 @@ def train(
             f"make it with `{shlex.join(['isthmus', 'report', folder])}`",
         ),
     )
+    metrics = summary["metrics"]
+    judged = judged_by(metrics)
     words = [
-        f"accuracy {summary['accuracy']:.4f} after {summary['steps']} steps; a step took "
-        f"{1e3 * step['measured_seconds']:.1f} ms, predicted "
+        f"{judged} {number_in_words(metrics.get(judged, math.nan))} after {summary['steps']} steps; "
+        f"a step took {1e3 * step['measured_seconds']:.1f} ms, predicted "
         f"{1e3 * step['predicted_seconds']:.1f} ms"
     ]
     answer(

@@ -176,6 +176,7 @@ class Summary(Table):
     steps: Count
     loss: Number | None
     accuracy: Number | None
+    metrics: NotRequired[dict[str, Measured]]
     parameter_hash: str
     dense_link_nbytes: Count
     links: list[Link]
@@ -214,6 +215,7 @@ class EvaluationLine(Line):
     link_nbytes: Count
     loss: Measured
     accuracy: Measured
+    metrics: NotRequired[dict[str, Measured]]
 
 
 class ReplicasLine(Line):

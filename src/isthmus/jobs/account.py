@@ -1,6 +1,7 @@
 """What a job has measured so far, and what it tells of it: lines, progress, and the summary."""
 
 from isthmus.compression.dense import Dense
+from isthmus.folders.metrics import metrics_in_words, number_in_words, told_metrics
 from isthmus.folders.terms import critical_terms, typical_terms
 from isthmus.registry import STAGES
 from isthmus.testbed import on_testbed
@@ -20,7 +21,7 @@ class Account:
         self.settings, self.plan, self.training = settings, plan, training
         self.folder, self.tell = folder, tell
         self.seconds, self.link_nbytes, self.loss = 0.0, 0, None
-        self.measured, self.evaluation = [], (None, None)
+        self.measured, self.metrics = [], {}
         self.skipped = 0
         self.exchanged = {
             each.step for each in settings.make_strategy().exchanges(training.recipe.total_steps)
@@ -37,7 +38,7 @@ class Account:
     def take_up(self, recalled):
         """Go on from what the earlier part of a run has left."""
         self.seconds, self.loss, self.measured = recalled.seconds, recalled.loss, recalled.measured
-        self.evaluation = recalled.evaluation
+        self.metrics = recalled.metrics
 
     def report(self, look=lambda of_rank: None):
         """Gather what all ranks measured since the last report, and write a line a step. Collective.
@@ -58,7 +59,7 @@ class Account:
         )
         self.folder.flush()
         self.tell(
-            f"step {state.step}/{recipe.total_steps}: loss {self.loss:.4f}, "
+            f"step {state.step}/{recipe.total_steps}: loss {number_in_words(self.loss)}, "
             f"{1e3 * typical_terms(self.measured)[1]:.1f} ms a step, "
             f"{self.link_nbytes / 1e6:.1f} MB over links",
             passing=True,
@@ -91,26 +92,21 @@ class Account:
             more = "; more of these are in metrics.jsonl" if self.skipped == 3 else ""
             self.tell(f"step {self.training.state.step}: skipped, {self.training.not_finite}{more}")
 
-    def note_evaluation(self, loss, accuracy):
-        """Tell what the test set said at the end of an epoch."""
-        self.evaluation = loss, accuracy
+    def note_evaluation(self, metrics):
+        """Tell what the test set said at the end of an epoch: name -> value, as `evaluate` gives it."""
+        self.metrics = metrics
         self.note(
-            "evaluation",
-            seconds=self.seconds,
-            link_nbytes=self.link_nbytes,
-            loss=loss,
-            accuracy=accuracy,
+            "evaluation", seconds=self.seconds, link_nbytes=self.link_nbytes, **told_metrics(metrics)
         )
         self.tell(
             f"epoch {self.training.state.step // self.training.recipe.steps}: "
-            f"test loss {loss:.4f}, accuracy {accuracy:.4f}"
+            f"test {metrics_in_words(metrics)}"
         )
 
     def summary(self, digest, links):
         """Return what the run came to, predicted beside measured."""
         measured, step_seconds = typical_terms(self.measured)
         predicted = {**dict.fromkeys(STAGES, 0.0), **self.plan.terms}
-        loss, accuracy = self.evaluation
         wire, size = self.settings.make_compressor() or Dense(), self.training.model.size
         ratio = Dense().wire_nbytes(size) / wire.wire_nbytes(size)
         return {
@@ -118,8 +114,7 @@ class Account:
             "steps": self.training.state.step,
             "seconds": self.seconds,
             "emulated": ["links"] if on_testbed() else [],
-            "loss": loss,
-            "accuracy": accuracy,
+            **told_metrics(self.metrics),
             "parameter_hash": digest,
             "links": links,
             "dense_link_nbytes": round(ratio * sum(link["sent_nbytes"] for link in links)),

@@ -3,6 +3,8 @@
 import math
 from pathlib import Path
 
+import numpy as np
+
 from isthmus.errors import ShardError
 from isthmus.jobs.plan import plan_run
 from isthmus.jobs.settings import RunSettings
@@ -58,14 +60,7 @@ def place_data(tiers, settings, tell):
     )
     samples = scatter_shards(tiers, train, plan), scatter_shards(tiers, test, test_plan)
     for local, folder in zip(samples, (settings.data.train, settings.data.test)):
-        _, targets = local.arrays.values()
-        require(
-            tiers.world,
-            not targets.size or 0 <= targets.min() <= targets.max() < model.classes,
-            ShardError,
-            f"{folder}: targets go beyond 0 ... {model.classes - 1}; set classes under "
-            "[model], or pack other targets",
-        )
+        together(tiers.world, lambda local=local, folder=folder: check_targets(model, local, folder))
     return plan, *samples
 
 
@@ -79,11 +74,8 @@ def check_shapes(model, shards):
             "two, features and then targets: pack those"
         )
     (features, (shape, dtype)), (targets, (labels, kind)) = shards.arrays.items()
-    if labels or kind.kind not in "iu":
-        raise ShardError(
-            f"{shards.folder}: targets {targets!r} must be a whole number a sample, not "
-            f"{kind} of shape {list(labels)}; pack class numbers, features first"
-        )
+    if wrong := model.loss.complaint(np.empty((0, *labels), kind), model.outputs):
+        raise ShardError(f"{shards.folder}: targets {targets!r} {wrong}")
     if math.prod(shape) != math.prod(model.inputs_shape):
         raise ShardError(
             f"{shards.folder}: features {features!r} have {math.prod(shape)} numbers a "
@@ -93,6 +85,13 @@ def check_shapes(model, shards):
         raise ShardError(
             f"{shards.folder}: features {features!r} are of dtype {dtype}; pack integers or floats"
         )
+
+
+def check_targets(model, local, folder):
+    """Raise ShardError unless this rank's samples, of the set in `folder`, have targets for `model`."""
+    name, targets = list(local.arrays.items())[1]
+    if wrong := model.loss.complaint(targets, model.outputs):
+        raise ShardError(f"{folder}: targets {name!r} {wrong}")
 
 
 def open_where_seen(world, folder):

@@ -5,6 +5,7 @@ from hashlib import sha256
 
 import isthmus
 from isthmus.errors import CheckpointError
+from isthmus.folders.metrics import metrics_of
 from isthmus.folders.record import DAMAGED
 from isthmus.json_text import dumps
 
@@ -41,7 +42,7 @@ def identity_of(settings, cluster, plan, data):
 
 @dataclass
 class Recalled:
-    """What the earlier part of a run has left: its clock, its terms, its loss and accuracy.
+    """What the earlier part of a run has left: its clock, its terms, its loss and metrics.
 
     told: what is to be said of lines that were lost; None where there are none.
     """
@@ -49,7 +50,7 @@ class Recalled:
     seconds: float = 0.0
     loss: float | None = None
     measured: list = field(default_factory=list)
-    evaluation: tuple = (None, None)
+    metrics: dict = field(default_factory=dict)
     told: str | None = None
 
 
@@ -67,8 +68,8 @@ def recall(folder, step, total_steps):
         elif line["kind"] == "replanned":
             found.seconds = line["seconds"]
         elif line["kind"] == "evaluation":
-            found.evaluation = line["loss"], line["accuracy"]
-    if step == total_steps and (not found.measured or found.evaluation[1] is None):
+            found.metrics = metrics_of(line)
+    if step == total_steps and (not found.measured or not found.metrics):
         raise CheckpointError(
             f"{folder.metrics}: does not tell what the steps came to, and none are "
             "left to make; start without --resume, or give more epochs"

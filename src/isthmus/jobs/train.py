@@ -235,7 +235,7 @@ class Job:
         self.account.report(look=self.rebalancing.measure)
 
     def _evaluate(self):
-        self.account.note_evaluation(*self.training.evaluate(self.test))
+        self.account.note_evaluation(self.training.evaluate(self.test))
 
     def _rebalance(self):
         """Move shards if ranks have changed their pace and it pays; that takes time of the run."""

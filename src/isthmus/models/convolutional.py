@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -16,12 +17,15 @@ class Convolutional(FlatModel):
     height: int = 28
     width: int = 28
     channels: tuple[int, ...] = (8, 16)
-    classes: int = 10
+    classes: int | None = None
+    loss: Any = "cross_entropy"
+    outputs: int | None = None
 
     def __post_init__(self):
-        take_whole(self, "height", "width", "channels", "classes")
+        take_whole(self, "height", "width", "channels")
+        self._take_outputs()
         height, width = self._last_plane()
-        if min(height, width) < 1 or min(*self.channels, self.classes) < 1:
+        if min(height, width) < 1 or min(*self.channels, self.outputs) < 1:
             raise ValueError(
                 f"{len(self.channels)} convolutions leave nothing of "
                 f"{self.height} x {self.width}; give fewer channels"
@@ -39,8 +43,8 @@ class Convolutional(FlatModel):
             shapes[f"convolution{number}.bias"] = (after,)
             before = after
         height, width = self._last_plane()
-        shapes["linear.weight"] = (height * width * before, self.classes)
-        shapes["linear.bias"] = (self.classes,)
+        shapes["linear.weight"] = (height * width * before, self.outputs)
+        shapes["linear.bias"] = (self.outputs,)
         return shapes
 
     def forward(self, weights: dict[str, np.ndarray], values: np.ndarray) -> tuple[np.ndarray, list]:

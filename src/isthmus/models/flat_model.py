@@ -1,8 +1,8 @@
-"""What the built-in models share: one flat vector, He's first parameters, softmax cross-entropy.
+"""What the built-in models share: one flat vector, He's first parameters, a loss by name.
 
-They are models of images, each a frozen `model.Model`.
+They are models of images or of plain numbers, each a frozen `model.Model`.
 
-The first parameters are He's (He et al. 2015, arXiv:1502.01852), the loss is softmax cross-entropy, and
+The first parameters are He's (He et al. 2015, arXiv:1502.01852), the loss is one of `losses.LOSSES`, and
 the backward pass goes from the last layer to the first.
 
 Features are images, [batch, ...] of any number type: uint8 is taken as 0 ... 255 and brought to
@@ -20,12 +20,37 @@ import numpy as np
 import numpy.typing as npt
 
 from isthmus.devices import library_of
+from isthmus.models.losses import LOSSES, CrossEntropy
 from isthmus.models.model import Model
 from isthmus.quantities import whole
 
 
 class FlatModel(Model):
-    """What the models share: views into flat vectors, and the loss."""
+    """What the models share: views into flat vectors, and what the last layer is for.
+
+    classes: of a classifier, 10 where nothing is said; its outputs are as many. outputs: of a loss that
+    is not for classes, 1 where nothing is said. loss: a name in `LOSSES`, kept as the `Loss`.
+    """
+
+    def _take_outputs(self):
+        """Make `loss` a Loss, and `classes` and `outputs` whole numbers that agree; else ValueError."""
+        loss, classes, outputs = self.loss, self.classes, self.outputs
+        if not hasattr(loss, "value_and_slope"):
+            if not isinstance(loss, str) or loss not in LOSSES:
+                raise ValueError(f"loss must be one of {', '.join(LOSSES)}, not {loss!r}")
+            loss = LOSSES[loss]()
+        if isinstance(loss, CrossEntropy):
+            classes = next((each for each in (classes, outputs) if each is not None), 10)
+            outputs = classes if outputs is None else outputs
+            if classes != outputs:
+                raise ValueError(f"{classes} classes are as many outputs, not {outputs}")
+        elif classes is not None:
+            raise ValueError("classes are for cross_entropy; say how many outputs there are instead")
+        else:
+            outputs = 1 if outputs is None else outputs
+        for name, value in (("loss", loss), ("classes", classes), ("outputs", outputs)):
+            object.__setattr__(self, name, value)
+        take_whole(self, *["classes"] * (classes is not None), "outputs")
 
     @property
     def size(self) -> int:
@@ -86,7 +111,7 @@ class FlatModel(Model):
             return 0.0
         weights = self.views(parameters)
         scores, trace = self.forward(weights, self._prepared(parameters, features))
-        loss, slope = cross_entropy(scores, library_of(scores).asarray(targets, np.intp))
+        loss, slope = self.loss.value_and_slope(scores, targets)
         first = dict(zip(self.shapes, (part.start for part in self.tensor_slices)))
         for name in self.backward(weights, trace, slope, parts):
             ready(first[name])
@@ -110,16 +135,3 @@ def take_whole(model, *names):
         object.__setattr__(
             model, name, tuple(whole(name, each) for each in given) if several else whole(name, given)
         )
-
-
-def cross_entropy(scores, targets):
-    """Return the summed softmax cross-entropy and its gradient by the scores."""
-    library = library_of(scores)
-    shifted = scores - scores.max(axis=1, keepdims=True)
-    exponents = library.exp(shifted)
-    sums = exponents.sum(axis=1, keepdims=True)
-    rows = library.arange(len(targets))
-    loss = float((library.log(sums[:, 0]) - shifted[rows, targets]).sum(dtype=np.float64))
-    slope = exponents / sums
-    slope[rows, targets] -= 1
-    return loss, slope

@@ -6,6 +6,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from isthmus.models.losses import Loss
+
 
 class Model(Protocol):
     """Sizes, and three verbs on flat vectors, which are NumPy's, or CuPy's of the same type."""
@@ -15,8 +17,12 @@ class Model(Protocol):
         """Entries of the flat vector."""
 
     @property
-    def classes(self) -> int:
-        """How many targets there are, from 0."""
+    def loss(self) -> Loss:
+        """What training makes small, and what tells how good the model is."""
+
+    @property
+    def outputs(self) -> int:
+        """How many numbers `scores` gives for a sample; of a classifier, one a class."""
 
     @property
     def inputs_shape(self) -> tuple[int, ...]:
@@ -48,4 +54,4 @@ class Model(Protocol):
         """
 
     def scores(self, parameters: np.ndarray, features: np.ndarray) -> np.ndarray:
-        """Return [batch, classes]: the largest of a row is what the model takes its sample for."""
+        """Return [batch, outputs]; a classifier takes a sample for the class of its largest."""

@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -16,11 +17,14 @@ class Perceptron(FlatModel):
 
     inputs: int = 784
     hidden: tuple[int, ...] = (128,)
-    classes: int = 10
+    classes: int | None = None
+    loss: Any = "cross_entropy"
+    outputs: int | None = None
 
     def __post_init__(self):
-        take_whole(self, "inputs", "hidden", "classes")
-        widths = (self.inputs, *self.hidden, self.classes)
+        take_whole(self, "inputs", "hidden")
+        self._take_outputs()
+        widths = (self.inputs, *self.hidden, self.outputs)
         if min(widths) < 1:
             raise ValueError(f"layers must be at least 1 wide, not {widths}")
 
@@ -30,7 +34,7 @@ class Perceptron(FlatModel):
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        widths = (self.inputs, *self.hidden, self.classes)
+        widths = (self.inputs, *self.hidden, self.outputs)
         shapes = {}
         for number, (before, after) in enumerate(itertools.pairwise(widths)):
             shapes[f"layer{number}.weight"] = (before, after)

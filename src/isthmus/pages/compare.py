@@ -1,5 +1,6 @@
 """Runs side by side: what differs in how they were made, and in what came of it."""
 
+import math
 from collections import Counter
 from os.path import normpath
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from isthmus.errors import SettingsError
+from isthmus.folders.metrics import HIGHER_IS_BETTER, judged_by, metric_in_words, metrics_of
 from isthmus.folders.reading import read_run
 from isthmus.json_text import dumps
 from isthmus.pages.comparison_pictures import draw_comparison
@@ -80,6 +82,7 @@ def outcome(letter, run):
         "seconds": run.steps[-1]["seconds"],
         "accuracy": run.summary["accuracy"],
         "loss": run.summary["loss"],
+        "metrics": metrics_of(run.summary),
         "predicted_step_seconds": predicted,
         "measured_step_seconds": measured,
         "step_seconds_quartiles": [lower, upper],
@@ -185,22 +188,27 @@ def best(runs):
     """Return the cards that come first: (letter and value, what it is), as text."""
 
     def card(key, what, text, better=min):
-        first = better(runs, key=lambda run: run[key])
-        last = (max if better is min else min)(runs, key=lambda run: run[key])
-        if first[key] == last[key]:
+        first = better(runs, key=key)
+        last = (max if better is min else min)(runs, key=key)
+        if key(first) == key(last):
             return text(first), f"{what}: all the same"
         return f"{first['letter']} · {text(first)}", f"{what}; {last['letter']}: {text(last)}"
 
-    cards = (
-        [card("accuracy", "best test accuracy", lambda run: f"{100 * run['accuracy']:.1f} %", max)]
-        if all(run["accuracy"] is not None for run in runs)
-        else []
-    )
-    cards.append(fastest(runs))
+    cards = [fastest(runs)]
+    judged = {judged_by(run["metrics"]) for run in runs if run["metrics"]}
+    name = judged.pop() if len(judged) == 1 else None
+    if name in HIGHER_IS_BETTER and all(math.isfinite(metric(run, name)) for run in runs):
+        first = card(
+            lambda run: metric(run, name),
+            f"best test {name}",
+            lambda run: metric_in_words(name, metric(run, name), digits=1),
+            max if HIGHER_IS_BETTER[name] else min,
+        )
+        cards.insert(0, first)
     if any(run["link_nbytes"] for run in runs):
         cards.append(
             card(
-                "link_nbytes",
+                lambda run: run["link_nbytes"],
                 "fewest bytes over links",
                 lambda run: f"{run['link_nbytes'] / 1e6:.1f} MB",
             )
@@ -242,9 +250,9 @@ def facts(runs):
     def row(what, text):
         return what, [text(run) for run in runs]
 
+    names = reversed(list(dict.fromkeys(name for run in runs for name in run["metrics"])) or ["loss"])
     return [
-        row("test accuracy", lambda run: _unless_none(run["accuracy"], 100, "{:.2f} %")),
-        row("test loss", lambda run: _unless_none(run["loss"], 1, "{:.4f}")),
+        *(row(f"test {name}", lambda run, name=name: _metric_or_dash(run, name)) for name in names),
         row("steps", lambda run: f"{run['steps']:,}"),
         row("training, s", lambda run: f"{run['seconds']:.2f}"),
         row("a step, ms", lambda run: milliseconds(run["measured_step_seconds"])),
@@ -335,8 +343,14 @@ def _in_words(value):
     return "–" if value is None else value if isinstance(value, str) else dumps(value)
 
 
-def _unless_none(value, scale, text):
-    return "–" if value is None else text.format(scale * value)
+def metric(run, name):
+    """Return a metric of what a run came to; NaN where it has none of that name."""
+    return run["metrics"].get(name, math.nan)
+
+
+def _metric_or_dash(run, name):
+    value = metric(run, name)
+    return "–" if math.isnan(value) else metric_in_words(name, value)
 
 
 def _as_a_key(name):

@@ -1,7 +1,19 @@
 """The charts of a comparison: every run has a letter, a colour, dashes, a marker and a hatch."""
 
+import itertools
+import math
+
+from isthmus.folders.metrics import metrics_of
 from isthmus.pages.page import chart, draw_curve, legend_above
-from isthmus.pages.pictures import draw_stacks, short, side_by_side, stacks_of
+from isthmus.pages.pictures import (
+    draw_stacks,
+    loss_label,
+    metric_label,
+    scaled,
+    short,
+    side_by_side,
+    stacks_of,
+)
 from isthmus.picture_style import COLOURS, DASHES, HATCHES, MARKERS
 
 LINKS = 8  # of a chart; more cannot be read, and the table tells them all
@@ -40,7 +52,7 @@ def look(number, letter, count):
 
 
 def _draw_learning(made, runs, looks):
-    """Accuracy and loss by seconds and by bytes, and the loss of every step."""
+    """The metrics that all runs have by seconds and by bytes, and the loss of every step."""
 
     def draw(title, lines, x, y, xlabel, ylabel, **more):
         with chart(made, title) as axis:
@@ -59,18 +71,22 @@ def _draw_learning(made, runs, looks):
 
     seconds, megabytes = "training seconds", "MB over the links"
     if all(run.evaluations for run in runs):
-        for x, label in (
-            (lambda line: line["seconds"], seconds),
-            (lambda line: line["link_nbytes"] / 1e6, megabytes),
+        names = [list(metrics_of(run.evaluations[-1]))[1:] for run in runs]
+        for name, (x, label) in itertools.product(
+            [name for name in names[0] if all(name in each for each in names)],
+            (
+                (lambda line: line["seconds"], seconds),
+                (lambda line: line["link_nbytes"] / 1e6, megabytes),
+            ),
         ):
             if label == seconds or any(run.link_nbytes for run in runs):
                 draw(
-                    f"Test accuracy by {label}",
+                    f"Test {name} by {label}",
                     tests,
                     x,
-                    lambda line: 100 * line["accuracy"],
+                    lambda line, name=name: scaled(name, metrics_of(line).get(name, math.nan)),
                     label,
-                    "test accuracy, %",
+                    metric_label(name),
                 )
         draw(
             f"Test loss by {seconds}",
@@ -78,7 +94,7 @@ def _draw_learning(made, runs, looks):
             lambda line: line["seconds"],
             lambda line: line["loss"],
             seconds,
-            "loss, nats",
+            loss_label(runs),
         )
     draw(
         "Loss of the training batches",
@@ -86,7 +102,7 @@ def _draw_learning(made, runs, looks):
         lambda line: line["step"],
         lambda line: line["loss"],
         "step",
-        "loss, nats",
+        loss_label(runs),
         marker="",
         linewidth=0.9,
     )

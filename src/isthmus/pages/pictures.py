@@ -1,9 +1,12 @@
 """The charts of a report, and the picture of a scaling study."""
 
 import io
+import itertools
+import math
 
 import numpy as np
 
+from isthmus.folders.metrics import metrics_of
 from isthmus.pages.page import INK, chart, draw_curve, legend_above, milliseconds
 from isthmus.picture_style import COLOURS, HATCHES, STYLE, drawing
 from isthmus.registry import STAGES, Stage
@@ -142,7 +145,7 @@ def draw_scaling(scaling, kind):
 
 
 def _draw_learning(made, run):
-    """Loss and accuracy against seconds and against bytes over the links."""
+    """The loss and the other metrics against seconds and against bytes over the links."""
     steps, tests = run.steps, run.evaluations
     against = [
         ("training seconds", [line["seconds"] for line in steps], [line["seconds"] for line in tests])
@@ -176,19 +179,36 @@ def _draw_learning(made, run):
                     markersize=4,
                     label="test set",
                 )
-            axis.set(xlabel=label, ylabel="loss, nats")
+            axis.set(xlabel=label, ylabel=loss_label([run]))
             legend_above(axis, 2)
-    for label, _, at_test in against if tests else ():
-        with chart(made, f"Test accuracy by {label}") as axis:
+    others = list(metrics_of(tests[-1]))[1:] if tests else []
+    for name, (label, _, at_test) in itertools.product(others, against):
+        with chart(made, f"Test {name} by {label}") as axis:
             draw_curve(
                 axis,
                 at_test,
-                [100 * line["accuracy"] for line in tests],
+                [scaled(name, metrics_of(line).get(name, math.nan)) for line in tests],
                 color=MEASURED,
                 marker="o",
                 markersize=4,
             )
-            axis.set(xlabel=label, ylabel="test accuracy, %")
+            axis.set(xlabel=label, ylabel=metric_label(name))
+
+
+def scaled(name, value):
+    """Return a metric in the unit of its axis."""
+    return 100 * value if name == "accuracy" else value
+
+
+def metric_label(name):
+    """Return what an axis of a metric says."""
+    return f"test {name}, %" if name == "accuracy" else f"test {name}"
+
+
+def loss_label(runs):
+    """Return what an axis of the loss says: its unit where all runs have the one that has a unit."""
+    classifiers = all("accuracy" in metrics_of(run.evaluations[-1]) for run in runs if run.evaluations)
+    return "loss, nats" if classifiers else "loss"
 
 
 def _draw_terms(made, terms):

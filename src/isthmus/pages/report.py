@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from isthmus.folders.metrics import judged_by, metric_in_words, metrics_of
 from isthmus.folders.pacing import not_held_in
 from isthmus.folders.reading import read_run
 from isthmus.folders.record import replanned_sentence
@@ -51,7 +52,9 @@ def headline(run):
     numbers = []
     predicted, measured = run.step_seconds
     if run.evaluations:
-        numbers.append((f"{100 * run.evaluations[-1]['accuracy']:.1f} %", "test accuracy"))
+        metrics = metrics_of(run.evaluations[-1])
+        name = judged_by(metrics)
+        numbers.append((metric_in_words(name, metrics[name], digits=1), f"test {name}"))
     if run.steps:
         last = run.steps[-1]
         numbers.append((f"{last['seconds']:.1f} s", f"training, {last['step']:,} steps"))

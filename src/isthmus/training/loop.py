@@ -26,6 +26,7 @@ from isthmus.models.model import Model
 from isthmus.registry import ALLREDUCE_STAGES
 from isthmus.shards.batches import LocalSamples
 from isthmus.timing.step import computed_share
+from isthmus.training.evaluation import evaluate
 from isthmus.training.instruments import Instruments
 from isthmus.training.recipe import Recipe
 from isthmus.training.strategies.strategy import Member
@@ -233,19 +234,9 @@ class Training:
         return digest.hex()
 
     def evaluate(self, local):
-        """Return mean loss and accuracy over all ranks' samples `local`, the same on every rank."""
-        parameters, sums = self.member.anchor(self.state.parameters), np.zeros(3)
-        for features, targets in local.batches(size=500, seed=0):
-            scores = to_host(self.model.scores(parameters, features))
-            top = scores.max(axis=1, keepdims=True)
-            logs = scores - top - np.log(np.exp(scores - top).sum(axis=1, keepdims=True))
-            sums += (
-                -logs[np.arange(len(targets)), targets].sum(dtype="f8"),
-                (scores.argmax(axis=1) == targets).sum(),
-                len(targets),
-            )
-        loss, right, samples = np.stack(all_gather(self.tiers.world, sums)).sum(axis=0)
-        return loss / samples, right / samples
+        """Return name -> mean over all ranks' samples `local`, as `evaluation.evaluate` does."""
+        parameters = self.member.anchor(self.state.parameters)
+        return evaluate(self.tiers.world, self.model, parameters, local)
 
     def take(self, local):
         """Go on with other samples, `local`, between two epochs. Collective."""
