@@ -134,6 +134,14 @@ class Allreduce:
             self._residence.post()
         self._started += 1
 
+    def advance(self) -> None:
+        """Take what has arrived of a vector whose buckets are all started, between other work; never
+        wait. Only "hierarchical" has anything under way before `finish`."""
+        if self._started == len(self.buckets) and self.algorithm == "hierarchical":
+            self._clock.resume()
+            with memory_for("an allreduce"):
+                self._exchange.advance(self._mean, self.calls)
+
     def fail(self, problem: IsthmusError | ValueError) -> None:
         """Have `finish` raise `problem`, an IsthmusError or a ValueError, on every rank.
 

@@ -46,6 +46,7 @@ class Chunk:
     state: np.ndarray | None = None
     arriving: list = ()
     sent: list = ()
+    combined: bool = False  # whether what has arrived is in the sum
 
 
 class Hierarchical:
@@ -115,6 +116,15 @@ class Hierarchical:
                 self._encode_and_send(total, chunk, key)
         self.waiting += bucket
 
+    def advance(self, total, key):
+        """Add what the other sites have sent so far, and have the hub pass it on to leaders; never wait."""
+        for chunk in self.waiting if self.peers else ():
+            if not chunk.combined:
+                if not arrived(chunk.arriving):
+                    return
+                self._combine(total, chunk, key)
+                chunk.combined = True
+
     def finish(self, total, key):
         """Take what the other sites sent, and pass the result down the chain."""
         for chunk in self.waiting:
@@ -151,10 +161,12 @@ class Hierarchical:
 
     def _finish_chunk(self, total, chunk, key):
         """Leave in a chunk of `total` the sum over all sites, and pass it on."""
-        wait_for(chunk.arriving)
-        self.clock.lap("links" if self.peers else "broadcast")
-        if self.peers:
-            self._combine(total, chunk, key)
+        if not chunk.combined:
+            wait_for(chunk.arriving)
+            self.clock.lap("links" if self.peers else "broadcast")
+            if self.peers:
+                self._combine(total, chunk, key)
+        chunk.combined = False
         if self.left is not None:
             wait_for(chunk.sent)  # these pieces are about to be overwritten
             chunk.sent = []

@@ -112,6 +112,7 @@ class Provenance(Table):
     emulated: NotRequired[list[str]]
     slurm_job: NotRequired[str | None]
     choice: NotRequired[Choice | None]
+    rounds: NotRequired[str | None]
     data: NotRequired[dict[str, DataTold]]
     resumed: NotRequired[str]
     earlier: NotRequired[list[Start]]

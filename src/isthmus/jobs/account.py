@@ -24,7 +24,8 @@ class Account:
         self.measured, self.metrics = [], {}
         self.skipped = 0
         self.exchanged = {
-            each.step for each in settings.make_strategy().exchanges(training.recipe.total_steps)
+            each.step + each.late
+            for each in settings.make_strategy().exchanges(training.recipe.total_steps)
         }
         self.slow_links = LinkWatch(tiers.cluster, plan.terms.get("links", 0.0))
         self._leaders = _leaders(tiers.cluster, settings.allreduce.algorithm)

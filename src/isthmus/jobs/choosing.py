@@ -1,11 +1,12 @@
-"""`allreduce.algorithm = "auto"`: the planner chooses, and the run says why."""
+"""What settings leave to the planner, the allreduce ("auto") and a strategy's rounds, and why."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 from isthmus.compression import COMPRESSORS
-from isthmus.jobs.settings import KindSettings
+from isthmus.jobs.settings import KindSettings, RunSettings
 from isthmus.registry import ALGORITHMS
 from isthmus.timing import choice
+from isthmus.timing.step import exchange_seconds
 
 
 def choose(settings, cluster):
@@ -62,3 +63,27 @@ def _kind_of(compressor):
         kind=kind,
         arguments={field.name: getattr(compressor, field.name) for field in fields(compressor)},
     )
+
+
+def settle(settings, cluster, classes_differ=None):
+    """Return the settings with what the strategy leaves to the planner, and why; None: it leaves nothing.
+
+    classes_differ: whether the shards of sites hold other classes; None where nobody has counted.
+    """
+    strategy = settings.make_strategy()
+    if not hasattr(strategy, "settled"):
+        return settings, None
+    every_step = settings.model_copy(update={"strategy": RunSettings.model_fields["strategy"].default})
+    workload = replace(every_step.workload(), buckets=())
+    fixed = max(site.fixed_seconds for site in cluster.sites)
+    computing = workload.batch_size / sum(cluster.rates) + fixed
+    found = strategy.settled(computing, exchange_seconds(cluster, computing, workload), classes_differ)
+    if found is None:
+        return settings, None
+    arguments = settings.strategy.arguments | {
+        name: getattr(found[0], name)
+        for name in settings.strategy.arguments
+        if getattr(found[0], name) != getattr(strategy, name)
+    }
+    chosen = settings.strategy.model_copy(update={"arguments": arguments})
+    return settings.model_copy(update={"strategy": chosen}), found[1]

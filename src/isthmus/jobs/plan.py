@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 
 from isthmus.errors import PlanError
-from isthmus.jobs.choosing import choose
+from isthmus.jobs.choosing import choose, settle
 from isthmus.jobs.settings import RunSettings
 from isthmus.planning.plan import plan_shards
 from isthmus.shards.shard_file import ShardSet
@@ -26,9 +26,11 @@ def make_plan(settings_path, cluster_path=None):
         settings = settings.with_cluster(cluster_path)
     cluster = settings.read_cluster()
     settings, _ = choose(settings, cluster)
+    settings, rounds = settle(settings, cluster)
     shards = ShardSet.open(settings.data.train)
     chosen = plan_run(settings, cluster, shards)
-    return chosen, cluster, _advice(chosen, settings, cluster, shards)
+    advice = _advice(chosen, settings, cluster, shards)
+    return chosen, cluster, ([f"strategy: {rounds}"] if rounds else []) + advice
 
 
 def _advice(chosen, settings, cluster, shards):

@@ -20,7 +20,7 @@ from isthmus.toml_files import FrozenModel, check_table, nearest, read_toml
 from isthmus.training.optimisers import OPTIMISERS
 from isthmus.training.recipe import Recipe
 from isthmus.training.strategies import STRATEGIES
-from isthmus.training.strategies.strategy import exchanges_per_step
+from isthmus.training.strategies.strategy import rhythm
 from isthmus.vectors import bucket_slices
 
 Count = Annotated[int, Field(ge=1)]
@@ -332,17 +332,26 @@ class RunSettings(FrozenModel):
         return bucket_slices(self.make_model().tensor_slices, self.allreduce.buckets)
 
     def workload(self, sample_nbytes=0):
-        """Return what one epoch asks of the cluster."""
+        """Return what one epoch asks of the cluster. SettingsError where the strategy cannot work."""
+        strategy = self.make_strategy()
+        size, compressor = self.make_model().size, self.make_compressor()
+        if hasattr(strategy, "fits"):
+            try:
+                strategy.fits(size, compressor)
+            except ValueError as problem:
+                raise SettingsError(f"[strategy]: {problem}") from None
+        beat = rhythm(strategy)
         return Workload(
-            size=self.make_model().size,
+            size=size,
             batch_size=self.training.batch_size,
-            buckets=tuple(self.make_buckets()),
+            # Buckets are of gradients, which may never cross a link.
+            buckets=tuple(self.make_buckets()) if beat["site_sums_per_step"] == 0 else (),
             chunk_nbytes=self.allreduce.chunk_nbytes,
             algorithm=self.allreduce.algorithm,
-            compressor=self.make_compressor(),
+            compressor=compressor,
             sample_nbytes=sample_nbytes,
             data_site=self.data.site,
-            exchanges_per_step=exchanges_per_step(self.make_strategy()),
+            **beat,
         )
 
     def recipe(self, steps):

@@ -10,7 +10,7 @@ from isthmus.cluster.cluster import Cluster
 from isthmus.errors import SettingsError
 from isthmus.files import write_bytes, write_text
 from isthmus.folders.reading import read_metrics
-from isthmus.jobs.choosing import choose
+from isthmus.jobs.choosing import choose, settle
 from isthmus.jobs.settings import RunSettings
 from isthmus.json_text import dumps
 from isthmus.pages.pictures import draw_scaling
@@ -150,7 +150,7 @@ def _cluster_and_workload(path, other_cluster, size, batch_size):
         if other_cluster:
             settings = settings.with_cluster(other_cluster)
         cluster = settings.read_cluster()
-        workload = choose(settings, cluster)[0].workload()
+        workload = settle(choose(settings, cluster)[0], cluster)[0].workload()
     elif other_cluster:
         raise SettingsError(f"{path}: is a cluster file already; --cluster goes with a run's settings")
     else:

@@ -14,7 +14,7 @@ from isthmus.errors import CheckpointError, StoppedError
 from isthmus.files import remove_leftovers
 from isthmus.folders.record import RunFolder, let_in, provenance, replanned_sentence, reserved
 from isthmus.jobs.account import Account
-from isthmus.jobs.choosing import choose
+from isthmus.jobs.choosing import choose, settle
 from isthmus.jobs.preparation import hold_seconds, place_data, shared_settings, shared_tiers
 from isthmus.jobs.rebalancing import Rebalancing
 from isthmus.jobs.resuming import Recalled, identity_of, recall
@@ -47,6 +47,9 @@ def train(comm, settings_path, tell, *, resume=None, cluster=None, name=None):
         settings, why = choose(settings, tiers.cluster)
         if why:
             journal.tell(f"allreduce: {why['reason']}")
+        settings, rounds = settle(settings, tiers.cluster)
+        if rounds:
+            journal.tell(f"strategy: {rounds}")
         journal.enter("placing data", 0)
         plan, local, test = place_data(tiers, settings, journal.tell)
         journal.enter("beginning", 0)
@@ -72,7 +75,7 @@ def train(comm, settings_path, tell, *, resume=None, cluster=None, name=None):
         )
         path = open_folder(tiers, settings, Path(settings_path).stem, resume, name, lock)
         job = Job(tiers, settings, plan, training, test, journal, path)
-        job.begin(why, resume)
+        job.begin({"choice": why, "rounds": rounds}, resume)
         with trace.written_to(job.path) if trace else nullcontext():
             job.run(stop)
         return job.finish()
@@ -124,10 +127,10 @@ class Job:
         self.data = {"train": training.local.manifest, "test": test.manifest}
         self.identity = identity_of(settings, tiers.cluster, plan, self.data)
 
-    def begin(self, why, resume):
+    def begin(self, chosen, resume):
         """Take up a checkpoint where there is one to go on from, and write down what is about to run.
 
-        why: how the allreduce was chosen, a table for run.json.
+        chosen: how the allreduce and the strategy's rounds were chosen, for run.json.
         """
 
         def write_down():
@@ -139,7 +142,7 @@ class Job:
                 {name: manifest.told() for name, manifest in self.data.items()},
             )
             self.account.folder.write_documents(
-                table | {"choice": why},
+                table | chosen,
                 self.tiers.cluster,
                 self.plan,
                 self.training.state.step if resume else None,
@@ -175,7 +178,7 @@ class Job:
             self.stops = stop.told(self.training.state.step)
 
         return [
-            Duty("report", lambda step: not member.gradients.finite, self.account.note_skipped),
+            Duty("report", lambda step: not self.training.finite, self.account.note_skipped),
             Duty(
                 "replicas",
                 lambda step: member.agreed and every(recipe.compare_replicas_every)(step),

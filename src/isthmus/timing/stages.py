@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from isthmus.compression.chunks import SITE_ENTRIES, WIRE_NBYTES, chunk_entries
+from isthmus.compression.dense import Dense
 from isthmus.timing.formulas import chain_seconds
 
 
@@ -83,6 +84,19 @@ def hierarchical_stages(cluster, size, compressor, encodes, chunk_nbytes=WIRE_NB
         wire_nbytes = message_nbytes * (1 + rest)
         ways = tuple(_crossing(routes, message_nbytes, wire_nbytes) for routes in link_routes(cluster))
     return Stages(first, each, rest, ways, cluster.hub, wire_nbytes)
+
+
+def site_sum_terms(cluster, size):
+    """Return stage -> seconds of a sum inside each site, of the slowest: no link is used."""
+    if size == 0 or all(site.ranks == 1 for site in cluster.sites):
+        return {}
+    entries = min(size, chunk_entries(Dense(), size, WIRE_NBYTES))
+    rest = (size - entries) / entries
+    up, down = _chains(cluster, 4 * entries)
+    return {
+        "reduce": up[0] + rest * up[1] + overhead_seconds(cluster, "hierarchical"),
+        "broadcast": down[0] + rest * down[1],
+    }
 
 
 def overhead_seconds(cluster, algorithm):

@@ -1,9 +1,13 @@
 """A step: computing, buckets of the gradient that travel meanwhile, and sites that need not wait."""
 
+import math
+from dataclasses import replace
+
 import numpy as np
 
 from isthmus.compression.chunks import WIRE_NBYTES
 from isthmus.timing.crossing import Crossing
+from isthmus.timing.stages import site_sum_terms
 from isthmus.timing.time_model import (
     AllreduceTime,
     compute_seconds,
@@ -106,13 +110,37 @@ def exchange_terms(cluster, computing_seconds, workload):
 
 
 def together_terms(cluster, computing_seconds, workload):
-    """Return term -> seconds of an exchange that all sites begin after `computing_seconds`."""
+    """Return term -> seconds of a step's exchanges, on average, that all sites begin together.
+
+    Steps that are made while one is under way hide its links. Sums inside sites are part of it.
+    """
+    share, buckets = workload.exchanged_share, workload.buckets
+    if not buckets or share < 1:
+        buckets = (slice(0, math.ceil(share * workload.size)),)
     terms = predict_overlapped(
         cluster,
-        workload.buckets or (slice(0, workload.size),),
+        buckets,
         computing_seconds,
         algorithm=workload.algorithm,
         compressor=workload.compressor,
         chunk_nbytes=workload.chunk_nbytes,
     ).terms
-    return {name: workload.exchanges_per_step * seconds for name, seconds in terms.items()}
+    if workload.algorithm == "hierarchical":  # all others begin with waiting for it
+        terms["links"] = max(0.0, terms["links"] - workload.late_steps * computing_seconds)
+    often = workload.exchanges_per_step / share
+    terms = {name: often * seconds for name, seconds in terms.items()}
+    if workload.site_sums_per_step:
+        for name, seconds in site_sum_terms(cluster, workload.size).items():
+            terms[name] += workload.site_sums_per_step * seconds
+    return terms
+
+
+def exchange_seconds(cluster, computing_seconds, workload):
+    """Return the seconds that one exchange takes, none of which is hidden."""
+    one = replace(
+        workload,
+        exchanges_per_step=workload.exchanged_share,
+        late_steps=0.0,
+        site_sums_per_step=0.0,
+    )
+    return sum(together_terms(cluster, computing_seconds, one).values())

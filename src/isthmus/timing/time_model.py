@@ -79,7 +79,10 @@ class Workload:
     data_site: str | None = None  # where the shards lie; None where every rank sees them
     buckets: tuple[slice, ...] = ()  # of the gradient, in the order in which they start; () is the whole
     chunk_nbytes: int = WIRE_NBYTES  # most bytes of a wire of "hierarchical"
-    exchanges_per_step: float = 1.0  # uses of the allreduce, of the whole vector, on average
+    exchanges_per_step: float = 1.0  # of the whole vector over links, on average
+    exchanged_share: float = 1.0  # of the vector, in one of them
+    late_steps: float = 0.0  # that are made while one is under way
+    site_sums_per_step: float = 0.0  # of gradients inside sites alone
 
     def __post_init__(self):
         for name, least in (("size", 0), ("batch_size", 1), ("chunk_nbytes", 1)):

@@ -90,7 +90,7 @@ class Training:
         self.gradient = library_of(state.parameters).zeros(model.size, np.float32)
         self.instruments = Instruments(tiers.recorder, enter)
         self.rows = []  # of the steps since the last `gather_rows`
-        self.non_finite_ranks = []
+        self.finite, self.non_finite_ranks = True, []  # of the last step
         member.begin(state.parameters)
 
     def steps(self) -> Iterator[None]:
@@ -116,13 +116,15 @@ class Training:
         with phase("allreduce"):
             mean = gradients.finish()
         with phase("update"):
-            self.non_finite_ranks = []
+            self.finite, self.non_finite_ranks = gradients.finite, []
             if gradients.finite:
                 self._update(mean)
             else:
                 self._refuse_non_finite()
         with phase("allreduce"):
             self.member.after_step(self.state.parameters)
+        if not self.member.finite:
+            self._refuse_exchange()
         return loss
 
     def _compute(self, features, targets, gradients):
@@ -192,6 +194,18 @@ class Training:
             error.ranks = self.non_finite_ranks
             raise error
 
+    def _refuse_exchange(self):
+        """Every rank is here: all saw the same mean of what sites exchange."""
+        self.finite = False
+        if self.recipe.on_non_finite == "stop":
+            error = NonFiniteError(
+                f"step {self.state.step + 1}: how far sites have come holds a NaN or an infinity; lower "
+                "training.learning_rate or that of strategy.outer, take shorter rounds, or set "
+                'training.on_non_finite = "skip", which goes back to the anchor'
+            )
+            error.everywhere = True
+            raise error
+
     def _note(self, loss, samples, measured, before):
         """Keep the row of a step; before: the seconds of all stages until then."""
         stages = self.member.stage_seconds
@@ -211,6 +225,8 @@ class Training:
     @property
     def not_finite(self):
         """What was not finite in a step that was skipped, in words."""
+        if not self.member.finite:
+            return "how far sites have come is not finite, and all are back at the anchor"
         return (
             f"gradients of ranks {self.non_finite_ranks} are not finite"
             if self.non_finite_ranks

@@ -4,7 +4,9 @@ To add one: a file beside `synchronous.py` with a frozen dataclass that fulfils 
 its name in `STRATEGIES`.
 """
 
+from isthmus.training.strategies.local_steps import LocalSteps
+from isthmus.training.strategies.streaming import Streaming
 from isthmus.training.strategies.synchronous import Synchronous
 
-STRATEGIES = {"synchronous": Synchronous}
+STRATEGIES = {"synchronous": Synchronous, "local_steps": LocalSteps, "streaming": Streaming}
 """Name in a settings file -> class."""

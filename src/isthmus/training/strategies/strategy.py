@@ -5,7 +5,7 @@ report. It makes one `Member` in each rank, which takes part in every step; the 
 checkpoint, the report and the comparison of replicas ask a member, and know no strategy by name.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -16,19 +16,34 @@ if TYPE_CHECKING:  # plans are made where there is no MPI
     from isthmus.training.strategies.sums import Sums
 
 
+LEAST_WEIGHT = 1e-300
+"""Of a rank without samples: nothing beside any other, and a site where all are so has a mean."""
+
+
 @dataclass(frozen=True)
 class Exchange:
     """One use of the links between sites.
 
-    step: number of the step, from 1, at whose end it is. share: the part of the vector that is sent.
+    step: number of the step, from 1, at whose end it begins. share: the part of the vector that is sent.
+    late: steps that are made while it is under way. part: number of the slice of the vector that it is
+    of; None for all of it. bucketed: whether it is of gradients, which travel in buckets while the rest
+    of them is computed; in a step without such a one gradients are summed inside sites.
     """
 
     step: int
     share: float = 1.0
+    late: int = 0
+    part: int | None = None
+    bucketed: bool = False
 
 
 class Strategy(Protocol):
-    """When sites exchange, and what."""
+    """When sites exchange, and what.
+
+    It may also have the verbs `fits(size, compressor)`, which raises ValueError where it cannot work on
+    a vector of so many entries, and `settled(computing_seconds, exchange_seconds, classes_differ)`,
+    which returns the strategy with what was left open, and why; None where nothing was.
+    """
 
     def exchanges(self, steps: int) -> Iterator[Exchange]:
         """Yield every exchange of a run of `steps` steps, in order; the last step ends with one."""
@@ -37,9 +52,26 @@ class Strategy(Protocol):
         """Return this rank's part in a run of `steps` steps. Collective, where it makes sums."""
 
 
+def rhythm(strategy: Strategy, steps: int = 5040) -> dict[str, float]:
+    """Return what the time model asks of a strategy: keyword arguments of `Workload`.
+
+    That of the second half of a run of `steps` steps, between two exchanges: what comes before a
+    strategy has its rhythm does not count, nor does a run's end.
+    """
+    found = list(strategy.exchanges(steps))
+    steady = [each for each in found[:-1] if each.step >= steps // 2]
+    counted, span = (steady[1:], steady[-1].step - steady[0].step) if len(steady) > 1 else (found, steps)
+    return {
+        "exchanges_per_step": sum(each.share for each in counted) / span,
+        "exchanged_share": sum(each.share for each in counted) / len(counted),
+        "late_steps": sum(each.late for each in counted) / len(counted),
+        "site_sums_per_step": 1 - sum(each.bucketed for each in counted) / span,
+    }
+
+
 def exchanges_per_step(strategy: Strategy, steps: int = 5040) -> float:
-    """Return how many whole vectors are exchanged a step, on average over a run of `steps` steps."""
-    return sum(each.share for each in strategy.exchanges(steps)) / steps
+    """Return how many whole vectors are exchanged a step, once a strategy has its rhythm."""
+    return rhythm(strategy, steps)["exchanges_per_step"]
 
 
 class Member:
@@ -48,12 +80,14 @@ class Member:
     gradients: sums the gradients of each step, over as many ranks as the strategy says.
     others: further allreduces, of what is exchanged now and then.
     agreed: whether all ranks hold the same parameters now, so that they may be compared.
+    finite: whether what was exchanged after the last step was free of NaN and infinity; if not, on all
+    ranks alike, and it was left out.
     step: steps made so far.
     """
 
     def __init__(self, gradients: "Allreduce", *others: "Allreduce"):
         self.gradients, self.sums = gradients, (gradients, *others)
-        self.agreed = True
+        self.agreed, self.finite = True, True
         self.step = 0
 
     def begin(self, parameters: Any) -> None:
@@ -61,7 +95,16 @@ class Member:
 
     def after_step(self, parameters: Any) -> None:
         """Exchange what is due after a step has changed `parameters`, and change them in place."""
+        for act in self.acts():
+            act(parameters)
+
+    def acts(self) -> list[Callable[[Any], None]]:
+        """Count a step, and return what is due after it, in turn: each act sends, or takes what came.
+
+        Ranks that are played one after another (`serial_rounds`) do each act on all of them first.
+        """
         self.step += 1
+        return []
 
     def anchor(self, parameters: Any) -> Any:
         """Return the parameters that all ranks hold alike: what is evaluated."""
@@ -83,7 +126,7 @@ class Member:
     def reweigh(self, weight: float) -> None:
         """Give this rank another share from the next step on. Collective."""
         for each in self.sums:
-            each.reweigh(weight)
+            each.reweigh(max(weight, LEAST_WEIGHT))
 
     @property
     def sent_nbytes(self) -> dict[str, int]:

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from isthmus.collectives.allreduce import Allreduce
+from isthmus.training.strategies.strategy import LEAST_WEIGHT
 
 if TYPE_CHECKING:  # cluster files need what not every machine has
     from isthmus.links.tiers import Tiers
@@ -16,11 +17,21 @@ class Sums:
     """
 
     def __init__(self, tiers: "Tiers", size: int, weight: float, **arguments: Any):
-        self.tiers, self.size, self.weight, self.arguments = tiers, size, weight, arguments
+        self.tiers, self.size, self.arguments = tiers, size, arguments
+        self.weight = max(weight, LEAST_WEIGHT)
 
     def of_all(self, **changes: Any) -> Allreduce:
         """Return the Allreduce over all ranks: what crosses sites is compressed. Collective."""
         return Allreduce(self.tiers, self.size, weight=self.weight, **(self.arguments | changes))
+
+    def of_part(self, part: slice) -> Allreduce:
+        """Return the Allreduce over all ranks of one slice of the vector, in one piece. Collective."""
+        compressor = self.arguments.get("compressor")
+        given = self.arguments | {
+            "buckets": None,
+            "compressor": compressor and compressor.piece(part),
+        }
+        return Allreduce(self.tiers, part.stop - part.start, weight=self.weight, **given)
 
     def of_site(self) -> Allreduce:
         """Return the exact Allreduce over the ranks of this rank's site. Collective in the site."""

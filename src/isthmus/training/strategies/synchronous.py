@@ -15,7 +15,7 @@ class Synchronous:
     """Every step is that of one machine with all ranks' samples: its gradient is summed over all."""
 
     def exchanges(self, steps: int) -> Iterator[Exchange]:
-        return (Exchange(step) for step in range(1, steps + 1))
+        return (Exchange(step, bucketed=True) for step in range(1, steps + 1))
 
     def join(self, sums: "Sums", steps: int) -> Member:
         return Member(sums.of_all())
