@@ -96,6 +96,12 @@ class MachineError(IsthmusError):
     exit_code = 15
 
 
+class ModelError(IsthmusError):
+    """A user's own model, loss or module is not there, raises, or is not what training needs."""
+
+    exit_code = 16
+
+
 EXIT_CODES = {kind.__name__: kind.exit_code for kind in IsthmusError.__subclasses__()}
 """Exit code by class name: how an error keeps its kind when one rank tells it to the others."""
 

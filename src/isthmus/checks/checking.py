@@ -141,8 +141,9 @@ def _data_and_plan(job, settings, cluster):
     """Return the findings on the run's data, and on its plan where both it and the cluster are right."""
     from isthmus.checks import run
 
-    model = settings.make_model()
-    found = []
+    model, found = run.model(job, settings)
+    if model is None:
+        return found
     for name, folder in (("data train", settings.data.train), ("data test", settings.data.test)):
         found += run.data(job, name, folder, model)
     free = job.from_all(machine.memory_nbytes())

@@ -104,6 +104,17 @@ def rates(cluster, settings):
     )
 
 
+def model(job, settings):
+    """Return (the model or None, the finding on it): None on every rank if it cannot be made on any."""
+    made = None
+    try:
+        made = settings.make_model()
+        finding = passed("model", f"{settings.model.kind}, {made.size} parameters")
+    except IsthmusError as problem:
+        finding = refused("model", problem)
+    return made if all(job.from_all(made is not None)) else None, [finding]
+
+
 def data(job, name, folder, model):
     """Return the findings on a folder of shards as this rank sees it, those of all ranks in mind.
 

@@ -26,7 +26,7 @@ app = typer.Typer(
     context_settings=HELP,
     rich_markup_mode="rich",
     help="Train one model over machines on both sides of a narrow link: plan, run, check.",
-    epilog="Exit codes: 0 done, 2 wrong arguments, 3 to 15 by cause, 130 interrupted; a page for "
+    epilog="Exit codes: 0 done, 2 wrong arguments, 3 to 16 by cause, 130 interrupted; a page for "
     "each is in docs/errors.",
 )
 app.add_typer(bench, name="bench")

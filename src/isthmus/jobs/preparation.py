@@ -74,21 +74,23 @@ def check_shapes(model, shards):
             "two, features and then targets: pack those"
         )
     (features, (shape, dtype)), (targets, (labels, kind)) = shards.arrays.items()
-    if wrong := model.loss.complaint(np.empty((0, *labels), kind), model.outputs):
-        raise ShardError(f"{shards.folder}: targets {targets!r} {wrong}")
-    if math.prod(shape) != math.prod(model.inputs_shape):
-        raise ShardError(
-            f"{shards.folder}: features {features!r} have {math.prod(shape)} numbers a "
-            f"sample, the model takes {math.prod(model.inputs_shape)}; change [model]"
-        )
     if dtype.kind not in "iuf":
         raise ShardError(
             f"{shards.folder}: features {features!r} are of dtype {dtype}; pack integers or floats"
         )
+    if model.inputs_shape is not None and math.prod(shape) != math.prod(model.inputs_shape):
+        raise ShardError(
+            f"{shards.folder}: features {features!r} have {math.prod(shape)} numbers a "
+            f"sample, the model takes {math.prod(model.inputs_shape)}; change [model]"
+        )
+    model.try_out(np.empty((0, *shape), dtype), np.empty((0, *labels), kind))
+    if wrong := model.loss.complaint(np.empty((0, *labels), kind), model.outputs):
+        raise ShardError(f"{shards.folder}: targets {targets!r} {wrong}")
 
 
 def check_targets(model, local, folder):
     """Raise ShardError unless this rank's samples, of the set in `folder`, have targets for `model`."""
+    model.try_out(*local.arrays.values())  # where the folder is not seen
     name, targets = list(local.arrays.items())[1]
     if wrong := model.loss.complaint(targets, model.outputs):
         raise ShardError(f"{folder}: targets {name!r} {wrong}")

@@ -1,7 +1,7 @@
 """The settings of a run: one TOML file, checked whole before anything starts."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
@@ -10,13 +10,16 @@ from isthmus.cluster.cluster_file import NotNegative
 from isthmus.compression import COMPRESSORS
 from isthmus.compression.chunks import WIRE_NBYTES
 from isthmus.errors import SettingsError
+from isthmus.jobs.kinds import KindSettings
+from isthmus.jobs.own_model import OwnModelSettings
 from isthmus.jobs.slurm.settings import SlurmSettings
 from isthmus.models import MODELS
+from isthmus.models.own_code import is_own
 from isthmus.planning.programme.integers import NODES
 from isthmus.planning.programme.objectives import OBJECTIVES, TIE_BREAKS, make_objective
 from isthmus.registry import ALGORITHMS
 from isthmus.timing.time_model import Workload
-from isthmus.toml_files import FrozenModel, check_table, nearest, read_toml
+from isthmus.toml_files import FrozenModel, check_table, read_toml
 from isthmus.training.optimisers import OPTIMISERS
 from isthmus.training.recipe import Recipe
 from isthmus.training.strategies import STRATEGIES
@@ -40,41 +43,6 @@ class DataSettings(FrozenModel):
     train: Path
     test: Path
     site: str | None = None  # where the shards lie before they are brought to the ranks
-
-
-class KindSettings(FrozenModel):
-    """A class by its name in the file, and its arguments."""
-
-    kind: str
-    arguments: dict[str, Any]
-
-    @classmethod
-    def of(cls, value, known, what):
-        """Make one from a name or a table with `kind`, trying the arguments out."""
-        table = dict(value) if isinstance(value, dict) else {"kind": value}
-        kind = table.pop("kind", None)
-        if kind not in known:
-            close = nearest(kind, known)
-            raise ValueError(
-                f"kind must be one of {', '.join(known)}, not {kind!r}" + (f"; {close}" if close else "")
-            )
-        arguments = {
-            key: tuple(given) if isinstance(given, list) else given for key, given in table.items()
-        }
-        try:
-            known[kind](**arguments)
-        except TypeError:
-            names = known[kind].__dataclass_fields__
-            unknown = next((name for name in arguments if name not in names), None)
-            close = nearest(unknown, names)
-            given = ", ".join(f"{name} = {value!r}" for name, value in arguments.items())
-            wrong = (
-                f"look at the types of {given}"
-                if unknown is None
-                else (f"there is no {unknown!r}" + (f", {close}" if close else ""))
-            )
-            raise ValueError(f"{what} {kind!r} takes {', '.join(names)}; {wrong}") from None
-        return cls(kind=kind, arguments=arguments)
 
 
 class AllreduceSettings(FrozenModel):
@@ -224,7 +192,7 @@ class RunSettings(FrozenModel):
 
     cluster: ClusterSettings
     data: DataSettings
-    model: KindSettings
+    model: KindSettings | OwnModelSettings
     training: TrainingSettings = TrainingSettings()
     strategy: KindSettings = KindSettings(kind="synchronous", arguments={})
     allreduce: AllreduceSettings = AllreduceSettings()
@@ -242,7 +210,12 @@ class RunSettings(FrozenModel):
     @field_validator("model", mode="before")
     @classmethod
     def _by_name(cls, value):
-        return value if isinstance(value, KindSettings) else KindSettings.of(value, MODELS, "model")
+        if isinstance(value, KindSettings | OwnModelSettings):
+            return value
+        table = value if isinstance(value, dict) else {"kind": value}
+        if is_own(table.get("kind")):
+            return OwnModelSettings.of(table)
+        return KindSettings.of(value, MODELS, "model")
 
     @model_validator(mode="after")
     def _paced_links_need_one_rank_to_keep_them(self):
@@ -271,7 +244,11 @@ class RunSettings(FrozenModel):
         allreduce, training = table["allreduce"], table["training"]
         table = {
             **table,
-            "model": flat(table["model"]),
+            "model": (
+                OwnModelSettings(**table["model"])
+                if is_own(table["model"]["kind"])
+                else flat(table["model"])
+            ),
             "training": {**training, "optimizer": flat(training["optimizer"])},
             "strategy": flat(table["strategy"]),
             "allreduce": {**allreduce, "compressor": flat(allreduce["compressor"])},
@@ -282,15 +259,17 @@ class RunSettings(FrozenModel):
         return self.model_dump(mode="json")
 
     def with_paths_from(self, folder):
-        """Return the settings with relative paths taken from `folder`."""
+        """Return the settings with relative paths, and the user's own modules, taken from `folder`."""
 
         def absolute(section, *names):
             return section.model_copy(
                 update={name: (folder / getattr(section, name)).resolve() for name in names}
             )
 
+        model = self.model
         return self.model_copy(
             update={
+                "model": model.located(folder) if isinstance(model, OwnModelSettings) else model,
                 "cluster": absolute(self.cluster, "file"),
                 "data": absolute(self.data, "train", "test"),
                 "run": absolute(self.run, "folder"),
@@ -310,6 +289,9 @@ class RunSettings(FrozenModel):
         return Cluster.from_toml(self.cluster.file)
 
     def make_model(self):
+        """Return the model; one of the user's own is made once, others are numbers alone."""
+        if isinstance(self.model, OwnModelSettings):
+            return self.model.make(self.run.threads)
         return MODELS[self.model.kind](**self.model.arguments)
 
     def make_strategy(self):
@@ -321,11 +303,10 @@ class RunSettings(FrozenModel):
         if chosen is None:
             return None
         kind = COMPRESSORS[chosen.kind]
-        known = {"shapes": self.make_model().matrix_shapes}
-        return kind(
-            **{name: known[name] for name in known if name in kind.__dataclass_fields__}
-            | chosen.arguments
+        known = (
+            {"shapes": self.make_model().matrix_shapes} if "shapes" in kind.__dataclass_fields__ else {}
         )
+        return kind(**known | chosen.arguments)
 
     def make_buckets(self):
         """Return the slices of the gradient that are started as they become ready."""

@@ -18,10 +18,11 @@ from isthmus.jobs.choosing import choose, settle
 from isthmus.jobs.preparation import hold_seconds, place_data, shared_settings, shared_tiers
 from isthmus.jobs.rebalancing import Rebalancing
 from isthmus.jobs.resuming import Recalled, identity_of, recall
+from isthmus.jobs.shared_model import shared_model, shared_start
 from isthmus.jobs.stopping import stopping_on
 from isthmus.links.agreement import broadcast_json, from_root, require, together
 from isthmus.training.checkpoint import read_checkpoint, write_checkpoint
-from isthmus.training.loop import State, Training
+from isthmus.training.loop import Training
 from isthmus.training.strategies.sums import Sums
 from isthmus.watching.journal import Journal
 from isthmus.watching.links import counted_links
@@ -44,6 +45,7 @@ def train(comm, settings_path, tell, *, resume=None, cluster=None, name=None):
         stopping_on(signal.SIGUSR1, tiers.world, tiers.home) as stop,
         Journal(tiers, settings.run, tell) as journal,
     ):
+        model = shared_model(tiers.world, settings)
         settings, why = choose(settings, tiers.cluster)
         if why:
             journal.tell(f"allreduce: {why['reason']}")
@@ -53,11 +55,10 @@ def train(comm, settings_path, tell, *, resume=None, cluster=None, name=None):
         journal.enter("placing data", 0)
         plan, local, test = place_data(tiers, settings, journal.tell)
         journal.enter("beginning", 0)
-        model = settings.make_model()
         trace = Trace(tiers) if settings.run.trace else None
         computing = trace.tiers if trace else tiers
         recipe = settings.recipe(plan.steps)
-        state = State.initial(model, recipe, array_library(tiers.device))
+        state = shared_start(tiers, model, recipe, array_library(tiers.device), journal.tell)
         sums = Sums(
             computing,
             model.size,

@@ -17,6 +17,7 @@ from isthmus.files import check_folder
 from isthmus.folders.pacing import link_not_held, ranks_not_held
 from isthmus.jobs.choosing import choose
 from isthmus.jobs.preparation import check_shapes, open_where_seen, shared_settings, shared_tiers
+from isthmus.jobs.shared_model import shared_model
 from isthmus.links.agreement import from_root, gather_json, together
 from isthmus.measuring.computing import (
     add_bytes_per_second,
@@ -54,6 +55,7 @@ def calibrate(comm, settings_path, output, repetitions, tell):
     settings = shared_settings(comm, settings_path)
     from_root(comm, lambda: check_folder(Path(output).parent, "name another file with --output"))
     with threadpool_limits(settings.run.threads), shared_tiers(comm, settings) as tiers:
+        shared_model(tiers.world, settings)
         settings, _ = choose(settings, tiers.cluster)
         table = tiers.cluster.to_table()
         measure_ranks(tiers, settings, repetitions, table, tell)
@@ -127,11 +129,16 @@ def compute_fits(world, settings, model, repetitions, library):
     sizes = (max(1, share // 2), share, 2 * share)
     draw = np.random.default_rng(0)
     features, targets = (
-        draw.integers(0, 2 if shape == [] else 255, (sizes[-1], *shape)).astype(dtype)
+        draw.integers(0, _beyond(shape, dtype), (sizes[-1], *shape)).astype(dtype)
         for shape, dtype in shapes.values()
     )
     seconds = gradient_seconds(world, model, features, targets, sizes, repetitions, library)
     return [fit_link(sizes, row) for row in seconds]
+
+
+def _beyond(shape, dtype):
+    """Return the number below which all made-up numbers are: whole ones may be words or classes."""
+    return 2 if shape == [] or (dtype != "uint8" and np.dtype(dtype).kind in "iu") else 255
 
 
 def measure_coding(tiers, settings, repetitions, table, tell):

@@ -25,8 +25,8 @@ class Model(Protocol):
         """How many numbers `scores` gives for a sample; of a classifier, one a class."""
 
     @property
-    def inputs_shape(self) -> tuple[int, ...]:
-        """The shape of a sample's features."""
+    def inputs_shape(self) -> tuple[int, ...] | None:
+        """The shape of a sample's features; None: any that `try_out` does not refuse."""
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -55,3 +55,22 @@ class Model(Protocol):
 
     def scores(self, parameters: np.ndarray, features: np.ndarray) -> np.ndarray:
         """Return [batch, outputs]; a classifier takes a sample for the class of its largest."""
+
+    def try_out(self, features: np.ndarray, targets: np.ndarray) -> None:
+        """Raise ModelError unless the model takes samples of these shapes and dtypes.
+
+        Asked before `outputs`; the arrays may have no rows.
+        """
+        return None
+
+    def begin_step(self, seed: int, rank: int, step: int) -> None:
+        """Draw random numbers (dropout's) from here on as that rank does in that step."""
+        return None
+
+    def buffers(self) -> dict[str, np.ndarray]:
+        """Return name -> array of what a rank holds besides the parameters, such as batch statistics."""
+        return {}
+
+    def set_buffers(self, arrays: dict[str, np.ndarray]) -> None:
+        """Take what `buffers` gave, on this rank or as a mean of all, in place."""
+        return None

@@ -34,6 +34,11 @@ def difference_in_words(written, identity, folder):
         )
     if key == "sites" or (key in (None, "allreduce") and before.get("cluster") != now.get("cluster")):
         return other_cluster
+    if key == "model" and (file := _changed(written[key], identity[key])):
+        return (
+            f"{file} has changed since; put it back as it was when the run wrote its checkpoint, or "
+            "start without --resume"
+        )
     if key is not None or before.get("settings") != now.get("settings"):
         section = key or "plan"
         leaf, old, new = _first_leaf(
@@ -49,6 +54,12 @@ def difference_in_words(written, identity, folder):
         f"the plan puts shards on other ranks than that of isthmus {before.get('version')}, which "
         "wrote the checkpoint; use that version"
     )
+
+
+def _changed(old, new):
+    """Return the first of a model's modules whose text is another one; None if all are the same."""
+    before, now = (model.get("sources", {}) for model in (old, new))
+    return next((file for file in before if now.get(file, before[file]) != before[file]), None)
 
 
 def _first_leaf(name, old, new):

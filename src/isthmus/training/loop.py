@@ -26,6 +26,7 @@ from isthmus.models.model import Model
 from isthmus.registry import ALLREDUCE_STAGES
 from isthmus.shards.batches import LocalSamples
 from isthmus.timing.step import computed_share
+from isthmus.training.buffers import averaged, stored, take_stored
 from isthmus.training.evaluation import evaluate
 from isthmus.training.instruments import Instruments
 from isthmus.training.recipe import Recipe
@@ -111,6 +112,7 @@ class Training:
     def _step(self, features, targets, phase):
         """Compute, sum, update, exchange; return the summed loss of this rank's samples."""
         gradients = self.member.gradients
+        self.model.begin_step(self.recipe.seed, self.tiers.world.rank, self.state.step)
         with phase("compute"):
             loss = self._compute(features, targets, gradients)
         with phase("allreduce"):
@@ -252,7 +254,8 @@ class Training:
     def evaluate(self, local):
         """Return name -> mean over all ranks' samples `local`, as `evaluation.evaluate` does."""
         parameters = self.member.anchor(self.state.parameters)
-        return evaluate(self.tiers.world, self.model, parameters, local)
+        with averaged(self.tiers.world, self.model, float(self.local.samples)):
+            return evaluate(self.tiers.world, self.model, parameters, local)
 
     def take(self, local):
         """Go on with other samples, `local`, between two epochs. Collective."""
@@ -264,6 +267,7 @@ class Training:
         return {
             "parameters": self.state.parameters,
             **{f"optimiser/{name}": array for name, array in self.state.optimiser.items()},
+            **stored(self.model),
             **{f"strategy/{name}": array for name, array in self.member.state().items()},
         }
 
@@ -273,6 +277,7 @@ class Training:
         set_from_host(self.state.parameters, arrays["parameters"])
         for name, array in self.state.optimiser.items():
             set_from_host(array, arrays[f"optimiser/{name}"])
+        take_stored(self.model, arrays)
         self.member.load(
             {
                 name.removeprefix("strategy/"): array
