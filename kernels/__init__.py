@@ -32,6 +32,8 @@ NAMES = (
     "encode_top_k",
     "encode_above",
     "add_top_k",
+    "encode_top_k_codes",
+    "add_top_k_codes",
     "encode_random_k",
     "add_random_k",
     "decode_low_rank",

@@ -13,6 +13,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, overload
 
+from isthmus.kernels.chunk_records import CHUNK as TOP_K_CHUNK
 from isthmus.kernels.compiled import compiled
 from isthmus.kernels.reference import (
     CHUNK,
@@ -769,6 +770,201 @@ def add_top_k(counts, entries, positions, total):
             place = number * POSITIONS + np.int64(positions[taken])
             if place < total.size:
                 total[place] += entries[taken]
+            taken += 1
+
+
+@kernel
+def layout_of(size, kept, bits):
+    """Return the entries, bits of a low and bytes of the parts that `chunk_records.layout_of` does."""
+    mine, low_bits = max(1, (kept * size + TOP_K_CHUNK // 2) // TOP_K_CHUNK), 0
+    while (size - mine) // mine >> (low_bits + 1):
+        low_bits += 1
+    marks = mine + ((size - mine) >> low_bits)
+    return mine, low_bits, (marks + 7) // 8, (mine * low_bits + 7) // 8, (mine * bits + 7) // 8
+
+
+@kernel
+def sum_into(vector, residual, x):
+    """Write vector + residual into x and return the largest magnitude, as bits."""
+    top = np.int32(0)
+    for i in range(x.size):
+        x[i] = given(vector, residual, i)
+        top = max(top, bits_of(x[i]) & MAGNITUDE)
+    return top
+
+
+@kernel
+def count_from(magnitudes, least):
+    """Return how many of the magnitudes, as bits, are not under `least`."""
+    passed = np.int32(0)
+    for i in range(magnitudes.size):
+        passed = np.int32(passed + np.int32((magnitudes[i] & MAGNITUDE) >= least))
+    return passed
+
+
+@kernel
+def about(magnitudes, wanted, guess, top):
+    """Return bits that at least `wanted` magnitudes are not under, and seldom over three times as many.
+
+    `guess` is where the search starts: what served the chunk before serves this one most often.
+    """
+    low, high, step = np.int32(0), np.int32(top + 1), np.int32(1 << 20)  # a fraction of an octave
+    bits = min(max(guess, np.int32(1)), top)
+    while high - low > 1:
+        passed = count_from(magnitudes, bits)
+        if passed < wanted:
+            high, bits = bits, np.int32(bits - step)
+        elif passed > 3 * wanted + 32:
+            low, bits = bits, np.int32(min(np.int64(bits) + step, INFINITY))
+        else:
+            return bits
+        step = np.int32(min(2 * np.int64(step), 1 << 29))
+        if not low < bits < high:
+            bits = np.int32(low + (high - low) // 2)
+    return low
+
+
+@kernel
+def places_from(x, least, places):
+    """Write the places of the entries of magnitude `least` or more; return how many there are."""
+    passed, size, run = 0, np.uint64(x.size), np.uint64(RUN)
+    for start in range(np.uint64(0), size, run):
+        mask = passing(x, None, start, min(run, size - start), least)
+        while mask != 0:
+            places[passed] = start + np.uint64(zeros_below(mask))
+            mask = np.uint32(mask & np.uint32(mask - np.uint32(1)))
+            passed += 1
+    return passed
+
+
+@kernel
+def kth_of(magnitudes, wanted, low, top):
+    """Return the `wanted`-th largest magnitude in [low, top], and how many of its equals to take."""
+    high = np.int32(top + 1)
+    while high - low > 1:
+        middle = np.int32(low + (high - low) // 2)
+        if count_from(magnitudes, middle) >= wanted:
+            low = middle
+        else:
+            high = middle
+    return low, wanted - count_from(magnitudes, np.int32(low + 1))
+
+
+@kernel
+def put_bits(part, first, number):
+    """Set the bits of `number` in the bytes `part`, zeros so far, from bit `first` on."""
+    number, byte = number << (first & 7), first >> 3
+    while number:
+        part[byte] |= np.uint8(number & 255)
+        number, byte = number >> 8, byte + 1
+
+
+@kernel
+def encode_top_k_codes(vector, residual, kept, bits, scales, records):
+    x, magnitudes = np.empty(TOP_K_CHUNK, np.float32), np.empty(TOP_K_CHUNK, np.int32)
+    places, at, guess = np.empty(TOP_K_CHUNK, np.int32), 0, np.int32(0)
+    for number in range(scales.size):
+        start = number * TOP_K_CHUNK
+        stop = min(start + TOP_K_CHUNK, vector.size)
+        wanted, low_bits, marks, lows, codes = layout_of(stop - start, kept, bits)
+        record = records[at : at + marks + lows + codes]
+        record[:] = 0
+        at += record.size
+        entries, part = x[: stop - start], part_of(residual, start, stop)
+        top = sum_into(vector[start:stop], part, entries)
+        scales[number] = QUIET_NAN if top >= INFINITY else ZERO
+        if top >= INFINITY:
+            continue
+        if top >= SMALLEST_MAXIMUM_BITS:
+            scales[number] = float_of(top)
+            guess = about(entries.view(np.int32), wanted, guess, top)
+            there = magnitudes[: places_from(entries, guess, places)]
+            for i in range(there.size):
+                there[i] = bits_of(entries[places[i]]) & MAGNITUDE
+            threshold, ties = kth_of(there, wanted, guess, top)
+            write_record(
+                entries,
+                places,
+                there,
+                threshold,
+                ties,
+                bits,
+                float_of(top),
+                low_bits,
+                record[:marks],
+                record[marks : marks + lows],
+                record[marks + lows :],
+            )
+        for i in range(entries.size):
+            keep(part, i, entries[i])
+
+
+@kernel
+def write_record(x, places, magnitudes, threshold, ties, bits, maximum, low_bits, marks, lows, codes):
+    """Write the chosen of the entries at `places`, and leave in x what their codes do not say."""
+    sent, parts = 0, 1 << (bits - 1)
+    inverse, step = np.float32(parts) / maximum, maximum * np.float32(1 / parts)
+    for j in range(magnitudes.size):
+        magnitude = magnitudes[j]
+        if magnitude < threshold or (magnitude == threshold and ties == 0):
+            continue
+        if magnitude == threshold:
+            ties -= 1
+        said = min(float_of(magnitude) * inverse + ROUND, np.float32(parts) + ROUND) - ROUND
+        if said == 0:
+            continue
+        place = places[j]
+        minus, gap = x[place] < 0, np.int64(place) - sent
+        put_bits(marks, (gap >> low_bits) + sent, 1)
+        put_bits(lows, sent * low_bits, gap & ((1 << low_bits) - 1))
+        put_bits(codes, sent * bits, np.int64(said) - 1 + (parts if minus else 0))
+        told = said * step
+        x[place] = x[place] + told if minus else x[place] - told
+        sent += 1
+
+
+@kernel
+def add_top_k_codes(kept, bits, scales, records, total):
+    at, parts = 0, 1 << (bits - 1)
+    for number in range(scales.size):
+        x = total[number * TOP_K_CHUNK : (number + 1) * TOP_K_CHUNK]
+        most, low_bits, marks, lows, codes = layout_of(x.size, kept, bits)
+        record = records[at : at + marks + lows + codes]
+        at += record.size
+        if bits_of(scales[number]) & MAGNITUDE > INFINITY:
+            for i in range(x.size):
+                x[i] += scales[number]
+            continue
+        add_record(
+            scales[number] * np.float32(1 / parts),
+            most,
+            bits,
+            low_bits,
+            record[:marks],
+            record[marks : marks + lows],
+            record[marks + lows :],
+            x,
+        )
+
+
+@kernel
+def add_record(step, most, bits, low_bits, marks, lows, codes, x):
+    """Add what one record says; lows are read one byte after the other into `window`."""
+    taken, window, ready, byte_of_low, parts = 0, 0, 0, 0, 1 << (bits - 1)
+    for byte in range(marks.size):
+        marked = np.uint32(marks[byte])
+        while marked != 0 and taken < most:
+            gap = 8 * byte + np.int64(zeros_below(marked)) - taken
+            marked = np.uint32(marked & np.uint32(marked - np.uint32(1)))
+            while ready < low_bits:
+                window |= np.int64(lows[byte_of_low]) << ready
+                byte_of_low, ready = byte_of_low + 1, ready + 8
+            place = ((gap << low_bits) | (window & ((1 << low_bits) - 1))) + taken
+            window, ready = window >> low_bits, ready - low_bits
+            code = np.int64(codes[taken * bits >> 3]) >> (taken * bits & 7)
+            told = np.float32((code & (parts - 1)) + 1) * step
+            if place < x.size:
+                x[place] += -told if code & parts else told
             taken += 1
 
 

@@ -7,6 +7,7 @@ makes has the bits of its machine, here as on a CPU.
 
 import numpy as np
 
+from isthmus.kernels.chunk_records import CHUNK, layout_of
 from isthmus.kernels.device import the_device
 from isthmus.kernels.device_arrays import F4, I1, U1, U2, U4, check, check_chosen
 from isthmus.kernels.reference import GROUP, POSITIONS
@@ -218,6 +219,27 @@ def add_top_k(counts, entries, positions, total):
     )
 
 
+def encode_top_k_codes(vector, residual, kept, bits, scales, records):
+    device, size = the_device(), vector.size
+    check(
+        device,
+        vector=(vector, F4, size),
+        residual=(residual, F4, size),
+        **_top_k_records(scales, records, kept, bits, size),
+    )
+    numbers = np.int32(kept), np.int32(bits)
+    launch = device, "top_k_codes", "encode_top_k_codes", scales.size, THREADS
+    _run(*launch, vector, residual, size, *numbers, scales, records)
+
+
+def add_top_k_codes(kept, bits, scales, records, total):
+    device, size = the_device(), total.size
+    check(device, total=(total, F4, size), **_top_k_records(scales, records, kept, bits, size))
+    numbers = np.int32(kept), np.int32(bits)
+    launch = device, "top_k_codes", "add_top_k_codes", _parts(scales.size, ROWS), THREADS
+    _run(*launch, *numbers, scales, records, total, size)
+
+
 def encode_random_k(vector, residual, key, entries):
     device, size = the_device(), vector.size
     check(
@@ -401,6 +423,13 @@ def _check_top_k(device, vector, residual, counts, entries, positions):
         positions=(positions, U2, entries.size),
     )
     check_chosen(size, entries.size)
+
+
+def _top_k_records(scales, records, kept, bits, size):
+    whole, rest = divmod(size, CHUNK)
+    nbytes = whole * layout_of(CHUNK, kept, bits).nbytes
+    nbytes += layout_of(rest, kept, bits).nbytes if rest else 0
+    return {"scales": (scales, F4, _parts(size, CHUNK)), "records": (records, U1, nbytes)}
 
 
 def _take_largest(device, values, residual, counts, entries, positions):

@@ -8,6 +8,9 @@ infinity larger than everything else.
 
 import numpy as np
 
+from isthmus.kernels.chunk_records import CHUNK as TOP_K_CHUNK
+from isthmus.kernels.chunk_records import layout_of as _layout_of
+
 QUIET_NAN = np.float32(np.nan)
 SMALLEST_MAXIMUM_BITS = 0x04000000  # 1.5e-36: below it 127 / maximum overflows
 STEP = np.float32(1 / 127)  # 127 * STEP == 1 in float32: a constant block comes back exactly
@@ -279,6 +282,87 @@ def add_top_k(counts, entries, positions, total):
         inside = places < total.size
         np.add.at(total, places[inside], entries[part][inside])
         taken = part.stop
+
+
+def encode_top_k_codes(vector, residual, kept, bits, scales, records):
+    """Write the largest entries of each chunk of vector + residual, with codes of `bits` bits.
+
+    A chunk has 4096 entries; `records` says where (`chunk_records`) and what, `scales` its largest
+    magnitude M. Of the `kept` largest, of equal ones the first, one of magnitude m is sent as c of
+    L = 2^(bits - 1) parts of M, c = round(L m / M), if that is not 0. A chunk with a NaN or an infinity
+    becomes NaN as a whole and leaves its residual as it was.
+    """
+    given, at = _given(vector, residual), 0
+    for number, start in enumerate(range(0, vector.size, TOP_K_CHUNK)):
+        x = given[start : start + TOP_K_CHUNK]
+        layout = _layout_of(x.size, kept, bits)
+        record = records[at : at + layout.nbytes]
+        record[:], at = 0, at + layout.nbytes
+        top = (x.view(np.int32) & 0x7FFFFFFF).max()
+        if top >= 0x7F800000:
+            scales[number] = QUIET_NAN
+            continue
+        scales[number] = 0
+        if top >= SMALLEST_MAXIMUM_BITS:
+            maximum, parts = top.view(np.float32), np.float32(1 << (bits - 1))
+            scales[number] = maximum
+            places = _largest(x, layout.kept)
+            said = np.minimum(np.rint(np.abs(x[places]) * (parts / maximum)), parts)
+            places, said = places[said > 0], said[said > 0]
+            minus = np.signbit(x[places])
+            _write_record(layout, places, said.astype(int) - 1 + minus * (1 << (bits - 1)), bits, record)
+            told = said * (maximum * (1 / parts))
+            x[places] = x[places] - np.where(minus, -told, told)
+        if residual is not None:
+            residual[start : start + TOP_K_CHUNK] = x
+
+
+def _write_record(layout, places, codes, bits, record):
+    """Write places that ascend, and a code for each, into the zeros of `record`."""
+    gaps = places - np.arange(places.size)
+    marks, lows, words = _parts_of(layout, record)
+    _set_bits(marks, (gaps >> layout.low_bits) + np.arange(places.size), np.ones_like(places), 1)
+    _set_bits(lows, layout.low_bits * np.arange(places.size), gaps, layout.low_bits)
+    _set_bits(words, bits * np.arange(places.size), codes, bits)
+
+
+def _parts_of(layout, record):
+    return np.split(record, np.cumsum([layout.marks_nbytes, layout.lows_nbytes]))
+
+
+def _set_bits(part, firsts, numbers, width):
+    """Set `width` bits of the bytes `part` from each of the bits `firsts` on."""
+    whole = np.unpackbits(part, bitorder="little")
+    for bit in range(width):
+        whole[firsts + bit] = numbers >> bit & 1
+    part[:] = np.packbits(whole, bitorder="little")
+
+
+def _get_bits(part, firsts, width):
+    """Return the numbers of `width` bits of the bytes `part` from each of the bits `firsts` on."""
+    whole = np.unpackbits(part, bitorder="little").astype(np.int64)
+    return sum((whole[firsts + bit] << bit for bit in range(width)), np.zeros(firsts.size, np.int64))
+
+
+def add_top_k_codes(kept, bits, scales, records, total):
+    """Add what `records` say to `total`; a place outside its chunk is passed over."""
+    at, parts = 0, 1 << (bits - 1)
+    for number, start in enumerate(range(0, total.size, TOP_K_CHUNK)):
+        x = total[start : start + TOP_K_CHUNK]
+        layout = _layout_of(x.size, kept, bits)
+        marks, lows, words = _parts_of(layout, records[at : at + layout.nbytes])
+        at += layout.nbytes
+        if np.isnan(scales[number]):
+            x += scales[number]
+            continue
+        marked = np.flatnonzero(np.unpackbits(marks, bitorder="little"))[: layout.kept]
+        ranks = np.arange(marked.size)
+        low = _get_bits(lows, layout.low_bits * ranks, layout.low_bits)
+        places = (((marked - ranks) << layout.low_bits) | low) + ranks
+        codes = _get_bits(words, bits * ranks, bits)
+        told = ((codes & (parts - 1)) + 1).astype(np.float32) * (scales[number] * np.float32(1 / parts))
+        inside = places < x.size
+        np.add.at(x, places[inside], np.where(codes & parts, -told, told)[inside])
 
 
 def encode_random_k(vector, residual, key, entries):

@@ -167,3 +167,20 @@ __device__ inline uint32 gathered(const uint32 (&four)[K])
 }
 
 __device__ inline int gathered_word() { return lane_of() % 8 * 4 + lane_of() / 8; }
+
+// The sum of `number` over this thread and those before it in a thread block of `WARPS` warps.
+template <int WARPS, typename Number>
+__device__ inline Number sum_up_to_here(Number number)
+{
+    __shared__ Number of_warps[WARPS];
+    const int warp = threadIdx.x / WARP;
+    for (int step = 1; step < WARP; step *= 2) {
+        const Number before = __shfl_up_sync(ALL, number, step);
+        if (lane_of() >= step) number += before;
+    }
+    if (lane_of() == WARP - 1) of_warps[warp] = number;
+    __syncthreads();
+    for (int other = 0; other < warp; other++) number += of_warps[other];
+    __syncthreads();
+    return number;
+}

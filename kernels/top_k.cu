@@ -39,23 +39,6 @@ top_k_histogram(const float* values, int64 size, int second, const uint32* found
         if (counts[bin]) atomicAdd(&histogram[bin], counts[bin]);
 }
 
-// The sum of `number` over this thread and those before it in a thread block of `WARPS` warps.
-template <int WARPS, typename Number>
-__device__ inline Number sum_up_to_here(Number number)
-{
-    __shared__ Number of_warps[WARPS];
-    const int warp = threadIdx.x / WARP;
-    for (int step = 1; step < WARP; step *= 2) {
-        const Number before = __shfl_up_sync(ALL, number, step);
-        if (lane_of() >= step) number += before;
-    }
-    if (lane_of() == WARP - 1) of_warps[warp] = number;
-    __syncthreads();
-    for (int other = 0; other < warp; other++) number += of_warps[other];
-    __syncthreads();
-    return number;
-}
-
 // Find the bin that holds the found[1]-th largest magnitude: append its number to found[0], and leave in
 // found[1] which one of that bin it is.
 extern "C" __global__ void __launch_bounds__(PICKERS)

@@ -148,6 +148,10 @@ template <typename T> static T __shfl_xor_sync(unsigned, T number, int bit)
     const uint64_t* all = host::exchanged(same_bits<uint64_t>(number));
     return same_bits<T>(all[this_lane() ^ bit]);
 }
+template <typename T> static T __shfl_sync(unsigned, T number, int lane)
+{
+    return same_bits<T>(host::exchanged(same_bits<uint64_t>(number))[lane]);
+}
 template <typename T> static T __shfl_up_sync(unsigned, T number, int step)
 {
     const uint64_t* all = host::exchanged(same_bits<uint64_t>(number));

@@ -21,6 +21,7 @@ LOSSY = (
     isthmus.TopK(0.1),
     isthmus.TopK(0.1, "threshold"),
     isthmus.TopK(0.1, "random"),
+    isthmus.TopK(0.1, bits=2),
     isthmus.LowRank(),
 )
 
@@ -160,6 +161,7 @@ class SpyComm:
         (isthmus.OneBit(), 0.135),
         (isthmus.TopK(0.01), 0.0601),
         (isthmus.TopK(0.01, "random"), 0.0401),
+        (isthmus.TopK(0.02, bits=2), 0.0254),
         (isthmus.LowRank(2, [(100, 1000)]), 0.0881),
     ],
 )

@@ -334,6 +334,7 @@ def test_sizes_grow_by_four_from_the_smallest_to_the_largest():
 def test_a_compressor_is_named_with_its_arguments():
     assert named_compressor("none") is None
     assert named_compressor("top_k:ratio=0.5") == isthmus.TopK(0.5)
+    assert named_compressor("top_k:ratio=0.02,bits=2") == isthmus.TopK(0.02, bits=2)
     assert named_compressor("int8:block=64,rounding=stochastic") == isthmus.Int8(64, "stochastic")
 
 

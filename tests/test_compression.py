@@ -27,6 +27,9 @@ ALL = [
     TopK(0.1, "threshold"),
     TopK(0.1, "random"),
     TopK(1.0, "random"),
+    TopK(0.02, bits=2),
+    TopK(1.0, bits=4),
+    TopK(0.1, bits=8),
     LowRank(),
     LowRank(rank=5),
 ]
@@ -129,6 +132,10 @@ def test_a_vector_cut_at_the_grain_gives_the_same_numbers(compressor, pieces):
         (TopK(0.01), 0.48 + 32 / 65536),
         (TopK(0.01, "threshold"), 0.48 + 32 / 65536),
         (TopK(0.01, "random"), 0.32),
+        (TopK(0.02, bits=2), 8 * (4 + 26 + 52 + 21) / 4096),
+        (TopK(0.02, bits=4), 8 * (4 + 26 + 52 + 41) / 4096),
+        (TopK(0.02, bits=8), 8 * (4 + 26 + 52 + 82) / 4096),
+        (TopK(1.0, bits=4), 8 * (4 + 512 + 0 + 2048) / 4096),
         (LowRank(), 32 * 2 * (809 + 810) / 655360 + 32 * 70 / 655360),
     ],
 )
@@ -144,6 +151,9 @@ def test_the_wire_has_the_bits_an_entry_that_the_docstring_says(compressor, bits
         (Int8(), 1 - 256 / 254**2),
         (Int4(), 1 - 64 / 14**2),
         (TopK(0.1), 0.1),
+        (TopK(0.1, bits=2), 1 / (1 + 4 * 1000 / 4**2)),
+        (TopK(0.1, bits=4), 1 / (1 + 4 * 1000 / 4**4)),
+        (TopK(0.1, bits=8), 0.075),
         (LowRank(), 0),
         (Dense("float16"), 1 - 2**-22),
         (Dense("bfloat16"), 1 - 2**-16),
@@ -194,6 +204,87 @@ def test_top_k_sends_the_largest():
     assert sent.sum() == 100
     assert np.abs(vector[sent]).min() >= np.abs(vector[~sent]).max()
     np.testing.assert_array_equal(decoded[sent], vector[sent])
+
+
+def coded_delta(k, n, bits):
+    return min(3 * k / (4 * n), 1 / (1 + 4 * n / 4**bits))
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@given(
+    ratio=st.sampled_from([1e-9, 0.02, 0.3, 1.0]),
+    size=st.integers(1, 4096),
+    tail=st.sampled_from([0.5, 1, 2, 30]),
+    rest=st.floats(0, 1.5),
+    seed=st.integers(0, 99),
+)
+@settings(deadline=None, max_examples=60)
+def test_codes_leave_what_the_docstring_says_at_most(bits, ratio, size, tail, rest, seed):
+    """Also where all but the largest lie just over half a part of it, where least is gained."""
+    draw = np.random.default_rng(seed)
+    vector = draw.standard_t(tail, size) if rest > 1 else draw.uniform(0.99, 1, size) * rest * 2.0**-bits
+    vector = np.asarray(vector, "f4")
+    vector[draw.integers(size)] = 1
+    compressor = TopK(ratio, bits=bits)
+    k = compressor.entries(size)
+    error = ((vector.astype("f8") - encoded(compressor, vector)[1]) ** 2).sum()
+    most = 1 - coded_delta(k, size, bits)
+    assert error <= most * (vector.astype("f8") ** 2).sum() * (1 + 1e-6)
+
+
+def test_codes_are_of_the_largest_of_each_chunk_and_of_ties_the_first():
+    vector = np.random.default_rng(0).normal(size=9000).astype("f4")
+    _, decoded = encoded(TopK(0.02, bits=8), vector)
+    for start, k in ((0, 82), (4096, 82), (8192, 16)):
+        x, sent = np.abs(vector[start : start + 4096]), decoded[start : start + 4096] != 0
+        assert sent.sum() == k
+        assert x[sent].min() >= x[~sent].max()
+        np.testing.assert_allclose(decoded[start:][:4096][sent], vector[start:][:4096][sent], atol=0.02)
+    for number in (1.0, -3.7):
+        _, decoded = encoded(TopK(0.02, bits=2), np.full(4096, number, "f4"))
+        np.testing.assert_array_equal(decoded, np.where(np.arange(4096) < 82, np.float32(number), 0))
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_codes_send_what_is_sparse_exactly_and_zeros_not_at_all(bits):
+    vector = np.zeros(4096, "f4")
+    vector[[3, 700, 4095]] = [-5, 5, 2.5]
+    np.testing.assert_array_equal(encoded(TopK(0.02, bits=bits), vector)[1], vector)
+
+
+def test_two_percent_at_two_bits_take_a_25th_of_int8_and_no_more_than_0_04_bytes_an_entry():
+    compressor = TopK(0.02, bits=2)
+    for size in (4096, 101_770, 10**7):
+        assert compressor.wire_nbytes(size) <= 0.04 * size
+        assert 25 * compressor.wire_nbytes(size) <= Int8().wire_nbytes(size)
+    with_float32 = TopK(0.02).wire_nbytes(10**7)
+    assert 4.5 * compressor.wire_nbytes(10**7) < with_float32
+
+
+@given(ratio=st.floats(1e-6, 1), size=st.integers(0, 20_000), bits=st.sampled_from([2, 4, 8]))
+@settings(deadline=None)
+def test_any_share_of_any_size_fills_no_more_than_its_wire(ratio, size, bits):
+    """Where all of k are sent, and they lie as far apart as they can, the record still holds them."""
+    compressor, vector = TopK(ratio, bits=bits), np.zeros(size, "f4")
+    for start in range(0, size, 4096):
+        length = min(4096, size - start)
+        k = compressor.entries(length)
+        vector[start + length - k : start + length] = 1
+    np.testing.assert_array_equal(encoded(compressor, vector)[1], vector)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_what_codes_leave_out_comes_later(bits):
+    """Sent in all steps, and kept at last, is what was given in all steps: nothing is lost."""
+    draw = np.random.default_rng(0)
+    residual, sent, whole = np.zeros(5000, "f4"), np.zeros(5000), np.zeros(5000)
+    drift = draw.normal(size=5000)
+    for _ in range(200):
+        vector = (drift + draw.normal(size=5000)).astype("f4")
+        whole += vector
+        sent += encoded(TopK(0.02, bits=bits), vector, residual)[1]
+    np.testing.assert_allclose(sent + residual, whole, atol=2e-3)
+    assert np.abs(residual).max() < 0.5 * np.abs(whole).max()
 
 
 def count_of(wire, compressor, size):
@@ -342,6 +433,11 @@ def test_a_bad_number_comes_out_bad(compressor, bad):
         (lambda: TopK(2), "ratio must be in"),
         (lambda: TopK(float("nan")), "ratio must be finite"),
         (lambda: TopK(selector="best"), "selector must be one of"),
+        (lambda: TopK(bits=3), "bits must be 2, 4 or 8, or left out for float32, not 3"),
+        (lambda: TopK(bits=True), "bits must be 2, 4 or 8"),
+        (lambda: TopK(bits=[2]), "bits must be 2, 4 or 8"),
+        (lambda: TopK(0, bits=2), "ratio must be in"),
+        (lambda: TopK(0.1, "random", bits=2), "with bits it must be 'exact'"),
         (lambda: LowRank(0), "rank must be"),
         (lambda: LowRank(2, [(2, -3)]), "shapes must not be"),
         (

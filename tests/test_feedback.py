@@ -53,7 +53,12 @@ def test_with_feedback_few_bits_end_where_dense_does_and_without_it_not(comm):
     with threadpool_limits(1), isthmus.split_tiers(comm, cluster) as tiers:
         dense = last_loss(comm, tiers, None, False)
         assert dense < 1
-        for compressor in (isthmus.OneBit(), isthmus.TopK(0.01), isthmus.TopK(0.01, "threshold")):
+        for compressor in (
+            isthmus.OneBit(),
+            isthmus.TopK(0.01),
+            isthmus.TopK(0.01, "threshold"),
+            isthmus.TopK(0.02, bits=2),
+        ):
             assert last_loss(comm, tiers, compressor, True) == pytest.approx(dense, rel=0.005)
         for compressor in (isthmus.OneBit(), isthmus.TopK(0.01)):
             assert last_loss(comm, tiers, compressor, False) > 1.05 * dense

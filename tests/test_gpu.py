@@ -277,6 +277,7 @@ def test_every_kernel_checks_its_arrays(on_host):
     for name in kernels.NAMES:
         parameters = inspect.signature(getattr(gpu, name)).parameters
         given = {"block": 256, "key": np.uint64(1), "first": 0, "factor": 1.0, "threshold": 1.0}
+        given |= {"kept": 82, "bits": 2}
         arguments = [
             given.get(each, np.zeros((1, 1) if "low_rank" in name else 1, "f8")) for each in parameters
         ]
@@ -459,6 +460,8 @@ def test_compressors_give_the_same_wires_on_a_gpu(on_host, monkeypatch):
         isthmus.TopK(),
         isthmus.TopK(0.1, "threshold"),
         isthmus.TopK(0.1, "random"),
+        isthmus.TopK(0.02, bits=2),
+        isthmus.TopK(0.5, bits=4),
     ):
         ends = []
         for module in (cpu, gpu):

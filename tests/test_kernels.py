@@ -14,6 +14,7 @@ from hypothesis.extra import numpy as arrays
 from isthmus import kernels
 from isthmus.errors import NoDeviceError
 from isthmus.kernels import cpu, reference
+from isthmus.kernels.chunk_records import layout_of
 
 BLOCK = 16
 SPECIAL = [
@@ -208,6 +209,43 @@ def test_top_k_kernels_write_the_bytes_of_the_reference(vector, has_residual, ra
     )
 
 
+long_vectors = st.builds(
+    lambda size, seed, last, digits: np.append(
+        np.random.default_rng(seed).standard_t(2, size).round(digits), last
+    ).astype("f4"),
+    st.sampled_from([100, 4090, 4096, 9000]),
+    st.integers(0, 2**32),
+    st.lists(numbers, max_size=3),
+    st.sampled_from([0, 1, 9]),
+)
+
+
+@given(
+    st.one_of(vectors, long_vectors),
+    st.booleans(),
+    st.one_of(st.sampled_from([1, 82, 4096]), st.integers(1, 4096)),
+    st.sampled_from([2, 4, 8]),
+    st.integers(0, 99),
+)
+@settings(deadline=None, max_examples=60)
+def test_top_k_codes_have_the_bytes_of_the_reference(vector, has_residual, kept, bits, seed):
+    """Also with ties, and from records that no encoder writes, whose places need not ascend."""
+    lengths = [min(4096, vector.size - start) for start in range(0, vector.size, 4096)]
+    nbytes = sum(layout_of(length, kept, bits).nbytes for length in lengths)
+    scales, records, _ = same(
+        lambda module, scales, records, residual: module.encode_top_k_codes(
+            vector, residual, kept, bits, scales, records
+        ),
+        [np.ones(len(lengths), "f4"), np.full(nbytes, 0xAA, "u1"), residual_for(vector, has_residual)],
+    )
+    junk = np.random.default_rng(seed).integers(0, 256, nbytes).astype("u1")
+    for said in (records, junk):
+        same(
+            lambda module, total, said=said: module.add_top_k_codes(kept, bits, scales, said, total),
+            [np.ones(vector.size, "f4")],
+        )
+
+
 @given(
     vectors,
     st.booleans(),
@@ -346,6 +384,8 @@ def test_any_bytes_decode_without_touching_what_is_outside(junk, size):
         TopK(0.2),
         TopK(0.2, "threshold"),
         TopK(0.2, "random"),
+        TopK(0.2, bits=2),
+        TopK(1.0, bits=8),
         LowRank(1),
     ):
         nbytes = compressor.wire_nbytes(size)

@@ -138,6 +138,11 @@ SETTINGS = {
     "an unknown compressor": ({"allreduce.compressor": "zip"}, 3, ["int8", "'zip'"]),
     "a compressor that is a number": ({"allreduce.compressor": 3}, 3, ["compressor: kind", "not 3"]),
     "a ratio of 2": ({"allreduce.compressor": {"kind": "top_k", "ratio": 2}}, 3, ["(0, 1], not 2"]),
+    "three bits": (
+        {"allreduce.compressor": {"kind": "top_k", "ratio": 0.02, "bits": 3}},
+        3,
+        ["allreduce.compressor", "bits must be 2, 4 or 8", "not 3"],
+    ),
     "bits for int8": ({"allreduce.compressor": {"kind": "int8", "bits": 4}}, 3, ["block, rounding"]),
     "a ring that compresses": ({"allreduce.algorithm": "ring"}, 3, ['"ring"', "hierarchical"]),
     "an unknown algorithm": ({"allreduce.algorithm": "star"}, 3, ["'recursive'", "not 'star'"]),

@@ -84,6 +84,7 @@ def test_unequal_ranks_learn_what_one_process_would(comm, counts, buckets):
         isthmus.TopK(0.2),
         isthmus.TopK(0.5, "threshold"),
         isthmus.TopK(0.2, "random"),
+        isthmus.TopK(0.2, bits=4),
         isthmus.LowRank(1, MODEL.matrix_shapes),
     ],
 )

@@ -54,6 +54,7 @@ def compressors() -> list[Compressor]:
         isthmus.OneBit(1024),
         isthmus.LowRank(2, ((3, 4),)),
         isthmus.TopK(0.01, "threshold"),
+        isthmus.TopK(ratio=0.02, bits=2),
     ]
     vector, wire = np.zeros(8, np.float32), np.zeros(100, np.uint8)
     isthmus.Int8().encode(vector, wire, vector, key=1, first=0, state=None)

@@ -24,6 +24,8 @@ def kernel_calls(cupy, gpu, size):
     """Yield what to do before each call, then (name, bytes an element, call) of each kernel."""
     import numpy as np
 
+    from isthmus.kernels.chunk_records import CHUNK, layout_of
+
     vector = cupy.random.default_rng(0).standard_normal(size, dtype=cupy.float32)
     kept, total = cupy.zeros(size, "f4"), cupy.ones(size, "f4")
     maxima, codes = cupy.ones(-(-size // 256), "f4"), cupy.zeros(size, "i1")
@@ -68,6 +70,11 @@ def kernel_calls(cupy, gpu, size):
             vector, kept, np.float32(2.594), *chosen
         ),
     )
+    nbytes = size // CHUNK * layout_of(CHUNK, 82, 2).nbytes
+    nbytes += layout_of(size % CHUNK, 82, 2).nbytes if size % CHUNK else 0
+    coded = cupy.ones(-(-size // CHUNK), "f4"), cupy.zeros(nbytes, "u1")
+    yield ("encode_top_2%_in_2_bits", 12.03, lambda: gpu.encode_top_k_codes(vector, kept, 82, 2, *coded))
+    yield "add_top_2%_in_2_bits", 2.2, lambda: gpu.add_top_k_codes(82, 2, *coded, total)
     yield "encode_top_1%", 12.06, lambda: gpu.encode_top_k(vector, kept, *chosen)
     yield (
         "encode_int8_as_a_chain_of_cupy",

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from isthmus.kernels import reference
+from isthmus.kernels.chunk_records import CHUNK, layout_of
 
 SPECIAL = np.array(
     [
@@ -203,6 +204,7 @@ def _chosen(random, vector, residual, total, one_of):
         yield Case(
             "add_top_k", (counts, entries, places), (total,), lambda m, i, o: m.add_top_k(*i, o[0])
         )
+    yield from _coded(random, vector, residual, total, one_of)
     key = one_of(KEYS[1:])
     yield Case(
         "encode_random_k",
@@ -216,6 +218,30 @@ def _chosen(random, vector, residual, total, one_of):
         (total,),
         lambda m, i, o: m.add_random_k(key, i[0], o[0]),
     )
+
+
+def _coded(random, vector, residual, total, one_of):
+    """A few bits an entry; records of any bytes besides, whose places need not ascend."""
+    kept, bits = one_of((1, 41, 82, 1000, 2048, 4096)), one_of((2, 4, 8))
+    whole, rest = divmod(vector.size, CHUNK)
+    nbytes = whole * layout_of(CHUNK, kept, bits).nbytes
+    nbytes += layout_of(rest, kept, bits).nbytes if rest else 0
+    scales = np.ones(-(-vector.size // CHUNK), "f4")
+    for given in (vector, np.round(vector)):
+        yield Case(
+            "encode_top_k_codes",
+            (given,),
+            (residual, scales, np.full(nbytes, 0xAA, "u1")),
+            lambda m, i, o: m.encode_top_k_codes(i[0], o[0], kept, bits, *o[1:]),
+        )
+    for wire in (
+        (random.normal(size=scales.size).astype("f4"), random.integers(0, 256, nbytes).astype("u1")),
+        (random.choice(SPECIAL, scales.size), np.full(nbytes, 0xFF, "u1")),
+        (random.normal(size=scales.size).astype("f4"), random.permutation(nbytes).astype("u1") & 1),
+    ):
+        yield Case(
+            "add_top_k_codes", wire, (total,), lambda m, i, o: m.add_top_k_codes(kept, bits, *i, o[0])
+        )
 
 
 def _low_rank(random, vector):

@@ -34,6 +34,7 @@ def exchanges():
         TopK(),
         TopK(0.01, "threshold"),
         TopK(0.01, "random"),
+        TopK(0.02, bits=2),
     ):
         yield "hierarchical", compressor
 

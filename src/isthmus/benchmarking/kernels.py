@@ -12,12 +12,14 @@ import numpy as np
 
 from isthmus.benchmarking.spread import spread_of
 from isthmus.kernels import cpu
+from isthmus.kernels.chunk_records import CHUNK, layout_of
 from isthmus.measuring.computing import triad
 
 NBYTES = 384_000_000
-GRAIN_NBYTES = 4096
+GRAIN_NBYTES = 16384  # whole chunks of TopK's codes
 BLOCK, BIT_BLOCK, SHARE_BLOCK = 256, 1024, 64
 KEY = np.uint64(7)
+KEPT, BITS = 82, 2  # 2 % of a chunk
 
 KERNELS = {  # name: (bytes an element, the call on `Arrays` a)
     "add": (12, lambda a: cpu.add(a.vector, a.other)),
@@ -43,6 +45,14 @@ KERNELS = {  # name: (bytes an element, the call on `Arrays` a)
     "encode_above": (  # the top 1 % by threshold: 0.95 % are over it
         12.06,
         lambda a: cpu.encode_above(a.vector, a.kept, np.float32(2.594), *a.chosen),
+    ),
+    "encode_top_k_codes": (
+        12.03,
+        lambda a: cpu.encode_top_k_codes(a.vector, a.kept, KEPT, BITS, *a.coded),
+    ),
+    "add_top_k_codes": (  # 82 entries lie in 70 of the 256 lines of memory of a chunk
+        2.2,
+        lambda a: cpu.add_top_k_codes(KEPT, BITS, *a.coded, a.other),
     ),
 }
 
@@ -72,6 +82,11 @@ class Arrays:
             np.ones(size // 100, "f4"),
             np.ones(size // 100, "u2"),
         )
+        self.coded = (
+            np.ones(size // CHUNK, "f4"),
+            np.empty(size // CHUNK * layout_of(CHUNK, KEPT, BITS).nbytes, "u1"),
+        )
+        cpu.encode_top_k_codes(self.vector, None, KEPT, BITS, *self.coded)
 
 
 @dataclass(frozen=True)

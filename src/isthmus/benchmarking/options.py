@@ -124,8 +124,11 @@ def _problem_with(algorithm, compressor):
 
 
 def _number_or_word(value, kind):
-    """Return `value` as an int, a float or a str, whichever the argument is by default."""
+    """Return `value` as an int, a float or a str, whichever the argument is by default.
+
+    What is None by default is a whole number where it is given.
+    """
     try:
-        return kind(value) if kind in (int, float) else value
+        return int(value) if kind is type(None) else kind(value) if kind in (int, float) else value
     except ValueError:
         return value
