@@ -23,7 +23,7 @@ FLOORS = {
             "links timing",
             "collectives shards planning testbed",
             "training watching",
-            "folders",
+            "folders torch",
             "pages",
             "jobs",
             "measuring checks",

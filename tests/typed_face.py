@@ -4,7 +4,7 @@ It is never run: what it says is what an editor knows.
 """
 
 from collections.abc import Iterator
-from typing import assert_type
+from typing import Any, assert_type
 
 import numpy as np
 import numpy.typing as npt
@@ -149,6 +149,18 @@ def training(cluster: isthmus.Cluster, shards: isthmus.ShardSet, plan: Plan, mod
         assert_type(allreduce.buckets, list[slice])
         assert_type(allreduce.finite, bool)
         strategies(isthmus.Synchronous(), Sums(tiers, model.size, local.samples))
+
+
+def own_loop(tiers: Tiers, local: LocalSamples, model: Any) -> None:
+    shared = isthmus.torch.Shared(model, tiers, isthmus.Int8(), local.samples, buckets=2, accumulate=2)
+    assert_type(shared, isthmus.torch.Shared)
+    assert_type(shared.allreduce, isthmus.Allreduce)
+    assert_type(shared.finite, bool)
+    assert_type(shared.weight, float)
+    assert_type(shared.predicted_nbytes(), dict[str, int])
+    shared.load_state_dict(shared.state_dict())
+    for batch in isthmus.torch.batches(local, seed=0, epoch=1, steps=3):
+        assert_type(len(batch), int)
 
 
 def strategies(strategy: Strategy, sums: Sums) -> None:

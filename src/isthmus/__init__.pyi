@@ -1,5 +1,6 @@
 """The public names and where they live: read by type checkers, by editors, and by `__init__.py`."""
 
+from . import torch as torch
 from .cluster.cluster import Cluster as Cluster
 from .collectives.allreduce import Allreduce as Allreduce
 from .compression.dense import Dense as Dense

@@ -3,7 +3,8 @@
 The one front of all algorithms: `mpi` is MPI's, all others are isthmus' own.
 """
 
-from collections.abc import Iterable
+import threading
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,17 +17,18 @@ from isthmus.collectives.hierarchical import Hierarchical
 from isthmus.collectives.recursive import Recursive
 from isthmus.collectives.ring import Ring
 from isthmus.collectives.tree import DoubleTree
-from isthmus.collectives.wishes import Wish, agreed_share
+from isthmus.collectives.wishes import Wish, agreed_total, compressors_of
 from isthmus.compression.chunks import WIRE_NBYTES, chunk_entries
 from isthmus.compression.compressor import Compressor, Vector
 from isthmus.compression.dense import Dense
 from isthmus.devices import memory_for, set_from_host, to_host
-from isthmus.errors import IsthmusError
+from isthmus.errors import IsthmusError, MachineError
 from isthmus.links.agreement import raise_first
 from isthmus.links.counted import CountedComm
 from isthmus.links.on_device import Host, residence_of
 from isthmus.links.stage_clock import StageClock
 from isthmus.links.world import World
+from isthmus.quantities import real
 
 if TYPE_CHECKING:  # cluster files need what not every machine has
     from isthmus.links.tiers import Tiers
@@ -39,7 +41,8 @@ class Allreduce:
     """Planned once for vectors of one size, called often.
 
     tiers: the communicators that `split_tiers` gives. size: entries of the float32 vector.
-    compressor: used on the links between sites, by `hierarchical` alone; None is dense float32.
+    compressor: used on the links between sites, by `hierarchical` alone; None is dense float32. A list
+    has one for each bucket, so that some entries may travel exactly beside others that do not.
     buckets: slices of the vector, in the order in which they are given to `start`; None is one, the
     whole. chunk_nbytes: most bytes of a wire (see `isthmus.compression.chunks`).
     error_feedback: keep what a wire does not say and add it to the next vector (Seide et al. 2014,
@@ -62,6 +65,7 @@ class Allreduce:
     finite              whether the last mean was free of NaN and infinity; if not, on all ranks
                         alike, and the memories are as they were before
     stage_seconds       seconds of the last call by stage
+    total_weight        sum of all ranks' weights, when they were last agreed on
     """
 
     def __init__(
@@ -69,7 +73,7 @@ class Allreduce:
         tiers: "Tiers",
         size: int,
         algorithm: str = "hierarchical",
-        compressor: Compressor | None = None,
+        compressor: Compressor | Sequence[Compressor | None] | None = None,
         error_feedback: bool = True,
         weight: float = 1.0,
         buckets: Iterable[slice] | None = None,
@@ -82,15 +86,18 @@ class Allreduce:
             wish = Wish.of(size, algorithm, compressor, error_feedback, buckets, chunk_nbytes)
         except ValueError as wrong:  # on this rank alone, perhaps
             problem = str(wrong)
-        self.share = np.float32(agreed_share(world, weight, wish, problem))
+        self.total_weight = agreed_total(world, weight, wish, problem)
         assert wish is not None  # or this rank has a problem, and all have raised
+        self.weigh(weight)
         self._wish, self.size, self.algorithm = wish, wish.size, wish.algorithm
         self.chunk_nbytes = wish.chunk_nbytes
         self.buckets: list[slice] = [slice(*ends) for ends in wish.buckets]
         self.finite, self.calls, self._started = True, 0, 0
         self._mean: Any = None
         self._problem: IsthmusError | ValueError | None = None
-        self._tiers, self._compressor, self._error_feedback = tiers, compressor, error_feedback
+        self._tiers, self._error_feedback = tiers, error_feedback
+        self._compressors = compressors_of(compressor, len(self.buckets))
+        self._thread = threading.get_ident()
         self.sent_to_sites: npt.NDArray[np.int64] = np.zeros(len(tiers.cluster.sites) + 1, np.int64)
         self._clock = StageClock(tiers.recorder)
         self.memory: Vector = np.empty(0, "f4")
@@ -110,23 +117,44 @@ class Allreduce:
     def reweigh(self, weight: float) -> None:
         """Give this rank another share, not yet normalised, between two calls. Collective, and refused
         like the share that it was made with."""
-        self.share = np.float32(agreed_share(self._tiers.world, weight, self._wish))
+        self.total_weight = agreed_total(self._tiers.world, weight, self._wish)
+        self.weigh(weight)
 
-    def start(self, bucket: Given | None) -> None:
-        """Send the next of the `buckets` on its way: a float32 array, which may be changed afterwards.
+    def weigh(self, weight: float) -> None:
+        """Give this rank's vectors another weight, of which the others know nothing: not collective.
+
+        The sum of all shares is then no longer 1. Send a 1 beside the vector, in a bucket that nothing
+        compresses, and divide by what comes back for it: the mean, whatever the weights are now. What
+        a compressor has kept counts as it was weighted. ValueError for what is no weight.
+        """
+        self.share = np.float32(real("weight", weight, least=0) / self.total_weight)
+
+    def start(self, bucket: Given | Sequence[Given] | None) -> None:
+        """Send the next of the `buckets` on its way: a float32 array, or a list of those that it is made
+        of, in order. They may be changed afterwards.
 
         With `hierarchical` it travels between sites while the caller computes; the other algorithms
         begin with `finish`. Every rank starts all buckets in the same order. ValueError for one bucket
-        too many. On a GPU, the kernels that make the bucket may still be running.
+        too many. On a GPU, the kernels that make the bucket may still be running. Any thread may call
+        this, one at a time; MachineError where MPI was started for one alone.
         """
         if self._started == len(self.buckets):
             raise ValueError(f"all {self._started} buckets are started; call finish")
-        self._begin(bucket)
+        if threading.get_ident() != self._thread and MPI.Query_thread() < MPI.THREAD_SERIALIZED:
+            raise MachineError(
+                "MPI was started for one thread alone, and a gradient is sent from another; leave "
+                'mpi4py.rc.thread_level as it is, or set it to "serialized"'
+            )
+        pieces: Any = bucket if isinstance(bucket, list | tuple) else [bucket]
+        self._begin(pieces[0] if pieces else None)
         self._clock.resume()
         part = self.buckets[self._started]
-        self._attempt(lambda: self._residence.check(bucket, part.stop - part.start))
+        self._attempt(lambda: self._check(pieces, part.stop - part.start))
         if self._problem is None:
-            kernels.for_array(self._mean).scale(bucket, self.share, self._mean[part])
+            scale, first = kernels.for_array(self._mean).scale, part.start
+            for piece in pieces:
+                scale(piece, self.share, self._mean[first : first + piece.size])
+                first += piece.size
         else:
             self._mean[part] = np.nan
         with memory_for("an allreduce"):
@@ -196,7 +224,7 @@ class Allreduce:
     @property
     def overflow(self) -> str:
         """What has overflowed where all vectors are finite and their mean is not, and the cure."""
-        wire = self._compressor or Dense()
+        wire = min((each or Dense() for each in self._compressors), key=lambda each: each.largest)
         if wire.largest < Dense().largest:
             return (
                 f"gradients are finite, but a sum of them is more than a wire of {wire} holds, "
@@ -216,6 +244,11 @@ class Allreduce:
     def total_seconds(self) -> dict[str, float]:
         """Seconds by stage of all calls so far."""
         return self._clock.total
+
+    @property
+    def settings(self) -> str:
+        """What all ranks have asked for, as text: size, algorithm, compressor, buckets and the like."""
+        return repr(self._wish)
 
     @property
     def world(self) -> World:
@@ -264,6 +297,17 @@ class Allreduce:
             self._settled, self._mean = False, np.empty(self.size, "f4")
         self._memory_before[:] = self.memory
 
+    def _check(self, pieces, size):
+        """Raise ValueError unless `pieces` make a bucket of `size` entries that kernels take."""
+        if len(pieces) == 1:
+            self._residence.check(pieces[0], size)
+            return
+        for piece in pieces:
+            self._residence.check(piece, getattr(piece, "size", 0))
+        given = sum(piece.size for piece in pieces)
+        if given != size:
+            raise ValueError(f"a bucket's {len(pieces)} pieces hold {given} entries, not {size}")
+
     def _attempt(self, act):
         """Do what may be wrong on this rank alone: then `fail`, so that no rank waits for this one."""
         if self._problem is None:
@@ -310,8 +354,8 @@ class Allreduce:
             sites,
             self.size,
             self.buckets,
-            self._compressor or Dense(),
-            self._compressor is not None and self._error_feedback,
+            [compressor or Dense() for compressor in self._compressors],
+            [compressor is not None and self._error_feedback for compressor in self._compressors],
             self.chunk_nbytes,
             self._clock,
             residence,
@@ -324,9 +368,14 @@ class Allreduce:
         kernel.scale(one, self.share, one)
         kernel.add(one, one.copy())
         kernel.all_finite(one)
-        compressor = self._compressor
-        if compressor is not None:
-            size = min(self.size, chunk_entries(compressor, self.size, self.chunk_nbytes))
+        tried = []
+        for part, given in zip(self.buckets, self._compressors):
+            compressor = None if given is None else given.piece(part)
+            if compressor is None or compressor in tried:
+                continue
+            tried.append(compressor)
+            entries = part.stop - part.start
+            size = min(entries, chunk_entries(compressor, entries, self.chunk_nbytes))
             chunk = residence.zeros(size, "f4")
             wire = residence.zeros(compressor.wire_nbytes(size), "u1")
             kept = None if getattr(exchange, "residual", None) is None else chunk.copy()

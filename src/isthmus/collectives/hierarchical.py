@@ -55,8 +55,9 @@ class Hierarchical:
     site, leaders: communicators (`leaders` None off the leaders) that take arrays of `residence`, where
     the vectors live; index, hub: numbers of this site
     and of the hub among `sites` sites, which are the ranks in `leaders`. buckets: slices that cover
-    the vector, in the order in which they are started. chunk_nbytes: most bytes of a wire.
-    residual: float32[size] on a leader with error feedback, else None.
+    the vector, in the order in which they are started. compressors: of each bucket. feedback: whether
+    each bucket keeps what its wires do not say. chunk_nbytes: most bytes of a wire.
+    residual: float32[size] on a leader with error feedback in any bucket, else None.
     memory: float32 vector of all that a leader carries from call to call: the residual, then the
     compressor's state of each chunk.
     """
@@ -70,8 +71,8 @@ class Hierarchical:
         sites,
         size,
         buckets,
-        compressor,
-        error_feedback,
+        compressors,
+        feedback,
         chunk_nbytes,
         clock,
         residence,
@@ -81,8 +82,8 @@ class Hierarchical:
         self.left = site.rank - 1 if site.rank > 0 else None
         self.right = site.rank + 1 if site.rank + 1 < site.size else None
         self.peers = _peers(index, hub, sites) if leaders is not None and sites > 1 else []
-        self.buckets, self.memory = self._chunks(size, buckets, compressor, error_feedback, chunk_nbytes)
-        self.residual = self.memory[:size] if self.peers and error_feedback else None
+        self.buckets, self.memory = self._chunks(size, buckets, compressors, feedback, chunk_nbytes)
+        self.residual = self.memory[:size] if self.peers and any(feedback) else None
         longest = max(
             (_length(piece) for chunk in itertools.chain(*self.buckets) for piece in chunk.pieces),
             default=0,
@@ -214,12 +215,12 @@ class Hierarchical:
         """Whether this leader is the hub of three sites or more."""
         return self.sites > 2 and self.index == self.hub
 
-    def _chunks(self, size, buckets, compressor, error_feedback, chunk_nbytes):
+    def _chunks(self, size, buckets, compressors, feedback, chunk_nbytes):
         """Return the chunks of each bucket, and the memory in which they keep things."""
         speakers = [*self.peers, self.index] if self.peers else []
-        kept = size if speakers and error_feedback else 0
+        kept = size if speakers and any(feedback) else 0
         chunks, states = [], [0]
-        for bucket in buckets:
+        for bucket, compressor in zip(buckets, compressors):
             own, longest = compressor.piece(bucket), _length(bucket)
             of_link = chunk_entries(own, longest, chunk_nbytes)
             of_site = site_chunk_entries(own, longest, chunk_nbytes)
@@ -234,8 +235,9 @@ class Hierarchical:
                 chunks[-1].append(Chunk(whole, pieces, own, wires))
         memory = self.residence.zeros(kept + sum(states), "f4")
         bounds = (kept + np.cumsum(states)).tolist()
-        for chunk, first, last in zip(itertools.chain(*chunks), bounds, bounds[1:]):
-            chunk.residual = memory[chunk.whole] if kept else None
+        numbered = ((number, chunk) for number, bucket in enumerate(chunks) for chunk in bucket)
+        for (number, chunk), first, last in zip(numbered, bounds, bounds[1:]):
+            chunk.residual = memory[chunk.whole] if kept and feedback[number] else None
             chunk.state = memory[first:last]
         return chunks, memory
 

@@ -1,6 +1,6 @@
 """What a rank asks of an allreduce, checked alone and then together: all must ask for the same."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass
 from typing import Self
 
@@ -14,11 +14,12 @@ from isthmus.registry import algorithm_named
 
 @dataclass(frozen=True)
 class Wish:
-    """All that ranks must agree on; `compressor` as Python writes it, `buckets` as (first, last)."""
+    """All that ranks must agree on; `compressor` as Python writes it, of all buckets or of each, and
+    `buckets` as (first, last)."""
 
     size: int
     algorithm: str
-    compressor: str
+    compressor: str | tuple[str, ...]
     error_feedback: bool
     buckets: tuple[tuple[int, int], ...]
     chunk_nbytes: int
@@ -28,7 +29,7 @@ class Wish:
         cls,
         size: int,
         algorithm: str,
-        compressor: Compressor | None,
+        compressor: Compressor | Sequence[Compressor | None] | None,
         error_feedback: bool,
         buckets: Iterable[slice] | None,
         chunk_nbytes: int,
@@ -39,14 +40,15 @@ class Wish:
         buckets = tuple((part.start, part.stop) for part in buckets)
         if not isinstance(algorithm, str):
             raise ValueError(f"algorithm must be a name, not {algorithm!r:.80}")
-        if compressor is not None and (
-            isinstance(compressor, type) or not hasattr(compressor, "wire_nbytes")
-        ):
-            raise ValueError(
-                "compressor must be one of isthmus' compressors, as in isthmus.Int8(), not "
-                f"{compressor!r:.80}"
-            )
-        algorithm_named(algorithm).check_compressor(compressor)
+        several = isinstance(compressor, list | tuple)
+        each = compressors_of(compressor, len(buckets))
+        for one in each:
+            if one is not None and (isinstance(one, type) or not hasattr(one, "wire_nbytes")):
+                raise ValueError(
+                    "compressor must be one of isthmus' compressors, as in isthmus.Int8(), not "
+                    f"{one!r:.80}"
+                )
+            algorithm_named(algorithm).check_compressor(one)
         end = 0
         for first, last in sorted(buckets):
             if not first == end <= last:
@@ -55,7 +57,12 @@ class Wish:
         else:
             if end == size:
                 return cls(
-                    size, str(algorithm), repr(compressor), bool(error_feedback), buckets, chunk_nbytes
+                    size,
+                    str(algorithm),
+                    tuple(map(repr, each)) if several else repr(compressor),
+                    bool(error_feedback),
+                    buckets,
+                    chunk_nbytes,
                 )
         raise ValueError(
             f"buckets must cover the {size} entries once, in any order, not "
@@ -63,8 +70,21 @@ class Wish:
         )
 
 
-def agreed_share(world: World, weight: float, wish: Wish | None, problem: str | None = None) -> float:
-    """Return this rank's part of all ranks' weights. Collective.
+def compressors_of(
+    compressor: Compressor | Sequence[Compressor | None] | None, buckets: int
+) -> list[Compressor | None]:
+    """Return the compressor of each of so many buckets; ValueError where a list has another length."""
+    if not isinstance(compressor, list | tuple):
+        return [compressor] * buckets
+    if len(compressor) != buckets:
+        raise ValueError(
+            f"compressor must be one, or one for each of the {buckets} buckets, not {len(compressor)}"
+        )
+    return list(compressor)
+
+
+def agreed_total(world: World, weight: float, wish: Wish | None, problem: str | None = None) -> float:
+    """Return the sum of all ranks' weights. Collective.
 
     wish: this rank's Wish; or problem: why it has none. Raises ValueError on all ranks if any of them
     has a problem or a weight that is none, and if they wish for different things.
@@ -89,4 +109,4 @@ def agreed_share(world: World, weight: float, wish: Wish | None, problem: str | 
         )
     if not sum(weights):
         raise ValueError("the weights of all ranks are 0: give at least one rank a positive weight")
-    return weight / sum(weights)
+    return sum(weights)
