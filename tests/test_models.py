@@ -1,7 +1,10 @@
 """Models: gradients against finite differences, and what holds of every batch."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import scipy.signal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,6 +18,7 @@ SMALL = [
     Convolutional(12, 10, (2, 3), 4),
     Perceptron(12, (5,), loss="mse", outputs=2),
     Convolutional(8, 9, (2,), loss="mse"),
+    Convolutional(channels=(2,), classes=3, inputs=(3, 8, 9)),
 ]
 every_model = pytest.mark.parametrize("model", SMALL, ids=repr)
 
@@ -99,6 +103,60 @@ def test_bytes_are_brought_to_plus_minus_one_half():
     images = np.array([[0, 255], [255, 0]], "u1")
     identity = np.array([1, 0, 0, 1, 0, 0], "f4")
     np.testing.assert_allclose(model.scores(identity, images), [[-0.5, 0.5], [0.5, -0.5]], atol=1e-7)
+
+
+def test_convolutions_of_several_channels_are_those_of_scipy():
+    model = Convolutional(channels=(2,), classes=4, inputs=(3, 6, 8))
+    draw = np.random.default_rng(1)
+    image, parameters = draw.normal(size=(3, 6, 8)), draw.normal(size=model.size)
+    weights = model.views(parameters)
+    kernel, bias = weights["convolution0.weight"], weights["convolution0.bias"]
+    planes = [
+        sum(scipy.signal.correlate(image[c], kernel[:, :, c, k], mode="valid") for c in range(3))
+        for k in range(2)
+    ]
+    squares = np.maximum(np.stack(planes, axis=-1) + bias, 0).reshape(2, 2, 3, 2, 2)
+    expected = squares.max(axis=(1, 3)).reshape(-1) @ weights["linear.weight"] + weights["linear.bias"]
+    np.testing.assert_allclose(model.scores(parameters, image[None])[0], expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", ["u1", "f4"])
+def test_channels_may_stand_first_or_last_and_flat_ones_stand_first(dtype):
+    model = Convolutional(inputs=(3, 10, 12), channels=(2,))
+    first = np.random.default_rng(0).integers(0, 255, (5, 3, 10, 12)).astype(dtype)
+    parameters = model.initial(0)
+    expected = model.scores(parameters, first)
+    for other in (np.moveaxis(first, 1, -1), first.reshape(5, -1)):
+        np.testing.assert_array_equal(model.scores(parameters, other), expected)
+    with pytest.raises(ValueError, match=r"are \[10, 3, 12\] a sample, the model takes \[3, 10, 12\]"):
+        model.scores(parameters, first.swapaxes(1, 2))
+    square = Convolutional(inputs=(6, 6, 6), channels=(2,))
+    assert square.complaint((6, 6, 6)) is None
+    gray, flat = Convolutional(8, 9, (2,)), np.arange(72.0).reshape(1, 72)
+    np.testing.assert_array_equal(
+        gray.scores(gray.initial(0), flat), gray.scores(gray.initial(0), flat.reshape(1, 8, 9, 1))
+    )
+
+
+@every_model
+def test_scores_of_no_samples_are_none(model):
+    assert model.scores(model.initial(0), batch_of(model, 0)[0]).shape == (0, model.outputs)
+
+
+def test_sides_of_an_image_are_told_once():
+    assert Convolutional(inputs=[3, 8, 9], channels=[2]).height == 8
+    assert Convolutional(8, 9, (3,)).inputs == (1, 8, 9)
+    assert replace(Convolutional(8, 9, (2,)), channels=(3,)) == Convolutional(8, 9, (3,))
+    for arguments, words in (
+        ({"height": 8, "inputs": (3, 9, 9)}, "height = 8 is not that of inputs"),
+        ({"inputs": (9, 9)}, r"inputs must be \[channels, height, width\], not \(9, 9\)"),
+        ({"inputs": (0, 9, 9)}, "a channel at least"),
+        ({"inputs": 9}, "inputs must be"),
+        ({"height": 8.5}, "height must be a whole number"),
+        ({"inputs": (3, -8, 9)}, "leave nothing"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            Convolutional(**arguments)
 
 
 @pytest.mark.parametrize("model", [kind() for kind in MODELS.values()], ids=repr)

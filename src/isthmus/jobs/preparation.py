@@ -1,6 +1,5 @@
 """What all ranks do before the first step: settings, communicators, the plan, the data."""
 
-import math
 from pathlib import Path
 
 import numpy as np
@@ -78,11 +77,8 @@ def check_shapes(model, shards):
         raise ShardError(
             f"{shards.folder}: features {features!r} are of dtype {dtype}; pack integers or floats"
         )
-    if model.inputs_shape is not None and math.prod(shape) != math.prod(model.inputs_shape):
-        raise ShardError(
-            f"{shards.folder}: features {features!r} have {math.prod(shape)} numbers a "
-            f"sample, the model takes {math.prod(model.inputs_shape)}; change [model]"
-        )
+    if wrong := model.complaint(shape):
+        raise ShardError(f"{shards.folder}: features {features!r} {wrong}")
     model.try_out(np.empty((0, *shape), dtype), np.empty((0, *labels), kind))
     if wrong := model.loss.complaint(np.empty((0, *labels), kind), model.outputs):
         raise ShardError(f"{shards.folder}: targets {targets!r} {wrong}")

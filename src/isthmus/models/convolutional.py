@@ -1,5 +1,6 @@
 """Convolutions of 3 x 3 with ReLU and pooling, then one matrix."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -12,17 +13,24 @@ from isthmus.models.flat_model import FlatModel, take_whole
 
 @dataclass(frozen=True)
 class Convolutional(FlatModel):
-    """3 x 3 convolutions without padding, each with ReLU and 2 x 2 maxima, then a linear layer."""
+    """3 x 3 convolutions without padding, each with ReLU and 2 x 2 maxima, then a linear layer.
 
-    height: int = 28
-    width: int = 28
+    inputs: (channels, height, width) of an image; without it one channel of `height` x `width`, 28 x 28
+    where nothing is said. Features have their channels first, or last: which, their shape says, and
+    where it could mean both, or is that of a flat vector, they are first.
+    """
+
+    height: int | None = None
+    width: int | None = None
     channels: tuple[int, ...] = (8, 16)
     classes: int | None = None
     loss: Any = "cross_entropy"
     outputs: int | None = None
+    inputs: tuple[int, int, int] | None = None
 
     def __post_init__(self):
-        take_whole(self, "height", "width", "channels")
+        self._take_inputs()
+        take_whole(self, "channels")
         self._take_outputs()
         height, width = self._last_plane()
         if min(height, width) < 1 or min(*self.channels, self.outputs) < 1:
@@ -31,13 +39,52 @@ class Convolutional(FlatModel):
                 f"{self.height} x {self.width}; give fewer channels"
             )
 
+    def _take_inputs(self):
+        """Make `inputs`, `height` and `width` whole numbers that agree; else ValueError."""
+        take_whole(self, *(name for name in ("height", "width") if getattr(self, name) is not None))
+        if self.inputs is None:
+            plane = (28 if side is None else side for side in (self.height, self.width))
+            object.__setattr__(self, "inputs", (1, *plane))
+        if not isinstance(self.inputs, (list, tuple)) or len(self.inputs) != 3:
+            raise ValueError(f"inputs must be [channels, height, width], not {self.inputs!r}")
+        take_whole(self, "inputs")
+        if self.inputs[0] < 1:
+            raise ValueError(f"images must have a channel at least, not {self.inputs[0]}")
+        for name, found in zip(("height", "width"), self.inputs[1:]):
+            if getattr(self, name) not in (None, found):
+                raise ValueError(
+                    f"{name} = {getattr(self, name)} is not that of inputs = {list(self.inputs)}; leave "
+                    "one of them out"
+                )
+            object.__setattr__(self, name, found)
+
     @property
     def inputs_shape(self) -> tuple[int, ...]:
-        return (self.height, self.width, 1)
+        return self.inputs
+
+    def complaint(self, shape: tuple[int, ...]) -> str | None:
+        channels, height, width = self.inputs
+        known = (self.inputs, (height, width, channels), (math.prod(self.inputs),))
+        wrong = super().complaint(shape)
+        if wrong or channels == 1 or tuple(shape) in known:
+            return wrong
+        return (
+            f"are {list(shape)} a sample, the model takes {list(self.inputs)} (channels, height, width) "
+            f"or {list(known[1])}; change inputs under [model], or pack the axes in that order"
+        )
+
+    def _arranged(self, features):
+        """Return the batch as [batch, height, width, channels]."""
+        channels, height, width = self.inputs
+        if wrong := self.complaint(features.shape[1:]):
+            raise ValueError(f"features {wrong}")
+        if channels == 1 or features.shape[1:] not in (self.inputs, (math.prod(self.inputs),)):
+            return features.reshape(len(features), height, width, channels)
+        return features.reshape(len(features), *self.inputs).transpose(0, 2, 3, 1)
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        shapes, before = {}, 1
+        shapes, before = {}, self.inputs[0]
         for number, after in enumerate(self.channels):
             shapes[f"convolution{number}.weight"] = (3, 3, before, after)
             shapes[f"convolution{number}.bias"] = (after,)
@@ -58,7 +105,7 @@ class Convolutional(FlatModel):
             pooled, place = pooled_maxima(library_of(sums).maximum(sums, 0))
             trace.append((values.shape, patches, sums.shape, pooled, place))
             values = pooled
-        flat = values.reshape(len(values), -1)
+        flat = values.reshape(len(values), math.prod(values.shape[1:]))
         trace.append((values.shape, flat))
         return flat @ weights["linear.weight"] + weights["linear.bias"], trace
 

@@ -120,11 +120,15 @@ class FlatModel(Model):
     def _prepared(self, parameters, features):
         """Return the batch as [batch, *inputs] of the parameters' type, uint8 brought to +-1/2."""
         features = library_of(parameters).asarray(features)  # bytes travel, not what they become
-        values = features.reshape(len(features), *self.inputs_shape).astype(parameters.dtype)
+        values = self._arranged(features).astype(parameters.dtype)
         if features.dtype == np.uint8:
             values *= parameters.dtype.type(1 / 255)
             values -= parameters.dtype.type(0.5)
         return values
+
+    def _arranged(self, features):
+        """Return the batch in the order of axes that `forward` takes."""
+        return features.reshape(len(features), *self.inputs_shape)
 
 
 def take_whole(model, *names):

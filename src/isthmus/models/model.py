@@ -1,5 +1,6 @@
 """What training asks of a model: parameters in one flat float32 vector, the gradient in another."""
 
+import math
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -27,6 +28,18 @@ class Model(Protocol):
     @property
     def inputs_shape(self) -> tuple[int, ...] | None:
         """The shape of a sample's features; None: any that `try_out` does not refuse."""
+
+    def complaint(self, shape: tuple[int, ...]) -> str | None:
+        """Say what is wrong with features of this shape a sample, and the cure; None: nothing.
+
+        Here any shape of as many numbers will do.
+        """
+        if self.inputs_shape is None:
+            return None
+        given, taken = math.prod(shape), math.prod(self.inputs_shape)
+        if given == taken:
+            return None
+        return f"have {given} numbers a sample, the model takes {taken}; change [model]"
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
