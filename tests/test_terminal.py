@@ -55,7 +55,8 @@ def test_tables_of_verbs_take_names_with_brackets(capsys):
     cluster = isthmus.Cluster(table)
     plan = isthmus.plan_shards(cluster, [10] * 4, isthmus.Workload(100, 10))
     runs = [
-        {"name": site, "state": "[/]", "job": None, "step": 1, "steps": 2, "loss": None, "problem": None}
+        dict.fromkeys(("job", "loss", "problem", "started", "since", "seconds_left"))
+        | {"name": site, "state": "[/]", "step": 1, "steps": 2, "metrics": {site: 0.5}}
     ]
     for part in (*plan_table(plan, cluster, ["set [plan] x"]), *status_table(runs, ".")):
         Terminal().result(part)

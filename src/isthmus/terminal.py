@@ -32,6 +32,15 @@ def styled(*parts):
     return Text.assemble(*((visible(words), style) for words, style in parts))
 
 
+def duration(seconds):
+    """Return seconds as people say them, in two units at most: "45 s", "3 min 20 s", "2 d 4 h"."""
+    minutes, left = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    counts = [(hours // 24, "d"), (hours % 24, "h"), (minutes, "min"), (left, "s")]
+    first = next((place for place, (count, _) in enumerate(counts) if count), 3)
+    return " ".join(f"{count} {unit}" for count, unit in counts[first : first + 2] if count) or "0 s"
+
+
 def table_of(columns, rows):
     """Return a table. columns: (title, "left" or "right"); rows: (texts, style) pairs."""
     made = Table()

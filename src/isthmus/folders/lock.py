@@ -19,6 +19,7 @@ ALIVE_SECONDS = 10.0
 """How often an owner says that it lives, by touching the file."""
 GONE_SECONDS = 60.0
 """After how long without such a sign an owner on another machine is taken for dead."""
+LOOK_SECONDS = 0.05
 HELD = (errno.EWOULDBLOCK, errno.EACCES)
 
 
@@ -83,12 +84,12 @@ class FolderLock:
         """Return the open file, and whether no living process of this machine has it."""
         while True:
             file = open(self.path, "a+", encoding="utf-8")  # noqa: SIM115
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as problem:
-                if problem.errno in HELD:
-                    return file, False
-                return file, True  # a file system without locks: the owner's word has to do
+            locked = _locked(file, fcntl.LOCK_EX)
+            if locked is False:  # `life` holds it for a moment only
+                time.sleep(LOOK_SECONDS)
+                locked = _locked(file, fcntl.LOCK_EX)
+            if not locked:
+                return file, locked is None  # a file system without locks: the owner's word has to do
             try:
                 if os.path.samestat(os.fstat(file.fileno()), os.stat(self.path)):
                     return file, True
@@ -141,6 +142,40 @@ class FolderLock:
         while not self._done.wait(ALIVE_SECONDS):
             with suppress(OSError):
                 os.utime(self.path)
+
+
+def life(folder):
+    """Return what the lock in `folder` tells of a job, and since when (seconds since 1970, or None).
+
+    "running"; "gone": its process has ended and has not given the folder back; "silent": it is on
+    another machine, which has shown no life since then; None: nobody has the folder. Writes nothing.
+    """
+    path = Path(folder, NAME)
+    try:
+        with open(path, encoding="utf-8") as file:
+            since, locked = os.fstat(file.fileno()).st_mtime, _locked(file, fcntl.LOCK_SH)
+    except OSError:
+        return None, None
+    if locked is False:
+        return "running", since
+    owner = _owner(path)
+    if owner is None or (owner["boot"] == _boot() and locked):
+        return "gone", since
+    if owner["boot"] == _boot():
+        return "running" if Path(f"/proc/{owner['process']}").exists() else "gone", since
+    if time.time() - since < GONE_SECONDS:
+        return "running", since
+    return "gone" if owner["host"] == socket.gethostname() else "silent", since
+
+
+def _locked(file, kind):
+    """Whether the machine's lock on the open file was free, and is this process's; None: there is none
+    on this file system."""
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except OSError as problem:
+        return False if problem.errno in HELD else None
+    return True
 
 
 def _owner(path):

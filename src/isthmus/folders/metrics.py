@@ -17,7 +17,7 @@ def metrics_of(table):
     """Return name -> value of what `told_metrics` gave, or an older version of it; {} of no test."""
     if "metrics" in table:
         return table["metrics"]
-    both = {name: table[name] for name in ("loss", "accuracy")}
+    both = {name: table.get(name) for name in ("loss", "accuracy")}
     return {} if None in both.values() else both
 
 

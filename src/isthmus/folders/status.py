@@ -1,7 +1,9 @@
-"""What has become of runs: their state, step and loss, from their folders and Slurm's queue."""
+"""What has become of runs: their state and how far they are, from their folders and Slurm's queue."""
 
 import os
+import re
 import shutil
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import NotRequired
@@ -10,12 +12,20 @@ from pydantic import TypeAdapter
 
 from isthmus.cluster.slurm import ask
 from isthmus.errors import SchedulerError, SettingsError
-from isthmus.folders.contents import Count, Line, Measured, Table, Training
+from isthmus.folders.contents import Count, Line, Measured, Seconds, Table, Training
+from isthmus.folders.lock import life
+from isthmus.folders.metrics import judged_by, metric_in_words, metrics_of, number_in_words
 from isthmus.folders.reading import epochs_of, in_words, is_finished, read_table
 from isthmus.folders.seals import FormatError, unsealed
-from isthmus.terminal import table_of
+from isthmus.terminal import duration, table_of
+from isthmus.watching.failures import log_path
 
 TAIL_NBYTES = 1 << 16
+SEARCHED_NBYTES = 1 << 22
+"""From the end of metrics.jsonl, for what the test set said last."""
+BEGUN = re.compile(r"^\S+ \S+ INFO isthmus .*, process \d+$", re.MULTILINE)
+FAILED = re.compile(r"^\S+ \S+ ERROR (.*)$", re.MULTILINE)
+INTERRUPTED = re.compile(r"^\S+ \S+ INFO step .*: interrupted by \w+$", re.MULTILINE)
 
 
 class Settings(Table):
@@ -29,12 +39,22 @@ class Made(Table):
 
     settings: NotRequired[Settings]
     slurm_job: NotRequired[str | None]
+    started: NotRequired[str]
+    hosts: NotRequired[list[str]]
 
 
 class Planned(Table):
-    """What a row tells of plan.json, and of summary.json."""
+    """What a row tells of plan.json."""
 
     steps: NotRequired[Count]
+
+
+class Summed(Planned):
+    """What a row tells of summary.json."""
+
+    loss: NotRequired[Measured]
+    accuracy: NotRequired[Measured]
+    metrics: NotRequired[dict[str, Measured]]
 
 
 class Submitted(Table):
@@ -47,10 +67,13 @@ class Progress(Line):
     """What a row tells of a line of metrics.jsonl."""
 
     loss: NotRequired[Measured]
+    accuracy: NotRequired[Measured]
+    metrics: NotRequired[dict[str, Measured]]
+    seconds: NotRequired[Seconds]
 
 
 PROGRESS = TypeAdapter(Progress)
-FILES = {"run.json": Made, "plan.json": Planned, "summary.json": Planned, "slurm.json": Submitted}
+FILES = {"run.json": Made, "plan.json": Planned, "summary.json": Summed, "slurm.json": Submitted}
 
 
 def list_runs(parent):
@@ -58,7 +81,10 @@ def list_runs(parent):
 
     state: "damaged" where a file is, with `problem`; "finished" with a summary of its last step; else
     what Slurm calls the run's job ("pending", "running", "cancelled" ...) as long as it knows it; else
-    "stopped" after a signal, or "unfinished".
+    "running", as long as a living process has the folder; "stopped" after a signal, with a checkpoint;
+    "failed" where a rank's log ends with an error, with it as `problem`; "killed" where its processes
+    are gone without a word, or were interrupted; "unknown" where they are on another machine that
+    shows no life, `since` when; and "unfinished" where nothing tells.
     """
     if not Path(parent).is_dir():
         raise SettingsError(
@@ -91,21 +117,68 @@ def describe_run(folder):
     problems += wrong
     steps = [line for line in lines if line["kind"] == "step"]
     turns = [line["kind"] for line in lines if line["kind"] in ("stopped", "resumed")]
+    tests = [line for line in lines if line["kind"] == "evaluation"]
     epochs, last_step = epochs_of(run.get("settings", {})), steps[-1]["step"] if steps else 0
-    state = "unfinished" if run else "submitted"
-    if turns and turns[-1] == "stopped":
-        state = "stopped"
-    if is_finished(summary or None, plan.get("steps"), epochs, last_step):
+    all_steps = plan["steps"] * epochs if plan.get("steps") and epochs else None
+    words, (alive, since) = None, life(folder)
+    if problems:
+        state, words = "damaged", problems[0]
+    elif is_finished(summary or None, plan.get("steps"), epochs, last_step):
         state = "finished"
+    elif alive == "running":
+        state = "running"
+    elif turns and turns[-1] == "stopped":
+        state = "stopped"
+    elif not run:
+        state = "submitted" if submitted else "killed"
+    else:
+        state, words = _how_it_ended(folder, len(run.get("hosts", ())), alive)
     return {
         "name": folder.name,
-        "state": "damaged" if problems else state,
+        "state": state,
         "job": submitted.get("job") or run.get("slurm_job"),
         "step": last_step,
-        "steps": plan["steps"] * epochs if plan.get("steps") and epochs else None,
+        "steps": all_steps,
         "loss": steps[-1].get("loss") if steps else None,
-        "problem": problems[0] if problems else None,
+        "metrics": metrics_of(summary) or (metrics_of(tests[-1]) if tests else {}),
+        "started": run.get("started"),
+        "since": _moment(since) if state == "unknown" else None,
+        "seconds_left": _seconds_left(steps, all_steps) if state == "running" else None,
+        "problem": words,
     }
+
+
+def _how_it_ended(folder, ranks, alive):
+    """Return the state of a run that goes on no more, or that nobody hears of, and its error."""
+    interrupted = alive == "gone"
+    for rank in range(ranks):
+        try:
+            with open(log_path(folder, rank), "rb") as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_NBYTES))
+                text = file.read().decode(errors="replace")
+        except OSError:
+            continue
+        text = text[max((found.end() for found in BEGUN.finditer(text)), default=0) :]
+        if failed := FAILED.findall(text):
+            return "failed", f"{folder}: rank {rank}: {failed[-1]}"
+        interrupted = interrupted or INTERRUPTED.search(text) is not None
+    if alive == "silent":
+        return "unknown", None
+    return "killed" if interrupted else "unfinished", None
+
+
+def _seconds_left(steps, all_steps):
+    """Return how long the rest takes if it goes on as the last steps did; None where nothing tells."""
+    timed = [(line["step"], line["seconds"]) for line in steps if line.get("seconds") is not None]
+    if all_steps is None or len(timed) < 2 or timed[-1][0] <= timed[0][0]:
+        return None
+    (first, began), (last, now) = timed[0], timed[-1]
+    return max(0.0, (all_steps - last) * (now - began) / (last - first))
+
+
+def _moment(seconds):
+    """Return a moment as a run's folder tells it, to the minute."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(seconds))
 
 
 def states_of_jobs():
@@ -124,21 +197,44 @@ def status_table(runs, parent):
     """Return what to print: a table, a row a run, and a line for each that is damaged."""
     if not runs:
         return f"{parent}: no runs yet"
-    columns = [("run", "left"), ("state", "left"), ("job", "left"), ("step", "right"), ("loss", "right")]
-    rows = [
-        (
-            (
-                run["name"],
-                run["state"],
-                run["job"] or "",
-                f"{run['step']}/{run['steps']}" if run["steps"] else "",
-                "" if run["loss"] is None else f"{run['loss']:.4f}",
-            ),
-            "",
-        )
-        for run in runs
+    columns = [
+        ("run", "left"),
+        ("state", "left"),
+        ("job", "left"),
+        ("step", "right"),
+        ("loss", "right"),
+        ("test", "right"),
+        ("begun", "left"),
+        ("left", "right"),
     ]
+    rows = [(_cells(run), "") for run in runs]
+    shown = [
+        number
+        for number, (title, _) in enumerate(columns)
+        if title != "job" or any(run["job"] for run in runs)
+    ]
+    columns = [columns[number] for number in shown]
+    rows = [([texts[number] for number in shown], style) for texts, style in rows]
     return [table_of(columns, rows), *(run["problem"] for run in runs if run["problem"])]
+
+
+def _cells(run):
+    name, left = judged_by(run["metrics"]), run["seconds_left"]
+    return (
+        run["name"],
+        run["state"] + (f" since {_minute(run['since'])}" if run["since"] else ""),
+        run["job"] or "",
+        f"{run['step']}/{run['steps']}" if run["steps"] else "",
+        "" if run["loss"] is None else number_in_words(run["loss"]),
+        f"{name} {metric_in_words(name, run['metrics'][name])}" if run["metrics"] else "",
+        _minute(run["started"] or ""),
+        "" if left is None else duration(left),
+    )
+
+
+def _minute(started):
+    """Return date and time of "2026-11-28T16:57:16+0000", as the machine that wrote it had them."""
+    return started[:16].replace("T", " ")
 
 
 def _last_lines(path):
@@ -147,11 +243,16 @@ def _last_lines(path):
     tables, wrong = [], []
     try:
         with open(path, "rb") as file:
-            start = max(0, file.seek(0, os.SEEK_END) - TAIL_NBYTES)
-            file.seek(start)
-            lines = file.read().split(b"\n")[1 if start else 0 : -1]
-            if start and not lines:
-                wrong.append(f"{path}: a line of it has more than {TAIL_NBYTES:,} bytes")
+            size = file.seek(0, os.SEEK_END)
+            start = max(0, size - TAIL_NBYTES)
+            file.seek(max(0, size - SEARCHED_NBYTES))
+            before, last = file.read(start - file.tell()), file.read()
+        lines = last.split(b"\n")[1 if start else 0 : -1]
+        if start and not lines:
+            wrong.append(f"{path}: a line of it has more than {TAIL_NBYTES:,} bytes")
+        place = before.rfind(b"\n", 0, before.rfind(b'"kind": "evaluation"') + 1) + 1
+        if place:  # older than all of these lines, and the last of its kind
+            lines.insert(0, (before[place:] + last).partition(b"\n")[0])
     except FileNotFoundError:
         return [], []
     except OSError as problem:
