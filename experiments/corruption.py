@@ -32,7 +32,7 @@ from isthmus.folders.record import RunFolder
 from isthmus.folders.status import describe_run
 from isthmus.pages.report import write_report
 from isthmus.provenance import process_provenance
-from isthmus.training.checkpoint_file import read_checkpoint_file, write_checkpoint_file
+from isthmus.training.checkpoint_file import CHECKPOINT
 
 OUTCOMES = ("equal", "refused", "silent", "traceback", "hang", "crash")
 FAILURES = OUTCOMES[2:]
@@ -64,7 +64,7 @@ def checkpoint(folder):
             "memories/2": 520,
         }.items()
     }
-    write_checkpoint_file(
+    CHECKPOINT.write(
         path,
         arrays,
         {
@@ -77,7 +77,7 @@ def checkpoint(folder):
     )
 
     def read():
-        found, table = read_checkpoint_file(path)
+        found, table = CHECKPOINT.read(path)
         return repr(
             (sorted((name, array.dtype.str, array.tobytes()) for name, array in found.items()), table)
         ).encode()

@@ -15,7 +15,7 @@ from test_cli import RUN, call, pack_lab, with_changes, write
 import isthmus
 from isthmus.errors import OutputError
 from isthmus.files import open_plain, remove_leftovers, replacing, write_bytes, write_text
-from isthmus.training.checkpoint_file import read_checkpoint_file, write_checkpoint_file
+from isthmus.training.checkpoint_file import CHECKPOINT
 
 DRAW = np.random.default_rng(0)
 SMALL, LARGE = ({"a": DRAW.integers(0, 255, (20, size), dtype="u1")} for size in (10, 3000))
@@ -24,10 +24,10 @@ SMALL, LARGE = ({"a": DRAW.integers(0, 255, (20, size), dtype="u1")} for size in
 def write_checkpoints(folder):
     """Write a small checkpoint; return what puts a larger one in its place, and what reads it."""
     path = folder / "checkpoint.h5"
-    write_checkpoint_file(path, {"parameters": np.ones(10, "f4")}, {"step": 1})
+    CHECKPOINT.write(path, {"parameters": np.ones(10, "f4")}, {"step": 1})
     return (
-        lambda: write_checkpoint_file(path, {"parameters": np.ones(20_000, "f4")}, {"step": 2}),
-        lambda: read_checkpoint_file(path)[1]["step"],
+        lambda: CHECKPOINT.write(path, {"parameters": np.ones(20_000, "f4")}, {"step": 2}),
+        lambda: CHECKPOINT.read(path)[1]["step"],
     )
 
 
@@ -214,4 +214,4 @@ def test_a_disk_that_is_full_ends_pack_and_train_with_code_8(disk, tmp_path):
     assert done.stderr.count("isthmus: ") == 1
     (path,) = disk.glob("run-*/checkpoint.h5")
     assert f"its last checkpoint, of step 3, is {path}" in done.stderr
-    assert read_checkpoint_file(path)[1]["step"] == 3
+    assert CHECKPOINT.read(path)[1]["step"] == 3

@@ -9,12 +9,13 @@ import pytest
 from clusters import cluster_of
 
 import isthmus
+from isthmus.checked_files import BLOCK_NBYTES
 from isthmus.errors import CheckpointError, NonFiniteError, OutputError, ReplicaError
 from isthmus.links.agreement import gather_json
 from isthmus.models import Perceptron
 from isthmus.shards.batches import LocalSamples
-from isthmus.training import checkpoint_file
 from isthmus.training.checkpoint import read_checkpoint, write_checkpoint
+from isthmus.training.checkpoint_file import CHECKPOINT
 from isthmus.training.loop import MEASURED, State, Training
 from isthmus.training.recipe import Recipe
 from isthmus.training.strategies.strategy import Member
@@ -112,8 +113,8 @@ def test_a_run_that_was_stopped_ends_with_the_bits_of_one_that_was_not(
 
 def another_version(path):
     """Make a whole file of another version."""
-    image = path.read_bytes()[checkpoint_file.BLOCK_NBYTES :]
-    path.write_bytes(checkpoint_file._block(6, checkpoint_file._digest(6, image)) + image)
+    image = path.read_bytes()[BLOCK_NBYTES:]
+    path.write_bytes(b"".join(replace(CHECKPOINT, version=6).sealed(image)))
 
 
 @pytest.mark.ranks(2)
@@ -129,7 +130,7 @@ def another_version(path):
         (lambda path: path.unlink() or os.mkfifo(path), "cannot be read: is a pipe"),
         (another_version, "is of version 6, this program reads 5; use the isthmus that wrote it"),
         (
-            lambda path: path.write_bytes(path.read_bytes()[checkpoint_file.BLOCK_NBYTES :]),
+            lambda path: path.write_bytes(path.read_bytes()[BLOCK_NBYTES:]),
             "is of version 3 or older, this program reads 5; use the isthmus that wrote it",
         ),
         (lambda path: None, "is of another run: run = 2, was 1"),

@@ -9,7 +9,7 @@ from isthmus.devices import to_host
 from isthmus.errors import CheckpointError
 from isthmus.links.agreement import from_root, gather_json, together
 from isthmus.links.world import broadcast
-from isthmus.training.checkpoint_file import read_checkpoint_file, write_checkpoint_file
+from isthmus.training.checkpoint_file import CHECKPOINT
 from isthmus.training.identity import difference_in_words
 
 
@@ -51,7 +51,7 @@ def write_checkpoint(path, training, identity, notes=None):
         "identity": identity,
         "notes": notes or {},
     }
-    together(world, lambda: write_checkpoint_file(path, stored, table) if world.rank == home else None)
+    together(world, lambda: CHECKPOINT.write(path, stored, table) if world.rank == home else None)
 
 
 def read_checkpoint(path, training, identity):
@@ -86,7 +86,7 @@ def _read(path, stored, identity, wanted):
 
     wanted: name -> entries of each rank's array.
     """
-    arrays, table = read_checkpoint_file(path)
+    arrays, table = CHECKPOINT.read(path)
     different = difference_in_words(table["identity"], identity, Path(path).parent)
     if different:
         raise CheckpointError(f"{path}: is of another run: {different}")
