@@ -10,6 +10,7 @@ from .compression.quantized import Int4 as Int4
 from .compression.quantized import Int8 as Int8
 from .compression.top_k import TopK as TopK
 from .errors import IsthmusError as IsthmusError
+from .folders.trained_model import load_model as load_model
 from .links.tiers import split_tiers as split_tiers
 from .planning.plan import plan_shards as plan_shards
 from .planning.programme.allocation import allocate_shards as allocate_shards

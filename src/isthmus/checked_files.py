@@ -56,15 +56,23 @@ class CheckedKind:
 
     def read(self, path):
         """Return the arrays and the table in `path`; `error` if one bit of it is another one."""
+        return self.unpacked(path, self.content(path))
+
+    def content(self, path):
+        """Return the bytes of the file at `path`; `error` if it is not there or cannot be read."""
         try:
             with open_plain(path) as file:
-                block, image = file.read(BLOCK_NBYTES), file.read()
+                return file.read()
         except FileNotFoundError:
             raise self.error(f"{path}: {self.missing}") from None
         except OSError as problem:
             raise self.error(
                 f"{path}: cannot be read: {explained(problem, elsewhere=self.cure)}"
             ) from None
+
+    def unpacked(self, path, content):
+        """Return what `read` does of bytes that came from `path`."""
+        block, image = content[:BLOCK_NBYTES], memoryview(content)[BLOCK_NBYTES:]
         self._check_whole(path, block, image)
         import h5py
 

@@ -15,6 +15,7 @@ from isthmus.cli.bench import Surroundings, bench
 from isthmus.cli.ending import Ending
 from isthmus.cli.runs import compare, report, status, submit
 from isthmus.cli.testbed import testbed
+from isthmus.cli.trained import evaluate, export, predict
 from isthmus.json_text import dumps
 from isthmus.segments import remove_segments
 from isthmus.spare import if_possible
@@ -286,6 +287,9 @@ def simulate(
     answer(as_json, made, simulation_words(made))
 
 
+app.command()(evaluate)
+app.command()(predict)
+app.command()(export)
 app.command()(report)
 app.command()(compare)
 app.command()(submit)

@@ -33,6 +33,7 @@ class DataChoice(Table):
 
     train: str
     test: str
+    validation: NotRequired[str | None]
 
 
 class Kind(Table):
@@ -170,6 +171,14 @@ class Term(Step):
     name: str
 
 
+class Best(Table):
+    """The epoch that the validation set liked best."""
+
+    step: Count
+    epoch: Count
+    metrics: dict[str, dict[str, Measured]]
+
+
 class Summary(Table):
     """summary.json."""
 
@@ -178,6 +187,8 @@ class Summary(Table):
     loss: Number | None
     accuracy: Number | None
     metrics: NotRequired[dict[str, Measured]]
+    best: NotRequired[Best | None]
+    stopped_early: NotRequired[str | None]
     parameter_hash: str
     dense_link_nbytes: Count
     links: list[Link]
@@ -217,6 +228,12 @@ class EvaluationLine(Line):
     loss: Measured
     accuracy: Measured
     metrics: NotRequired[dict[str, Measured]]
+
+
+class ValidationLine(EvaluationLine):
+    """What the validation set said, and whether it liked no earlier epoch as well."""
+
+    best: bool
 
 
 class ReplicasLine(Line):
@@ -259,6 +276,7 @@ LINES = {
     for kind, table in {
         "step": StepLine,
         "evaluation": EvaluationLine,
+        "validation": ValidationLine,
         "replicas": ReplicasLine,
         "non_finite": NonFiniteLine,
         "replanned": ReplannedLine,

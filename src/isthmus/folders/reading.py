@@ -44,6 +44,15 @@ class Run:
         return self._lines("evaluation")
 
     @cached_property
+    def validations(self):
+        return self._lines("validation")
+
+    @cached_property
+    def best(self):
+        """The line of the epoch that the validation set liked best; None where there is no such set."""
+        return next((line for line in reversed(self.validations) if line["best"]), None)
+
+    @cached_property
     def replica_hashes(self):
         """Step -> hash of the parameters, which every rank had."""
         return {line["step"]: line["hash"] for line in self._lines("replicas")}
@@ -207,8 +216,10 @@ def is_finished(summary, steps_an_epoch, epochs, last_step):
     """Whether a run's summary (None: there is none) is of its last step.
 
     A run that was told to go on, with more epochs, has an old one until it ends again. steps_an_epoch,
-    epochs: None where they are not known.
+    epochs: None where they are not known. One that has stopped early was told where its last step is.
     """
+    if summary is not None and summary.get("stopped_early"):
+        return summary.get("steps", last_step) == last_step
     return summary is not None and summary.get("steps", last_step) >= max(
         last_step, (steps_an_epoch or 0) * (epochs or 0)
     )

@@ -21,7 +21,7 @@ class Account:
         self.settings, self.plan, self.training = settings, plan, training
         self.folder, self.tell = folder, tell
         self.seconds, self.link_nbytes, self.loss = 0.0, 0, None
-        self.measured, self.metrics = [], {}
+        self.measured, self.evaluated = [], {}  # evaluated: set -> name -> number
         self.skipped = 0
         self.exchanged = {
             each.step + each.late
@@ -39,7 +39,7 @@ class Account:
     def take_up(self, recalled):
         """Go on from what the earlier part of a run has left."""
         self.seconds, self.loss, self.measured = recalled.seconds, recalled.loss, recalled.measured
-        self.metrics = recalled.metrics
+        self.evaluated = recalled.evaluated
 
     def report(self, look=lambda of_rank: None):
         """Gather what all ranks measured since the last report, and write a line a step. Collective.
@@ -93,16 +93,22 @@ class Account:
             more = "; more of these are in metrics.jsonl" if self.skipped == 3 else ""
             self.tell(f"step {self.training.state.step}: skipped, {self.training.not_finite}{more}")
 
-    def note_evaluation(self, metrics):
-        """Tell what the test set said at the end of an epoch: name -> value, as `evaluate` gives it."""
-        self.metrics = metrics
-        self.note(
-            "evaluation", seconds=self.seconds, link_nbytes=self.link_nbytes, **told_metrics(metrics)
-        )
-        self.tell(
-            f"epoch {self.training.state.step // self.training.recipe.steps}: "
-            f"test {metrics_in_words(metrics)}"
-        )
+    def note_evaluation(self, evaluated, best=False):
+        """Tell what the test set, and the validation set, said at the end of an epoch.
+
+        evaluated: "test" (and "validation") -> name -> value, as `evaluate` gives it. best: whether the
+        validation set has liked no earlier epoch as well.
+        """
+        self.evaluated = evaluated
+        clock = {"seconds": self.seconds, "link_nbytes": self.link_nbytes}
+        words = f"test {metrics_in_words(evaluated['test'])}"
+        self.note("evaluation", **clock, **told_metrics(evaluated["test"]))
+        if "validation" in evaluated:
+            self.note("validation", **clock, **told_metrics(evaluated["validation"]), best=best)
+            words += (
+                f"; validation {metrics_in_words(evaluated['validation'])}" + ", the best so far" * best
+            )
+        self.tell(f"epoch {self.training.state.step // self.training.recipe.steps}: {words}")
 
     def summary(self, digest, links):
         """Return what the run came to, predicted beside measured."""
@@ -115,7 +121,7 @@ class Account:
             "steps": self.training.state.step,
             "seconds": self.seconds,
             "emulated": ["links"] if on_testbed() else [],
-            **told_metrics(self.metrics),
+            **told_metrics(self.evaluated.get("test", {})),
             "parameter_hash": digest,
             "links": links,
             "dense_link_nbytes": round(ratio * sum(link["sent_nbytes"] for link in links)),

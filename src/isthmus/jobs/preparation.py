@@ -37,7 +37,10 @@ def shared_tiers(comm, settings):
 
 
 def place_data(tiers, settings, tell):
-    """Plan and scatter; return the plan and this rank's training and test samples."""
+    """Plan and scatter; return the plan, this rank's samples to learn from, and those of each other set.
+
+    The others are a dict: "test", and "validation" where the settings name one.
+    """
     model = settings.make_model()
     train, seen = open_where_seen(tiers.world, settings.data.train)
     together(tiers.world, lambda: check_shapes(model, train))
@@ -48,19 +51,31 @@ def place_data(tiers, settings, tell):
         f"plan: samples a rank {', '.join(map(str, plan.samples_of_rank))}; "
         f"{plan.steps} steps an epoch, {1e3 * plan.step_seconds:.1f} ms each, predicted"
     )
-    test, seen = open_where_seen(tiers.world, settings.data.test)
-    together(tiers.world, lambda: check_shapes(model, test))
-    test_plan = Plan.from_dict(
+    folders = {"train": settings.data.train, "test": settings.data.test}
+    if settings.data.validation is not None:
+        folders["validation"] = settings.data.validation
+    placed = {"train": (train, plan)}
+    for name in [name for name in folders if name != "train"]:
+        shards, seen = open_where_seen(tiers.world, folders[name])
+        together(tiers.world, lambda shards=shards: check_shapes(model, shards))
+        placed[name] = shards, _plan_of_evaluation(tiers, settings, shards, seen)
+    sets = {name: scatter_shards(tiers, *each) for name, each in placed.items()}
+    for name, folder in folders.items():
+        together(
+            tiers.world, lambda local=sets[name], folder=folder: check_targets(model, local, folder)
+        )
+    return plan, sets.pop("train"), sets
+
+
+def _plan_of_evaluation(tiers, settings, shards, seen):
+    """Return the plan of a set that nothing is learnt from: it has no limits."""
+    return Plan.from_dict(
         from_root(
             tiers.world,
-            lambda: plan_run(settings, tiers.cluster, test.samples, limits={}).to_dict(),
+            lambda: plan_run(settings, tiers.cluster, shards.samples, limits={}).to_dict(),
             seen,
         )
     )
-    samples = scatter_shards(tiers, train, plan), scatter_shards(tiers, test, test_plan)
-    for local, folder in zip(samples, (settings.data.train, settings.data.test)):
-        together(tiers.world, lambda local=local, folder=folder: check_targets(model, local, folder))
-    return plan, *samples
 
 
 def check_shapes(model, shards):

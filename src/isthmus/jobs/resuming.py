@@ -21,6 +21,7 @@ def identity_of(settings, cluster, plan, data):
         "optimizer": {"kind": optimizer} | asdict(settings.training.make_optimiser())
     }
     training.pop("momentum")  # told there
+    training.pop("stop_after")
     if training["schedule"] == "constant":  # then more epochs change nothing that was
         training = {key: value for key, value in training.items() if key != "epochs"}
     return {
@@ -40,9 +41,13 @@ def identity_of(settings, cluster, plan, data):
     }
 
 
+SETS = {"evaluation": "test", "validation": "validation"}
+"""Kind of a line of metrics.jsonl -> the set whose metrics it tells."""
+
+
 @dataclass
 class Recalled:
-    """What the earlier part of a run has left: its clock, its terms, its loss and metrics.
+    """What the earlier part of a run has left: its clock, its terms, its loss and metrics of each set.
 
     told: what is to be said of lines that were lost; None where there are none.
     """
@@ -50,14 +55,15 @@ class Recalled:
     seconds: float = 0.0
     loss: float | None = None
     measured: list = field(default_factory=list)
-    metrics: dict = field(default_factory=dict)
+    evaluated: dict = field(default_factory=dict)
     told: str | None = None
 
 
-def recall(folder, step, total_steps):
+def recall(folder, step, last):
     """Return what is Recalled up to `step`; steps after it are dropped from the RunFolder's metrics.
 
-    Raises CheckpointError if no step is left to be made and the metrics do not tell of those that were.
+    last: whether no step is left to be made. Raises CheckpointError if so, and the metrics do not tell
+    of those that were.
     """
     lines, damaged = folder.cut_back(step)
     found = Recalled()
@@ -67,9 +73,9 @@ def recall(folder, step, total_steps):
             found.measured.append((line["terms"], line.get("exchanged", True)))
         elif line["kind"] == "replanned":
             found.seconds = line["seconds"]
-        elif line["kind"] == "evaluation":
-            found.metrics = metrics_of(line)
-    if step == total_steps and (not found.measured or not found.metrics):
+        elif line["kind"] in SETS:
+            found.evaluated[SETS[line["kind"]]] = metrics_of(line)
+    if last and not (found.measured and found.evaluated.get("test")):
         raise CheckpointError(
             f"{folder.metrics}: does not tell what the steps came to, and none are "
             "left to make; start without --resume, or give more epochs"

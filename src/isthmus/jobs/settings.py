@@ -42,6 +42,7 @@ class DataSettings(FrozenModel):
 
     train: Path
     test: Path
+    validation: Path | None = None
     site: str | None = None  # where the shards lie before they are brought to the ranks
 
 
@@ -84,6 +85,7 @@ class TrainingSettings(FrozenModel):
     seed: Annotated[int, Field(ge=0)] = 0
     on_non_finite: Literal["stop", "skip"] = "stop"
     compare_replicas_every: Count = 50
+    stop_after: Count | None = None  # epochs that the validation set finds no better
 
     @field_validator("optimizer", mode="before")
     @classmethod
@@ -223,6 +225,15 @@ class RunSettings(FrozenModel):
             ALGORITHMS[self.allreduce.algorithm].check_paced()
         return self
 
+    @model_validator(mode="after")
+    def _stopping_early_needs_a_judge(self):
+        if self.training.stop_after is not None and self.data.validation is None:
+            raise ValueError(
+                "training.stop_after needs data.validation, the folder of a set that training does not "
+                "learn from: `isthmus pack` makes one"
+            )
+        return self
+
     @classmethod
     def from_toml(cls, path):
         """Read a run's settings; paths in it are relative to its folder. Raises SettingsError."""
@@ -263,7 +274,11 @@ class RunSettings(FrozenModel):
 
         def absolute(section, *names):
             return section.model_copy(
-                update={name: (folder / getattr(section, name)).resolve() for name in names}
+                update={
+                    name: (folder / getattr(section, name)).resolve()
+                    for name in names
+                    if getattr(section, name) is not None
+                }
             )
 
         model = self.model
@@ -271,7 +286,7 @@ class RunSettings(FrozenModel):
             update={
                 "model": model.located(folder) if isinstance(model, OwnModelSettings) else model,
                 "cluster": absolute(self.cluster, "file"),
-                "data": absolute(self.data, "train", "test"),
+                "data": absolute(self.data, "train", "test", "validation"),
                 "run": absolute(self.run, "folder"),
             }
         )

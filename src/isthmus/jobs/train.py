@@ -3,27 +3,31 @@
 import signal
 from collections.abc import Callable
 from contextlib import nullcontext
+from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
 from mpi4py import MPI
 from threadpoolctl import threadpool_limits
 
-from isthmus.devices import array_library
+from isthmus.devices import array_library, to_host
 from isthmus.errors import CheckpointError, StoppedError
 from isthmus.files import remove_leftovers
 from isthmus.folders.record import RunFolder, let_in, provenance, replanned_sentence, reserved
 from isthmus.jobs.account import Account
 from isthmus.jobs.choosing import choose, settle
+from isthmus.jobs.keeping import keep_model
 from isthmus.jobs.preparation import hold_seconds, place_data, shared_settings, shared_tiers
 from isthmus.jobs.rebalancing import Rebalancing
 from isthmus.jobs.resuming import Recalled, identity_of, recall
 from isthmus.jobs.shared_model import shared_model, shared_start
 from isthmus.jobs.stopping import stopping_on
 from isthmus.links.agreement import broadcast_json, from_root, require, together
+from isthmus.spare import if_possible
 from isthmus.training.checkpoint import read_checkpoint, write_checkpoint
 from isthmus.training.loop import Training
 from isthmus.training.strategies.sums import Sums
+from isthmus.training.validation import Validation
 from isthmus.watching.journal import Journal
 from isthmus.watching.links import counted_links
 from isthmus.watching.trace import Trace
@@ -53,7 +57,7 @@ def train(comm, settings_path, tell, *, resume=None, cluster=None, name=None):
         if rounds:
             journal.tell(f"strategy: {rounds}")
         journal.enter("placing data", 0)
-        plan, local, test = place_data(tiers, settings, journal.tell)
+        plan, local, sets = place_data(tiers, settings, journal.tell)
         journal.enter("beginning", 0)
         trace = Trace(tiers) if settings.run.trace else None
         computing = trace.tiers if trace else tiers
@@ -75,7 +79,7 @@ def train(comm, settings_path, tell, *, resume=None, cluster=None, name=None):
             computing, model, local, member, recipe, state, hold_seconds(tiers, settings), journal.enter
         )
         path = open_folder(tiers, settings, Path(settings_path).stem, resume, name, lock)
-        job = Job(tiers, settings, plan, training, test, journal, path)
+        job = Job(tiers, settings, plan, training, sets, journal, path)
         job.begin({"choice": why, "rounds": rounds}, resume)
         with trace.written_to(job.path) if trace else nullcontext():
             job.run(stop)
@@ -115,9 +119,9 @@ def every(steps):
 class Job:
     """A run under way: its training, what it has measured, and what is done after its steps."""
 
-    def __init__(self, tiers, settings, plan, training, test, journal, path):
+    def __init__(self, tiers, settings, plan, training, sets, journal, path):
         self.tiers, self.settings, self.plan = tiers, settings, plan
-        self.training, self.test = training, test
+        self.training, self.sets = training, sets  # sets: name -> samples that are evaluated
         self.journal, self.tell = journal, journal.tell
         self.leads = tiers.world.rank == tiers.home
         self.path = path
@@ -125,7 +129,14 @@ class Job:
         self.account = Account(tiers, settings, plan, training, folder, journal.tell)
         self.stops = False  # whether the run ends after this step, told by a signal
         self.rebalancing = Rebalancing(tiers, settings, plan, training)
-        self.data = {"train": training.local.manifest, "test": test.manifest}
+        self.data = {"train": training.local.manifest} | {
+            name: local.manifest for name, local in sets.items()
+        }
+        self.validation = None
+        if "validation" in sets:
+            self.validation = Validation(
+                training.model.loss, training.model.size, self.leads, training.recipe.stop_after
+            )
         self.identity = identity_of(settings, tiers.cluster, plan, self.data)
 
     def begin(self, chosen, resume):
@@ -164,11 +175,22 @@ class Job:
         """
         state, duties = self.training.state, self._duties(stop)
         self._compare_replicas()
+        if self.ends_early:  # where a run goes on that had ended
+            return
         for _ in self.training.steps():
             for duty in duties:
                 if duty.due(state.step):
                     self.journal.enter(duty.phase, state.step)
                     duty.act()
+            if self.ends_early:
+                self.tell(self.validation.why_it_ends)
+                return
+
+    @property
+    def ends_early(self):
+        """Whether the validation set has found nothing better for so long that epochs are left out."""
+        left = self.training.state.step < self.training.recipe.total_steps
+        return left and self.validation is not None and self.validation.ends
 
     def _duties(self, stop):
         """Return what is done after a step, in order: when, and what."""
@@ -191,10 +213,10 @@ class Job:
             Duty("evaluation", ends_epoch, self._evaluate),
             Duty(
                 "rebalancing",
-                lambda step: self.settings.plan.replan and ends_epoch(step),
+                lambda step: self.settings.plan.replan and ends_epoch(step) and not self.ends_early,
                 self._rebalance,
             ),
-            Duty("signals", lambda step: step < recipe.total_steps, ask_to_stop),
+            Duty("signals", lambda step: step < recipe.total_steps and not self.ends_early, ask_to_stop),
             Duty(
                 "checkpoint",
                 lambda step: self.stops or every(recipe.checkpoint_every)(step),
@@ -214,6 +236,7 @@ class Job:
         self.account.note("stopped")
         if self.leads:
             self.account.folder.close()
+        self._keep_model()
         error = StoppedError(
             f"stopped by a signal after step {self.training.state.step}; go on with "
             f"`isthmus train RUN.toml --resume {self.path}`"
@@ -225,21 +248,44 @@ class Job:
         """Compare replicas, write summary.json, and return it with the folder on every rank."""
         self.journal.enter("end", self.training.state.step)
         digest = self._compare_replicas()
+        if digest is None:  # it ends between two exchanges: what all ranks hold alike
+            digest = sha256(to_host(self.training.anchor)).hexdigest()
         links = counted_links(self.tiers, self.training.member)
         if self.leads:
             self.account.note("replicas", hash=digest)
-            summary = self.account.summary(digest, links)
+            summary = self.account.summary(digest, links) | {
+                "best": self.validation and self.validation.best,
+                "stopped_early": self.validation.why_it_ends if self.ends_early else None,
+            }
             self.account.folder.write_json("summary.json", summary)
             self.account.folder.close()
         else:
             summary = None
+        self._keep_model()
         return broadcast_json(self.tiers.world, summary, self.tiers.home) | {"folder": str(self.path)}
+
+    def _keep_model(self):
+        """Write model.h5, while all ranks wait: a run is done, and its summary written, without it."""
+        from_root(
+            self.tiers.world,
+            lambda: if_possible(
+                lambda: keep_model(self),
+                "the model",
+                f"`isthmus train RUN.toml --resume {self.path}` writes it, where there is a checkpoint",
+            ),
+            self.tiers.home,
+        )
 
     def _report(self):
         self.account.report(look=self.rebalancing.measure)
 
     def _evaluate(self):
-        self.account.note_evaluation(self.training.evaluate(self.test))
+        state, recipe = self.training.state, self.training.recipe
+        metrics = {name: self.training.evaluate(local) for name, local in self.sets.items()}
+        best = self.validation is not None and self.validation.take(
+            state.step, state.step // recipe.steps, metrics, self.training.anchor
+        )
+        self.account.note_evaluation(metrics, best)
 
     def _rebalance(self):
         """Move shards if ranks have changed their pace and it pays; that takes time of the run."""
@@ -253,16 +299,20 @@ class Job:
 
     def _write_checkpoint(self):
         self._report()  # the curves of what leads to a checkpoint are on the disk before it is
-        write_checkpoint(
-            self.path / "checkpoint.h5", self.training, self.identity, self.rebalancing.to_json()
-        )
+        notes, arrays = self.rebalancing.to_json(), {}
+        if self.validation is not None:
+            notes, arrays = notes | {"validation": self.validation.to_json()}, self.validation.arrays()
+        write_checkpoint(self.path / "checkpoint.h5", self.training, self.identity, notes, arrays)
         self.journal.checkpoint = self.training.state.step
         self.tell(f"step {self.training.state.step}: checkpoint written")
 
     def _resume(self):
         """Take up the state of the checkpoint, and the clock and the curves of what led to it."""
         state, recipe, world = self.training.state, self.training.recipe, self.tiers.world
-        notes = read_checkpoint(self.path / "checkpoint.h5", self.training, self.identity)
+        arrays = {} if self.validation is None else self.validation.arrays()
+        notes = read_checkpoint(self.path / "checkpoint.h5", self.training, self.identity, arrays)
+        if self.validation is not None:
+            self.validation.load(notes["validation"])
         require(
             world,
             state.step <= recipe.total_steps,
@@ -271,11 +321,9 @@ class Job:
             f"{recipe.epochs} ends at step {recipe.total_steps}; give "
             f"{-(-state.step // recipe.steps)} epochs or more",
         )
+        last = state.step == recipe.total_steps or self.ends_early
         found = together(
-            world,
-            lambda: (
-                recall(self.account.folder, state.step, recipe.total_steps) if self.leads else Recalled()
-            ),
+            world, lambda: recall(self.account.folder, state.step, last) if self.leads else Recalled()
         )
         self.account.take_up(found)
         self.rebalancing.resume(notes)

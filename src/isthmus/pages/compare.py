@@ -83,6 +83,9 @@ def outcome(letter, run):
         "accuracy": run.summary["accuracy"],
         "loss": run.summary["loss"],
         "metrics": metrics_of(run.summary),
+        "best": run.best
+        and {"epoch": run.best["step"] // run.plan["steps"], "metrics": metrics_of(run.best)},
+        "stopped_early": run.summary.get("stopped_early"),
         "predicted_step_seconds": predicted,
         "measured_step_seconds": measured,
         "step_seconds_quartiles": [lower, upper],
@@ -253,6 +256,7 @@ def facts(runs):
     names = reversed(list(dict.fromkeys(name for run in runs for name in run["metrics"])) or ["loss"])
     return [
         *(row(f"test {name}", lambda run, name=name: _metric_or_dash(run, name)) for name in names),
+        *([row("best by validation", _best_or_dash)] if any(run["best"] for run in runs) else []),
         row("steps", lambda run: f"{run['steps']:,}"),
         row("training, s", lambda run: f"{run['seconds']:.2f}"),
         row("a step, ms", lambda run: milliseconds(run["measured_step_seconds"])),
@@ -351,6 +355,15 @@ def metric(run, name):
 def _metric_or_dash(run, name):
     value = metric(run, name)
     return "–" if math.isnan(value) else metric_in_words(name, value)
+
+
+def _best_or_dash(run):
+    """Return what the validation set said of the epoch that it liked best, and which that was."""
+    if not run["best"]:
+        return "–"
+    metrics = run["best"]["metrics"]
+    name = judged_by(metrics)
+    return f"{name} {metric_in_words(name, metrics[name])}, epoch {run['best']['epoch']}"
 
 
 def _as_a_key(name):

@@ -147,18 +147,24 @@ def draw_scaling(scaling, kind):
 def _draw_learning(made, run):
     """The loss and the other metrics against seconds and against bytes over the links."""
     steps, tests = run.steps, run.evaluations
-    against = [
-        ("training seconds", [line["seconds"] for line in steps], [line["seconds"] for line in tests])
+    sets = [
+        (lines, look | {"marker": "o", "markersize": 4, "label": f"{name} set"})
+        for name, lines, look in (
+            ("test", tests, {"linestyle": "--", "color": "#D55E00"}),
+            ("validation", run.validations, {"linestyle": ":", "color": "#009E73"}),
+        )
+        if lines
     ]
+    against = [("training seconds", [line["seconds"] for line in steps], lambda line: line["seconds"])]
     if run.link_nbytes:
         against.append(
             (
                 "MB over the links",
                 [line["sent_nbytes"]["link"] / 1e6 for line in steps],
-                [line["link_nbytes"] / 1e6 for line in tests],
+                lambda line: line["link_nbytes"] / 1e6,
             )
         )
-    for label, at_step, at_test in against:
+    for label, at_step, place in against:
         with chart(made, f"Loss by {label}") as axis:
             draw_curve(
                 axis,
@@ -168,31 +174,27 @@ def _draw_learning(made, run):
                 linewidth=0.7,
                 label="training batch",
             )
-            if tests:
+            for lines, look in sets:
                 draw_curve(
-                    axis,
-                    at_test,
-                    [line["loss"] for line in tests],
-                    linestyle="--",
-                    color="#D55E00",
-                    marker="o",
-                    markersize=4,
-                    label="test set",
+                    axis, [place(line) for line in lines], [line["loss"] for line in lines], **look
                 )
             axis.set(xlabel=label, ylabel=loss_label([run]))
-            legend_above(axis, 2)
+            legend_above(axis, 3)
     others = list(metrics_of(tests[-1]))[1:] if tests else []
-    for name, (label, _, at_test) in itertools.product(others, against):
+    for name, (label, _, place) in itertools.product(others, against):
         with chart(made, f"Test {name} by {label}") as axis:
-            draw_curve(
-                axis,
-                at_test,
-                [scaled(name, metrics_of(line).get(name, math.nan)) for line in tests],
-                color=MEASURED,
-                marker="o",
-                markersize=4,
+            for lines, look in sets:
+                draw_curve(
+                    axis,
+                    [place(line) for line in lines],
+                    [scaled(name, metrics_of(line).get(name, math.nan)) for line in lines],
+                    **(look if len(sets) > 1 else look | {"linestyle": "-", "color": MEASURED}),
+                )
+            axis.set(
+                xlabel=label, ylabel=metric_label(name) if len(sets) == 1 else metric_label(name)[5:]
             )
-            axis.set(xlabel=label, ylabel=metric_label(name))
+            if len(sets) > 1:
+                legend_above(axis, 2)
 
 
 def scaled(name, value):

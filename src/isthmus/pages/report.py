@@ -55,6 +55,15 @@ def headline(run):
         metrics = metrics_of(run.evaluations[-1])
         name = judged_by(metrics)
         numbers.append((metric_in_words(name, metrics[name], digits=1), f"test {name}"))
+    if run.best:
+        metrics = metrics_of(run.best)
+        name = judged_by(metrics)
+        numbers.append(
+            (
+                metric_in_words(name, metrics[name], digits=1),
+                f"validation {name} of the best epoch, {run.best['step'] // run.plan['steps']}",
+            )
+        )
     if run.steps:
         last = run.steps[-1]
         numbers.append((f"{last['seconds']:.1f} s", f"training, {last['step']:,} steps"))
@@ -254,4 +263,5 @@ def events(run):
         "stopped": lambda line: f"stopped by a signal after step {line['step']}",
         "resumed": lambda line: f"resumed after step {line['step']}",
     }
-    return [told[line["kind"]](line) for line in run.metrics if line["kind"] in told]
+    early = [run.summary["stopped_early"]] if run.summary and run.summary.get("stopped_early") else []
+    return [told[line["kind"]](line) for line in run.metrics if line["kind"] in told] + early

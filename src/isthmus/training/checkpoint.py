@@ -13,17 +13,21 @@ from isthmus.training.checkpoint_file import CHECKPOINT
 from isthmus.training.identity import difference_in_words
 
 
-def write_checkpoint(path, training, identity, notes=None):
+def write_checkpoint(path, training, identity, notes=None, more=None):
     """Write the arrays of `training` on every rank to `path`, from the job's rank 0. Collective.
 
     An array that several ranks hold alike is sent and stored once. All random numbers follow from the
     seed (in `identity`), the step and the counts of calls: they are the random state and the data
     position.
     identity: JSON table of what a run that resumes from this must share with the one that wrote it.
-    notes: JSON table of what else it is given back.
+    notes: JSON table of what else it is given back. more: name -> array of this rank beside those of
+    `training`, of the same names on every rank.
     """
     world, home = training.tiers.world, training.tiers.home
-    arrays = {name: np.ascontiguousarray(to_host(array)) for name, array in training.arrays().items()}
+    arrays = {
+        name: np.ascontiguousarray(to_host(array))
+        for name, array in {**training.arrays(), **(more or {})}.items()
+    }
     told = gather_json(
         world,
         {
@@ -54,14 +58,16 @@ def write_checkpoint(path, training, identity, notes=None):
     together(world, lambda: CHECKPOINT.write(path, stored, table) if world.rank == home else None)
 
 
-def read_checkpoint(path, training, identity):
+def read_checkpoint(path, training, identity, more=None):
     """Set `training` to what the job's rank 0 finds in `path`. Collective.
 
-    Returns the notes that were written. CheckpointError on every rank if the file is missing, damaged
-    or of a run unlike `identity`.
+    Returns the notes that were written, and fills the arrays of `more` as they were. CheckpointError on
+    every rank if the file is missing, damaged or of a run unlike `identity`.
     """
-    world, home, stored = training.tiers.world, training.tiers.home, {}
-    arrays = {name: np.empty_like(to_host(array)) for name, array in training.arrays().items()}
+    world, home, stored, more = training.tiers.world, training.tiers.home, {}, more or {}
+    arrays = {
+        name: np.empty_like(to_host(array)) for name, array in {**training.arrays(), **more}.items()
+    }
     wanted = gather_json(world, {name: array.size for name, array in arrays.items()})
     step, holder_of_rank, notes = from_root(world, lambda: _read(path, stored, identity, wanted), home)
     for name, array in arrays.items():
@@ -77,6 +83,8 @@ def read_checkpoint(path, training, identity):
                     world.Send(stored[f"{name}/{holder}"], rank)
         else:
             world.Recv(array, home)
+    for name, array in more.items():
+        array[...] = arrays.pop(name)
     training.load(step, arrays)
     return notes
 

@@ -4,11 +4,8 @@ from functools import reduce
 
 import numpy as np
 
-from isthmus.devices import to_host
 from isthmus.links.agreement import gather_json
-
-BATCH = 500
-"""Samples at a time."""
+from isthmus.models.scoring import ROWS, scores_of
 
 
 def evaluate(comm, model, parameters, local):
@@ -18,8 +15,8 @@ def evaluate(comm, model, parameters, local):
     """
     loss = model.loss
     own = [
-        loss.sums(to_host(model.scores(parameters, features)), targets)
-        for features, targets in local.batches(size=BATCH, seed=0)
+        loss.sums(scores_of(model, parameters, features), targets)
+        for features, targets in local.batches(size=ROWS, seed=0)
     ]
     everyone = gather_json(comm, reduce(loss.add, own).tolist() if own else None)
     told = [np.array(sums) for sums in everyone if sums]

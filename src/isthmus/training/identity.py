@@ -27,7 +27,11 @@ def difference_in_words(written, identity, folder):
     if key == "ranks":
         return f"{identity[key]} ranks, was {written[key]}; start as many: mpirun -n {written[key]}"
     if key == "data":
-        differ = [name for name, digest in identity[key].items() if digest != written[key].get(name)]
+        differ = [
+            name
+            for name in {**identity[key], **written[key]}
+            if identity[key].get(name) != written[key].get(name)
+        ]
         return (
             f"other data: the samples of data.{' and data.'.join(differ)} are not those that the "
             f"run has learnt from; {folder}/run.json tells which set that was"

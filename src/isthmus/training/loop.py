@@ -251,6 +251,11 @@ class Training:
             raise error
         return digest.hex()
 
+    @property
+    def anchor(self):
+        """The parameters that all ranks hold alike: those of their last exchange."""
+        return self.member.anchor(self.state.parameters)
+
     def evaluate(self, local):
         """Return name -> mean over all ranks' samples `local`, as `evaluation.evaluate` does."""
         parameters = self.member.anchor(self.state.parameters)

@@ -10,6 +10,7 @@ from isthmus.training.optimisers.sgd import SGD
 class Recipe:
     """`steps` an epoch on every rank; a checkpoint and a look at the replicas every so many.
 
+    stop_after: epochs that the validation set finds no better than the best, after which the run ends.
     schedule: "constant", or "linear" for a learning rate that falls to 0 with the last step.
     """
 
@@ -23,6 +24,7 @@ class Recipe:
     compare_replicas_every: int = 50
     checkpoint_every: int | None = None
     report_every: int = 100
+    stop_after: int | None = None
 
     @property
     def total_steps(self):

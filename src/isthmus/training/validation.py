@@ -1,0 +1,63 @@
+"""The best parameters that a run has had, by its validation set, and when to stop for want of better."""
+
+from typing import Any
+
+import numpy as np
+
+from isthmus.devices import to_host
+from isthmus.models.losses import Loss
+
+
+class Validation:
+    """What the validation set has said of each epoch. All ranks have one and decide alike.
+
+    loss: says which of two metrics is better. keeps: whether this rank keeps the best parameters.
+    stop_after: epochs without a better one after which a run ends; None: it makes all its epochs.
+    best: {"step", "epoch", "metrics"} of the best epoch so far, None before the first.
+    epochs_since: how many have not been better since.
+    """
+
+    def __init__(self, loss: Loss, size: int, keeps: bool, stop_after: int | None = None):
+        self.loss, self.stop_after = loss, stop_after
+        self.best: dict[str, Any] | None = None
+        self.epochs_since = 0
+        self.parameters = np.zeros(size if keeps else 0, np.float32)
+
+    def take(self, step: int, epoch: int, metrics: dict[str, dict[str, float]], parameters: Any) -> bool:
+        """Take in what all sets said after an epoch, set -> metrics; return whether it is the best."""
+        if self.best is not None and not self.loss.better(
+            metrics["validation"], self.best["metrics"]["validation"]
+        ):
+            self.epochs_since += 1
+            return False
+        self.best, self.epochs_since = {"step": step, "epoch": epoch, "metrics": metrics}, 0
+        if self.parameters.size:
+            self.parameters[:] = to_host(parameters)
+        return True
+
+    @property
+    def ends(self) -> bool:
+        """Whether a run ends now, as epoch after epoch was no better."""
+        return self.stop_after is not None and self.epochs_since >= self.stop_after
+
+    @property
+    def why_it_ends(self) -> str | None:
+        """Why a run ends before its last epoch, in words; None where it does not."""
+        if not self.ends or self.best is None:
+            return None
+        return (
+            f"stopped after epoch {self.best['epoch'] + self.epochs_since}: no improvement for "
+            f"{self.epochs_since}; the best was epoch {self.best['epoch']}"
+        )
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return name -> array for a checkpoint; beside `to_json`, all that is to be known."""
+        return {"validation/parameters": self.parameters}
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what a checkpoint notes, the same on every rank."""
+        return {"best": self.best, "epochs_since": self.epochs_since}
+
+    def load(self, notes: dict[str, Any]) -> None:
+        """Go on from what `to_json` gave, where `arrays` have been filled."""
+        self.best, self.epochs_since = notes["best"], notes["epochs_since"]
