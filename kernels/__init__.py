@@ -38,6 +38,9 @@ NAMES = (
     "add_random_k",
     "decode_low_rank",
     "add_low_rank",
+    "square_sums",
+    "step_sgd",
+    "step_adam",
 )
 
 

@@ -22,6 +22,7 @@ from isthmus.kernels.reference import (
     QUIET_NAN,
     SHARE,
     SMALLEST_MAXIMUM_BITS,
+    SQUARES,
     STEP,
     STEP_4,
 )
@@ -1023,3 +1024,59 @@ def write_row(weights, q, row):
         more = q[k]
         for j in range(row.size):
             row[j] += weights[k] * more[j]
+
+
+@kernel
+def square_sums(vector, sums):
+    lanes = np.empty(CHUNK, np.float64)
+    for number in range(sums.size):
+        block = vector[number * SQUARES : min((number + 1) * SQUARES, vector.size)]
+        lanes[:] = 0.0
+        for start in range(0, block.size, CHUNK):
+            row = block[start : min(start + CHUNK, block.size)]
+            for i in range(row.size):
+                x = np.float64(row[i])
+                lanes[i] += x * x
+        half = CHUNK // 2
+        while half:
+            for i in range(half):
+                lanes[i] += lanes[half + i]
+            half //= 2
+        sums[number] = lanes[0]
+
+
+@kernel
+def step_sgd(gradient, scale, decay, factor, nesterov, rate, momentum, parameters):
+    scale, decay, factor, rate = (
+        np.float32(scale),
+        np.float32(decay),
+        np.float32(factor),
+        np.float32(rate),
+    )
+    for i in range(parameters.size):
+        d = gradient[i] * scale
+        if decay != 0:
+            d = d + parameters[i] * decay
+        if momentum is not None:
+            m = momentum[i] * factor + d
+            momentum[i] = m
+            d = d + m * factor if nesterov else m
+        parameters[i] += d * -rate
+
+
+@kernel
+def step_adam(
+    gradient, scale, decay, shrink, beta1, beta2, rate, correction, epsilon, mean, square, parameters
+):
+    less1, less2 = np.float32(1 - np.float64(beta1)), np.float32(1 - np.float64(beta2))
+    beta1, beta2 = np.float32(beta1), np.float32(beta2)
+    scale, decay, shrink = np.float32(scale), np.float32(decay), np.float32(shrink)
+    rate, correction, epsilon = np.float32(rate), np.float32(correction), np.float32(epsilon)
+    for i in range(parameters.size):
+        g = gradient[i] * scale
+        if decay != 0:
+            g = g + parameters[i] * decay
+        m = mean[i] * beta1 + g * less1
+        v = square[i] * beta2 + g * less2 * g
+        mean[i], square[i] = m, v
+        parameters[i] = parameters[i] * shrink + m / (np.sqrt(v) * correction + epsilon) * -rate

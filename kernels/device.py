@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 FOLDER = Path(__file__).parent
-SOURCES = ("dense", "int8", "int4", "one_bit", "top_k", "top_k_codes", "random_k")
+SOURCES = ("dense", "int8", "int4", "one_bit", "top_k", "top_k_codes", "random_k", "optimisers")
 FLAGS = ("-std=c++17", "-fmad=false", "-ftz=false", "-prec-div=true")
 """No fused multiply-add: NumPy rounds the product first. Denormals are kept, and quotients rounded."""
 OLDEST = 75  # compute capability

@@ -4,7 +4,7 @@ import numpy as np
 
 from isthmus.devices import library_name
 
-F4, U1, U2, U4, I1 = (np.dtype(name) for name in ("f4", "u1", "u2", "u4", "i1"))
+F4, F8, U1, U2, U4, I1 = (np.dtype(name) for name in ("f4", "f8", "u1", "u2", "u4", "i1"))
 MOST_POSITIONS = 2**31 - 1  # entries that TopK counts
 
 

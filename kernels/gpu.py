@@ -9,8 +9,8 @@ import numpy as np
 
 from isthmus.kernels.chunk_records import CHUNK, layout_of
 from isthmus.kernels.device import the_device
-from isthmus.kernels.device_arrays import F4, I1, U1, U2, U4, check, check_chosen
-from isthmus.kernels.reference import GROUP, POSITIONS
+from isthmus.kernels.device_arrays import F4, F8, I1, U1, U2, U4, check, check_chosen
+from isthmus.kernels.reference import GROUP, POSITIONS, SQUARES
 
 THREADS = 256  # of a thread block: THREADS in rows.cuh
 ROWS = 8  # rows of a thread block, one a warp
@@ -32,15 +32,7 @@ def scale(vector, factor, scaled):
     device = the_device()
     check(device, vector=(vector, F4, scaled.size), scaled=(scaled, F4, scaled.size))
     _run_rows(
-        device,
-        "dense",
-        "scale",
-        scaled.size,
-        DENSE_ROW,
-        vector,
-        np.float32(factor).view("u4"),
-        scaled,
-        scaled.size,
+        device, "dense", "scale", scaled.size, DENSE_ROW, vector, *_bits(factor), scaled, scaled.size
     )
 
 
@@ -290,6 +282,68 @@ def decode_low_rank(p, q, matrix):
 
 def add_low_rank(p, q, matrix):
     _decode_low_rank(p, q, matrix, True)
+
+
+def square_sums(vector, sums):
+    device, size = the_device(), vector.size
+    check(device, vector=(vector, F4, size), sums=(sums, F8, _parts(size, SQUARES)))
+    _run_rows(device, "optimisers", "square_sums", size, SQUARES, vector, size, sums)
+
+
+def step_sgd(gradient, scale, decay, factor, nesterov, rate, momentum, parameters):
+    device, size = the_device(), parameters.size
+    check(
+        device,
+        gradient=(gradient, F4, size),
+        momentum=(momentum, F4, size),
+        parameters=(parameters, F4, size),
+    )
+    _run_rows(
+        device,
+        "optimisers",
+        "step_sgd",
+        size,
+        DENSE_ROW,
+        gradient,
+        *_bits(scale, decay, factor),
+        np.int32(nesterov),
+        *_bits(rate),
+        momentum,
+        parameters,
+        size,
+    )
+
+
+def step_adam(
+    gradient, scale, decay, shrink, beta1, beta2, rate, correction, epsilon, mean, square, parameters
+):
+    device, size = the_device(), parameters.size
+    check(
+        device,
+        gradient=(gradient, F4, size),
+        mean=(mean, F4, size),
+        square=(square, F4, size),
+        parameters=(parameters, F4, size),
+    )
+    _run_rows(
+        device,
+        "optimisers",
+        "step_adam",
+        size,
+        DENSE_ROW,
+        gradient,
+        *_bits(scale, decay, shrink, beta1, 1 - float(beta1), beta2, 1 - float(beta2)),
+        *_bits(rate, correction, epsilon),
+        mean,
+        square,
+        parameters,
+        size,
+    )
+
+
+def _bits(*numbers):
+    """Return the bits of each number as a float32: kernels take pointers and integers only."""
+    return (np.float32(each).view("u4") for each in numbers)
 
 
 def _parts(size, part):

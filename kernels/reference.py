@@ -19,6 +19,7 @@ GROUP = 16  # blocks of int4 whose scales are shares of one maximum
 SHARE = np.float32(2**-15)  # the unit of these shares
 POSITIONS = 65536  # positions of one block of TopK fit in 16 bits
 CHUNK = 128  # magnitudes are summed in chunks of as many
+SQUARES = 8192  # squares are summed in blocks of as many
 
 
 def add(vector, total):
@@ -427,6 +428,63 @@ def _hashed(key, first, size):
         x *= np.uint32(0x846CA68B)
         x ^= x >> np.uint32(16)
     return x
+
+
+def square_sums(vector, sums):
+    """Write the sum of squares of each block of 8192 entries into float64 `sums`.
+
+    Entry i of a block belongs to lane i mod 128. Each lane adds up in order, and the lanes are summed
+    by halves, the upper half onto the lower one, again and again. The square of a float32 is exact in
+    float64, so this alone says which bits a sum has.
+    """
+    padded = np.zeros(sums.size * SQUARES)
+    padded[: vector.size] = vector
+    lanes = np.zeros((sums.size, CHUNK))
+    for row in (padded * padded).reshape(sums.size, SQUARES // CHUNK, CHUNK).transpose(1, 0, 2):
+        lanes += row
+    sums[:] = _sum_by_halves(lanes)
+
+
+def step_sgd(gradient, scale, decay, factor, nesterov, rate, momentum, parameters):
+    """Make a step of gradient descent: parameters -= rate d, in place.
+
+    g = scale gradient + decay parameters; momentum m = factor m + g, in place; d = m, or g + factor m
+    where `nesterov` is true. `momentum` may be None: then d = g. Each product and sum is rounded.
+    """
+    scale, decay, factor, rate = (np.float32(each) for each in (scale, decay, factor, rate))
+    d = _decayed(gradient * scale, decay, parameters)
+    if momentum is not None:
+        momentum *= factor
+        momentum += d
+        d = d + momentum * factor if nesterov else momentum
+    parameters += d * -rate
+
+
+def step_adam(
+    gradient, scale, decay, shrink, beta1, beta2, rate, correction, epsilon, mean, square, parameters
+):
+    """Make a step of Adam: parameters = shrink parameters - rate m / (correction sqrt(v) + epsilon).
+
+    g = scale gradient + decay parameters; `mean` m = beta1 m + (1 - beta1) g and `square`
+    v = beta2 v + ((1 - beta2) g) g, all in place. Each product, sum, quotient and root is rounded as
+    IEEE 754 says; 1 - beta is that of float64.
+    """
+    less1, less2 = np.float32(1 - float(beta1)), np.float32(1 - float(beta2))
+    scale, decay, shrink, beta1, beta2, rate, correction, epsilon = (
+        np.float32(each) for each in (scale, decay, shrink, beta1, beta2, rate, correction, epsilon)
+    )
+    g = _decayed(gradient * scale, decay, parameters)
+    mean *= beta1
+    mean += g * less1
+    square *= beta2
+    square += g * less2 * g
+    parameters *= shrink
+    parameters += mean / (np.sqrt(square) * correction + epsilon) * -rate
+
+
+def _decayed(gradient, decay, parameters):
+    """Return gradient + decay parameters: the gradient itself, bit by bit, where decay is 0."""
+    return gradient + parameters * decay if decay else gradient
 
 
 def _given(vector, residual):

@@ -132,6 +132,8 @@ static To same_bits(From number)
 static float __int_as_float(int bits) { return same_bits<float>(bits); }
 static int __float_as_int(float number) { return same_bits<int>(number); }
 static float __fmul_rn(float a, float b) { return a * b; }
+static float __fdiv_rn(float a, float b) { return a / b; }
+static float __fsqrt_rn(float a) { return sqrtf(a); }
 static int __popc(unsigned bits) { return __builtin_popcount(bits); }
 static int __ffs(unsigned bits) { return __builtin_ffs(bits); }
 static int __clz(unsigned bits) { return bits ? __builtin_clz(bits) : 32; }

@@ -78,6 +78,8 @@ def test_the_geometry_of_launches_is_that_of_the_sources():
         ("int4", f"GROUP = {reference.GROUP};"),
         ("top_k", f"POSITIONS = {reference.POSITIONS};"),
         ("top_k", f"UPPER = {gpu.UPPER}, LOWER = {gpu.LOWER};"),
+        ("optimisers", f"DENSE = {gpu.DENSE_ROW // 128};"),
+        ("optimisers", f"SQUARES = {reference.SQUARES};"),
         ("int8", f"SMALLEST_MAXIMUM = {reference.SMALLEST_MAXIMUM_BITS:#010x};"),
     ):
         assert said in text[source], said
@@ -276,8 +278,10 @@ def test_every_kernel_checks_its_arrays(on_host):
     """A float64 vector in the place of the first array, whatever the kernel."""
     for name in kernels.NAMES:
         parameters = inspect.signature(getattr(gpu, name)).parameters
-        given = {"block": 256, "key": np.uint64(1), "first": 0, "factor": 1.0, "threshold": 1.0}
+        given = {"block": 256, "key": np.uint64(1), "first": 0, "nesterov": False}
         given |= {"kept": 82, "bits": 2}
+        numbers = ("factor", "threshold", "scale", "decay", "shrink", "beta1", "beta2")
+        given |= dict.fromkeys((*numbers, "rate", "correction", "epsilon"), 1.0)
         arguments = [
             given.get(each, np.zeros((1, 1) if "low_rank" in name else 1, "f8")) for each in parameters
         ]

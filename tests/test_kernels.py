@@ -1,6 +1,7 @@
 """Kernels: one list of names, one signature, and the same bytes from NumPy and Numba."""
 
 import inspect
+import math
 import os
 import subprocess
 import sys
@@ -69,7 +70,7 @@ def same(call, outputs):
         results.append(copies)
     for one, other in zip(*results):
         if one is not None:
-            if one.dtype == np.float32:
+            if one.dtype.kind == "f":
                 one[np.isnan(one)], other[np.isnan(other)] = np.nan, np.nan
             assert one.tobytes() == other.tobytes()
     return results[1]
@@ -297,6 +298,54 @@ def test_low_rank_kernels_write_the_bytes_of_the_reference(rows, columns, rank, 
             lambda module, matrix, verb=verb: getattr(module, verb)(p, q, matrix),
             [np.full((rows, columns), 0.1, "f4")],
         )
+
+
+@given(
+    vectors,
+    st.integers(0, 2**32),
+    st.sampled_from([1.0, 0.7]),
+    st.sampled_from([0.0, 0.01]),
+    st.booleans(),
+)
+@settings(deadline=None)
+@example(np.full(9, -0.0, "f4"), 0, 1.0, 0.0, False)
+def test_steps_of_optimisers_write_the_bytes_of_the_reference(vector, seed, scale, decay, flag):
+    """With and without momentum, Nesterov's and the other one; Adam's with roots of tiny numbers."""
+    draw = np.random.default_rng(seed)
+    spread = 10.0 ** draw.integers(-44, 30, (3, vector.size))
+    kept, square, parameters = (draw.normal(size=spread.shape) * spread).astype("f4")
+    for momentum in (None, kept):
+        same(
+            lambda module, momentum, parameters: module.step_sgd(
+                vector, scale, decay, 0.9, flag, 0.1, momentum, parameters
+            ),
+            [momentum, parameters],
+        )
+    same(
+        lambda module, *arrays: module.step_adam(
+            vector, scale, decay, 1 - decay, 0.9, 0.999, 1e-3, 31.6, 1e-8, *arrays
+        ),
+        [kept, abs(square), parameters],
+    )
+
+
+@given(
+    st.sampled_from([0, 1, 127, 128, 129, 8191, 8192, 8193, 20_000]),
+    st.integers(0, 2**32),
+    st.lists(numbers, max_size=3),
+)
+@settings(deadline=None, max_examples=50)
+def test_sums_of_squares_write_the_bytes_of_the_reference(size, seed, special):
+    """Magnitudes that differ by 40 decimal places: in another order the sums would be others."""
+    draw = np.random.default_rng(seed)
+    vector = (draw.normal(size=size) * 10.0 ** draw.integers(-20, 20, size)).astype("f4")
+    vector[: len(special)] = special[:size]
+    (sums,) = same(
+        lambda module, sums: module.square_sums(vector, sums), [np.ones(-(-size // reference.SQUARES))]
+    )
+    if np.isfinite(vector).all():
+        exact = math.fsum(float(each) ** 2 for each in vector)
+        assert math.fsum(sums) == pytest.approx(exact, rel=1e-13)
 
 
 @pytest.mark.parametrize("has_residual", [False, True])

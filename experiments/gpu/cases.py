@@ -127,6 +127,7 @@ def cases(random, vector, residual):
     yield from _quantized(random, vector, residual, total, key, first, one_of)
     yield from _chosen(random, vector, residual, total, one_of)
     yield from _low_rank(random, vector)
+    yield from _optimisers(random, vector, residual, total, one_of)
 
 
 def _decodes(kind, wire, total, arguments):
@@ -251,6 +252,33 @@ def _low_rank(random, vector):
     q, matrix = random.normal(size=(rank, 33)).astype("f4"), random.normal(size=(rows, 33)).astype("f4")
     for verb in ("decode_low_rank", "add_low_rank"):
         yield Case(verb, (p, q), (matrix,), lambda m, i, o, verb=verb: getattr(m, verb)(*i, o[0]))
+
+
+def _optimisers(random, vector, residual, total, one_of):
+    size = vector.size
+    yield Case(
+        "square_sums",
+        (vector,),
+        (np.ones(-(-size // reference.SQUARES)),),
+        lambda m, i, o: m.square_sums(i[0], o[0]),
+    )
+    scale, decay, rate = one_of((1.0, 0.3)), one_of((0.0, 0.01)), one_of((0.1, 1e-3))
+    kept = random.normal(size=size).astype("f4") if residual is None else residual
+    nesterov = bool(random.integers(2))
+    yield Case(
+        "step_sgd",
+        (vector,),
+        (residual, total),
+        lambda m, i, o: m.step_sgd(i[0], scale, decay, 0.9, nesterov, rate, *o),
+    )
+    square = np.abs(kept[::-1]) * np.float32(one_of((1.0, 1e-30)))
+    shrink, correction = one_of((1.0, 0.9999)), one_of((1.0, 31.6))
+    yield Case(
+        "step_adam",
+        (vector,),
+        (kept, square, total),
+        lambda m, i, o: m.step_adam(i[0], scale, decay, shrink, 0.9, 0.999, rate, correction, 1e-8, *o),
+    )
 
 
 def difference(case, module, put, get):

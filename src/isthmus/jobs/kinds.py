@@ -1,5 +1,6 @@
 """What settings name by its kind: a class of the library's, and the arguments it is made with."""
 
+from dataclasses import fields
 from typing import Any
 
 from isthmus.toml_files import FrozenModel, nearest
@@ -27,7 +28,7 @@ class KindSettings(FrozenModel):
         try:
             known[kind](**arguments)
         except TypeError:
-            names = known[kind].__dataclass_fields__
+            names = [each.name for each in fields(known[kind]) if each.init]
             unknown = next((name for name in arguments if name not in names), None)
             close = nearest(unknown, names)
             given = ", ".join(f"{name} = {value!r}" for name, value in arguments.items())

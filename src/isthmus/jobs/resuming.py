@@ -1,6 +1,6 @@
 """A run that goes on: what it must share with the one that stopped, and what it takes up from it."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from hashlib import sha256
 
 import isthmus
@@ -18,7 +18,7 @@ def identity_of(settings, cluster, plan, data):
     """
     table, optimizer = settings.to_json(), settings.training.optimizer.kind
     training = table["training"] | {
-        "optimizer": {"kind": optimizer} | asdict(settings.training.make_optimiser())
+        "optimizer": {"kind": optimizer} | settings.training.make_optimiser().arguments
     }
     training.pop("momentum")  # told there
     training.pop("stop_after")

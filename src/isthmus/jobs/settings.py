@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from isthmus.cluster.cluster import Cluster
 from isthmus.cluster.cluster_file import NotNegative
@@ -13,6 +13,7 @@ from isthmus.errors import SettingsError
 from isthmus.jobs.kinds import KindSettings
 from isthmus.jobs.own_model import OwnModelSettings
 from isthmus.jobs.slurm.settings import SlurmSettings
+from isthmus.jobs.training_settings import TrainingSettings
 from isthmus.models import MODELS
 from isthmus.models.own_code import is_own
 from isthmus.planning.programme.integers import NODES
@@ -20,7 +21,6 @@ from isthmus.planning.programme.objectives import OBJECTIVES, TIE_BREAKS, make_o
 from isthmus.registry import ALGORITHMS
 from isthmus.timing.time_model import Workload
 from isthmus.toml_files import FrozenModel, check_table, read_toml
-from isthmus.training.optimisers import OPTIMISERS
 from isthmus.training.recipe import Recipe
 from isthmus.training.strategies import STRATEGIES
 from isthmus.training.strategies.strategy import rhythm
@@ -68,59 +68,6 @@ class AllreduceSettings(FrozenModel):
         if self.algorithm in ALGORITHMS:
             ALGORITHMS[self.algorithm].check_compressor(self.compressor)
         return self
-
-
-class TrainingSettings(FrozenModel):
-    """How the model learns.
-
-    learning_rate, momentum: where they are not given, those of the optimizer; None where it has none.
-    """
-
-    epochs: Count = 1
-    batch_size: Count = 256
-    optimizer: KindSettings = KindSettings(kind="sgd", arguments={})
-    learning_rate: Annotated[float, Field(gt=0)] | None = Field(default=None, validate_default=True)
-    schedule: Literal["constant", "linear"] = "constant"
-    momentum: Annotated[float, Field(ge=0, lt=1)] | None = Field(default=None, validate_default=True)
-    seed: Annotated[int, Field(ge=0)] = 0
-    on_non_finite: Literal["stop", "skip"] = "stop"
-    compare_replicas_every: Count = 50
-    stop_after: Count | None = None  # epochs that the validation set finds no better
-
-    @field_validator("optimizer", mode="before")
-    @classmethod
-    def _by_name(cls, value):
-        if isinstance(value, KindSettings):
-            return value
-        return KindSettings.of(value, OPTIMISERS, "optimizer")
-
-    @field_validator("learning_rate")
-    @classmethod
-    def _of_the_optimizer(cls, value, found: ValidationInfo):
-        optimizer = found.data.get("optimizer")
-        return OPTIMISERS[optimizer.kind].LEARNING_RATE if optimizer and value is None else value
-
-    @field_validator("momentum")
-    @classmethod
-    def _once_and_of_sgd_alone(cls, value, found: ValidationInfo):
-        optimizer = found.data.get("optimizer")
-        if optimizer is None:  # it is wrong, and told
-            return value
-        if optimizer.kind != "sgd":
-            if value is not None:
-                raise ValueError(f'is of optimizer = "sgd", not of {optimizer.kind!r}; leave it out')
-            return None
-        own = optimizer.arguments.get("momentum", value)
-        if value is not None and own != value:
-            raise ValueError(
-                f"is given twice, {value} here and {own} of the optimizer; leave it out here"
-            )
-        return OPTIMISERS["sgd"].momentum if own is None else own
-
-    def make_optimiser(self):
-        kind, arguments = self.optimizer.kind, self.optimizer.arguments
-        momentum = {} if self.momentum is None else {"momentum": self.momentum}
-        return OPTIMISERS[kind](**arguments | momentum)
 
 
 class PlanSettings(FrozenModel):
@@ -312,6 +259,10 @@ class RunSettings(FrozenModel):
     def make_strategy(self):
         return STRATEGIES[self.strategy.kind](**self.strategy.arguments)
 
+    def make_optimiser(self):
+        """Return the optimiser, which knows which of the model's tensors decay. Raises SettingsError."""
+        return self.training.make_optimiser().on(self.make_model())
+
     def make_compressor(self):
         """Return the compressor, which knows the model's shapes where it asks for them."""
         chosen = self.allreduce.compressor
@@ -351,11 +302,17 @@ class RunSettings(FrozenModel):
         )
 
     def recipe(self, steps):
-        """Return how to train for epochs of `steps` steps."""
+        """Return how to train for epochs of `steps` steps. Raises SettingsError."""
+        total, warmup = self.training.epochs * steps, self.training.warmup_steps
+        if warmup >= total:
+            raise SettingsError(
+                f"training.warmup_steps = {warmup} must be less than the run's {total} steps; "
+                "give fewer, or more epochs"
+            )
         return Recipe(
             steps=steps,
             checkpoint_every=self.run.checkpoint_every,
             report_every=self.run.report_every,
-            optimiser=self.training.make_optimiser(),
+            optimiser=self.make_optimiser(),
             **self.training.model_dump(exclude={"batch_size", "optimizer", "momentum"}),
         )

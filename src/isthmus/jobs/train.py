@@ -56,12 +56,13 @@ def train(comm, settings_path, tell, *, resume=None, cluster=None, name=None):
         settings, rounds = settle(settings, tiers.cluster)
         if rounds:
             journal.tell(f"strategy: {rounds}")
+        together(tiers.world, settings.make_optimiser)
         journal.enter("placing data", 0)
         plan, local, sets = place_data(tiers, settings, journal.tell)
         journal.enter("beginning", 0)
         trace = Trace(tiers) if settings.run.trace else None
         computing = trace.tiers if trace else tiers
-        recipe = settings.recipe(plan.steps)
+        recipe = together(tiers.world, lambda: settings.recipe(plan.steps))
         state = shared_start(tiers, model, recipe, array_library(tiers.device), journal.tell)
         sums = Sums(
             computing,

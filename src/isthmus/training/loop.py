@@ -29,6 +29,7 @@ from isthmus.timing.step import computed_share
 from isthmus.training.buffers import averaged, stored, take_stored
 from isthmus.training.evaluation import evaluate
 from isthmus.training.instruments import Instruments
+from isthmus.training.optimisers.clipping import clipping_factor
 from isthmus.training.recipe import Recipe
 from isthmus.training.strategies.strategy import Member
 
@@ -174,7 +175,8 @@ class Training:
         """Make the same step as every other rank."""
         state, recipe = self.state, self.recipe
         rate = recipe.learning_rate_of(state.step)
-        recipe.optimiser.step(state.parameters, mean, state.optimiser, rate)
+        scale = 1.0 if recipe.clip_norm is None else clipping_factor(mean, recipe.clip_norm)
+        recipe.optimiser.step(state.parameters, mean, state.optimiser, rate, scale)
         synchronise(state.parameters)
 
     def _refuse_non_finite(self):

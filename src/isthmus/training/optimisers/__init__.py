@@ -4,7 +4,8 @@ To add one: a file beside `sgd.py` with a frozen dataclass that is an `optimiser
 in `OPTIMISERS`.
 """
 
+from isthmus.training.optimisers.adam import Adam, AdamW
 from isthmus.training.optimisers.sgd import SGD
 
-OPTIMISERS = {"sgd": SGD}
+OPTIMISERS = {"sgd": SGD, "adam": Adam, "adamw": AdamW}
 """Name in a settings file -> class."""

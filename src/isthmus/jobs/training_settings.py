@@ -1,0 +1,68 @@
+"""The settings of a run's training: [training] of its file."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from isthmus.jobs.kinds import KindSettings
+from isthmus.toml_files import FrozenModel
+from isthmus.training.optimisers import OPTIMISERS
+
+Count = Annotated[int, Field(ge=1)]
+
+
+class TrainingSettings(FrozenModel):
+    """How the model learns.
+
+    learning_rate, momentum: where they are not given, those of the optimizer; None where it has none.
+    """
+
+    epochs: Count = 1
+    batch_size: Count = 256
+    optimizer: KindSettings = KindSettings(kind="sgd", arguments={})
+    learning_rate: Annotated[float, Field(gt=0)] | None = Field(default=None, validate_default=True)
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    clip_norm: Annotated[float, Field(gt=0)] | None = None
+    momentum: Annotated[float, Field(ge=0, lt=1)] | None = Field(default=None, validate_default=True)
+    seed: Annotated[int, Field(ge=0)] = 0
+    on_non_finite: Literal["stop", "skip"] = "stop"
+    compare_replicas_every: Count = 50
+    stop_after: Count | None = None  # epochs that the validation set finds no better
+
+    @field_validator("optimizer", mode="before")
+    @classmethod
+    def _by_name(cls, value):
+        if isinstance(value, KindSettings):
+            return value
+        return KindSettings.of(value, OPTIMISERS, "optimizer")
+
+    @field_validator("learning_rate")
+    @classmethod
+    def _of_the_optimizer(cls, value, found: ValidationInfo):
+        optimizer = found.data.get("optimizer")
+        return OPTIMISERS[optimizer.kind].LEARNING_RATE if optimizer and value is None else value
+
+    @field_validator("momentum")
+    @classmethod
+    def _once_and_of_sgd_alone(cls, value, found: ValidationInfo):
+        optimizer = found.data.get("optimizer")
+        if optimizer is None:  # it is wrong, and told
+            return value
+        if optimizer.kind != "sgd":
+            if value is not None:
+                raise ValueError(f'is of optimizer = "sgd", not of {optimizer.kind!r}; leave it out')
+            return None
+        own = optimizer.arguments.get("momentum", value)
+        if value is not None and own != value:
+            raise ValueError(
+                f"is given twice, {value} here and {own} of the optimizer; leave it out here"
+            )
+        value = OPTIMISERS["sgd"].momentum if own is None else own
+        OPTIMISERS["sgd"](**optimizer.arguments | {"momentum": value})
+        return value
+
+    def make_optimiser(self):
+        kind, arguments = self.optimizer.kind, self.optimizer.arguments
+        momentum = {} if self.momentum is None else {"momentum": self.momentum}
+        return OPTIMISERS[kind](**arguments | momentum)
