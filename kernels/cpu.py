@@ -18,6 +18,8 @@ from isthmus.kernels.compiled import compiled
 from isthmus.kernels.reference import (
     CHUNK,
     GROUP,
+    PHILOX,
+    PHILOX_ROUNDS,
     POSITIONS,
     QUIET_NAN,
     SHARE,
@@ -25,6 +27,7 @@ from isthmus.kernels.reference import (
     SQUARES,
     STEP,
     STEP_4,
+    WEYL,
 )
 
 kernel = compiled(nogil=True, error_model="numpy")
@@ -212,22 +215,106 @@ def add_bfloat16(codes, total):
         total[i] += number_of_bfloat16(codes[i])
 
 
-@kernel
-def mixed(x, half):
-    """Return the keyed hash of `dither`; numba widens sums and products: each is cut back."""
-    x = np.uint32(x ^ half)
-    x = np.uint32(np.uint32(x ^ (x >> np.uint32(16))) * np.uint32(0x7FEB352D))
-    x = np.uint32(np.uint32(x ^ (x >> np.uint32(15))) * np.uint32(0x846CA68B))
-    return np.uint32(x ^ (x >> np.uint32(16)))
+LANES = 16
+FLOATS, INTS, BYTES = (
+    ir.VectorType(kind, LANES) for kind in (ir.FloatType(), ir.IntType(32), ir.IntType(8))
+)
+assert CHUNK == 8 * LANES
+WIDE = ir.VectorType(ir.IntType(64), LANES)
+WORDS = 4 * LANES  # of Philox that are made at once
+SPAN = 1024  # words that are kept, at least
+
+
+def wide(number):
+    """Return a number in 16 lanes of 64 bits."""
+    return ir.Constant(WIDE, [number % 2**32] * LANES)
+
+
+def in_wide_lanes(builder, number):
+    lanes = ir.Constant(WIDE, ir.Undefined)
+    first = builder.insert_element(lanes, number, ir.Constant(ir.IntType(32), 0))
+    return builder.shuffle_vector(first, lanes, ir.Constant(INTS, [0] * LANES))
+
+
+def halves(builder, key):
+    """Return the lower and the upper half of a key, each in all lanes."""
+    whole = in_wide_lanes(builder, key)
+    return builder.and_(whole, wide(0xFFFFFFFF)), builder.lshr(whole, wide(32))
+
+
+def interleaved(builder, one, other):
+    """Return the first of one, the first of the other, the second of one, and so on."""
+    count = one.type.count
+    order = [place for i in range(count) for place in (i, count + i)]
+    return builder.shuffle_vector(
+        one, other, ir.Constant(ir.VectorType(ir.IntType(32), 2 * count), order)
+    )
+
+
+@intrinsic
+def write_words(_, key, counter, words, index):
+    """Write the 64 words of Philox4x32-10 with `key` of 16 counters from `counter` on.
+
+    A word is the lower half of 64 bits, whose upper half may hold anything.
+    """
+
+    def codegen(context, builder, signature, arguments):
+        key, counter, words, index = arguments
+        x = builder.add(in_wide_lanes(builder, counter), ir.Constant(WIDE, list(range(LANES))))
+        x = [x, builder.lshr(x, wide(32)), wide(0), wide(0)]
+        for number in range(PHILOX_ROUNDS):
+            bumps = [
+                builder.add(half, wide(number * weyl)) for half, weyl in zip(halves(builder, key), WEYL)
+            ]
+            low, high = (
+                builder.mul(builder.and_(x[at], wide(0xFFFFFFFF)), wide(factor))
+                for at, factor in ((0, PHILOX[0]), (2, PHILOX[1]))
+            )
+            x = [
+                builder.xor(builder.xor(builder.lshr(high, wide(32)), x[1]), bumps[0]),
+                high,
+                builder.xor(builder.xor(builder.lshr(low, wide(32)), x[3]), bumps[1]),
+                low,
+            ]
+        even, odd = (
+            interleaved(builder, *(builder.trunc(x[at], INTS) for at in pair))
+            for pair in ((0, 2), (1, 3))
+        )
+        all_words = interleaved(builder, even, odd)
+        data = builder.gep(context.make_array(signature.args[2])(context, builder, words).data, [index])
+        builder.store(all_words, builder.bitcast(data, all_words.type.as_pointer()), align=4)
+
+    return types.void(types.uint64, types.uint64, words, types.intp), codegen
 
 
 @kernel
-def dithered(key, y, number, limit):
-    """Return y plus the dither of entry `number`, within `limit`; y itself where there is no key."""
+def fill(words, key, first):
+    """Write the words of the entries from `first` on; it and the length are multiples of 64."""
+    for i in range(0, words.size, WORDS):
+        write_words(np.uint64(key), np.uint64(first + i) >> np.uint64(2), words, i)
+
+
+@kernel
+def new_words(key, size):
+    """Return room for the words of `size` entries and of those around them; none without a key."""
+    return np.empty(0 if key is None else max(SPAN, (size + 2 * WORDS - 1) // WORDS * WORDS), np.uint32)
+
+
+@kernel
+def with_words(words, start, key, first, size):
+    """Return the entry with which `words` start, once they hold those of `size` entries from `first`."""
+    if key is not None and not start <= first <= first + size <= start + words.size:
+        start = first - first % WORDS
+        fill(words, key, start)
+    return start
+
+
+@kernel
+def dithered(key, y, words, i, limit):
+    """Return y plus the dither of words[i], within `limit`; y itself where there is no key."""
     if key is None:
         return y
-    x = mixed(mixed(number, np.uint32(key)), np.uint32(np.uint64(key) >> np.uint64(32)))
-    y += np.float32(np.int32(x >> np.uint32(8))) * np.float32(2**-24) - np.float32(0.5)
+    y += np.float32(np.int32(words[i] >> np.uint32(8))) * np.float32(2**-24) - np.float32(0.5)
     return min(max(y, -limit), limit)
 
 
@@ -240,17 +327,18 @@ def largest_bits(vector, residual):
 
 
 @kernel
-def encode_int8_block(vector, residual, key, first, maximum, codes):
+def encode_int8_block(vector, residual, key, words, maximum, codes):
     inverse = np.float32(127) / maximum
     for i in range(codes.size):
         x = given(vector, residual, i)
-        y = dithered(key, x * inverse, np.uint32(first + i), np.float32(127)) + ROUND
+        y = dithered(key, x * inverse, words, i, np.float32(127)) + ROUND
         codes[i] = np.int8(bits_of(y))
         keep(residual, i, x - (y - ROUND) * STEP * maximum)
 
 
 @kernel
 def encode_int8(vector, residual, block, key, first, maxima, codes):
+    words, ready = new_words(key, min(block, vector.size)), -SPAN
     for number in range(maxima.size):
         start = number * block
         stop = min(start + block, vector.size)
@@ -258,7 +346,9 @@ def encode_int8(vector, residual, block, key, first, maxima, codes):
         top = largest_bits(entries, kept)
         if SMALLEST_MAXIMUM_BITS <= top < INFINITY:
             maxima[number] = float_of(top)
-            encode_int8_block(entries, kept, key, first + start, float_of(top), codes[start:stop])
+            ready = with_words(words, ready, key, first + start, stop - start)
+            mine = words[first + start - ready :]
+            encode_int8_block(entries, kept, key, mine, float_of(top), codes[start:stop])
         elif top >= INFINITY:
             maxima[number] = QUIET_NAN
             codes[start:stop] = 0
@@ -291,6 +381,7 @@ def add_int8(maxima, codes, block, total):
 @kernel
 def encode_int4(vector, residual, block, key, first, maxima, shares, codes):
     tops, scales = np.empty(GROUP, np.int32), np.empty(min(GROUP * block, vector.size), np.float32)
+    words, ready = new_words(key, scales.size), -SPAN
     for number in range(maxima.size):
         start, stop = number * GROUP * block, min((number + 1) * GROUP * block, vector.size)
         entries, kept = vector[start:stop], part_of(residual, start, stop)
@@ -318,14 +409,11 @@ def encode_int4(vector, residual, block, key, first, maxima, shares, codes):
             for i in range(row.size):
                 row[i] = scale
         of_entry = scales[: entries.size]
-        encode_lower(entries[:half], part_of(kept, 0, half), key, first + start, of_entry[:half], part)
+        ready = with_words(words, ready, key, first + start, entries.size)
+        mine = words[first + start - ready :]
+        encode_lower(entries[:half], part_of(kept, 0, half), key, mine, of_entry[:half], part)
         encode_upper(
-            entries[half:],
-            part_of(kept, half, entries.size),
-            key,
-            first + start + half,
-            of_entry[half:],
-            part,
+            entries[half:], part_of(kept, half, entries.size), key, mine[half:], of_entry[half:], part
         )
 
 
@@ -346,27 +434,27 @@ def inverse_of(scale):
 
 
 @kernel
-def int4_of(x, key, number, scale):
+def int4_of(x, key, words, i, scale):
     """Return the code of x, with a sum of `ROUND_4` for its low bits; a scale of 0 says nothing."""
-    return dithered(key, x * inverse_of(scale), number, np.float32(7)) + ROUND_4
+    return dithered(key, x * inverse_of(scale), words, i, np.float32(7)) + ROUND_4
 
 
 @kernel
-def encode_lower(vector, residual, key, first, scales, codes):
+def encode_lower(vector, residual, key, words, scales, codes):
     """Set the lower half of each byte to the code of its entry, the upper half to that of zero."""
     for i in range(vector.size):
         x = given(vector, residual, i)
-        y = int4_of(x, key, np.uint32(first + i), scales[i])
+        y = int4_of(x, key, words, i, scales[i])
         codes[i] = np.uint8(0x80) | (np.uint8(bits_of(y)) & np.uint8(15))
         keep(residual, i, x - (y - ROUND_4) * STEP_4 * scales[i])
 
 
 @kernel
-def encode_upper(vector, residual, key, first, scales, codes):
+def encode_upper(vector, residual, key, words, scales, codes):
     """Set the upper half of each byte to the code of its entry."""
     for i in range(vector.size):
         x = given(vector, residual, i)
-        y = int4_of(x, key, np.uint32(first + i), scales[i])
+        y = int4_of(x, key, words, i, scales[i])
         codes[i] = (codes[i] & np.uint8(15)) | np.uint8(np.uint8(bits_of(y)) << np.uint8(4))
         keep(residual, i, x - (y - ROUND_4) * STEP_4 * scales[i])
 
@@ -393,13 +481,6 @@ def add_int4(maxima, shares, codes, block, total):
             row, packed = entries[middle:end], part[middle - half :]
             for i in range(row.size):
                 row[i] += np.float32(np.int32(packed[i] >> 4) - 8) * STEP_4 * scale
-
-
-LANES = 16
-FLOATS, INTS, BYTES = (
-    ir.VectorType(kind, LANES) for kind in (ir.FloatType(), ir.IntType(32), ir.IntType(8))
-)
-assert CHUNK == 8 * LANES
 
 
 def lanes_at(context, builder, array_type, array, index):
@@ -785,12 +866,33 @@ def layout_of(size, kept, bits):
 
 
 @kernel
-def sum_into(vector, residual, x):
-    """Write vector + residual into x and return the largest magnitude, as bits."""
-    top = np.int32(0)
-    for i in range(x.size):
-        x[i] = given(vector, residual, i)
-        top = max(top, bits_of(x[i]) & MAGNITUDE)
+def sum_into(vector, residual, start, length, x, least):
+    """Write vector + residual from `start` on into x; return bits for those that are not under `least`.
+
+    And the largest magnitude, as bits.
+    """
+    mask, top = np.uint32(0), np.int32(0)
+    for j in range(length):
+        value = given(vector, residual, start + j)
+        x[start + j] = value
+        magnitude = bits_of(value) & MAGNITUDE
+        top = max(top, magnitude)
+        hit = np.uint32(1) if magnitude >= least else np.uint32(0)
+        mask = np.uint32(mask | np.uint32(hit << np.uint32(j)))
+    return mask, top
+
+
+@kernel
+def sums_into(vector, residual, x, least, masks):
+    """Do so for the whole of x, with a mask for each 32 entries; return the largest magnitude."""
+    size, run, top = np.uint64(x.size), np.uint64(RUN), np.int32(0)
+    for start in range(np.uint64(0), size - size % run, run):
+        masks[start // run], largest = sum_into(vector, residual, start, run, x, least)
+        top = max(top, largest)
+    start = size - size % run
+    if start < size:
+        masks[start // run], largest = sum_into(vector, residual, start, size - start, x, least)
+        top = max(top, largest)
     return top
 
 
@@ -826,13 +928,13 @@ def about(magnitudes, wanted, guess, top):
 
 
 @kernel
-def places_from(x, least, places):
-    """Write the places of the entries of magnitude `least` or more; return how many there are."""
-    passed, size, run = 0, np.uint64(x.size), np.uint64(RUN)
-    for start in range(np.uint64(0), size, run):
-        mask = passing(x, None, start, min(run, size - start), least)
+def places_of(masks, places):
+    """Write the places of the bits that are 1 in `masks`, of 32 entries each; return how many there are."""
+    passed = 0
+    for number in range(masks.size):
+        mask = masks[number]
         while mask != 0:
-            places[passed] = start + np.uint64(zeros_below(mask))
+            places[passed] = number * RUN + np.int64(zeros_below(mask))
             mask = np.uint32(mask & np.uint32(mask - np.uint32(1)))
             passed += 1
     return passed
@@ -863,7 +965,8 @@ def put_bits(part, first, number):
 @kernel
 def encode_top_k_codes(vector, residual, kept, bits, scales, records):
     x, magnitudes = np.empty(TOP_K_CHUNK, np.float32), np.empty(TOP_K_CHUNK, np.int32)
-    places, at, guess = np.empty(TOP_K_CHUNK, np.int32), 0, np.int32(0)
+    places, of_runs = np.empty(TOP_K_CHUNK, np.int32), np.empty(TOP_K_CHUNK // RUN, np.uint32)
+    at, guess = 0, np.int32(0)
     for number in range(scales.size):
         start = number * TOP_K_CHUNK
         stop = min(start + TOP_K_CHUNK, vector.size)
@@ -872,14 +975,19 @@ def encode_top_k_codes(vector, residual, kept, bits, scales, records):
         record[:] = 0
         at += record.size
         entries, part = x[: stop - start], part_of(residual, start, stop)
-        top = sum_into(vector[start:stop], part, entries)
+        masks = of_runs[: (entries.size + RUN - 1) // RUN]
+        top = sums_into(vector[start:stop], part, entries, guess, masks)
         scales[number] = QUIET_NAN if top >= INFINITY else ZERO
         if top >= INFINITY:
             continue
         if top >= SMALLEST_MAXIMUM_BITS:
             scales[number] = float_of(top)
-            guess = about(entries.view(np.int32), wanted, guess, top)
-            there = magnitudes[: places_from(entries, guess, places)]
+            passed = places_of(masks, places)
+            if not wanted <= passed <= 3 * wanted + RUN:
+                guess = about(entries.view(np.int32), wanted, guess, top)
+                sums_into(entries, None, entries, guess, masks)
+                passed = places_of(masks, places)
+            there = magnitudes[:passed]
             for i in range(there.size):
                 there[i] = bits_of(entries[places[i]]) & MAGNITUDE
             threshold, ties = kth_of(there, wanted, guess, top)
@@ -970,24 +1078,19 @@ def add_record(step, most, bits, low_bits, marks, lows, codes, x):
 
 
 @kernel
-def hashed(key, number):
-    """Return the keyed hash of `number` that `dither` is made of."""
-    return mixed(mixed(number, np.uint32(key)), np.uint32(np.uint64(key) >> np.uint64(32)))
-
-
-@kernel
-def random_place(size, key, strata, number):
-    """Return the place in stratum `number` of `strata` that `key` says."""
+def random_place(size, strata, number, word):
+    """Return the place in stratum `number` of `strata` that a random word says."""
     first, last = size * number // strata, size * (number + 1) // strata
-    word = np.uint64(hashed(key, np.uint32(number))) * np.uint64(last - first)
-    return first + np.int64(word >> np.uint64(32))
+    return first + np.int64((np.uint64(word) * np.uint64(last - first)) >> np.uint64(32))
 
 
 @kernel
 def encode_random_k(vector, residual, key, entries):
-    bad = largest_bits_kept(vector, residual) >= INFINITY
+    bad, words = largest_bits_kept(vector, residual) >= INFINITY, np.empty(SPAN, np.uint32)
     for number in range(entries.size):
-        place = random_place(vector.size, key, entries.size, number)
+        if number % SPAN == 0:
+            fill(words, key, number)
+        place = random_place(vector.size, entries.size, number, words[number % SPAN])
         entries[number] = vector[place] if residual is None else residual[place]
         keep(residual, place, ZERO)
     if bad:
@@ -996,8 +1099,11 @@ def encode_random_k(vector, residual, key, entries):
 
 @kernel
 def add_random_k(key, entries, total):
+    words = np.empty(SPAN, np.uint32)
     for number in range(entries.size):
-        total[random_place(total.size, key, entries.size, number)] += entries[number]
+        if number % SPAN == 0:
+            fill(words, key, number)
+        total[random_place(total.size, entries.size, number, words[number % SPAN])] += entries[number]
 
 
 @kernel

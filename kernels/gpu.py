@@ -373,7 +373,7 @@ def _of_block(verb, block):
 
 
 def _rounding(key, first):
-    return np.uint64(0 if key is None else key), np.int32(key is not None), np.uint32(first & 0xFFFFFFFF)
+    return np.uint64(0 if key is None else key), np.int32(key is not None), np.uint64(first)
 
 
 def _keep_and_check(device, vector, residual):

@@ -28,14 +28,14 @@ __device__ inline float maximum_of(int top)
 }
 
 // The code of an entry, 8 for zero; x becomes what the code does not say.
-__device__ inline int encoded(float& x, float inverse, float scale, const Rounding& how, int64 i)
+__device__ inline int encoded(float& x, float inverse, float scale, Rounding& how, int64 i)
 {
     const int code = (int)rounded(product(x, inverse), 7.0f, how, i);
     x = x - product(product((float)code, STEP_4), scale);
     return code + 8;
 }
 
-__device__ inline void encode_whole(const float* vector, float* residual, const Rounding& how, int64 start,
+__device__ inline void encode_whole(const float* vector, float* residual, Rounding& how, int64 start,
                                     float* maximum_place, uint16* shares, uint8* codes)
 {
     float x[K4][4];
@@ -71,7 +71,7 @@ __device__ inline void encode_whole(const float* vector, float* residual, const 
 }
 
 // Encode a group of any size; entries and residual are read twice.
-__device__ inline void encode_group(const float* vector, float* residual, int64 size, const Rounding& how,
+__device__ inline void encode_group(const float* vector, float* residual, int64 size, Rounding& how,
                                     int64 start, int64 block, float* maximum_place, uint16* shares,
                                     uint8* codes)
 {
@@ -104,12 +104,12 @@ __device__ inline void encode_group(const float* vector, float* residual, int64 
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS)
-encode_int4(const float* vector, float* residual, int64 size, uint64 key, int has_key, uint32 first,
+encode_int4(const float* vector, float* residual, int64 size, uint64 key, int has_key, uint64 first,
             int64 block, float* maxima, uint16* shares, uint8* codes)
 {
     const int64 group = row_of(), start = group * GROUP * block, left = min(size - start, GROUP * block);
     if (left <= 0) return;
-    const Rounding how = {key, has_key, first};
+    Rounding how = rounding_by(key, has_key, first);
     float* kept = residual ? residual + start : nullptr;
     if (left == WHOLE && block * GROUP == WHOLE)
         encode_whole(vector + start, kept, how, start, maxima + group, shares + group * GROUP, codes + start / 2);

@@ -17,7 +17,7 @@ __device__ inline Block8 block_of(int top)
 }
 
 // The code of an entry; x becomes what the code does not say.
-__device__ inline int8 encoded(float& x, const Block8& block, const Rounding& how, int64 i)
+__device__ inline int8 encoded(float& x, const Block8& block, Rounding& how, int64 i)
 {
     const int code = block.inverse == 0.0f ? 0 : (int)rounded(product(x, block.inverse), 127.0f, how, i);
     x = x - product(product((float)code, STEP), block.maximum);
@@ -25,7 +25,7 @@ __device__ inline int8 encoded(float& x, const Block8& block, const Rounding& ho
 }
 
 template <int K>
-__device__ inline void encode_row(const float* vector, float* residual, int64 size, const Rounding& how,
+__device__ inline void encode_row(const float* vector, float* residual, int64 size, Rounding& how,
                                   float* maxima, int8* codes)
 {
     const int64 row = row_of(), start = row * K * QUADS, left = size - start;
@@ -68,9 +68,10 @@ __device__ inline void decode_row(const float* maxima, const int8* codes, int64 
 #define FOR_BLOCKS_OF(ENTRIES)                                                                           \
     extern "C" __global__ void __launch_bounds__(THREADS)                                                \
     encode_int8_##ENTRIES(const float* vector, float* residual, int64 size, uint64 key, int has_key,     \
-                          uint32 first, float* maxima, int8* codes)                                      \
+                          uint64 first, float* maxima, int8* codes)                                      \
     {                                                                                                    \
-        encode_row<ENTRIES / QUADS>(vector, residual, size, {key, has_key, first}, maxima, codes);       \
+        Rounding how = rounding_by(key, has_key, first);                                                 \
+        encode_row<ENTRIES / QUADS>(vector, residual, size, how, maxima, codes);                         \
     }                                                                                                    \
     extern "C" __global__ void __launch_bounds__(THREADS)                                                \
     decode_int8_##ENTRIES(const float* maxima, const int8* codes, int64 size, float* vector, int adding) \
@@ -84,7 +85,7 @@ FOR_BLOCKS_OF(512)
 FOR_BLOCKS_OF(1024)
 
 extern "C" __global__ void __launch_bounds__(THREADS)
-encode_int8_any(const float* vector, float* residual, int64 size, uint64 key, int has_key, uint32 first,
+encode_int8_any(const float* vector, float* residual, int64 size, uint64 key, int has_key, uint64 first,
                 float* maxima, int8* codes, int64 entries)
 {
     const int64 row = row_of(), start = row * entries, last = min(start + entries, size);
@@ -92,7 +93,7 @@ encode_int8_any(const float* vector, float* residual, int64 size, uint64 key, in
     const Block8 block = block_of(largest_magnitude_of(
         vector + start, residual ? residual + start : nullptr, last - start));
     if (lane_of() == 0) maxima[row] = block.maximum;
-    const Rounding how = {key, has_key, first};
+    Rounding how = rounding_by(key, has_key, first);
     for (int64 i = start + lane_of(); i < last; i += WARP) {
         float x = given(vector, residual, i);
         codes[i] = encoded(x, block, how, i);

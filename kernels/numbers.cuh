@@ -35,32 +35,50 @@ __device__ inline float given(const float* vector, const float* residual, int64 
     return residual ? vector[i] + residual[i] : vector[i];
 }
 
-__device__ inline uint32 mixed(uint32 x, uint32 half)
-{
-    x ^= half;
-    x = (x ^ (x >> 16)) * 0x7feb352du;
-    x = (x ^ (x >> 15)) * 0x846ca68bu;
-    return x ^ (x >> 16);
-}
+// Word number % 4 of Philox4x32-10 of the counter number / 4, what stochastic rounding and RandomK are made
+// of. The four words of a counter are kept: entries that follow each other share them.
+struct Words {
+    uint64 key, counter;
+    bool known;
+    uint32 x0, x1, x2, x3;
 
-// The keyed hash of a number that stochastic rounding and RandomK are made of.
-__device__ inline uint32 hashed(uint64 key, uint32 number)
-{
-    return mixed(mixed(number, (uint32)key), (uint32)(key >> 32));
-}
+    __device__ inline uint32 operator()(uint64 number)
+    {
+        if (!known || counter != number / 4) make(number / 4);
+        return number & 2 ? (number & 1 ? x3 : x2) : (number & 1 ? x1 : x0);
+    }
+
+    __device__ inline void make(uint64 of_counter)
+    {
+        known = true, counter = of_counter;
+        x0 = (uint32)counter, x1 = (uint32)(counter >> 32), x2 = 0, x3 = 0;
+        uint32 k0 = (uint32)key, k1 = (uint32)(key >> 32);
+#pragma unroll
+        for (int round = 0; round < 10; round++, k0 += 0x9e3779b9u, k1 += 0xbb67ae85u) {
+            const uint64 one = (uint64)x0 * 0xd2511f53u, other = (uint64)x2 * 0xcd9e8d57u;
+            x0 = (uint32)(other >> 32) ^ x1 ^ k0, x1 = (uint32)other;
+            x2 = (uint32)(one >> 32) ^ x3 ^ k1, x3 = (uint32)one;
+        }
+    }
+};
 
 // How to round: to nearest, or, with a key, up or down by lot. `first` numbers the vector's entries.
 struct Rounding {
-    uint64 key;
+    Words words;
     int has_key;
-    uint32 first;
+    uint64 first;
 };
 
+__device__ inline Rounding rounding_by(uint64 key, int has_key, uint64 first)
+{
+    return {{key, 0, false, 0, 0, 0, 0}, has_key, first};
+}
+
 // The integer within +-limit that x is rounded to, as a float; of a tie the even one.
-__device__ inline float rounded(float x, float limit, const Rounding& how, int64 i)
+__device__ inline float rounded(float x, float limit, Rounding& how, int64 i)
 {
     if (how.has_key) {
-        const float share = product((float)(hashed(how.key, how.first + (uint32)i) >> 8), 1.0f / 16777216);
+        const float share = product((float)(how.words(how.first + i) >> 8), 1.0f / 16777216);
         x = x + (share - 0.5f);
     }
     return fminf(fmaxf(rintf(x), -limit), limit);

@@ -5,7 +5,7 @@
 __device__ inline int64 random_place(uint64 size, uint64 key, uint64 strata, uint64 number)
 {
     const uint64 first = size * number / strata, last = size * (number + 1) / strata;
-    return (int64)(first + (hashed(key, (uint32)number) * (last - first) >> 32));
+    return (int64)(first + ((Words{key, 0, false, 0, 0, 0, 0})(number) * (last - first) >> 32));
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS)

@@ -18,6 +18,7 @@ STEP_4 = np.float32(1 / 7)  # 7 * STEP_4 == 1 too
 GROUP = 16  # blocks of int4 whose scales are shares of one maximum
 SHARE = np.float32(2**-15)  # the unit of these shares
 POSITIONS = 65536  # positions of one block of TopK fit in 16 bits
+PHILOX, WEYL, PHILOX_ROUNDS = (0xD2511F53, 0xCD9E8D57), (0x9E3779B9, 0xBB67AE85), 10
 CHUNK = 128  # magnitudes are summed in chunks of as many
 SQUARES = 8192  # squares are summed in blocks of as many
 
@@ -389,7 +390,7 @@ def add_random_k(key, entries, total):
 
 def _random_places(size, key, strata):
     bounds = np.arange(strata + 1, dtype=np.uint64) * np.uint64(size) // np.uint64(max(strata, 1))
-    return bounds[:-1] + (_hashed(key, 0, strata).astype(np.uint64) * np.diff(bounds) >> np.uint64(32))
+    return bounds[:-1] + (_words(key, 0, strata).astype(np.uint64) * np.diff(bounds) >> np.uint64(32))
 
 
 def decode_low_rank(p, q, matrix):
@@ -409,25 +410,36 @@ def add_low_rank(p, q, matrix):
 def dither(key, first, size):
     """Return float32[size] in [-1/2, 1/2): entry i depends on (`key`, first + i) alone.
 
-    A counter-based generator: two rounds of the 32-bit finaliser `lowbias32` (C. Wellons, 2018),
-    keyed before each; the upper 24 bits count.
+    The upper 24 bits of word i % 4 of Philox4x32-10 of the 64-bit counter i // 4: independent, as far
+    as statistical tests tell, over entries, over keys, and over both, neighbours among them.
     """
-    return (_hashed(key, first, size) >> np.uint32(8)).astype(np.float32) * np.float32(2**-24) - (
+    return (_words(key, first, size) >> np.uint32(8)).astype(np.float32) * np.float32(2**-24) - (
         np.float32(0.5)
     )
 
 
-def _hashed(key, first, size):
+def philox4x32(counters, key, rounds=PHILOX_ROUNDS):
+    """Return uint32[n, 4], the random words of uint32[n, 4] `counters` under two words of key.
+
+    A counter-based generator: J. Salmon, M. Moraes, R. Dror and D. Shaw, "Parallel random numbers: as
+    easy as 1, 2, 3", SC 2011. It passes all of TestU01's BigCrush.
+    """
+    x, low = list(counters.T.astype(np.uint64)), np.uint64(0xFFFFFFFF)
+    for number in range(rounds):
+        keys = [np.uint64((int(half) + number * weyl) % 2**32) for half, weyl in zip(key, WEYL)]
+        one, other = x[0] * np.uint64(PHILOX[0]), x[2] * np.uint64(PHILOX[1])
+        upper = [product >> np.uint64(32) for product in (other, one)]
+        x = [upper[0] ^ x[1] ^ keys[0], other & low, upper[1] ^ x[3] ^ keys[1], one & low]
+    return np.stack(x, axis=1).astype(np.uint32)
+
+
+def _words(key, first, size):
     """Return the uint32[size] of `dither`."""
-    x = (np.arange(first, first + size, dtype=np.uint64)).astype(np.uint32)
-    for half in (int(key) & 0xFFFFFFFF, int(key) >> 32):
-        x ^= np.uint32(half)
-        x ^= x >> np.uint32(16)
-        x *= np.uint32(0x7FEB352D)
-        x ^= x >> np.uint32(15)
-        x *= np.uint32(0x846CA68B)
-        x ^= x >> np.uint32(16)
-    return x
+    number = np.arange(first // 4, (first + size + 3) // 4, dtype=np.uint64)
+    counters = np.zeros((number.size, 4), np.uint32)
+    counters[:, 0], counters[:, 1] = number & np.uint64(0xFFFFFFFF), number >> np.uint64(32)
+    key = int(key)
+    return philox4x32(counters, (key & 0xFFFFFFFF, key >> 32)).ravel()[first % 4 :][:size]
 
 
 def square_sums(vector, sums):

@@ -17,7 +17,8 @@ class Int8(Compressor):
     Linear quantisation to 255 levels of each block's largest magnitude M (block-wise absmax, as in
     Dettmers 2015, arXiv:1511.04561): an error of at most M / 254 an entry, so the contraction factor
     is at least 1 - block / 254^2. Constant blocks and zeros come back exactly. "nearest" is biased,
-    "stochastic" is unbiased up to the clipping at M.
+    "stochastic" is unbiased up to the clipping at M, and independent over entries and over keys, and so
+    over steps and sites, as far as statistical tests tell (Philox4x32-10: Salmon et al. 2011).
 
     The wire: float32 maxima, then int8 codes. A block with a NaN or an infinity decodes to NaN.
     """
@@ -79,7 +80,7 @@ class Int4(Compressor):
     arXiv:2305.14314), rounded up to 1 / 32768 of it: so constant vectors and zeros come back exactly.
     An error of at most M / 14 an entry (and 2^-15 of the sixteen blocks' maximum), so the contraction
     factor is at least 1 - block / 14^2, for a block of 64 about 0.67. "nearest" is biased,
-    "stochastic" is unbiased up to the clipping at M.
+    "stochastic" is as in Int8.
 
     The wire: float32 maxima, uint16 shares, then codes, two a byte. Sixteen blocks with a NaN or an
     infinity in them decode to NaN. block: even.
