@@ -1,10 +1,10 @@
 """Outer optimisers: what is made of how far sites have come, where they meet.
 
-They work on flat vectors, in place and in the vector's own dtype, with the change g = anchor - parameters,
-averaged over sites, in the place of a gradient. `Average` is local SGD (Stich 2019, arXiv:1805.09767) and
-model averaging, `Momentum` is FedAvgM (Hsu et al. 2019, arXiv:1909.06335), `Nesterov` is DiLoCo's (Douillard
-et al. 2023, arXiv:2311.08105), and `Adam`, `Adagrad` and `Yogi` are Reddi et al.'s Algorithm 2 (2021,
-arXiv:2003.00295), without a bias correction.
+They work on flat vectors, in place and in the vector's own dtype, with the change g = anchor -
+parameters, averaged over sites, in the place of a gradient. `Average` is local SGD (Stich 2019,
+arXiv:1805.09767) and model averaging, `Momentum` is FedAvgM (Hsu et al. 2019, arXiv:1909.06335),
+`Nesterov` is DiLoCo's (Douillard et al. 2023, arXiv:2311.08105), and `Adam`, `Adagrad` and `Yogi` are
+Reddi et al.'s Algorithm 2 (2021, arXiv:2003.00295), without a bias correction.
 """
 
 from collections.abc import Mapping
@@ -70,13 +70,15 @@ class Nesterov(Momentum):
         anchor -= anchor.dtype.type(self.learning_rate) * change
 
 
-@dataclass(frozen=True)
 class _Adaptive:
-    """m = b1 m + (1 - b1) g; v as `_second` has it, from tau^2 on; anchor -= rate m / (sqrt(v) + tau)."""
+    """m = b1 m + (1 - b1) g; anchor -= learning_rate m / (sqrt(v) + tau).
 
-    learning_rate: float = 0.01
-    b1: float = 0.9
-    tau: float = 1e-3
+    v begins as tau^2 and is brought up to date by `_second`.
+    """
+
+    learning_rate: float
+    b1: float
+    tau: float
 
     def __post_init__(self):
         _check(self)
@@ -102,20 +104,22 @@ class _Adaptive:
 class Adagrad(_Adaptive):
     """v += g^2."""
 
+    learning_rate: float = 0.01
+    b1: float = 0.9
+    tau: float = 1e-3
+
     def _second(self, second: Any, square: Any) -> None:
         second += square
 
 
 @dataclass(frozen=True)
-class _Decaying(_Adaptive):
+class Adam(_Adaptive):
+    """v = b2 v + (1 - b2) g^2."""
+
+    learning_rate: float = 0.01
     b1: float = 0.9
     b2: float = 0.99
     tau: float = 1e-3
-
-
-@dataclass(frozen=True)
-class Adam(_Decaying):
-    """v = b2 v + (1 - b2) g^2."""
 
     def _second(self, second: Any, square: Any) -> None:
         second *= second.dtype.type(self.b2)
@@ -123,8 +127,13 @@ class Adam(_Decaying):
 
 
 @dataclass(frozen=True)
-class Yogi(_Decaying):
+class Yogi(_Adaptive):
     """v -= (1 - b2) g^2 sign(v - g^2)."""
+
+    learning_rate: float = 0.01
+    b1: float = 0.9
+    b2: float = 0.99
+    tau: float = 1e-3
 
     def _second(self, second: Any, square: Any) -> None:
         sign = library_of(second).sign(second - square)

@@ -11,7 +11,7 @@ from isthmus.compression.low_rank import LowRank
 from isthmus.cures import cure_of, reason_of
 from isthmus.devices import array_library
 from isthmus.errors import IsthmusError, NoDeviceError, SettingsError, ShardError
-from isthmus.jobs.choosing import choose
+from isthmus.jobs.choosing import choose, settle
 from isthmus.jobs.plan import plan_run
 from isthmus.jobs.preparation import check_shapes
 from isthmus.jobs.settings import RunSettings
@@ -202,7 +202,9 @@ def plan(job, settings, cluster, free_nbytes):
     """
     try:
         shards = ShardSet.open(settings.data.train)
-        chosen = plan_run(choose(settings, cluster)[0], cluster, shards)
+        settings, _ = choose(settings, cluster)
+        settings, _ = settle(settings, cluster)
+        chosen = plan_run(settings, cluster, shards)
     except IsthmusError as problem:
         return refused("plan", problem)
     nbytes = [sum(shards.nbytes[shard] for shard in mine) for mine in chosen.shards_of_rank]

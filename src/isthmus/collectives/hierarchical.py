@@ -118,7 +118,7 @@ class Hierarchical:
         self.waiting += bucket
 
     def advance(self, total, key):
-        """Add what the other sites have sent so far, and have the hub pass it on to leaders; never wait."""
+        """Add what the other sites have sent so far, and have the hub tell them; never wait."""
         for chunk in self.waiting if self.peers else ():
             if not chunk.combined:
                 if not arrived(chunk.arriving):

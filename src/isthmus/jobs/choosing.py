@@ -66,7 +66,7 @@ def _kind_of(compressor):
 
 
 def settle(settings, cluster, classes_differ=None):
-    """Return the settings with what the strategy leaves to the planner, and why; None: it leaves nothing.
+    """Return the settings with what the strategy leaves open decided, and why; None: nothing is open.
 
     classes_differ: whether the shards of sites hold other classes; None where nobody has counted.
     """

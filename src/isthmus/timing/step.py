@@ -138,9 +138,6 @@ def together_terms(cluster, computing_seconds, workload):
 def exchange_seconds(cluster, computing_seconds, workload):
     """Return the seconds that one exchange takes, none of which is hidden."""
     one = replace(
-        workload,
-        exchanges_per_step=workload.exchanged_share,
-        late_steps=0.0,
-        site_sums_per_step=0.0,
+        workload, exchanges_per_step=workload.exchanged_share, late_steps=0.0, site_sums_per_step=0.0
     )
     return sum(together_terms(cluster, computing_seconds, one).values())

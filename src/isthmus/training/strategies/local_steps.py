@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from isthmus.compression.compressor import Compressor
 from isthmus.outer import Average, Outer, outer_of
 from isthmus.quantities import whole
 from isthmus.training.strategies.rounds import Traveller
@@ -14,6 +13,7 @@ from isthmus.training.strategies.strategy import Exchange
 if TYPE_CHECKING:  # plans are made where there is no MPI
     from isthmus.training.strategies.sums import Sums
 
+AVERAGE = Average()
 LINK_SHARE = 0.1
 """Of a round, that `every = "auto"` leaves to the links."""
 MOST_STEPS, MOST_STEPS_OF_UNLIKE = 64, 4
@@ -36,7 +36,7 @@ class LocalSteps:
     """
 
     every: int | str = 16
-    outer: Outer | str | dict[str, Any] = Average()
+    outer: Outer | str | dict[str, Any] = AVERAGE
     after: int = 0
     late: int = 0
 
@@ -51,10 +51,6 @@ class LocalSteps:
                 f"late must be less than every: an exchange that is {self.late} steps late is under "
                 f"way when the next one is due (every = {self.every!r})"
             )
-
-    @property
-    def fragments(self) -> int:
-        return 1
 
     def exchanges(self, steps: float) -> Iterator[Exchange]:
         every = self._steps_of_a_round()
@@ -72,14 +68,11 @@ class LocalSteps:
 
     def join(self, sums: "Sums", steps: float) -> Traveller:
         self._steps_of_a_round()
-        return Traveller(sums, self, steps)
+        return Traveller(sums, self, steps, outer_of(self.outer), fragments=1, after=self.after)
 
     def merged(self, anchor: Any, here: Any, sent: Any) -> Any:
         """Go on from the anchor by what was learnt while the exchange was under way."""
         return anchor + (here - sent)
-
-    def fits(self, size: int, compressor: Compressor | None) -> None:
-        """Any vector will do."""
 
     def settled(
         self, computing_seconds: float, exchange_seconds: float, classes_differ: bool | None

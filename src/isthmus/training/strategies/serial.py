@@ -67,7 +67,8 @@ def serial_rounds(
         member.begin(place)
     history = []
     for step in range(steps):
-        _step(members, places, gradient, learning_rate, step)
+        with np.errstate(all="ignore"):  # what is not finite is told
+            _step(members, places, gradient, learning_rate, step)
         if (step + 1) % local_steps == 0:
             history.append(members[0].anchor(places[0]).copy())
     return history
@@ -171,12 +172,11 @@ class _Sum:
 
     def finish(self):
         if self.mean is None:
-            of_group = [
-                functools.reduce(lambda right, own: own + right, [self.given[w] for w in reversed(group)])
-                for group in self.groups
-            ]
-            self.mean = functools.reduce(add, of_group)
+            self.mean = functools.reduce(add, map(self._sum_of_group, self.groups))
         return self.mean.copy()
+
+    def _sum_of_group(self, group):
+        return functools.reduce(lambda right, own: own + right, [self.given[w] for w in reversed(group)])
 
 
 class _Seat:

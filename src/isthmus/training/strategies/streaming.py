@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from isthmus.compression.compressor import Compressor
@@ -14,6 +15,9 @@ from isthmus.vectors import part_bounds
 
 if TYPE_CHECKING:  # plans are made where there is no MPI
     from isthmus.training.strategies.sums import Sums
+
+
+DILOCO = Nesterov(0.7, 0.9)
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,7 @@ class Streaming:
     every: int = 64
     late: int = 5
     mixing: float = 0.5
-    outer: Outer | str | dict[str, Any] = Nesterov(0.7, 0.9)
+    outer: Outer | str | dict[str, Any] = DILOCO
 
     def __post_init__(self):
         for name, least in (("fragments", 1), ("every", 1), ("late", 0)):
@@ -52,10 +56,6 @@ class Streaming:
                 f"turn to the next's, not {self.late}"
             )
 
-    @property
-    def after(self) -> int:
-        return 0
-
     def exchanges(self, steps: float) -> Iterator[Exchange]:
         number = 1
         while (turn := number * self.every // self.fragments) < steps:
@@ -67,7 +67,7 @@ class Streaming:
 
     def join(self, sums: "Sums", steps: float) -> Traveller:
         self.fits(sums.size, sums.arguments.get("compressor"))
-        return Traveller(sums, self, steps)
+        return Traveller(sums, self, steps, outer_of(self.outer), self.fragments, after=0)
 
     def merged(self, anchor: Any, here: Any, sent: Any) -> Any:
         """Go on from between the anchor and where the site is now."""
@@ -79,6 +79,6 @@ class Streaming:
             raise ValueError(
                 f"fragments must be at most {size}, the number of parameters, not {self.fragments}"
             )
-        bounds = part_bounds(size, self.fragments)
-        for ends in zip(bounds, bounds[1:]) if compressor is not None else ():
-            compressor.piece(slice(*ends))
+        if compressor is not None:
+            for ends in pairwise(part_bounds(size, self.fragments)):
+                compressor.piece(slice(*ends))

@@ -27,10 +27,7 @@ class Sums:
     def of_part(self, part: slice) -> Allreduce:
         """Return the Allreduce over all ranks of one slice of the vector, in one piece. Collective."""
         compressor = self.arguments.get("compressor")
-        given = self.arguments | {
-            "buckets": None,
-            "compressor": compressor and compressor.piece(part),
-        }
+        given = self.arguments | {"buckets": None, "compressor": compressor and compressor.piece(part)}
         return Allreduce(self.tiers, part.stop - part.start, weight=self.weight, **given)
 
     def of_site(self) -> Allreduce:
