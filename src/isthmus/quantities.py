@@ -3,6 +3,9 @@
 import math
 import numbers
 
+LEAST_WEIGHT = 1e-300
+"""Of a rank without samples: nothing beside any other's, and a site where all are so has a mean."""
+
 
 def whole(name, value, least=None):
     """Return the whole number `value` as an int; ValueError, which says `name`, if it is none.

@@ -8,5 +8,9 @@ from isthmus.training.strategies.local_steps import LocalSteps
 from isthmus.training.strategies.streaming import Streaming
 from isthmus.training.strategies.synchronous import Synchronous
 
-STRATEGIES = {"synchronous": Synchronous, "local_steps": LocalSteps, "streaming": Streaming}
+STRATEGIES = {
+    "synchronous": Synchronous,  # gradients, every step
+    "local_steps": LocalSteps,  # the whole change, now and then
+    "streaming": Streaming,  # its fragments in turn
+}
 """Name in a settings file -> class."""

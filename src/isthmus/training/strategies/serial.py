@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from isthmus.errors import NonFiniteError
-from isthmus.quantities import real, whole
-from isthmus.training.strategies.strategy import LEAST_WEIGHT, Member, Strategy
+from isthmus.quantities import LEAST_WEIGHT, real, whole
+from isthmus.training.strategies.strategy import Member, Strategy
 
 Vector = npt.NDArray[np.floating]
 

@@ -11,13 +11,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from isthmus.quantities import LEAST_WEIGHT
+
 if TYPE_CHECKING:  # plans are made where there is no MPI
     from isthmus.collectives.allreduce import Allreduce
     from isthmus.training.strategies.sums import Sums
-
-
-LEAST_WEIGHT = 1e-300
-"""Of a rank without samples: nothing beside any other, and a site where all are so has a mean."""
 
 
 @dataclass(frozen=True)

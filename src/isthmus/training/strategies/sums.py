@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from isthmus.collectives.allreduce import Allreduce
-from isthmus.training.strategies.strategy import LEAST_WEIGHT
+from isthmus.quantities import LEAST_WEIGHT
 
 if TYPE_CHECKING:  # cluster files need what not every machine has
     from isthmus.links.tiers import Tiers
