@@ -149,6 +149,18 @@ def training(cluster: isthmus.Cluster, shards: isthmus.ShardSet, plan: Plan, mod
         assert_type(allreduce.buckets, list[slice])
         assert_type(allreduce.finite, bool)
         strategies(isthmus.Synchronous(), Sums(tiers, model.size, local.samples))
+        strategies(isthmus.LocalSteps(8, isthmus.outer.Nesterov()), Sums(tiers, model.size, 1.0))
+        strategies(isthmus.Streaming(2, every=8, late=1), Sums(tiers, model.size, 1.0))
+        history = isthmus.serial_rounds(
+            isthmus.LocalSteps(),
+            lambda worker, x, step: x,
+            [1.0],
+            [1, 1],
+            2,
+            local_steps=16,
+            learning_rate=0.1,
+        )
+        assert_type(history, list[npt.NDArray[np.floating]])
 
 
 def own_loop(tiers: Tiers, local: LocalSamples, model: Any) -> None:

@@ -14,6 +14,8 @@ from typing import Any, Protocol
 from isthmus.devices import library_of
 from isthmus.quantities import real
 
+__all__ = ["Adagrad", "Adam", "Average", "Momentum", "Nesterov", "Outer", "Yogi"]
+
 
 class Outer(Protocol):
     """What moves the anchor: the parameters that all sites have in common."""
@@ -43,7 +45,7 @@ class Momentum:
     learning_rate: float = 1.0
     momentum: float = 0.9
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check(self)
 
     def begin(self, like: Any) -> dict[str, Any]:
@@ -80,7 +82,7 @@ class _Adaptive:
     b1: float
     tau: float
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check(self)
 
     def begin(self, like: Any) -> dict[str, Any]:

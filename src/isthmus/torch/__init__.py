@@ -10,10 +10,11 @@ from isthmus.errors import NoDeviceError
 from isthmus.extras import how_to_install
 
 if TYPE_CHECKING:
+    from isthmus.torch.local_steps import LocalSteps as LocalSteps
     from isthmus.torch.own_samples import batches as batches
     from isthmus.torch.shared import Shared as Shared
 
-_HOME = {"Shared": "shared", "batches": "own_samples"}
+_HOME = {"LocalSteps": "local_steps", "Shared": "shared", "batches": "own_samples"}
 """Public name -> the module of this folder that has it."""
 __all__ = sorted(_HOME)
 

@@ -94,6 +94,15 @@ class Traveller(Member):
             act for part in range(len(self.parts)) for act in self._both(part, lambda anchor, *_: anchor)
         ]
 
+    def end(self, parameters: Any) -> None:
+        """Exchange all that was not exchanged yet, where no run's length has told when. Collective."""
+        if self.under_way is not None:
+            self._receive(self.under_way.part or 0, self.strategy.merged, parameters)
+        for part in range(len(self.parts)):
+            for act in self._both(part, lambda anchor, *_: anchor):
+                act(parameters)
+        self.agreed = True
+
     def state(self) -> dict[str, Any]:
         """Return all that the next steps depend on. Collective while an exchange is under way."""
         if self.under_way is not None and not self.arrived:
