@@ -929,7 +929,7 @@ def about(magnitudes, wanted, guess, top):
 
 @kernel
 def places_of(masks, places):
-    """Write the places of the bits that are 1 in `masks`, of 32 entries each; return how many there are."""
+    """Write the places of the bits that are 1 in `masks`, of 32 entries each; return their number."""
     passed = 0
     for number in range(masks.size):
         mask = masks[number]
