@@ -8,11 +8,14 @@ import pytest
 from test_resuming import RUN, go, settings
 
 import isthmus
+from isthmus.cluster.cluster import Cluster
 from isthmus.errors import CheckpointError, ModelError
 from isthmus.jobs.own_model import OwnModelSettings
+from isthmus.jobs.preparation import shared_settings
 from isthmus.jobs.settings import RunSettings
 from isthmus.links.agreement import from_root
 from isthmus.links.world import all_gather
+from isthmus.measuring.calibrate import compute_fits
 from isthmus.models.own import make_own
 from isthmus.models.own_code import OwnCode
 
@@ -402,6 +405,10 @@ def test_a_run_with_an_own_model_goes_on_to_the_same_bits(comm, shared_folder):
         settings(folder, table, name="loss.toml", training=training, model={"loss": "nets:mean_loss"})
 
     from_root(comm, prepare)
+    of_ranks = compute_fits(
+        comm, (made := shared_settings(comm, folder / "run.toml")), made.make_model(), 1, np
+    )
+    assert all(fit.bytes_per_second > 0 for fit in of_ranks)  # as `calibrate` measures them
     go(comm, folder / "run.toml", name="mine")
     whole = go(comm, folder / "more.toml")
     longer = go(comm, folder / "more.toml", resume=folder / "runs/mine")
@@ -484,6 +491,71 @@ def test_the_models_of_the_page_and_of_the_experiment_are_models(repository, tmp
     again = RunSettings.from_json(quickstart.to_json(), "run.json")
     assert again.to_json() == quickstart.to_json()
     assert sum(bool(line.strip()) for line in (repository / "experiments/my_models.py").open()) <= 30
+
+
+FAILS = """
+import torch
+from torch import nn
+
+class Fails(nn.Linear):
+    steps = 0
+
+    def forward(self, values):
+        self.steps += self.training
+        if self.steps > 4:
+            raise IndexError("no such row")
+        return super().forward(values)
+
+def net():
+    return Fails(8, 3)
+"""
+
+
+@pytest.mark.slow
+def test_code_that_raises_in_a_step_ends_the_job_in_one_block(tmp_path):
+    from test_cli import call
+
+    for seed, name in enumerate(("train", "test")):
+        learnable(tmp_path, name, seed=seed)
+    own(tmp_path, FAILS)
+    settings(tmp_path, {**RUN, "model": {"kind": "nets:net"}})
+    checked = call(tmp_path, None, "check", "run.toml")
+    assert "nets:net, 27 parameters" in checked.stdout, checked
+    done = call(tmp_path, 2, "train", "run.toml")
+    assert done.returncode == 16, done.stderr
+    told = [line for line in done.stderr.splitlines() if line.startswith("isthmus:")]
+    assert len(told) == 1, done.stderr
+    assert "nets:net: a step of the module raises IndexError: no such row at" in told[0]
+    assert "nets.py:11 (forward)" in told[0]
+    assert "docs/errors/16.md" in done.stderr
+    own(tmp_path, FAILS.replace("Fails(8, 3)", "Fails(7, 3)"))
+    planned = call(tmp_path, None, "check", "run.toml")
+    assert planned.returncode == 16, planned
+    assert "float32[2, 8] raises RuntimeError" in planned.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.ranks(4)
+def test_the_quickstart_learns_in_a_tenth_of_its_steps(comm, shared_folder, repository):
+    import tomllib
+
+    experiments = repository / "experiments"
+    table = tomllib.loads((experiments / "own_torch_model.toml").read_text())
+    table["cluster"]["links"] = "real"
+    table["data"] = {
+        name: str((experiments / folder).resolve()) for name, folder in table["data"].items()
+    }
+    table["training"]["epochs"] = 1
+    table["run"]["folder"] = str(shared_folder)
+    cluster = Cluster.from_toml(experiments / "two_sites.toml").to_table()
+
+    def prepare():
+        own(shared_folder, (experiments / "my_models.py").read_text(), "my_models.py")
+        return str(settings(shared_folder, table, cluster=cluster))
+
+    done = go(comm, from_root(comm, prepare))
+    assert done["accuracy"] > 0.75, done
+    assert done["step"]["measured_seconds"] > 0
 
 
 @pytest.mark.ranks(2)

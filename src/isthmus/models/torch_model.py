@@ -33,7 +33,7 @@ from isthmus.errors import ModelError
 from isthmus.models.model import Model
 from isthmus.models.own_code import OwnCode
 from isthmus.models.own_loss import OwnLoss
-from isthmus.models.torch_module import check_depends, check_module
+from isthmus.models.torch_module import Sloped, check_depends, check_module
 
 TRIED_SAMPLES = 2
 """In a dry pass: BatchNorm takes no less."""
@@ -269,7 +269,9 @@ class TorchModel(Model):
         plain = scores.detach()
         given = plain.numpy() if plain.device.type == "cpu" else _cupy().asarray(plain)
         total, slope = self.loss.value_and_slope(given, targets)
-        scores.backward(torch.as_tensor(slope, device=scores.device).reshape(scores.shape))
+        Sloped.apply(
+            scores, torch.as_tensor(slope, device=scores.device).reshape(scores.shape)
+        ).backward()
         return total
 
     def _scores_of(self, features):
