@@ -1,8 +1,11 @@
 """Buckets: pieces of a vector that travel while the rest is computed."""
 
 import itertools
+import subprocess
+import sys
 import time
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -194,3 +197,89 @@ def test_after_the_first_call_nothing_grows_with_the_vector_but_the_mean(comm, c
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         assert 4 * size <= peak < 1.15 * 4 * size
+
+
+@pytest.mark.ranks(4)
+@pytest.mark.parametrize("sites", [(2, 2), (1, 2, 1)])
+def test_a_bucket_has_its_own_compressor_and_weights_travel_beside_the_vector(comm, sites):
+    """The exact bucket says by what to divide, whatever the weights are; in pieces or whole."""
+    size, counted = 3000, 8
+    buckets = [slice(1008, size), slice(counted, 1008), slice(0, counted)]
+    compressors = [isthmus.Int8(block=64), isthmus.TopK(0.1), None]
+    with isthmus.split_tiers(comm, isthmus.Cluster(cluster_of(*sites))) as tiers:
+        allreduce = isthmus.Allreduce(tiers, size, compressor=compressors, weight=2, buckets=buckets)
+        given, sent = np.zeros(size), np.zeros(size)
+        for step, weights in enumerate(([2, 2, 2, 2], [5, 0, 1, 2], [0, 0, 3, 0])):
+            vector = vector_of(comm.rank, size, step)
+            vector[:counted] = 1
+            allreduce.weigh(weights[comm.rank])
+            allreduce.start([vector[1008:2000], vector[2000:]])
+            for bucket in buckets[1:]:
+                allreduce.start(vector[bucket])
+            total = allreduce.finish()
+            assert (total[:counted] == np.float32(sum(weights) / 8)).all()
+            given += np.float32(weights[comm.rank] / 8) * vector.astype("f8")
+            sent += total
+        every, kept = np.empty((2, comm.size, size))
+        comm.Allgather(given, every)
+        comm.Allgather(allreduce.residual.astype("f8"), kept)
+        np.testing.assert_allclose(sent + kept.sum(0), every.sum(0), rtol=1e-4, atol=1e-4)
+        assert not allreduce.residual[:counted].any()
+        once = allreduce.predicted_nbytes()
+        assert allreduce.sent_nbytes == {way: 3 * nbytes for way, nbytes in once.items()}
+        if len(sites) == 2 and comm.rank in (0, 2):
+            lengths = [bucket.stop - bucket.start for bucket in buckets]
+            wires = [
+                compressor.wire_nbytes(length) for compressor, length in zip(compressors[:2], lengths)
+            ]
+            assert once["link"] == sum(wires) + 4 * counted
+        again = isthmus.Allreduce(tiers, size, compressor=compressors, weight=2, buckets=buckets)
+        again.load({name: array.copy() for name, array in allreduce.state().items()})
+        vector = vector_of(comm.rank, size, 9)
+        again.weigh(0 if comm.rank < 2 else 3)
+        allreduce.weigh(0 if comm.rank < 2 else 3)
+        assert again(vector).tobytes() == allreduce(vector).tobytes()
+
+        with pytest.raises(ValueError, match="one for each of the 3 buckets, not 2"):
+            isthmus.Allreduce(tiers, size, compressor=compressors[:2], buckets=buckets)
+        with pytest.raises(ValueError, match="ranks ask for different allreduces"):
+            other = compressors if comm.rank else [None, *compressors[1:]]
+            isthmus.Allreduce(tiers, size, compressor=other, buckets=buckets)
+        with pytest.raises(ValueError, match="exact float32"):
+            isthmus.Allreduce(tiers, size, "ring", compressors, buckets=buckets)
+        with pytest.raises(ValueError, match="weight must not be negative"):
+            allreduce.weigh(-1)
+        for part in buckets:
+            allreduce.start([vector[part], vector[:1]] if comm.rank == 1 else vector[part])
+        with pytest.raises(ValueError, match=r"2 pieces hold 1993 entries, not 1992 \(on rank 1\)"):
+            allreduce.finish()
+
+
+def test_a_gradient_from_another_thread_needs_an_mpi_that_takes_it():
+    program = """
+import threading, mpi4py
+mpi4py.rc.thread_level = "funneled"
+import numpy as np, isthmus
+from clusters import cluster_of
+from mpi4py import MPI
+tiers = isthmus.split_tiers(MPI.COMM_WORLD, isthmus.Cluster(cluster_of(1)))
+allreduce = isthmus.Allreduce(tiers, 3)
+def start():
+    try:
+        allreduce.start(np.ones(3, "f4"))
+    except isthmus.IsthmusError as problem:
+        print(problem.exit_code, problem)
+thread = threading.Thread(target=start)
+thread.start()
+thread.join()
+print(allreduce(np.ones(3, "f4")).tolist())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=Path(__file__).parent,
+        text=True,
+        capture_output=True,
+        check=True,
+    )
+    assert done.stdout.startswith("15 MPI was started for one thread alone")
+    assert done.stdout.endswith("[1.0, 1.0, 1.0]\n")
