@@ -128,7 +128,7 @@ SETTINGS = {
     "a negative rate of learning": ({"training.learning_rate": -1}, 3, ["learning_rate", "0, not -1"]),
     "a rate in words": ({"training.learning_rate": "fast"}, 3, ["must be a number, not 'fast'"]),
     "half an epoch": ({"training.epochs": 1.5}, 3, ["epochs: must be a whole number"]),
-    "an unknown schedule": ({"training.schedule": "cosine"}, 3, ["'constant' or 'linear'"]),
+    "an unknown schedule": ({"training.schedule": "step"}, 3, ["'constant', 'linear' or 'cosine'"]),
     "an impossible policy": ({"training.on_non_finite": "hope"}, 3, ["'stop' or 'skip'"]),
     "no model": ({"model": None}, 3, ["model: this key is missing"]),
     "an unknown model": ({"model": "transformer"}, 3, ["perceptron", "'transformer'"]),

@@ -188,7 +188,7 @@ def poison(training, rank, step, value=np.nan):
     honest = training.model.gradient
 
     class Poisoned:
-        size = training.model.size
+        size, begin_step = training.model.size, training.model.begin_step
 
         def gradient(self, parameters, features, targets, gradient, ready):
             def poisoned(first):

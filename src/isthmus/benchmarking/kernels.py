@@ -13,6 +13,7 @@ import numpy as np
 from isthmus.benchmarking.spread import spread_of
 from isthmus.kernels import cpu
 from isthmus.kernels.chunk_records import CHUNK, layout_of
+from isthmus.kernels.reference import SQUARES
 from isthmus.measuring.computing import triad
 
 NBYTES = 384_000_000
@@ -20,6 +21,8 @@ GRAIN_NBYTES = 16384  # whole chunks of TopK's codes
 BLOCK, BIT_BLOCK, SHARE_BLOCK = 256, 1024, 64
 KEY = np.uint64(7)
 KEPT, BITS = 82, 2  # 2 % of a chunk
+
+NONE, ONE, RATE = np.float32(0), np.float32(1), np.float32(1e-3)
 
 KERNELS = {  # name: (bytes an element, the call on `Arrays` a)
     "add": (12, lambda a: cpu.add(a.vector, a.other)),
@@ -54,6 +57,14 @@ KERNELS = {  # name: (bytes an element, the call on `Arrays` a)
         2.2,
         lambda a: cpu.add_top_k_codes(KEPT, BITS, *a.coded, a.other),
     ),
+    "step_sgd": (20, lambda a: cpu.step_sgd(a.vector, ONE, NONE, 0.9, False, RATE, a.other, a.kept)),
+    "step_adam": (
+        28,
+        lambda a: cpu.step_adam(
+            a.vector, ONE, NONE, ONE, 0.9, 0.999, RATE, ONE, RATE, a.other, a.square, a.kept
+        ),
+    ),
+    "square_sums": (4, lambda a: cpu.square_sums(a.vector, a.sums)),
 }
 
 
@@ -67,6 +78,8 @@ class Arrays:
         self.elements = size = max(1, nbytes // GRAIN_NBYTES) * GRAIN_NBYTES // 4
         self.vector = np.random.default_rng(0).standard_normal(size, dtype=np.float32)
         self.other, self.kept = np.ones(size, "f4"), np.full(size, 0.25, "f4")
+        self.square = np.full(size, 0.25, "f4")
+        self.sums = np.ones(-(-size // SQUARES))
         self.maxima = np.ones(size // BLOCK, "f4")
         self.scales = np.ones(size // BIT_BLOCK, "f4")
         self.halves = np.full(size, 0x3B3B, "u2")  # a number of ordinary size as either 16-bit float
