@@ -188,7 +188,8 @@ def poison(training, rank, step, value=np.nan):
     honest = training.model.gradient
 
     class Poisoned:
-        size, begin_step = training.model.size, training.model.begin_step
+        def __getattr__(self, name):
+            return getattr(honest.__self__, name)
 
         def gradient(self, parameters, features, targets, gradient, ready):
             def poisoned(first):
