@@ -355,4 +355,5 @@ def test_help_fits_a_terminal_of_80_columns(lab):
         )
         assert done.returncode == 0
         assert max(map(len, done.stdout.splitlines())) <= 80
+        assert "<bool>" not in done.stdout
         assert " range" not in done.stdout  # a number is a NUMBER; its least is told where it is refused

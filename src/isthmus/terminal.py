@@ -60,9 +60,13 @@ class Content(str):
 class _Screen(Console):
     """Where text goes; nowhere if that stream is closed. What cannot be written is an OSError."""
 
-    def __init__(self, stream):
+    def __init__(self, stream, columns=None):
         super().__init__(
-            file=io.StringIO() if stream is None else stream, highlight=False, soft_wrap=True
+            file=io.StringIO() if stream is None else stream,
+            highlight=False,
+            soft_wrap=True,
+            width=columns,
+            force_terminal=True if columns else None,
         )
 
     def on_broken_pipe(self):
@@ -74,10 +78,13 @@ class Terminal:
 
     A result that cannot be written is an OutputError, but for a reader that wants no more of them. A
     job goes on without the lines beside them that cannot be written.
+
+    columns: set where a line at the bottom is drawn again and again, by this process or by another rank
+    of the job: how wide the terminal is on which standard error ends. Other lines go above it.
     """
 
     def __init__(self):
-        self.passing = False
+        self.passing, self.columns = False, None
 
     @property
     def out(self):
@@ -85,12 +92,12 @@ class Terminal:
 
     @property
     def err(self):
-        return _Screen(sys.stderr)
+        return _Screen(sys.stderr, self.columns)
 
     def result(self, part):
         """Show a part of a verb's answer: a line, a table in as much width as it wants, or Content."""
         self._end_passing()
-        with _written():
+        with written():
             self._show(part)
 
     def _show(self, part):
@@ -114,8 +121,22 @@ class Terminal:
         with suppress(OSError):
             console.print(styled((line, style)), end="" if self.passing else "\n")
 
+    def draw(self, *parts):
+        """Show one line of texts and of what rich can draw, in the place of the last one."""
+        console = self.err
+        with suppress(OSError), console:  # which writes all at its end
+            console.file.write(OVERWRITE)
+            for part in parts:
+                console.print(styled((part, "")) if isinstance(part, str) else part, end="")
+        self.passing = True
+
+    def end_drawing(self):
+        """Take away what `draw` has drawn, by whichever rank; lines are lines again."""
+        self._end_passing()
+        self.columns = None
+
     def _end_passing(self):
-        if self.passing:
+        if self.passing or self.columns:
             with suppress(OSError):
                 sys.stderr.write(OVERWRITE)
                 sys.stderr.flush()
@@ -123,7 +144,7 @@ class Terminal:
 
 
 @contextmanager
-def _written():
+def written():
     """Have what cannot be written to standard output as an OutputError, if anybody wants to read it."""
     try:
         yield

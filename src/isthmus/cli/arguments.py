@@ -4,9 +4,45 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer.core import TyperCommand, TyperGroup
+
+from isthmus.terminal import written
 
 HELP = {"help_option_names": ["-h", "--help"]}
 """For each group of verbs: what shows their help."""
+
+
+class _Helped:
+    """Help that is a result as others are, and -h as plain as other flags."""
+
+    def get_help_option(self, ctx):
+        option = super().get_help_option(ctx)
+        if option is not None:
+            option.metavar = ""
+        return option
+
+    def format_help(self, ctx, formatter):
+        with written():
+            super().format_help(ctx, formatter)
+
+
+class Verb(_Helped, TyperCommand):
+    """One verb."""
+
+
+class Group(_Helped, TyperGroup):
+    """A group of verbs."""
+
+
+class Verbs(typer.Typer):
+    """An app of verbs whose help is `_Helped`."""
+
+    def __init__(self, **options):
+        super().__init__(cls=Group, context_settings=HELP, **options)
+
+    def command(self, *names, **options):
+        return super().command(*names, cls=Verb, **options)
+
 
 AsJson = Annotated[
     bool, typer.Option("--json", metavar="", help="One JSON object in place of lines and tables.")

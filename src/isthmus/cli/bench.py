@@ -7,11 +7,10 @@ from typing import Annotated
 
 import typer
 
-from isthmus.cli.arguments import HELP, AsJson, ClusterFile, number
+from isthmus.cli.arguments import AsJson, ClusterFile, Verbs, number
 
-bench = typer.Typer(
+bench = Verbs(
     no_args_is_help=True,
-    context_settings=HELP,
     rich_markup_mode="rich",
     help="Time allreduces, kernels and links, beside the model and what bounds them.",
 )

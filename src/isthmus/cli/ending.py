@@ -7,9 +7,9 @@ import sys
 import time
 import traceback
 import warnings as python_warnings
-from pathlib import Path
 
-from isthmus.terminal import leave_unsaid, visible
+from isthmus.cli.progress import mpirun_stderr
+from isthmus.terminal import OVERWRITE, leave_unsaid, visible
 from isthmus.watching.failures import (
     all_interrupted,
     failure_of,
@@ -29,8 +29,6 @@ from isthmus.watching.interruption import (
 )
 
 SECONDS_TO_NOTE = 0.05  # for signals to reach the other ranks of a host, which note them
-
-MPIRUNS = ("mpirun", "prterun", "prte", "orterun")
 
 
 class Ending:
@@ -101,7 +99,8 @@ class Ending:
         ]
         if lines and place is not None and not all_interrupted(place):
             note_ending(signalled=False)  # the others are ended because of this rank, which tells why
-        if not (all_interrupted(place) and tell_past_mpirun(lines)):
+        over = OVERWRITE if self.terminal.columns else ""
+        if not (all_interrupted(place) and tell_past_mpirun(lines, over)):
             self._say(lines)
 
     def _in_ranks(self):
@@ -149,19 +148,20 @@ def usage_lines(problem):
     return [f"isthmus: {words[0].lower()}{words[1:]}; see `{verb} --help`"] if words.strip() else []
 
 
-def tell_past_mpirun(lines):
+def tell_past_mpirun(lines, over=""):
     """Write lines to the standard error of the mpirun that started this rank; return whether they went.
 
-    Once it is told to end, mpirun forwards nothing of its ranks any more.
+    over: what takes away the line that is there. Once it is told to end, mpirun forwards nothing of its
+    ranks any more.
     """
-    parent = Path("/proc", str(os.getppid()))
-    try:
-        if (parent / "comm").read_text().strip() not in MPIRUNS:
+    with mpirun_stderr() as number:
+        if number is None or not lines:
             return False
-        with open(os.open(parent / "fd/2", os.O_WRONLY | os.O_APPEND), "wb", buffering=0) as file:
-            file.write("".join(f"{visible(line)}\n" for line in lines).encode(errors="backslashreplace"))
-    except OSError:
-        return False
+        text = over + "".join(f"{visible(line)}\n" for line in lines)
+        try:
+            os.write(number, text.encode(errors="backslashreplace"))
+        except OSError:
+            return False
     return True
 
 

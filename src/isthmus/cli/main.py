@@ -4,15 +4,17 @@ import math
 import os
 import shlex
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 import isthmus
-from isthmus.cli.arguments import HELP, AsJson, OtherCluster, RunFile, number
+from isthmus.cli.arguments import AsJson, OtherCluster, RunFile, Verbs, number
 from isthmus.cli.bench import Surroundings, bench
 from isthmus.cli.ending import Ending
+from isthmus.cli.progress import columns_of_terminal, draw_bar
 from isthmus.cli.runs import compare, report, status, submit
 from isthmus.cli.testbed import testbed
 from isthmus.cli.trained import evaluate, export, predict
@@ -21,10 +23,9 @@ from isthmus.segments import remove_segments
 from isthmus.spare import if_possible
 from isthmus.terminal import Content, Terminal
 
-app = typer.Typer(
+app = Verbs(
     no_args_is_help=True,
     add_completion=False,
-    context_settings=HELP,
     rich_markup_mode="rich",
     help="Train one model over machines on both sides of a narrow link: plan, run, check.",
     epilog="Exit codes: 0 done, 2 wrong arguments, 3 to 16 by cause, 130 interrupted; a page for "
@@ -197,6 +198,15 @@ def train(
             help="What the run's folder is called; if it has a checkpoint, go on from that.",
         ),
     ] = None,
+    progress: Annotated[
+        bool | None,
+        typer.Option(
+            "--progress/--no-progress",
+            metavar="",
+            help="Draw a bar, or none; else where standard error is a terminal.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: AsJson = False,
 ):
     """Plan, scatter and train (under mpirun); leave a folder with a report."""
@@ -206,7 +216,10 @@ def train(
     from isthmus.pages.report import write_report
 
     comm = world()
-    summary = train(comm, run, tell, resume=resume, cluster=cluster, name=name)
+    terminal.columns = from_root(comm, lambda: columns_of_terminal(progress))
+    show = partial(draw_bar, terminal) if terminal.columns else None
+    summary = train(comm, run, tell, resume=resume, cluster=cluster, name=name, show=show)
+    terminal.end_drawing()
     folder, step = summary["folder"], summary["step"]
     page = from_root(
         comm,
@@ -319,7 +332,7 @@ def answer(as_json, table, words, stands=None):
 
 def tell(line, passing=False):
     """Print a line of progress on standard error, from one rank; the next one replaces a passing one."""
-    if speaks():
+    if speaks() and not (passing and terminal.columns):  # the bar says it
         terminal.tell(line, passing=passing)
 
 

@@ -52,7 +52,7 @@ def status(
     ),
     as_json: AsJson = False,
 ):
-    """List runs with their state, step and loss."""
+    """List runs with their state, how far they are, and what is left."""
     from isthmus.folders.status import list_runs, status_table
 
     runs = list_runs(folder)

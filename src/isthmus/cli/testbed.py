@@ -7,12 +7,10 @@ from typing import Annotated
 
 import typer
 
-from isthmus.cli.arguments import HELP, AsJson, ClusterFile
+from isthmus.cli.arguments import AsJson, ClusterFile, Verbs
 
-testbed = typer.Typer(
-    no_args_is_help=True,
-    context_settings=HELP,
-    help="A cluster on this machine alone: emulated sites and links (root).",
+testbed = Verbs(
+    no_args_is_help=True, help="A cluster on this machine alone: emulated sites and links (root)."
 )
 
 BedName = Annotated[

@@ -30,16 +30,18 @@ from isthmus.training.strategies.sums import Sums
 from isthmus.training.validation import Validation
 from isthmus.watching.journal import Journal
 from isthmus.watching.links import counted_links
+from isthmus.watching.pace import Pacer
 from isthmus.watching.trace import Trace
 
 
-def train(comm, settings_path, tell, *, resume=None, cluster=None, name=None):
+def train(comm, settings_path, tell, *, resume=None, cluster=None, name=None, show=None):
     """Run the job that `settings_path` describes on all ranks of `comm`; return its summary.
 
     tell: called with lines of progress on rank 0. resume: the folder of a run to go on with.
     cluster: a cluster file that takes the place of the settings'. name: what the run's folder is
     called; if it has a checkpoint the run goes on with that. The summary, with the folder's path, is
     returned on every rank. SIGUSR1 has the run write a checkpoint and raise StoppedError.
+    show: called on rank 0 with a `watching.pace.Pace` while steps go on; None: nobody watches.
     """
     settings = shared_settings(comm, settings_path, cluster)
     with (
@@ -83,7 +85,7 @@ def train(comm, settings_path, tell, *, resume=None, cluster=None, name=None):
         job = Job(tiers, settings, plan, training, sets, journal, path)
         job.begin({"choice": why, "rounds": rounds}, resume)
         with trace.written_to(job.path) if trace else nullcontext():
-            job.run(stop)
+            job.run(stop, show)
         return job.finish()
 
 
@@ -169,12 +171,13 @@ class Job:
             self.account.note("resumed")
         self.tell(f"run folder: {self.path}")
 
-    def run(self, stop):
+    def run(self, stop, show=None):
         """Make every step, and do after it what is due.
 
         Raises StoppedError on every rank once `stop` has told them to, after a checkpoint.
         """
         state, duties = self.training.state, self._duties(stop)
+        pacer = Pacer(show, self.training.recipe.total_steps) if show and self.leads else None
         self._compare_replicas()
         if self.ends_early:  # where a run goes on that had ended
             return
@@ -183,6 +186,8 @@ class Job:
                 if duty.due(state.step):
                     self.journal.enter(duty.phase, state.step)
                     duty.act()
+            if pacer is not None:
+                pacer.after(state.step, self.account.loss)
             if self.ends_early:
                 self.tell(self.validation.why_it_ends)
                 return
