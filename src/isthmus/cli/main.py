@@ -1,6 +1,5 @@
 """The command line: one verb a function, no logic of its own."""
 
-import math
 import os
 import shlex
 import sys
@@ -210,7 +209,7 @@ def train(
     as_json: AsJson = False,
 ):
     """Plan, scatter and train (under mpirun); leave a folder with a report."""
-    from isthmus.folders.metrics import judged_by, number_in_words
+    from isthmus.folders.metrics import outcome_in_words
     from isthmus.jobs.train import train
     from isthmus.links.agreement import from_root
     from isthmus.pages.report import write_report
@@ -220,7 +219,7 @@ def train(
     show = partial(draw_bar, terminal) if terminal.columns else None
     summary = train(comm, run, tell, resume=resume, cluster=cluster, name=name, show=show)
     terminal.end_drawing()
-    folder, step = summary["folder"], summary["step"]
+    folder = summary["folder"]
     page = from_root(
         comm,
         lambda: if_possible(
@@ -229,17 +228,10 @@ def train(
             f"make it with `{shlex.join(['isthmus', 'report', folder])}`",
         ),
     )
-    metrics = summary["metrics"]
-    judged = judged_by(metrics)
-    words = [
-        f"{judged} {number_in_words(metrics.get(judged, math.nan))} after {summary['steps']} steps; "
-        f"a step took {1e3 * step['measured_seconds']:.1f} ms, predicted "
-        f"{1e3 * step['predicted_seconds']:.1f} ms"
-    ]
     answer(
         as_json,
         summary | {"report": page},
-        words + [f"report: {page}"] * bool(page),
+        [outcome_in_words(summary), *[f"report: {page}"] * bool(page)],
         Path(folder, "summary.json"),
     )
 

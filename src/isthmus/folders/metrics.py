@@ -4,6 +4,8 @@ The loss comes first, and last what a model is judged by: "accuracy" of a classi
 regression, or what a loss of one's own names.
 """
 
+import math
+
 HIGHER_IS_BETTER = {"loss": False, "accuracy": True, "mae": False, "r2": True}
 """Of the metrics of which that is known."""
 
@@ -34,6 +36,16 @@ def number_in_words(value):
 def metric_in_words(name, value, digits=2):
     """Return a metric as people read it: an accuracy in percent, with so many digits."""
     return f"{100 * value:.{digits}f} %" if name == "accuracy" else number_in_words(value)
+
+
+def outcome_in_words(summary):
+    """Return a line on what a run came to: its metric, and a step's time beside the predicted one."""
+    name, step = judged_by(summary["metrics"]), summary["step"]
+    return (
+        f"{name} {number_in_words(summary['metrics'].get(name, math.nan))} after {summary['steps']} "
+        f"steps; a step took {1e3 * step['measured_seconds']:.1f} ms, predicted "
+        f"{1e3 * step['predicted_seconds']:.1f} ms"
+    )
 
 
 def metrics_in_words(metrics):
