@@ -28,8 +28,10 @@ import numpy as np
 
 import isthmus
 from isthmus.errors import CheckpointError, SettingsError, ShardError
+from isthmus.folders.model_file import Kept, tensors_of, write_model
 from isthmus.folders.record import RunFolder
 from isthmus.folders.status import describe_run
+from isthmus.models import Perceptron
 from isthmus.pages.report import write_report
 from isthmus.provenance import process_provenance
 from isthmus.training.checkpoint_file import CHECKPOINT
@@ -188,8 +190,42 @@ def run(folder):
     return Subject([folder / name for name in names], read, SettingsError)
 
 
+def model(folder):
+    """The model that a run has kept, the last and the best."""
+    path, made = folder / "model.h5", Perceptron(6, (5,), 3)
+    metrics = {"test": {"loss": 0.5, "accuracy": 0.75}}
+    sample = {"shape": [6], "dtype": "float32"}
+    write_model(
+        path,
+        {
+            "version": isthmus.__version__,
+            "model": {"kind": "perceptron", "arguments": {"inputs": 6, "hidden": [5], "classes": 3}},
+            "features": sample,
+            "targets": {"shape": [], "dtype": "uint8"},
+            "settings_sha256": "5f" * 32,
+            "data": {"test": {"samples": 60, "sha256": "5f" * 32}},
+            "folders": {"test": "data/test"},
+            "threads": 1,
+        },
+        {
+            name: Kept(step, step // 10, metrics, tensors_of(made, made.initial(step)))
+            for name, step in (("last", 40), ("best", 20))
+        },
+    )
+
+    def read():
+        told = []
+        for best in (False, True):
+            trained, parameters = isthmus.load_model(folder, best)
+            told += [trained.table, trained.step, trained.metrics, parameters.tobytes()]
+        return repr(told).encode()
+
+    return Subject([path], read, SettingsError)
+
+
 KINDS = {
     "checkpoint": (checkpoint, 2745),
+    "model": (model, 2745),
     "shards": (shards, 2745),
     "manifest": (manifest, 1362),
     "run": (run, 412),

@@ -8,7 +8,7 @@ import zlib
 
 import pytest
 
-CASES = {"checkpoint": 200, "shards": 60, "manifest": 150, "run": 40}
+CASES = {"checkpoint": 200, "model": 200, "shards": 60, "manifest": 150, "run": 40}
 
 
 @pytest.fixture

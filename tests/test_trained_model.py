@@ -1,5 +1,6 @@
 """The model that a run keeps: what is loaded is what was trained, and what it says depends on nobody."""
 
+import hashlib
 import json
 import os
 import signal
@@ -17,7 +18,14 @@ from test_resuming import go
 import isthmus
 from isthmus.checked_files import BLOCK_NBYTES
 from isthmus.cli.main import CommandLineError, app
-from isthmus.errors import NoDeviceError, OutputError, SettingsError, ShardError, StoppedError
+from isthmus.errors import (
+    IsthmusError,
+    NoDeviceError,
+    OutputError,
+    SettingsError,
+    ShardError,
+    StoppedError,
+)
 from isthmus.files import write_text
 from isthmus.folders.exporting import export_model
 from isthmus.folders.model_file import MODEL_FILE, NAME, Kept, write_model
@@ -61,18 +69,20 @@ def kept(folder, model=None, dtype="f4", shape=None, scale=None):
         "version": "0.0.0",
         "model": {"kind": kind, "arguments": {}},
         "features": {"shape": list(shape or model.inputs_shape), "dtype": dtype},
+        "targets": {"shape": [], "dtype": "uint8"},
         "settings_sha256": "ab" * 32,
         "data": {"test": {"samples": 1, "sha256": "cd" * 32}},
         "folders": {"test": "data/test"},
         "threads": 1,
     }
-    names = ("inputs", "hidden") if kind == "perceptron" else ("height", "width", "channels")
+    names = ("inputs", "hidden") if kind == "perceptron" else ("inputs", "channels")
     table["model"]["arguments"] = {name: getattr(model, name) for name in (*names, "classes")}
     moment = Kept(40, 4, {"test": {"loss": 0.5, "accuracy": 0.75}}, model.views(model.initial(3)))
     write_model(folder / NAME, table, {"last": moment}, scale)
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.ranks(3)
 def test_what_is_loaded_is_what_was_trained_and_best_and_end_survive_a_stop(comm, shared_folder):
     from mpi4py import MPI
@@ -267,6 +277,8 @@ def test_features_that_the_model_cannot_take_are_refused(tmp_path):
         (Perceptron(16, (8, 5), 3), "f4", (4, 4)),
         (Convolutional(14, 15, (3, 5), 4), "u1", (14, 15)),
         (Convolutional(10, 10, (4,), 3), "f8", (100,)),
+        (Convolutional(inputs=(3, 9, 12), channels=(4,), classes=3), "f4", (9, 12, 3)),
+        (Convolutional(inputs=(2, 9, 12), channels=(4,), classes=3), "u1", (2, 9, 12)),
     ],
 )
 def test_what_is_exported_says_what_the_model_says(tmp_path, model, dtype, shape):
@@ -305,11 +317,11 @@ def test_an_export_that_cannot_be_made_says_what_is_missing(tmp_path, monkeypatc
 
 
 def test_the_best_epoch_is_that_which_the_loss_calls_better():
-    validation, ends = Validation(Perceptron(2, (), 2).loss, 6, keeps=True, stop_after=2), []
+    validation, ends = Validation(Perceptron(2, (), 2), keeps=True, stop_after=2), []
     losses = [(0.5, 0.6), (0.4, 0.7), (np.nan, 0.7), (0.45, 0.7), (0.3, 0.9), (0.2, 0.8), (0.3, 0.9)]
     for epoch, (loss, accuracy) in enumerate(losses, 1):
         metrics = {"validation": {"loss": loss, "accuracy": accuracy}}
-        validation.take(10 * epoch, epoch, metrics, np.full(6, epoch, "f4"))
+        validation.take(10 * epoch, epoch, metrics, np.full(6, epoch, "f4"), {})
         ends.append(validation.ends)
         if validation.ends and epoch == 4:
             assert (validation.best["epoch"], validation.parameters[0]) == (2, 2)
@@ -326,3 +338,83 @@ def test_stopping_early_needs_a_validation_set(tmp_path):
     settings = RunSettings.from_toml(tmp_path / "run.toml")
     assert settings.data.validation == tmp_path / "data/validation"
     assert settings.recipe(5).stop_after == 3
+
+
+NET = """
+from torch import nn
+
+
+def make_net(wide):
+    inner = nn.Linear(wide, wide)
+    return nn.Sequential(
+        nn.Linear(16, wide), nn.BatchNorm1d(wide), nn.ReLU(), inner, nn.ReLU(), inner, nn.Linear(wide, 3)
+    )
+"""
+FRESH = """
+import hashlib, sys, isthmus, torch
+model, parameters = isthmus.load_model(sys.argv[1], best=True)
+print(model.evaluate(sys.argv[2])["accuracy"], hashlib.sha256(parameters).hexdigest())
+from safetensors.torch import load_file
+from my_net import make_net
+for state in (load_file("net.safetensors"), torch.load("net.pt", weights_only=True)):
+    module = make_net(12)
+    module.load_state_dict(state)
+    features = isthmus.ShardSet.open(sys.argv[2]).read(0)["features"]
+    scores = module.eval()(torch.from_numpy(features)).detach().numpy()
+    assert abs(scores - model.scores(parameters, features)).max() < 1e-4
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.ranks(2)
+def test_a_module_of_ones_own_is_kept_with_its_statistics(comm, shared_folder):
+    pytest.importorskip("torch")
+    from isthmus.jobs.using import evaluate_run
+
+    folder = shared_folder
+    if comm.rank == 0:
+        (folder / "my_net.py").write_text(NET)
+        pack_noisy(folder, cluster_of(1, 1))
+        model = {"kind": "my_net:make_net", "wide": 12}
+        write(folder, run=with_changes(EARLY, {"model": model, "allreduce": None, "training.epochs": 8}))
+        more = with_changes(EARLY, {"model": model, "allreduce": None, "training.epochs": 3})
+        write(folder, part=with_changes(more, {"training.stop_after": None}))
+    comm.Barrier()
+    whole = go(comm, folder / "run.toml", name="whole")
+    part = go(comm, folder / "part.toml", name="half")
+    assert part["steps"] == 15
+    again = go(comm, folder / "run.toml", resume=folder / "runs/half")
+    assert again["best"] == whole["best"]
+    comm.Barrier()
+    for best in (False, True):
+        one, parameters = isthmus.load_model(folder / "runs/whole", best)
+        other, others = isthmus.load_model(folder / "runs/half", best)
+        assert parameters.tobytes() == others.tobytes()
+        assert one.kept.buffers.keys() == {
+            f"1.{name}" for name in ("running_mean", "running_var", "num_batches_tracked")
+        }
+        for name, array in one.kept.buffers.items():
+            assert array.tobytes() == other.kept.buffers[name].tobytes()
+        assert one.kept.buffers["1.num_batches_tracked"] == one.step
+        told = evaluate_run(comm, folder / "runs/whole", best=best)
+        assert told["metrics"]["accuracy"] == one.metrics["test"]["accuracy"]
+    comm.Barrier()
+    if comm.rank == 0:
+        for name in ("net.safetensors", "net.pt"):
+            export_model(folder / "runs/whole", folder / name, best=True)
+        with pytest.raises(SettingsError, match=r"no ONNX graph here; export \.safetensors"):
+            export_model(folder / "runs/whole", folder / "net.onnx")
+        fresh = subprocess.run(
+            [sys.executable, "-c", FRESH, folder / "runs/whole", folder / "data/test"],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+        )
+        digest = hashlib.sha256(isthmus.load_model(folder / "runs/whole", best=True)[1]).hexdigest()
+        accuracy = whole["best"]["metrics"]["test"]["accuracy"]
+        assert fresh.stdout.split() == [repr(accuracy), digest], fresh.stderr
+        (folder / "my_net.py").rename(folder / "other.py")
+        with pytest.raises(IsthmusError, match="my_net: no module of that name is in") as caught:
+            isthmus.load_model(folder / "runs/whole")
+        assert len(str(caught.value).splitlines()) == 1
+    comm.Barrier()

@@ -22,6 +22,7 @@ CONTRACTS = {
     "isthmus.cluster.cluster": ["Link"],
     "isthmus.collectives.exact": ["Exact"],
     "isthmus.compression.compressor": ["Compressor"],
+    "isthmus.folders.trained_model": ["TrainedModel"],
     "isthmus.links.comm": ["Comm", "Request", "Wrapped"],
     "isthmus.links.tiers": ["Tiers"],
     "isthmus.links.world": ["World"],

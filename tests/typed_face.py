@@ -14,6 +14,7 @@ import isthmus
 from isthmus.cluster.cluster import Link
 from isthmus.cluster.cluster_file import Site
 from isthmus.compression.compressor import Compressor
+from isthmus.folders.trained_model import TrainedModel
 from isthmus.links.comm import Comm, Request, Wrapped
 from isthmus.links.tiers import Tiers
 from isthmus.models import Convolutional, Perceptron
@@ -181,6 +182,15 @@ def strategies(strategy: Strategy, sums: Sums) -> None:
     assert_type(member, Member)
     assert_type(member.gradients, isthmus.Allreduce)
     assert_type(member.sent_nbytes, dict[str, int])
+
+
+def trained(run: str, features: np.ndarray, shards: isthmus.ShardSet) -> None:
+    model, parameters = isthmus.load_model(run, best=True)
+    assert_type(model, TrainedModel)
+    assert_type(parameters, npt.NDArray[np.float32])
+    assert_type(model.scores(parameters, features), npt.NDArray[np.float32])
+    assert_type(model.predict(features), npt.NDArray[Any])
+    assert_type(model.evaluate(shards), dict[str, float])
 
 
 def errors() -> None:

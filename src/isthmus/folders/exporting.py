@@ -21,7 +21,8 @@ def export_model(run, output, best=False):
     """Write the model of a run's folder to `output`, as its ending says; return what was written.
 
     .npz: each tensor by its name, and `scale.mean`, `scale.std` where features are standardised.
-    .safetensors: the same, with what made the model as text beside them. .onnx: a graph from features as
+    .safetensors: the same, with what made the model as text beside them; of an nn.Module what its own
+    `load_state_dict` takes, as .pt, a file of PyTorch's, also is. .onnx: a graph from features as
     they were packed to scores, which is run and compared with the model where onnxruntime is installed.
     Raises SettingsError where there is no model or no such form of it, and OutputError.
     """
@@ -38,10 +39,10 @@ def export_model(run, output, best=False):
 
 def tensors_of(trained):
     """Return name -> array of all that a model has learnt, and of its scale."""
-    tensors = {**trained.tensors, **trained.buffers}
+    tensors = {**trained.kept.parameters, **trained.kept.buffers}
     if trained.scale is not None:
         tensors |= {"scale.mean": trained.scale.mean, "scale.std": trained.scale.std}
-    return {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+    return {name: np.asarray(array, order="C") for name, array in tensors.items()}
 
 
 def _write_npz(trained, path):
@@ -52,8 +53,12 @@ def _write_npz(trained, path):
 
 
 def _write_safetensors(trained, path):
-    safetensors = _extra("safetensors.numpy", "safetensors")
+    is_torch = hasattr(trained.model, "module")
+    library = "torch" if is_torch else "numpy"
+    safetensors = _extra(f"safetensors.{library}", "safetensors")
     tensors = tensors_of(trained)
+    if is_torch:
+        tensors = trained.model.state_dict(trained.parameters)
     told = {
         "isthmus": trained.table["version"],
         "model": dumps(trained.table["model"]),
@@ -64,11 +69,22 @@ def _write_safetensors(trained, path):
     return f"{len(tensors)} tensors"
 
 
+def _write_pt(trained, path):
+    if not hasattr(trained.model, "module"):
+        raise SettingsError(
+            f"{path}: the model is no nn.Module of PyTorch's; export .safetensors or .npz"
+        )
+    state = trained.model.state_dict(trained.parameters)
+    with replacing(path) as partial:
+        _extra("torch", "torch").save(state, partial)
+    return f"{len(state)} tensors, a state_dict"
+
+
 def _write_onnx(trained, path):
     if type(trained.model) not in LAYERS:
         raise SettingsError(
             f"{path}: models of kind {trained.table['model']['kind']} have no ONNX graph here; export "
-            ".safetensors, and the graph from your own program"
+            ".safetensors, load it into your module, and use torch.onnx.export"
         )
     _extra("onnx", "onnx")
     content = onnx_of(trained.model, trained.parameters, trained.features, trained.scale)
@@ -114,4 +130,9 @@ def _extra(module, extra):
         ) from None
 
 
-WRITERS = {".npz": _write_npz, ".safetensors": _write_safetensors, ".onnx": _write_onnx}
+WRITERS = {
+    ".npz": _write_npz,
+    ".safetensors": _write_safetensors,
+    ".onnx": _write_onnx,
+    ".pt": _write_pt,
+}

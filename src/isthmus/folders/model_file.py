@@ -9,7 +9,7 @@ table                              JSON: the model's kind and arguments, what it
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
 import numpy as np
 from pydantic import TypeAdapter
@@ -55,17 +55,22 @@ class Moment(Table):
 
 
 class Sample(Table):
-    """What a sample's features are: as they were packed."""
+    """What a sample's features, or its targets, are: as they were packed."""
 
     shape: list[Count]
     dtype: str
 
 
 class Kind(Table):
-    """The model's kind and arguments, as the settings give them."""
+    """The model as the settings give it; of one's own, also its loss, and where its modules are."""
 
     kind: str
     arguments: dict[str, Any]
+    loss: NotRequired[str]
+    metrics: NotRequired[list[str]]
+    inputs: NotRequired[list[Count] | None]
+    folder: NotRequired[str | None]
+    sources: NotRequired[dict[str, str]]
 
 
 class ModelTable(Table):
@@ -74,11 +79,20 @@ class ModelTable(Table):
     version: str
     model: Kind
     features: Sample
+    targets: Sample
     settings_sha256: str
     data: dict[str, DataTold]
     folders: dict[str, str]
     threads: Count
     kept: dict[str, Moment]
+
+
+def tensors_of(model, vector):
+    """Return name -> view of the flat `vector` for each tensor of the model."""
+    return {
+        name: vector[part].reshape(shape)
+        for (name, shape), part in zip(model.shapes.items(), model.tensor_slices)
+    }
 
 
 def write_model(path, table, kept, scale=None):
@@ -98,7 +112,7 @@ def write_model(path, table, kept, scale=None):
         }
         for group in ("parameters", "buffers"):
             for tensor, array in getattr(each, group).items():
-                arrays[f"{name}/{group}/{tensor}"] = np.ascontiguousarray(array)
+                arrays[f"{name}/{group}/{tensor}"] = np.asarray(array, order="C")
     MODEL_FILE.write(path, arrays, table | {"kept": moments})
 
 

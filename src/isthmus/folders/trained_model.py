@@ -1,5 +1,6 @@
 """A model as a run has left it: loaded from the run's folder, asked for predictions, and judged."""
 
+import logging
 import math
 import os
 from pathlib import Path
@@ -10,14 +11,17 @@ import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
 from isthmus.errors import SettingsError, ShardError
-from isthmus.folders.model_file import Kept, model_content, read_model
+from isthmus.folders.model_file import Kept, model_content, read_model, tensors_of
 from isthmus.models import MODELS
 from isthmus.models.losses import Loss, Sums
 from isthmus.models.model import Model
+from isthmus.models.own import make_own, references
+from isthmus.models.own_code import OwnCode, is_own
 from isthmus.models.scoring import scores_of
 from isthmus.shards.shard_file import ShardSet
 
 NON_FINITE_SHOWN = 5
+SAMPLE = ("features", "targets")
 
 
 class TrainedModel:
@@ -33,7 +37,7 @@ class TrainedModel:
     def __init__(self, model: Model, kept: Kept, which: str, table: dict[str, Any], scale: Any = None):
         self.model, self.which, self.table, self.scale = model, which, table, scale
         self.step, self.epoch, self.metrics = kept.step, kept.epoch, kept.metrics
-        self.tensors, self.buffers = kept.parameters, kept.buffers
+        self.kept = kept
         self.parameters: npt.NDArray[np.float32] = np.concatenate(
             [kept.parameters[name].reshape(-1) for name in model.shapes]
         ).astype(np.float32, copy=False)
@@ -43,6 +47,10 @@ class TrainedModel:
         if name == "model":  # before there is one
             raise AttributeError(name)
         return getattr(self.model, name)
+
+    def views(self, vector: npt.NDArray[Any]) -> dict[str, npt.NDArray[Any]]:
+        """Return name -> view of a flat vector, `parameters` or another, with that tensor's shape."""
+        return tensors_of(self.model, vector)
 
     @property
     def loss(self) -> Loss:
@@ -57,6 +65,8 @@ class TrainedModel:
         ValueError if features are not n samples of what the model takes.
         """
         self.check_features(features)
+        if features.ndim == 2:  # flat: as a sample was packed
+            features = features.reshape(len(features), *self.features[0])
         with threadpool_limits(self.table["threads"]):  # a product's bits depend on its threads
             return scores_of(self.model, parameters, self._scaled(features))
 
@@ -124,13 +134,14 @@ class TrainedModel:
 
     def check_features(self, features: npt.NDArray[Any]) -> None:
         """Raise ValueError unless `features` are samples that the model takes."""
-        inputs, packed = self.model.inputs_shape, self.features
-        shape = np.shape(features)
-        if not shape or math.prod(shape[1:]) != math.prod(inputs):
-            raise ValueError(
-                f"features are of shape {list(shape)}, the model takes [samples, "
-                f"{', '.join(map(str, packed[0]))}]"
-            )
+        packed, shape = self.features, np.shape(features)
+        told = f"features are of shape {list(shape)}, the model takes [samples, {_words(packed[0])}]"
+        if not shape:
+            raise ValueError(told)
+        if shape[1:] not in (packed[0], (math.prod(packed[0]),)):
+            arranges = self.scale is None and self.model.inputs_shape is not None
+            if not arranges or self.model.complaint(shape[1:]):
+                raise ValueError(told)
         if features.dtype.kind not in "iuf":
             raise ValueError(f"features are of dtype {features.dtype}; give integers or floats")
         if self.scale is None and (features.dtype == np.uint8) != (packed[1] == np.uint8):
@@ -170,20 +181,66 @@ def trained_model(
             "or take the last"
         )
     chosen, kind = kept[which], table["model"]
+    model = _make_model(path, kind, table)
+    _check_tensors(path, model, chosen.parameters, kind["kind"])
+    model.try_out(*(np.empty((0, *table[name]["shape"]), table[name]["dtype"]) for name in SAMPLE))
+    if chosen.buffers:
+        _set_buffers(path, model, chosen.buffers)
+    return TrainedModel(model, chosen, which, table, scale)
+
+
+def _make_model(path, kind, table):
+    """Return the Model that the file tells of; one's own is made by its function, found again."""
+    if is_own(kind["kind"]):
+        return _make_own(kind, table["threads"])
     if kind["kind"] not in MODELS:
         raise SettingsError(
             f"{path}: is of kind {kind['kind']!r:.80}, this program knows {', '.join(MODELS)}; use the "
             f"isthmus that wrote it ({table['version']:.40})"
         )
     try:
-        model = MODELS[kind["kind"]](**kind["arguments"])
+        return MODELS[kind["kind"]](**kind["arguments"])
     except (TypeError, ValueError) as problem:
         raise SettingsError(
             f"{path}: its model cannot be made: {problem}; use the isthmus that wrote it "
             f"({table['version']:.40})"
         ) from None
-    _check_tensors(path, model, chosen.parameters, kind["kind"])
-    return TrainedModel(model, chosen, which, table, scale)
+
+
+def _make_own(kind, threads):
+    folder = Path(kind["folder"]) if kind.get("folder") else None
+    loss, metrics = kind.get("loss", "cross_entropy"), kind.get("metrics", ())
+    now = OwnCode(folder).sources(*references(kind["kind"], loss, metrics))
+    if changed := [name for name, digest in kind.get("sources", {}).items() if now.get(name) != digest]:
+        logging.getLogger("isthmus").warning(
+            f"{', '.join(changed)}: not what it was when the run learnt; what the model says may be "
+            "other than it was"
+        )
+    arguments = {
+        name: tuple(given) if isinstance(given, list) else given
+        for name, given in kind["arguments"].items()
+    }
+    return make_own(
+        kind["kind"],
+        arguments,
+        folder=folder,
+        loss=loss,
+        metrics=metrics,
+        inputs=kind.get("inputs"),
+        threads=threads,
+    )
+
+
+def _set_buffers(path, model, kept):
+    """Have the model hold the buffers of the file; SettingsError unless they are those that it has."""
+    held = {name: (array.shape, array.dtype) for name, array in kept.items()}
+    made = {name: (array.shape, array.dtype) for name, array in model.buffers().items()}
+    if held != made:
+        name = next(name for name in {**made, **held} if held.get(name) != made.get(name))
+        raise SettingsError(
+            f"{path}: holds another {name} than the model has; load it with the code that the run had"
+        )
+    model.set_buffers(kept)
 
 
 def _check_tensors(path, model, tensors, kind):
@@ -197,6 +254,10 @@ def _check_tensors(path, model, tensors, kind):
         f"{path}: holds {_shape(held.get(name))} for {name}, and {kind} gives "
         f"{_shape(made.get(name))}; load it with the code that the run had"
     )
+
+
+def _words(shape):
+    return ", ".join(map(str, shape))
 
 
 def _shape(shape):

@@ -137,9 +137,7 @@ class Job:
         }
         self.validation = None
         if "validation" in sets:
-            self.validation = Validation(
-                training.model.loss, training.model.size, self.leads, training.recipe.stop_after
-            )
+            self.validation = Validation(training.model, self.leads, training.recipe.stop_after)
         self.identity = identity_of(settings, tiers.cluster, plan, self.data)
 
     def begin(self, chosen, resume):
@@ -272,10 +270,11 @@ class Job:
 
     def _keep_model(self):
         """Write model.h5, while all ranks wait: a run is done, and its summary written, without it."""
+        buffers = self.training.mean_buffers()
         from_root(
             self.tiers.world,
             lambda: if_possible(
-                lambda: keep_model(self),
+                lambda: keep_model(self, buffers),
                 "the model",
                 f"`isthmus train RUN.toml --resume {self.path}` writes it, where there is a checkpoint",
             ),
@@ -289,7 +288,11 @@ class Job:
         state, recipe = self.training.state, self.training.recipe
         metrics = {name: self.training.evaluate(local) for name, local in self.sets.items()}
         best = self.validation is not None and self.validation.take(
-            state.step, state.step // recipe.steps, metrics, self.training.anchor
+            state.step,
+            state.step // recipe.steps,
+            metrics,
+            self.training.anchor,
+            self.training.mean_buffers(),
         )
         self.account.note_evaluation(metrics, best)
 

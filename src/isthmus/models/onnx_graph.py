@@ -52,8 +52,7 @@ def onnx_of(model, parameters, features, scale=None):
     elif dtype == np.uint8:
         graph.then("Mul", ("of_uint8", np.float32(1 / 255)))
         graph.then("Sub", ("half", np.float32(0.5)))
-    graph.then("Reshape", ("inputs", np.array([-1, *model.inputs_shape], "i8")))
-    LAYERS[type(model)](graph, model, tensors)
+    LAYERS[type(model)](graph, model, tensors, shape)
     graph.then("Identity")
     graph.nodes[-1].output[0] = "scores"
     made = onnx.helper.make_model(
@@ -82,7 +81,8 @@ def onnx_of(model, parameters, features, scale=None):
     return made.SerializeToString()
 
 
-def _perceptron(graph, model, tensors):
+def _perceptron(graph, model, tensors, shape):
+    graph.then("Flatten")
     layers = len(model.hidden) + 1
     for number in range(layers):
         names = (f"layer{number}.weight", f"layer{number}.bias")
@@ -91,9 +91,14 @@ def _perceptron(graph, model, tensors):
             graph.then("Relu")
 
 
-def _convolutional(graph, model, tensors):
-    """Channels come first in ONNX, and last here."""
-    graph.then("Transpose", perm=[0, 3, 1, 2])
+def _convolutional(graph, model, tensors, shape):
+    """Channels come first in ONNX, first or last in features, and last in the model's arrays."""
+    channels, height, width = model.inputs
+    last = tuple(shape) == (height, width, channels) != model.inputs
+    sides = (height, width, channels) if last else model.inputs
+    graph.then("Reshape", ("inputs", np.array([-1, *sides], "i8")))
+    if last:
+        graph.then("Transpose", perm=[0, 3, 1, 2])
     for number in range(len(model.channels)):
         weight, bias = f"convolution{number}.weight", f"convolution{number}.bias"
         graph.then(

@@ -194,6 +194,12 @@ class TorchModel(Model):
             for name, tensor in self._others().items():
                 tensor.copy_(torch.from_numpy(np.array(arrays[name])).reshape(tensor.shape))
 
+    def state_dict(self, parameters: np.ndarray) -> dict[str, torch.Tensor]:
+        """Return copies of all that `load_state_dict` of such a module takes, with these parameters."""
+        self._bind(parameters)
+        state = self.module.state_dict()
+        return {_plain(name): each.detach().cpu().clone() for name, each in state.items()}
+
     def _made(self, seed):
         """Return a new module, checked."""
         with self.code.running(self.name), torch.random.fork_rng(devices=[]):

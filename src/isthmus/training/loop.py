@@ -26,7 +26,7 @@ from isthmus.models.model import Model
 from isthmus.registry import ALLREDUCE_STAGES
 from isthmus.shards.batches import LocalSamples
 from isthmus.timing.step import computed_share
-from isthmus.training.buffers import averaged, stored, take_stored
+from isthmus.training.buffers import averaged, mean_buffers, stored, take_stored
 from isthmus.training.evaluation import evaluate
 from isthmus.training.instruments import Instruments
 from isthmus.training.optimisers.clipping import clipping_factor
@@ -258,9 +258,13 @@ class Training:
         """The parameters that all ranks hold alike: those of their last exchange."""
         return self.member.anchor(self.state.parameters)
 
+    def mean_buffers(self):
+        """Return name -> mean of what ranks hold beside the parameters, on every rank. Collective."""
+        return mean_buffers(self.tiers.world, self.model, float(self.local.samples))
+
     def evaluate(self, local):
         """Return name -> mean over all ranks' samples `local`, as `evaluation.evaluate` does."""
-        parameters = self.member.anchor(self.state.parameters)
+        parameters = self.anchor
         with averaged(self.tiers.world, self.model, float(self.local.samples)):
             return evaluate(self.tiers.world, self.model, parameters, local)
 

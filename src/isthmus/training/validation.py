@@ -5,25 +5,37 @@ from typing import Any
 import numpy as np
 
 from isthmus.devices import to_host
-from isthmus.models.losses import Loss
+from isthmus.models.model import Model
 
 
 class Validation:
     """What the validation set has said of each epoch. All ranks have one and decide alike.
 
-    loss: says which of two metrics is better. keeps: whether this rank keeps the best parameters.
+    model: its loss says which of two metrics is better. keeps: whether this rank keeps the best
+    parameters, and the buffers beside them.
     stop_after: epochs without a better one after which a run ends; None: it makes all its epochs.
     best: {"step", "epoch", "metrics"} of the best epoch so far, None before the first.
     epochs_since: how many have not been better since.
     """
 
-    def __init__(self, loss: Loss, size: int, keeps: bool, stop_after: int | None = None):
-        self.loss, self.stop_after = loss, stop_after
+    def __init__(self, model: Model, keeps: bool, stop_after: int | None = None):
+        self.loss, self.stop_after = model.loss, stop_after
         self.best: dict[str, Any] | None = None
         self.epochs_since = 0
-        self.parameters = np.zeros(size if keeps else 0, np.float32)
+        self.parameters = np.zeros(model.size if keeps else 0, np.float32)
+        self.buffers = {
+            name: np.zeros(array.shape if keeps else (0,), array.dtype)
+            for name, array in model.buffers().items()
+        }
 
-    def take(self, step: int, epoch: int, metrics: dict[str, dict[str, float]], parameters: Any) -> bool:
+    def take(
+        self,
+        step: int,
+        epoch: int,
+        metrics: dict[str, dict[str, float]],
+        parameters: Any,
+        buffers: dict[str, np.ndarray],
+    ) -> bool:
         """Take in what all sets said after an epoch, set -> metrics; return whether it is the best."""
         if self.best is not None and not self.loss.better(
             metrics["validation"], self.best["metrics"]["validation"]
@@ -33,6 +45,8 @@ class Validation:
         self.best, self.epochs_since = {"step": step, "epoch": epoch, "metrics": metrics}, 0
         if self.parameters.size:
             self.parameters[:] = to_host(parameters)
+            for name, array in self.buffers.items():
+                array[...] = buffers[name]
         return True
 
     @property
@@ -52,7 +66,10 @@ class Validation:
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Return name -> array for a checkpoint; beside `to_json`, all that is to be known."""
-        return {"validation/parameters": self.parameters}
+        return {
+            "validation/parameters": self.parameters,
+            **{f"validation/buffers/{name}": each.reshape(-1) for name, each in self.buffers.items()},
+        }
 
     def to_json(self) -> dict[str, Any]:
         """Return what a checkpoint notes, the same on every rank."""
