@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple, get_args
 
 import pytest
@@ -34,6 +35,7 @@ PAGES = [
     ROOT / "CHANGELOG.md",
 ]
 FENCED = re.compile(r"^```(?P<words>.*)\n(?P<text>(?:.*\n)*?)```$", re.M)
+ALONE = SimpleNamespace(rank=0, size=1, Barrier=lambda: None)
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
 
@@ -99,7 +101,7 @@ def desk(shared_folder):
 @pytest.mark.parametrize(
     "page", [page for page in DOCS if page.name != "tutorial.md"], ids=lambda page: page.stem
 )
-def test_what_python_prints_is_what_the_page_says(page, desk, monkeypatch):
+def test_what_a_page_runs_prints_what_the_page_says(page, desk, monkeypatch, capsys):
     monkeypatch.chdir(desk)
     monkeypatch.syspath_prepend(str(desk))
     names = {"__name__": page.stem}
@@ -108,6 +110,8 @@ def test_what_python_prints_is_what_the_page_says(page, desk, monkeypatch):
             (desk / block.word).write_text(block.text)
         elif block.language == "python":
             run_python(block, names)
+        elif block.word == "run":
+            expect(block, "".join(run_isthmus(words, ALONE, capsys) for words in commands(block)))
 
 
 @pytest.mark.ranks(4)

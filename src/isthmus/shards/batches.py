@@ -11,6 +11,7 @@ from isthmus.vectors import part_bounds
 
 if TYPE_CHECKING:  # a manifest is checked by what not every machine has
     from isthmus.shards.manifest import Manifest
+    from isthmus.shards.scaling import Scale
 
 
 class LocalSamples:
@@ -18,7 +19,8 @@ class LocalSamples:
 
     arrays: name -> array with one row a sample, in the manifest's order; `samples` may be 0.
     received_nbytes: bytes that came over MPI rather than from this rank's own disk. shards: which they
-    are, in the order of the rows; manifest: of the set that they are from.
+    are, in the order of the rows; manifest: of the set that they are from. scale: what batches bring
+    the features, the first of the arrays, to; None: as they are.
     """
 
     def __init__(
@@ -27,9 +29,10 @@ class LocalSamples:
         received_nbytes: int = 0,
         shards: tuple[int, ...] = (),
         manifest: "Manifest | None" = None,
+        scale: "Scale | None" = None,
     ):
         self.arrays, self.received_nbytes = arrays, received_nbytes
-        self.shards, self.manifest = shards, manifest
+        self.shards, self.manifest, self.scale = shards, manifest, scale
         self.samples: int = len(next(iter(arrays.values())))
 
     @property
@@ -64,4 +67,5 @@ class LocalSamples:
         order = np.random.Generator(np.random.PCG64([seed, epoch])).permutation(self.samples)
         for first, last in list(itertools.pairwise(bounds))[start:]:
             rows = order[first:last]
-            yield tuple(values[rows] for values in self.arrays.values())
+            features, *others = (values[rows] for values in self.arrays.values())
+            yield (features if self.scale is None else self.scale.apply(features), *others)

@@ -20,6 +20,7 @@ NAME = "manifest.json"
 NUMBERS = "iufb"  # dtype kinds: integers, floats, booleans
 DTYPES = r"[<>|=]?[iufb]\d*|\?|u?int\d+|float\d+|bool"
 MOST_NBYTES = 1 << 60
+Count = Annotated[int, Field(ge=0, le=2**40)]
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
@@ -46,21 +47,32 @@ class Array(FrozenModel):
 
 
 class Shard(FrozenModel):
-    """One file: its samples, the SHA-256 of the file, and that of each array's decoded bytes."""
+    """One file: its samples, the SHA-256 of the file, and that of each array's decoded bytes.
+
+    samples_of_class: how many samples there are of each class that the last array of the set names; None
+    where that holds no class numbers, and in sets that were packed before this was counted.
+    """
 
     file: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*\.h5$")]
-    samples: Annotated[int, Field(ge=0, le=2**40)]
+    samples: Count
     sha256: Digest
     arrays_sha256: dict[str, Digest]
+    samples_of_class: dict[Count, Count] | None = None
 
 
 class Manifest(FrozenModel):
-    """All of a folder: the arrays in their order, and the shards in theirs."""
+    """All of a folder: the arrays in their order, and the shards in theirs.
+
+    class_names: of the classes 0, 1, ..., where they have names. set_apart: whether these samples were
+    taken out of the set in the folder above, for validation.
+    """
 
     format: Literal["isthmus shards"] = "isthmus shards"
     version: Literal[1] = 1
     arrays: Annotated[dict[str, Array], Field(min_length=1)]
     shards: tuple[Shard, ...]
+    class_names: tuple[str, ...] | None = None
+    set_apart: bool | None = None
 
     @field_validator("arrays")
     @classmethod
@@ -79,6 +91,17 @@ class Manifest(FrozenModel):
             for shard in self.shards
         ]
         return hashlib.sha256(dumps([arrays, shards]).encode()).hexdigest()
+
+    @property
+    def samples_of_class(self) -> dict[int, int] | None:
+        """Samples of each class in all shards, by class number; None where they were not counted."""
+        total: dict[int, int] = {}
+        for shard in self.shards:
+            if shard.samples_of_class is None:
+                return None
+            for kind, samples in shard.samples_of_class.items():
+                total[kind] = total.get(kind, 0) + samples
+        return dict(sorted(total.items()))
 
     def told(self) -> dict[str, Any]:
         """Return what a run says of the samples that it learnt from."""
@@ -102,6 +125,12 @@ class Manifest(FrozenModel):
                     f"{source}: {shard.file} lists arrays {list(shard.arrays_sha256)}, "
                     f"the set {list(manifest.arrays)}; pack the data again"
                 )
+            counted = shard.samples_of_class
+            if counted is not None and sum(counted.values()) != shard.samples:
+                raise ShardError(
+                    f"{source}: {shard.file} has {shard.samples} samples, and {sum(counted.values())} "
+                    "of all classes; pack the data again"
+                )
         return manifest
 
     @classmethod
@@ -122,9 +151,14 @@ class Manifest(FrozenModel):
             ) from None
         return cls.of(table, path)
 
+    @property
+    def text(self) -> str:
+        """What stands in the file."""
+        return self.model_dump_json(indent=1, exclude_none=True) + "\n"
+
     def write(self, folder: str | PathLike[str]) -> None:
         """Write the manifest into `folder`, in the place of another."""
-        write_text(Path(folder, NAME), self.model_dump_json(indent=1) + "\n")
+        write_text(Path(folder, NAME), self.text)
 
 
 def _table(pairs, source):

@@ -44,7 +44,7 @@ def move_shards(tiers, local, old, new, piece_nbytes=PIECE_NBYTES):
         request.Wait()
     together(world, lambda: _check(manifest, taken, after, old))
     received = sum(after[shard, name].nbytes for shard in taken for name in manifest.arrays)
-    return LocalSamples(arrays, local.received_nbytes + received, mine, manifest)
+    return LocalSamples(arrays, local.received_nbytes + received, mine, manifest, local.scale)
 
 
 def _messages(manifest, shards, places, piece_nbytes):

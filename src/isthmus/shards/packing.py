@@ -1,36 +1,45 @@
 """From arrays to a folder of shards, in which a whole set stands at every moment once there was one."""
 
 import fcntl
-import hashlib
 import itertools
 import os
 import re
 from collections.abc import Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from isthmus.cures import explained
 from isthmus.errors import OutputError, ShardError
-from isthmus.files import check_folder, open_plain, remove_leftovers
+from isthmus.files import check_folder, open_plain, remove_leftovers, replacing
 from isthmus.quantities import whole
 from isthmus.shards.manifest import NAME, NUMBERS, Manifest
+from isthmus.shards.order import packing_order, set_apart
+from isthmus.shards.parts import ClassCounts, Part
+from isthmus.shards.rows import Rows
 from isthmus.shards.shard_file import ShardSet, write_shard
 from isthmus.vectors import part_bounds
 
 SHARD = re.compile(r"shard-\d{5,}(\.new)*\.h5")
 START = b"\x89HDF\r\n\x1a\n\x03"  # of HDF5 files in the format of version 1.10
+VALIDATION = "validation"
+"""The folder, in that of a set, of the samples that were set apart from it."""
 COMPRESSIONS = ("lz4", "zstd", "gzip", "none")
 
 
 def pack_shards(
-    arrays: Mapping[str, npt.ArrayLike],
+    arrays: Mapping[str, npt.ArrayLike | Rows],
     folder: str | os.PathLike[str],
     shards: int = 64,
     compression: str = "lz4",
     overwrite: bool = False,
+    *,
+    shuffle: int | None = None,
+    stratify: bool = False,
+    validation: float = 0.0,
 ) -> ShardSet:
     """Pack `arrays`, name -> array with one row a sample, into `shards` HDF5 files in `folder`.
 
@@ -38,12 +47,138 @@ def pack_shards(
     the manifest comes last, so that a folder with a manifest is whole. The same arrays give the same
     bytes. compression: "lz4", "zstd", "gzip" or "none". overwrite: take the place of another packed
     set, which stands until the new one does. What a pack that was killed left in `folder` is removed.
+
+    shuffle: the seed of a random order. stratify: the last array holds class numbers, and every shard
+    gets its share of each. validation: the share of samples, the last ones in that order, that make a
+    set of their own in `folder`/validation, of as many shards for their number.
+
+    Held in memory at a time are at most two shards, and the order: see `packing_order`. Arrays may be
+    larger than memory: np.load(FILE, mmap_mode="r"), or what `open_arrays` gives.
+
     Returns the ShardSet. Raises ShardError for arrays that do not fit each other, and for a folder that
     holds another packed set unless `overwrite`; OutputError if it cannot be written, and then all is as
     it was.
     """
     folder, shards = Path(folder), whole("shards", shards)
     columns = {name: _checked(name, values) for name, values in arrays.items()}
+    samples = _samples_of(columns)
+    if compression not in COMPRESSIONS:
+        raise ShardError(f"compression must be one of {', '.join(COMPRESSIONS)}, not {compression!r}")
+    seed = None if shuffle is None else whole("shuffle", shuffle, least=0)
+    apart = set_apart(samples, validation)
+    kept = samples - apart
+    if not 1 <= shards <= max(kept, 1):
+        raise ShardError(f"{kept} samples cannot make {shards} shards; ask for 1 to {kept}")
+    order = packing_order(samples, seed, _labels(columns) if stratify else None)
+    sets = [NewSet(folder, 0, kept, shards)]
+    if apart:
+        sets.append(NewSet(folder / VALIDATION, kept, apart, max(1, shards * apart // kept)))
+    with _new_sets(sets, overwrite) as names_of:
+        manifests = [
+            _write(new, names, columns, order, compression) for new, names in zip(sets, names_of)
+        ]
+        _switch(sets, manifests)
+    return ShardSet.open(folder)
+
+
+class NewSet(NamedTuple):
+    """A set to be written: where, from which number in the order of packing on, how much, in what."""
+
+    folder: Path
+    first: int
+    samples: int
+    shards: int
+
+
+def _write(new, names, columns, order, compression):
+    """Write the files of a set, and return its Manifest, which is written later."""
+    entries, classes = [], ClassCounts(list(columns.values())[-1])
+    for file, (first, last) in zip(names, itertools.pairwise(part_bounds(new.samples, new.shards))):
+        first, last = new.first + first, new.first + last
+        parts = {name: Part(values, first, last, order) for name, values in columns.items()}
+        counted = classes.of_shard()
+        list(parts.values())[-1].look = counted
+        digest, of_arrays = write_shard(new.folder / file, parts, compression)
+        entries.append(
+            {"file": file, "samples": last - first, "sha256": digest, "arrays_sha256": of_arrays}
+        )
+    if classes.found is not None:
+        for entry, counted in zip(entries, classes.found):
+            entry["samples_of_class"] = dict(sorted(counted.items()))
+    named = getattr(list(columns.values())[-1], "classes", None)
+    return Manifest.of(
+        {
+            "arrays": {
+                name: {"shape": values.shape[1:], "dtype": values.dtype.newbyteorder("<").str}
+                for name, values in columns.items()
+            },
+            "shards": entries,
+            **({"class_names": named} if named else {}),
+            **({"set_apart": True} if new.first else {}),
+        },
+        new.folder / NAME,
+    )
+
+
+def _switch(sets, manifests):
+    """Have the new sets stand: from now on their manifests are there.
+
+    A set that was set apart from the one which goes is no use beside the one that comes, whose samples
+    it may hold: it goes first.
+    """
+    folder = sets[0].folder
+    apart = set_apart_from(folder)
+    old = apart and apart.manifest
+    texts = {new.folder / NAME: manifest.text for new, manifest in zip(sets, manifests)}
+    with ExitStack() as written:
+        if old is not None:
+            written.push(lambda kind, *_: kind and _bring_back(folder, manifests[0], old))
+        for path, text in reversed(texts.items()):  # the block's end puts the last one there first
+            written.enter_context(replacing(path)).write_text(text)
+        if old is not None:
+            (folder / VALIDATION / NAME).unlink()
+    if old is not None and len(sets) == 1:
+        _remove(folder / VALIDATION, {shard.file for shard in old.shards})
+        with suppress(OSError):
+            (folder / VALIDATION).rmdir()
+
+
+def _bring_back(folder, new, old):
+    """Have the set apart that stood stand again, unless the new one does that it is not apart from."""
+    with suppress(ShardError):
+        if Manifest.read(folder) == new:
+            return
+    old.write(folder / VALIDATION)
+
+
+def set_apart_from(folder: Path) -> ShardSet | None:
+    """Return the ShardSet that was set apart from the one in `folder`; None where there is none."""
+    try:
+        found = ShardSet.open(folder / VALIDATION)
+    except ShardError:
+        return None
+    return found if found.manifest.set_apart else None
+
+
+@contextmanager
+def _new_sets(sets, overwrite):
+    """Give for each of `sets` the names of its files, as `_new_set` does."""
+    with ExitStack() as opened:
+        names = []
+        for new in sets:
+            if new.first:
+                opened.callback(_remove_if_empty, new.folder)
+            names.append(opened.enter_context(_new_set(new.folder, new.shards, overwrite)))
+        yield names
+
+
+def _remove_if_empty(folder):
+    with suppress(OSError):
+        folder.rmdir()
+
+
+def _samples_of(columns):
+    """Return how many rows all `columns` have."""
     if not columns:
         raise ShardError("there is nothing to pack: give at least one array")
     lengths = {name: len(values) for name, values in columns.items()}
@@ -53,34 +188,18 @@ def pack_shards(
             f"arrays must have one row a sample, as many as each other: {told}; give "
             "arrays of the same samples"
         )
-    samples = next(iter(lengths.values()))
-    if compression not in COMPRESSIONS:
-        raise ShardError(f"compression must be one of {', '.join(COMPRESSIONS)}, not {compression!r}")
-    if not 1 <= shards <= max(samples, 1):
-        raise ShardError(f"{samples} samples cannot make {shards} shards; ask for 1 to {samples}")
-    with _new_set(folder, shards, overwrite) as names:
-        entries = []
-        for file, (first, last) in zip(names, itertools.pairwise(part_bounds(samples, shards))):
-            part = {name: values[first:last] for name, values in columns.items()}
-            entries.append(
-                {
-                    "file": file,
-                    "samples": last - first,
-                    "sha256": write_shard(folder / file, part, compression),
-                    "arrays_sha256": {name: _sha256(values) for name, values in part.items()},
-                }
-            )
-        Manifest.of(
-            {
-                "arrays": {
-                    name: {"shape": values.shape[1:], "dtype": values.dtype.str}
-                    for name, values in columns.items()
-                },
-                "shards": entries,
-            },
-            folder / NAME,
-        ).write(folder)
-    return ShardSet.open(folder)
+    return next(iter(lengths.values()))
+
+
+def _labels(columns):
+    """Return the class numbers in the last of `columns`."""
+    name, values = list(columns.items())[-1]
+    if values.dtype.kind not in "iub" or values.ndim != 1:
+        raise ShardError(
+            f"to stratify takes class numbers, and {name!r}, the last array, is {values.dtype} of shape "
+            f"{list(values.shape[1:])} a sample; give class numbers last, or leave --stratify out"
+        )
+    return values[:]
 
 
 @contextmanager
@@ -207,13 +326,10 @@ def _remove(folder, names):
             (folder / name).unlink()
 
 
-def _sha256(values):
-    return hashlib.sha256(np.ascontiguousarray(values)).hexdigest()
-
-
 def _checked(name, values):
-    """Return `values` as a little-endian array of numbers with rows."""
-    values = np.asarray(values)
+    """Return `values` as numbers with rows, in memory or not."""
+    if not isinstance(values, Rows):
+        values = np.asarray(values)
     if not str(name).isidentifier():
         raise ShardError(f"array {name!r}: a name is letters, digits and underscores")
     if values.dtype.kind not in NUMBERS:
@@ -223,4 +339,4 @@ def _checked(name, values):
         )
     if values.ndim == 0:
         raise ShardError(f"array {name!r} is a single number; give one row a sample")
-    return values.astype(values.dtype.newbyteorder("<"), copy=False)
+    return values

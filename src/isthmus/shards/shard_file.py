@@ -57,6 +57,11 @@ class ShardSet:
         return tuple(shard.samples * sample for shard in self.manifest.shards)
 
     @property
+    def packed_nbytes(self) -> int:
+        """Bytes of the files."""
+        return sum((self.folder / name).stat().st_size for name in self.names)
+
+    @property
     def digest(self) -> str:
         """SHA-256 of all samples, as the manifest tells it."""
         return self.manifest.digest
@@ -191,24 +196,36 @@ def rows_of_piece(array, piece_nbytes):
     return max(1, piece_nbytes // max(array.sample_nbytes, 1))
 
 
-def write_shard(path, arrays, compression):
-    """Write one shard file whole or not at all; return its SHA-256. The same arrays, the same bytes."""
+def write_shard(path, parts, compression):
+    """Write one shard file whole or not at all; return its SHA-256 and those of its arrays.
+
+    parts: name -> Part. The same rows, the same bytes. Held at a time: the file, twice, and a piece.
+    """
+    digests = {name: hashlib.sha256() for name in parts}
 
     def fill(file):
-        for name, values in arrays.items():
-            layout = {}
-            if values.size:  # HDF5 has no chunks of nothing
-                rows = max(1, CHUNK_NBYTES // (values.nbytes // len(values)))
+        for name, part in parts.items():
+            layout, nbytes = {}, part.sample_nbytes
+            rows = max(1, CHUNK_NBYTES // max(nbytes, 1))
+            if part.samples and nbytes:  # HDF5 has no chunks of nothing
                 layout = {
-                    "chunks": (min(rows, len(values)), *values.shape[1:]),
+                    "chunks": (min(rows, part.samples), *part.shape),
                     "fletcher32": True,
                     **_filters(compression),
                 }
-            file.create_dataset(name, data=values, track_times=False, **layout)
+            dataset = file.create_dataset(
+                name, (part.samples, *part.shape), part.dtype, track_times=False, **layout
+            )
+            for first, piece in part.pieces(rows * max(1, PIECE_NBYTES // max(1, rows * nbytes))):
+                digests[name].update(piece.data if piece.size else b"")
+                if piece.size:
+                    dataset[first : first + len(piece)] = piece
 
     content = hdf5_bytes(fill)
     write_bytes(path, content)
-    return hashlib.sha256(content).hexdigest()
+    return hashlib.sha256(content).hexdigest(), {
+        name: digest.hexdigest() for name, digest in digests.items()
+    }
 
 
 def _filters(compression):
