@@ -1,5 +1,7 @@
 """Scaling: the same bits on all ranks and for every placement; what is not learnt is told."""
 
+import json
+
 import numpy as np
 import pytest
 from clusters import cluster_of
@@ -155,7 +157,7 @@ def test_another_scale_is_another_run(tmp_path):
         tables.append(identity_of(settings, isthmus.Cluster(cluster_of(1)), Plan, {}))
     assert difference_in_words(tables[1], tables[2], "runs/a") is None
     told = difference_in_words(tables[0], tables[1], "runs/a")
-    assert told.startswith('data.scale = {"mean":1.0,"std":2.0}, was "auto"')
+    assert told.startswith('data.scale = {"mean": 1.0, "std": 2.0}, was "auto"')
 
 
 @pytest.mark.parametrize(
@@ -192,6 +194,10 @@ def test_a_table_in_its_own_units_is_learnt_with_the_default_and_not_without_sca
     scaled = call(tmp_path, 2, "train", "run.toml", "--json")
     assert scaled.returncode == 0, scaled.stderr
     assert "nothing was learnt" not in scaled.stderr
+    summary = json.loads(scaled.stdout)
+    model, _ = isthmus.load_model(summary["folder"])
+    right = model.predict(features[300:].astype("f4")) == targets[300:]
+    assert right.mean() == summary["accuracy"] > 0.8
     write(tmp_path, run=with_changes(RUN, changes | {"data.scale": "none"}))
     plain = call(tmp_path, 2, "train", "run.toml", "--json")
     said = [line for line in plain.stderr.splitlines() if "nothing was learnt" in line]

@@ -18,6 +18,7 @@ from isthmus.models.model import Model
 from isthmus.models.own import make_own, references
 from isthmus.models.own_code import OwnCode, is_own
 from isthmus.models.scoring import scores_of
+from isthmus.shards.scaling import Scale
 from isthmus.shards.shard_file import ShardSet
 
 NON_FINITE_SHOWN = 5
@@ -151,7 +152,9 @@ class TrainedModel:
             )
 
     def _scaled(self, features):
-        return features if self.scale is None else self.scale.apply(features)
+        if self.scale is None:
+            return features
+        return self.scale.apply(features.reshape(len(features), *self.features[0]))
 
 
 def load_model(
@@ -183,7 +186,9 @@ def trained_model(
     chosen, kind = kept[which], table["model"]
     model = _make_model(path, kind, table)
     _check_tensors(path, model, chosen.parameters, kind["kind"])
-    model.try_out(*(np.empty((0, *table[name]["shape"]), table[name]["dtype"]) for name in SAMPLE))
+    scale = _make_scale(path, scale, table)
+    features, targets = (np.empty((0, *table[name]["shape"]), table[name]["dtype"]) for name in SAMPLE)
+    model.try_out(features if scale is None else scale.apply(features), targets)
     if chosen.buffers:
         _set_buffers(path, model, chosen.buffers)
     return TrainedModel(model, chosen, which, table, scale)
@@ -204,6 +209,16 @@ def _make_model(path, kind, table):
         raise SettingsError(
             f"{path}: its model cannot be made: {problem}; use the isthmus that wrote it "
             f"({table['version']:.40})"
+        ) from None
+
+
+def _make_scale(path, scale, table):
+    """Return the Scale of what the file tells of it, None where features were not scaled."""
+    try:
+        return scale and Scale.of(*scale, tuple(table["features"]["shape"]))
+    except (TypeError, ValueError) as problem:
+        raise SettingsError(
+            f"{path}: what features were scaled by is damaged: {problem}; train again"
         ) from None
 
 

@@ -42,4 +42,5 @@ def keep_model(job, buffers):
         "folders": {name: str(getattr(settings.data, name)) for name in job.data},
         "threads": settings.run.threads,
     }
-    write_model(job.path / NAME, table, kept)
+    scale = training.local.scale
+    write_model(job.path / NAME, table, kept, None if scale is None else (scale.mean, scale.std))

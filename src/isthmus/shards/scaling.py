@@ -52,7 +52,7 @@ class Scale:
                 array = array.reshape(())
             elif array.ndim == 1 and axis is not None and len(array) == shape[axis]:
                 array = array.reshape([-1 if each == axis else 1 for each in range(len(shape))])
-            elif array.shape != tuple(shape):
+            elif not _broadcasts(array.shape, tuple(shape)):
                 wanted = "one" if axis is None else f"one, {shape[axis]}"
                 raise ValueError(
                     f"{name} has {array.size} numbers, features of shape {list(shape)} take {wanted} or "
@@ -97,6 +97,13 @@ class Moments:
     def spread(self) -> float:
         """The root mean square of the features in the column where it is largest."""
         return float(np.sqrt(self.mean**2 + self.std**2).max(initial=0.0))
+
+
+def _broadcasts(shape, whole):
+    try:
+        return np.broadcast_shapes(shape, whole) == whole and len(shape) == len(whole)
+    except ValueError:
+        return False
 
 
 def kept_axis(shape: tuple[int, ...]) -> int | None:
