@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from clusters import cluster_of
+from test_docs import blocks
 from test_rebalancing import lab, lines_of
 
 import isthmus
@@ -157,3 +158,16 @@ def test_a_job_of_rounds_resumes_while_an_exchange_is_under_way_and_is_told_righ
         assert compared == [60]  # replicas are equal where a run ends, and not before
         page = write_report(Path(summary["folder"])).read_text()
         assert strategy["kind"] in json.dumps(page)
+
+
+@pytest.mark.slow
+@pytest.mark.ranks(4)
+def test_the_loop_of_the_page_runs_as_it_is(comm, monkeypatch, capsys):
+    root = Path(__file__).parents[1]
+    monkeypatch.chdir(root)
+    (program,) = [
+        block.text for block in blocks(root / "docs/strategies.md") if block.word == "rounds.py"
+    ]
+    exec(compile(program, "rounds.py", "exec"), {"__name__": "rounds"})
+    site, agreed, *_ = capsys.readouterr().out.split()
+    assert (site, agreed) == ("edge" if comm.rank > 1 else "cloud", "True")
