@@ -8,10 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from clusters import cluster_of
 
 import isthmus
 from isthmus import outer
 from isthmus.errors import NonFiniteError
+from isthmus.timing.simulation import simulate
+from isthmus.timing.step import exchange_seconds, predict_step
 from isthmus.training.strategies.strategy import Exchange, rhythm
 
 ORACLES = json.loads((Path(__file__).parent / "oracles/streaming_diloco_histories.json").read_text())
@@ -245,3 +248,19 @@ def test_auto_takes_the_shortest_round_that_leaves_a_tenth_to_the_links(exchange
     assert f"every = {every}: a step computes 1e+03 ms" in why
     assert ("other classes" in why) == bool(differ)
     assert found.settled(1.0, exchange, differ) is None
+
+
+def test_what_is_late_is_hidden_by_the_steps_that_are_made_meanwhile():
+    """A round takes max(H c, x): the time model and the simulation agree."""
+    cluster = isthmus.Cluster(cluster_of(1, 1, bytes_per_second=1e6, latency_seconds=0.01))
+    for late, hidden in ((0, 0.0), (2, 0.2), (6, 1.0)):
+        beat = rhythm(isthmus.LocalSteps(8, late=late))
+        workload = isthmus.Workload(100_000, 150, **beat)
+        terms = predict_step(cluster, [100, 50], workload)
+        at_once = replace(workload, late_steps=0)
+        exchange = exchange_seconds(cluster, 0.1, workload)
+        links = 8 * predict_step(cluster, [100, 50], at_once)["links"]
+        round_seconds = 0.8 + exchange - min(links, hidden)
+        assert 8 * sum(terms.values()) == pytest.approx(round_seconds)
+        made = simulate(cluster, workload, [100, 50], steps=80, local_steps=8)
+        assert made.sync_seconds[5] == pytest.approx(round_seconds, rel=1e-3), late

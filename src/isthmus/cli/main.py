@@ -274,7 +274,10 @@ def simulate(
             "over mean, or the folder of a run to draw from.",
         ),
     ] = "0",
-    local_steps: Annotated[int, number("Steps from one synchronisation to the next.", at_least=1)] = 1,
+    local_steps: Annotated[
+        int | None,
+        number("Steps from one synchronisation to the next; else the run's, or 1.", at_least=1),
+    ] = None,
     buckets: Annotated[
         int, number("Parts of the gradient, summed while the rest is computed.", at_least=1)
     ] = 1,

@@ -39,6 +39,7 @@ def simulate_file(
 ):
     """Simulate a cluster file or a run's, and how it scales; return a dict of all results.
 
+    local_steps: from one exchange to the next; None takes the run's.
     stragglers: the coefficient of variation of a rank's computing, or the folder of a run from whose
     steps factors are drawn. size, batch_size: of a step, None takes the run's. edge_sites: the most
     to try; 0 leaves scaling out. output: a folder for the pictures and the numbers, or None.
@@ -47,7 +48,7 @@ def simulate_file(
     cluster, workload = _cluster_and_workload(path, other_cluster, size, batch_size)
     options = {
         "steps": steps,
-        "local_steps": local_steps,
+        "local_steps": local_steps or round(workload.exchanged_share / workload.exchanges_per_step),
         "buckets": buckets,
         "stragglers": read_stragglers(stragglers),
         "seed": seed,

@@ -77,7 +77,8 @@ def simulate(
     """Return the Simulation of `steps` steps of `workload` on `cluster`.
 
     samples_of_rank: of a step. None shares the batch out by rate.
-    local_steps: H, between synchronisations.
+    local_steps: H, between synchronisations; the workload says which share of the vector they are of,
+        and how many steps are made while one is under way.
     buckets: m parts of the gradient, summed one after another while the backward pass of the last local
         step goes on.
 
@@ -93,25 +94,28 @@ def simulate(
     first_rank = np.cumsum([0] + [site.ranks for site in cluster.sites[:-1]])
     exchanges = _exchanges(cluster, workload, buckets)
     generator = np.random.default_rng(seed)
-    begin = np.zeros(len(cluster.sites))  # when each site has the last sum
+    begin = done = np.zeros(len(cluster.sites))  # when each site goes on, and when it has the last sum
     network_free = np.zeros((2, begin.size))  # when its last wire has left, up and down
     sync_seconds, computed, waited, exchanged = [], 0.0, 0.0, 0.0
     for first in range(0, steps, local_steps):
-        before = np.zeros(usual.size)
-        for _ in range(min(local_steps, steps - first) - 1):
-            before += usual * stragglers.draw(generator, usual.size)
-        last = usual * stragglers.draw(generator, usual.size)
-        own = before + last
-        done = begin
+        before, last = np.zeros(usual.size), 0.0
+        here = min(local_steps, steps - first)
+        for number in range(here):
+            before += last
+            if number == min(int(workload.late_steps), here - 1):  # then what is under way is due
+                so_far = np.maximum.reduceat(before, first_rank)
+                begin = np.maximum(begin + so_far, done) - so_far
+            last = usual * stragglers.draw(generator, usual.size)
+        own, since, done = before + last, done.max(), begin
         for share, exchange in zip(ready_shares(len(exchanges)), exchanges):
             ready = begin + np.maximum.reduceat(before + share * last, first_rank)
             done = exchange.done_seconds(np.maximum(ready, done), network_free)
-        done = np.maximum(done, begin + np.maximum.reduceat(own, first_rank))
-        sync_seconds.append(float(done.max() - begin.max()))
+        begin = begin + np.maximum.reduceat(own, first_rank)
+        done = np.maximum(done, begin)
+        sync_seconds.append(float(done.max() - since))
         computed += own.mean()
         waited += waiting_seconds(own).mean()
         exchanged += max(0.0, sync_seconds[-1] - own.max())
-        begin = done
     seconds = sum(sync_seconds)
     return Simulation(
         ranks=cluster.size,
@@ -195,8 +199,9 @@ class _Exchange:
 
 def _exchanges(cluster, workload, buckets):
     """Return one _Exchange a bucket; buckets of one size are one object."""
-    buckets = max(1, min(buckets, workload.size))
-    sizes = [workload.size // buckets + (number < workload.size % buckets) for number in range(buckets)]
+    size = math.ceil(workload.exchanged_share * workload.size)
+    buckets = max(1, min(buckets, size))
+    sizes = [size // buckets + (number < size % buckets) for number in range(buckets)]
     made = {
         size: _Exchange(cluster, size, workload.algorithm, workload.compressor) for size in set(sizes)
     }
