@@ -34,7 +34,7 @@ def write_report(folder):
         links=link_rows(run),
         ranks=rank_rows(run),
         events=events(run),
-        plan_words=plan_words(run),
+        plan_words=[*strategy_words(run), *plan_words(run)],
         price_words=price_words(run),
         replica_words=replica_words(run),
         environment=environment(run),
@@ -146,6 +146,23 @@ def plan_words(run):
     if plan.get("stopped"):
         words.append(f"The search was stopped: {plan['stopped']}.")
     return words + [f"Warning: {warning}." for warning in plan.get("warnings", ())]
+
+
+def strategy_words(run):
+    """Return sentences on when sites exchanged, where that was not in every step."""
+    strategy = run.settings.get("strategy") or {}
+    exchanges = sum(line.get("exchanged", True) for line in run.steps)
+    if not run.steps or exchanges == len(run.steps):
+        return []
+    chosen = "".join(
+        f", {name} = {dumps(value)}" for name, value in strategy.get("arguments", {}).items()
+    )
+    words = [
+        f"{strategy.get('kind')}{chosen}: {exchanges:,} exchanges in {len(run.steps):,} steps. Loss and "
+        "accuracy of the test set are those of the anchor, which sites have in common; training loss "
+        "is the sites' own."
+    ]
+    return words + ([f"{run.provenance['rounds']}."] if run.provenance.get("rounds") else [])
 
 
 def price_words(run):
