@@ -12,12 +12,15 @@ from clusters import cluster_of
 
 import isthmus
 from isthmus import outer
-from isthmus.errors import NonFiniteError
+from isthmus.errors import NonFiniteError, SettingsError
+from isthmus.jobs.choosing import settle
+from isthmus.jobs.settings import RunSettings
 from isthmus.timing.simulation import simulate
 from isthmus.timing.step import exchange_seconds, predict_step
 from isthmus.training.strategies.strategy import Exchange, rhythm
 
-ORACLES = json.loads((Path(__file__).parent / "oracles/streaming_diloco_histories.json").read_text())
+ROOT = Path(__file__).resolve().parents[1]
+ORACLES = json.loads((ROOT / "tests/oracles/streaming_diloco_histories.json").read_text())
 
 
 def pulls(worker, place, step):
@@ -264,3 +267,41 @@ def test_what_is_late_is_hidden_by_the_steps_that_are_made_meanwhile():
         assert 8 * sum(terms.values()) == pytest.approx(round_seconds)
         made = simulate(cluster, workload, [100, 50], steps=80, local_steps=8)
         assert made.sync_seconds[5] == pytest.approx(round_seconds, rel=1e-3), late
+
+
+def settings_of(folder, strategy):
+    """Return the demo's settings with another strategy, a line of TOML."""
+    path = folder / "run.toml"
+    text = (ROOT / "experiments/fashion_two_sites.toml").read_text()
+    path.write_text(
+        f"strategy = {strategy}\n" + text.replace('"two_sites', f'"{ROOT}/experiments/two_sites')
+    )
+    return RunSettings.from_toml(path)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "words"),
+    [
+        ('{ kind = "local_steps", every = 0 }', "every must be at least 1, not 0"),
+        ('{ kind = "local_steps", every = 4, late = 9 }', "late must be less than every"),
+        ('{ kind = "local_steps", outer = "nestrov" }', "kind of outer must be one of average"),
+        ('{ kind = "streaming", fragments = 200000, every = 2000000 }', "at most 101770, the number of"),
+    ],
+)
+def test_settings_that_make_no_sense_are_told_in_a_line(tmp_path, strategy, words):
+    with pytest.raises(SettingsError, match=words) as told:
+        settings_of(tmp_path, strategy).workload()
+    assert "\n" not in str(told.value)
+
+
+def test_settings_leave_the_length_of_rounds_to_the_planner(tmp_path):
+    settings = settings_of(tmp_path, '{ kind = "local_steps", every = "auto", outer = "nesterov" }')
+    settled, why = settle(settings, settings.read_cluster())
+    every = settled.strategy.arguments["every"]
+    assert settled.make_strategy() == isthmus.LocalSteps(every, outer.Nesterov(0.7, 0.9))
+    assert why.startswith(f"every = {every}: a step computes 10.9 ms and an exchange takes ")
+    step = settled.workload()
+    assert 1 < every < 64
+    assert step.exchanges_per_step == pytest.approx(1 / every)
+    assert RunSettings.from_json(settled.to_json(), "run.json") == settled
+    assert settle(settled, settings.read_cluster()) == (settled, None)
