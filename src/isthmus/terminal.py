@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 
 from rich.console import Console
 from rich.measure import Measurement
+from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
@@ -49,6 +50,11 @@ def table_of(columns, rows):
     for texts, style in rows:
         made.add_row(*(styled((text, "")) for text in texts), style=style)
     return made
+
+
+def bar_of(done, total, columns):
+    """Return a bar for `Terminal.draw` of which the share done / total is full."""
+    return ProgressBar(total, done, width=columns)
 
 
 class Content(str):

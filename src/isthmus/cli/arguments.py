@@ -47,6 +47,15 @@ class Verbs(typer.Typer):
 AsJson = Annotated[
     bool, typer.Option("--json", metavar="", help="One JSON object in place of lines and tables.")
 ]
+WithBar = Annotated[
+    bool | None,
+    typer.Option(
+        "--progress/--no-progress",
+        metavar="",
+        help="Draw a bar, or none; else where standard error is a terminal.",
+        show_default=False,
+    ),
+]
 RunFile = Annotated[Path, typer.Argument(metavar="RUN.toml", help="The run's settings file.")]
 ClusterFile = Annotated[Path, typer.Argument(metavar="CLUSTER.toml", help="The cluster file.")]
 OtherCluster = Annotated[

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 import isthmus
-from isthmus.cli.arguments import AsJson, OtherCluster, RunFile, Verbs, number
+from isthmus.cli.arguments import AsJson, OtherCluster, RunFile, Verbs, WithBar, number
 from isthmus.cli.bench import Surroundings, bench
 from isthmus.cli.ending import Ending
 from isthmus.cli.progress import columns_of_terminal, draw_bar
@@ -220,15 +220,7 @@ def train(
             help="What the run's folder is called; if it has a checkpoint, go on from that.",
         ),
     ] = None,
-    progress: Annotated[
-        bool | None,
-        typer.Option(
-            "--progress/--no-progress",
-            metavar="",
-            help="Draw a bar, or none; else where standard error is a terminal.",
-            show_default=False,
-        ),
-    ] = None,
+    progress: WithBar = None,
     as_json: AsJson = False,
 ):
     """Plan, scatter and train (under mpirun); leave a folder with a report."""

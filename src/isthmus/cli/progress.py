@@ -5,10 +5,8 @@ import sys
 from contextlib import contextmanager
 from pathlib import Path
 
-from rich.progress_bar import ProgressBar
-
 from isthmus.folders.metrics import number_in_words
-from isthmus.terminal import duration
+from isthmus.terminal import bar_of, duration
 
 MPIRUNS = ("mpirun", "prterun", "prte", "orterun")
 WIDEST = 40
@@ -66,6 +64,4 @@ def draw_bar(terminal, pace):
     if room < 4:  # a narrow terminal: what does not fit is left out
         terminal.draw((before + words)[: terminal.columns - 1])
         return
-    terminal.draw(
-        before, ProgressBar(pace.steps, pace.step, width=min(room, WIDEST), pulse=False), words
-    )
+    terminal.draw(before, bar_of(pace.step, pace.steps, min(room, WIDEST)), words)
