@@ -6,7 +6,8 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from isthmus.jobs.kinds import KindSettings
 from isthmus.toml_files import FrozenModel
-from isthmus.training.optimisers import OPTIMISERS
+from isthmus.training.optimisers import OPTIMISERS, optimiser_of
+from isthmus.training.optimisers.of_torch import PREFIX
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -35,13 +36,20 @@ class TrainingSettings(FrozenModel):
     def _by_name(cls, value):
         if isinstance(value, KindSettings):
             return value
+        kind = value.get("kind") if isinstance(value, dict) else value
+        if isinstance(kind, str) and kind.startswith(PREFIX):
+            given = {} if kind is value else {key: each for key, each in value.items() if key != "kind"}
+            optimiser_of(kind, given)
+            return KindSettings(kind=kind, arguments=given)
         return KindSettings.of(value, OPTIMISERS, "optimizer")
 
     @field_validator("learning_rate")
     @classmethod
     def _of_the_optimizer(cls, value, found: ValidationInfo):
         optimizer = found.data.get("optimizer")
-        return OPTIMISERS[optimizer.kind].LEARNING_RATE if optimizer and value is None else value
+        if optimizer is None or value is not None:
+            return value
+        return optimiser_of(optimizer.kind, optimizer.arguments).LEARNING_RATE
 
     @field_validator("momentum")
     @classmethod
@@ -51,7 +59,9 @@ class TrainingSettings(FrozenModel):
             return value
         if optimizer.kind != "sgd":
             if value is not None:
-                raise ValueError(f'is of optimizer = "sgd", not of {optimizer.kind!r}; leave it out')
+                raise ValueError(
+                    f'is of optimizer = "sgd", not of {optimizer.kind!r}; leave it out here'
+                )
             return None
         own = optimizer.arguments.get("momentum", value)
         if value is not None and own != value:
@@ -63,6 +73,5 @@ class TrainingSettings(FrozenModel):
         return value
 
     def make_optimiser(self):
-        kind, arguments = self.optimizer.kind, self.optimizer.arguments
         momentum = {} if self.momentum is None else {"momentum": self.momentum}
-        return OPTIMISERS[kind](**arguments | momentum)
+        return optimiser_of(self.optimizer.kind, self.optimizer.arguments | momentum)

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass, field
 
+from isthmus.training.optimisers.of_torch import OfTorch
 from isthmus.training.optimisers.optimiser import Optimiser
 from isthmus.training.optimisers.sgd import SGD
 
@@ -23,7 +24,7 @@ class Recipe:
     learning_rate: float
     schedule: str = "constant"
     warmup_steps: int = 0
-    optimiser: Optimiser = field(default_factory=SGD)
+    optimiser: Optimiser | OfTorch = field(default_factory=SGD)
     clip_norm: float | None = None
     seed: int = 0
     on_non_finite: str = "stop"

@@ -36,10 +36,6 @@ class Adam(Optimiser):
         if not SMALLEST_EPSILON <= self.epsilon < np.inf:
             raise ValueError(f"epsilon must be {SMALLEST_EPSILON} or more, not {self.epsilon}")
 
-    @property
-    def moved_nbytes(self) -> int:
-        return 28
-
     def begin(self, size: int, like: Any) -> dict[str, Any]:
         """Return both moments, and `powers`: float64[2], beta1 and beta2 to the number of steps made.
 

@@ -50,11 +50,6 @@ class Optimiser:
         """What a user may write, name -> value."""
         return {each.name: getattr(self, each.name) for each in fields(self) if each.init}
 
-    @property
-    def moved_nbytes(self) -> int:
-        """Bytes that a step reads and writes for an entry of the parameters."""
-        raise NotImplementedError
-
     def on(self, model: Model) -> Self:
         """Return the optimiser for that model's tensors; SettingsError where `exclude` names none."""
         for pattern in self.exclude or ():

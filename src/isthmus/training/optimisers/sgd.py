@@ -31,10 +31,6 @@ class SGD(Optimiser):
         if self.nesterov and not self.momentum:
             raise ValueError("nesterov = true needs a momentum above 0")
 
-    @property
-    def moved_nbytes(self) -> int:
-        return 20 if self.momentum else 12
-
     def begin(self, size: int, like: Any) -> dict[str, Any]:
         return {"momentum": library_of(like).zeros(size, np.float32)} if self.momentum else {}
 
