@@ -17,8 +17,9 @@ from isthmus.collectives.hierarchical import Hierarchical
 from isthmus.collectives.recursive import Recursive
 from isthmus.collectives.ring import Ring
 from isthmus.collectives.tree import DoubleTree
+from isthmus.collectives.warm_up import compile_kernels
 from isthmus.collectives.wishes import Wish, agreed_total, compressors_of
-from isthmus.compression.chunks import WIRE_NBYTES, chunk_entries
+from isthmus.compression.chunks import WIRE_NBYTES
 from isthmus.compression.compressor import Compressor, Vector
 from isthmus.compression.dense import Dense
 from isthmus.devices import memory_for, set_from_host, to_host
@@ -322,7 +323,13 @@ class Allreduce:
         exchange = self._plan(residence)
         memory = getattr(exchange, "memory", np.empty(0, "f4"))
         before = memory.copy()
-        self._compile(residence, exchange)
+        compile_kernels(
+            residence,
+            self.share,
+            list(zip(self.buckets, self._compressors)),
+            self.chunk_nbytes,
+            keeps=getattr(exchange, "residual", None) is not None,
+        )
         if self.memory.size:
             set_from_host(memory, to_host(self.memory))
         self._residence, self._exchange = residence, exchange
@@ -360,27 +367,3 @@ class Allreduce:
             self._clock,
             residence,
         )
-
-    def _compile(self, residence, exchange):
-        """Run each kernel once, so that no compiler is part of the first call."""
-        one = residence.zeros(1, "f4")
-        kernel = kernels.for_array(one)
-        kernel.scale(one, self.share, one)
-        kernel.add(one, one.copy())
-        kernel.all_finite(one)
-        tried = []
-        for part, given in zip(self.buckets, self._compressors):
-            compressor = None if given is None else given.piece(part)
-            if compressor is None or compressor in tried:
-                continue
-            tried.append(compressor)
-            entries = part.stop - part.start
-            size = min(entries, chunk_entries(compressor, entries, self.chunk_nbytes))
-            chunk = residence.zeros(size, "f4")
-            wire = residence.zeros(compressor.wire_nbytes(size), "u1")
-            kept = None if getattr(exchange, "residual", None) is None else chunk.copy()
-            compressor.encode(
-                chunk, wire, kept, state=residence.zeros(compressor.state_entries(size), "f4")
-            )
-            compressor.decode(wire, chunk)
-            compressor.add_decoded(wire, chunk)

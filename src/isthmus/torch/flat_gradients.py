@@ -1,13 +1,13 @@
 """Where a module's gradients are in one flat vector, and which of its buckets each is in."""
 
 import hashlib
-import json
 import math
 from collections.abc import Iterable
 
 import numpy as np
 import torch
 
+from isthmus.json_text import dumps
 from isthmus.vectors import bucket_slices
 
 GRAIN = 16
@@ -141,7 +141,7 @@ def difference(mine: list[list[object]], first: list[list[object]]) -> str | Non
 
 def digest(model: torch.nn.Module) -> str:
     """Return the SHA-256 of what is alike on all ranks, by which a state finds its model again."""
-    return hashlib.sha256(json.dumps(described(model)).encode()).hexdigest()
+    return hashlib.sha256(dumps(described(model)).encode()).hexdigest()
 
 
 def _in_words(row):
