@@ -16,7 +16,8 @@ from isthmus.links.agreement import from_root
 from isthmus.links.world import all_gather
 from isthmus.shards.batches import LocalSamples
 from isthmus.shards.moving import move_shards
-from isthmus.shards.scaling import Scale, gather_moments, kept_axis
+from isthmus.shards.scale import Scale, kept_axis
+from isthmus.shards.scaling import gather_moments
 from isthmus.training.identity import difference_in_words
 
 

@@ -18,7 +18,7 @@ from isthmus.models.model import Model
 from isthmus.models.own import make_own, references
 from isthmus.models.own_code import OwnCode, is_own
 from isthmus.models.scoring import scores_of
-from isthmus.shards.scaling import Scale
+from isthmus.shards.scale import Scale
 from isthmus.shards.shard_file import ShardSet
 
 NON_FINITE_SHOWN = 5

@@ -5,7 +5,8 @@ import numpy as np
 from isthmus.errors import SettingsError, ShardError
 from isthmus.links.world import all_gather
 from isthmus.models import MODELS
-from isthmus.shards.scaling import WIDE, Scale, gather_moments
+from isthmus.shards.scale import Scale
+from isthmus.shards.scaling import WIDE, gather_moments
 
 
 def given_as(asked, dtype):

@@ -11,7 +11,7 @@ from isthmus.vectors import part_bounds
 
 if TYPE_CHECKING:  # a manifest is checked by what not every machine has
     from isthmus.shards.manifest import Manifest
-    from isthmus.shards.scaling import Scale
+    from isthmus.shards.scale import Scale
 
 
 class LocalSamples:

@@ -1,4 +1,4 @@
-"""Features brought to means of 0 and standard deviations of 1, by numbers that all ranks share.
+"""Means and standard deviations of features, gathered over the shards of all ranks.
 
 Each shard's sums are taken by the rank that holds it, row after row in float64, and added up in the
 order of the shards on every rank: the same bits, however many ranks there are and whatever each holds.
@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from isthmus.links.world import all_gather_rows
 from isthmus.shards.batches import LocalSamples
+from isthmus.shards.scale import Scale, kept_axis
 
 if TYPE_CHECKING:  # a communicator's contract is no more than a type here
     from isthmus.links.comm import Comm
@@ -25,51 +26,6 @@ FLAT = 1e-12
 """A deviation below this share of the mean is float64's rounding: the column is constant."""
 SMALLEST = 1e-30
 """A deviation that float32 still divides by."""
-CHANNELS = (1, 2, 3, 4)
-
-
-@dataclass(frozen=True, eq=False)
-class Scale:
-    """What brings features to (features - mean) / std, in float32.
-
-    mean, std: float32 arrays that NumPy broadcasts to the shape of a sample's features.
-    """
-
-    mean: npt.NDArray[np.float32]
-    std: npt.NDArray[np.float32]
-
-    @classmethod
-    def of(cls, mean: npt.ArrayLike, std: npt.ArrayLike, shape: tuple[int, ...]) -> "Scale":
-        """Return the Scale of `mean` and `std`, single numbers or one a column or channel.
-
-        shape: of a sample's features. ValueError if they do not fit it, or if std is not positive.
-        """
-        axis = kept_axis(shape)
-        arrays = []
-        for name, value in (("mean", mean), ("std", std)):
-            array = np.asarray(value, np.float32)
-            if array.size == 1:
-                array = array.reshape(())
-            elif array.ndim == 1 and axis is not None and len(array) == shape[axis]:
-                array = array.reshape([-1 if each == axis else 1 for each in range(len(shape))])
-            elif not _broadcasts(array.shape, tuple(shape)):
-                wanted = "one" if axis is None else f"one, {shape[axis]}"
-                raise ValueError(
-                    f"{name} has {array.size} numbers, features of shape {list(shape)} take {wanted} or "
-                    f"{math.prod(shape)}"
-                )
-            if not np.isfinite(array).all() or (name == "std" and (array <= 0).any()):
-                raise ValueError(
-                    f"{name} must be {'positive' if name == 'std' else 'finite'} in float32"
-                )
-            arrays.append(array)
-        return cls(*arrays)
-
-    def apply(self, features: np.ndarray) -> npt.NDArray[np.float32]:
-        """Return [samples, ...] of `features`, scaled; the arithmetic is that of their own precision."""
-        scaled = np.subtract(features, self.mean)
-        scaled /= self.std
-        return scaled.astype(np.float32, copy=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,26 +53,6 @@ class Moments:
     def spread(self) -> float:
         """The root mean square of the features in the column where it is largest."""
         return float(np.sqrt(self.mean**2 + self.std**2).max(initial=0.0))
-
-
-def _broadcasts(shape, whole):
-    try:
-        return np.broadcast_shapes(shape, whole) == whole and len(shape) == len(whole)
-    except ValueError:
-        return False
-
-
-def kept_axis(shape: tuple[int, ...]) -> int | None:
-    """Return the axis along which a sample's numbers are scaled apart; None where all are scaled alike.
-
-    A row of a table: each column. An image of several channels: each channel, which come first, or last
-    where only the last are as few as channels are. One without channels: all its pixels alike.
-    """
-    if len(shape) == 1:
-        return 0
-    if len(shape) < 3:
-        return None
-    return len(shape) - 1 if shape[-1] in CHANNELS and shape[0] not in CHANNELS else 0
 
 
 def gather_moments(world: "Comm", local: LocalSamples) -> Moments:
