@@ -57,8 +57,8 @@ def test_the_scale_is_exact_and_has_the_same_bits_for_every_placement(comm, shar
         )
         batch = np.concatenate([features for features, *_ in local.batches(50)])
         assert batch.dtype == np.float32
-        assert np.abs(batch[:, 1]).max() < 5
-        assert not batch[:, 2].any()
+        assert np.abs(batch[:, :2]).max() < 5
+        assert np.abs(batch[:, 2]).max() < 1e-12  # it is constant
     everyone = [each.tobytes() for each in all_gather(comm, np.frombuffer(b"".join(found), "u1"))]
     assert len({*everyone, found[0] + found[0], found[1] + found[1]}) == 1
 
@@ -119,7 +119,7 @@ def test_what_is_scaled_and_what_is_said(comm, tmp_path):
         scale, (line,) = scaled(features, scale="none")
         assert scale is None
         assert "lie 1e+09 from 0" in line
-        assert 'scale = "auto", or scale = { mean = 3.333e+08' in line
+        assert 'scale = "auto", or scale = { mean = 333300000.0' in line
         assert scaled(features[:, 1:2], scale="none") == (None, [])
         _, (line,) = scaled((100 * features[:, 1:] ** 0).astype("i4"))
         assert "these are integers" in line

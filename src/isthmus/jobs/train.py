@@ -256,7 +256,6 @@ class Job:
         if digest is None:  # it ends between two exchanges: what all ranks hold alike
             digest = sha256(to_host(self.training.anchor)).hexdigest()
         links = counted_links(self.tiers, self.training.member)
-        share = commonest_share(self.tiers.world, self.test)
         if self.leads:
             self.account.note("replicas", hash=digest)
             summary = self.account.summary(digest, links) | {
@@ -265,12 +264,20 @@ class Job:
             }
             self.account.folder.write_json("summary.json", summary)
             self.account.folder.close()
-            if warning := no_better_than_one_answer(self.account.metrics, share):
-                self.tell(warning)
         else:
             summary = None
         self._keep_model()
+        self._tell_what_was_not_learnt()
         return broadcast_json(self.tiers.world, summary, self.tiers.home) | {"folder": str(self.path)}
+
+    def _tell_what_was_not_learnt(self):
+        """Say so where a classifier is no better than the commonest class, or a regression than a mean."""
+        classifies = "accuracy" in self.training.model.loss.metrics
+        share = commonest_share(self.tiers.world, self.sets["test"]) if classifies else None
+        if self.leads and (
+            warning := no_better_than_one_answer(self.account.evaluated.get("test", {}), share)
+        ):
+            self.tell(warning)
 
     def _keep_model(self):
         """Write model.h5, while all ranks wait: a run is done, and its summary written, without it."""

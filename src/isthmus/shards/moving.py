@@ -22,7 +22,7 @@ def move_shards(tiers, local, old, new, piece_nbytes=PIECE_NBYTES):
     """
     world, manifest = tiers.world, local.manifest
     mine = tuple(shard for shard, rank in enumerate(new) if rank == world.rank)
-    given = [shard for shard in local.shards if new[shard] != world.rank]
+    given = sorted(shard for shard in local.shards if new[shard] != world.rank)
     taken = [shard for shard in mine if old[shard] != world.rank]
     arrays = together(world, lambda: room_for(manifest, mine))
     before, after = (

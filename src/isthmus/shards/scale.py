@@ -11,13 +11,14 @@ CHANNELS = (1, 2, 3, 4)
 
 @dataclass(frozen=True, eq=False)
 class Scale:
-    """What brings features to (features - mean) / std, in float32.
+    """What brings features to (features - mean) / std.
 
-    mean, std: float32 arrays that NumPy broadcasts to the shape of a sample's features.
+    mean, std: float64 arrays that NumPy broadcasts to the shape of a sample's features: a column of
+    times in seconds is far from 0 and narrow, and float32 would not find its middle.
     """
 
-    mean: npt.NDArray[np.float32]
-    std: npt.NDArray[np.float32]
+    mean: npt.NDArray[np.float64]
+    std: npt.NDArray[np.float64]
 
     @classmethod
     def of(cls, mean: npt.ArrayLike, std: npt.ArrayLike, shape: tuple[int, ...]) -> "Scale":
@@ -28,7 +29,7 @@ class Scale:
         axis = kept_axis(shape)
         arrays = []
         for name, value in (("mean", mean), ("std", std)):
-            array = np.asarray(value, np.float32)
+            array = np.asarray(value, np.float64)
             if array.size == 1:
                 array = array.reshape(())
             elif array.ndim == 1 and axis is not None and len(array) == shape[axis]:
@@ -39,7 +40,9 @@ class Scale:
                     f"{name} has {array.size} numbers, features of shape {list(shape)} take {wanted} or "
                     f"{math.prod(shape)}"
                 )
-            if not np.isfinite(array).all() or (name == "std" and (array <= 0).any()):
+            with np.errstate(over="ignore", under="ignore"):
+                kept = array.astype(np.float32)
+            if not np.isfinite(kept).all() or (name == "std" and (kept <= 0).any()):
                 raise ValueError(
                     f"{name} must be {'positive' if name == 'std' else 'finite'} in float32"
                 )
@@ -47,7 +50,7 @@ class Scale:
         return cls(*arrays)
 
     def apply(self, features: np.ndarray) -> npt.NDArray[np.float32]:
-        """Return [samples, ...] of `features`, scaled; the arithmetic is that of their own precision."""
+        """Return float32[samples, ...] of `features`, scaled in float64 and rounded once."""
         scaled = np.subtract(features, self.mean)
         scaled /= self.std
         return scaled.astype(np.float32, copy=False)
