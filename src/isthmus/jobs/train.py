@@ -271,7 +271,7 @@ class Job:
         return broadcast_json(self.tiers.world, summary, self.tiers.home) | {"folder": str(self.path)}
 
     def _tell_what_was_not_learnt(self):
-        """Say so where a classifier is no better than the commonest class, or a regression than a mean."""
+        """Say so where a model is no better than the commonest class, or than the mean target."""
         classifies = "accuracy" in self.training.model.loss.metrics
         share = commonest_share(self.tiers.world, self.sets["test"]) if classifies else None
         if self.leads and (
