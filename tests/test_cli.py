@@ -106,6 +106,7 @@ def test_a_run_from_settings_to_report(lab):
         "metrics.jsonl",
         "summary.json",
         "checkpoint.h5",
+        "model.h5",
         "report.html",
         "logs",
     }
