@@ -9,7 +9,14 @@ from pathlib import Path
 import mpi4py
 import pdoc
 
+import isthmus
+
 mpi4py.rc.initialize = False
+try:
+    for name in isthmus.torch.__all__:
+        getattr(isthmus.torch, name)  # pages tell what is loaded
+except isthmus.IsthmusError:
+    isthmus.torch.__all__ = []  # without PyTorch they leave its adapter out
 pdoc.render.configure(
     docformat="markdown",
     show_source=False,

@@ -29,7 +29,8 @@ def __getattr__(name: str) -> Any:
             f"isthmus.torch.{name} needs PyTorch, isthmus[torch]: it cannot be imported ({problem}); "
             f"{how_to_install('torch')}"
         ) from problem
-    return getattr(import_module(f"isthmus.torch.{_HOME[name]}"), name)
+    value = globals()[name] = getattr(import_module(f"isthmus.torch.{_HOME[name]}"), name)
+    return value
 
 
 def __dir__() -> list[str]:
