@@ -11,7 +11,6 @@ from isthmus.devices import library_name
 from isthmus.errors import NoDeviceError, SettingsError
 from isthmus.extras import how_to_install
 from isthmus.models.model import Model
-from isthmus.toml_files import nearest
 
 if TYPE_CHECKING:
     import torch
@@ -168,6 +167,8 @@ def _class_of(kind):
     if name in REFUSED:
         raise ValueError(f"{kind} cannot be used: {REFUSED[name]}; choose another")
     if name not in known:
+        from isthmus.toml_files import nearest  # with what not every machine has
+
         close = nearest(name, known)
         raise ValueError(f"torch.optim has no {name!r}" + (f"; {close}" if close else ""))
     return known[name]
