@@ -140,7 +140,7 @@ class _Sums:
 
     def __init__(self, table, worker):
         self.table, self.worker, self.size = table, worker, table.size
-        self.arguments: dict[str, Any] = {}
+        self.arguments = {}
         self.made = 0
 
     def of_all(self, **changes):
