@@ -31,7 +31,8 @@ def _variable(name):
     """Return the integer that MPI's control variable holds, or None where there is no such one."""
     library, ignored, index, value = ctypes.CDLL(MPI.__file__), *(ctypes.c_int() for _ in range(3))
     try:
-        if library.MPI_T_init_thread(0, ctypes.byref(ignored)):
+        level = MPI.Query_thread()  # Open MPI takes what is asked for here for all of MPI's
+        if library.MPI_T_init_thread(level, ctypes.byref(ignored)):
             return None
         try:
             if library.MPI_T_cvar_get_index(name.encode(), ctypes.byref(index)):
