@@ -221,7 +221,7 @@ def write_shard(path, parts, compression):
                 if piece.size:
                     dataset[first : first + len(piece)] = piece
 
-    content = hdf5_bytes(fill)
+    content = hdf5_bytes(fill, sum(part.samples * part.sample_nbytes for part in parts.values()))
     write_bytes(path, content)
     return hashlib.sha256(content).hexdigest(), {
         name: digest.hexdigest() for name, digest in digests.items()
