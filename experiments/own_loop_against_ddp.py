@@ -48,7 +48,7 @@ def measure(study, notebook, folder):
     cases = [case for case in cases if not notebook.has({"model": case[0], "batch_size": case[1]})]
     if not cases:
         return
-    with PLACES[study.place](cluster, study.ranks, "own_loop") as place:
+    with PLACES[study.place](cluster, study.ranks, "ownloop") as place:
         for model, size in cases:
             task_path = Path(folder, f"{model}-{size}.json")
             task = {

@@ -184,7 +184,10 @@ class TorchModel(Model):
         self._tried = tried
 
     def begin_step(self, seed: int, rank: int, step: int) -> None:
-        torch.manual_seed(_mixed(seed, rank, step))
+        number = _mixed(seed, rank, step)
+        torch.default_generator.manual_seed(number)  # torch.manual_seed notes who called: 0.7 ms
+        if self._parameters[0].device.type == "cuda":
+            torch.cuda.manual_seed(number)
 
     def buffers(self) -> dict[str, np.ndarray]:
         return {name: _on_host(tensor).copy() for name, tensor in self._others().items()}
