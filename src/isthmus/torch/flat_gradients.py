@@ -63,6 +63,10 @@ class FlatGradients:
         self._converted = [
             each.dtype != torch.float32 or each.device.type != "cpu" for each in self.parameters
         ]
+        self._pinned = [  # memory that a CUDA device copies from and to by itself
+            torch.empty(each.shape, pin_memory=True) if each.device.type == "cuda" else None
+            for each in self.parameters
+        ]
 
     def pieces(self, bucket: int) -> list[np.ndarray]:
         """Return this rank's part of a bucket as float32 arrays, zeros where there is no gradient.
@@ -83,8 +87,10 @@ class FlatGradients:
                 raise ValueError(
                     f"the gradient of {self.names[number]!r} is sparse; make it with sparse=False"
                 )
-            if self._converted[number]:
-                gradient = gradient.to("cpu", torch.float32)
+            if (pinned := self._pinned[number]) is not None:
+                gradient = pinned.copy_(gradient)
+            elif self._converted[number]:
+                gradient = gradient.to(torch.float32)
             pieces.append(gradient.detach().reshape(-1).numpy())
         return pieces
 
@@ -95,15 +101,16 @@ class FlatGradients:
         """
         used = (mean[1 : 1 + len(self.parameters)] > 0).tolist()
         parts = torch.from_numpy(mean).split_with_sizes(self._lengths)[1:]
-        for each, shape, part, there, converted in zip(
-            self.parameters, self.shapes, parts, used, self._converted
+        for each, shape, part, there, converted, pinned in zip(
+            self.parameters, self.shapes, parts, used, self._converted, self._pinned
         ):
             if not there:
                 each.grad = None
-            elif converted:
-                each.grad = part.view(shape).to(each.device, each.dtype)
-            else:
-                each.grad = part.view(shape)
+                continue
+            gradient = part.view(shape)
+            if pinned is not None:
+                gradient = pinned.copy_(gradient)
+            each.grad = gradient.to(each.device, each.dtype) if converted else gradient
 
     def unexpected(self) -> str | None:
         """Return the name of a parameter that was frozen at first and has a gradient now, or None."""
