@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 import tomli_w
 from clusters import cluster_of
+from typer.main import get_command
 
 import isthmus
+from isthmus.cli import main as cli
 from isthmus.jobs.launch import mpirun, rank_environment
 from isthmus.jobs.settings import RunSettings
 
@@ -330,35 +332,28 @@ def test_files_are_packed_from_the_command_line(lab):
     assert call(lab, 0, "pack", "set", "-a", "a=images.npz:x").returncode == 5
 
 
-def test_help_fits_a_terminal_of_80_columns(lab):
-    for verb in (
-        (),
-        ("check",),
-        ("train",),
-        ("plan",),
-        ("pack",),
-        ("calibrate",),
-        ("simulate",),
-        ("report",),
-        ("compare",),
-        ("submit",),
-        ("status",),
-        ("testbed",),
-        ("testbed", "up"),
-        ("testbed", "run"),
-        ("testbed", "down"),
-        ("bench",),
-        ("bench", "collectives"),
-        ("bench", "links"),
-        ("bench", "kernels"),
-    ):
-        done = subprocess.run(
-            [*ISTHMUS, *verb, "--help"],
-            text=True,
-            capture_output=True,
-            env={**os.environ, "COLUMNS": "80"},
-        )
-        assert done.returncode == 0
-        assert max(map(len, done.stdout.splitlines())) <= 80
-        assert "<bool>" not in done.stdout
-        assert " range" not in done.stdout  # a number is a NUMBER; its least is told where it is refused
+def verbs_of(group, *names):
+    """Yield the names that lead to each command below a group of commands, and to the group."""
+    yield names
+    for name, command in getattr(group, "commands", {}).items():
+        yield from verbs_of(command, *names, name)
+
+
+@pytest.mark.parametrize("verb", list(verbs_of(get_command(cli.app))), ids=" ".join)
+def test_help_fits_a_terminal_of_80_columns(verb, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit) as ended:
+        cli.app([*verb, "--help"])
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    assert "Usage: " in text
+    assert max(map(len, text.splitlines())) <= 80
+    assert "<bool>" not in text
+    assert " range" not in text  # a number is a NUMBER; its least is told where it is refused
+
+
+def test_help_is_shown_by_one_rank(tmp_path):
+    done = call(tmp_path, 3, "train", "--help")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Usage: ") == 1
+    assert done.stdout.count("\n\n\n") == 0

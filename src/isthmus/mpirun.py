@@ -1,5 +1,6 @@
-"""Where mpirun is, and what it needs to run several ranks on one machine. Imports no MPI."""
+"""Where mpirun is, what it needs to run several ranks on one machine, and who speaks. Imports no MPI."""
 
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -27,3 +28,9 @@ def mpirun():
 def mca_arguments(values):
     """Return mpirun's arguments that set Open MPI's parameters: name -> value."""
     return [word for name, value in values.items() for word in ("--mca", name, value)]
+
+
+def speaks():
+    """Whether this process prints what all ranks have to say: rank 0, or no rank at all."""
+    names = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "SLURM_PROCID")
+    return next((os.environ[name] for name in names if name in os.environ), "0") == "0"

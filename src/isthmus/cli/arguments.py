@@ -6,14 +6,15 @@ from typing import Annotated
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from isthmus.terminal import written
+from isthmus.mpirun import speaks
+from isthmus.terminal import leave_unsaid, written
 
 HELP = {"help_option_names": ["-h", "--help"]}
 """For each group of verbs: what shows their help."""
 
 
 class _Helped:
-    """Help that is a result as others are, and -h as plain as other flags."""
+    """Help that is a result as others are, from one rank, and -h as plain as other flags."""
 
     def get_help_option(self, ctx):
         option = super().get_help_option(ctx)
@@ -22,6 +23,8 @@ class _Helped:
         return option
 
     def format_help(self, ctx, formatter):
+        if not speaks():
+            leave_unsaid("stdout")
         with written():
             super().format_help(ctx, formatter)
 

@@ -18,6 +18,7 @@ from isthmus.cli.runs import compare, report, status, submit
 from isthmus.cli.testbed import testbed
 from isthmus.cli.trained import evaluate, export, predict
 from isthmus.json_text import dumps
+from isthmus.mpirun import speaks
 from isthmus.segments import remove_segments
 from isthmus.spare import if_possible
 from isthmus.terminal import Content, Terminal
@@ -354,12 +355,6 @@ def after_mpirun(code, folder):
     for line in lines:
         terminal.tell(line, "red")
     return code
-
-
-def speaks():
-    """Whether this process prints what all ranks have to say: rank 0, or no rank at all."""
-    names = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "SLURM_PROCID")
-    return next((os.environ[name] for name in names if name in os.environ), "0") == "0"
 
 
 def world():
