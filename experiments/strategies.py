@@ -17,11 +17,9 @@ that is removed. Imports no MPI: it starts mpirun.
 import argparse
 import json
 import math
-import os
 import signal
 import sys
 import tempfile
-import time
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -32,7 +30,7 @@ from places import PLACES, objects_in, output_of
 from pydantic import Field, model_validator
 from strategies_findings import best_rate, steps_to, tell_findings
 from strategies_program import samples_of_ranks
-from study import HERE, code, processor
+from study import HERE, Lines
 
 import isthmus
 from isthmus.benchmarking.options import named_compressor
@@ -46,6 +44,7 @@ from isthmus.training.strategies.strategy import rhythm
 
 Count = Annotated[int, Field(ge=1)]
 TUNING_SEED = 0
+CASES_OF_A_LAUNCH = 15
 
 
 class JobSettings(FrozenModel):
@@ -171,33 +170,6 @@ class Study(FrozenModel):
         return table.epochs * round(len(self.train_targets) / self.job.batch_size)
 
 
-class Lines:
-    """The results of a study: what was asked, and what was found. Each is there once."""
-
-    def __init__(self, path):
-        self.path = Path(path)
-        text = self.path.read_text() if self.path.exists() else ""
-        self.lines = list(map(json.loads, text.splitlines()))
-
-    def all(self, **asked):
-        """Return the lines that were asked for so."""
-        asked = json.loads(json.dumps(asked))
-        return [line for line in self.lines if all(line.get(key) == asked[key] for key in asked)]
-
-    def add(self, lines):
-        """Add lines with what made them, to a file that is whole at every moment."""
-        made = {
-            "commit": code()["commit"],
-            "date": time.strftime("%Y-%m-%dT%H:%M:%S"),
-            "processor": f"{processor()}, {os.cpu_count()} cores",
-        }
-        self.lines += [json.loads(json.dumps(line | made)) for line in lines]
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        new = self.path.with_suffix(".new")
-        new.write_text("".join(json.dumps(line) + "\n" for line in self.lines))
-        new.replace(self.path)
-
-
 def launch(study, table, links, rate, cases):
     """Run `cases` in the ranks of a table's cluster; return what was found, and what failed or None."""
     cluster = table.cluster(rate, study.timing.latency_seconds)
@@ -237,12 +209,13 @@ def launch(study, table, links, rate, cases):
 def do_missing(study, lines, table, links, rate, wanted):
     """Launch those of `wanted`, (what is asked, case), that have no line yet; write a line for each."""
     missing = [(asked, case) for asked, case in wanted if not lines.all(**asked)]
-    if missing:
-        results, failed = launch(study, table, links, rate, [case for _, case in missing])
-        lines.add([asked | result for (asked, _), result in zip(missing, results)])
-        if failed or len(results) < len(missing):
+    while missing:
+        now, missing = missing[:CASES_OF_A_LAUNCH], missing[CASES_OF_A_LAUNCH:]
+        results, failed = launch(study, table, links, rate, [case for _, case in now])
+        lines.add([asked | result for (asked, _), result in zip(now, results)])
+        if failed or len(results) < len(now):
             sys.exit(f"{table.name}, {links} links: {failed or 'it ended before the last case'}")
-        print(f"{table.name}: {len(missing)} results on {links} links", file=sys.stderr, flush=True)
+        print(f"{table.name}: {len(now)} results, {len(missing)} to come", file=sys.stderr, flush=True)
 
 
 def asking(part, table, row, **more):

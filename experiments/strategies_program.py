@@ -128,8 +128,8 @@ if __name__ == "__main__":
                 if at_home:
                     kept.append(training.anchor.copy())
                 if stop_at is not None:
-                    found += [accuracies(training.model, kept[-1:], data)[0] if at_home else None]
-                    reached = np.array([at_home and mean_of_three(found) >= stop_at])
+                    found += [judge(training.model, kept[-1], "validation") if at_home else 0.0]
+                    reached = np.array([len(found) > 2 and np.mean(found[-3:]) >= stop_at])
                     broadcast(tiers.world, reached, tiers.home)
                     if reached[0]:
                         break
@@ -137,29 +137,25 @@ if __name__ == "__main__":
                     break
         everyone = np.array(all_gather(tiers.world, np.array(own)))
         if at_home:
+            sets = () if not case["judged"] else ("validation", "test")[: 1 if stop_at else 2]
             return [
-                [int(step), round(float(seconds), 6), int(sent), *told, digest(anchor)]
-                for step, seconds, sent, told, anchor in zip(
-                    everyone[0, :, 0],
-                    everyone[:, :, 1].max(axis=0),
-                    everyone[:, :, 2].sum(axis=0),
-                    accuracies(training.model, kept, data) if case["judged"] else [[]] * len(kept),
-                    kept,
+                [int(step), round(float(seconds), 6), int(sent)]
+                + [judge(training.model, anchor, name) for name in sets]
+                + [digest(anchor)]
+                for step, seconds, sent, anchor in zip(
+                    everyone[0, :, 0], everyone[:, :, 1].max(axis=0), everyone[:, :, 2].sum(axis=0), kept
                 )
             ]
 
-    def accuracies(model, anchors, data):
-        """Return [accuracy on the validation set, on the test set] of each of the vectors."""
-        return [
-            [
-                float((scores_of(model, anchor, features).argmax(1) == targets).mean())
-                for features, targets in (data["validation"], data["test"])
-            ]
-            for anchor in anchors
-        ]
+    judged = {}
 
-    def mean_of_three(found):
-        return np.mean([validation for validation, _ in found[-3:]]) if len(found) > 2 else 0.0
+    def judge(model, anchor, name):
+        """Return a vector's accuracy on the validation or the test set; each is looked at once."""
+        key = name, digest(anchor)
+        if key not in judged:
+            features, targets = data[name]
+            judged[key] = float((scores_of(model, anchor, features).argmax(1) == targets).mean())
+        return judged[key]
 
     def digest(anchor):
         return hashlib.sha256(anchor.tobytes()).hexdigest()[:12]

@@ -66,6 +66,36 @@ class Notebook:
             file.write("".join(json.dumps(line) + "\n" for line in lines))
 
 
+class Lines:
+    """What a study has asked and found, where that is the same with all code that keeps a run's bits.
+
+    A line is found by what was asked, and is there once. path: of the file, of which nothing is lost.
+    """
+
+    def __init__(self, path):
+        self.path = Path(path)
+        text = self.path.read_text() if self.path.exists() else ""
+        self.lines = list(map(json.loads, text.splitlines()))
+
+    def all(self, **asked):
+        """Return the lines that were asked for so."""
+        asked = json.loads(json.dumps(asked))
+        return [line for line in self.lines if all(line.get(key) == asked[key] for key in asked)]
+
+    def add(self, lines):
+        """Add lines with what made them, to a file that is whole at every moment."""
+        made = {
+            "commit": code()["commit"],
+            "date": time.strftime("%Y-%m-%dT%H:%M:%S"),
+            "processor": f"{processor()}, {os.cpu_count()} cores",
+        }
+        self.lines += [json.loads(json.dumps(line | made)) for line in lines]
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        new = self.path.with_suffix(".new")
+        new.write_text("".join(json.dumps(line) + "\n" for line in self.lines))
+        new.replace(self.path)
+
+
 def version_of(name):
     """Return the version of an installed package, or None."""
     try:
