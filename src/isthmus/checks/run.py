@@ -11,8 +11,8 @@ from isthmus.compression.low_rank import LowRank
 from isthmus.cures import cure_of, reason_of
 from isthmus.devices import array_library
 from isthmus.errors import IsthmusError, NoDeviceError, SettingsError, ShardError
-from isthmus.jobs.choosing import choose, settle
-from isthmus.jobs.plan import plan_run
+from isthmus.jobs.choosing import choose
+from isthmus.jobs.plan import settled_plan
 from isthmus.jobs.preparation import check_shapes
 from isthmus.jobs.settings import RunSettings
 from isthmus.links.tiers import cluster_ranks
@@ -203,8 +203,7 @@ def plan(job, settings, cluster, free_nbytes):
     try:
         shards = ShardSet.open(settings.data.train)
         settings, _ = choose(settings, cluster)
-        settings, _ = settle(settings, cluster)
-        chosen = plan_run(settings, cluster, shards)
+        _, _, chosen = settled_plan(settings, cluster, shards)
     except IsthmusError as problem:
         return refused("plan", problem)
     nbytes = [sum(shards.nbytes[shard] for shard in mine) for mine in chosen.shards_of_rank]

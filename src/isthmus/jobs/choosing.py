@@ -5,6 +5,7 @@ from dataclasses import fields, replace
 from isthmus.compression import COMPRESSORS
 from isthmus.jobs.settings import KindSettings, RunSettings
 from isthmus.registry import ALGORITHMS
+from isthmus.shards.classes import UNLIKE
 from isthmus.timing import choice
 from isthmus.timing.step import exchange_seconds
 
@@ -65,10 +66,10 @@ def _kind_of(compressor):
     )
 
 
-def settle(settings, cluster, classes_differ=None):
+def settle(settings, cluster, unlike=None):
     """Return the settings with what the strategy leaves open decided, and why; None: nothing is open.
 
-    classes_differ: whether the shards of sites hold other classes; None where nobody has counted.
+    unlike: the `class_distance` of what sites hold; None where nobody has counted.
     """
     strategy = settings.make_strategy()
     if not hasattr(strategy, "settled"):
@@ -77,7 +78,8 @@ def settle(settings, cluster, classes_differ=None):
     workload = replace(every_step.workload(), buckets=())
     fixed = max(site.fixed_seconds for site in cluster.sites)
     computing = workload.batch_size / sum(cluster.rates) + fixed
-    found = strategy.settled(computing, exchange_seconds(cluster, computing, workload), classes_differ)
+    differ = None if unlike is None else unlike >= UNLIKE
+    found = strategy.settled(computing, exchange_seconds(cluster, computing, workload), differ)
     if found is None:
         return settings, None
     arguments = settings.strategy.arguments | {
@@ -85,5 +87,10 @@ def settle(settings, cluster, classes_differ=None):
         for name in settings.strategy.arguments
         if getattr(found[0], name) != getattr(strategy, name)
     }
-    chosen = settings.strategy.model_copy(update={"arguments": arguments})
-    return settings.model_copy(update={"strategy": chosen}), found[1]
+    classes = (
+        "; how many samples of each class its shards hold is not known"
+        if unlike is None
+        else f"; {100 * unlike:.0f} % of the samples are of other classes than if sites were alike, and "
+        f"from {100 * UNLIKE:.0f} % on they count as unlike"
+    )
+    return settings.with_strategy(arguments), found[1] + classes

@@ -9,6 +9,7 @@ from isthmus.errors import PlanError
 from isthmus.jobs.choosing import choose, settle
 from isthmus.jobs.settings import RunSettings
 from isthmus.planning.plan import plan_shards
+from isthmus.shards.classes import class_distance
 from isthmus.shards.shard_file import ShardSet
 from isthmus.terminal import table_of
 
@@ -26,9 +27,8 @@ def make_plan(settings_path, cluster_path=None):
         settings = settings.with_cluster(cluster_path)
     cluster = settings.read_cluster()
     settings, _ = choose(settings, cluster)
-    settings, rounds = settle(settings, cluster)
     shards = ShardSet.open(settings.data.train)
-    chosen = plan_run(settings, cluster, shards)
+    settings, rounds, chosen = settled_plan(settings, cluster, shards)
     advice = _advice(chosen, settings, cluster, shards)
     return chosen, cluster, ([f"strategy: {rounds}"] if rounds else []) + advice
 
@@ -50,6 +50,21 @@ def _advice(chosen, settings, cluster, shards):
         f"{100 * saved:.0f} % less: fast sites compute while the wires of slow ones travel"
         + (f"; {', '.join(idle)} would hold no samples" if idle else "")
     ]
+
+
+def settled_plan(settings, cluster, shards):
+    """Return the settings with nothing left open, why (None: nothing was), and the plan of `shards`.
+
+    Which classes a site holds is known once there is a plan; where they differ, that is made again for
+    what they ask for.
+    """
+    settled, why = settle(settings, cluster)
+    chosen = plan_run(settled, cluster, shards)
+    if why is None:
+        return settled, None, chosen
+    site_of_shard = np.array(cluster.site_of_rank)[chosen.rank_of_shard]
+    again, why = settle(settings, cluster, class_distance(shards.manifest, site_of_shard.tolist()))
+    return again, why, chosen if again == settled else plan_run(again, cluster, shards)
 
 
 def plan_run(settings, cluster, shards, limits=None):

@@ -1,19 +1,35 @@
 """What all ranks do before the first step: settings, communicators, the plan, the data."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from isthmus.errors import ShardError
-from isthmus.jobs.plan import plan_run
+from isthmus.jobs.plan import plan_run, settled_plan
 from isthmus.jobs.scaling import given_as, scale_of
 from isthmus.jobs.settings import RunSettings
 from isthmus.links.agreement import from_root, gather_json, require, together
 from isthmus.links.tiers import tiers_of_file
 from isthmus.planning.plan import Plan
+from isthmus.shards.batches import LocalSamples
 from isthmus.shards.scattering import scatter_shards
 from isthmus.shards.shard_file import ShardSet
 from isthmus.testbed import on_testbed
+
+
+class Placed(NamedTuple):
+    """The data of a run on its ranks, and what was decided on the way.
+
+    settings: with nothing left open. why: that of the strategy's rounds; None where they were given.
+    sets: "test", and "validation" where the settings name one.
+    """
+
+    settings: RunSettings
+    why: str | None
+    plan: Plan
+    local: LocalSamples  # this rank's samples to learn from
+    sets: dict[str, LocalSamples]
 
 
 def shared_settings(comm, path, cluster=None):
@@ -38,16 +54,20 @@ def shared_tiers(comm, settings):
 
 
 def place_data(tiers, settings, tell):
-    """Plan and scatter; return the plan, this rank's samples to learn from, and those of each other set.
-
-    The others are a dict: "test", and "validation" where the settings name one.
-    """
+    """Decide what was left open, plan and scatter; return what all that is `Placed`. Collective."""
     model = settings.make_model()
     train, seen = open_where_seen(tiers.world, settings.data.train)
     together(tiers.world, lambda: check_shapes(model, train, settings.data.scale))
-    plan = Plan.from_dict(
-        from_root(tiers.world, lambda: plan_run(settings, tiers.cluster, train).to_dict(), seen)
-    )
+
+    def decide():
+        settled, why, plan = settled_plan(settings, tiers.cluster, train)
+        return [settled.strategy.arguments, why, plan.to_dict()]
+
+    arguments, why, table = from_root(tiers.world, decide, seen)
+    plan = Plan.from_dict(table)
+    if why:
+        settings = settings.with_strategy(arguments)
+        tell(f"strategy: {why}")
     tell(
         f"plan: samples a rank {', '.join(map(str, plan.samples_of_rank))}; "
         f"{plan.steps} steps an epoch, {1e3 * plan.step_seconds:.1f} ms each, predicted"
@@ -67,7 +87,7 @@ def place_data(tiers, settings, tell):
         together(
             tiers.world, lambda local=sets[name], folder=folder: check_targets(model, local, folder)
         )
-    return plan, sets.pop("train"), sets
+    return Placed(settings, why, plan, sets.pop("train"), sets)
 
 
 def _plan_of_evaluation(tiers, settings, shards, seen):

@@ -269,6 +269,11 @@ class RunSettings(FrozenModel):
         """Return the settings with links that are as slow as they are."""
         return self.model_copy(update={"cluster": self.cluster.model_copy(update={"links": "real"})})
 
+    def with_strategy(self, arguments):
+        """Return the settings with other arguments of the strategy."""
+        table = {"kind": self.strategy.kind, **arguments}
+        return self.model_copy(update={"strategy": KindSettings.of(table, STRATEGIES, "strategy")})
+
     def read_cluster(self):
         return Cluster.from_toml(self.cluster.file)
 

@@ -11,9 +11,11 @@ from isthmus.errors import SettingsError
 from isthmus.files import write_bytes, write_text
 from isthmus.folders.reading import read_metrics
 from isthmus.jobs.choosing import choose, settle
+from isthmus.jobs.plan import settled_plan
 from isthmus.jobs.settings import RunSettings
 from isthmus.json_text import dumps
 from isthmus.pages.pictures import draw_scaling
+from isthmus.shards.shard_file import ShardSet
 from isthmus.spare import if_possible
 from isthmus.timing.scaling import Study, edge_counts
 from isthmus.timing.simulation import Stragglers, simulate
@@ -151,13 +153,21 @@ def _cluster_and_workload(path, other_cluster, size, batch_size):
         if other_cluster:
             settings = settings.with_cluster(other_cluster)
         cluster = settings.read_cluster()
-        workload = settle(choose(settings, cluster)[0], cluster)[0].workload()
+        workload = _settled(choose(settings, cluster)[0], cluster).workload()
     elif other_cluster:
         raise SettingsError(f"{path}: is a cluster file already; --cluster goes with a run's settings")
     else:
         cluster, workload = Cluster.from_toml(path), Workload(size=1_000_000)
     given = {"size": size, "batch_size": batch_size}
     return cluster, replace(workload, **{key: value for key, value in given.items() if value})
+
+
+def _settled(settings, cluster):
+    """Return the settings with nothing left open, as the run would have them where its data are here."""
+    settled, why = settle(settings, cluster)
+    if why is None or not settings.data.train.is_dir():
+        return settled
+    return settled_plan(settings, cluster, ShardSet.open(settings.data.train))[0]
 
 
 def _write(folder, table):

@@ -15,7 +15,7 @@ from isthmus.errors import CheckpointError, StoppedError
 from isthmus.files import remove_leftovers
 from isthmus.folders.record import RunFolder, let_in, provenance, replanned_sentence, reserved
 from isthmus.jobs.account import Account
-from isthmus.jobs.choosing import choose, settle
+from isthmus.jobs.choosing import choose
 from isthmus.jobs.keeping import keep_model
 from isthmus.jobs.preparation import hold_seconds, place_data, shared_settings, shared_tiers
 from isthmus.jobs.rebalancing import Rebalancing
@@ -56,12 +56,9 @@ def train(comm, settings_path, tell, *, resume=None, cluster=None, name=None, sh
         settings, why = choose(settings, tiers.cluster)
         if why:
             journal.tell(f"allreduce: {why['reason']}")
-        settings, rounds = settle(settings, tiers.cluster)
-        if rounds:
-            journal.tell(f"strategy: {rounds}")
         together(tiers.world, settings.make_optimiser)
         journal.enter("placing data", 0)
-        plan, local, sets = place_data(tiers, settings, journal.tell)
+        settings, rounds, plan, local, sets = place_data(tiers, settings, journal.tell)
         journal.enter("beginning", 0)
         trace = Trace(tiers) if settings.run.trace else None
         computing = trace.tiers if trace else tiers
