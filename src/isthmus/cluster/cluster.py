@@ -5,6 +5,7 @@ rank* is what plans speak of, and what `tiers.world.rank` is in a job.
 """
 
 from collections import Counter, deque
+from collections.abc import Sequence
 from copy import copy
 from functools import cached_property
 from itertools import accumulate
@@ -13,6 +14,7 @@ from typing import Any, Self
 
 import tomli_w
 
+from isthmus.cluster.aggregation_tree import AggregationTree, tree_of_file
 from isthmus.cluster.cluster_file import ClusterTable, LinkTable, Site
 from isthmus.cluster.measured import Calibration, SizeTable, line
 from isthmus.errors import ClusterError
@@ -80,7 +82,8 @@ class Cluster:
 
     `sites` and `links` are tuples of `Site` and (directed) `Link`; `site_of_rank[r]` is the index
     of the site of cluster rank r, `rates[r]` its samples per second. `overhead_nbytes` is what each
-    message between sites grows by in a job that wraps its links; no file has it.
+    message between sites grows by in a job that wraps its links; no file has it. `told_hub` names the
+    site or the two at the top of the `tree`, where that is told.
     """
 
     sites: tuple[Site, ...]
@@ -89,12 +92,14 @@ class Cluster:
     source: str
     calibration: Calibration | None
     overhead_nbytes: int = 0
+    told_hub: tuple[str, ...]
 
     def __init__(self, table: dict[str, Any], source: str | PathLike[str] = "cluster"):
         """Build from a dict with the keys of a cluster file; `source` names it in errors."""
         self.source = str(source)
         checked = check_table(ClusterTable, table, self.source, ClusterError)
         self.sites, self.calibration = checked.site, checked.calibration
+        self.told_hub = checked.hub
         self.names = tuple(site.name for site in self.sites)
         names = _link_names(checked.link)
         self.links = tuple(
@@ -108,6 +113,8 @@ class Cluster:
         for name in self.names:
             if name not in there or name not in back:
                 self.route(*((first, name) if name not in there else (name, first)))
+        if self.told_hub or any(site.parent or not site.relay for site in self.sites):
+            self.tree  # raises what is wrong with it
 
     @classmethod
     def from_toml(cls, path: str | PathLike[str]) -> Self:
@@ -146,8 +153,10 @@ class Cluster:
         ]
         sites = [site.model_dump(mode="json", exclude_defaults=True) for site in self.sites]
         made = self.calibration and self.calibration.model_dump(mode="json", exclude_none=True)
+        hub = self.told_hub[0] if len(self.told_hub) == 1 else list(self.told_hub)
         return (
-            {"site": sites}
+            ({"hub": hub} if hub else {})
+            | {"site": sites}
             | ({"link": links} if links else {})
             | ({"calibration": made} if made else {})
         )
@@ -176,14 +185,34 @@ class Cluster:
         return tuple(rate for site in self.sites for rate in site.samples_per_second)
 
     @cached_property
+    def tree(self) -> AggregationTree:
+        """Which site adds up for which in "hierarchical"."""
+        return tree_of_file(self)
+
+    @property
     def hub(self) -> int:
-        """Index of the site where sums meet: a cloud site if there is one, fewest hops to all."""
+        """Index of the site where sums meet."""
+        return self.tree.hub
+
+    def with_tree(self, tree: AggregationTree) -> Self:
+        """Return this cluster with another tree, which its file tells."""
+        other = copy(self)
+        other.__dict__.pop("tree", None)
+        tops = (tree.hub,) if tree.partner is None else (tree.hub, tree.partner)
+        other.told_hub = tuple(self.names[site] for site in tops)
+        other.sites = tuple(
+            site.model_copy(update={"parent": None if parent is None else self.names[parent]})
+            for site, parent in zip(self.sites, tree.parents)
+        )
+        return other
+
+    def central(self, among: Sequence[int]) -> int:
+        """Return which of some sites is a cloud site, if any is, with the fewest hops to all."""
 
         def hops(index):
             return sum(len(self.route(self.names[index], name)) for name in self.names)
 
-        cloud = [i for i, site in enumerate(self.sites) if site.tier == "cloud"]
-        sites = cloud or range(len(self.sites))
+        sites = [index for index in among if self.sites[index].tier == "cloud"] or among
         middle = (i for i in sites if len(self._links_from[self.names[i]]) == len(self.sites) - 1)
         found = next(middle, None)  # one hop to each other site: none has fewer
         return min(sites, key=hops) if found is None else found

@@ -35,6 +35,8 @@ class Site(FrozenModel):
     ranks: Annotated[int, Field(ge=1)]
     samples_per_second: tuple[Positive, ...]
     storage_nbytes: PositiveOrInfinite = math.inf
+    parent: str | None = None  # the site that adds this one's sum to its own
+    relay: bool = True  # whether it may do so for others
     device: Literal["cpu", "gpu"] = "cpu"
     hosts: tuple[str, ...] = ()
     world_ranks: tuple[Annotated[int, Field(ge=0)], ...] = ()
@@ -113,9 +115,15 @@ class LinkTable(FrozenModel):
 class ClusterTable(FrozenModel):
     """A cluster file as it is written."""
 
+    hub: tuple[str, ...] = ()  # one site, or two, which exchange
     site: Annotated[tuple[Site, ...], Field(min_length=1)]
     link: tuple[LinkTable, ...] = ()
     calibration: Calibration | None = None
+
+    @field_validator("hub", mode="before")
+    @classmethod
+    def _one_name_or_two(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
 
     @model_validator(mode="before")
     @classmethod
@@ -140,6 +148,16 @@ class ClusterTable(FrozenModel):
         if len(set(placed)) != len(placed):
             raise ValueError("world_ranks of two sites name the same rank; a rank is in one site")
         known = set(names)
+        if len(self.hub) > 2 or _twice(self.hub):
+            raise ValueError(
+                f"hub: names {len(self.hub)} sites; name one, or two different ones that exchange"
+            )
+        told = [(f"site[{number}].parent", site.parent) for number, site in enumerate(self.site)]
+        for key, name in [*(("hub", name) for name in self.hub), *told]:
+            if name is not None and name not in known:
+                raise ValueError(
+                    f"{key}: no site is called {name!r}; known sites: {', '.join(names)}"
+                )
         seen = set()
         for number, table in enumerate(self.link):
             for ends in table.ends:

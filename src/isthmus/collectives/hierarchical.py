@@ -1,22 +1,27 @@
-"""Hierarchical allreduce: exact inside a site, one compressed crossing each way between sites.
+"""Hierarchical allreduce: exact inside a site, one compressed wire each way between sites.
 
     inside a site      the ranks form a chain; chunk by chunk each adds its own to what came from the
                        right and passes it to the left, so the first rank, the leader, has the sum
-    between two sites  the leaders exchange the wires of their sums, both ways at once, and both add
-                       the same two decoded vectors
-    between more       the leaders send to the hub; the hub adds, encodes the sum once, and sends
-                       that wire to all; the hub, too, keeps what the wire says, not what it had
+    up the tree        a leader adds the wires of its children to its site's sum, encodes that once,
+                       and sends the wire to its parent
+    at the top         the hub encodes the sum once more, and keeps what the wire says, not what it
+                       had; two leaders at the top exchange wires, both ways at once, and both add the
+                       same two decoded vectors, and encode that alike if there are others below
+    down the tree      the wire goes down as it is, over each edge once
     inside a site      the result goes down the chain, chunk by chunk
 
-A chunk travels on as soon as it is there, so while one is on a link the next is being reduced. A
-bucket is a run of chunks: `start` takes it as far as the link and returns, so that the rest of the
-vector is computed while it travels; `finish` does what is left. Each
-vector is quantised once on its way up and once on its way down, never once a hop: the error does
-not grow with the number of ranks. All ranks end with the same bits, because all decode the same
-wires.
+A chunk travels on as soon as it is there, so while one is on a link the next is being reduced, and
+levels of the tree work on different chunks. A bucket is a run of chunks: `start` takes it as far as
+the link and returns, so that the rest of the vector is computed while it travels; `finish` does what
+is left. A sum is quantised once a level on its way up and once for its way down, never once a hop
+inside a site: with errors e_s = ||C(x_s) - x_s|| of what each site s encoded, the sum is wrong by at
+most the sum of all e_s, and the error does not grow with the number of ranks. All ranks end with the
+same bits, because all decode the same wires.
 """
 
+import functools
 import itertools
+from collections import deque
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,36 +35,45 @@ from isthmus.vectors import chunk_slices
 
 
 @dataclass
+class Encoded:
+    """What a leader encodes of a chunk: a uint8 wire, and what the compressor keeps of it."""
+
+    wire: np.ndarray
+    residual: np.ndarray | None = None
+    state: np.ndarray | None = None
+
+
+@dataclass
 class Chunk:
     """A piece of the vector that is encoded as one wire, and what it needs on its way.
 
     whole, pieces: slices of the vector; inside a site it travels in pieces. compressor: of its bucket.
-    wires: leader -> uint8, this leader's own among them; empty off the leaders. residual, state: what
-    the compressor keeps. arriving, sent: requests under way.
+    inboxes: other leader -> uint8, its wire. own: what goes up, or is the sum of all at a lone hub's;
+    told: the sum of all at one of two leaders at the top. Off the leaders there is none of these.
+    from_below, from_above, sent: requests under way.
     """
 
     whole: slice
     pieces: list[slice]
     compressor: Compressor
-    wires: dict[int, np.ndarray]
-    residual: np.ndarray | None = None
-    state: np.ndarray | None = None
-    arriving: list = ()
+    inboxes: dict[int, np.ndarray]
+    own: Encoded | None = None
+    told: Encoded | None = None
+    from_below: list = ()
+    from_above: list = ()
     sent: list = ()
-    combined: bool = False  # whether what has arrived is in the sum
 
 
 class Hierarchical:
     """The sum of float32[size] over all ranks, in place.
 
     site, leaders: communicators (`leaders` None off the leaders) that take arrays of `residence`, where
-    the vectors live; index, hub: numbers of this site
-    and of the hub among `sites` sites, which are the ranks in `leaders`. buckets: slices that cover
+    the vectors live; index: number of this site; tree: the AggregationTree of the sites, which are the
+    ranks in `leaders`. buckets: slices that cover
     the vector, in the order in which they are started. compressors: of each bucket. feedback: whether
     each bucket keeps what its wires do not say. chunk_nbytes: most bytes of a wire.
-    residual: float32[size] on a leader with error feedback in any bucket, else None.
-    memory: float32 vector of all that a leader carries from call to call: the residual, then the
-    compressor's state of each chunk.
+    memory: float32 vector of all that a leader carries from call to call: the residual, the
+    compressor's state of each chunk, and both once more for what two leaders at the top encode alike.
     """
 
     def __init__(
@@ -67,8 +81,7 @@ class Hierarchical:
         site,
         leaders,
         index,
-        hub,
-        sites,
+        tree,
         size,
         buckets,
         compressors,
@@ -78,31 +91,51 @@ class Hierarchical:
         residence,
     ):
         self.site, self.leaders, self.clock, self.residence = site, leaders, clock, residence
-        self.index, self.hub, self.sites = index, hub, sites
+        if not all(compressor.portable for compressor in compressors):
+            tree = tree.with_one_at_the_top()  # or two machines would encode one sum differently
+        self.index, self.tree = index, tree
         self.left = site.rank - 1 if site.rank > 0 else None
         self.right = site.rank + 1 if site.rank + 1 < site.size else None
-        self.peers = _peers(index, hub, sites) if leaders is not None and sites > 1 else []
+        speaks = leaders is not None and len(tree.parents) > 1
+        self.children = tree.children[index] if speaks else ()
+        self.above = tree.above(index) if speaks else None
+        self.peers = [*self.children, *([] if self.above is None else [self.above])]
+        self.exchanges = speaks and index in (tree.hub, tree.partner) and self.above is not None
+        self.retells = self.exchanges and tree.retells
         self.buckets, self.memory = self._chunks(size, buckets, compressors, feedback, chunk_nbytes)
-        self.residual = self.memory[:size] if self.peers and any(feedback) else None
+        self.size, self.keeps = size, bool(self.peers) and any(feedback)
         longest = max(
             (_length(piece) for chunk in itertools.chain(*self.buckets) for piece in chunk.pieces),
             default=0,
         )
         self.inbox = residence.empty((2, longest), "f4")
-        self.waiting = []  # chunks that were started and are not finished, in order
+        # Chunks that were started and are not finished, in order: they wait for children's wires, then
+        # for one from above, and then for being passed down the chain.
+        self.rising, self.falling, self.landed = deque(), deque(), deque()
+
+    @property
+    def residual(self):
+        """float32[size], what this leader's wires have not said; None off leaders and without feedback.
+
+        What two leaders at the top both keep of the sum counts once, for the hub.
+        """
+        if not self.keeps:
+            return None
+        own = self.memory[: self.size]
+        if self.retells and self.index == self.tree.hub:
+            half = self.memory.size // 2
+            return own + self.memory[half : half + self.size]
+        return own
 
     def start(self, total, number, key):
-        """Reduce bucket `number` to the leader, who encodes each chunk and sends it on."""
-        while self.left is None and self.waiting and arrived(self.waiting[0].arriving):
-            self._finish_chunk(total, self.waiting.pop(0), key)
+        """Reduce bucket `number` to the leader, who sends on each chunk whose children's wires are here."""
+        while self.left is None and (self._advance_chunk(total, key) or self.landed):
+            self._pass_down(total)
         bucket = self.buckets[number]
         for chunk in bucket:
             chunk.sent = []
-            chunk.arriving = [
-                request
-                for peer in self.peers
-                for request in receiving(self.leaders, chunk.wires[peer], peer)
-            ]
+            chunk.from_below = self._receiving(chunk, self.children)
+            chunk.from_above = self._receiving(chunk, self.peers[len(self.children) :])
         arriving = self._receive_ahead([piece for chunk in bucket for piece in chunk.pieces])
         for chunk in bucket:
             for piece in chunk.pieces:
@@ -113,24 +146,25 @@ class Hierarchical:
                 if self.left is not None:
                     chunk.sent.append(self.site.Isend(total[piece], self.left))
             self.clock.lap("reduce")
-            if self.peers and not self._adds_up:
-                self._encode_and_send(total, chunk, key)
-        self.waiting += bucket
+            if not self.peers:
+                self.landed.append(chunk)
+                continue
+            self.rising.append(chunk)
+            while self.rising and arrived(self.rising[0].from_below):
+                self._rise(total, key)
 
     def advance(self, total, key):
-        """Add what the other sites have sent so far, and have the hub tell them; never wait."""
-        for chunk in self.waiting if self.peers else ():
-            if not chunk.combined:
-                if not arrived(chunk.arriving):
-                    return
-                self._combine(total, chunk, key)
-                chunk.combined = True
+        """Send on what other sites have sent so far, up the tree and down; never wait."""
+        while self.peers and self._advance_chunk(total, key):
+            pass
 
     def finish(self, total, key):
         """Take what the other sites sent, and pass the result down the chain."""
-        for chunk in self.waiting:
-            self._finish_chunk(total, chunk, key)
-        self.waiting = []
+        while self.rising or self.falling or self.landed:
+            if self.landed:
+                self._pass_down(total)
+            elif not self._advance_chunk(total, key):
+                self._wait()
         for chunk in itertools.chain(*self.buckets):
             wait_for(chunk.sent)
         self.clock.lap("links" if self.peers else "broadcast")
@@ -142,7 +176,7 @@ class Hierarchical:
                 for piece in chunk.pieces if neighbour is not None else ():
                     yield self.index, message_nbytes(self.site, 4 * _length(piece), neighbour)
             for peer in self.peers:
-                yield peer, sending_nbytes(self.leaders, chunk.wires[self.index].size, 1, peer)
+                yield peer, sending_nbytes(self.leaders, chunk.own.wire.size, 1, peer)
 
     def _receive_ahead(self, pieces):
         """Yield the request and the inbox of each piece from the right, one piece ahead."""
@@ -160,14 +194,75 @@ class Hierarchical:
             yield current
         yield ahead
 
-    def _finish_chunk(self, total, chunk, key):
-        """Leave in a chunk of `total` the sum over all sites, and pass it on."""
-        if not chunk.combined:
-            wait_for(chunk.arriving)
-            self.clock.lap("links" if self.peers else "broadcast")
-            if self.peers:
-                self._combine(total, chunk, key)
-        chunk.combined = False
+    def _receiving(self, chunk, peers):
+        return [
+            request
+            for peer in peers
+            for request in receiving(self.leaders, chunk.inboxes[peer], peer)
+        ]
+
+    def _advance_chunk(self, total, key):
+        """Take one chunk a stage further, without waiting; return whether there was one."""
+        if self.rising and arrived(self.rising[0].from_below):
+            self._rise(total, key)
+        elif self.falling and arrived(self.falling[0].from_above):
+            self._fall(total, key)
+        else:
+            return False
+        return True
+
+    def _wait(self):
+        """Return when the next chunk that waits for another site's wire has it."""
+        waiting = [chunk.from_below for chunk in itertools.islice(self.rising, 1)]
+        waiting += [chunk.from_above for chunk in itertools.islice(self.falling, 1)]
+        if len(waiting) == 1:
+            wait_for(waiting[0])
+        else:
+            while not any(map(arrived, waiting)):
+                pass
+        self.clock.lap("links")
+
+    def _rise(self, total, key):
+        """Add the children's wires to the next chunk, encode it, and send it up, or as the hub down."""
+        chunk = self.rising.popleft()
+        part = total[chunk.whole]
+        for child in self.children:
+            chunk.compressor.add_decoded(chunk.inboxes[child], part)
+        if self.children:
+            self.clock.lap("decode")
+        self._encode(chunk, chunk.own, part, key, self.index)
+        self._send(chunk, chunk.own.wire, self.children if self.above is None else [self.above])
+        if self.above is not None:
+            self.falling.append(chunk)
+            return
+        chunk.compressor.decode(chunk.own.wire, part)
+        self.clock.lap("decode")
+        self.landed.append(chunk)
+
+    def _fall(self, total, key):
+        """Leave in the next chunk of `total` the sum over all sites, as all leaders have it; tell those
+        below."""
+        chunk = self.falling.popleft()
+        part, wire = total[chunk.whole], chunk.inboxes[self.above]
+        if self.exchanges:
+            chunk.compressor.decode(wire, part)
+            # a + b is b + a to the bit, so both leaders get the same.
+            chunk.compressor.add_decoded(chunk.own.wire, part)
+            if self.retells:
+                self.clock.lap("decode")
+                self._encode(chunk, chunk.told, part, key, len(self.tree.parents))
+                wire = chunk.told.wire
+        self._send(chunk, wire, self.children)
+        if not self.exchanges or self.retells:
+            chunk.compressor.decode(wire, part)
+        self.clock.lap("decode")
+        self.landed.append(chunk)
+
+    def _pass_down(self, total):
+        """Pass the next chunk's result down the chain."""
+        if not self.landed:
+            return
+        chunk = self.landed.popleft()
         if self.left is not None:
             wait_for(chunk.sent)  # these pieces are about to be overwritten
             chunk.sent = []
@@ -178,47 +273,28 @@ class Hierarchical:
                 chunk.sent.append(self.site.Isend(total[piece], self.right))
         self.clock.lap("broadcast")
 
-    def _combine(self, total, chunk, key):
-        """Leave in a chunk of `total` the sum over all sites, as all leaders have it."""
-        part, mine = total[chunk.whole], chunk.wires[self.index]
-        wires = [chunk.wires[peer] for peer in self.peers]
-        if self._adds_up:
-            for wire in wires:
-                chunk.compressor.add_decoded(wire, part)
-            self.clock.lap("decode")
-            self._encode_and_send(total, chunk, key)
-            chunk.compressor.decode(mine, part)
-        else:
-            chunk.compressor.decode(wires[0], part)
-            if self.sites == 2:  # a + b is b + a to the bit, so both leaders get the same
-                chunk.compressor.add_decoded(mine, part)
-        self.clock.lap("decode")
+    def _encode(self, chunk, encoded, part, key, number):
+        """Encode a chunk; `number` tells apart all that are encoded with one `key`.
 
-    def _encode_and_send(self, total, chunk, key):
-        """Encode a chunk with this leader's residual and send the wire to its peers."""
-        wire = chunk.wires[self.index]
-        # Each site rounds by a key of its own, or their errors would not be independent.
+        Each site rounds by a key of its own, or their errors would not be independent.
+        """
+        numbers = len(self.tree.parents) + self.tree.retells
         chunk.compressor.encode(
-            total[chunk.whole],
-            wire,
-            chunk.residual,
-            key=key * self.sites + self.index,
+            part,
+            encoded.wire,
+            encoded.residual,
+            key=key * numbers + number,
             first=chunk.whole.start,
-            state=chunk.state,
+            state=encoded.state,
         )
-        for peer in self.peers:
+
+    def _send(self, chunk, wire, peers):
+        for peer in peers:
             chunk.sent += sending(self.leaders, wire, peer)
         self.clock.lap("encode")  # with the handing over, as the time model has it
 
-    @property
-    def _adds_up(self):
-        """Whether this leader is the hub of three sites or more."""
-        return self.sites > 2 and self.index == self.hub
-
     def _chunks(self, size, buckets, compressors, feedback, chunk_nbytes):
         """Return the chunks of each bucket, and the memory in which they keep things."""
-        speakers = [*self.peers, self.index] if self.peers else []
-        kept = size if speakers and any(feedback) else 0
         chunks, states = [], [0]
         for bucket, compressor in zip(buckets, compressors):
             own, longest = compressor.piece(bucket), _length(bucket)
@@ -227,27 +303,25 @@ class Hierarchical:
             chunks.append([])
             for whole in chunk_slices(bucket.start, bucket.stop, of_link):
                 pieces = chunk_slices(whole.start, whole.stop, of_site)
-                wires = {
-                    leader: self.residence.empty(own.wire_nbytes(_length(whole)), np.uint8)
-                    for leader in speakers
-                }
-                states.append(own.state_entries(_length(whole)) if speakers else 0)
-                chunks[-1].append(Chunk(whole, pieces, own, wires))
-        memory = self.residence.zeros(kept + sum(states), "f4")
+                room = functools.partial(self.residence.empty, own.wire_nbytes(_length(whole)), np.uint8)
+                chunk = Chunk(whole, pieces, own, {peer: room() for peer in self.peers})
+                if self.peers:
+                    chunk.own = Encoded(room())
+                    chunk.told = Encoded(room()) if self.retells else None
+                states.append(own.state_entries(_length(whole)) if self.peers else 0)
+                chunks[-1].append(chunk)
+        kept = size if self.peers and any(feedback) else 0
         bounds = (kept + np.cumsum(states)).tolist()
+        memory = self.residence.zeros((1 + self.retells) * bounds[-1], "f4")
         numbered = ((number, chunk) for number, bucket in enumerate(chunks) for chunk in bucket)
         for (number, chunk), first, last in zip(numbered, bounds, bounds[1:]):
-            chunk.residual = memory[chunk.whole] if kept and feedback[number] else None
-            chunk.state = memory[first:last]
+            halves = memory, memory[bounds[-1] :]
+            for encoded, half in zip((chunk.own, chunk.told), halves):
+                if encoded is not None:
+                    encoded.residual = half[chunk.whole] if kept and feedback[number] else None
+                    encoded.state = half[first:last]
         return chunks, memory
 
 
 def _length(part):
     return part.stop - part.start
-
-
-def _peers(rank, hub, sites):
-    """Return the leaders that leader `rank` exchanges wires with."""
-    if sites == 2 or rank == hub:
-        return [other for other in range(sites) if other != rank]
-    return [hub]

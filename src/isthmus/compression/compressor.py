@@ -28,6 +28,11 @@ class Compressor(Protocol):
         """The largest magnitude that a wire holds."""
         return float(np.finfo(np.float32).max)
 
+    @property
+    def portable(self) -> bool:
+        """Whether all machines write the same wire of one vector, and read the same numbers from it."""
+        return True
+
     def wire_nbytes(self, size: int) -> int:
         """Return the bytes of the wire of a vector of `size` entries."""
 

@@ -65,6 +65,10 @@ class LowRank(Compressor):
             tuple(tuple(whole("shapes", length, least=0) for length in shape) for shape in self.shapes),
         )
 
+    @property
+    def portable(self) -> bool:
+        return False  # libraries of linear algebra differ in the last bits
+
     def wire_nbytes(self, size: int) -> int:
         matrices, plain = self._layout(size)
         factors = sum(self.rank * (matrix.rows + matrix.columns) for matrix in matrices)

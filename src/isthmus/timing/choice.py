@@ -85,12 +85,12 @@ def choose_allreduce(cluster, size, *, largest_error=0.0, compressors=TRIED, alg
 def error_of(cluster, size, compressor):
     """Return the error of a sum of Gaussian vectors over the sites of `cluster`, without feedback.
 
-    One quantisation between two sites; past a hub the sum of sums is quantised once more.
+    One quantisation a level of the tree on the way up, and one for the way down; one between two sites.
     """
     if compressor is None or len(cluster.sites) == 1 or size == 0:
         return 0.0
     entries = size if compressor.grain is None else SAMPLE
-    return gaussian_error(compressor, entries) * (1 if len(cluster.sites) == 2 else 2)
+    return gaussian_error(compressor, entries) * cluster.tree.quantisations
 
 
 @functools.lru_cache(maxsize=64)
