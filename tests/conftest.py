@@ -1,7 +1,8 @@
 """Tests that need ranks: `@pytest.mark.ranks(4)` and the fixture `comm`.
 
 A test that needs ranks is an ordinary test. Started by plain pytest, all tests of one rank count run
-in one mpirun, the first time one of them comes up; each then reports its own outcome. The launching
+in one mpirun, the first time one of them comes up; each then reports its own outcome and seconds. A test
+that fails ends its job, and those that come after it are run in another. The launching
 process imports no MPI: a process that has initialised MPI must not start mpirun.
 """
 
@@ -22,6 +23,8 @@ hypothesis.settings.load_profile("isthmus")
 INSIDE = "ISTHMUS_TEST_RANKS"
 OUTCOMES = "ISTHMUS_TEST_OUTCOMES"
 SECONDS_FOR_ALL = 600
+MOST_JOBS = 5  # for the tests of one rank count
+NOT_ENDED = "not ended"
 _outcomes = {}
 
 
@@ -74,10 +77,13 @@ def pytest_pyfunc_call(pyfuncitem):
     if ranks is None or INSIDE in os.environ:
         return None
     if (ranks, pyfuncitem.nodeid) not in _outcomes:
-        run_together(
-            ranks, [item.nodeid for item in pyfuncitem.session.items if ranks_of(item) == ranks]
-        )
-    outcome, text = _outcomes[ranks, pyfuncitem.nodeid]
+        left = [item.nodeid for item in pyfuncitem.session.items if ranks_of(item) == ranks]
+        for _ in range(MOST_JOBS):
+            run_together(ranks, left)
+            left = [nodeid for nodeid in left if _outcomes[ranks, nodeid][0] == NOT_ENDED]
+            if not left:
+                break
+    outcome, text, _ = _outcomes[ranks, pyfuncitem.nodeid]
     if outcome == "skipped":
         pytest.skip(text)
     if outcome != "passed":
@@ -105,13 +111,31 @@ def run_together(ranks, nodeids):
         except subprocess.TimeoutExpired as late:
             failed, output = True, f"no end after {SECONDS_FOR_ALL} s\n{(late.stdout or b'').decode()}"
         lines = path.read_text().splitlines() if path.exists() else []
-    for nodeid, outcome, text in map(json.loads, lines):
-        if _outcomes.get((ranks, nodeid), ("",))[0] != "failed":  # on any rank
-            _outcomes[ranks, nodeid] = outcome, text
+    found = {}
+    for nodeid, outcome, text, seconds in map(json.loads, lines):
+        if found.get(nodeid, ("",))[0] != "failed":  # on any rank
+            found[nodeid] = outcome, text, seconds
+    if not found or (failed and len(found) == len(nodeids) and not _any_failed(found)):
+        found[nodeids[-1] if found else nodeids[0]] = "failed", f"the job failed:\n{output}", 0.0
+    elif failed and not _any_failed(found):  # the one that was at work ended the job without a word
+        guilty = next(nodeid for nodeid in nodeids if nodeid not in found)
+        found[guilty] = "failed", f"did not end in {ranks} ranks:\n{output}", 0.0
     for nodeid in nodeids:
-        _outcomes.setdefault((ranks, nodeid), ("failed", f"did not end in {ranks} ranks:\n{output}"))
-    if failed and all(_outcomes[ranks, nodeid][0] != "failed" for nodeid in nodeids):
-        _outcomes[ranks, nodeids[-1]] = "failed", f"the job failed after its tests:\n{output}"
+        unknown = NOT_ENDED, f"was not reached in {ranks} ranks:\n{output}", 0.0
+        _outcomes[ranks, nodeid] = found.get(nodeid, unknown)
+
+
+def _any_failed(found):
+    return any(outcome == "failed" for outcome, *_ in found.values())
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """Have the launcher's report of a test that ran in ranks tell the seconds that it took there."""
+    report = yield
+    if report.when == "call" and INSIDE not in os.environ and (ranks := ranks_of(item)) is not None:
+        report.duration = _outcomes.get((ranks, item.nodeid), (None, None, report.duration))[2]
+    return report
 
 
 def pytest_runtest_logreport(report):
@@ -123,7 +147,7 @@ def pytest_runtest_logreport(report):
     if MPI.COMM_WORLD.rank == 0:
         text = str(report.longrepr[2]) if report.skipped else ""
         with open(os.environ[OUTCOMES], "a") as file:
-            file.write(json.dumps([report.nodeid, report.outcome, text]) + "\n")
+            file.write(json.dumps([report.nodeid, report.outcome, text, report.duration]) + "\n")
 
 
 def pytest_exception_interact(report):
@@ -138,6 +162,7 @@ def pytest_exception_interact(report):
                         report.nodeid,
                         "failed",
                         f"rank {MPI.COMM_WORLD.rank} of {MPI.COMM_WORLD.size}:\n{report.longreprtext}",
+                        report.duration,
                     ]
                 )
                 + "\n"
