@@ -145,13 +145,17 @@ def vectors_of(sites, size, seed):
 
 def edges(tree):
     """Return both directions of the tree's edges."""
-    ways = [(site, tree.above(site)) for site in range(len(tree.parents)) if tree.above(site) is not None]
+    ways = [
+        (site, tree.above(site)) for site in range(len(tree.parents)) if tree.above(site) is not None
+    ]
     return {*ways, *(way[::-1] for way in ways)}
 
 
 @settings(max_examples=60)
 @given(trees(), st.sampled_from(COMPRESSORS), st.integers(0, 1500), st.integers(1, 3), st.data())
-def test_what_is_given_is_sent_or_kept_over_any_tree_one_wire_each_way(tree, compressor, size, steps, data):
+def test_what_is_given_is_sent_or_kept_over_any_tree_one_wire_each_way(
+    tree, compressor, size, steps, data
+):
     cut = data.draw(st.integers(0, size)) if compressor.grain else size
     buckets = [slice(cut, size), slice(0, cut)] if 0 < cut < size else None
     leaders = Leaders(tree, size, compressor, feedback=True, buckets=buckets)
@@ -273,7 +277,12 @@ def check_job(tiers, size, compressor):
 
 
 BAD = {
-    "a circle": ({1: {"parent": "site2"}, 2: {"parent": "site1"}}, {}, "site[1].parent", "take `parent` out"),
+    "a circle": (
+        {1: {"parent": "site2"}, 2: {"parent": "site1"}},
+        {},
+        "site[1].parent",
+        "take `parent` out",
+    ),
     "its own parent": ({1: {"parent": "site1"}}, {}, "site[1].parent", "is a circle"),
     "an unknown parent": ({1: {"parent": "site9"}}, {}, "site[1].parent", "known sites: site0"),
     "a parent without relay": (
@@ -285,7 +294,12 @@ BAD = {
     "a hub without relay": ({1: {"relay": False}}, {"hub": "site1"}, "hub", "name another hub"),
     "an unknown hub": ({}, {"hub": "site9"}, "hub", "known sites: site0"),
     "three hubs": ({}, {"hub": ["site0", "site1", "site2"]}, "hub", "name one, or two"),
-    "a hub with a parent": ({1: {"parent": "site0"}}, {"hub": "site1"}, "hub", "take one of the two out"),
+    "a hub with a parent": (
+        {1: {"parent": "site0"}},
+        {"hub": "site1"},
+        "hub",
+        "take one of the two out",
+    ),
     "nobody relays": ({n: {"relay": False} for n in range(4)}, {}, "relay = false", "take it out"),
     "a site no link reaches": (
         {},

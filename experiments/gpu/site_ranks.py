@@ -4,6 +4,8 @@ from types import SimpleNamespace
 
 from mpi4py import MPI
 
+from isthmus.cluster.aggregation_tree import AggregationTree
+
 
 def tiers_of(world, ranks_of_site):
     """Return what isthmus.Allreduce and Training ask of tiers: sites of so many ranks, in order."""
@@ -11,7 +13,9 @@ def tiers_of(world, ranks_of_site):
     index = site_of_rank[world.rank]
     site = world.Split(index)
     cluster = SimpleNamespace(
-        sites=[SimpleNamespace(ranks=ranks) for ranks in ranks_of_site], site_of_rank=site_of_rank, hub=0
+        sites=[SimpleNamespace(ranks=ranks) for ranks in ranks_of_site],
+        site_of_rank=site_of_rank,
+        tree=AggregationTree.star(0, len(ranks_of_site)),
     )
     return SimpleNamespace(
         world=world,

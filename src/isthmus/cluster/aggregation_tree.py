@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+import numpy as np
+import numpy.typing as npt
+
 from isthmus.errors import ClusterError
 
 if TYPE_CHECKING:
@@ -50,6 +53,15 @@ class AggregationTree:
         for site in order:
             order += self.children[site]
         return tuple(order)
+
+    @cached_property
+    def beyond(self) -> npt.NDArray[np.bool_]:
+        """Whether each site's sum reaches the top at the hub's partner."""
+        beyond = np.zeros(len(self.parents), bool)
+        for site in self.downwards:
+            parent = self.parents[site]
+            beyond[site] = site == self.partner if parent is None else beyond[parent]
+        return beyond
 
     def above(self, site: int) -> int | None:
         """Return the site that `site` sends its sum to: its parent, or the other one at the top."""

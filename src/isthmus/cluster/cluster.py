@@ -114,7 +114,7 @@ class Cluster:
             if name not in there or name not in back:
                 self.route(*((first, name) if name not in there else (name, first)))
         if self.told_hub or any(site.parent or not site.relay for site in self.sites):
-            self.tree  # raises what is wrong with it
+            tree_of_file(self)  # raises what is wrong with it
 
     @classmethod
     def from_toml(cls, path: str | PathLike[str]) -> Self:

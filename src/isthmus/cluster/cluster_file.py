@@ -155,9 +155,7 @@ class ClusterTable(FrozenModel):
         told = [(f"site[{number}].parent", site.parent) for number, site in enumerate(self.site)]
         for key, name in [*(("hub", name) for name in self.hub), *told]:
             if name is not None and name not in known:
-                raise ValueError(
-                    f"{key}: no site is called {name!r}; known sites: {', '.join(names)}"
-                )
+                raise ValueError(f"{key}: no site is called {name!r}; known sites: {', '.join(names)}")
         seen = set()
         for number, table in enumerate(self.link):
             for ends in table.ends:

@@ -128,7 +128,7 @@ class Hierarchical:
         return own
 
     def start(self, total, number, key):
-        """Reduce bucket `number` to the leader, who sends on each chunk whose children's wires are here."""
+        """Reduce bucket `number` to the leader, who sends on what has its children's wires."""
         while self.left is None and (self._advance_chunk(total, key) or self.landed):
             self._pass_down(total)
         bucket = self.buckets[number]
@@ -196,9 +196,7 @@ class Hierarchical:
 
     def _receiving(self, chunk, peers):
         return [
-            request
-            for peer in peers
-            for request in receiving(self.leaders, chunk.inboxes[peer], peer)
+            request for peer in peers for request in receiving(self.leaders, chunk.inboxes[peer], peer)
         ]
 
     def _advance_chunk(self, total, key):

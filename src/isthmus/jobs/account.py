@@ -142,6 +142,6 @@ def _leaders(cluster, algorithm):
     if algorithm != "hierarchical" or len(cluster.sites) == 1:
         return None
     leaders = [cluster.ranks_of_site(name)[0] for name in cluster.names]
-    if len(leaders) > 2:  # the hub waits for one crossing, the others for two
-        leaders.pop(cluster.hub)
+    if len(leaders) > 2:  # the top of the tree waits for one way, the others for both
+        return [rank for rank, parent in zip(leaders, cluster.tree.parents) if parent is not None]
     return leaders

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 
 import isthmus
+from isthmus.cluster.aggregation_tree import AggregationTree
 from isthmus.errors import CheckpointError
 from isthmus.folders.metrics import metrics_of
 from isthmus.folders.record import DAMAGED
@@ -13,9 +14,10 @@ from isthmus.json_text import dumps
 def identity_of(settings, cluster, plan, data):
     """Return what `difference_in_words` compares; data: the Manifest of each set by name.
 
-    Where sums are added in which order depends on the sites and their hub, and not on the cluster's
+    Where sums are added in which order depends on the sites and their tree, and not on the cluster's
     rates, which may have been measured again.
     """
+    tree, sites = cluster.tree, [[site.name, site.tier, site.ranks] for site in cluster.sites]
     table, optimizer = settings.to_json(), settings.training.optimizer.kind
     training = table["training"] | {
         "optimizer": {"kind": optimizer} | settings.training.make_optimiser().arguments
@@ -32,7 +34,8 @@ def identity_of(settings, cluster, plan, data):
         "training": training,
         "strategy": table["strategy"],
         "allreduce": table["allreduce"],
-        "sites": [cluster.hub, [[site.name, site.tier, site.ranks] for site in cluster.sites]],
+        "sites": [tree.hub, sites]
+        + ([] if tree == AggregationTree.star(tree.hub, len(sites)) else [list(tree.parents)]),
         "plan": {
             "hash": plan.hash,
             "settings": table["plan"],

@@ -71,16 +71,17 @@ class TcpSettings:
 
 
 def tcp_settings(cluster):
-    """Return the TcpSettings of the cluster's links between its hub and its other sites.
+    """Return the TcpSettings of the links between sites that exchange, in the tree or with the hub.
 
     As much may come as a link holds, several times, and buffers have room for it. A connection that
     has been idle, while ranks computed, does not start slowly again, nor does a new one. Where asking
     first would take longer than the message, Open MPI does not ask.
     """
-    hub, opened = cluster.names[cluster.hub], {}
+    names, tree, opened = cluster.names, cluster.tree, {}
     window = 0
-    for other in cluster.names:
-        for site, source in ((hub, other), (other, hub)) if other != hub else ():
+    for other, name in enumerate(names):
+        above = {tree.above(other), tree.hub} - {None, other}
+        for site, source in (pair for end in above for pair in ((names[end], name), (name, names[end]))):
             held, rate = _held_nbytes(cluster, source, site)
             window = max(window, round(held))
             opened[site, source] = _announced_nbytes(

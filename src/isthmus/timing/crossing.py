@@ -22,6 +22,7 @@ class Crossing:
     """What the links add to each site's computing."""
 
     round_trip_seconds: np.ndarray  # float64[sites], to the hub and back, 0 for the hub
+    beyond: np.ndarray  # bool[sites], those that reach the hub by way of its partner at the top
     pipe_seconds: float  # what the busiest pipe needs for a step, whatever the sites do meanwhile
 
     @classmethod
@@ -47,9 +48,9 @@ class Crossing:
         )
         trips = stages.round_trip_seconds
         if len(workload.buckets) > 1:
-            together = trips.max() / (2 if len(trips) == 2 else 1)
+            together = period_seconds(np.zeros(len(trips)), trips, stages.tree.beyond)
             trips = trips * min(1.0, links_seconds / together) if together else trips
-        return cls(trips, stages.pipe_seconds)
+        return cls(trips, stages.tree.beyond, stages.pipe_seconds)
 
     def period_seconds(self, computing_seconds, own_seconds):
         """Return the seconds from one step to the next.
@@ -57,18 +58,28 @@ class Crossing:
         computing_seconds: float64[sites].
         own_seconds: what an exchange takes but for the links.
         """
-        return max(
-            self.pipe_seconds, own_seconds + period_seconds(computing_seconds, self.round_trip_seconds)
-        )
+        period = period_seconds(computing_seconds, self.round_trip_seconds, self.beyond)
+        return max(self.pipe_seconds, own_seconds + period)
+
+    @property
+    def halves(self):
+        """Whether two halves of several sites exchange at the top: their trips are then upper bounds."""
+        return self.beyond.size > 2 and self.beyond.any()
+
+    @property
+    def across_seconds(self):
+        """Seconds from the partner at the top to the hub and back; 0 where the hub is alone there."""
+        return float(self.round_trip_seconds[self.beyond].min()) if self.beyond.any() else 0.0
 
     def delay_seconds(self, lead=1.0):
         """Return float64[sites]: what to add to each site's computing; the period is the largest sum.
 
         lead: of two sites that exchange directly, how far the hub is ahead, from 0 (the other is, by
-        the whole round trip) to 1; the period is that of the best. A star's hub is always ahead.
+        the whole round trip) to 1; the period is that of the best. A hub that is alone at the top is
+        always ahead.
         """
-        trips = self.round_trip_seconds
-        return trips if trips.size > 2 else lead * trips + (1 - lead) * trips[::-1]
+        given = (1 - lead) * self.across_seconds
+        return self.round_trip_seconds + np.where(self.beyond, -given, given)
 
 
 def shortest_period(cluster, crossing, steps, allocate):
@@ -79,11 +90,11 @@ def shortest_period(cluster, crossing, steps, allocate):
     bound it from below for all leads, and their lowest point is where to look next (Kelley 1960, "The
     cutting-plane method for solving convex programs").
     """
-    if crossing.round_trip_seconds.size > 2:
+    if not crossing.beyond.any():
         found = allocate(crossing.delay_seconds())
         return found, 1.0, found.lower_bound_seconds
-    rates = [sum(site.samples_per_second) for site in cluster.sites]
-    share = rates[cluster.hub] / sum(rates)
+    rates = np.array([sum(site.samples_per_second) for site in cluster.sites])
+    share = rates[~crossing.beyond].sum() / rates.sum()
     lead, best, tangents = 0.5 if abs(share - 0.5) < 1e-6 else float(share > 0.5), None, []
     for _ in range(LOOKS):
         found = allocate(crossing.delay_seconds(lead))

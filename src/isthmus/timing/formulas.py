@@ -109,21 +109,26 @@ def overlapped_seconds(ready_seconds, seconds):
     return done
 
 
-def period_seconds(computing_seconds, round_trip_seconds):
+def period_seconds(computing_seconds, round_trip_seconds, beyond=None):
     """Return the seconds from one step to the next where sites go on as soon as they have the sum.
 
     computing_seconds t, round_trip_seconds r (to the hub and back; 0 for the hub): float64[sites]. A
     site's next step does not wait until the others have the sum, so what a link takes is hidden where
-    its ends are ready at different times. In a star max_s t_s + r_s: the hub computes while the others'
-    wires travel. Two sites exchange directly, and what one waits too long the other waits too little:
-    max(t_1, t_2, (t_1 + t_2 + r) / 2). It is the largest mean of a cycle: Baccelli, Cohen, Olsder and
-    Quadrat 1992, "Synchronization and linearity", theorem 3.23. Never more than max_s t_s + max_s r_s
-    in a star, or max_s t_s + r / 2 for two: that is what steps take which all sites begin together.
+    its ends are ready at different times. In a tree with one hub max_s t_s + r_s: the hub computes
+    while the others' wires travel. Two sites exchange directly, and what one waits too long the other
+    waits too little: max(t_1, t_2, (t_1 + t_2 + r) / 2). So do the two halves of a tree with two sites
+    at its top; beyond: bool[sites], those of the half where the hub is not, whose way to the hub leads
+    over that exchange. It is the largest mean of a cycle: Baccelli, Cohen, Olsder and Quadrat 1992,
+    "Synchronization and linearity", theorem 3.23. Never more than max_s t_s + max_s r_s in a star, or
+    max_s t_s + r / 2 for two: that is what steps take which all sites begin together.
     """
     computing, trips = np.asarray(computing_seconds, float), np.asarray(round_trip_seconds, float)
     if computing.size == 2:
         return float(max(computing.max(), (computing.sum() + trips.sum()) / 2))
-    return float((computing + trips).max())
+    if beyond is None or not np.any(beyond):
+        return float((computing + trips).max())
+    here, there = (computing + trips)[~beyond].max(), (computing + trips)[beyond].max()
+    return float(max(here, there - trips[beyond].min(), (here + there) / 2))
 
 
 def steps_per_epoch(samples, batch_size):

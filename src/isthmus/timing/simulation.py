@@ -134,9 +134,9 @@ def simulate(
 class _Exchange:
     """One allreduce of the time model, cut where sites meet: before the links, on them, and after.
 
-    Sites send from when they are ready. Two sites' wires cross; more sites' go to the hub, and what
-    comes down follows one chunk behind. A leader whose own work takes longer than the links caps the
-    rate of its flow.
+    Sites send from when they are ready. Two sites' wires cross; more sites' go up the tree, a site's
+    from when the first of its children's are there, and what comes down follows one chunk behind. A
+    leader whose own work takes longer than the links caps the rate of its flow.
     """
 
     def __init__(self, cluster, size, algorithm, compressor):
@@ -147,13 +147,17 @@ class _Exchange:
             ).seconds
             return
         stages = hierarchical_stages(cluster, size, compressor or Dense(), compressor is not None)
-        up, down = link_routes(cluster)
-        self.hub, self.two = cluster.hub, len(cluster.sites) == 2
-        others = [site for site in range(len(cluster.sites)) if site != self.hub]
-        routes = up + down if self.two else up
-        self.senders = np.array(others + [self.hub] if self.two else others)
+        self.tree, self.two = stages.tree, len(cluster.sites) == 2
+        up, down = link_routes(cluster, self.tree)
+        others = [site for site in range(len(cluster.sites)) if site != self.tree.hub]
         lines = shared_lines(up, stages.wire_nbytes) | shared_lines(down, stages.wire_nbytes)
-        self.latencies = np.array([sum(lines[link][0] for link in route) for route in routes])
+        routes, senders = up, others
+        if self.tree.partner is not None:  # the hub sends to it
+            routes = [*up, down[others.index(self.tree.partner)]]
+            senders = [*others, self.tree.hub]
+        self.senders = np.array(senders)
+        self.latencies = np.zeros(len(cluster.sites))
+        self.latencies[self.senders] = [sum(lines[link][0] for link in route) for route in routes]
         for route in up + down:
             for link in route:
                 self.bytes_of_pipe[link.pipe] = (
@@ -165,7 +169,8 @@ class _Exchange:
             [[number[link.pipe] for link in route] for route in routes], list(self.rate_of_pipe.values())
         )
         self.nbytes, rest = stages.wire_nbytes, stages.rest
-        each_up = stages.links[1] if self.two else float(stages.ways[0][1].max())
+        (first_up, ups), (first_down, downs) = stages.ways
+        each_up = stages.links[1] if self.two else float(ups.max())
         pace = max(each_up, stages.interval)
         self.cap = (
             stages.wire_nbytes / (each_up + rest * stages.interval)
@@ -174,10 +179,12 @@ class _Exchange:
         )
         self.before = sum(stages.first[name] for name in ("reduce", "encode", "copy"))
         self.after = stages.first["decode"] + stages.first["broadcast"]
-        if not self.two:
-            first, each = stages.ways[1]
-            self.down = np.insert(first + rest * np.maximum(0.0, each - pace), self.hub, 0.0)
-            self.down_busy = np.insert((1 + rest) * each, self.hub, 0.0)
+        # Of the edge above each site: its first chunk and any other one on the way up, both down.
+        self.first_up, self.each_up, first, each, self.down_busy = (
+            np.insert(seconds, self.tree.hub, 0.0)
+            for seconds in (first_up, ups, first_down, downs, (1 + rest) * downs)
+        )
+        self.first_down, self.behind = first, rest * np.maximum(0.0, each - pace)
 
     def done_seconds(self, ready, free):
         """Return when each site has the sum, from when each has its ranks' vectors; all float64[sites].
@@ -186,15 +193,39 @@ class _Exchange:
         """
         if self.network is None:
             return np.full_like(ready, ready.max() + self.after)
-        sent = ready + self.before
-        start = np.maximum(sent, free[0])[self.senders]
-        free[0, self.senders] = self.network.finish_seconds(start, self.nbytes, self.cap)
-        arrived = free[0, self.senders] + self.latencies
-        if self.two:  # each sender's wire goes to the other
-            return np.maximum(sent, arrived[np.argsort(self.senders)][::-1]) + self.after
-        summed = np.maximum(max(sent[self.hub], arrived.max()), free[1])
-        free[1] = summed + self.down_busy
-        return summed + self.down + self.after
+        tree, sent = self.tree, ready + self.before
+        upwards = [site for site in reversed(tree.downwards) if tree.parents[site] is not None]
+        start = np.maximum(sent, free[0])
+        for site in upwards:
+            parent = tree.parents[site]
+            start[parent] = max(start[parent], start[site] + self.first_up[site])
+        left = self.network.finish_seconds(start[self.senders], self.nbytes, self.cap)
+        free[0, self.senders] = left
+        whole = sent.copy()  # when each site has what those below it sent
+        for site in upwards:
+            parent = tree.parents[site]
+            if tree.children[site]:  # its last chunk follows the last that it got
+                free[0, site] = max(free[0, site], whole[site] + self.each_up[site])
+            whole[parent] = max(whole[parent], free[0, site] + self.latencies[site])
+        tops, done = [tree.hub], whole.copy()
+        if tree.partner is not None:  # each one's wire goes to the other
+            tops.append(tree.partner)
+            for site, other in (tops, tops[::-1]):
+                last = free[0, site]
+                if tree.children[site]:
+                    last = free[0, site] = max(last, whole[site] + self.each_up[tree.partner])
+                done[other] = max(done[other], last + self.latencies[site])
+        if self.two:
+            return done + self.after
+        begun, behind = done.copy(), np.zeros(done.size)
+        for top in tops:
+            begun[top] = max(done[top], free[1, top])
+        for site in tree.downwards[len(tops) :]:
+            parent = tree.parents[site]
+            begun[site] = begun[parent] + self.first_down[site]
+            behind[site] = max(behind[parent], self.behind[site])
+            free[1, parent] = max(free[1, parent], begun[parent] + self.down_busy[site])
+        return begun + behind + self.after
 
 
 def _exchanges(cluster, workload, buckets):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from isthmus.cluster.aggregation_tree import AggregationTree
 from isthmus.compression.chunks import SITE_ENTRIES, WIRE_NBYTES, chunk_entries
 from isthmus.compression.dense import Dense
 from isthmus.timing.formulas import chain_seconds
@@ -18,8 +19,10 @@ class Stages:
     first: dict  # stage -> seconds of the first chunk
     each: dict  # stage -> seconds of every other chunk
     rest: float  # how many other chunks there are
-    ways: tuple  # up to the hub and down from it: (first, each), float64[sites but the hub] both
-    hub: int  # the number of its site
+    ways: (
+        tuple  # up and down the edge above each site but the hub: (first, each), float64[sites - 1] both
+    )
+    tree: AggregationTree
     wire_nbytes: float  # what a leader sends in a crossing, all chunks
 
     @property
@@ -31,21 +34,54 @@ class Stages:
     def links(self):
         """(First chunk, every other chunk) on the links, where all sites send at the same time.
 
-        Two sites cross once, both ways at once; more, up to the hub and down again.
+        Two sites cross once, both ways at once; more, up the tree and down again, but between two at
+        the top once.
         """
         ways = [(float(first.max()), float(each.max())) for first, each in self.ways]
-        if len(self.ways[0][0]) == 1:
+        if len(self.tree.parents) == 2:
             return max(ways)
-        return sum(first for first, _ in ways), max(each for _, each in ways)
+        up, down = (self.along(first, sum) for first, _ in self.ways)
+        first, partner = float(up.max() + down.max()), self.tree.partner
+        if partner is not None:
+            beyond = self.tree.beyond
+            there, back = up[partner], down[partner]  # of the edge between the two
+            own, other = up[~beyond].max(), up[beyond].max() - there
+            first = max(
+                max(own, other + there) + down[~beyond].max(),
+                max(other, own + back) + down[beyond].max() - back,
+            )
+        return float(first), max(each for _, each in ways)
+
+    def along(self, seconds, fold):
+        """Return float64[sites]: `fold`, max or sum, of what edges take on the way to the hub; 0 there.
+
+        seconds: float64[sites but the hub], of the edge above each.
+        """
+        of_site = np.insert(seconds, self.tree.hub, 0.0)
+        folded = np.zeros(of_site.size)
+        for site in self.tree.downwards[1:]:
+            parent = self.tree.parents[site]
+            folded[site] = fold((of_site[site], folded[self.tree.hub if parent is None else parent]))
+        return folded
 
     @property
     def round_trip_seconds(self):
         """float64[sites]: what the links take from each site to the hub and back; 0 for the hub."""
         (first_up, up), (first_down, down) = self.ways
         others = self.rest if self.links[1] >= self.interval else 0.0
-        # A star's sum comes down while the rest goes up: only what is slower than that adds to it.
-        behind = down if up.size == 1 else np.maximum(0.0, down - up.max())
-        return np.insert(first_up + first_down + others * (up + behind), self.hub, 0.0)
+        firsts, halves, across = first_up + first_down, [up, down], 0.0
+        if (partner := self.tree.partner) is not None:
+            # An exchange at the top is a way there and a way back, with all chunks each.
+            edge = partner - (partner > self.tree.hub)
+            across = firsts[edge] + others * (up[edge] + down[edge])
+            firsts, *halves = (
+                np.where(np.arange(up.size) == edge, 0.0, each) for each in (firsts, *halves)
+            )
+        upwards, downwards = (self.along(each, max) for each in halves)
+        # The sum comes down while the rest goes up: only what is slower than that adds to it.
+        behind = np.maximum(0.0, downwards - up.max())
+        below = self.along(firsts, sum) + others * (upwards + behind)
+        return below + across * self.tree.beyond
 
     @property
     def pipe_seconds(self):
@@ -57,9 +93,10 @@ def hierarchical_stages(cluster, size, compressor, encodes, chunk_nbytes=WIRE_NB
     """Return the Stages of a vector of `size` entries in wires of `compressor`."""
     entries = min(size, chunk_entries(compressor, size, chunk_nbytes))
     rest = (size - entries) / entries
+    tree = cluster.tree if compressor.portable else cluster.tree.with_one_at_the_top()
     up, down = _chains(cluster, 4 * entries)
     wire = compressor.wire_nbytes(entries)
-    copy = copy_seconds_of_chunks(cluster, 4 * entries, wire)
+    copy = copy_seconds_of_chunks(cluster, 4 * entries, wire, tree)
     first = {
         "reduce": up[0] + overhead_seconds(cluster, "hierarchical"),
         "encode": 0.0,
@@ -71,19 +108,39 @@ def hierarchical_stages(cluster, size, compressor, encodes, chunk_nbytes=WIRE_NB
     each = {"reduce": up[1], "copy": copy[1], "broadcast": down[1]}
     sites, ways, wire_nbytes = len(cluster.sites), (), 0.0
     if sites > 1:
-        # A hub of three sites or more adds, encodes once more, and decodes what it has encoded.
-        wires, encodings = (2, 1) if sites == 2 else (sites, 2)
         # All leaders at once, so the slowest counts.
         seconds = [coding_seconds(site, compressor, size, encodes) for site in cluster.sites]
-        first["encode"] = entries / size * max(each[0] for each in seconds) * encodings
-        first["decode"] = entries / size * max(each[1] for each in seconds) * wires / 2
-        # The leader with most peers hands a wire to each of them and takes one from each.
-        first["encode"] += (sites - 1) * max(site.message_seconds for site in cluster.sites)
-        each |= {"encode": first["encode"], "decode": first["decode"]}
+        message = max(site.message_seconds for site in cluster.sites)
+        encode, decode = (entries / size * max(each) for each in zip(*seconds))
+        handed, added = _wires(tree)
+        # What comes down is decoded once more, but where two sites have added what they exchanged.
+        last = 0 if sites == 2 else 1
+        first["encode"] = encode * tree.quantisations + _on_the_way(tree, handed) * message
+        first["decode"] = decode * (_on_the_way(tree, added) + last) / 2
+        each["encode"] = encode * min(tree.quantisations, 2) + max(handed) * message
+        each["decode"] = decode * (max(added) + last) / 2
         message_nbytes = wire + cluster.overhead_nbytes
         wire_nbytes = message_nbytes * (1 + rest)
-        ways = tuple(_crossing(routes, message_nbytes, wire_nbytes) for routes in link_routes(cluster))
-    return Stages(first, each, rest, ways, cluster.hub, wire_nbytes)
+        ways = _crossings(link_routes(cluster, tree), message_nbytes, wire_nbytes)
+    return Stages(first, each, rest, ways, tree, wire_nbytes)
+
+
+def _wires(tree):
+    """Return, by site: how many wires it hands on, but to its parent, and how many it adds up."""
+    tops = [site for site in (tree.hub, tree.partner) if tree.partner is not None]
+    children = [len(below) for below in tree.children]
+    handed = [count + (site in tops) for site, count in enumerate(children)]
+    # At the top the other's and its own.
+    return handed, [count + 2 * (site in tops) for site, count in enumerate(children)]
+
+
+def _on_the_way(tree, numbers):
+    """Return the largest sum of the sites' `numbers` on a way to the top."""
+    sums = list(numbers)
+    for site in tree.downwards:
+        parent = tree.parents[site]
+        sums[site] += 0 if parent is None else sums[parent]
+    return max(sums)
 
 
 def site_sum_terms(cluster, size):
@@ -143,11 +200,18 @@ def _chains(cluster, chunk_nbytes):
     return max(up), max(down)
 
 
-def link_routes(cluster):
-    """Return the routes of all other sites to the hub, and those from the hub to them."""
-    hub = cluster.names[cluster.hub]
-    others = [name for name in cluster.names if name != hub]
-    return ([cluster.route(name, hub) for name in others], [cluster.route(hub, name) for name in others])
+def link_routes(cluster, tree=None):
+    """Return the routes of all sites but the hub to what is above them in the tree, and those from it.
+
+    tree: the cluster's own, unless another is given.
+    """
+    tree, names = tree or cluster.tree, cluster.names
+    ends = [
+        (names[site], names[tree.hub if site == tree.partner else tree.parents[site]])
+        for site in range(len(names))
+        if site != tree.hub
+    ]
+    return [cluster.route(*end) for end in ends], [cluster.route(*end[::-1]) for end in ends]
 
 
 def shared_lines(routes, nbytes):
@@ -159,16 +223,26 @@ def shared_lines(routes, nbytes):
     return {link: link.line(passing[link.pipe] * nbytes) for route in routes for link in route}
 
 
-def _crossing(routes, wire_nbytes, stream_nbytes):
-    """Return (first chunk, every other chunk), float64[routes]: a wire on each at the same time.
+def _crossings(ways, wire_nbytes, stream_nbytes):
+    """Return (first chunk, every other chunk), float64[routes], of each way: up, and down.
 
-    Links that share a rate take turns: their bytes add up. stream_nbytes: those of all chunks.
+    A wire is on each route of a way at the same time. Links that share a rate take turns: their bytes
+    add up, and for every other chunk those of both ways. stream_nbytes: those of all chunks.
     """
-    lines, load = shared_lines(routes, stream_nbytes), {}
-    for link in (link for route in routes for link in route):
-        load[link.pipe] = load.get(link.pipe, 0.0) + wire_nbytes / lines[link][1]
-    each = np.array([max(load[link.pipe] for link in route) for route in routes])
-    return np.array([sum(lines[link][0] for link in route) for route in routes]) + each, each
+    found, carried = [], {}
+    for routes in ways:
+        lines, load = shared_lines(routes, stream_nbytes), {}
+        for link in (link for route in routes for link in route):
+            load[link.pipe] = load.get(link.pipe, 0.0) + wire_nbytes / lines[link][1]
+        for pipe, seconds in load.items():
+            carried[pipe] = carried.get(pipe, 0.0) + seconds
+        latency = np.array([sum(lines[link][0] for link in route) for route in routes])
+        found.append(latency + _slowest(routes, load))
+    return tuple((first, _slowest(routes, carried)) for first, routes in zip(found, ways))
+
+
+def _slowest(routes, seconds):
+    return np.array([max(seconds[link.pipe] for link in route) for route in routes])
 
 
 def copy_seconds_of_exact(cluster, algorithm, nbytes):
@@ -181,15 +255,15 @@ def copy_seconds_of_exact(cluster, algorithm, nbytes):
     return 2 * sent * nbytes / min(site.host_copy_bytes_per_second for site in cluster.sites)
 
 
-def copy_seconds_of_chunks(cluster, chunk_nbytes, wire_nbytes):
+def copy_seconds_of_chunks(cluster, chunk_nbytes, wire_nbytes, tree=None):
     """Return (first chunk, every other chunk) of "hierarchical", at the slowest site.
 
     A chunk is copied out and in at each hop of its site's chain, up and down, and so are wires. The
     first takes all hops one after another; of every other the rank that copies most counts.
     """
-    first, each, peers_of_hub = 0.0, 0.0, len(cluster.sites) - 1
+    first, each, tree = 0.0, 0.0, tree or cluster.tree
     for index, site in enumerate(cluster.sites):
-        wires = 2 * (peers_of_hub if index == cluster.hub else min(1, peers_of_hub)) * wire_nbytes
+        wires = 2 * (len(tree.children[index]) + (tree.above(index) is not None)) * wire_nbytes
         hops, rate = 2 * (site.ranks - 1), site.host_copy_bytes_per_second
         first = max(first, (wires + 2 * hops * chunk_nbytes) / rate)
         each = max(each, (wires + min(hops, 4) * chunk_nbytes) / rate)

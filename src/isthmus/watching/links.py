@@ -38,14 +38,14 @@ def counted_links(tiers, member):
 class LinkWatch:
     """Holds what steps take on the links against what was predicted; kept where the job's rank 0 is.
 
-    cluster: its sites and hub tell which links are meant. predicted_seconds: of a step, on its links.
+    cluster: its tree of sites tells which links are meant. predicted_seconds: of a step, on its links.
     """
 
     def __init__(self, cluster, predicted_seconds):
         self.predicted_seconds = predicted_seconds
-        names = cluster.names
-        others = [name for name in names if name != names[cluster.hub]] if len(names) > 1 else []
-        ends = [f"{name} and {names[cluster.hub]}" for name in others]
+        names, tree = cluster.names, cluster.tree
+        others = [site for site in range(len(names)) if site != tree.hub]
+        ends = [f"{names[site]} and {names[tree.above(site)]}" for site in others]
         self.links = (
             f"the link between {ends[0]}"
             if len(ends) == 1

@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from isthmus.cluster.aggregation_tree import AggregationTree
 from isthmus.timing.crossing import shortest_period
 from isthmus.timing.step import exchange_terms, together_terms
 
@@ -91,7 +92,8 @@ class Following(Exchange):
 
     def place(self, allocate):
         found, lead, least = shortest_period(self.cluster, self.crossing, self.steps, allocate)
-        if len(self.workload.buckets) > 1:  # what is left of the links depends on the plan: maybe none
+        # What is left of the links depends on the plan: maybe none.
+        if len(self.workload.buckets) > 1 or self.crossing.halves:
             least = super().place(allocate).least_seconds
         return Placed(found, least, lead)
 
@@ -118,24 +120,27 @@ class Following(Exchange):
             return link_prices(cluster, lambda changed: self.steps * crossing_of(changed).pipe_seconds)
         weight_of_site = np.bincount(cluster.site_of_rank, placed.allocation.shadow_prices["fixed"])
         hub = cluster.names[cluster.hub]
-        if len(cluster.sites) > 2 and all(hub in (link.source, link.target) for link in cluster.links):
+        star = cluster.tree == AggregationTree.star(cluster.hub, len(cluster.sites))
+        alone = all(hub in (link.source, link.target) for link in cluster.links)
+        if len(cluster.sites) > 2 and star and alone:
             return prices_of_star(cluster, seconds_of_site)
         return link_prices(cluster, lambda changed: float(seconds_of_site(changed).sum()))
 
     def delay_of_rank(self):
-        """Return it for the faster of two sites a whole round trip ahead."""
+        """Return it for the faster of two sites, or of two halves, a whole round trip ahead."""
         cluster = self.cluster
-        rates = [sum(site.samples_per_second) for site in cluster.sites]
-        delay = self.crossing.delay_seconds(float(2 * rates[cluster.hub] >= sum(rates)))
+        rates = np.array([sum(site.samples_per_second) for site in cluster.sites])
+        ahead = 2 * rates[~self.crossing.beyond].sum() >= rates.sum()
+        delay = self.crossing.delay_seconds(float(ahead))
         return delay[list(cluster.site_of_rank)]
 
     def beyond_seconds(self, seconds_of_rank):
         return following_seconds(self.cluster, self.workload, seconds_of_rank)
 
     def least_beyond_seconds(self, computing_seconds):
-        terms, trips = self.together(computing_seconds), self.crossing.round_trip_seconds
+        terms = self.together(computing_seconds)
         # Another lead of two sites could be better, by a round trip at the very most.
-        return sum(terms.values()) - terms["links"] - (trips.sum() if trips.size == 2 else 0.0)
+        return sum(terms.values()) - terms["links"] - self.crossing.across_seconds
 
 
 def following_seconds(cluster, workload, seconds_of_rank):
