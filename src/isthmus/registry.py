@@ -62,7 +62,7 @@ class Stage:
 
     colour: one of Okabe and Ito's, told apart by everybody. hatch: Matplotlib's, so that no colour is
     alone. of_allreduce: whether it is a stage of the allreduce. spans: whether a rank does it, from one
-    moment to another; "wait" is what is left over.
+    moment to another; "python" is what it takes between them, and "wait" is left over.
     """
 
     name: str
@@ -83,6 +83,7 @@ STAGES = {
         Stage("decode", "#CC79A7", "xxx"),
         Stage("broadcast", "#D55E00", "---"),
         Stage("update", "#F0E442", "+++", of_allreduce=False),
+        Stage("python", "#000000", "..", of_allreduce=False, spans=False),
         Stage("wait", "#999999", "//", of_allreduce=False, spans=False),
     )
 }

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from isthmus.cluster.measured import VERSION, Calibration, Coding, SizeTable, line
+from isthmus.cluster.measured import VERSION, Calibration, Coding, SizeTable, Update, line
 from isthmus.toml_files import FrozenModel
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -51,6 +51,8 @@ class Site(FrozenModel):
     memory_bytes_per_second: PositiveOrInfinite = math.inf
     host_copy_bytes_per_second: PositiveOrInfinite = math.inf  # from a GPU's memory and to it
     coding: tuple[Coding, ...] = ()
+    update: tuple[Update, ...] = ()
+    python_seconds: NotNegative = 0.0  # of a step: what is neither computing, nor a sum, nor an update
 
     @field_validator("samples_per_second", mode="before")
     @classmethod

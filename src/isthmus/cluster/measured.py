@@ -83,6 +83,16 @@ class Coding(_BySize):
     decode_seconds: tuple[Positive, ...]
 
 
+class Update(_BySize):
+    """Seconds that an optimiser's step takes for `nbytes` of float32 parameters, all ranks at once.
+
+    optimiser: as Python writes it, with all arguments.
+    """
+
+    optimiser: str
+    seconds: tuple[Positive, ...]
+
+
 class Calibration(FrozenModel):
     """When, with what, and how MPI's own allreduce was found to be.
 

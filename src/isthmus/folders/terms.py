@@ -6,6 +6,9 @@ import numpy as np
 
 from isthmus.registry import ALLREDUCE_STAGES
 
+PHASES = ("compute", "allreduce", "update")
+"""Of a rank's step: what it takes beside them is Python's."""
+
 
 def critical_terms(of_rank, leaders):
     """Return the seconds of one step's terms: they add up to rank 0's step, or to little more.
@@ -16,7 +19,8 @@ def critical_terms(of_rank, leaders):
     mean is the crossing. Elsewhere the rank that arrives last waits for none, so the least time is
     the allreduce's. What the stages leave of it is the broadcast to the ranks behind the leaders. What
     a link takes while another site computes is not what the step takes, so "links" is what is left of
-    them; "wait" is what no term explains, such as a rank that was late for once.
+    them; "python" is what rank 0 does between its phases, and "wait" is what no term explains, such as
+    a rank that was late for once.
     """
     charged = np.mean if leaders is not None and len(leaders) == 2 else np.min
     speakers = slice(None) if leaders is None else leaders
@@ -26,6 +30,7 @@ def critical_terms(of_rank, leaders):
         terms[stage] = charged(of_rank[stage][speakers])
     terms["broadcast"] = max(0.0, allreduce - sum(terms[stage] for stage in ALLREDUCE_STAGES[:-1]))
     terms["update"] = of_rank["update"].max()
+    terms["python"] = max(0.0, of_rank["step"][0] - sum(of_rank[name][0] for name in PHASES))
     left = of_rank["step"][0] - sum(terms.values())
     terms["links"] = max(0.0, terms["links"] + min(0.0, left))
     terms["wait"] = max(0.0, left)

@@ -8,6 +8,7 @@ from isthmus.registry import ALGORITHMS
 from isthmus.shards.classes import UNLIKE
 from isthmus.timing import choice
 from isthmus.timing.step import exchange_seconds
+from isthmus.timing.update import update_terms
 
 
 def choose(settings, cluster):
@@ -77,7 +78,8 @@ def settle(settings, cluster, unlike=None):
     every_step = settings.model_copy(update={"strategy": RunSettings.model_fields["strategy"].default})
     workload = replace(every_step.workload(), buckets=())
     fixed = max(site.fixed_seconds for site in cluster.sites)
-    computing = workload.batch_size / sum(cluster.rates) + fixed
+    updating = sum(update_terms(cluster, workload).values())
+    computing = workload.batch_size / sum(cluster.rates) + fixed + updating
     differ = None if unlike is None else unlike >= UNLIKE
     found = strategy.settled(computing, exchange_seconds(cluster, computing, workload), differ)
     if found is None:

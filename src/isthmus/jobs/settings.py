@@ -315,6 +315,7 @@ class RunSettings(FrozenModel):
             except ValueError as problem:
                 raise SettingsError(f"[strategy]: {problem}") from None
         beat = rhythm(strategy)
+        optimiser, clips = self.training.make_optimiser(), self.training.clip_norm is not None
         return Workload(
             size=size,
             batch_size=self.training.batch_size,
@@ -325,6 +326,8 @@ class RunSettings(FrozenModel):
             compressor=compressor,
             sample_nbytes=sample_nbytes,
             data_site=self.data.site,
+            optimiser=f"{optimiser!r}{' of what is clipped' if clips else ''}",
+            update_nbytes=size * (optimiser.moved_nbytes_per_entry + 4 * clips),
             **beat,
         )
 

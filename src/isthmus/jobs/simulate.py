@@ -134,7 +134,8 @@ def simulation_words(table):
         f"a step: {1e3 * made['step_seconds']:.2f} ms (computing "
         f"{1e3 * made['compute_seconds'] / steps:.2f}, waiting for the slowest "
         f"{1e3 * made['wait_seconds'] / steps:.2f}, exchange "
-        f"{1e3 * made['exchange_seconds'] / steps:.2f})",
+        f"{1e3 * made['exchange_seconds'] / steps:.2f}, update "
+        f"{1e3 * made['update_seconds'] / steps:.2f})",
     ]
     busiest = sorted(made["utilisation"].items(), key=lambda item: -item[1])[:4]
     lines += (

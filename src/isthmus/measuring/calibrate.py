@@ -21,19 +21,24 @@ from isthmus.jobs.scaling import given_as
 from isthmus.jobs.shared_model import shared_model
 from isthmus.links.agreement import from_root, gather_json, together
 from isthmus.measuring.computing import (
+    VECTOR_NBYTES,
     add_bytes_per_second,
     coding_seconds,
     gradient_seconds,
     host_copy_bytes_per_second,
     memory_bytes_per_second,
     own_message_seconds,
+    update_seconds,
 )
+from isthmus.measuring.loop import LoopSeconds, loop_seconds
 from isthmus.measuring.messages import NBYTES, SMALL_ENTRIES, allreduce_seconds, way_seconds
 from isthmus.measuring.mpi_algorithm import allreduce_algorithm
 from isthmus.registry import ALGORITHMS
 from isthmus.testbed import on_testbed
 from isthmus.timing.fits import fit_link, fit_table, rounded
 from isthmus.timing.time_model import mpi_seconds, predict_allreduce
+from isthmus.training.optimisers import OPTIMISERS
+from isthmus.training.optimisers.of_torch import OfTorch
 
 MESSAGES_SECONDS = 14.0
 """For all messages of all links and networks together, where single ones are not slow."""
@@ -60,6 +65,7 @@ def calibrate(comm, settings_path, output, repetitions, tell):
         settings, _ = choose(settings, tiers.cluster)
         table = tiers.cluster.to_table()
         measure_ranks(tiers, settings, repetitions, table, tell)
+        measure_updates(tiers, settings, repetitions, table, tell)
         measure_coding(tiers, settings, repetitions, table, tell)
         kind = "emulated" if on_testbed() else settings.cluster.links
         measure_ways(tiers, repetitions, table, kind, tell)
@@ -111,6 +117,45 @@ def measure_ranks(tiers, settings, repetitions, table, tell):
         if not paced:
             site["samples_per_second"] = [rounded(computing[r].bytes_per_second) for r in ranks]
             site["fixed_seconds"] = rounded(max(computing[r].latency_seconds for r in ranks))
+
+
+def measure_updates(tiers, settings, repetitions, table, tell):
+    """Put into `table` what updates take by optimiser and size, and Python's own time of a step.
+
+    The run's own optimiser at the run's own size is asked of the training loop.
+    """
+    size, library = settings.make_model().size, array_library(tiers.device)
+    own, name = settings.make_optimiser(), settings.workload().optimiser
+    tell("measuring the updates of the parameters, all ranks at once")
+    loop = together(
+        tiers.world, lambda: loop_seconds(size, own, settings.training.clip_norm, repetitions, library)
+    )
+    plain = settings.training.make_optimiser()
+    named = {repr(kind): kind for kind in (plain, *(kind() for kind in OPTIMISERS.values()))}
+    if isinstance(plain, OfTorch):  # that is of the model's own tensors
+        del named[repr(plain)]
+    rows = [
+        [update_seconds(kind, nbytes, CODING_SECONDS, repetitions, library) for nbytes in VECTOR_NBYTES]
+        for kind in named.values()
+    ]
+    measured = gather_json(tiers.world, [loop._asdict(), rows])
+    for site in table["site"]:
+        found = [measured[rank] for rank in tiers.cluster.ranks_of_site(site["name"])]
+        update, compute, python = (
+            rounded(max(loop[phase] for loop, _ in found)) for phase in LoopSeconds._fields
+        )
+        site["python_seconds"] = python
+        if settings.cluster.compute != "paced":
+            site["fixed_seconds"] = rounded(site["fixed_seconds"] + compute)
+        by_size = {
+            kind: dict(zip(VECTOR_NBYTES, map(rounded, row)))
+            for kind, row in zip(named, np.max([rows for _, rows in found], axis=0))
+        }
+        by_size[name] = dict(sorted((by_size.get(name, {}) | {4 * size: update}).items()))
+        site["update"] = [
+            {"optimiser": kind, "nbytes": list(seconds), "seconds": list(seconds.values())}
+            for kind, seconds in by_size.items()
+        ]
 
 
 def compute_fits(world, settings, model, repetitions, library):

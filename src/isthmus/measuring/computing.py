@@ -142,6 +142,22 @@ def _coded_once(compressor, size, seconds, repetitions, library):
     return encoding, decoding / 2
 
 
+def update_seconds(optimiser, nbytes, seconds, repetitions, library=np):
+    """Return the median seconds of a step of `optimiser` on float32 parameters of `nbytes` bytes."""
+    parameters, mean = (
+        library.zeros(nbytes // 4, np.float32),
+        library.full(nbytes // 4, 1e-3, np.float32),
+    )
+    arrays = optimiser.begin(parameters.size, parameters)
+    return float(
+        np.median(
+            _seconds_of(
+                lambda: optimiser.step(parameters, mean, arrays, 1e-3), repetitions, parameters, seconds
+            )
+        )
+    )
+
+
 def _seconds_of(call, repetitions, array, enough_seconds=np.inf):
     """Return float64[n]: seconds that `call()`, which works on `array`, took; compilation left out.
 

@@ -3,6 +3,7 @@
 import numpy as np
 
 from isthmus.planning.programme.exchanges import link_name, link_names
+from isthmus.registry import ALLREDUCE_STAGES
 
 BIT_RATES = (1e8, 2e8, 5e8, 1e9, 2e9, 2.5e9, 5e9, 1e10, 2.5e10, 4e10, 5e10, 1e11, 2e11, 4e11)
 """Rates at which networks are sold, in bits per second: as bytes per second they are suspicious."""
@@ -24,7 +25,11 @@ def bound_by(cluster, terms, seconds_of_rank):
     if name == "links":
         slowest = min(cluster.links, key=lambda link: link.bytes_per_second)
         return f"bound by the link {slowest.source} > {slowest.target}: {share}"
-    return f"bound by the allreduce's {name}: {share}"
+    if name in ALLREDUCE_STAGES:
+        return f"bound by the allreduce's {name}: {share}"
+    return (
+        f"bound by the {'update of the parameters' if name == 'update' else 'time of Python'}: {share}"
+    )
 
 
 def price_sentences(cluster, shadow_prices, whole_seconds):

@@ -21,6 +21,7 @@ from isthmus.timing.time_model import (
     predict_allreduce,
     waiting_seconds,
 )
+from isthmus.timing.update import update_terms
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class Simulation:
     compute_seconds: float  # a rank's mean
     wait_seconds: float  # a rank's mean of what the slowest computes longer
     exchange_seconds: float  # what synchronisations take beyond that
+    update_seconds: float  # of the parameters, and Python's
     samples_per_second: float
     utilisation: dict  # pipe of links -> share of its bytes per second that was used, from 0 to 1
     # From when the last site has one synchronisation's sum until it has the next one's.
@@ -93,6 +95,7 @@ def simulate(
     usual = compute_seconds(samples, rates, fixed)
     first_rank = np.cumsum([0] + [site.ranks for site in cluster.sites[:-1]])
     exchanges = _exchanges(cluster, workload, buckets)
+    update = sum(update_terms(cluster, workload).values())  # before the step that follows it
     generator = np.random.default_rng(seed)
     begin = done = np.zeros(len(cluster.sites))  # when each site goes on, and when it has the last sum
     network_free = np.zeros((2, begin.size))  # when its last wire has left, up and down
@@ -101,9 +104,9 @@ def simulate(
         before, last = np.zeros(usual.size), 0.0
         here = min(local_steps, steps - first)
         for number in range(here):
-            before += last
+            before += last + update
             if number == min(int(workload.late_steps), here - 1):  # then what is under way is due
-                so_far = np.maximum.reduceat(before, first_rank)
+                so_far = np.maximum.reduceat(before - update, first_rank)
                 begin = np.maximum(begin + so_far, done) - so_far
             last = usual * stragglers.draw(generator, usual.size)
         own, since, done = before + last, done.max(), begin
@@ -113,7 +116,7 @@ def simulate(
         begin = begin + np.maximum.reduceat(own, first_rank)
         done = np.maximum(done, begin)
         sync_seconds.append(float(done.max() - since))
-        computed += own.mean()
+        computed += own.mean() - here * update
         waited += waiting_seconds(own).mean()
         exchanged += max(0.0, sync_seconds[-1] - own.max())
     seconds = sum(sync_seconds)
@@ -125,6 +128,7 @@ def simulate(
         compute_seconds=float(computed),
         wait_seconds=float(waited),
         exchange_seconds=float(exchanged),
+        update_seconds=steps * update,
         samples_per_second=float(np.sum(samples)) * steps / seconds if seconds else math.inf,
         utilisation=_utilisation(exchanges, len(sync_seconds), seconds),
         sync_seconds=tuple(sync_seconds),

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from isthmus.compression.chunks import WIRE_NBYTES
+from isthmus.registry import ALLREDUCE_STAGES
 from isthmus.timing.crossing import Crossing
 from isthmus.timing.stages import site_sum_terms
 from isthmus.timing.time_model import (
@@ -14,6 +15,7 @@ from isthmus.timing.time_model import (
     overlapped_seconds,
     predict_allreduce,
 )
+from isthmus.timing.update import update_terms
 
 FORWARD_SHARE = 1 / 3
 """Of the time of a gradient: a layer is one matrix product on the way there and two on the way back."""
@@ -112,9 +114,10 @@ def exchange_terms(cluster, computing_seconds, workload):
 
 
 def together_terms(cluster, computing_seconds, workload):
-    """Return term -> seconds of a step's exchanges, on average, that all sites begin together.
+    """Return term -> seconds of what a step takes beyond computing where all sites begin it together.
 
-    Steps that are made while one is under way hide its links. Sums inside sites are part of it.
+    Exchanges on average; steps that are made while one is under way hide its links. Sums inside sites
+    are part of them. Then the update, and Python, which are the same in every step.
     """
     share, buckets = workload.exchanged_share, workload.buckets
     if not buckets or share < 1:
@@ -134,7 +137,7 @@ def together_terms(cluster, computing_seconds, workload):
     if workload.site_sums_per_step:
         for name, seconds in site_sum_terms(cluster, workload.size).items():
             terms[name] += workload.site_sums_per_step * seconds
-    return terms
+    return terms | update_terms(cluster, workload)
 
 
 def exchange_seconds(cluster, computing_seconds, workload):
@@ -142,4 +145,5 @@ def exchange_seconds(cluster, computing_seconds, workload):
     one = replace(
         workload, exchanges_per_step=workload.exchanged_share, late_steps=0.0, site_sums_per_step=0.0
     )
-    return sum(together_terms(cluster, computing_seconds, one).values())
+    terms = together_terms(cluster, computing_seconds, one)
+    return sum(terms[stage] for stage in ALLREDUCE_STAGES)

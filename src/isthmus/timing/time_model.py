@@ -83,11 +83,14 @@ class Workload:
     exchanged_share: float = 1.0  # of the vector, in one of them
     late_steps: float = 0.0  # that are made while one is under way
     site_sums_per_step: float = 0.0  # of gradients inside sites alone
+    optimiser: str | None = None  # as Python writes it, with all arguments; None: updates take no time
+    update_nbytes: float = 0.0  # that an update reads and writes, for where none was measured
 
     def __post_init__(self):
         for name, least in (("size", 0), ("batch_size", 1), ("chunk_nbytes", 1)):
             object.__setattr__(self, name, whole(name, getattr(self, name), least))
-        object.__setattr__(self, "sample_nbytes", real("sample_nbytes", self.sample_nbytes, 0))
+        for name in ("sample_nbytes", "update_nbytes"):
+            object.__setattr__(self, name, real(name, getattr(self, name), 0))
         object.__setattr__(self, "buckets", tuple(slices("buckets", self.buckets, self.size)))
 
 

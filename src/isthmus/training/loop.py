@@ -138,8 +138,13 @@ class Training:
         def ready(first):
             nonlocal waiting
             while waiting is not None and waiting.start >= first:
+                bucket = self.gradient[waiting]
+                if self.local.samples:
+                    bucket *= np.float32(self.recipe.steps / self.local.samples)
+                synchronise(bucket)
                 self._hold(len(targets), waiting.start)
-                self._start(self.gradient[waiting], gradients)
+                with self.instruments.phase("allreduce"):
+                    gradients.start(bucket)
                 waiting = next(buckets, None)
 
         with np.errstate(all="ignore"):  # what is not finite is found by every rank, together
@@ -155,13 +160,6 @@ class Training:
                 )
                 ready(0)
                 return np.nan
-
-    def _start(self, bucket, gradients):
-        if self.local.samples:
-            bucket *= np.float32(self.recipe.steps / self.local.samples)
-        synchronise(bucket)
-        with self.instruments.phase("allreduce"):
-            gradients.start(bucket)
 
     def _hold(self, samples, first):
         """Wait until a paced rank would have the entries from `first` on."""

@@ -48,6 +48,19 @@ class OfTorch:
         """The one that PyTorch has where none is named."""
         return float(inspect.signature(self._class).parameters["lr"].default)
 
+    def __repr__(self) -> str:
+        return f"{self.kind}({', '.join(f'{name}={value!r}' for name, value in self.arguments.items())})"
+
+    @property
+    def moved_nbytes_per_entry(self) -> float:
+        """See `Optimiser`; of the state that a matrix of 16 by 16 has after a step."""
+        import torch
+
+        optimizer = self._made([torch.zeros(16, 16)], 0.0)
+        self._step(optimizer, [torch.zeros(16, 16)], 0.0)
+        remembered = sum(value.numel() for _, value in self._state_of(optimizer) if _is_large(value))
+        return 12.0 + 8 * remembered / 256
+
     def on(self, model: Model) -> "OfTorch":
         """Return the optimiser for that model's tensors; SettingsError where it does not take them."""
         bound = OfTorch(self.kind, self.arguments)
@@ -176,6 +189,11 @@ def _class_of(kind):
 
 def _parameters_of(optimizer):
     return [each for group in optimizer.param_groups for each in group["params"]]
+
+
+def _is_large(value):
+    """Whether what an optimizer remembers is more than a number or two."""
+    return hasattr(value, "numel") and value.numel() > 2
 
 
 def _flat(value):

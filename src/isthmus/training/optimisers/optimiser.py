@@ -50,6 +50,12 @@ class Optimiser:
         """What a user may write, name -> value."""
         return {each.name: getattr(self, each.name) for each in fields(self) if each.init}
 
+    @property
+    def moved_nbytes_per_entry(self) -> float:
+        """Bytes that a step reads and writes for a parameter: it, its gradient, what is remembered."""
+        remembered = self.begin(1, np.empty(0, np.float32)).values()
+        return 12.0 + 2 * sum(array.nbytes for array in remembered if array.dtype == np.float32)
+
     def on(self, model: Model) -> Self:
         """Return the optimiser for that model's tensors; SettingsError where `exclude` names none."""
         for pattern in self.exclude or ():
