@@ -152,6 +152,7 @@ def training(cluster: isthmus.Cluster, shards: isthmus.ShardSet, plan: Plan, mod
         strategies(isthmus.Synchronous(), Sums(tiers, model.size, local.samples))
         strategies(isthmus.LocalSteps(8, isthmus.outer.Nesterov()), Sums(tiers, model.size, 1.0))
         strategies(isthmus.Streaming(2, every=8, late=1), Sums(tiers, model.size, 1.0))
+        isthmus.Federated(isthmus.outer.Adam(), isthmus.client.Proximal(0.1), participants=0.25)
         history = isthmus.serial_rounds(
             isthmus.LocalSteps(),
             lambda worker, x, step: x,

@@ -1,5 +1,6 @@
 """The public names and where they live: read by type checkers, by editors, and by `__init__.py`."""
 
+from . import client as client
 from . import outer as outer
 from . import torch as torch
 from .cluster.cluster import Cluster as Cluster
@@ -23,6 +24,7 @@ from .shards.scattering import scatter_shards as scatter_shards
 from .shards.shard_file import ShardSet as ShardSet
 from .timing.time_model import Workload as Workload
 from .timing.time_model import predict_allreduce as predict_allreduce
+from .training.strategies.federated import Federated as Federated
 from .training.strategies.local_steps import LocalSteps as LocalSteps
 from .training.strategies.serial import serial_rounds as serial_rounds
 from .training.strategies.streaming import Streaming as Streaming

@@ -12,6 +12,7 @@ from isthmus.cures import cure_of, reason_of
 from isthmus.devices import array_library
 from isthmus.errors import IsthmusError, NoDeviceError, SettingsError, ShardError
 from isthmus.jobs.choosing import choose
+from isthmus.jobs.clients import client_shards
 from isthmus.jobs.plan import settled_plan
 from isthmus.jobs.preparation import check_shapes
 from isthmus.jobs.settings import RunSettings
@@ -201,7 +202,7 @@ def plan(job, settings, cluster, free_nbytes):
     free_nbytes: of memory, seen by each rank of the job; None where it is not told.
     """
     try:
-        shards = ShardSet.open(settings.data.train)
+        shards = client_shards(settings, ShardSet.open(settings.data.train), cluster.size)
         settings, _ = choose(settings, cluster)
         _, _, chosen = settled_plan(settings, cluster, shards)
     except IsthmusError as problem:

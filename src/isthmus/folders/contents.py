@@ -271,6 +271,12 @@ class ReplannedLine(Line):
     samples_of_rank: list[Count]
 
 
+class DroppedLine(Line):
+    """Clients whose change was not finite, and was left out of their round."""
+
+    clients: list[Count]
+
+
 LINES = {
     kind: TypeAdapter(table)
     for kind, table in {
@@ -280,6 +286,7 @@ LINES = {
         "replicas": ReplicasLine,
         "non_finite": NonFiniteLine,
         "replanned": ReplannedLine,
+        "dropped": DroppedLine,
     }.items()
 }
 ANY_LINE = TypeAdapter(Line)

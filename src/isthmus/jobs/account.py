@@ -1,5 +1,7 @@
 """What a job has measured so far, and what it tells of it: lines, progress, and the summary."""
 
+import itertools
+
 from isthmus.compression.dense import Dense
 from isthmus.folders.metrics import metrics_in_words, number_in_words, told_metrics
 from isthmus.folders.terms import critical_terms, typical_terms
@@ -22,7 +24,7 @@ class Account:
         self.folder, self.tell = folder, tell
         self.seconds, self.link_nbytes, self.loss = 0.0, 0, None
         self.measured, self.evaluated = [], {}  # evaluated: set -> name -> number
-        self.skipped = 0
+        self.skipped, self.dropped, self.rounds_with_dropped = 0, 0, 0
         self.exchanged = {
             each.step + each.late
             for each in settings.make_strategy().exchanges(training.recipe.total_steps)
@@ -39,14 +41,14 @@ class Account:
     def take_up(self, recalled):
         """Go on from what the earlier part of a run has left."""
         self.seconds, self.loss, self.measured = recalled.seconds, recalled.loss, recalled.measured
-        self.evaluated = recalled.evaluated
+        self.evaluated, self.dropped = recalled.evaluated, recalled.dropped
 
     def report(self, look=lambda of_rank: None):
         """Gather what all ranks measured since the last report, and write a line a step. Collective.
 
         look: shown what each rank measured of each of these steps, name -> float64[ranks].
         """
-        rows = self.training.gather_rows()
+        rows, dropped = self.training.gather_rows(), self.training.gather_dropped()
         if rows is None or rows.shape[1] == 0:
             return
         state, recipe = self.training.state, self.training.recipe
@@ -55,6 +57,7 @@ class Account:
             of_rank = dict(zip(MEASURED, rows[:, number].T))
             self._note_step(first + number, of_rank)
             look(of_rank)
+        self._note_dropped(dropped)
         self.slow_links.look(
             state.step, [terms["links"] for terms, _ in self.measured[-rows.shape[1] :]]
         )
@@ -83,6 +86,7 @@ class Account:
             terms=terms,
             exchanged=step in self.exchanged,
             sent_nbytes={"site": int(of_rank["sent_site_nbytes"].sum()), "link": self.link_nbytes},
+            **self.training.told_of(step),
         )
 
     def note_skipped(self):
@@ -92,6 +96,21 @@ class Account:
         if self.skipped <= 3:
             more = "; more of these are in metrics.jsonl" if self.skipped == 3 else ""
             self.tell(f"step {self.training.state.step}: skipped, {self.training.not_finite}{more}")
+
+    def _note_dropped(self, dropped):
+        """Tell of clients that were left out of their round because what they learnt was not finite."""
+        for number, group in itertools.groupby(dropped, key=lambda each: each[0]):
+            clients = [client for _, client in group]
+            epoch = (number - 1) // self.training.recipe.steps
+            self.folder.note("dropped", step=number, epoch=epoch, clients=clients)
+            self.dropped += len(clients)
+            self.rounds_with_dropped += 1
+            if self.rounds_with_dropped <= 3:
+                more = "; more of these are in metrics.jsonl" if self.rounds_with_dropped == 3 else ""
+                self.tell(
+                    f"round {number}: {len(clients)} clients dropped, whose change is not finite: "
+                    f"{', '.join(map(str, clients[:8]))}{more}"
+                )
 
     def note_evaluation(self, evaluated, best=False):
         """Tell what the test set, and the validation set, said at the end of an epoch.
@@ -134,6 +153,7 @@ class Account:
                 for name in STAGES
             ],
             "step": {"predicted_seconds": self.plan.step_seconds, "measured_seconds": step_seconds},
+            **({"dropped_clients": self.dropped} if self.settings.plays_clients else {}),
         }
 
 

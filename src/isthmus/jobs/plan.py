@@ -2,11 +2,13 @@
 
 import math
 import warnings
+from dataclasses import replace
 
 import numpy as np
 
 from isthmus.errors import PlanError
 from isthmus.jobs.choosing import choose, settle
+from isthmus.jobs.clients import client_shards, clients_in_a_round
 from isthmus.jobs.settings import RunSettings
 from isthmus.planning.plan import plan_shards
 from isthmus.shards.classes import class_distance
@@ -27,7 +29,7 @@ def make_plan(settings_path, cluster_path=None):
         settings = settings.with_cluster(cluster_path)
     cluster = settings.read_cluster()
     settings, _ = choose(settings, cluster)
-    shards = ShardSet.open(settings.data.train)
+    shards = client_shards(settings, ShardSet.open(settings.data.train), cluster.size)
     settings, rounds, chosen = settled_plan(settings, cluster, shards)
     advice = _advice(chosen, settings, cluster, shards)
     return chosen, cluster, ([f"strategy: {rounds}"] if rounds else []) + advice
@@ -73,10 +75,15 @@ def plan_run(settings, cluster, shards, limits=None):
     limits: keyword arguments of `plan_shards` in place of those of the settings' [plan].
     """
     limits = settings.plan.limits() if limits is None else limits
+    workload = settings.workload()
+    if settings.plays_clients and isinstance(shards, ShardSet):  # a step is a round
+        count, wanted = clients_in_a_round(settings, shards)
+        rounds = max(1, round(count / wanted))
+        workload = replace(workload, batch_size=max(1, -(-sum(shards.samples) // rounds)))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         try:
-            return plan_shards(cluster, shards, settings.workload(), **limits)
+            return plan_shards(cluster, shards, workload, **limits)
         except PlanError as problem:
             raise PlanError(f"[plan] for {cluster.source}: {problem}") from None
 

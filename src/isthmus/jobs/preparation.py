@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from isthmus.errors import ShardError
+from isthmus.jobs.clients import client_shards
 from isthmus.jobs.plan import plan_run, settled_plan
 from isthmus.jobs.scaling import given_as, scale_of
 from isthmus.jobs.settings import RunSettings
@@ -57,6 +58,8 @@ def place_data(tiers, settings, tell):
     """Decide what was left open, plan and scatter; return what all that is `Placed`. Collective."""
     model = settings.make_model()
     train, seen = open_where_seen(tiers.world, settings.data.train)
+    if settings.clients.splits_anew:
+        train, seen = _split_once(tiers, settings, train, seen)
     together(tiers.world, lambda: check_shapes(model, train, settings.data.scale))
 
     def decide():
@@ -88,6 +91,14 @@ def place_data(tiers, settings, tell):
             tiers.world, lambda local=sets[name], folder=folder: check_targets(model, local, folder)
         )
     return Placed(settings, why, plan, sets.pop("train"), sets)
+
+
+def _split_once(tiers, settings, train, seen):
+    """Have the first rank that sees the set split it; return that as `open_where_seen` does."""
+    folder = from_root(
+        tiers.world, lambda: str(client_shards(settings, train, tiers.cluster.size).folder), seen
+    )
+    return open_where_seen(tiers.world, folder)
 
 
 def _plan_of_evaluation(tiers, settings, shards, seen):

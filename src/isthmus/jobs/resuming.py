@@ -53,13 +53,15 @@ SETS = {"evaluation": "test", "validation": "validation"}
 class Recalled:
     """What the earlier part of a run has left: its clock, its terms, its loss and metrics of each set.
 
-    told: what is to be said of lines that were lost; None where there are none.
+    dropped: clients that were left out of rounds. told: what is to be said of lines that were lost; None
+    where there are none.
     """
 
     seconds: float = 0.0
     loss: float | None = None
     measured: list = field(default_factory=list)
     evaluated: dict = field(default_factory=dict)
+    dropped: int = 0
     told: str | None = None
 
 
@@ -77,6 +79,8 @@ def recall(folder, step, last):
             found.measured.append((line["terms"], line.get("exchanged", True)))
         elif line["kind"] == "replanned":
             found.seconds = line["seconds"]
+        elif line["kind"] == "dropped":
+            found.dropped += len(line["clients"])
         elif line["kind"] in SETS:
             found.evaluated[SETS[line["kind"]]] = metrics_of(line)
     if last and not (found.measured and found.evaluated.get("test")):

@@ -10,6 +10,7 @@ from isthmus.cluster.cluster_file import NotNegative
 from isthmus.compression import COMPRESSORS
 from isthmus.compression.chunks import WIRE_NBYTES
 from isthmus.errors import SettingsError
+from isthmus.jobs.clients import ClientsSettings
 from isthmus.jobs.kinds import KindSettings
 from isthmus.jobs.own_model import OwnModelSettings
 from isthmus.jobs.slurm.settings import SlurmSettings
@@ -166,6 +167,7 @@ class RunSettings(FrozenModel):
     model: KindSettings | OwnModelSettings
     training: TrainingSettings = TrainingSettings()
     strategy: KindSettings = KindSettings(kind="synchronous", arguments={})
+    clients: ClientsSettings = ClientsSettings()
     allreduce: AllreduceSettings = AllreduceSettings()
     plan: PlanSettings = PlanSettings()
     run: OutputSettings = OutputSettings()
@@ -203,6 +205,45 @@ class RunSettings(FrozenModel):
             )
         return self
 
+    @model_validator(mode="after")
+    def _clients_are_played(self):
+        strategy = self.make_strategy()
+        if not self.plays_clients:
+            if self.clients != ClientsSettings():
+                raise ValueError(
+                    f'[clients] is for strategy = "federated", and this is "{self.strategy.kind}"; '
+                    "change one of them"
+                )
+            return self
+        if self.plan.replan:
+            raise ValueError(
+                "plan.replan moves shards between epochs, and clients stay where they are; set "
+                "replan = false"
+            )
+        if strategy.local.controls and (self.training.optimizer.kind, self.training.momentum) != (
+            "sgd",
+            0,
+        ):
+            raise ValueError(
+                'strategy.local = "scaffold" takes steps of plain gradient descent for mean gradients: '
+                'set training.optimizer = "sgd" and training.momentum = 0.0'
+            )
+        if self.allreduce.buckets > 1:
+            raise ValueError("allreduce.buckets are of gradients, and clients send none; leave it out")
+        if strategy.by == "speed" and self.clients.speeds is None:
+            raise ValueError('strategy.by = "speed" needs clients.speeds, a file with a number a client')
+        if self.clients.count is not None:
+            try:
+                strategy.number_of(self.clients.count)
+            except ValueError as problem:
+                raise ValueError(f"strategy.{problem}") from None
+        return self
+
+    @property
+    def plays_clients(self):
+        """Whether the strategy has clients, each with its own samples."""
+        return getattr(STRATEGIES[self.strategy.kind], "plays_clients", False)
+
     @classmethod
     def from_toml(cls, path):
         """Read a run's settings; paths in it are relative to its folder. Raises SettingsError."""
@@ -221,7 +262,7 @@ class RunSettings(FrozenModel):
         def flat(named):
             return named and {"kind": named["kind"], **named["arguments"]}
 
-        allreduce, training = table["allreduce"], table["training"]
+        allreduce, training, clients = table["allreduce"], table["training"], table["clients"]
         table = {
             **table,
             "model": (
@@ -231,6 +272,7 @@ class RunSettings(FrozenModel):
             ),
             "training": {**training, "optimizer": flat(training["optimizer"])},
             "strategy": flat(table["strategy"]),
+            "clients": {**clients, "split": flat(clients["split"])},
             "allreduce": {**allreduce, "compressor": flat(allreduce["compressor"])},
         }
         return check_table(cls, table, source, SettingsError)
@@ -256,6 +298,7 @@ class RunSettings(FrozenModel):
                 "model": model.located(folder) if isinstance(model, OwnModelSettings) else model,
                 "cluster": absolute(self.cluster, "file"),
                 "data": absolute(self.data, "train", "test", "validation"),
+                "clients": absolute(self.clients, "speeds", "available"),
                 "run": absolute(self.run, "folder"),
             }
         )

@@ -16,6 +16,7 @@ from isthmus.files import remove_leftovers
 from isthmus.folders.record import RunFolder, let_in, provenance, replanned_sentence, reserved
 from isthmus.jobs.account import Account
 from isthmus.jobs.choosing import choose
+from isthmus.jobs.clients import identity_of_clients, make_clients, turn_of
 from isthmus.jobs.keeping import keep_model
 from isthmus.jobs.preparation import hold_seconds, place_data, shared_settings, shared_tiers
 from isthmus.jobs.rebalancing import Rebalancing
@@ -27,6 +28,7 @@ from isthmus.links.agreement import broadcast_json, from_root, require, together
 from isthmus.spare import if_possible
 from isthmus.training.checkpoint import read_checkpoint, write_checkpoint
 from isthmus.training.loop import Training
+from isthmus.training.playing import ClientTraining
 from isthmus.training.strategies.sums import Sums
 from isthmus.training.validation import Validation
 from isthmus.watching.journal import Journal
@@ -64,10 +66,14 @@ def train(comm, settings_path, tell, *, resume=None, cluster=None, name=None, sh
         computing = trace.tiers if trace else tiers
         recipe = together(tiers.world, lambda: settings.recipe(plan.steps))
         state = shared_start(tiers, model, recipe, array_library(tiers.device), journal.tell)
+        clients, rows = None, {}
+        if settings.plays_clients:
+            clients, rows = make_clients(tiers, settings, plan, local, model)
         sums = Sums(
             computing,
             model.size,
             weight=float(local.samples),
+            clients=clients,
             algorithm=settings.allreduce.algorithm,
             compressor=settings.make_compressor(),
             error_feedback=settings.allreduce.error_feedback,
@@ -76,8 +82,12 @@ def train(comm, settings_path, tell, *, resume=None, cluster=None, name=None, sh
             like=state.parameters,
         )
         member = settings.make_strategy().join(sums, recipe.total_steps)
-        training = Training(
-            computing, model, local, member, recipe, state, hold_seconds(tiers, settings), journal.enter
+        arguments = (computing, model, local, member, recipe, state)
+        held = hold_seconds(tiers, settings), journal.enter
+        training = (
+            ClientTraining(*arguments, *held, rows=rows, turn=turn_of(settings))
+            if clients
+            else Training(*arguments, *held)
         )
         path = open_folder(tiers, settings, Path(settings_path).stem, resume, name, lock)
         job = Job(tiers, settings, plan, training, sets, journal, path)
@@ -137,6 +147,8 @@ class Job:
         if "validation" in sets:
             self.validation = Validation(training.model, self.leads, training.recipe.stop_after)
         self.identity = identity_of(settings, tiers.cluster, plan, self.data)
+        if settings.plays_clients:
+            self.identity["clients"] = identity_of_clients(settings, training.member.clients)
 
     def begin(self, chosen, resume):
         """Take up a checkpoint where there is one to go on from, and write down what is about to run.

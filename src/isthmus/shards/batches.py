@@ -66,6 +66,9 @@ class LocalSamples:
         )
         order = np.random.Generator(np.random.PCG64([seed, epoch])).permutation(self.samples)
         for first, last in list(itertools.pairwise(bounds))[start:]:
-            rows = order[first:last]
-            features, *others = (values[rows] for values in self.arrays.values())
-            yield (features if self.scale is None else self.scale.apply(features), *others)
+            yield self.at(order[first:last])
+
+    def at(self, rows: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Return these rows of the arrays as a batch has them."""
+        features, *others = (values[rows] for values in self.arrays.values())
+        return (features if self.scale is None else self.scale.apply(features), *others)

@@ -51,6 +51,8 @@ class Shard(FrozenModel):
 
     samples_of_class: how many samples there are of each class that the last array of the set names; None
     where that holds no class numbers, and in sets that were packed before this was counted.
+    clients: how many samples, one after another, are of each of the clients that the shard holds; None
+    where the set was not split into clients.
     """
 
     file: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*\.h5$")]
@@ -58,6 +60,7 @@ class Shard(FrozenModel):
     sha256: Digest
     arrays_sha256: dict[str, Digest]
     samples_of_class: dict[Count, Count] | None = None
+    clients: tuple[Annotated[int, Field(ge=1, le=2**40)], ...] | None = None
 
 
 class Manifest(FrozenModel):
@@ -88,6 +91,7 @@ class Manifest(FrozenModel):
         arrays = [[name, array.shape, array.dtype] for name, array in self.arrays.items()]
         shards = [
             [shard.samples, *(shard.arrays_sha256[name] for name in self.arrays)]
+            + ([] if shard.clients is None else [shard.clients])
             for shard in self.shards
         ]
         return hashlib.sha256(dumps([arrays, shards]).encode()).hexdigest()
@@ -102,6 +106,13 @@ class Manifest(FrozenModel):
             for kind, samples in shard.samples_of_class.items():
                 total[kind] = total.get(kind, 0) + samples
         return dict(sorted(total.items()))
+
+    @property
+    def clients(self) -> list[list[int]] | None:
+        """How many samples each client has, by shard, in order; None where there are no clients."""
+        if any(shard.clients is None for shard in self.shards):
+            return None
+        return [list(shard.clients or ()) for shard in self.shards]
 
     def told(self) -> dict[str, Any]:
         """Return what a run says of the samples that it learnt from."""
@@ -130,6 +141,11 @@ class Manifest(FrozenModel):
                 raise ShardError(
                     f"{source}: {shard.file} has {shard.samples} samples, and {sum(counted.values())} "
                     "of all classes; pack the data again"
+                )
+            if shard.clients is not None and sum(shard.clients) != shard.samples:
+                raise ShardError(
+                    f"{source}: {shard.file} has {shard.samples} samples, and its clients "
+                    f"{sum(shard.clients)}; pack the data again"
                 )
         return manifest
 

@@ -4,10 +4,10 @@ import fcntl
 import itertools
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ from isthmus.cures import explained
 from isthmus.errors import OutputError, ShardError
 from isthmus.files import check_folder, open_plain, remove_leftovers, replacing
 from isthmus.quantities import whole
+from isthmus.shards.clients import client_order, shard_bounds, split_of
 from isthmus.shards.manifest import NAME, NUMBERS, Manifest
 from isthmus.shards.order import packing_order, set_apart
 from isthmus.shards.parts import ClassCounts, Part
@@ -40,6 +41,8 @@ def pack_shards(
     shuffle: int | None = None,
     stratify: bool = False,
     validation: float = 0.0,
+    clients: int | None = None,
+    split: Any = "iid",
 ) -> ShardSet:
     """Pack `arrays`, name -> array with one row a sample, into `shards` HDF5 files in `folder`.
 
@@ -51,6 +54,9 @@ def pack_shards(
     shuffle: the seed of a random order. stratify: the last array holds class numbers, and every shard
     gets its share of each. validation: the share of samples, the last ones in that order, that make a
     set of their own in `folder`/validation, of as many shards for their number.
+
+    clients: split what is not set apart into so many, each of which is rows of one shard. split: "iid",
+    or a table as in [clients] of a run's settings, {"kind": "dirichlet", "alpha": 0.1, "seed": 0}.
 
     Held in memory at a time are at most two shards, and the order: see `packing_order`. Arrays may be
     larger than memory: np.load(FILE, mmap_mode="r"), or what `open_arrays` gives.
@@ -70,7 +76,14 @@ def pack_shards(
     if not 1 <= shards <= max(kept, 1):
         raise ShardError(f"{kept} samples cannot make {shards} shards; ask for 1 to {kept}")
     order = packing_order(samples, seed, _labels(columns) if stratify else None)
-    sets = [NewSet(folder, 0, kept, shards)]
+    sizes = None
+    if clients is not None:
+        order, sizes = _by_client(columns, order, samples, kept, clients, split_of(split))
+        if shards > len(sizes):
+            raise ShardError(
+                f"{len(sizes)} clients cannot be in {shards} shards; ask for 1 to {len(sizes)}"
+            )
+    sets = [NewSet(folder, 0, kept, shards, sizes)]
     if apart:
         sets.append(NewSet(folder / VALIDATION, kept, apart, max(1, shards * apart // kept)))
     with _new_sets(sets, overwrite) as names_of:
@@ -88,19 +101,38 @@ class NewSet(NamedTuple):
     first: int
     samples: int
     shards: int
+    clients: list[int] | None = None  # samples of each, in that order
+
+    def parts(self) -> Iterator[tuple[int, int, list[int] | None]]:
+        """Yield of each shard from where to where it is in the order of packing, and its clients."""
+        if self.clients is None:
+            for first, last in itertools.pairwise(part_bounds(self.samples, self.shards)):
+                yield self.first + first, self.first + last, None
+            return
+        ends = [self.first, *(self.first + np.cumsum(self.clients)).tolist()]
+        for first, last in itertools.pairwise(shard_bounds(self.clients, self.shards)):
+            yield ends[first], ends[last], self.clients[first:last]
+
+
+def _by_client(columns, order, samples, kept, clients, split):
+    """Return the order of packing with the first `kept` samples by client, and each client's samples."""
+    order = np.arange(samples) if order is None else order
+    labels = _labels(columns) if split.takes_classes else np.zeros(samples, np.uint8)
+    mixed, sizes = client_order(labels[order[:kept]], clients, split)
+    return np.concatenate([order[:kept][mixed], order[kept:]]), sizes
 
 
 def _write(new, names, columns, order, compression):
     """Write the files of a set, and return its Manifest, which is written later."""
     entries, classes = [], ClassCounts(list(columns.values())[-1])
-    for file, (first, last) in zip(names, itertools.pairwise(part_bounds(new.samples, new.shards))):
-        first, last = new.first + first, new.first + last
+    for file, (first, last, clients) in zip(names, new.parts()):
         parts = {name: Part(values, first, last, order) for name, values in columns.items()}
         counted = classes.of_shard()
         list(parts.values())[-1].look = counted
         digest, of_arrays = write_shard(new.folder / file, parts, compression)
         entries.append(
             {"file": file, "samples": last - first, "sha256": digest, "arrays_sha256": of_arrays}
+            | ({} if clients is None else {"clients": clients})
         )
     if classes.found is not None:
         for entry, counted in zip(entries, classes.found):

@@ -295,6 +295,14 @@ class Training:
             }
         )
 
+    def told_of(self, step):
+        """Return what else metrics.jsonl tells of a step, counted from 1, at home."""
+        return {}
+
+    def gather_dropped(self):
+        """Return [step, client] of clients left out since the last call, at home. Collective."""
+        return []
+
     def gather_rows(self):
         """Return float64[ranks, steps since the last call, MEASURED] at home, None elsewhere."""
         world, home = self.tiers.world, self.tiers.home

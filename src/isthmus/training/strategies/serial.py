@@ -8,13 +8,15 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from operator import add
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from isthmus.errors import NonFiniteError
 from isthmus.quantities import LEAST_WEIGHT, real, whole
+from isthmus.training.clients import Clients
+from isthmus.training.strategies.client_rounds import Rounds
 from isthmus.training.strategies.strategy import Member, Strategy
 
 Vector = npt.NDArray[np.floating]
@@ -31,17 +33,21 @@ def serial_rounds(
     learning_rate: float,
     groups: Sequence[Any] | None = None,
     ends: bool = False,
+    seed: int = 0,
 ) -> list[Vector]:
     """Return the vector that all workers have in common after each of `rounds` rounds.
 
     gradient(worker, x, step): the gradient of worker 0, 1, ... at its vector x, which it may not change,
-    in step 0, 1, ...; x -= learning_rate * gradient is a step.
+    in step 0, 1, ...; x -= learning_rate * gradient is a step. Of `Federated` workers are the clients,
+    each makes `local_steps` of these where it takes part, and groups are sites, each of which has one
+    rank that plays its clients; a round ends with the exchange between sites.
     initial: the vector that all begin with. float32 stays float32, all else is float64.
     weights: of each worker, not yet normalised. local_steps: of a round; the strategy says itself when
     workers exchange, so that for rounds of its own these are its `every`.
     groups: workers that average their gradients in every step, as the ranks of a site do: the group of
     each worker, or a list of the workers of each. None: each is on its own.
     ends: the last step is that of a run, which ends with an exchange of all; else there would be more.
+    seed: of the clients that are drawn.
 
     Raises ValueError for arguments that make no sense, NonFiniteError where a gradient or a sum is not
     finite.
@@ -55,21 +61,38 @@ def serial_rounds(
     start = start.astype(start.dtype if start.dtype == np.float32 else np.float64)
     if start.ndim != 1:
         raise ValueError(f"initial must be a vector, not an array of shape {start.shape}")
-    table = _Table(start.size, start.dtype, weights, _group_of_worker(groups, len(weights)))
+    group_of_worker = _group_of_worker(groups, len(weights))
+    if getattr(strategy, "plays_clients", False):
+        every = cast(Rounds, strategy).edge_rounds
+        turns = whole("rounds", rounds) * every
+        members = _players(strategy, start, weights, group_of_worker, turns if ends else math.inf, seed)
+        play = functools.partial(_play, local_steps=local_steps)
+        return _history(members, start, play, gradient, learning_rate, turns, every)
+    table = _Table(start.size, start.dtype, weights, group_of_worker)
     members = [
         strategy.join(table.seat(worker), steps if ends else math.inf)  # type: ignore[arg-type]
         for worker in range(len(weights))
     ]
     if any(type(member).after_step is not Member.after_step for member in members):
         raise ValueError(f"{strategy} has after_step do all at once: give its member `acts` instead")
+    return _history(members, start, _step, gradient, learning_rate, steps, local_steps)
+
+
+def _history(members, start, play, gradient, learning_rate, steps, every):
+    """Return what all have in common after every so many of `steps` steps, each made by `play`."""
     places = [start.copy() for _ in members]
     for member, place in zip(members, places):
         member.begin(place)
     history = []
     for step in range(steps):
         with np.errstate(all="ignore"):  # what is not finite is told
-            _step(members, places, gradient, learning_rate, step)
-        if (step + 1) % local_steps == 0:
+            play(members, places, gradient, learning_rate, step)
+            for together in zip(*(member.acts() for member in members)):
+                for act, place in zip(together, places):
+                    act(place)
+        if not members[0].finite:
+            raise NonFiniteError(f"step {step}: what workers exchange holds a NaN or an infinity")
+        if (step + 1) % every == 0:
             history.append(members[0].anchor(places[0]).copy())
     return history
 
@@ -77,24 +100,51 @@ def serial_rounds(
 def _step(members, places, gradient, learning_rate, step):
     """Make one step of all workers, in place."""
     for worker, (member, place) in enumerate(zip(members, places)):
-        seen = place.view()
-        seen.flags.writeable = False
-        slope = np.asarray(gradient(worker, seen, step), place.dtype)
-        if slope.shape not in (place.shape, ()):
-            raise ValueError(
-                f"gradient must return {place.size} entries, as initial has, not shape {slope.shape}"
-            )
-        member.gradients.start(np.broadcast_to(slope, place.shape))
+        member.gradients.start(_slope(gradient, worker, place, step))
     means = [member.gradients.finish() for member in members]
     for mean, place in zip(means, places):
         if not np.isfinite(mean).all():
             raise NonFiniteError(f"step {step}: a gradient holds a NaN or an infinity")
         place += mean * place.dtype.type(-learning_rate)
-    for together in zip(*(member.acts() for member in members)):
-        for act, place in zip(together, places):
-            act(place)
-    if not members[0].finite:
-        raise NonFiniteError(f"step {step}: what workers exchange holds a NaN or an infinity")
+
+
+def _slope(gradient, worker, place, step):
+    """Return what `gradient` says of a worker, not to be changed; ValueError for a wrong shape."""
+    seen = place.view()
+    seen.flags.writeable = False
+    slope = np.asarray(gradient(worker, seen, step), place.dtype)
+    if slope.shape not in (place.shape, ()):
+        raise ValueError(
+            f"gradient must return {place.size} entries, as initial has, not shape {slope.shape}"
+        )
+    return np.broadcast_to(slope, place.shape)
+
+
+def _players(strategy, start, weights, site_of_client, steps, seed):
+    """Return the members of as many ranks as there are sites: each plays the clients of its own."""
+    if min(weights) <= 0:
+        raise ValueError(
+            "weights of clients must be greater than 0: leave out those that have no samples"
+        )
+    weights, sites = np.array(weights), max(site_of_client) + 1
+    mine = [np.flatnonzero(np.equal(site_of_client, site)) for site in range(sites)]
+    table = _Table(start.size, start.dtype, [weights[own].sum() for own in mine], list(range(sites)))
+    return [
+        strategy.join(table.seat(site, Clients(weights, mine[site], mine[site], seed)), steps)
+        for site in range(sites)
+    ]
+
+
+def _play(members, places, gradient, learning_rate, step, local_steps):
+    """Play a round's clients, one after another in each rank."""
+    for member, place in zip(members, places):
+        for client in member.draw():
+            member.visit(client, place)
+            for number in range(step * local_steps, (step + 1) * local_steps):
+                slope = _slope(gradient, client, place, number).copy()
+                member.correct(slope, place)
+                place += slope * place.dtype.type(-learning_rate)
+            member.leave(client, place, local_steps * learning_rate)
 
 
 def _group_of_worker(groups, workers):
@@ -124,8 +174,8 @@ class _Table:
         ]
         self.group_of_worker, self.sums = group_of_worker, {}
 
-    def seat(self, worker):
-        return _Sums(self, worker)
+    def seat(self, worker, clients=None):
+        return _Sums(self, worker, clients)
 
     def sum_of(self, number, groups, size):
         """Return the sum that these groups' workers ask for as their `number`-th."""
@@ -138,19 +188,20 @@ class _Table:
 class _Sums:
     """What `Sums` is to a rank, to a worker."""
 
-    def __init__(self, table, worker):
+    def __init__(self, table, worker, clients):
         self.table, self.worker, self.size = table, worker, table.size
-        self.arguments = {}
+        self.arguments, self.clients = {}, clients
         self.made = 0
 
-    def of_all(self, **changes):
-        return self._make(self.table.groups, self.size)
+    def of_all(self, extra=0, **changes):
+        return self._make(self.table.groups, self.size + extra)
 
     def of_part(self, part):
         return self._make(self.table.groups, part.stop - part.start)
 
-    def of_site(self):
-        return self._make([self.table.groups[self.table.group_of_worker[self.worker]]], self.size)
+    def of_site(self, extra=0):
+        own = [self.table.groups[self.table.group_of_worker[self.worker]]]
+        return self._make(own, self.size + extra)
 
     def _make(self, groups, size):
         self.made += 1
@@ -185,7 +236,7 @@ class _Seat:
     finite = True
 
     def __init__(self, whole_sum, worker):
-        self.sum, self.worker = whole_sum, worker
+        self.sum, self.worker, self.buckets = whole_sum, worker, [slice(None)]
 
     def start(self, vector):
         self.sum.start(self.worker, vector)

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from isthmus.collectives.allreduce import Allreduce
 from isthmus.quantities import LEAST_WEIGHT
+from isthmus.training.clients import Clients
 
 if TYPE_CHECKING:  # cluster files need what not every machine has
     from isthmus.links.tiers import Tiers
@@ -12,17 +13,29 @@ if TYPE_CHECKING:  # cluster files need what not every machine has
 class Sums:
     """Makes allreduces of vectors of one size, as a job's settings have them.
 
-    tiers: the communicators. size: entries of the parameters. weight: this rank's share.
+    tiers: the communicators. size: entries of the parameters. weight: this rank's share; clients: whom
+    it plays, whose weights that is the sum of, for strategies that play clients.
     arguments: of `Allreduce`, for what crosses sites.
     """
 
-    def __init__(self, tiers: "Tiers", size: int, weight: float, **arguments: Any):
+    def __init__(
+        self, tiers: "Tiers", size: int, weight: float, clients: Clients | None = None, **arguments: Any
+    ):
         self.tiers, self.size, self.arguments = tiers, size, arguments
-        self.weight = max(weight, LEAST_WEIGHT)
+        self.weight, self.clients = max(weight, LEAST_WEIGHT), clients
 
-    def of_all(self, **changes: Any) -> Allreduce:
-        """Return the Allreduce over all ranks: what crosses sites is compressed. Collective."""
-        return Allreduce(self.tiers, self.size, weight=self.weight, **(self.arguments | changes))
+    def of_all(self, extra: int = 0, **changes: Any) -> Allreduce:
+        """Return the Allreduce over all ranks: what crosses sites is compressed. Collective.
+
+        extra: numbers behind the vector, which travel exactly, and then the vector in one piece.
+        """
+        given = self.arguments | changes
+        if extra:
+            given |= {
+                "buckets": [slice(0, self.size), slice(self.size, self.size + extra)],
+                "compressor": [given.get("compressor"), None],
+            }
+        return Allreduce(self.tiers, self.size + extra, weight=self.weight, **given)
 
     def of_part(self, part: slice) -> Allreduce:
         """Return the Allreduce over all ranks of one slice of the vector, in one piece. Collective."""
@@ -30,7 +43,11 @@ class Sums:
         given = self.arguments | {"buckets": None, "compressor": compressor and compressor.piece(part)}
         return Allreduce(self.tiers, part.stop - part.start, weight=self.weight, **given)
 
-    def of_site(self) -> Allreduce:
-        """Return the exact Allreduce over the ranks of this rank's site. Collective in the site."""
-        kept = {name: self.arguments[name] for name in ("buckets", "like") if name in self.arguments}
-        return Allreduce(self.tiers.within_site(), self.size, weight=self.weight, **kept)
+    def of_site(self, extra: int = 0) -> Allreduce:
+        """Return the exact Allreduce over the ranks of this rank's site. Collective in the site.
+
+        extra: numbers behind the vector.
+        """
+        names = ("like",) if extra else ("buckets", "like")
+        kept = {name: self.arguments[name] for name in names if name in self.arguments}
+        return Allreduce(self.tiers.within_site(), self.size + extra, weight=self.weight, **kept)
