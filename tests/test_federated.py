@@ -416,7 +416,6 @@ def test_shards_of_clients_are_of_like_size_and_none_is_empty():
     ("clients", "split", "words"),
     [
         (500, "iid", "400 samples cannot make 500 clients"),
-        (3, "iid", "3 clients cannot be in 7 shards"),
         (20, {"classes_each": 6}, "classes_each must be at most 5"),
     ],
 )

@@ -13,6 +13,7 @@ import isthmus
 from isthmus.cli.arguments import AsJson, OtherCluster, RunFile, Verbs, WithBar, number
 from isthmus.cli.bench import Surroundings, bench
 from isthmus.cli.ending import Ending
+from isthmus.cli.packing import pack
 from isthmus.cli.progress import columns_of_terminal, draw_bar
 from isthmus.cli.runs import compare, report, status, submit
 from isthmus.cli.testbed import testbed
@@ -92,76 +93,7 @@ def check(
     raise typer.Exit(made["exit_code"])
 
 
-@app.command()
-def pack(
-    folder: Annotated[Path, typer.Argument(help="Where the shards and their manifest go.")],
-    array: Annotated[
-        list[str],
-        typer.Option(
-            "--array",
-            "-a",
-            metavar="NAME=FILE[:MEMBER]",
-            help="An array by name: IDX (also .gz), .npy, file.npz:array, file.h5:/group/dataset, "
-            "MATLAB's 7.3, file.mat:array; file.csv:column,column (or file.csv: all columns that no "
-            "other array takes); folder (of images), folder:class. Give features first, then targets.",
-        ),
-    ],
-    shards: Annotated[int, number("Number of shards.", at_least=1)] = 64,
-    compression: Annotated[str, typer.Option(metavar="NAME", help="lz4, zstd, gzip or none.")] = "lz4",
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", metavar="", help="Replace a packed set.")
-    ] = False,
-    shuffle: Annotated[
-        int | None, number("Mix the samples by this seed.", at_least=0, metavar="SEED")
-    ] = None,
-    stratify: Annotated[
-        bool,
-        typer.Option(
-            "--stratify", metavar="", help="Give every shard its share of each class (the last array)."
-        ),
-    ] = False,
-    validation: Annotated[
-        float,
-        number(
-            "Share of the samples to set apart, as 0.1, in FOLDER/validation.",
-            at_least=0,
-            metavar="SHARE",
-        ),
-    ] = 0.0,
-    as_json: AsJson = False,
-):
-    """Turn arrays into a folder of HDF5 shards with checksums."""
-    from isthmus.shards.packed import packed_table, packed_words
-    from isthmus.shards.packing import pack_shards
-    from isthmus.shards.sources import open_arrays, scratch_for
-
-    sources = {}
-    for item in array:
-        name, equals, source = item.partition("=")
-        if not (name and equals and source):
-            raise typer.BadParameter(
-                f"{item!r}: write NAME=FILE, as in features=images.npz:x", param_hint="--array"
-            )
-        sources[name] = source
-    if not validation < 1:
-        raise typer.BadParameter(
-            f"must be a share below 1, not {validation:g}", param_hint="--validation"
-        )
-    with open_arrays(sources, scratch_for(folder)) as arrays:
-        for name, rows in arrays.items():
-            if rows.told:
-                tell(f"{name}: {rows.told}")
-        packed = pack_shards(
-            arrays,
-            folder,
-            shards=shards,
-            compression=compression,
-            overwrite=overwrite,
-            shuffle=shuffle,
-            stratify=stratify,
-            validation=validation,
-        )
-    answer(as_json, packed_table(packed), packed_words(packed), folder)
+app.command()(pack)
 
 
 @app.command()

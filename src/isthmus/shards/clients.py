@@ -121,7 +121,11 @@ FIRST = {"dirichlet": "alpha", "classes_each": "classes_each"}
 
 
 def split_of(value: Any) -> Any:
-    """Return the split that `value` is or, as a name or a table, tells; ValueError for what is none."""
+    """Return the split that `value` is or tells; ValueError for what is none.
+
+    value: a Split; a table with `kind` and its arguments, or { dirichlet = 0.1 }; or text, the kind and
+    then its numbers, as "iid" or "dirichlet:0.1:SEED".
+    """
     if isinstance(value, Mapping):
         arguments = dict(value)
         kind = arguments.pop("kind", None)
@@ -129,7 +133,9 @@ def split_of(value: Any) -> Any:
             kind = named[0]
             arguments[FIRST[kind]] = arguments.pop(kind)
     elif isinstance(value, str):
-        kind, arguments = value, {}
+        kind, *numbers = value.split(":")
+        names = ([FIRST[kind]] if kind in FIRST else []) + ["seed"]
+        arguments = {name: _number(text) for name, text in zip(names, numbers, strict=False)}
     elif hasattr(value, "parts") and not isinstance(value, type):
         return value
     else:
@@ -142,6 +148,14 @@ def split_of(value: Any) -> Any:
     if kind in FIRST and FIRST[kind] not in arguments:
         raise ValueError(f"split {kind!r} needs {FIRST[kind]}")
     return SPLITS[kind](**arguments)
+
+
+def _number(text):
+    """Return the number that `text` is; as it is where it is none."""
+    try:
+        return int(text) if text.isdecimal() else float(text)
+    except ValueError:
+        return text
 
 
 def client_order(labels: Numbers, count: int, split: Split) -> tuple[Numbers, list[int]]:

@@ -1,5 +1,7 @@
 """What a packed set came to: its size, its classes, and what is set apart from it."""
 
+import itertools
+
 from isthmus.shards.packing import set_apart_from
 
 ENOUGH = 10
@@ -16,7 +18,7 @@ def packed_table(packed):
 def packed_words(packed):
     """Return the lines that tell of the ShardSet `packed`."""
     apart = set_apart_from(packed.folder)
-    lines = [_size(packed), *_classes(packed)]
+    lines = [_size(packed), *_classes(packed), *_clients(packed)]
     if apart is not None:
         lines.append(f"{_size(apart)}: name it under [data] validation")
         lines += _lacking(packed, apart)
@@ -33,6 +35,7 @@ def _table(packed):
         "packed_nbytes": packed.packed_nbytes,
         "samples_of_class": classes and {str(kind): number for kind, number in classes.items()},
         "class_names": names and list(names),
+        "samples_of_client": _sizes(packed),
     }
 
 
@@ -71,6 +74,20 @@ def _classes(packed):
             "--shuffle SEED or --stratify mixes them"
         )
     return lines
+
+
+def _clients(packed):
+    """Return a line on the clients of a set: how many there are, and of how many samples."""
+    sizes = _sizes(packed)
+    if sizes is None:
+        return []
+    return [f"{len(sizes)} clients of {min(sizes)} to {max(sizes)} samples, each whole in a shard"]
+
+
+def _sizes(packed):
+    """Return the samples of each client; None where there are none."""
+    clients = packed.manifest.clients
+    return clients and list(itertools.chain(*clients))
 
 
 def _lacking(packed, apart):

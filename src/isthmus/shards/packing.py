@@ -55,8 +55,9 @@ def pack_shards(
     gets its share of each. validation: the share of samples, the last ones in that order, that make a
     set of their own in `folder`/validation, of as many shards for their number.
 
-    clients: split what is not set apart into so many, each of which is rows of one shard. split: "iid",
-    or a table as in [clients] of a run's settings, {"kind": "dirichlet", "alpha": 0.1, "seed": 0}.
+    clients: split what is not set apart into so many, each of which is rows of one shard; there are no
+    more shards than clients. split: "iid", or a table as in [clients] of a run's settings,
+    {"kind": "dirichlet", "alpha": 0.1, "seed": 0}.
 
     Held in memory at a time are at most two shards, and the order: see `packing_order`. Arrays may be
     larger than memory: np.load(FILE, mmap_mode="r"), or what `open_arrays` gives.
@@ -79,10 +80,7 @@ def pack_shards(
     sizes = None
     if clients is not None:
         order, sizes = _by_client(columns, order, samples, kept, clients, split_of(split))
-        if shards > len(sizes):
-            raise ShardError(
-                f"{len(sizes)} clients cannot be in {shards} shards; ask for 1 to {len(sizes)}"
-            )
+        shards = min(shards, len(sizes))
     sets = [NewSet(folder, 0, kept, shards, sizes)]
     if apart:
         sets.append(NewSet(folder / VALIDATION, kept, apart, max(1, shards * apart // kept)))

@@ -1,0 +1,105 @@
+"""`isthmus pack`: arrays become shards."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from isthmus.cli.arguments import AsJson, number
+
+
+def pack(
+    context: typer.Context,
+    folder: Annotated[Path, typer.Argument(help="Where the shards and their manifest go.")],
+    array: Annotated[
+        list[str],
+        typer.Option(
+            "--array",
+            "-a",
+            metavar="NAME=FILE[:MEMBER]",
+            help="An array by name: IDX (also .gz), .npy, file.npz:array, file.h5:/group/dataset, "
+            "MATLAB's 7.3, file.mat:array; file.csv:column,column (or file.csv: all columns that no "
+            "other array takes); folder (of images), folder:class. Give features first, then targets.",
+        ),
+    ],
+    shards: Annotated[int, number("Number of shards.", at_least=1)] = 64,
+    compression: Annotated[str, typer.Option(metavar="NAME", help="lz4, zstd, gzip or none.")] = "lz4",
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", metavar="", help="Replace a packed set.")
+    ] = False,
+    shuffle: Annotated[
+        int | None, number("Mix the samples by this seed.", at_least=0, metavar="SEED")
+    ] = None,
+    stratify: Annotated[
+        bool,
+        typer.Option(
+            "--stratify", metavar="", help="Give every shard its share of each class (the last array)."
+        ),
+    ] = False,
+    validation: Annotated[
+        float,
+        number(
+            "Share of the samples to set apart, as 0.1, in FOLDER/validation.",
+            at_least=0,
+            metavar="SHARE",
+        ),
+    ] = 0.0,
+    clients: Annotated[
+        int | None, number("Split the samples into so many clients, each whole in a shard.", at_least=1)
+    ] = None,
+    split: Annotated[
+        str,
+        typer.Option(
+            metavar="KIND[:NUMBER[:SEED]]",
+            help="How, by classes in the last array: iid, dirichlet:ALPHA, classes_each:CLASSES.",
+        ),
+    ] = "iid",
+    as_json: AsJson = False,
+):
+    """Turn arrays into a folder of HDF5 shards with checksums."""
+    from isthmus.shards.packed import packed_table, packed_words
+    from isthmus.shards.packing import pack_shards
+    from isthmus.shards.sources import open_arrays, scratch_for
+
+    sources = {}
+    for item in array:
+        name, equals, source = item.partition("=")
+        if not (name and equals and source):
+            raise typer.BadParameter(
+                f"{item!r}: write NAME=FILE, as in features=images.npz:x", param_hint="--array"
+            )
+        sources[name] = source
+    if not validation < 1:
+        raise typer.BadParameter(
+            f"must be a share below 1, not {validation:g}", param_hint="--validation"
+        )
+    chosen = _split_of(clients, split)
+    with open_arrays(sources, scratch_for(folder)) as arrays:
+        for name, rows in arrays.items():
+            if rows.told:
+                context.obj.tell(f"{name}: {rows.told}")
+        packed = pack_shards(
+            arrays,
+            folder,
+            shards=shards,
+            compression=compression,
+            overwrite=overwrite,
+            shuffle=shuffle,
+            stratify=stratify,
+            validation=validation,
+            clients=clients,
+            split=chosen,
+        )
+    context.obj.answer(as_json, packed_table(packed), packed_words(packed), folder)
+
+
+def _split_of(clients, text):
+    """Return the split of --clients that `text` tells; BadParameter for what is none."""
+    from isthmus.shards.clients import split_of
+
+    if clients is None and text != "iid":
+        raise typer.BadParameter("goes with --clients", param_hint="--split")
+    try:
+        return split_of(text)
+    except ValueError as problem:
+        raise typer.BadParameter(str(problem), param_hint="--split") from None
