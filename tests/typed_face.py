@@ -25,6 +25,7 @@ from isthmus.planning.programme.problem import Pipes, Prices, Problem
 from isthmus.planning.programme.terms import Objective, Term
 from isthmus.planning.single_pass.star import Number, SinglePass
 from isthmus.planning.single_pass.tree import TreePass
+from isthmus.planning.tasks.schedule import Schedule
 from isthmus.shards.batches import LocalSamples
 from isthmus.timing.time_model import AllreduceTime
 from isthmus.training.strategies.strategy import Exchange, Member, Strategy
@@ -125,6 +126,13 @@ def single_passes() -> None:
     tree = isthmus.plan_single_pass_tree(isthmus.TreeNode(1.0, children=(isthmus.TreeNode(2.0, 0.1),)))
     assert_type(tree, TreePass)
     assert_type(tree.seconds, Number)
+
+
+def tasks(cluster: isthmus.Cluster) -> None:
+    made = isthmus.schedule_tasks(cluster, [3.0, 4.0], {(0, 1): 1e6}, {0: "edge", 1: [0, 1]}, "heft")
+    assert_type(made, Schedule)
+    assert_type(made.rank_of, tuple[int, ...])
+    assert_type(made.seconds, float)
 
 
 def training(cluster: isthmus.Cluster, shards: isthmus.ShardSet, plan: Plan, model: Model) -> None:

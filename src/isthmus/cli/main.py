@@ -16,6 +16,7 @@ from isthmus.cli.ending import Ending
 from isthmus.cli.packing import pack
 from isthmus.cli.progress import columns_of_terminal, draw_bar
 from isthmus.cli.runs import compare, report, status, submit
+from isthmus.cli.schedule import schedule
 from isthmus.cli.testbed import testbed
 from isthmus.cli.trained import evaluate, export, predict
 from isthmus.json_text import dumps
@@ -243,6 +244,7 @@ def simulate(
     answer(as_json, made, simulation_words(made))
 
 
+app.command()(schedule)
 app.command()(evaluate)
 app.command()(predict)
 app.command()(export)
