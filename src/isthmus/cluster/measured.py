@@ -93,13 +93,20 @@ class Update(_BySize):
     seconds: tuple[Positive, ...]
 
 
+class Host(FrozenModel):
+    """A machine of the job: its ranks, in cluster order, and how many of them it lets work at a time."""
+
+    ranks: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
+    cores: Positive
+
+
 class Calibration(FrozenModel):
     """When, with what, and how MPI's own allreduce was found to be.
 
     mpi_algorithm: which one MPI says that it uses, or "unknown". allreduce: its seconds over what the
     time model says of algorithm "mpi", for the vector's bytes on `ranks` ranks. overhead_seconds:
     algorithm -> what an allreduce of a few entries took on them beyond what the model says: waking up
-    after computing, Python, ranks that share a core.
+    after computing, Python, ranks that share a core. hosts: where the ranks were.
     """
 
     version: int = VERSION
@@ -109,6 +116,7 @@ class Calibration(FrozenModel):
     ranks: int = 0
     allreduce: SizeTable | None = None
     overhead_seconds: dict[str, Seconds] = Field(default_factory=dict)
+    hosts: tuple[Host, ...] = ()
 
 
 def line(way: Any, kind: str, nbytes: float) -> tuple[float, float]:

@@ -8,7 +8,7 @@ from mpi4py import MPI
 from threadpoolctl import threadpool_limits
 
 from isthmus.cluster.cluster import Cluster
-from isthmus.cluster.measured import Calibration
+from isthmus.cluster.measured import Calibration, Host
 from isthmus.compression import COMPRESSORS
 from isthmus.compression.dense import Dense
 from isthmus.compression.low_rank import LowRank
@@ -23,6 +23,7 @@ from isthmus.links.agreement import from_root, gather_json, together
 from isthmus.measuring.computing import (
     VECTOR_NBYTES,
     add_bytes_per_second,
+    busy_share,
     coding_seconds,
     gradient_seconds,
     host_copy_bytes_per_second,
@@ -69,6 +70,7 @@ def calibrate(comm, settings_path, output, repetitions, tell):
         measure_coding(tiers, settings, repetitions, table, tell)
         kind = "emulated" if on_testbed() else settings.cluster.links
         measure_ways(tiers, repetitions, table, kind, tell)
+        hosts = hosts_of(tiers.world)
         table["calibration"] = from_root(
             comm,
             lambda: Calibration(
@@ -76,6 +78,7 @@ def calibrate(comm, settings_path, output, repetitions, tell):
                 ranks=comm.size,
                 mpi_library=MPI.Get_library_version().partition(",")[0],
                 mpi_algorithm=allreduce_algorithm(),
+                hosts=hosts,
             ).model_dump(mode="json", exclude_none=True),
         )
         measure_allreduces(tiers, repetitions, table, settings.cluster.links, tell)
@@ -156,6 +159,17 @@ def measure_updates(tiers, settings, repetitions, table, tell):
             {"optimiser": kind, "nbytes": list(seconds), "seconds": list(seconds.values())}
             for kind, seconds in by_size.items()
         ]
+
+
+def hosts_of(world):
+    """Return the job's Hosts, each with as many cores as its ranks had together, all at once busy."""
+    everyone = gather_json(world, [MPI.Get_processor_name(), busy_share(world)])
+    names = dict.fromkeys(name for name, _ in everyone)
+    ranks = {name: [rank for rank, (here, _) in enumerate(everyone) if here == name] for name in names}
+    return tuple(
+        Host(ranks=tuple(mine), cores=rounded(sum(everyone[rank][1] for rank in mine)))
+        for mine in ranks.values()
+    )
 
 
 def compute_fits(world, settings, model, repetitions, library):

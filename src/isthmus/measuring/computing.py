@@ -17,6 +17,7 @@ MEMORY_NBYTES = 64 * 2**20
 LONGEST_SECONDS = 0.2
 """Of encoding and decoding once: longer vectors are left out."""
 
+BUSY_SECONDS, BUSY_ENTRIES = 0.3, 1 << 14
 
 COPIES_NBYTES = 64 << 20
 
@@ -63,6 +64,18 @@ def add_bytes_per_second(size, repetitions, library=np):
     vector, total = library.asarray(np.ones((2, max(size, 1)), "f4"))
     add = kernels.for_array(total).add
     return 4 * vector.size / np.median(_seconds_of(lambda: add(vector, total), repetitions, total))
+
+
+def busy_share(comm, seconds=BUSY_SECONDS):
+    """Return the share of a core that this rank gets while all ranks of `comm` are busy. Collective."""
+    vector, total = np.ones((2, BUSY_ENTRIES), np.float32)
+    add = kernels.for_array(total).add
+    add(vector, total)
+    barrier(comm)
+    began, used = time.perf_counter(), time.process_time()
+    while (passed := time.perf_counter() - began) < seconds:
+        add(vector, total)
+    return min(1.0, (time.process_time() - used) / passed)
 
 
 def host_copy_bytes_per_second(repetitions, library=np):

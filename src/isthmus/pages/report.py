@@ -11,6 +11,7 @@ from isthmus.folders.reading import read_run
 from isthmus.folders.record import replanned_sentence
 from isthmus.json_text import dumps
 from isthmus.pages import pictures
+from isthmus.pages.furthest_off import furthest_off
 from isthmus.pages.page import milliseconds, relative, write_page
 from isthmus.pages.timeline import timeline
 
@@ -106,7 +107,7 @@ def time_words(run):
             f"most of it, {milliseconds(seconds)} ms, went into {name}. The prediction is "
             f"{relative(predicted, measured)} off."
         )
-    return words
+    return words + furthest_off(run)
 
 
 def term_rows(run):

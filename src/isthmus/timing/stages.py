@@ -9,6 +9,7 @@ import numpy as np
 from isthmus.cluster.aggregation_tree import AggregationTree
 from isthmus.compression.chunks import SITE_ENTRIES, WIRE_NBYTES, chunk_entries
 from isthmus.compression.dense import Dense
+from isthmus.timing.cores import least_interval
 from isthmus.timing.formulas import chain_seconds
 
 
@@ -122,7 +123,27 @@ def hierarchical_stages(cluster, size, compressor, encodes, chunk_nbytes=WIRE_NB
         message_nbytes = wire + cluster.overhead_nbytes
         wire_nbytes = message_nbytes * (1 + rest)
         ways = _crossings(link_routes(cluster, tree), message_nbytes, wire_nbytes)
+        of_leader = [
+            entries / size * (own[0] + own[1] * (wires + last) / 2) for own, wires in zip(seconds, added)
+        ]
+        each = _stretched(cluster, each, 4 * entries, of_leader)
     return Stages(first, each, rest, ways, tree, wire_nbytes)
+
+
+def _stretched(cluster, each, chunk_nbytes, coding_seconds):
+    """Return the stages of every other chunk, all as much longer as the ranks of a host get in each
+    other's way."""
+    piece = min(chunk_nbytes, 4 * SITE_ENTRIES)
+    work = [
+        (
+            site.message_seconds + chunk_nbytes / site.network.line(piece)[1],
+            chunk_nbytes / site.add_bytes_per_second,
+        )
+        for site in cluster.sites
+    ]
+    own = sum(each.values())
+    factor = max(1.0, least_interval(cluster, work, coding_seconds) / own) if own else 1.0
+    return {stage: factor * seconds for stage, seconds in each.items()}
 
 
 def _wires(tree):
