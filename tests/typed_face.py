@@ -25,6 +25,7 @@ from isthmus.planning.programme.problem import Pipes, Prices, Problem
 from isthmus.planning.programme.terms import Objective, Term
 from isthmus.planning.single_pass.star import Number, SinglePass
 from isthmus.planning.single_pass.tree import TreePass
+from isthmus.planning.splits import Split
 from isthmus.planning.tasks.schedule import Schedule
 from isthmus.shards.batches import LocalSamples
 from isthmus.timing.time_model import AllreduceTime
@@ -126,6 +127,13 @@ def single_passes() -> None:
     tree = isthmus.plan_single_pass_tree(isthmus.TreeNode(1.0, children=(isthmus.TreeNode(2.0, 0.1),)))
     assert_type(tree, TreePass)
     assert_type(tree.seconds, Number)
+
+
+def splits(cluster: isthmus.Cluster) -> None:
+    layers = [isthmus.Layer("photo", 0, 0, 100), {"name": "last", "source_seconds": 1.0}]
+    made = isthmus.plan_split(cluster, layers, source="edge", target="cloud", rates=[1e6])
+    assert_type(made, Split)
+    assert_type(made.terms, dict[str, float])
 
 
 def tasks(cluster: isthmus.Cluster) -> None:

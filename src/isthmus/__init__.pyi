@@ -19,6 +19,8 @@ from .planning.programme.allocation import allocate_shards as allocate_shards
 from .planning.single_pass.star import plan_single_pass as plan_single_pass
 from .planning.single_pass.tree import TreeNode as TreeNode
 from .planning.single_pass.tree import plan_single_pass_tree as plan_single_pass_tree
+from .planning.splits import Layer as Layer
+from .planning.splits import plan_split as plan_split
 from .planning.tasks.schedule import schedule_tasks as schedule_tasks
 from .shards.packing import pack_shards as pack_shards
 from .shards.scattering import scatter_shards as scatter_shards
