@@ -169,6 +169,10 @@ def training(cluster: isthmus.Cluster, shards: isthmus.ShardSet, plan: Plan, mod
         strategies(isthmus.LocalSteps(8, isthmus.outer.Nesterov()), Sums(tiers, model.size, 1.0))
         strategies(isthmus.Streaming(2, every=8, late=1), Sums(tiers, model.size, 1.0))
         isthmus.Federated(isthmus.outer.Adam(), isthmus.client.Proximal(0.1), participants=0.25)
+        buffered = isthmus.Buffered(2, busy=4, weight=isthmus.staleness.Polynomial(0.5), bound=3)
+        strategies(buffered, Sums(tiers, model.size, 1.0))
+        history = isthmus.serial_arrivals(buffered, lambda worker, x: x, [1.0], [(0, 0), (1, 0)])
+        assert_type(history, list[npt.NDArray[np.floating]])
         history = isthmus.serial_rounds(
             isthmus.LocalSteps(),
             lambda worker, x, step: x,

@@ -154,6 +154,13 @@ def train(
             help="What the run's folder is called; if it has a checkpoint, go on from that.",
         ),
     ] = None,
+    replay: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Let changes arrive in the order of the run in this folder: same bits.",
+        ),
+    ] = None,
     progress: WithBar = None,
     as_json: AsJson = False,
 ):
@@ -166,7 +173,7 @@ def train(
     comm = world()
     terminal.columns = from_root(comm, lambda: columns_of_terminal(progress))
     show = partial(draw_bar, terminal) if terminal.columns else None
-    summary = train(comm, run, tell, resume=resume, cluster=cluster, name=name, show=show)
+    summary = train(comm, run, tell, resume=resume, cluster=cluster, name=name, replay=replay, show=show)
     terminal.end_drawing()
     folder = summary["folder"]
     page = from_root(

@@ -277,6 +277,14 @@ class DroppedLine(Line):
     clients: list[Count]
 
 
+class ArrivalsLine(Line):
+    """Changes that have arrived since all ranks were together last."""
+
+    arrivals: list[Annotated[list[Count], Field(min_length=2, max_length=2)]]
+    version: Count
+    lost: Count
+
+
 LINES = {
     kind: TypeAdapter(table)
     for kind, table in {
@@ -287,6 +295,7 @@ LINES = {
         "non_finite": NonFiniteLine,
         "replanned": ReplannedLine,
         "dropped": DroppedLine,
+        "arrivals": ArrivalsLine,
     }.items()
 }
 ANY_LINE = TypeAdapter(Line)

@@ -3,6 +3,7 @@
 from dataclasses import fields, replace
 
 from isthmus.compression import COMPRESSORS
+from isthmus.compression.dense import Dense
 from isthmus.jobs.settings import KindSettings, RunSettings
 from isthmus.registry import ALGORITHMS
 from isthmus.shards.classes import UNLIKE
@@ -96,3 +97,22 @@ def settle(settings, cluster, unlike=None):
         f"from {100 * UNLIKE:.0f} % on they count as unlike"
     )
     return settings.with_strategy(arguments), found[1] + classes
+
+
+def doubts_of(settings, cluster, plan):
+    """Return why what the strategy does may not converge on this cluster; None where it does."""
+    strategy = settings.make_strategy()
+    if not hasattr(strategy, "doubts"):
+        return None
+    wire, size, hub = settings.make_compressor() or Dense(), settings.make_model().size, cluster.hub
+    nbytes, seconds = wire.wire_nbytes(size), []
+    for site, name in enumerate(cluster.names):
+        computing = max(plan.seconds_of_rank[rank] for rank in cluster.ranks_of_site(name))
+        ways = [] if site == hub else [(name, cluster.names[hub]), (cluster.names[hub], name)]
+        crossing = sum(
+            sum(link.latency_seconds for link in way)
+            + nbytes / min(link.bytes_per_second for link in way)
+            for way in (cluster.route(*ends) for ends in ways)
+        )
+        seconds.append(strategy.every * computing + crossing)
+    return strategy.doubts(seconds)

@@ -15,11 +15,12 @@ from isthmus.errors import CheckpointError, StoppedError
 from isthmus.files import remove_leftovers
 from isthmus.folders.record import RunFolder, let_in, provenance, replanned_sentence, reserved
 from isthmus.jobs.account import Account
-from isthmus.jobs.choosing import choose
+from isthmus.jobs.choosing import choose, doubts_of
 from isthmus.jobs.clients import identity_of_clients, make_clients, turn_of
 from isthmus.jobs.keeping import keep_model
 from isthmus.jobs.preparation import hold_seconds, place_data, shared_settings, shared_tiers
 from isthmus.jobs.rebalancing import Rebalancing
+from isthmus.jobs.replaying import replayed, shared_arrivals
 from isthmus.jobs.resuming import Recalled, identity_of, recall
 from isthmus.jobs.scaling import commonest_share, no_better_than_one_answer
 from isthmus.jobs.shared_model import shared_model, shared_start
@@ -37,13 +38,15 @@ from isthmus.watching.pace import Pacer
 from isthmus.watching.trace import Trace
 
 
-def train(comm, settings_path, tell, *, resume=None, cluster=None, name=None, show=None):
+def train(comm, settings_path, tell, *, resume=None, cluster=None, name=None, replay=None, show=None):
     """Run the job that `settings_path` describes on all ranks of `comm`; return its summary.
 
     tell: called with lines of progress on rank 0. resume: the folder of a run to go on with.
     cluster: a cluster file that takes the place of the settings'. name: what the run's folder is
-    called; if it has a checkpoint the run goes on with that. The summary, with the folder's path, is
-    returned on every rank. SIGUSR1 has the run write a checkpoint and raise StoppedError.
+    called; if it has a checkpoint the run goes on with that. replay: the folder of a run of the same
+    settings, whose changes arrive here in the order in which they arrived there. The summary, with the
+    folder's path, is returned on every rank. SIGUSR1 has the run write a checkpoint and raise
+    StoppedError.
     show: called on rank 0 with a `watching.pace.Pace` while steps go on; None: nobody watches.
     """
     settings = shared_settings(comm, settings_path, cluster)
@@ -59,12 +62,15 @@ def train(comm, settings_path, tell, *, resume=None, cluster=None, name=None, sh
         if why:
             journal.tell(f"allreduce: {why['reason']}")
         together(tiers.world, settings.make_optimiser)
+        recorded = shared_arrivals(tiers, settings, replay) if replay else None
         journal.enter("placing data", 0)
         settings, rounds, plan, local, sets = place_data(tiers, settings, journal.tell)
         journal.enter("beginning", 0)
         trace = Trace(tiers) if settings.run.trace else None
         computing = trace.tiers if trace else tiers
         recipe = together(tiers.world, lambda: settings.recipe(plan.steps))
+        if doubts := doubts_of(settings, tiers.cluster, plan):
+            journal.tell(f"warning: {doubts}")
         state = shared_start(tiers, model, recipe, array_library(tiers.device), journal.tell)
         clients, rows = None, {}
         if settings.plays_clients:
@@ -82,6 +88,9 @@ def train(comm, settings_path, tell, *, resume=None, cluster=None, name=None, sh
             like=state.parameters,
         )
         member = settings.make_strategy().join(sums, recipe.total_steps)
+        member.meet(meetings(recipe))
+        if recorded is not None:
+            together(tiers.world, lambda: replayed(member, recorded, replay))
         arguments = (computing, model, local, member, recipe, state)
         held = hold_seconds(tiers, settings), journal.enter
         training = (
@@ -114,17 +123,24 @@ def open_folder(tiers, settings, stem, resume, name, lock):
 class Duty(NamedTuple):
     """What is done after a step: in which phase, after which steps, and what.
 
-    due(step) is asked on every rank and says the same on all of them.
+    due(step) is asked on every rank and says the same on all of them. alone: whether a rank does it
+    without the others; what they do together waits for a step after which they are at the same one.
     """
 
     phase: str
     due: Callable[[int], bool]
     act: Callable[[], None]
+    alone: bool = False
 
 
 def every(steps):
     """Return a function that tells whether a step is one of every so many; of None, none is."""
     return lambda step: steps is not None and step % steps == 0
+
+
+def meetings(recipe):
+    """Return a function that tells after which steps all ranks have something to do together."""
+    return lambda step: every(recipe.steps)(step) or every(recipe.checkpoint_every)(step)
 
 
 class Job:
@@ -191,7 +207,7 @@ class Job:
             return
         for _ in self.training.steps():
             for duty in duties:
-                if duty.due(state.step):
+                if (duty.alone or self.training.member.together) and duty.due(state.step):
                     self.journal.enter(duty.phase, state.step)
                     duty.act()
             if pacer is not None:
@@ -215,7 +231,7 @@ class Job:
             self.stops = stop.told(self.training.state.step)
 
         return [
-            Duty("report", lambda step: not self.training.finite, self.account.note_skipped),
+            Duty("report", lambda step: not self.training.finite, self.account.note_skipped, alone=True),
             Duty(
                 "replicas",
                 lambda step: member.agreed and every(recipe.compare_replicas_every)(step),
@@ -303,6 +319,8 @@ class Job:
 
     def _report(self):
         self.account.report(look=self.rebalancing.measure)
+        for kind, values in self.training.member.told().items():
+            self.account.note(kind, **values)
 
     def _evaluate(self):
         state, recipe = self.training.state, self.training.recipe

@@ -112,6 +112,7 @@ class Training:
 
     def _step(self, features, targets, phase):
         """Compute, sum, update, exchange; return the summed loss of this rank's samples."""
+        self.member.before_step(self.state.parameters)
         gradients = self.member.gradients
         self.model.begin_step(self.recipe.seed, self.tiers.world.rank, self.state.step)
         with phase("compute"):

@@ -57,10 +57,7 @@ def serial_rounds(
         raise ValueError("weights must hold a positive number at least")
     learning_rate = real("learning_rate", learning_rate)
     steps = whole("rounds", rounds, least=0) * whole("local_steps", local_steps, least=1)
-    start = np.atleast_1d(np.array(initial))
-    start = start.astype(start.dtype if start.dtype == np.float32 else np.float64)
-    if start.ndim != 1:
-        raise ValueError(f"initial must be a vector, not an array of shape {start.shape}")
+    start = start_of(initial)
     group_of_worker = _group_of_worker(groups, len(weights))
     if getattr(strategy, "plays_clients", False):
         every = cast(Rounds, strategy).edge_rounds
@@ -95,6 +92,14 @@ def _history(members, start, play, gradient, learning_rate, steps, every):
         if (step + 1) % every == 0:
             history.append(members[0].anchor(places[0]).copy())
     return history
+
+
+def start_of(initial: Any) -> Vector:
+    """Return a vector of its own to begin with: float32 stays float32, all else is float64."""
+    start = np.atleast_1d(np.array(initial))
+    if start.ndim != 1:
+        raise ValueError(f"initial must be a vector, not an array of shape {start.shape}")
+    return start.astype(start.dtype if start.dtype == np.float32 else np.float64)
 
 
 def _step(members, places, gradient, learning_rate, step):

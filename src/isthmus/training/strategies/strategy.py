@@ -5,7 +5,7 @@ report. It makes one `Member` in each rank, which takes part in every step; the 
 checkpoint, the report and the comparison of replicas ask a member, and know no strategy by name.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -80,8 +80,11 @@ class Member:
     agreed: whether all ranks hold the same parameters now, so that they may be compared.
     finite: whether what was exchanged after the last step was free of NaN and infinity; if not, on all
     ranks alike, and it was left out.
+    together: whether all ranks are at the same step now, so that they may do things together.
     step: steps made so far.
     """
+
+    together = True
 
     def __init__(self, gradients: "Allreduce", *others: "Allreduce"):
         self.gradients, self.sums = gradients, (gradients, *others)
@@ -90,6 +93,16 @@ class Member:
 
     def begin(self, parameters: Any) -> None:
         """Take note of the parameters that all ranks begin with."""
+
+    def meet(self, due: Callable[[int], bool]) -> None:
+        """Take note of the steps after which all ranks have to be `together`, beside the last."""
+
+    def replay(self, lines: Sequence[dict[str, Any]]) -> None:
+        """Go as another run did, whose `told` gave `lines`. ValueError where that cannot be."""
+        raise ValueError("this strategy leaves nothing to chance that could be replayed")
+
+    def before_step(self, parameters: Any) -> None:
+        """Wait for what a step needs, and change `parameters` in place where they are to begin anew."""
 
     def after_step(self, parameters: Any) -> None:
         """Exchange what is due after a step has changed `parameters`, and change them in place."""
@@ -107,6 +120,10 @@ class Member:
     def anchor(self, parameters: Any) -> Any:
         """Return the parameters that all ranks hold alike: what is evaluated."""
         return parameters
+
+    def told(self) -> dict[str, dict[str, Any]]:
+        """Return kind -> values of lines for metrics.jsonl on what has happened since the last call."""
+        return {}
 
     def state(self) -> dict[str, Any]:
         """Return name -> array of this rank: with the parameters, all that the next steps depend on."""

@@ -1,0 +1,47 @@
+"""A run that goes as another one did, where the order of arrivals was left to chance."""
+
+from pathlib import Path
+
+from isthmus.errors import SettingsError
+from isthmus.folders.contents import Provenance
+from isthmus.folders.reading import read_metrics, read_table
+from isthmus.json_text import dumps, loads
+from isthmus.links.agreement import from_root
+
+SAME = ("strategy", "model", "training", "allreduce", "plan")
+"""Tables of the settings that decide what a trace of arrivals comes to."""
+
+
+def shared_arrivals(tiers, settings, folder):
+    """Return the lines on arrivals of the run in `folder`, on every rank. Collective.
+
+    SettingsError where it is of other settings, or tells none.
+    """
+
+    def read():
+        there = read_table(Path(folder, "run.json"), Provenance)["settings"]
+        here = loads(dumps(settings.to_json()))
+        if other := [f"[{name}]" for name in SAME if there.get(name) != here[name]]:
+            raise SettingsError(
+                f"{folder}: cannot be replayed: its settings differ in {', '.join(other)}; give the "
+                "settings that it was started with"
+            )
+        found = [
+            line for line in read_metrics(Path(folder, "metrics.jsonl")) if line["kind"] == "arrivals"
+        ]
+        if not found:
+            raise SettingsError(
+                f"{folder}: cannot be replayed: it tells of no arrivals; every run of this strategy "
+                "ends with the same bits as it is"
+            )
+        return found
+
+    return from_root(tiers.world, read, tiers.home)
+
+
+def replayed(member, lines, folder):
+    """Have `member` go as `lines` say. SettingsError where it cannot."""
+    try:
+        member.replay(lines)
+    except ValueError as problem:
+        raise SettingsError(f"{folder}: cannot be replayed: {problem}") from None

@@ -1,0 +1,206 @@
+"""One rank's part in a strategy without rounds: its site is a worker, the hub's leader serves all."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from isthmus.devices import set_from_host, to_host
+from isthmus.links.counted import CountedComm
+from isthmus.links.stage_clock import StageClock
+from isthmus.links.world import all_gather, broadcast
+from isthmus.training.strategies.arrivals import Arrival, Arriving, check_trace
+from isthmus.training.strategies.carrier import Carrier
+from isthmus.training.strategies.hub import Hub, Spoke
+from isthmus.training.strategies.strategy import Member
+
+if TYPE_CHECKING:  # plans are made where there is no MPI
+    from isthmus.training.strategies.sums import Sums
+
+
+class Worker(Member):
+    """Its site sends a change after every so many steps; where all ranks meet, all changes are applied.
+
+    Between two meetings ranks are at different steps. `meet` says where they meet; the last step always
+    is. At a meeting all have the same vector, of the same version, and `state` is told there alone.
+    """
+
+    def __init__(self, sums: "Sums", strategy: Arriving, steps: float):
+        if not (steps < math.inf and hasattr(sums, "tiers")):
+            raise ValueError(
+                "Buffered has no rounds, and its workers end together: play it by serial_arrivals, or "
+                "in a run of so many steps"
+            )
+        super().__init__(sums.of_site())
+        self.strategy, self.total_steps, self.tiers = strategy, int(steps), sums.tiers
+        self.due: Callable[[int], bool] = lambda step: False
+        self.recorded: dict[int, list[Arrival]] = {}
+        self.trace: list[Arrival] = []  # since the last meeting
+        self.changes = self.meetings = self.version = self.ends = self.began = self.lost = 0
+        self.clock = StageClock(sums.tiers.recorder)
+        self._sent = np.zeros_like(self.gradients.sent_to_sites)
+        tiers, index, cluster = sums.tiers, sums.tiers.site_index, sums.tiers.cluster
+        self.sites = len(cluster.sites)
+        self.hub_rank = cluster.ranks_of_site(cluster.names[cluster.hub])[0]
+        self.waits = index >= strategy.busy
+        within = CountedComm(tiers.site, self._sent, [index] * tiers.site.size)
+        mates = range(1, tiers.site.size) if tiers.site.rank == 0 else [0]
+        chunk = sums.arguments.get("chunk_nbytes", 1 << 20)
+        self.mates = [Carrier(within, mate, sums.size, None, False, chunk) for mate in mates]
+        self.post: Hub | Spoke | None = None
+        if tiers.site.rank == 0:
+            leaders = CountedComm(tiers.leaders, self._sent, range(tiers.leaders.size))
+            kind = Hub if index == cluster.hub else Spoke
+            self.post = kind(leaders, index, cluster.hub, sums, strategy)
+        self.reweigh(sums.weight)
+
+    def begin(self, parameters: Any) -> None:
+        self.start = to_host(parameters).copy()
+        if self.post is not None:
+            self.post.set(self.start, self.version)
+
+    def meet(self, due: Callable[[int], bool]) -> None:
+        self.due = due
+
+    def replay(self, lines: Sequence[dict[str, Any]]) -> None:
+        self.recorded, version, step = {}, 0, 0
+        told = {line["step"]: line for line in lines}
+        while step < self.total_steps:
+            began, step = step, self._next_meeting(step)
+            if step not in told:
+                raise ValueError(f"no arrivals are told of that led to step {step}")
+            trace = [(worker, start) for worker, start in told[step]["arrivals"]]
+            check_trace(
+                self.strategy, trace, [self._changes(began, step)] * self.sites, version, told[step]
+            )
+            self.recorded[step], version = trace, told[step]["version"]
+
+    def before_step(self, parameters: Any) -> None:
+        if self.step != self.ends:
+            return
+        self.began, self.ends = self.ends, self._next_meeting(self.ends)
+        count = self._changes(self.began, self.ends)
+        if self.post is not None:
+            self.post.open(count, self.recorded.get(self.ends))
+        self.changes += count
+        if self.waits:
+            self._go_on(self.post and self.post.turn(), parameters)
+
+    def after_step(self, parameters: Any) -> None:
+        if self.step == self.ends:  # in a loop that does not say when a step begins
+            self._refuse_to_wait()
+            self.before_step(parameters)
+        self.step += 1
+        self.agreed = self.together = self.step == self.ends
+        self.finite = True
+        if not self.together and (self.step - self.began) % self.strategy.every:
+            if self.post is not None:
+                self.post.serve()
+            return
+        vector = None
+        if self.post is not None:
+            with self.clock.inside("links"):
+                vector = self.post.exchange(self.start - to_host(parameters), self.together)
+        self._go_on(vector, parameters)
+        if self.together:
+            self._share_trace()
+
+    def told(self) -> dict[str, dict[str, Any]]:
+        trace, self.trace = self.trace, []
+        line = {"arrivals": trace, "version": self.version, "lost": self.lost}
+        return {"arrivals": line} if trace else {}
+
+    def reweigh(self, weight: float) -> None:
+        super().reweigh(weight)
+        everyone = np.concatenate(all_gather(self.tiers.world, np.array([weight])))
+        sites = np.array(self.tiers.cluster.site_of_rank)
+        if self.post is not None:
+            self.post.weigh([everyone[sites == site].sum() for site in range(sites.max() + 1)])
+
+    def state(self) -> dict[str, Any]:
+        if not self.together:
+            raise ValueError("a strategy without rounds has a state where ranks meet alone")
+        counts = np.array([self.version, self.changes, self.meetings])
+        named = {"counts": counts, "sent_to_sites": self._sent, "start": self.start}
+        for name in ("residual", "state", "sent"):
+            kept = [getattr(each, name) for each in self._carriers]
+            named[f"carried/{name}"] = np.concatenate(kept) if kept else np.zeros(0, "f4")
+        return super().state() | named
+
+    def load(self, state: dict[str, Any]) -> None:
+        super().load(state)
+        self.version, self.changes, self.meetings = map(int, state["counts"])
+        self._sent[:], self.start, self.ends = state["sent_to_sites"], state["start"].copy(), self.step
+        for name in ("residual", "state", "sent"):
+            first = 0
+            for each in self._carriers:
+                kept = getattr(each, name)
+                kept[:] = state[f"carried/{name}"][first : first + kept.size]
+                first += kept.size
+        if self.post is not None:
+            self.post.set(self.start, self.version)
+
+    @property
+    def sent_to_sites(self) -> np.ndarray:
+        return super().sent_to_sites + self._sent
+
+    @property
+    def sent_nbytes(self) -> dict[str, int]:
+        nbytes, own = self.sent_to_sites, self.tiers.site_index
+        return {"site": int(nbytes[own]), "link": int(nbytes.sum() - nbytes[own])}
+
+    def predicted_to_sites(self) -> np.ndarray:
+        predicted = super().predicted_to_sites()
+        if self.post is not None:
+            for site, nbytes in self.post.predicted(self.changes, self.meetings):
+                predicted[site] += nbytes
+            vectors = self.changes + self.waits * self.meetings
+            predicted[self.tiers.site_index] += sum(vectors * mate.nbytes() for mate in self.mates)
+        return predicted
+
+    @property
+    def stage_seconds(self) -> dict[str, float]:
+        return {name: each + self.clock.total[name] for name, each in super().stage_seconds.items()}
+
+    @property
+    def _carriers(self):
+        """Those that send, and have a state: of this rank."""
+        return [] if self.post is None else self.post.sending
+
+    def _next_meeting(self, step):
+        return next(
+            (each for each in range(step + 1, self.total_steps) if self.due(each)), self.total_steps
+        )
+
+    def _changes(self, began, ends):
+        """Return how many changes each site makes between two meetings."""
+        return -(-(ends - began) // self.strategy.every)
+
+    def _refuse_to_wait(self):
+        if self.waits:
+            raise ValueError(
+                "busy is less than the number of sites: call the member's before_step before each step"
+            )
+
+    def _go_on(self, vector, parameters):
+        """Take the leader's `vector` on all ranks of the site, and go on from there."""
+        with self.clock.inside("broadcast"):
+            if self.post is not None:
+                for mate in self.mates:
+                    mate.send(vector)
+                self.start = vector
+            else:
+                self.mates[0].expect()
+                self.start = self.mates[0].take()
+            set_from_host(parameters, self.start)
+
+    def _share_trace(self):
+        """Tell all ranks what has arrived since the last meeting. Collective."""
+        self.meetings += 1
+        told = np.zeros((self.sites * self._changes(self.began, self.ends) + 1, 2), np.int64)
+        if isinstance(self.post, Hub):
+            told[:-1], told[-1] = self.post.trace, (self.post.server.version, self.post.lost)
+        broadcast(self.tiers.world, told, self.hub_rank)
+        self.trace, (self.version, self.lost) = told[:-1].tolist(), told[-1].tolist()
+        self.finite = not self.lost
