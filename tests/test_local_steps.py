@@ -1,6 +1,7 @@
 """Strategies of rounds in ranks: the bits of the serial engine, resumed anywhere, and whole jobs."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +96,44 @@ def test_ranks_end_with_the_bits_of_the_serial_engine_and_of_a_resume_after_any_
             again.place[:], again.step = kept[step][1], step
             assert again.go_on(STEPS).tobytes() == unasked.tobytes(), step
         assert gather_json(comm, again.place.tolist()) == [unasked.tolist()] * 4
+
+
+@pytest.mark.slow
+@pytest.mark.ranks(2)
+def test_a_decayed_residual_stands_in_for_momentum_as_its_paper_has_it(comm):
+    """Beside a loop of its own over both sites, with the compressor's wires, and resumed in a round."""
+    sparse, decay, every = isthmus.TopK(0.1, bits=2), np.float32(0.9), 4
+    strategy = isthmus.LocalSteps(every, outer=outer.SparseLoCo(0.9, learning_rate=0.5))
+    share = [np.float32(3 / 8), np.float32(5 / 8)]
+    anchor = np.linspace(-1, 1, SIZE, dtype="f4")
+    residuals, wire = np.zeros((2, SIZE), "f4"), np.empty(sparse.wire_nbytes(SIZE), "u1")
+    for first in range(0, STEPS, every):
+        mean = np.zeros(SIZE, "f4")
+        for rank in range(2):
+            place = anchor.copy()
+            for step in range(first, min(first + every, STEPS)):
+                place += slope(rank, place, step) * np.float32(-0.1)
+            given = decay * residuals[rank] + (anchor - place) * share[rank]
+            sparse.encode(given, wire)
+            said = np.zeros(SIZE, "f4")
+            sparse.add_decoded(wire, said)
+            residuals[rank] = given - said
+            mean += said
+        anchor -= np.float32(0.5) * mean
+    with isthmus.split_tiers(comm, isthmus.Cluster(cluster_of(1, 1))) as tiers:
+        walk = Walk(tiers, strategy, compressor=sparse)
+        walk.go_on(10)
+        state = {name: array.copy() for name, array in walk.member.state().items()}
+        place = walk.place.copy()
+        np.testing.assert_allclose(walk.go_on(STEPS), anchor, rtol=0, atol=1e-6)
+        again = Walk(tiers, strategy, compressor=sparse)
+        again.member.load(state)
+        again.place[:], again.step = place, 10
+        assert again.go_on(STEPS).tobytes() == walk.place.tobytes()
+        plain = replace(strategy, outer=outer.Average())
+        assert Walk(tiers, plain, compressor=sparse).go_on(STEPS).tobytes() != walk.place.tobytes()
+        with pytest.raises(ValueError, match="SparseLoCo goes by what wires leave out"):
+            Walk(tiers, strategy, compressor=sparse, error_feedback=False)
 
 
 @pytest.mark.slow

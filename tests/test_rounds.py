@@ -117,6 +117,7 @@ def test_what_was_learnt_while_an_exchange_was_under_way_is_kept():
     ("chosen", "by_hand"),
     [
         (outer.Average(), lambda x, g, m, v: (x - g, m, v)),
+        (outer.SparseLoCo(0.75, 0.5), lambda x, g, m, v: (x - 0.5 * g, m, v)),
         (outer.Momentum(0.5, 0.75), lambda x, g, m, v: (x - 0.5 * (0.75 * m + g), 0.75 * m + g, v)),
         (
             outer.Nesterov(0.7, 0.9),
@@ -192,6 +193,8 @@ def test_longer_rounds_are_told_at_their_ends_and_float32_stays():
             "takes learning_rate, b1, b2, tau",
         ),
         (lambda: outer.Nesterov(0.7, 1.0), "momentum must be less than 1, not 1"),
+        (lambda: outer.SparseLoCo(1.0), "decay must be less than 1, not 1"),
+        (lambda: play(isthmus.LocalSteps(outer="sparse_loco"), 2), "give a compressor, as in"),
         (lambda: outer.Adam(0), "learning_rate must be greater than 0"),
         (lambda: isthmus.Streaming(8, every=4), "every must be 8 or more"),
         (lambda: isthmus.Streaming(2, every=6, late=3), "late must be less than 3, the steps from"),
@@ -285,6 +288,7 @@ def settings_of(folder, strategy):
         ('{ kind = "local_steps", every = 0 }', "every must be at least 1, not 0"),
         ('{ kind = "local_steps", every = 4, late = 9 }', "late must be less than every"),
         ('{ kind = "local_steps", outer = "nestrov" }', "kind of outer must be one of average"),
+        ('{ kind = "buffered", bound = -1 }', "bound must not be negative"),
         ('{ kind = "streaming", fragments = 200000, every = 2000000 }', "at most 101770, the number of"),
     ],
 )
@@ -292,6 +296,15 @@ def test_settings_that_make_no_sense_are_told_in_a_line(tmp_path, strategy, word
     with pytest.raises(SettingsError, match=words) as told:
         settings_of(tmp_path, strategy).workload()
     assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("lacks", [{"error_feedback": False}, {"compressor": None}])
+def test_a_run_that_keeps_nothing_has_nothing_that_could_decay(tmp_path, lacks):
+    settings = settings_of(tmp_path, '{ kind = "streaming", outer = "sparse_loco" }')
+    assert settings.workload().size == 101770
+    allreduce = settings.allreduce.model_copy(update=lacks)
+    with pytest.raises(SettingsError, match=r"\[strategy\]: outer SparseLoCo goes by what wires leave"):
+        settings.model_copy(update={"allreduce": allreduce}).workload()
 
 
 def test_settings_leave_the_length_of_rounds_to_the_planner(tmp_path):

@@ -3,8 +3,9 @@
 They work on flat vectors, in place and in the vector's own dtype, with the change g = anchor -
 parameters, averaged over sites, in the place of a gradient. `Average` is local SGD (Stich 2019,
 arXiv:1805.09767) and model averaging, `Momentum` is FedAvgM (Hsu et al. 2019, arXiv:1909.06335),
-`Nesterov` is DiLoCo's (Douillard et al. 2023, arXiv:2311.08105), and `Adam`, `Adagrad` and `Yogi` are
-Reddi et al.'s Algorithm 2 (2021, arXiv:2003.00295), without a bias correction.
+`Nesterov` is DiLoCo's (Douillard et al. 2023, arXiv:2311.08105), `SparseLoCo` has none (Sarfi et al.
+2025, arXiv:2508.15706): what its sparse wires leave out stands in for momentum. `Adam`, `Adagrad` and
+`Yogi` are Reddi et al.'s Algorithm 2 (2021, arXiv:2003.00295), without a bias correction.
 """
 
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ from typing import Any, Protocol
 from isthmus.devices import library_of
 from isthmus.quantities import real
 
-__all__ = ["Adagrad", "Adam", "Average", "Momentum", "Nesterov", "Outer", "Yogi"]
+__all__ = ["Adagrad", "Adam", "Average", "Momentum", "Nesterov", "Outer", "SparseLoCo", "Yogi"]
 
 
 class Outer(Protocol):
@@ -69,6 +70,27 @@ class Nesterov(Momentum):
         velocity *= momentum
         velocity += change
         change += momentum * velocity
+        anchor -= anchor.dtype.type(self.learning_rate) * change
+
+
+@dataclass(frozen=True)
+class SparseLoCo:
+    """residual = decay residual + g; anchor -= learning_rate times the mean of what wires say of it.
+
+    For a compressor with error feedback, as in `isthmus.TopK(0.02, bits=2)`: each site keeps what its
+    wire does not say, and of that only `decay` by the next exchange.
+    """
+
+    decay: float = 0.95
+    learning_rate: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    def begin(self, like: Any) -> dict[str, Any]:
+        return {}
+
+    def move(self, anchor: Any, change: Any, kept: dict[str, Any]) -> None:
         anchor -= anchor.dtype.type(self.learning_rate) * change
 
 
@@ -149,8 +171,18 @@ OUTERS: dict[str, Any] = {
     "adam": Adam,
     "adagrad": Adagrad,
     "yogi": Yogi,
+    "sparse_loco": SparseLoCo,
 }
 """Name in a settings file -> class."""
+
+
+def check_feedback(outer: Any, keeps: bool) -> None:
+    """Raise ValueError where `outer` goes by what wires leave out, and nobody `keeps` that."""
+    if hasattr(outer, "decay") and not keeps:
+        raise ValueError(
+            "outer SparseLoCo goes by what wires leave out: give a compressor, as in "
+            '{ kind = "top_k", ratio = 0.02, bits = 2 }, with error feedback'
+        )
 
 
 def outer_of(value: Any) -> Any:

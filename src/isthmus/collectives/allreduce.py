@@ -130,6 +130,11 @@ class Allreduce:
         """
         self.share = np.float32(real("weight", weight, least=0) / self.total_weight)
 
+    def decay(self, share: float) -> None:
+        """Keep that share of the residual for the next vector, between two calls: forget the rest."""
+        if self.algorithm == "hierarchical":
+            self._exchange.decay(share)
+
     def start(self, bucket: Given | Sequence[Given] | None) -> None:
         """Send the next of the `buckets` on its way: a float32 array, or a list of those that it is made
         of, in order. They may be changed afterwards.

@@ -113,6 +113,13 @@ class Hierarchical:
         # for one from above, and then for being passed down the chain.
         self.rising, self.falling, self.landed = deque(), deque(), deque()
 
+    def decay(self, share):
+        """Keep that share of what wires have not said, and forget the rest."""
+        for chunk in itertools.chain(*self.buckets):
+            for encoded in (chunk.own, chunk.told):
+                if encoded is not None and encoded.residual is not None:
+                    encoded.residual *= np.float32(share)
+
     @property
     def residual(self):
         """float32[size], what this leader's wires have not said; None off leaders and without feedback.

@@ -17,6 +17,7 @@ from isthmus.jobs.slurm.settings import SlurmSettings
 from isthmus.jobs.training_settings import TrainingSettings
 from isthmus.models import MODELS
 from isthmus.models.own_code import is_own
+from isthmus.outer import check_feedback
 from isthmus.planning.programme.integers import NODES
 from isthmus.planning.programme.objectives import OBJECTIVES, TIE_BREAKS, make_objective
 from isthmus.registry import ALGORITHMS
@@ -355,6 +356,7 @@ class RunSettings(FrozenModel):
         if hasattr(strategy, "fits"):
             try:
                 strategy.fits(size, compressor)
+                check_feedback(getattr(strategy, "outer", None), self.allreduce.error_feedback)
             except ValueError as problem:
                 raise SettingsError(f"[strategy]: {problem}") from None
         beat = rhythm(strategy)

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from isthmus.outer import Average, Outer, outer_of
+from isthmus.compression.compressor import Compressor
+from isthmus.outer import Average, Outer, check_feedback, outer_of
 from isthmus.quantities import whole
 from isthmus.training.strategies.rounds import Traveller
 from isthmus.training.strategies.strategy import Exchange
@@ -69,6 +70,10 @@ class LocalSteps:
     def join(self, sums: "Sums", steps: float) -> Traveller:
         self._steps_of_a_round()
         return Traveller(sums, self, steps, outer_of(self.outer), fragments=1, after=self.after)
+
+    def fits(self, size: int, compressor: Compressor | None) -> None:
+        """Raise ValueError where the outer optimiser needs a compressor, and there is none."""
+        check_feedback(self.outer, compressor is not None)
 
     def merged(self, anchor: Any, here: Any, sent: Any) -> Any:
         """Go on from the anchor by what was learnt while the exchange was under way."""

@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Protocol
 
 from isthmus.devices import library_of, set_from_host, synchronise
-from isthmus.outer import Outer
+from isthmus.outer import Outer, check_feedback
 from isthmus.training.strategies.strategy import Exchange, Member
 from isthmus.vectors import part_bounds
 
@@ -51,6 +51,9 @@ class Traveller(Member):
     ):
         self.strategy, self.total_steps = strategy, steps
         self.outer, self.after = outer, after
+        told = sums.arguments
+        check_feedback(outer, bool(told.get("compressor") and told.get("error_feedback", True)))
+        self.decay = getattr(outer, "decay", None)  # of what wires leave out
         self.parts = [slice(*ends) for ends in pairwise(part_bounds(sums.size, fragments))]
         self.of_all = [sums.of_all()] if after else []
         self.of_site = sums.of_site()
@@ -158,6 +161,8 @@ class Traveller(Member):
         if self.sent.size:
             self.sent[: part.stop - part.start] = parameters[part]
         self.arrived = False
+        if self.decay is not None:
+            self.changes[number].decay(self.decay)
         self.changes[number].start(self.start[part] - parameters[part])
 
     def _receive(self, number: int, merged: Callable[..., Any], parameters: Any) -> None:

@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from isthmus.compression.compressor import Compressor
-from isthmus.outer import Nesterov, Outer, outer_of
+from isthmus.outer import Nesterov, Outer, check_feedback, outer_of
 from isthmus.quantities import real, whole
 from isthmus.training.strategies.rounds import Traveller
 from isthmus.training.strategies.strategy import Exchange
@@ -79,6 +79,7 @@ class Streaming:
             raise ValueError(
                 f"fragments must be at most {size}, the number of parameters, not {self.fragments}"
             )
+        check_feedback(self.outer, compressor is not None)
         if compressor is not None:
             for ends in pairwise(part_bounds(size, self.fragments)):
                 compressor.piece(slice(*ends))
