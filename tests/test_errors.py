@@ -17,6 +17,7 @@ from test_cli import RUN, command, pack_lab, with_changes, write
 import isthmus
 from isthmus import errors
 from isthmus.errors import EXIT_CODES, IsthmusError, MachineError, NonFiniteError
+from isthmus.folders.terms import link_rounds
 from isthmus.jobs.launch import rank_environment
 from isthmus.links.agreement import gather_json
 from isthmus.watching.failures import (
@@ -395,18 +396,33 @@ def test_links_ten_times_as_slow_as_predicted_are_named_once_and_once_when_they_
     caplog.set_level(logging.INFO, "isthmus")
     watch = LinkWatch(isthmus.Cluster(cluster_of(1, 1)), 0.004)
     for step, milliseconds in ((10, 39), (20, 41), (30, 500), (40, 5)):
-        watch.look(step, [milliseconds / 1e3] * 4 + [9.0])  # one step that stalls is not the link
+        watch.look(
+            step, [(milliseconds / 1e3, 1)] * 4 + [(9.0, 1)]
+        )  # a step that stalls is not the link
     slow, well = warnings_of(caplog)
     assert slow.startswith(
         "step 20: a step takes 41.0 ms on links, 10 times the predicted 4.0 ms: the "
         "link between site1 and site0 is slower than the cluster file says"
     )
-    assert well == "step 40: links are as fast as before, 5.0 ms a step"
+    assert well == "step 40: links are as fast as before: a step takes 5.0 ms"
     three = LinkWatch(isthmus.Cluster(cluster_of(1, 1, 1)), 0.0001)
     assert three.links == "one of the links between site1 and site0, site2 and site0"
-    three.look(1, [0.004])  # forty times as long, and less than a machine's unrest
-    LinkWatch(isthmus.Cluster(cluster_of(2)), 0.0).look(1, [1.0])
+    three.look(1, [(0.004, 1)])  # forty times as long, and less than a machine's unrest
+    LinkWatch(isthmus.Cluster(cluster_of(2)), 0.0).look(1, [(1.0, 1)])
     assert len(warnings_of(caplog)) == 2
+
+
+def test_links_are_watched_by_the_round_where_most_steps_use_none(caplog):
+    """Sixteen steps of which the last uses the link for 16 x 4 ms, as predicted, then 16 times that."""
+    caplog.set_level(logging.INFO, "isthmus")
+    watch = LinkWatch(isthmus.Cluster(cluster_of(1, 1)), 0.004)
+    for step, seconds in ((160, 0.064), (320, 1.024)):
+        quiet, busy = ({"links": 0.0}, False), ({"links": seconds}, True)
+        watch.look(step, link_rounds(10 * [*[quiet] * 15, busy]))
+    (slow,) = warnings_of(caplog)
+    assert slow.startswith(
+        "step 320: an exchange takes 1024.0 ms on links, 16 times the predicted 64.0 ms"
+    )
 
 
 @pytest.mark.slow

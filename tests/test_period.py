@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import isthmus
-from isthmus.folders.terms import critical_terms
+from isthmus.folders.terms import RoundTerms, critical_terms
 from isthmus.timing.crossing import Crossing, shortest_period
 from isthmus.timing.simulation import simulate
 from isthmus.timing.step import exchange_terms, predict_step, together_terms
@@ -287,3 +287,30 @@ def test_measured_terms_of_a_step_add_up_to_it(computing, allreduce, step, links
     assert terms["wait"] == pytest.approx(wait)
     assert terms["python"] == pytest.approx(max(0.0, step - computing[0] - allreduce[0] - 0.001))
     assert sum(terms.values()) == pytest.approx(max(step, max(computing) + 0.001))
+
+
+@pytest.mark.parametrize("slow", [0, 1])
+def test_waiting_of_unequal_sites_between_exchanges_is_not_counted_twice(slow):
+    """Eight steps of 10 ms at one site and 5 at the other, and then 4 ms on the link: 84 ms, not 119."""
+    compute = np.full(2, 0.005)
+    compute[slow] = 0.01
+    rounds, alone, told = RoundTerms([0, 1]), [], []
+    for step in range(1, 17):
+        exchanged = step % 8 == 0
+        waited = 8 * (compute.max() - compute) if exchanged else np.zeros(2)
+        links = waited + 0.004 * exchanged
+        of_rank = dict.fromkeys(MEASURED, np.zeros(2)) | {
+            "compute": compute,
+            "allreduce": links,
+            "links": links,
+            "step": compute + links,
+        }
+        told.append(rounds.of_step(of_rank, exchanged))
+        alone.append(critical_terms(of_rank, [0, 1]))
+    for first in (0, 8):
+        whole = {name: sum(terms[name] for terms in told[first : first + 8]) for name in told[0]}
+        assert whole["compute"] == pytest.approx(0.08)
+        assert whole["links"] == pytest.approx(0.004)
+        assert sum(whole.values()) == pytest.approx(0.084)
+    by_step = sum(sum(terms.values()) for terms in alone[:8])
+    assert by_step == pytest.approx(0.084 + 0.035 * slow)  # where rank 0 is at the faster site

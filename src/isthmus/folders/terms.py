@@ -37,6 +37,48 @@ def critical_terms(of_rank, leaders):
     return {name: float(seconds) for name, seconds in terms.items()}
 
 
+class RoundTerms:
+    """The terms of steps that sites make on their own between two exchanges.
+
+    Where sites are not equally fast, one is behind until they meet, and its steps are not what the
+    others waited for. So the terms are those of all phases since the last exchange together, and a step
+    is told what they have grown by: those of a round add up to it.
+    """
+
+    def __init__(self, leaders):
+        self.leaders = leaders
+        self._begin()
+
+    def of_step(self, of_rank, exchanged):
+        """Return term -> seconds of one step; exchanged: whether an exchange ended it."""
+        self.sums = {
+            name: seconds + self.sums[name] if self.sums else seconds
+            for name, seconds in of_rank.items()
+        }
+        terms = {
+            name: max(0.0, seconds - self.told.get(name, 0.0))
+            for name, seconds in critical_terms(self.sums, self.leaders).items()
+        }
+        self.told = {name: self.told.get(name, 0.0) + seconds for name, seconds in terms.items()}
+        if exchanged:
+            self._begin()
+        return terms
+
+    def _begin(self):
+        self.sums, self.told = {}, {}
+
+
+def link_rounds(steps):
+    """Return (seconds on links, steps) of each round that an exchange has ended; `steps` as below."""
+    rounds, seconds, count = [], 0.0, 0
+    for terms, exchanged in steps:
+        seconds, count = seconds + terms["links"], count + 1
+        if exchanged:
+            rounds.append((seconds, count))
+            seconds, count = 0.0, 0
+    return rounds
+
+
 def typical_terms(steps):
     """Return term -> seconds a step, and the seconds of a step: medians over rounds.
 

@@ -4,7 +4,7 @@ import itertools
 
 from isthmus.compression.dense import Dense
 from isthmus.folders.metrics import metrics_in_words, number_in_words, told_metrics
-from isthmus.folders.terms import critical_terms, typical_terms
+from isthmus.folders.terms import RoundTerms, link_rounds, typical_terms
 from isthmus.registry import STAGES
 from isthmus.testbed import on_testbed
 from isthmus.training.loop import MEASURED
@@ -30,7 +30,8 @@ class Account:
             for each in settings.make_strategy().exchanges(training.recipe.total_steps)
         }
         self.slow_links = LinkWatch(tiers.cluster, plan.terms.get("links", 0.0))
-        self._leaders = _leaders(tiers.cluster, settings.allreduce.algorithm)
+        self.terms = RoundTerms(_leaders(tiers.cluster, settings.allreduce.algorithm))
+        self._looked_at = 0  # of `measured`, by those who watch the links
 
     def note(self, kind, **values):
         """Write a line of metrics.jsonl, of the step that is done."""
@@ -42,6 +43,7 @@ class Account:
         """Go on from what the earlier part of a run has left."""
         self.seconds, self.loss, self.measured = recalled.seconds, recalled.loss, recalled.measured
         self.evaluated, self.dropped = recalled.evaluated, recalled.dropped
+        self._looked_at = len(recalled.measured)
 
     def report(self, look=lambda of_rank: None):
         """Gather what all ranks measured since the last report, and write a line a step. Collective.
@@ -58,9 +60,7 @@ class Account:
             self._note_step(first + number, of_rank)
             look(of_rank)
         self._note_dropped(dropped)
-        self.slow_links.look(
-            state.step, [terms["links"] for terms, _ in self.measured[-rows.shape[1] :]]
-        )
+        self._look_at_links()
         self.folder.flush()
         self.tell(
             f"step {state.step}/{recipe.total_steps}: loss {number_in_words(self.loss)}, "
@@ -69,11 +69,19 @@ class Account:
             passing=True,
         )
 
+    def _look_at_links(self):
+        """Hold the rounds that have ended since the last look against the prediction."""
+        new = self.measured[self._looked_at :]
+        ends = [number for number, (_, exchanged) in enumerate(new, 1) if exchanged]
+        if ends:
+            self._looked_at += ends[-1]
+            self.slow_links.look(self.training.state.step, link_rounds(new))
+
     def _note_step(self, step, of_rank):
         self.loss = of_rank["loss"].sum() / max(of_rank["samples"].sum(), 1)
         step_seconds = of_rank["step"][0]
         self.seconds += step_seconds
-        terms = critical_terms(of_rank, self._leaders)
+        terms = self.terms.of_step(of_rank, step in self.exchanged)
         self.measured.append((terms, step in self.exchanged))
         self.link_nbytes = int(of_rank["sent_link_nbytes"].sum())
         self.folder.note(

@@ -11,6 +11,7 @@ from isthmus.folders.reading import read_run
 from isthmus.folders.record import replanned_sentence
 from isthmus.json_text import dumps
 from isthmus.pages import pictures
+from isthmus.pages.exchanges import exchange_table, ways_in_words
 from isthmus.pages.furthest_off import furthest_off
 from isthmus.pages.page import milliseconds, relative, write_page
 from isthmus.pages.timeline import timeline
@@ -42,6 +43,8 @@ def write_report(folder):
         settings=dumps(run.settings, indent=2),
         paced=[what for what in ("links", "compute") if run.settings["cluster"][what] == "paced"],
         not_held=not_held_in(run),
+        exchanges=exchange_table(run),
+        ways=ways_in_words(run),
         timeline=timeline(run.folder, run.cluster),
         pictures=pictures.draw_all(run),
     )

@@ -9,7 +9,7 @@ from isthmus.links.agreement import gather_json
 
 TIMES = 10.0
 LEAST_SECONDS = 0.005
-"""A step: less than this over the prediction may be the machine's own unrest."""
+"""An exchange: less than this over the prediction may be the machine's own unrest."""
 log = logging.getLogger("isthmus")
 
 
@@ -36,9 +36,10 @@ def counted_links(tiers, member):
 
 
 class LinkWatch:
-    """Holds what steps take on the links against what was predicted; kept where the job's rank 0 is.
+    """Holds what rounds take on the links against what was predicted; kept where the job's rank 0 is.
 
-    cluster: its tree of sites tells which links are meant. predicted_seconds: of a step, on its links.
+    cluster: its tree of sites tells which links are meant. predicted_seconds: of a step, on its links; a
+    round's are as many times that as it has steps.
     """
 
     def __init__(self, cluster, predicted_seconds):
@@ -53,19 +54,24 @@ class LinkWatch:
         )
         self.slow = False
 
-    def look(self, step, seconds):
-        """Warn where the median of `seconds`, of the last steps, is so long; once, and once after."""
-        if not seconds or not self.predicted_seconds:
+    def look(self, step, rounds):
+        """Warn where the median of the last rounds is so long; once, and once after.
+
+        rounds: (seconds on links, steps) from one exchange to the next.
+        """
+        if not rounds or not self.predicted_seconds:
             return
-        median = statistics.median(seconds)
-        slow = median > max(TIMES * self.predicted_seconds, self.predicted_seconds + LEAST_SECONDS)
+        median = statistics.median(seconds for seconds, _ in rounds)
+        predicted = self.predicted_seconds * statistics.median(steps for _, steps in rounds)
+        slow = median > max(TIMES * predicted, predicted + LEAST_SECONDS)
+        what = "a step" if all(steps == 1 for _, steps in rounds) else "an exchange"
         if slow and not self.slow:
             log.warning(
-                f"step {step}: a step takes {1e3 * median:.1f} ms on links, "
-                f"{median / self.predicted_seconds:.0f} times the predicted "
-                f"{1e3 * self.predicted_seconds:.1f} ms: {self.links} is slower than the cluster file "
-                "says, or others use it; measure with `mpirun ... isthmus bench links`"
+                f"step {step}: {what} takes {1e3 * median:.1f} ms on links, "
+                f"{median / predicted:.0f} times the predicted {1e3 * predicted:.1f} ms: {self.links} "
+                "is slower than the cluster file says, or others use it; measure with "
+                "`mpirun ... isthmus bench links`"
             )
         elif self.slow and not slow:
-            log.warning(f"step {step}: links are as fast as before, {1e3 * median:.1f} ms a step")
+            log.warning(f"step {step}: links are as fast as before: {what} takes {1e3 * median:.1f} ms")
         self.slow = slow
