@@ -56,6 +56,7 @@ class Study(FrozenModel):
     timed_blocks: int
     judged_blocks: int
     seeds: tuple[int, ...]
+    model: dict[str, Any]
     training: dict[str, Any]
     link: dict[str, float]
     rows: tuple[Row, ...]
@@ -92,7 +93,8 @@ def train(study, each, folder, kinds, train="train", test="test", links="real", 
     settings = {
         "cluster": {"file": "cluster.toml", "links": links},
         "data": {"train": train, "test": test},
-        "model": {"kind": "language_model:make_net", "loss": "language_model:loss", "kinds": kinds},
+        "model": study.model
+        | {"kind": "language_model:make_net", "loss": "language_model:loss", "kinds": kinds},
         "training": table,
         "strategy": each.strategy,
         "allreduce": {"compressor": each.compressor} if each.compressor else {},

@@ -129,7 +129,7 @@ if __name__ == "__main__":
                     kept.append(training.anchor.copy())
                 if stop_at is not None:
                     found += [judge(training.model, kept[-1], "validation") if at_home else 0.0]
-                    reached = np.array([len(found) > 2 and np.mean(found[-3:]) >= stop_at])
+                    reached = np.array([len(found) > 2 and np.mean(found[-3:]) >= stop_at - 1e-9])
                     broadcast(tiers.world, reached, tiers.home)
                     if reached[0]:
                         break
