@@ -170,6 +170,7 @@ def test_layers_stay_where_they_take_finite_seconds():
     ("layers", "options", "error", "words"),
     [
         ([], {}, ValueError, "layers must have one at least"),
+        ([{"name": "a", "second": 1}], {}, ValueError, "must have name, source_seconds"),
         ([Layer("a", 0, 0, 1)] * 2, {}, ValueError, "'a' stands there twice"),
         ([Layer("a", 0, 0, 1), Layer("b", -1, 0, 1)], {}, ValueError, "'b': source_seconds must not"),
         ([Layer("a", 0, 0, 1), Layer("b", 0, float("nan"), 1)], {}, ValueError, "must be finite"),

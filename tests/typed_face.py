@@ -19,6 +19,7 @@ from isthmus.links.comm import Comm, Request, Wrapped
 from isthmus.links.tiers import Tiers
 from isthmus.models import Convolutional, Perceptron
 from isthmus.models.model import Model
+from isthmus.planning.cascades import Cascade
 from isthmus.planning.plan import Plan
 from isthmus.planning.programme.allocation import Allocation
 from isthmus.planning.programme.problem import Pipes, Prices, Problem
@@ -130,10 +131,19 @@ def single_passes() -> None:
 
 
 def splits(cluster: isthmus.Cluster) -> None:
-    layers = [isthmus.Layer("photo", 0, 0, 100), {"name": "last", "source_seconds": 1.0}]
+    layers = [isthmus.Layer("photo", 0, 0, 100), isthmus.Layer("last", 1.0, 0.1, 10)]
     made = isthmus.plan_split(cluster, layers, source="edge", target="cloud", rates=[1e6])
     assert_type(made, Split)
     assert_type(made.terms, dict[str, float])
+
+
+def cascades(cluster: isthmus.Cluster) -> None:
+    scores = [[0.1, 0.9]]
+    made = isthmus.plan_cascade(
+        cluster, scores, scores, [1], requests_per_second={"edge": 9.0}, nbytes=784, accuracy_loss=0.003
+    )
+    assert_type(made, Cascade)
+    assert_type(made.threshold, float)
 
 
 def tasks(cluster: isthmus.Cluster) -> None:

@@ -15,6 +15,7 @@ from .compression.top_k import TopK as TopK
 from .errors import IsthmusError as IsthmusError
 from .folders.trained_model import load_model as load_model
 from .links.tiers import split_tiers as split_tiers
+from .planning.cascades import plan_cascade as plan_cascade
 from .planning.plan import plan_shards as plan_shards
 from .planning.programme.allocation import allocate_shards as allocate_shards
 from .planning.single_pass.star import plan_single_pass as plan_single_pass

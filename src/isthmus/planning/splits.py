@@ -97,7 +97,7 @@ def plan_split(
     ):
         if value not in known:
             raise ValueError(f"{name} must be {' or '.join(known)}, not {value!r}")
-    made = [each if isinstance(each, Layer) else Layer(**each) for each in layers]
+    made = [each if isinstance(each, Layer) else _layer(each) for each in layers]
     inputs = _inputs(made)
     costs, nbytes = _costs(cluster, made, inputs, (source, target), activations, rates, answer_at)
     chain = inputs == [[number - 1] if number else [] for number in range(len(made))]
@@ -131,6 +131,16 @@ def plan_split(
             *_prices(costs.busy(here), latency, seconds, source, target),
         ),
     )
+
+
+def _layer(table):
+    try:
+        return Layer(**table)
+    except TypeError:
+        raise ValueError(
+            f"layers: {table!r:.80} must have name, source_seconds, target_seconds and entries, and may "
+            "have inputs and nbytes"
+        ) from None
 
 
 def _inputs(layers):
