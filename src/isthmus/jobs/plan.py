@@ -75,17 +75,23 @@ def plan_run(settings, cluster, shards, limits=None):
     limits: keyword arguments of `plan_shards` in place of those of the settings' [plan].
     """
     limits = settings.plan.limits() if limits is None else limits
-    workload = settings.workload()
-    if settings.plays_clients and isinstance(shards, ShardSet):  # a step is a round
-        count, wanted = clients_in_a_round(settings, shards)
-        rounds = max(1, round(count / wanted))
-        workload = replace(workload, batch_size=max(1, -(-sum(shards.samples) // rounds)))
+    workload = workload_of(settings, shards)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         try:
             return plan_shards(cluster, shards, workload, **limits)
         except PlanError as problem:
             raise PlanError(f"[plan] for {cluster.source}: {problem}") from None
+
+
+def workload_of(settings, shards):
+    """Return what an epoch of `shards` asks: with clients a step is a round, of the samples of some."""
+    workload = settings.workload()
+    if not (settings.plays_clients and isinstance(shards, ShardSet)):
+        return workload
+    count, wanted = clients_in_a_round(settings, shards)
+    rounds = max(1, round(count / wanted))
+    return replace(workload, batch_size=max(1, -(-sum(shards.samples) // rounds)))
 
 
 def plan_table(plan, cluster, advice=()):

@@ -11,7 +11,8 @@ from isthmus.errors import SettingsError
 from isthmus.files import write_bytes, write_text
 from isthmus.folders.reading import read_metrics
 from isthmus.jobs.choosing import choose, settle
-from isthmus.jobs.plan import settled_plan
+from isthmus.jobs.clients import client_shards
+from isthmus.jobs.plan import settled_plan, workload_of
 from isthmus.jobs.settings import RunSettings
 from isthmus.json_text import dumps
 from isthmus.pages.pictures import draw_scaling
@@ -154,7 +155,9 @@ def _cluster_and_workload(path, other_cluster, size, batch_size):
         if other_cluster:
             settings = settings.with_cluster(other_cluster)
         cluster = settings.read_cluster()
-        workload = _settled(choose(settings, cluster)[0], cluster).workload()
+        settings = choose(settings, cluster)[0]
+        shards = _shards(settings, cluster)
+        workload = workload_of(_settled(settings, cluster, shards), shards)
     elif other_cluster:
         raise SettingsError(f"{path}: is a cluster file already; --cluster goes with a run's settings")
     else:
@@ -163,12 +166,19 @@ def _cluster_and_workload(path, other_cluster, size, batch_size):
     return cluster, replace(workload, **{key: value for key, value in given.items() if value})
 
 
-def _settled(settings, cluster):
+def _shards(settings, cluster):
+    """Return the ShardSet that a run learns from; None where its data are not here."""
+    if not settings.data.train.is_dir():
+        return None
+    return client_shards(settings, ShardSet.open(settings.data.train), cluster.size)
+
+
+def _settled(settings, cluster, shards):
     """Return the settings with nothing left open, as the run would have them where its data are here."""
     settled, why = settle(settings, cluster)
-    if why is None or not settings.data.train.is_dir():
+    if why is None or shards is None:
         return settled
-    return settled_plan(settings, cluster, ShardSet.open(settings.data.train))[0]
+    return settled_plan(settings, cluster, shards)[0]
 
 
 def _write(folder, table):
