@@ -29,11 +29,11 @@ from .shards.scattering import scatter_shards as scatter_shards
 from .shards.shard_file import ShardSet as ShardSet
 from .timing.time_model import Workload as Workload
 from .timing.time_model import predict_allreduce as predict_allreduce
-from .training.strategies.arrivals import serial_arrivals as serial_arrivals
 from .training.strategies.buffered import Buffered as Buffered
 from .training.strategies.federated import Federated as Federated
 from .training.strategies.local_steps import LocalSteps as LocalSteps
 from .training.strategies.serial import serial_rounds as serial_rounds
+from .training.strategies.serial_arrivals import serial_arrivals as serial_arrivals
 from .training.strategies.streaming import Streaming as Streaming
 from .training.strategies.synchronous import Synchronous as Synchronous
 

@@ -26,6 +26,10 @@ def shared_arrivals(tiers, settings, folder):
                 f"{folder}: cannot be replayed: its settings differ in {', '.join(other)}; give the "
                 "settings that it was started with"
             )
+        if not Path(folder, "summary.json").exists():
+            raise SettingsError(
+                f"{folder}: cannot be replayed: it has not ended; go on with it by --resume first"
+            )
         found = [
             line for line in read_metrics(Path(folder, "metrics.jsonl")) if line["kind"] == "arrivals"
         ]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from isthmus.quantities import real, whole
 from isthmus.staleness import Polynomial, Weight, largest_rate, weight_of
-from isthmus.training.strategies.arrivals import Expected, expected_arrivals
+from isthmus.training.strategies.serial_arrivals import Expected, expected_arrivals
 from isthmus.training.strategies.strategy import Exchange, Member
 
 if TYPE_CHECKING:  # plans are made where there is no MPI

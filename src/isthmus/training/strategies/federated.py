@@ -46,6 +46,11 @@ class Federated:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "server", outer_of(self.server))
+        if hasattr(self.server, "decay"):
+            raise ValueError(
+                "server sparse_loco goes by what the wires of a site leave out, and clients come and "
+                "go; take another outer optimiser"
+            )
         object.__setattr__(self, "local", local_of(self.local))
         object.__setattr__(self, "edge_rounds", whole("edge_rounds", self.edge_rounds, least=1))
         if isinstance(self.participants, float):

@@ -102,8 +102,10 @@ class Hub(Spoke):
             Turns(self.strategy, [changes] * self.sites) if recorded is None else Recorded(recorded)
         )
         self.trace, self.lost, self.due = [], 0, changes * self.sites
-        for site in self.turns.begin(self.server.version):  # who has the vector already
-            if site != self.index:
+        for site in self.turns.begin(self.server.version):
+            if site >= self.strategy.busy:
+                self._begin(site)
+            elif site != self.index:  # who has the vector already, and does not wait for it
                 self.up[site].expect()
 
     def serve(self) -> bool:
