@@ -3,15 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from isthmus.errors import ClusterError
-
-if TYPE_CHECKING:
-    from isthmus.cluster.cluster import Cluster
 
 
 @dataclass(frozen=True)
@@ -120,10 +117,10 @@ class AggregationTree:
         return [site for site, parent in enumerate(self.parents) if parent is None]
 
 
-def tree_of_file(cluster: "Cluster") -> AggregationTree:
-    """Return the tree that the cluster file says; what it leaves open follows the routes to the hub.
+def tree_of_file(cluster: Any) -> AggregationTree:
+    """Return the tree that the file of a Cluster says; what is left open follows the routes to the hub.
 
-    Then a site's parent is the next site on its way to the hub that may add up for others. Raises
+    A site's parent is the next site on its way to the hub that may add up for others. Raises
     ClusterError, with the key and the cure, for what is no tree.
     """
     sites, names = cluster.sites, cluster.names
