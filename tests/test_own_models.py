@@ -11,7 +11,6 @@ import isthmus
 from isthmus.cluster.cluster import Cluster
 from isthmus.errors import CheckpointError, ModelError
 from isthmus.jobs.own_model import OwnModelSettings
-from isthmus.jobs.preparation import shared_settings
 from isthmus.jobs.settings import RunSettings
 from isthmus.links.agreement import from_root
 from isthmus.links.world import all_gather
@@ -405,9 +404,8 @@ def test_a_run_with_an_own_model_goes_on_to_the_same_bits(comm, shared_folder):
         settings(folder, table, name="loss.toml", training=training, model={"loss": "nets:mean_loss"})
 
     from_root(comm, prepare)
-    of_ranks = compute_fits(
-        comm, (made := shared_settings(comm, folder / "run.toml")), made.make_model(), 1, np
-    )
+    made = RunSettings.from_toml(folder / "run.toml")
+    of_ranks = compute_fits(comm, made, made.make_model(), 1, np)
     assert all(fit.bytes_per_second > 0 for fit in of_ranks)  # as `calibrate` measures them
     go(comm, folder / "run.toml", name="mine")
     whole = go(comm, folder / "more.toml")

@@ -18,7 +18,7 @@ FLOORS = {
             "errors cures extras registry json_text vectors quantities terminal hdf5_files segments "
             "picture_style spare",
             "files devices mpirun provenance",
-            "toml_files checked_files kernels schedules outer client staleness",
+            "toml_files checked_files kernels schedules outer security client staleness",
             "cluster compression models",
             "links timing",
             "collectives shards planning testbed",

@@ -102,6 +102,17 @@ class ModelError(IsthmusError):
     exit_code = 16
 
 
+class SecurityError(IsthmusError):
+    """A key is missing, in the wrong hands or not the one that was agreed on."""
+
+    exit_code = 17
+
+
+class SealError(SecurityError):
+    """A message between sites does not open. Nothing more is agreed on over such links: the rank that
+    finds it ends the job."""
+
+
 EXIT_CODES = {kind.__name__: kind.exit_code for kind in IsthmusError.__subclasses__()}
 """Exit code by class name: how an error keeps its kind when one rank tells it to the others."""
 

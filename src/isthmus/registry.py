@@ -25,6 +25,15 @@ class Algorithm:
                 f'algorithm "{self.name}" sends exact float32: a compressor needs algorithm = {able}'
             )
 
+    def check_sealed(self):
+        """Raise ValueError where the messages of this algorithm would cross links in clear."""
+        if not self.own:
+            able = ", ".join(f'"{row.name}"' for row in ALGORITHMS.values() if row.own)
+            raise ValueError(
+                f'algorithm "{self.name}" cannot be sealed: MPI sends its messages itself; use one of '
+                f"{able}"
+            )
+
     def check_paced(self):
         """Raise ValueError where the links of this algorithm cannot be paced."""
         if self.unpaced:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from isthmus.cluster.measured import VERSION, Calibration, Coding, SizeTable, Update, line
+from isthmus.security.public_keys import key_bytes
 from isthmus.toml_files import FrozenModel
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -42,6 +43,7 @@ class Site(FrozenModel):
     world_ranks: tuple[Annotated[int, Field(ge=0)], ...] = ()
     network: Network = Network()
     price_per_second: NotNegative = 0.0  # money, for a second of computing on one rank
+    public_key: str | None = None  # the line that `isthmus keys show` gives
     # Written by `isthmus calibrate`; an unmeasured cost counts as nothing.
     fixed_seconds: NotNegative = 0.0
     message_seconds: NotNegative = 0.0
@@ -58,6 +60,13 @@ class Site(FrozenModel):
     @classmethod
     def _one_number_or_a_list(cls, value: Any) -> Any:
         return value if isinstance(value, (list, tuple)) else (value,)
+
+    @field_validator("public_key")
+    @classmethod
+    def _is_a_public_key(cls, value: str | None) -> str | None:
+        if value is not None:
+            key_bytes(value)
+        return value
 
     @model_validator(mode="after")
     def _one_rate_a_rank(self):
@@ -149,6 +158,9 @@ class ClusterTable(FrozenModel):
         placed = [rank for site in self.site for rank in site.world_ranks]
         if len(set(placed)) != len(placed):
             raise ValueError("world_ranks of two sites name the same rank; a rank is in one site")
+        keys = [key_bytes(site.public_key) for site in self.site if site.public_key is not None]
+        if len(set(keys)) != len(keys):
+            raise ValueError("two sites have one public_key; make a key for each: isthmus keys new SITE")
         known = set(names)
         if len(self.hub) > 2 or _twice(self.hub):
             raise ValueError(

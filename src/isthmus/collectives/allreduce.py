@@ -30,6 +30,7 @@ from isthmus.links.on_device import Host, residence_of
 from isthmus.links.stage_clock import StageClock
 from isthmus.links.world import World
 from isthmus.quantities import real
+from isthmus.registry import algorithm_named
 
 if TYPE_CHECKING:  # cluster files need what not every machine has
     from isthmus.links.tiers import Tiers
@@ -85,6 +86,8 @@ class Allreduce:
         wish = problem = None
         try:
             wish = Wish.of(size, algorithm, compressor, error_feedback, buckets, chunk_nbytes)
+            if tiers.sealed:
+                algorithm_named(algorithm).check_sealed()
         except ValueError as wrong:  # on this rank alone, perhaps
             problem = str(wrong)
         self.total_weight = agreed_total(world, weight, wish, problem)
@@ -102,7 +105,7 @@ class Allreduce:
         self.sent_to_sites: npt.NDArray[np.int64] = np.zeros(len(tiers.cluster.sites) + 1, np.int64)
         self._clock = StageClock(tiers.recorder)
         self.memory: Vector = np.empty(0, "f4")
-        self._attempt(lambda: self._settle(Host() if like is None else residence_of(like, self._clock)))
+        self._attempt(lambda: self._settle(Host() if like is None else self._residence_of(like)))
         refused, self._problem = self._problem, None
         raise_first(world, refused)
         self._settled = like is not None
@@ -283,6 +286,9 @@ class Allreduce:
         within = int(nbytes_to_site[self._tiers.site_index])
         return {"site": within, "link": int(nbytes_to_site.sum()) - within}
 
+    def _residence_of(self, vector):
+        return residence_of(vector, self._clock, self._tiers.sealed)
+
     def _begin(self, vector):
         """Make room for a new mean where `vector` lives, unless that is done."""
         if self._mean is not None:
@@ -291,7 +297,7 @@ class Allreduce:
 
         def make_room():
             if not self._settled:
-                residence = residence_of(vector, self._clock)
+                residence = self._residence_of(vector)
                 if type(residence) is not type(self._residence):
                     self._settle(residence)
                 self._settled = True

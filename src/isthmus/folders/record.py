@@ -2,6 +2,7 @@
 
 import time
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from isthmus.cures import explained
@@ -168,7 +169,7 @@ class RunFolder:
 
 
 @contextmanager
-def reserved(comm, parent, resume, name):
+def reserved(tiers, parent, resume, name):
     """Give (folder to go on with or None, the lock on it), and free it at the end. Collective.
 
     resume: the folder of a run, or its checkpoint.h5.
@@ -176,7 +177,8 @@ def reserved(comm, parent, resume, name):
     if resume and Path(resume).name == "checkpoint.h5":
         resume = Path(resume).parent
     with FolderLock() as lock:
-        yield from_root(comm, lambda: RunFolder.reserve(parent, resume, name, lock)), lock
+        reserve = partial(RunFolder.reserve, parent, resume, name, lock)
+        yield from_root(tiers.world, reserve, tiers.home), lock
 
 
 def let_in(folder, mode):

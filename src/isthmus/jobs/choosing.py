@@ -25,7 +25,10 @@ def choose(settings, cluster):
     compressors = choice.TRIED if named is None else (named,)
     bound = wanted.largest_error if named is None else 1.0
     algorithms = [
-        name for name in choice.EXACT if settings.cluster.links == "real" or not ALGORITHMS[name].unpaced
+        name
+        for name in choice.EXACT
+        if (settings.cluster.links == "real" or not ALGORITHMS[name].unpaced)
+        and (settings.security.link == "clear" or ALGORITHMS[name].own)
     ]
     chosen = choice.choose_allreduce(
         cluster,

@@ -1,17 +1,19 @@
 """What all ranks do before the first step: settings, communicators, the plan, the data."""
 
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from isthmus.cluster.cluster import Cluster
 from isthmus.errors import ShardError
 from isthmus.jobs.clients import client_shards
 from isthmus.jobs.plan import plan_run, settled_plan
 from isthmus.jobs.scaling import given_as, scale_of
 from isthmus.jobs.settings import RunSettings
 from isthmus.links.agreement import from_root, gather_json, require, together
-from isthmus.links.tiers import tiers_of_file
+from isthmus.links.tiers import tiers_of_rank_0
 from isthmus.planning.plan import Plan
 from isthmus.shards.batches import LocalSamples
 from isthmus.shards.scattering import scatter_shards
@@ -33,25 +35,36 @@ class Placed(NamedTuple):
     sets: dict[str, LocalSamples]
 
 
-def shared_settings(comm, path, cluster=None):
-    """Return the settings in `path`, as rank 0 reads them, on every rank.
+@contextmanager
+def opened_job(comm, path, cluster=None):
+    """Give (the settings in `path`, the tiers of their cluster), as rank 0 reads them. Collective.
 
     cluster: a cluster file that takes the place of the settings'. On a testbed links are real to a
-    run: pacing them as well would slow every message twice.
+    run: pacing them as well would slow every message twice. Where links are sealed, the cluster's sites
+    and where keys lie are all that other ranks are told before; the settings follow sealed.
     """
+    own = None
 
     def read():
-        settings = RunSettings.from_toml(path)
+        nonlocal own
+        own = RunSettings.from_toml(path)
         if on_testbed():
-            settings = settings.with_real_links()
-        return (settings.with_cluster(cluster) if cluster else settings).to_json()
+            own = own.with_real_links()
+        if cluster:
+            own = own.with_cluster(cluster)
+        file, keys = own.cluster.file, own.security.keys_of_links
+        return {
+            "sites": own.read_cluster().to_table(),
+            "source": str(file) if keys is None else file.name,
+            "paced": own.cluster.links == "paced",
+            "keys": keys and str(keys),
+        }
 
-    return RunSettings.from_json(from_root(comm, read), path)
-
-
-def shared_tiers(comm, settings):
-    """Give the tiers of the settings' cluster, paced where that is asked for."""
-    return tiers_of_file(comm, settings.cluster.file, paced=settings.cluster.links == "paced")
+    told = from_root(comm, read)
+    sites = Cluster(told["sites"], source=told["source"])
+    with tiers_of_rank_0(comm, sites, told["paced"], told["keys"]) as tiers:
+        table = from_root(tiers.world, lambda: own.to_json(), tiers.home)
+        yield RunSettings.from_json(table, path), tiers
 
 
 def place_data(tiers, settings, tell):

@@ -9,7 +9,7 @@ from isthmus.cluster.cluster import Cluster
 from isthmus.cluster.cluster_file import NotNegative
 from isthmus.compression import COMPRESSORS
 from isthmus.compression.chunks import WIRE_NBYTES
-from isthmus.errors import SettingsError
+from isthmus.errors import SecurityError, SettingsError
 from isthmus.jobs.clients import ClientsSettings
 from isthmus.jobs.kinds import KindSettings
 from isthmus.jobs.own_model import OwnModelSettings
@@ -160,6 +160,31 @@ class OutputSettings(FrozenModel):
         return value
 
 
+class SecuritySettings(FrozenModel):
+    """What is kept from those between the sites.
+
+    link: "sealed": all that crosses between sites is encrypted and cannot be changed unnoticed.
+    keys: the folder of a site's keys, on its leader's own host.
+    """
+
+    link: Literal["clear", "sealed"] = "clear"
+    keys: Path | None = None
+
+    @model_validator(mode="after")
+    def _sealing_needs_keys(self):
+        if self.link == "sealed" and self.keys is None:
+            raise ValueError(
+                'link = "sealed" needs keys, the folder with the key of a site: `isthmus keys new SITE` '
+                "makes one"
+            )
+        return self
+
+    @property
+    def keys_of_links(self):
+        """The folder of keys where links are sealed; None where they are clear."""
+        return self.keys if self.link == "sealed" else None
+
+
 class RunSettings(FrozenModel):
     """A run's settings file, with every path made absolute."""
 
@@ -173,6 +198,7 @@ class RunSettings(FrozenModel):
     plan: PlanSettings = PlanSettings()
     run: OutputSettings = OutputSettings()
     slurm: SlurmSettings = SlurmSettings()
+    security: SecuritySettings = SecuritySettings()
 
     @field_validator("strategy", mode="before")
     @classmethod
@@ -195,6 +221,12 @@ class RunSettings(FrozenModel):
     def _paced_links_need_one_rank_to_keep_them(self):
         if self.cluster.links == "paced" and self.allreduce.algorithm in ALGORITHMS:
             ALGORITHMS[self.allreduce.algorithm].check_paced()
+        return self
+
+    @model_validator(mode="after")
+    def _sealed_links_are_our_own(self):
+        if self.security.link == "sealed" and self.allreduce.algorithm in ALGORITHMS:
+            ALGORITHMS[self.allreduce.algorithm].check_sealed()
         return self
 
     @model_validator(mode="after")
@@ -254,7 +286,20 @@ class RunSettings(FrozenModel):
                 f"{path}: is a cluster file; give a run's settings, which name it under [cluster] file"
             )
         settings = check_table(cls, table, path, SettingsError)
-        return settings.with_paths_from(Path(path).resolve().parent)
+        settings = settings.with_paths_from(Path(path).resolve().parent)
+        settings.keep_keys_apart(path)
+        return settings
+
+    def keep_keys_apart(self, source):
+        """Raise SecurityError where keys would lie in what is copied, shown or sent to others."""
+        keys = self.security.keys
+        data = [self.data.train, self.data.test, self.data.validation]
+        for folder in (self.run.folder, *data) if keys is not None else ():
+            if folder is not None and keys.is_relative_to(folder):
+                raise SecurityError(
+                    f"{source}: security.keys is in {folder}, which others are given; keep keys in a "
+                    "folder of their own"
+                )
 
     @classmethod
     def from_json(cls, table, source):
@@ -301,6 +346,7 @@ class RunSettings(FrozenModel):
                 "data": absolute(self.data, "train", "test", "validation"),
                 "clients": absolute(self.clients, "speeds", "available"),
                 "run": absolute(self.run, "folder"),
+                "security": absolute(self.security, "keys"),
             }
         )
 

@@ -18,7 +18,7 @@ from isthmus.jobs.account import Account
 from isthmus.jobs.choosing import choose, doubts_of
 from isthmus.jobs.clients import identity_of_clients, make_clients, turn_of
 from isthmus.jobs.keeping import keep_model
-from isthmus.jobs.preparation import hold_seconds, place_data, shared_settings, shared_tiers
+from isthmus.jobs.preparation import hold_seconds, opened_job, place_data
 from isthmus.jobs.rebalancing import Rebalancing
 from isthmus.jobs.replaying import replayed, shared_arrivals
 from isthmus.jobs.resuming import Recalled, identity_of, recall
@@ -49,11 +49,10 @@ def train(comm, settings_path, tell, *, resume=None, cluster=None, name=None, re
     StoppedError.
     show: called on rank 0 with a `watching.pace.Pace` while steps go on; None: nobody watches.
     """
-    settings = shared_settings(comm, settings_path, cluster)
     with (
-        reserved(comm, settings.run.folder, resume, name) as (resume, lock),
+        opened_job(comm, settings_path, cluster) as (settings, tiers),
+        reserved(tiers, settings.run.folder, resume, name) as (resume, lock),
         threadpool_limits(settings.run.threads),
-        shared_tiers(comm, settings) as tiers,
         stopping_on(signal.SIGUSR1, tiers.world, tiers.home) as stop,
         Journal(tiers, settings.run, tell) as journal,
     ):

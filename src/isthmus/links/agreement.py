@@ -3,7 +3,7 @@
 import numpy as np
 
 from isthmus import errors, json_text
-from isthmus.errors import IsthmusError, ranks_in_words
+from isthmus.errors import IsthmusError, SealError, ranks_in_words
 from isthmus.links.world import all_gather, all_gather_rows, broadcast
 
 
@@ -17,10 +17,15 @@ def require(comm, holds, error, message):
 
 
 def together(comm, make):
-    """Return `make()`; if it raises an IsthmusError on any rank, every rank raises the first."""
+    """Return `make()`; if it raises an IsthmusError on any rank, every rank raises the first.
+
+    After a SealError nothing can be told to others any more: it is raised at once.
+    """
     problem, result = None, None
     try:
         result = make()
+    except SealError:
+        raise
     except IsthmusError as caught:
         problem = caught
     raise_first(comm, problem)
@@ -50,6 +55,8 @@ def from_root(comm, make, root=0):
     if comm.rank == root:
         try:
             told = {"value": make()}
+        except SealError:
+            raise
         except IsthmusError as problem:
             told = {"error": type(problem).__name__, "message": str(problem)}
     told = broadcast_json(comm, told, root)

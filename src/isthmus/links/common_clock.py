@@ -28,7 +28,7 @@ class CommonClock:
 
     def __init__(self, comm, clock=time.perf_counter, machine=None):
         self.comm, self.clock = comm, clock
-        machines = gather_json(comm, machine or _machine())
+        machines = gather_json(comm, machine or machine_name())
         others = [rank for rank in range(comm.size) if machines[rank] != machines[0]]
         self.ahead = clock_offsets(comm, clock, others)[comm.rank, 0]  # seconds, of rank 0's clock
         waits = []
@@ -55,6 +55,6 @@ class CommonClock:
         return float(maximum(self.comm, [number])[0])
 
 
-def _machine():
-    """Return what is the same for two ranks if they read one clock."""
+def machine_name():
+    """Return what is the same for two ranks if they are on one machine: they read one clock then."""
     return BOOT.read_text() if BOOT.exists() else MPI.Get_processor_name()

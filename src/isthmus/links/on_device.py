@@ -22,16 +22,17 @@ from isthmus.kernels.device_arrays import F4, check
 from isthmus.links.comm import Wrapped
 
 
-def residence_of(array, clock):
+def residence_of(array, clock, sealed=False):
     """Return the Host or the OnDevice where `array` lives; NoDeviceError where there are no kernels.
 
-    clock: a StageClock, which is told of the time of copies.
+    clock: a StageClock, which is told of the time of copies. sealed: links are, which is done on the
+    host, so that MPI is never given a device's arrays.
     """
     kernels.for_array(array)
     if library_name(array) == "numpy":
         return Host()
     device = the_device()
-    direct = mpi_takes_device_arrays(mpi_library_path())
+    direct = not sealed and mpi_takes_device_arrays(mpi_library_path())
     return OnDevice(device, Direct(device) if direct else PageLocked(device), clock)
 
 

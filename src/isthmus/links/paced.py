@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 
-from isthmus.links.comm import Wrapped
+from isthmus.links.comm import Wrapped, message_nbytes
 from isthmus.links.world import TOGETHER
 
 TAG = 77
@@ -36,7 +36,7 @@ class PacedComm(Wrapped):
         request = None
         if self.out[dest] and tag != TOGETHER:
             start = max(time.monotonic(), self._free(self.out[dest]))
-            self._occupy(self.out[dest], start, buffer.nbytes)
+            self._occupy(self.out[dest], start, message_nbytes(self.comm, buffer.nbytes, dest))
             stamp = np.array([start])
             request = self.comm.Isend(stamp, dest, TAG + tag)
         return _Sent(request, stamp if request else None, self.comm.Isend(buffer, dest, tag))
@@ -47,7 +47,8 @@ class PacedComm(Wrapped):
             return self.comm.Irecv(buffer, source, tag)
         stamp = np.empty(1)
         requests = (self.comm.Irecv(stamp, source, TAG + tag), self.comm.Irecv(buffer, source, tag))
-        return _Received(self, self.into[source], stamp, buffer.nbytes, requests)
+        nbytes = message_nbytes(self.comm, buffer.nbytes, source)
+        return _Received(self, self.into[source], stamp, nbytes, requests)
 
     def arrival(self, hops, start, nbytes):
         """Return when a message that starts to leave at `start` has arrived."""

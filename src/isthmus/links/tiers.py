@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from os import PathLike
-from typing import Self
+from typing import Any, Self
 
 from mpi4py import MPI
 
@@ -12,11 +12,13 @@ from isthmus.cluster.cluster import Cluster
 from isthmus.cluster.hosts import is_same_host
 from isthmus.devices import take_device
 from isthmus.errors import ClusterError
-from isthmus.links.agreement import from_root, gather_json, ranks_on_host, together
+from isthmus.links.agreement import from_root, gather_json, raise_first, ranks_on_host, together
 from isthmus.links.comm import Comm, innermost, message_nbytes
 from isthmus.links.paced import PacedComm
+from isthmus.links.sealed import SealedComm, agree_on_keys, strangers
 from isthmus.links.traced import Recorder, TracedComm
 from isthmus.links.world import World
+from isthmus.security.pair_keys import PairKeys
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Tiers:
     `leaders` has the first rank of each site, in the order of the sites; it is COMM_NULL off the
     leaders. `cloud` and `edge` are COMM_NULL for a rank of the other tier. `home` is the cluster rank
     of the job's own rank 0, which reads settings and writes results. `recorder` notes what this rank
-    does, where that is asked for.
+    does, where that is asked for. `sealed`: nobody between the sites can read what crosses.
     """
 
     cluster: Cluster
@@ -40,6 +42,7 @@ class Tiers:
     site_name: str
     home: int = 0
     recorder: Recorder | None = None
+    sealed: bool = False
 
     @property
     def site_index(self) -> int:
@@ -99,6 +102,28 @@ class Tiers:
 
         return self.through(wrap)
 
+    def sealed_by(self, keys: PairKeys) -> Self:
+        """Return these tiers with every message between sites sealed; within a site nothing changes."""
+        cluster = self.cluster
+        others = strangers(cluster, self.site_name)
+
+        def wrap(comm: Comm, ranks: Sequence[int]) -> Comm:
+            if not others & {*ranks}:
+                return comm
+            name = "leaders" if comm is self.leaders else "world"
+            return SealedComm(comm, ranks, keys, others, name)
+
+        whole = replace(self.through(wrap), sealed=True)
+        of_tier = [
+            rank
+            for rank, index in enumerate(cluster.site_of_rank)
+            if cluster.sites[index].tier == self.tier
+        ]
+        if others.isdisjoint(of_tier):
+            return whole
+        mine: Any = SealedComm(getattr(self, self.tier), of_tier, keys, others, self.tier)
+        return replace(whole, cloud=mine) if self.tier == "cloud" else replace(whole, edge=mine)
+
     def traced(self, recorder: Recorder) -> Self:
         """Return these tiers with communicators whose messages `recorder` notes."""
         return replace(
@@ -124,7 +149,20 @@ def tiers_of_file(comm: MPI.Comm, path: str | PathLike[str], paced: bool = False
     device that is not there.
     """
     cluster = Cluster(from_root(comm, lambda: Cluster.from_toml(path).to_table()), source=path)
-    with split_tiers(comm, cluster) as tiers:
+    with tiers_of_rank_0(comm, cluster, paced) as tiers:
+        yield tiers
+
+
+@contextmanager
+def tiers_of_rank_0(
+    comm: MPI.Comm, cluster: Cluster, paced: bool = False, keys: str | PathLike[str] | None = None
+) -> Iterator[Tiers]:
+    """Give the tiers of a cluster that rank 0 has told, links paced or sealed where asked for.
+
+    Collective. A public key that the cluster names has come over a link, so it is believed only where
+    a site's own folder of keys says the same. Raises as `tiers_of_file` and `split_tiers` do.
+    """
+    with _split(comm, cluster, keys, pinned=True) as tiers:
         number = number_on_machine(tiers.world, tiers.device)
         together(tiers.world, lambda: take_device(tiers.device, number))
         yield tiers.paced() if paced else tiers
@@ -136,14 +174,26 @@ def number_on_machine(comm: Comm, device: str) -> int:
     return [rank for rank in ranks_on_host(comm) if devices[rank] == device].index(comm.rank)
 
 
-def split_tiers(comm: MPI.Comm, cluster: Cluster) -> Tiers:
+def split_tiers(comm: MPI.Comm, cluster: Cluster, keys: str | PathLike[str] | None = None) -> Tiers:
     """Split `comm`, of `cluster.size` ranks in any order, into the communicators of `cluster`.
 
     A site takes the ranks of `comm` that run on its `hosts`, or those of its `world_ranks`; sites
     with neither take what is left, in order. Collective. Raises ClusterError on every rank if the
     ranks do not fit the sites, or if two sites claim one of them.
+
+    keys: the folder with the keys of a site, SITE.key, and of those that it trusts, SITE.pub, which each
+    site's leader reads on its own host: then what crosses between sites is sealed. Raises SecurityError
+    on every rank if a key is missing, in the wrong hands or another than was agreed on.
     """
-    hosts = gather_json(comm, MPI.Get_processor_name())
+    return _split(comm, cluster, keys, pinned=False)
+
+
+def _split(comm, cluster, keys, pinned):
+    """Do as `split_tiers` says; pinned: as `agree_on_keys` says."""
+    hosts, seals = zip(*gather_json(comm, [MPI.Get_processor_name(), keys is not None]))
+    if len({*seals}) > 1:
+        problem = ValueError("some ranks give `keys` and others do not; give it on all, or on none")
+        raise_first(comm, problem)
     order = together(comm, lambda: cluster_ranks(cluster, hosts))
     world = comm.Split(0, key=order[comm.rank])
     index = cluster.site_of_rank[world.rank]
@@ -151,7 +201,7 @@ def split_tiers(comm: MPI.Comm, cluster: Cluster) -> Tiers:
     leaders = world.Split(0 if site.rank == 0 else MPI.UNDEFINED, key=index)
     tier = cluster.sites[index].tier
     mine = world.Split(0 if tier == "cloud" else 1, key=world.rank)
-    return Tiers(
+    tiers = Tiers(
         cluster,
         _world_of(cluster, world, site, leaders),
         site,
@@ -162,6 +212,9 @@ def split_tiers(comm: MPI.Comm, cluster: Cluster) -> Tiers:
         site_name=cluster.names[index],
         home=order[0],
     )
+    if keys is None:
+        return tiers
+    return tiers.sealed_by(agree_on_keys(cluster, tiers.world, site, keys, pinned))
 
 
 def _world_of(cluster, comm, site, leaders):

@@ -11,7 +11,7 @@ from collections import deque
 
 import numpy as np
 
-from isthmus.links.comm import Wrapped
+from isthmus.links.comm import Wrapped, message_nbytes
 from isthmus.registry import SPANS
 
 SENT, RECEIVED = len(SPANS), len(SPANS) + 1
@@ -90,11 +90,13 @@ class TracedComm(Wrapped):
         self.recorder, self.rank_of_peer = recorder, rank_of_peer
 
     def Isend(self, buffer, dest, tag=0):  # noqa: N802
-        row = self.recorder.message(SENT, self.rank_of_peer[dest], buffer.nbytes, tag)
+        nbytes = message_nbytes(self.comm, buffer.nbytes, dest)
+        row = self.recorder.message(SENT, self.rank_of_peer[dest], nbytes, tag)
         return _Noted(self.recorder, row, self.comm.Isend(buffer, dest, tag))
 
     def Irecv(self, buffer, source, tag=0):  # noqa: N802
-        row = self.recorder.message(RECEIVED, self.rank_of_peer[source], buffer.nbytes, tag)
+        nbytes = message_nbytes(self.comm, buffer.nbytes, source)
+        row = self.recorder.message(RECEIVED, self.rank_of_peer[source], nbytes, tag)
         return _Noted(self.recorder, row, self.comm.Irecv(buffer, source, tag))
 
     def Allreduce(self, sent, total, *operation):  # noqa: N802

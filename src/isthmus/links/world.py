@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from isthmus.links.comm import Comm, Wrapped
+from isthmus.links.comm import Comm, Request, Wrapped
 
 TOGETHER = 78
 """Tag of what ranks tell each other beside their work: paced links let it pass, or their own
@@ -45,6 +45,23 @@ class World(Wrapped):
     def of(cls, comm: Comm) -> Self:
         """Return `comm` if it is a World, or one of a communicator whose sites nobody knows yet."""
         return comm if isinstance(comm, cls) else cls(comm, comm, None, [0] * comm.size)
+
+
+class Pair(Wrapped):
+    """Two ranks of a communicator as one of their own, on the same verbs: what wraps it wraps this."""
+
+    def __init__(self, comm: Comm, ranks: tuple[int, int]):
+        super().__init__(comm)
+        self.ranks, self.rank, self.size = ranks, ranks.index(comm.rank), 2
+
+    def Isend(self, buffer: Any, dest: int, tag: int = 0) -> Request:  # noqa: N802
+        return self.comm.Isend(buffer, self.ranks[dest], tag)
+
+    def Irecv(self, buffer: Any, source: int, tag: int = 0) -> Request:  # noqa: N802
+        return self.comm.Irecv(buffer, self.ranks[source], tag)
+
+    def overhead_nbytes(self, nbytes: int, dest: int) -> int:
+        return super().overhead_nbytes(nbytes, self.ranks[dest])
 
 
 def broadcast(comm: Comm, array: np.ndarray, root: int = 0) -> None:

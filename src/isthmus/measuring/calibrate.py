@@ -16,7 +16,7 @@ from isthmus.devices import array_library
 from isthmus.files import check_folder
 from isthmus.folders.pacing import link_not_held, ranks_not_held
 from isthmus.jobs.choosing import choose
-from isthmus.jobs.preparation import check_shapes, open_where_seen, shared_settings, shared_tiers
+from isthmus.jobs.preparation import check_shapes, open_where_seen, opened_job
 from isthmus.jobs.scaling import given_as
 from isthmus.jobs.shared_model import shared_model
 from isthmus.links.agreement import from_root, gather_json, together
@@ -59,9 +59,12 @@ def calibrate(comm, settings_path, output, repetitions, tell):
     once; those of compressors are the leaders', all at once. Links and sites' networks are measured
     both ways at once, by size. Collective; returns the new file's table on every rank.
     """
-    settings = shared_settings(comm, settings_path)
-    from_root(comm, lambda: check_folder(Path(output).parent, "name another file with --output"))
-    with threadpool_limits(settings.run.threads), shared_tiers(comm, settings) as tiers:
+    with opened_job(comm, settings_path) as (settings, tiers), threadpool_limits(settings.run.threads):
+        from_root(
+            tiers.world,
+            lambda: check_folder(Path(output).parent, "name another file with --output"),
+            tiers.home,
+        )
         shared_model(tiers.world, settings)
         settings, _ = choose(settings, tiers.cluster)
         table = tiers.cluster.to_table()
@@ -72,7 +75,7 @@ def calibrate(comm, settings_path, output, repetitions, tell):
         measure_ways(tiers, repetitions, table, kind, tell)
         hosts = hosts_of(tiers.world)
         table["calibration"] = from_root(
-            comm,
+            tiers.world,
             lambda: Calibration(
                 made=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
                 ranks=comm.size,
@@ -80,10 +83,11 @@ def calibrate(comm, settings_path, output, repetitions, tell):
                 mpi_algorithm=allreduce_algorithm(),
                 hosts=hosts,
             ).model_dump(mode="json", exclude_none=True),
+            tiers.home,
         )
         measure_allreduces(tiers, repetitions, table, settings.cluster.links, tell)
         measured = Cluster(table, source=output)
-        from_root(comm, lambda: measured.to_toml(output))
+        from_root(tiers.world, lambda: measured.to_toml(output), tiers.home)
         return measured.to_table()
 
 
@@ -301,7 +305,7 @@ def measure_allreduces(tiers, repetitions, table, links, tell):
         foretold = predict_allreduce(cluster, small // 4, algorithm=algorithm).seconds
         found[algorithm] = rounded(max(0.0, np.median(seconds) - foretold))
     table["calibration"]["overhead_seconds"] = found
-    if links != "paced":
+    if links != "paced" and not tiers.sealed:
         tell("measuring MPI's own allreduce")
         adds = min(site.add_bytes_per_second for site in cluster.sites)
         expected = np.vectorize(lambda size: mpi_seconds(cluster, size, adds))

@@ -5,9 +5,8 @@ from mpi4py import MPI
 
 from isthmus.collectives.allreduce import Allreduce
 from isthmus.compression.chunks import WIRE_NBYTES
-from isthmus.links.comm import innermost
 from isthmus.links.common_clock import CommonClock
-from isthmus.links.world import all_gather_rows, maximum
+from isthmus.links.world import Pair, World, all_gather_rows, maximum
 from isthmus.vectors import chunk_slices
 
 NBYTES = (4, 1024, 16 * 1024, 60 * 1024, 240 * 1024, 960 * 1024, 3840 * 1024)
@@ -25,9 +24,10 @@ def way_seconds(comm, first, second, seconds, repetitions, message_nbytes=WIRE_N
     other so many bytes in messages of at most `message_nbytes`, and wait for the other's. About
     `seconds` for each size of NBYTES from `smallest` on. Collective over `comm`.
     """
-    pair = innermost(comm).Split(0 if comm.rank in (first, second) else MPI.UNDEFINED, comm.rank)
     samples = np.empty((0, 3))
-    if pair != MPI.COMM_NULL:
+    if comm.rank in (first, second):
+        two = Pair(comm, (first, second))
+        pair = World(two, MPI.COMM_SELF, two, [0, 1])
         other = second if comm.rank == first else first
         clock = CommonClock(pair)
         came = _by_size(
@@ -40,7 +40,6 @@ def way_seconds(comm, first, second, seconds, repetitions, message_nbytes=WIRE_N
         theirs = all_gather_rows(pair, came)[1 - pair.rank]
         there, back = (theirs, came) if comm.rank == first else (came, theirs)
         samples = np.column_stack([came[:, 0], there[:, 1], back[:, 1]])
-        pair.Free()
     return all_gather_rows(comm, samples)[first].T
 
 
