@@ -15,10 +15,10 @@ import isthmus
 from isthmus.collectives.allreduce import Allreduce
 from isthmus.errors import MachineError
 from isthmus.jobs.train import train
+from isthmus.links.checked import DIGEST_NBYTES, CheckedComm
 from isthmus.links.comm import Wrapped
-from isthmus.links.sealed import TAG_NBYTES, SealedComm
 
-SIZE, KEY = 50_000, b"between us"
+SIZE = 50_000
 
 
 class Watched(Wrapped):
@@ -35,15 +35,15 @@ class Watched(Wrapped):
         return super().Isend(message, dest, tag)
 
 
-def links_are_sealed(tiers):
-    """Equal bits; counted = predicted = what left; nobody between reads a message."""
+def links_are_checked(tiers):
+    """Equal bits; counted = predicted = what left."""
     left = []
     watched = tiers.through(lambda comm, ranks: Watched(comm, left))
-    sealed = watched.through(lambda comm, ranks: SealedComm(comm, ranks, KEY))
+    checked = watched.through(CheckedComm)
     given = np.random.default_rng(tiers.world.rank).normal(size=SIZE).astype("f4")
     for name, compressor in (("ring", None), ("star", None), ("hierarchical", isthmus.Int8(64))):
         means, seen, seconds = [], [], []
-        for each in (watched, sealed):
+        for each in (watched, checked):
             allreduce = Allreduce(each, SIZE, name, compressor, chunk_nbytes=6000)
             left.clear()
             means.append(allreduce(given).tobytes())
@@ -59,25 +59,24 @@ def links_are_sealed(tiers):
         (plain, same), (in_clear, messages) = means, seen
         assert plain == same, name
         assert len(messages) == len(in_clear)
-        assert sum(map(len, messages)) == sum(map(len, in_clear)) + TAG_NBYTES * len(messages)
-        assert not {each[-32:] for each in messages} & {each[-32:] for each in in_clear}
+        assert sum(map(len, messages)) == sum(map(len, in_clear)) + DIGEST_NBYTES * len(messages)
         assert seconds[0] < seconds[1] < 1.1 * seconds[0], name
 
 
 def a_changed_message_is_refused(comm):
     """By the rank that receives it, before anything of it is taken."""
     link = Watched(comm, [])
-    sealed, message = SealedComm(link, range(2), KEY), np.arange(4, dtype="f4")
+    checked, message = CheckedComm(link, range(2)), np.arange(4, dtype="f4")
     for link.spoil in (False, True):
         received = np.zeros_like(message)
         if comm.rank == 0:
-            sealed.Send(message, 1)
+            checked.Send(message, 1)
         elif not link.spoil:
-            sealed.Recv(received, 0)
+            checked.Recv(received, 0)
             assert received.tolist() == message.tolist()
         else:
             with pytest.raises(MachineError, match="from rank 0 was changed on its way; look at"):
-                sealed.Recv(received, 0)
+                checked.Recv(received, 0)
             assert not received.any()
 
 
@@ -113,7 +112,7 @@ def a_run_has_them(comm, folder):
 def main(folder):
     comm = MPI.COMM_WORLD
     with isthmus.split_tiers(comm, isthmus.Cluster(cluster_of(1, 1))) as tiers:
-        links_are_sealed(tiers)
+        links_are_checked(tiers)
     a_changed_message_is_refused(comm)
     importlib.import_module("example").test_the_mean_of_two_sites_is_that_of_their_ranks(comm)
     a_run_has_them(comm, folder)

@@ -48,11 +48,11 @@ def extended(folder):
 
 @pytest.mark.slow
 def test_one_more_of_each_kind_costs_what_the_page_says_and_works(tmp_path):
-    """Sealed links, a strategy, an objective, an algorithm and a check, in one job of two ranks."""
+    """Checked links, a strategy, an objective, an algorithm and a check, in one job of two ranks."""
     files = extended(tmp_path)
     new = {path.removeprefix("src/isthmus/") for path, change in files.items() if change == "new"}
     assert new == {
-        "links/sealed.py",
+        "links/checked.py",
         "training/strategies/every_nth.py",
         "collectives/star.py",
         "checks/open_files.py",

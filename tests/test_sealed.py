@@ -1,5 +1,6 @@
 """Sealed links: the same bits, 16 bytes a message more, and nothing that anybody between could use."""
 
+import subprocess
 import time
 from collections import deque
 from itertools import pairwise
@@ -15,13 +16,16 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from mpi4py import MPI
+from test_rebalancing import lab
 
 import isthmus
 from isthmus.collectives.allreduce import Allreduce
 from isthmus.compression import COMPRESSORS
 from isthmus.errors import SealError, SecurityError
+from isthmus.jobs.launch import rank_command, rank_environment
 from isthmus.links import sealed
-from isthmus.links.agreement import broadcast_json, gather_json, together
+from isthmus.links.agreement import broadcast_json, from_root, gather_json, together
 from isthmus.links.clocks import clock_offsets
 from isthmus.links.comm import Wrapped
 from isthmus.links.sealed import TAG_NBYTES, SealedComm, agree_on_keys
@@ -145,9 +149,9 @@ def test_all_that_ranks_tell_each_other_is_sealed(comm, shared_folder):
         assert not any(map(any, dark))
 
 
-def fail_on(here):
+def fail_on(here, kind=SecurityError):
     if here:
-        raise SecurityError(CANARY.decode())
+        raise kind(CANARY.decode())
 
 
 @pytest.mark.ranks(4)
@@ -168,6 +172,15 @@ def test_tiers_of_several_sites_are_sealed_too_and_inside_a_site_nothing_is(comm
             assert not isinstance(tiers.cloud, Wrapped)
     with pytest.raises(ValueError, match="some ranks give `keys` and others do not"):
         isthmus.split_tiers(comm, isthmus.Cluster(cluster_of(2, 1, 1)), folder if comm.rank else None)
+
+
+def test_what_does_not_open_is_not_agreed_on():
+    """Over a link that cannot be trusted, the others would wait for another message."""
+    for kind, told in ((SecurityError, True), (SealError, False)):
+        for ask in (together, from_root):
+            with pytest.raises(kind) as problem:
+                ask(MPI.COMM_SELF, lambda kind=kind: fail_on(True, kind))
+            assert problem.value.everywhere == told
 
 
 # --- what somebody between the sites may try
@@ -375,3 +388,70 @@ def test_hkdf_x25519_and_ed25519_are_the_rfcs():
         assert private.sign(message) + message == signature
         with pytest.raises(InvalidSignature):
             private.public_key().verify(signature[:64], message + b"more")
+
+
+# --- a job whose links are meddled with
+
+
+MEDDLING = """
+import sys
+import numpy as np
+from isthmus.cli import main
+from isthmus.links import tiers
+from isthmus.links.comm import Wrapped
+from isthmus.links.sealed import SealedComm
+
+class Meddled(Wrapped):
+    sent, lets_past = 0, True
+
+    def Isend(self, buffer, dest, tag=0):
+        if self.comm.rank == FROM and buffer.nbytes == NBYTES:
+            Meddled.sent += 1
+            if Meddled.sent == 5:
+                buffer = buffer.copy()
+                buffer[-20] ^= 1
+        return self.comm.Isend(buffer, dest, tag)
+
+tiers.SealedComm = lambda comm, *of_sites: SealedComm(Meddled(comm), *of_sites)
+FROM, NBYTES = int(sys.argv.pop(1)), int(sys.argv.pop(1))
+main.main()
+"""
+
+
+class Alone:
+    """The one rank of a communicator, for what prepares a test."""
+
+    rank = 0
+
+    def Barrier(self):  # noqa: N802
+        pass
+
+
+def sealed_lab(folder, sites, **changes):
+    """Return the path of a run's settings with sealed links, its data and keys beside it."""
+    path = lab(Alone(), folder, sites, **changes)
+    for number in range(len(sites)):
+        make_keys(folder / "keys", f"site{number}")
+    path.write_text(path.read_text() + '\n[security]\nlink = "sealed"\nkeys = "keys"\n')
+    return path
+
+
+@pytest.mark.slow
+def test_a_message_that_does_not_open_ends_the_job_with_one_line(tmp_path):
+    """In the middle of a step, while other ranks wait for what their leader will not send."""
+    path = sealed_lab(tmp_path, (2, 2), cluster={"compute": "real"}, plan={"replan": False})
+    (tmp_path / "meddle.py").write_text(MEDDLING)
+    wire = isthmus.Int8(16).wire_nbytes(16 * 8 + 8 + 8 * 3 + 3)
+    done = subprocess.run(
+        rank_command(4, tmp_path / "meddle.py", 1, wire + TAG_NBYTES, "train", path),
+        env=rank_environment(),
+        text=True,
+        capture_output=True,
+        timeout=120,
+    )
+    assert done.returncode == 17, done.stderr
+    said = [line for line in done.stderr.splitlines() if line.startswith("isthmus:")]
+    assert len(said) == 1, done.stderr
+    assert "rank 0: a message from rank 2 to rank 0 does not open: it was changed" in said[0]
+    assert "docs/errors/17.md" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from isthmus.checks.findings import failed, passed, refused, warned
 from isthmus.checks.machine import memory
+from isthmus.checks.security import security
 from isthmus.cluster.cluster import Cluster
 from isthmus.compression.low_rank import LowRank
 from isthmus.cures import cure_of, reason_of
@@ -59,7 +60,8 @@ def cluster_of(job, settings):
             + ("" if job.started else f": start it with mpirun -n {cluster.size}"),
         )
     ]
-    findings += [finding for finding in (links(job, settings), rates(cluster, settings)) if finding]
+    looked = links(job, settings), security(job, settings, cluster), rates(cluster, settings)
+    findings += [finding for finding in looked if finding]
     for device in sorted({site.device for site in sites}):
         try:
             array_library(device)

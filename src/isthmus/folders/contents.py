@@ -55,6 +55,12 @@ class Training(Table):
     epochs: NotRequired[Annotated[int, Field(ge=1, lt=2**31)]]
 
 
+class SecurityChoice(Table):
+    """The settings' [security]."""
+
+    link: str
+
+
 class Settings(Table):
     """What is read of a run's settings; they are all told."""
 
@@ -63,6 +69,7 @@ class Settings(Table):
     allreduce: AllreduceChoice
     data: NotRequired[DataChoice]
     training: NotRequired[Training]
+    security: NotRequired[SecurityChoice]
 
 
 class Candidate(Table):

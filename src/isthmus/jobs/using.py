@@ -8,10 +8,13 @@ from functools import reduce
 from pathlib import Path
 
 import numpy as np
+from mpi4py import MPI
 
-from isthmus.errors import ShardError
+from isthmus.errors import SecurityError, ShardError
 from isthmus.files import replacing, write_text
+from isthmus.folders.contents import Provenance
 from isthmus.folders.model_file import model_content
+from isthmus.folders.reading import read_table
 from isthmus.folders.trained_model import trained_model
 from isthmus.links.agreement import from_root, gather_json, raise_first, require, together
 from isthmus.links.world import broadcast, gather_rows
@@ -22,8 +25,23 @@ from isthmus.vectors import part_bounds
 
 
 def shared_model(comm, run, best=False):
-    """Return the TrainedModel of the run's folder on every rank, as rank 0 reads it. Collective."""
-    content = together(comm, lambda: model_content(run) if comm.rank == 0 else b"")
+    """Return the TrainedModel of the run's folder on every rank, as rank 0 reads it. Collective.
+
+    SecurityError where that would send what a run with sealed links has learnt to other hosts in clear.
+    """
+    hosts = gather_json(comm, MPI.Get_processor_name())
+
+    def content_at_root():
+        if comm.rank != 0:
+            return b""
+        if len({*hosts}) > 1 and _was_sealed(run):
+            raise SecurityError(
+                f"{run}: the links of this run were sealed, and here its model would go to "
+                f"{len({*hosts}) - 1} other hosts in clear; start this on one host"
+            )
+        return model_content(run)
+
+    content = together(comm, content_at_root)
     nbytes = np.array([len(content)])
     broadcast(comm, nbytes)
     buffer = np.empty(nbytes[0], np.uint8)
@@ -31,6 +49,13 @@ def shared_model(comm, run, best=False):
         buffer[:] = np.frombuffer(content, np.uint8)
     broadcast(comm, buffer)
     return together(comm, lambda: trained_model(run, buffer.tobytes(), best))
+
+
+def _was_sealed(run):
+    """Whether the run in this folder kept its links sealed, as its run.json tells."""
+    path = Path(run, "run.json")
+    made = read_table(path, Provenance) if path.exists() else {"settings": {}}
+    return made["settings"].get("security", {}).get("link") == "sealed"
 
 
 def evaluate_run(comm, run, folder=None, *, best=False, tell=lambda line: None):
