@@ -449,9 +449,9 @@ def test_a_message_that_does_not_open_ends_the_job_with_one_line(tmp_path):
         capture_output=True,
         timeout=120,
     )
-    assert done.returncode == 17, done.stderr
+    assert done.returncode == 18, done.stderr
     said = [line for line in done.stderr.splitlines() if line.startswith("isthmus:")]
     assert len(said) == 1, done.stderr
     assert "rank 0: a message from rank 2 to rank 0 does not open: it was changed" in said[0]
-    assert "docs/errors/17.md" in done.stderr
+    assert "docs/errors/18.md" in done.stderr
     assert "Traceback" not in done.stderr

@@ -108,9 +108,11 @@ class SecurityError(IsthmusError):
     exit_code = 17
 
 
-class SealError(SecurityError):
-    """A message between sites does not open. Nothing more is agreed on over such links: the rank that
-    finds it ends the job."""
+class SealError(IsthmusError):
+    """A sealed message does not open. Nothing more is agreed on over such links: the rank that finds it
+    ends the job."""
+
+    exit_code = 18
 
 
 EXIT_CODES = {kind.__name__: kind.exit_code for kind in IsthmusError.__subclasses__()}
