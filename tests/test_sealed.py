@@ -1,5 +1,6 @@
 """Sealed links: the same bits, 16 bytes a message more, and nothing that anybody between could use."""
 
+import json
 import subprocess
 import time
 from collections import deque
@@ -23,6 +24,7 @@ import isthmus
 from isthmus.collectives.allreduce import Allreduce
 from isthmus.compression import COMPRESSORS
 from isthmus.errors import SealError, SecurityError
+from isthmus.jobs import using
 from isthmus.jobs.launch import rank_command, rank_environment
 from isthmus.links import sealed
 from isthmus.links.agreement import broadcast_json, from_root, gather_json, together
@@ -455,3 +457,21 @@ def test_a_message_that_does_not_open_ends_the_job_with_one_line(tmp_path):
     assert "rank 0: a message from rank 2 to rank 0 does not open: it was changed" in said[0]
     assert "docs/errors/18.md" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_model_of_a_sealed_run_goes_to_no_other_host(tmp_path, monkeypatch):
+    settings = {
+        "cluster": {"links": "real", "compute": "real"},
+        "model": {"kind": "perceptron"},
+        "allreduce": {"algorithm": "hierarchical", "compressor": None},
+        "security": {"link": "sealed", "keys": "keys"},
+    }
+    run = {"settings": settings, "hosts": ["a", "b"], "started": "now", "model_size": 1}
+    (tmp_path / "run.json").write_text(json.dumps(run))
+    monkeypatch.setattr(using, "gather_json", lambda comm, value: ["a", "b"])
+    with pytest.raises(SecurityError, match="from a to other hosts in clear; start this on one"):
+        using.shared_model(MPI.COMM_SELF, tmp_path)
+    settings["security"]["link"] = "clear"
+    (tmp_path / "run.json").write_text(json.dumps(run))
+    with pytest.raises(isthmus.IsthmusError, match=r"model.h5: no such file"):
+        using.shared_model(MPI.COMM_SELF, tmp_path)
