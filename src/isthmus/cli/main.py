@@ -13,8 +13,8 @@ import isthmus
 from isthmus.cli.arguments import AsJson, OtherCluster, RunFile, Verbs, WithBar, number
 from isthmus.cli.bench import Surroundings, bench
 from isthmus.cli.ending import Ending
-from isthmus.cli.packing import pack
 from isthmus.cli.keys import keys
+from isthmus.cli.packing import pack
 from isthmus.cli.progress import columns_of_terminal, draw_bar
 from isthmus.cli.runs import compare, report, status, submit
 from isthmus.cli.schedule import schedule

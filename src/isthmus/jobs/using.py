@@ -36,8 +36,8 @@ def shared_model(comm, run, best=False):
             return b""
         if len({*hosts}) > 1 and _was_sealed(run):
             raise SecurityError(
-                f"{run}: the links of this run were sealed, and here its model would go from {hosts[0]} to "
-                "other hosts in clear; start this on one host"
+                f"{run}: the links of this run were sealed, and here its model would go from {hosts[0]} "
+                "to other hosts in clear; start this on one host"
             )
         return model_content(run)
 
