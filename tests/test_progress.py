@@ -152,7 +152,8 @@ def test_under_mpirun_a_bar_is_drawn_on_its_terminal_and_gives_way_to_last_words
         text = shown()
         if said := re.search(r"isthmus: interrupted in step \d+", text):
             break
-    assert said and re.search(r"\r\x1b\[2K(\x1b\[\d+m)?$", text[: said.start()])
+    assert said
+    assert re.search(r"\r\x1b\[2K(\x1b\[\d+m)?$", text[: said.start()])
 
 
 def _last(line):
