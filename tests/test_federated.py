@@ -328,7 +328,7 @@ def test_a_job_of_clients_resumes_to_the_same_bits_and_is_told_right(
         ('strategy = "federated"\nclients = { count = 3 }', "count goes with a split of all samples"),
         (
             'strategy = "federated"\nclients = { count = 3, split = "even" }',
-            "split must be one of packed, by_shard, iid, dirichlet, classes_each, not 'even'",
+            "kind of split must be one of packed, by_shard, iid, dirichlet, classes_each, not 'even'",
         ),
         (
             'strategy = "federated"\nclients = { count = 3, split = { dirichlet = 0.0 } }',

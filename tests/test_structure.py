@@ -15,8 +15,8 @@ FLOORS = {
     name: floor
     for floor, names in enumerate(
         (
-            "errors cures extras registry json_text vectors quantities terminal hdf5_files segments "
-            "picture_style spare",
+            "errors cures extras registry kinds json_text vectors quantities terminal hdf5_files "
+            "segments picture_style spare",
             "files devices mpirun provenance",
             "toml_files checked_files kernels schedules outer security client staleness",
             "cluster compression models",

@@ -5,9 +5,10 @@ arXiv:1812.06127), `Scaffold` is SCAFFOLD with option II (Karimireddy et al. 202
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
+from isthmus.kinds import of_kind
 from isthmus.quantities import real
 
 __all__ = ["Local", "Plain", "Proximal", "Scaffold"]
@@ -76,19 +77,8 @@ def local_of(value: Any) -> Any:
 
     ValueError for a name or an argument that does not exist.
     """
-    if isinstance(value, Mapping):
-        arguments = dict(value)
-        kind = arguments.pop("kind", None)
-    elif isinstance(value, str):
-        kind, arguments = value, {}
-    elif hasattr(value, "correct") and hasattr(value, "controls") and not isinstance(value, type):
+    if isinstance(value, str | Mapping):
+        return of_kind("local", value, LOCALS)
+    if hasattr(value, "correct") and hasattr(value, "controls") and not isinstance(value, type):
         return value
-    else:
-        raise ValueError(f"local must be of isthmus.client, as in client.Plain(), not {value!r:.80}")
-    if kind not in LOCALS:
-        raise ValueError(f"kind of local must be one of {', '.join(LOCALS)}, not {kind!r:.80}")
-    names = [field.name for field in fields(LOCALS[kind])]
-    if unknown := [name for name in arguments if name not in names]:
-        takes = f"takes {', '.join(names)}" if names else "takes no arguments"
-        raise ValueError(f"local {kind!r} {takes}; there is no {unknown[0]!r}")
-    return LOCALS[kind](**arguments)
+    raise ValueError(f"local must be of isthmus.client, as in client.Plain(), not {value!r:.80}")

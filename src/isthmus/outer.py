@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
 from isthmus.devices import library_of
+from isthmus.kinds import of_kind
 from isthmus.quantities import real
 
 __all__ = ["Adagrad", "Adam", "Average", "Momentum", "Nesterov", "Outer", "SparseLoCo", "Yogi"]
@@ -190,24 +191,13 @@ def outer_of(value: Any) -> Any:
 
     ValueError for a name or an argument that does not exist.
     """
-    if isinstance(value, Mapping):
-        arguments = dict(value)
-        kind = arguments.pop("kind", None)
-    elif isinstance(value, str):
-        kind, arguments = value, {}
-    elif hasattr(value, "move") and hasattr(value, "begin") and not isinstance(value, type):
+    if isinstance(value, str | Mapping):
+        return of_kind("outer", value, OUTERS)
+    if hasattr(value, "move") and hasattr(value, "begin") and not isinstance(value, type):
         return value
-    else:
-        raise ValueError(
-            f"outer must be an outer optimiser, as in isthmus.outer.Average(), not {value!r:.80}"
-        )
-    if kind not in OUTERS:
-        raise ValueError(f"kind of outer must be one of {', '.join(OUTERS)}, not {kind!r:.80}")
-    names = [field.name for field in fields(OUTERS[kind])]
-    if unknown := [name for name in arguments if name not in names]:
-        takes = f"takes {', '.join(names)}" if names else "takes no arguments"
-        raise ValueError(f"outer {kind!r} {takes}; there is no {unknown[0]!r}")
-    return OUTERS[kind](**arguments)
+    raise ValueError(
+        f"outer must be an outer optimiser, as in isthmus.outer.Average(), not {value!r:.80}"
+    )
 
 
 def _check(outer):

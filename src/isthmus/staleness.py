@@ -7,9 +7,10 @@ arXiv:1903.03934), which counts from 1 where this counts from 0.
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
+from isthmus.kinds import of_kind
 from isthmus.quantities import real
 
 __all__ = ["Constant", "Hinge", "Polynomial", "largest_rate"]
@@ -72,18 +73,10 @@ def weight_of(value: Any) -> Weight:
 
     ValueError for a name or an argument that does not exist.
     """
+    if isinstance(value, str | Mapping):
+        return of_kind("weight", value, WEIGHTS)
     if callable(value) and not isinstance(value, type):
         return value
-    if not isinstance(value, str | Mapping):
-        raise ValueError(
-            f"weight must be one of isthmus.staleness, as in staleness.Constant(), not {value!r:.80}"
-        )
-    arguments = {"kind": value} if isinstance(value, str) else dict(value)
-    kind = arguments.pop("kind", None)
-    if kind not in WEIGHTS:
-        raise ValueError(f"kind of weight must be one of {', '.join(WEIGHTS)}, not {kind!r:.80}")
-    names = [field.name for field in fields(WEIGHTS[kind])]
-    if unknown := [name for name in arguments if name not in names]:
-        takes = f"takes {', '.join(names)}" if names else "takes no arguments"
-        raise ValueError(f"weight {kind!r} {takes}; there is no {unknown[0]!r}")
-    return WEIGHTS[kind](**arguments)
+    raise ValueError(
+        f"weight must be one of isthmus.staleness, as in staleness.Constant(), not {value!r:.80}"
+    )

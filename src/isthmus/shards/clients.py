@@ -5,13 +5,14 @@ least: one that would have none is given the last of the client that has most.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from isthmus.errors import ShardError
+from isthmus.kinds import of_kind
 from isthmus.quantities import real, whole
 from isthmus.vectors import part_bounds
 
@@ -140,14 +141,10 @@ def split_of(value: Any) -> Any:
         return value
     else:
         kind, arguments = value, {}
-    if not isinstance(kind, str) or kind not in SPLITS:
-        raise ValueError(f"split must be one of {', '.join(SPLITS)}, not {kind!r:.80}")
-    names = [field.name for field in fields(SPLITS[kind])]
-    if unknown := [name for name in arguments if name not in names]:
-        raise ValueError(f"split {kind!r} takes {', '.join(names)}; there is no {unknown[0]!r}")
+    made = of_kind("split", {"kind": kind, **arguments}, SPLITS)
     if kind in FIRST and FIRST[kind] not in arguments:
         raise ValueError(f"split {kind!r} needs {FIRST[kind]}")
-    return SPLITS[kind](**arguments)
+    return made
 
 
 def _number(text):
