@@ -115,6 +115,12 @@ class SealError(IsthmusError):
     exit_code = 18
 
 
+class RecordError(IsthmusError):
+    """A run's record is not what the run has written."""
+
+    exit_code = 19
+
+
 EXIT_CODES = {kind.__name__: kind.exit_code for kind in IsthmusError.__subclasses__()}
 """Exit code by class name: how an error keeps its kind when one rank tells it to the others."""
 

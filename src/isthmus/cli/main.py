@@ -20,6 +20,7 @@ from isthmus.cli.runs import compare, report, status, submit
 from isthmus.cli.schedule import schedule
 from isthmus.cli.testbed import testbed
 from isthmus.cli.trained import evaluate, export, predict
+from isthmus.cli.verify import verify
 from isthmus.json_text import dumps
 from isthmus.mpirun import speaks
 from isthmus.segments import remove_segments
@@ -31,7 +32,7 @@ app = Verbs(
     add_completion=False,
     rich_markup_mode="rich",
     help="Train one model over machines on both sides of a narrow link: plan, run, check.",
-    epilog="Exit codes: 0 done, 2 wrong arguments, 3 to 18 by cause, 130 interrupted; a page for "
+    epilog="Exit codes: 0 done, 2 wrong arguments, 3 to 19 by cause, 130 interrupted; a page for "
     "each is in docs/errors.",
 )
 app.add_typer(bench, name="bench")
@@ -260,6 +261,7 @@ app.command()(schedule)
 app.command()(evaluate)
 app.command()(predict)
 app.command()(export)
+app.command()(verify)
 app.command()(report)
 app.command()(compare)
 app.command()(submit)

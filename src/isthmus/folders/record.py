@@ -8,6 +8,7 @@ from pathlib import Path
 from isthmus.cures import explained
 from isthmus.errors import CheckpointError, OutputError
 from isthmus.files import check_folder, replacing, write_text
+from isthmus.folders.chain import BEGINNING, last_hash, linked
 from isthmus.folders.contents import Provenance
 from isthmus.folders.lock import FolderLock
 from isthmus.folders.reading import read_lines, read_table
@@ -23,10 +24,12 @@ DAMAGED = "damaged-lines"
 class RunFolder:
     """One run's files, each whole or not at all; `metrics.jsonl` alone grows, line by line."""
 
-    def __init__(self, path):
+    def __init__(self, path, chained=False):
         self.path = Path(path)
         self.metrics = self.path / "metrics.jsonl"
         self._lines = None
+        self.chain = BEGINNING if chained else None  # the hash of the last line
+        self.written = 0  # lines
 
     @classmethod
     def create(cls, parent, stem, name=None):
@@ -120,7 +123,11 @@ class RunFolder:
         with self._writing():
             if self._lines is None:
                 self._lines = open(self.metrics, "a", encoding="utf-8")  # noqa: SIM115
-            self._lines.write(sealed({"kind": kind, **values}))
+            line = sealed({"kind": kind, **values})
+            if self.chain is not None:
+                line, self.chain = linked({"kind": kind, **values}, self.chain)
+            self._lines.write(line)
+            self.written += 1
 
     def flush(self):
         if self._lines is not None:
@@ -159,6 +166,9 @@ class RunFolder:
                 file.writelines(damaged.values())
         with replacing(self.metrics) as partial:
             partial.write_bytes(b"".join(lines))
+        self.written = len(lines)
+        if self.chain is not None:
+            self.chain = last_hash(lines)
         return kept, list(damaged)
 
     def close(self):

@@ -165,10 +165,13 @@ class SecuritySettings(FrozenModel):
 
     link: "sealed": all that crosses between sites is encrypted and cannot be changed unnoticed.
     keys: the folder of a site's keys, on its leader's own host.
+    record: "chained": each line of metrics.jsonl has a hash of all before it, and each site keeps the
+    last; "signed": and signs it.
     """
 
     link: Literal["clear", "sealed"] = "clear"
     keys: Path | None = None
+    record: Literal["plain", "chained", "signed"] = "plain"
 
     @model_validator(mode="after")
     def _sealing_needs_keys(self):
@@ -177,6 +180,8 @@ class SecuritySettings(FrozenModel):
                 'link = "sealed" needs keys, the folder with the key of a site: `isthmus keys new SITE` '
                 "makes one"
             )
+        if self.record == "signed" and self.keys is None:
+            raise ValueError('record = "signed" needs keys, the folder with the key of a site')
         return self
 
     @property

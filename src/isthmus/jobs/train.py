@@ -20,6 +20,7 @@ from isthmus.jobs.clients import identity_of_clients, make_clients, turn_of
 from isthmus.jobs.keeping import keep_model
 from isthmus.jobs.preparation import hold_seconds, opened_job, place_data
 from isthmus.jobs.rebalancing import Rebalancing
+from isthmus.jobs.recording import Recording
 from isthmus.jobs.replaying import replayed, shared_arrivals
 from isthmus.jobs.resuming import Recalled, identity_of, recall
 from isthmus.jobs.scaling import commonest_share, no_better_than_one_answer
@@ -151,7 +152,8 @@ class Job:
         self.journal, self.tell = journal, journal.tell
         self.leads = tiers.world.rank == tiers.home
         self.path = path
-        folder = RunFolder(path) if self.leads else None
+        self.record = Recording(tiers, settings.security, path)
+        folder = RunFolder(path, self.record.chained) if self.leads else None
         self.account = Account(tiers, settings, plan, training, folder, journal.tell)
         self.stops = False  # whether the run ends after this step, told by a signal
         self.rebalancing = Rebalancing(tiers, settings, plan, training)
@@ -192,6 +194,7 @@ class Job:
         from_root(self.tiers.world, write_down, self.tiers.home)
         if resume:
             self.account.note("resumed")
+        self.record.state(self.account.folder, self.training.state.step)
         self.tell(f"run folder: {self.path}")
 
     def run(self, stop, show=None):
@@ -266,6 +269,7 @@ class Job:
         if self.leads:
             self.account.folder.close()
         self._keep_model()
+        self.record.state(self.account.folder, self.training.state.step)
         error = StoppedError(
             f"stopped by a signal after step {self.training.state.step}; go on with "
             f"`isthmus train RUN.toml --resume {self.path}`"
@@ -291,6 +295,7 @@ class Job:
         else:
             summary = None
         self._keep_model()
+        self.record.state(self.account.folder, self.training.state.step)
         self._tell_what_was_not_learnt()
         return broadcast_json(self.tiers.world, summary, self.tiers.home) | {"folder": str(self.path)}
 
@@ -350,6 +355,7 @@ class Job:
             notes, arrays = notes | {"validation": self.validation.to_json()}, self.validation.arrays()
         write_checkpoint(self.path / "checkpoint.h5", self.training, self.identity, notes, arrays)
         self.journal.checkpoint = self.training.state.step
+        self.record.state(self.account.folder, self.training.state.step)
         self.tell(f"step {self.training.state.step}: checkpoint written")
 
     def _resume(self):
