@@ -176,7 +176,8 @@ def test_what_is_wrong_with_keys_is_told_on_all_ranks(comm, shared_folder, monke
             make_keys(both, f"site{number}")
     comm.Barrier()
     del table["site"][0]["public_key"], table["site"][1]["public_key"]
-    isthmus.split_tiers(comm, isthmus.Cluster(table), both).__exit__(None)  # one machine
+    monkeypatch.setenv("HOME", str(both))
+    isthmus.split_tiers(comm, isthmus.Cluster(table), "~").__exit__(None)  # one machine
     monkeypatch.setattr(sealed, "machine_name", lambda: str(comm.rank))
     assert "both/site1.key: is the private key of a site that is not on this host" in refused(both)
 
@@ -194,6 +195,7 @@ def test_settings_that_would_leave_something_in_clear_are_refused(tmp_path):
 
     assert read('link = "sealed"\nkeys = "keys"').security.keys_of_links == tmp_path / "keys"
     assert read('keys = "keys"').security.keys_of_links is None
+    assert str(read('link = "sealed"\nkeys = "~/keys"').security.keys) == "~/keys"  # each leader's own
     for table, more, words in (
         ('link = "sealed"', {}, 'link = "sealed" needs keys'),
         ('link = "open"', {}, "link"),

@@ -28,6 +28,7 @@ from isthmus.measuring import computing as measuring
 from isthmus.measuring.calibrate import calibrate
 from isthmus.measuring.computing import gradient_seconds, host_copy_bytes_per_second
 from isthmus.models import Convolutional, Perceptron
+from isthmus.security.key_files import make_keys
 from isthmus.training.checkpoint import read_checkpoint, write_checkpoint
 from isthmus.training.loop import State, Training
 from isthmus.training.strategies.strategy import Member
@@ -169,6 +170,23 @@ def test_ranks_with_a_gpu_and_ranks_without_have_the_bits_of_the_host(
             for place in {place for _, place in gpu.events}:
                 told = [what for what, where in gpu.events if where == place]
                 assert told == ["copied out", "waited", "sent"] * (len(told) // 3)
+
+
+@pytest.mark.ranks(4)
+def test_what_is_sealed_goes_by_the_host_also_where_mpi_takes_a_device_s_arrays(
+    comm, gpu, monkeypatch, shared_folder
+):
+    monkeypatch.setattr(residence, "mpi_takes_device_arrays", lambda path: True)
+    for site in ("site0", "site1") if comm.rank == 0 else ():
+        make_keys(shared_folder / "keys", site)
+    comm.Barrier()
+    cluster, vectors = isthmus.Cluster(cluster_of(2, 2)), vectors_of(comm.rank)
+    with isthmus.split_tiers(comm, cluster) as tiers:
+        wanted = bits_of(isthmus.Allreduce(tiers, SIZE, compressor=isthmus.Int8()), vectors)
+    with isthmus.split_tiers(comm, cluster, shared_folder / "keys") as tiers:
+        allreduce = isthmus.Allreduce(spied(tiers, gpu), SIZE, compressor=isthmus.Int8())
+        given = bits_of(allreduce, [each.view(Array) for each in vectors])
+    assert given[:-1] == wanted[:-1]
 
 
 @pytest.mark.ranks(4)

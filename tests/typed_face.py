@@ -158,6 +158,7 @@ def training(cluster: isthmus.Cluster, shards: isthmus.ShardSet, plan: Plan, mod
         assert_type(tiers, Tiers)
         assert_type(tiers.world.rank + tiers.home + tiers.site_index, int)
         assert_type(tiers.site, Comm)
+        assert_type(tiers.sealed, bool)
         assert_type(tiers.through(lambda comm, ranks: Sealed(comm)), Tiers)
         local = isthmus.scatter_shards(tiers, shards, plan)
         assert_type(local, LocalSamples)

@@ -24,7 +24,7 @@ def security(job, settings, cluster):
             'set link = "sealed" under [security] (docs/security.md)',
         )
     try:
-        keys = settings.security.keys
+        keys = settings.security.keys.expanduser()
         for site in leads:
             trusted_keys(cluster, site, read_private(keys, site), keys, cluster.names, pinned=True)
         if not job.started:

@@ -10,7 +10,7 @@ class Recording:
     def __init__(self, tiers, security, path):
         self.tiers, self.path = tiers, path
         self.chained = security.record != "plain"
-        self.keys = security.keys if security.record == "signed" else None
+        self.keys = security.keys.expanduser() if security.record == "signed" else None
 
     def state(self, folder, step):
         """Have each site's leader state the last line that was written. Collective.

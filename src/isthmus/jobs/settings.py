@@ -184,6 +184,12 @@ class SecuritySettings(FrozenModel):
             raise ValueError('record = "signed" needs keys, the folder with the key of a site')
         return self
 
+    def located(self, folder):
+        """Return these settings with `keys` taken from `folder`; ~ stays each leader's own home."""
+        if self.keys is None or self.keys.parts[:1] == ("~",):
+            return self
+        return self.model_copy(update={"keys": (folder / self.keys).resolve()})
+
     @property
     def keys_of_links(self):
         """The folder of keys where links are sealed; None where they are clear."""
@@ -300,7 +306,7 @@ class RunSettings(FrozenModel):
         keys = self.security.keys
         data = [self.data.train, self.data.test, self.data.validation]
         for folder in (self.run.folder, *data) if keys is not None else ():
-            if folder is not None and keys.is_relative_to(folder):
+            if folder is not None and keys.expanduser().is_relative_to(folder):
                 raise SecurityError(
                     f"{source}: security.keys is in {folder}, which others are given; keep keys in a "
                     "folder of their own"
@@ -351,7 +357,7 @@ class RunSettings(FrozenModel):
                 "data": absolute(self.data, "train", "test", "validation"),
                 "clients": absolute(self.clients, "speeds", "available"),
                 "run": absolute(self.run, "folder"),
-                "security": absolute(self.security, "keys"),
+                "security": self.security.located(folder),
             }
         )
 

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from hashlib import sha256
 from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -181,7 +182,7 @@ def agree_on_keys(
     folder. pinned: the cluster's `public_key` is not enough, for it has come over a link. SecurityError
     on every rank if any leader's folder is not right, or a signature is not a site's.
     """
-    own = together(world, PairKeys)
+    own, folder = together(world, PairKeys), Path(folder).expanduser()
     context = sha256(dumps(cluster.to_table()).encode()).digest()
     name = cluster.names[world.site_index]
     machines = gather_json(world, machine_name())
