@@ -103,6 +103,14 @@ class DataTold(Table):
     sha256: str
 
 
+class ClientsTold(Table):
+    """Of a run with clients: how many, how many a round wants, the least and the most samples of one."""
+
+    count: Count
+    wanted: Count
+    samples: Annotated[list[Count], Field(min_length=2, max_length=2)]
+
+
 class Provenance(Table):
     """run.json."""
 
@@ -121,6 +129,7 @@ class Provenance(Table):
     slurm_job: NotRequired[str | None]
     choice: NotRequired[Choice | None]
     rounds: NotRequired[str | None]
+    clients: NotRequired[ClientsTold]
     data: NotRequired[dict[str, DataTold]]
     resumed: NotRequired[str]
     earlier: NotRequired[list[Start]]
@@ -225,6 +234,7 @@ class StepLine(Line):
     terms: dict[str, Seconds]
     sent_nbytes: SentBytes
     exchanged: NotRequired[bool]
+    clients: NotRequired[list[Count] | Count]
 
 
 class EvaluationLine(Line):

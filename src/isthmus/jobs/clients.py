@@ -87,6 +87,40 @@ class ClientsSettings(FrozenModel):
         return packed or [[shard.samples] if shard.samples else [] for shard in manifest.shards]
 
 
+def check_clients(settings) -> None:
+    """Raise ValueError where a run's settings and their clients do not fit each other."""
+    strategy = settings.make_strategy()
+    if not settings.plays_clients:
+        if settings.clients != ClientsSettings():
+            raise ValueError(
+                f'[clients] is for strategy = "federated", and this is "{settings.strategy.kind}"; '
+                "change one of them"
+            )
+        return
+    if settings.plan.replan:
+        raise ValueError(
+            "plan.replan moves shards between epochs, and clients stay where they are; set "
+            "replan = false"
+        )
+    if strategy.local.controls and (settings.training.optimizer.kind, settings.training.momentum) != (
+        "sgd",
+        0,
+    ):
+        raise ValueError(
+            'strategy.local = "scaffold" takes steps of plain gradient descent for mean gradients: '
+            'set training.optimizer = "sgd" and training.momentum = 0.0'
+        )
+    if settings.allreduce.buckets > 1:
+        raise ValueError("allreduce.buckets are of gradients, and clients send none; leave it out")
+    if strategy.by == "speed" and settings.clients.speeds is None:
+        raise ValueError('strategy.by = "speed" needs clients.speeds, a file with a number a client')
+    if settings.clients.count is not None:
+        try:
+            strategy.number_of(settings.clients.count)
+        except ValueError as problem:
+            raise ValueError(f"strategy.{problem}") from None
+
+
 def client_shards(settings, shards: ShardSet, ranks: int) -> ShardSet:
     """Return the shards that hold the clients of a run's settings, packed anew where they ask for that.
 
@@ -209,3 +243,11 @@ def identity_of_clients(settings, clients: Clients) -> dict:
         "speeds": None if files[0] is None else hashlib.sha256(files[0].tobytes()).hexdigest(),
         "available": None if files[1] is None else hashlib.sha256(files[1].tobytes()).hexdigest(),
     }
+
+
+def told_of_clients(member) -> dict:
+    """Return what run.json tells of the clients whom `member`, a rank's part in the strategy, plays."""
+    samples = member.clients.weights
+    least, most = int(samples.min()), int(samples.max())
+    told = {"count": member.clients.count, "wanted": member.wanted, "samples": [least, most]}
+    return {"clients": told}

@@ -10,7 +10,7 @@ from isthmus.cluster.cluster_file import NotNegative
 from isthmus.compression import COMPRESSORS
 from isthmus.compression.chunks import WIRE_NBYTES
 from isthmus.errors import SecurityError, SettingsError
-from isthmus.jobs.clients import ClientsSettings
+from isthmus.jobs.clients import ClientsSettings, check_clients
 from isthmus.jobs.kinds import KindSettings
 from isthmus.jobs.own_model import OwnModelSettings
 from isthmus.jobs.slurm.settings import SlurmSettings
@@ -251,36 +251,7 @@ class RunSettings(FrozenModel):
 
     @model_validator(mode="after")
     def _clients_are_played(self):
-        strategy = self.make_strategy()
-        if not self.plays_clients:
-            if self.clients != ClientsSettings():
-                raise ValueError(
-                    f'[clients] is for strategy = "federated", and this is "{self.strategy.kind}"; '
-                    "change one of them"
-                )
-            return self
-        if self.plan.replan:
-            raise ValueError(
-                "plan.replan moves shards between epochs, and clients stay where they are; set "
-                "replan = false"
-            )
-        if strategy.local.controls and (self.training.optimizer.kind, self.training.momentum) != (
-            "sgd",
-            0,
-        ):
-            raise ValueError(
-                'strategy.local = "scaffold" takes steps of plain gradient descent for mean gradients: '
-                'set training.optimizer = "sgd" and training.momentum = 0.0'
-            )
-        if self.allreduce.buckets > 1:
-            raise ValueError("allreduce.buckets are of gradients, and clients send none; leave it out")
-        if strategy.by == "speed" and self.clients.speeds is None:
-            raise ValueError('strategy.by = "speed" needs clients.speeds, a file with a number a client')
-        if self.clients.count is not None:
-            try:
-                strategy.number_of(self.clients.count)
-            except ValueError as problem:
-                raise ValueError(f"strategy.{problem}") from None
+        check_clients(self)
         return self
 
     @property

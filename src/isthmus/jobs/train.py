@@ -16,7 +16,7 @@ from isthmus.files import remove_leftovers
 from isthmus.folders.record import RunFolder, let_in, provenance, replanned_sentence, reserved
 from isthmus.jobs.account import Account
 from isthmus.jobs.choosing import choose, doubts_of
-from isthmus.jobs.clients import identity_of_clients, make_clients, turn_of
+from isthmus.jobs.clients import identity_of_clients, make_clients, told_of_clients, turn_of
 from isthmus.jobs.keeping import keep_model
 from isthmus.jobs.preparation import hold_seconds, opened_job, place_data
 from isthmus.jobs.rebalancing import Rebalancing
@@ -100,7 +100,8 @@ def train(comm, settings_path, tell, *, resume=None, cluster=None, name=None, re
         )
         path = open_folder(tiers, settings, Path(settings_path).stem, resume, name, lock)
         job = Job(tiers, settings, plan, training, sets, journal, path)
-        job.begin({"choice": why, "rounds": rounds}, resume)
+        chosen = {"choice": why, "rounds": rounds} | (told_of_clients(member) if clients else {})
+        job.begin(chosen, resume)
         with trace.written_to(job.path) if trace else nullcontext():
             job.run(stop, show)
         return job.finish()
@@ -170,7 +171,8 @@ class Job:
     def begin(self, chosen, resume):
         """Take up a checkpoint where there is one to go on from, and write down what is about to run.
 
-        chosen: how the allreduce and the strategy's rounds were chosen, for run.json.
+        chosen: how the allreduce and the strategy's rounds were chosen, and who the clients are, for
+        run.json.
         """
 
         def write_down():

@@ -14,6 +14,7 @@ from isthmus.pages import pictures
 from isthmus.pages.exchanges import exchange_table, ways_in_words
 from isthmus.pages.furthest_off import furthest_off
 from isthmus.pages.page import milliseconds, relative, write_page
+from isthmus.pages.participation import participation_words
 from isthmus.pages.timeline import timeline
 
 SENTENCES = 12  # on what more of something would save; more are not read
@@ -36,7 +37,7 @@ def write_report(folder):
         links=link_rows(run),
         ranks=rank_rows(run),
         events=events(run),
-        plan_words=[*strategy_words(run), *plan_words(run)],
+        plan_words=[*strategy_words(run), *participation_words(run), *plan_words(run)],
         price_words=price_words(run),
         replica_words=replica_words(run),
         environment=environment(run),
