@@ -1,6 +1,5 @@
 """Changes that arrive one after another: by hand, in ranks of unlike speed, replayed, in whole jobs."""
 
-import json
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -118,9 +117,11 @@ def test_stale_gradients_converge_below_the_rate_that_is_told_and_not_above():
                 history.append(history[-1] - rate * history[-1 - stale])
             assert (abs(history[-1]) < 1) == converges, (stale, times)
     strategy = isthmus.Buffered(arrivals=1, busy=8)
-    assert strategy.doubts([1.0, 1.0]) is None
-    assert "2 cos(s pi / (2 s + 1))" in strategy.doubts([1.0] * 6)
-    assert isthmus.Buffered(arrivals=1, busy=8, bound=1).doubts([1.0] * 6) is None
+    assert strategy.outlook([1.0, 1.0])[1] is None
+    told, warning = strategy.outlook([1.0] * 6)
+    assert "6 changes a second are expected, 5.00 versions old" in told
+    assert "2 cos(s pi / (2 s + 1))" in warning
+    assert isthmus.Buffered(arrivals=1, busy=8, bound=1).outlook([1.0] * 6)[1] is None
 
 
 @pytest.mark.parametrize(
@@ -196,16 +197,19 @@ class Walk:
             self.member.replay(lines)
         self.place = np.linspace(-1, 1, SIZE, dtype="f4")
         self.member.begin(self.place)
-        self.kept = {}
+        self.kept, self.finite = {}, []
 
-    def go_on(self):
+    def go_on(self, spoilt_at=None):
         while self.step < STEPS:
             self.member.before_step(self.place)
             time.sleep(0.004 if self.slow else 0.0005)
             mean = self.member.gradients(slope(self.rank, self.place, self.step))
             self.place += mean * np.float32(-0.1)
+            if self.step == spoilt_at:
+                self.place[3] = np.inf
             self.member.after_step(self.place)
             self.step += 1
+            self.finite += [self.member.finite]
             if self.member.together:
                 state = self.member.state()
                 self.kept[self.step] = {k: v.copy() for k, v in state.items()}, self.place.copy()
@@ -248,6 +252,10 @@ def test_ranks_end_with_the_bits_of_their_own_trace_and_of_a_resume(comm, strate
             np.testing.assert_array_equal(place, serial(strategy, walk.lines))
         locked = replace(strategy, bound=0, beyond="wait")  # whatever comes first
         assert Walk(tiers, locked).go_on().tobytes() == Walk(tiers, locked).go_on().tobytes()
+        spoilt = Walk(tiers, strategy, **arguments)
+        assert np.isfinite(spoilt.go_on(spoilt_at=13 if tiers.site_index == 1 else None)).all()
+        assert spoilt.finite == [step != 17 for step in range(1, STEPS + 1)]  # told where all meet
+        assert [line["lost"] for line in spoilt.lines] == [0, 1, 0]
         with pytest.raises(ValueError, match="not of this run's strategy"):
             Walk(tiers, strategy, [line | {"arrivals": line["arrivals"][::-1]} for line in walk.lines])
 
@@ -298,4 +306,8 @@ def test_a_job_of_three_sites_is_replayed_resumed_and_told_right(comm, shared_fo
         assert lines_of(again, "arrivals") == lines
         assert len(lines_of(live, "evaluation")) == 6
         assert len(lines_of(live, "step")) == 60
-        assert "buffered" in json.dumps(write_report(Path(live["folder"])).read_text())
+        exchanged = [line["step"] for line in lines_of(live, "step") if line["exchanged"]]
+        assert exchanged[:10] == [3, 6, 9, 10, 13, 16, 19, 20, 23, 26]
+        page = write_report(Path(live["folder"])).read_text()
+        for words in ("buffered", "changes a second are expected", "versions old", "site2 4"):
+            assert words in page, words

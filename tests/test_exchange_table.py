@@ -52,13 +52,13 @@ def test_a_long_run_has_a_short_table_that_leaves_out_no_exchange():
     assert rows[-1][0] == "1,600"
 
 
-def test_who_sent_changes_and_how_old_their_starts_were_is_told():
-    """site0 starts from versions 0, 1, 2 and site1 from 0 and 3: 1, 1 and 3 versions went by."""
+def test_who_sent_changes_how_often_and_how_old_they_were_is_told():
+    """Five changes in 8 steps of 0.1 s."""
     line = {"kind": "arrivals", "step": 8, "version": 5, "lost": 0}
-    line["arrivals"] = [[0, 0], [1, 0], [0, 1], [0, 2], [1, 3]]
+    line |= {"arrivals": [[0, 0], [1, 0], [0, 1], [0, 2], [1, 3]], "staleness": [0, 1, 1, 1, 1]}
     columns, (row,) = exchange_table(run_of(8, every=1, others=[line]))
-    assert columns[-2:] == ["changes", "versions a change"]
-    assert row[-2:] == ["site0 3, site1 2", "1.7"]
+    assert columns[-3:] == ["changes", "changes a second", "versions old"]
+    assert row[-3:] == ["site0 3, site1 2", "6.25", "0.80"]
 
 
 @pytest.mark.parametrize(

@@ -298,6 +298,7 @@ class ArrivalsLine(Line):
     """Changes that have arrived since all ranks were together last."""
 
     arrivals: list[Annotated[list[Count], Field(min_length=2, max_length=2)]]
+    staleness: list[Count]
     version: Count
     lost: Count
 

@@ -25,10 +25,8 @@ class Account:
         self.seconds, self.link_nbytes, self.loss = 0.0, 0, None
         self.measured, self.evaluated = [], {}  # evaluated: set -> name -> number
         self.skipped, self.dropped, self.rounds_with_dropped = 0, 0, 0
-        self.exchanged = {
-            each.step + each.late
-            for each in settings.make_strategy().exchanges(training.recipe.total_steps)
-        }
+        exchanges = settings.make_strategy().exchanges(training.recipe.total_steps)
+        self.exchanged = training.member.exchanged(exchanges)
         self.slow_links = LinkWatch(tiers.cluster, plan.terms.get("links", 0.0))
         self.terms = RoundTerms(_leaders(tiers.cluster, settings.allreduce.algorithm))
         self._looked_at = 0  # of `measured`, by those who watch the links

@@ -11,6 +11,9 @@ from isthmus.timing import choice
 from isthmus.timing.step import exchange_seconds
 from isthmus.timing.update import update_terms
 
+SHORTEST = 1e-3
+"""Time of a site for a change, as a share of the slowest's: one without samples computes nothing."""
+
 
 def choose(settings, cluster):
     """Return the settings with "auto" replaced by what is fastest on `cluster`, and why.
@@ -102,11 +105,12 @@ def settle(settings, cluster, unlike=None):
     return settings.with_strategy(arguments), found[1] + classes
 
 
-def doubts_of(settings, cluster, plan):
-    """Return why what the strategy does may not converge on this cluster; None where it does."""
+def outlook(settings, cluster, plan):
+    """Return what the strategy expects of sites of this cluster that do not wait for each other, in
+    words, and a warning; None for what is not told."""
     strategy = settings.make_strategy()
-    if not hasattr(strategy, "doubts"):
-        return None
+    if not hasattr(strategy, "outlook"):
+        return None, None
     wire, size, hub = settings.make_compressor() or Dense(), settings.make_model().size, cluster.hub
     nbytes, seconds = wire.wire_nbytes(size), []
     for site, name in enumerate(cluster.names):
@@ -118,4 +122,4 @@ def doubts_of(settings, cluster, plan):
             for way in (cluster.route(*ends) for ends in ways)
         )
         seconds.append(strategy.every * computing + crossing)
-    return strategy.doubts(seconds)
+    return strategy.outlook([max(each, SHORTEST * max(seconds)) for each in seconds])

@@ -15,7 +15,7 @@ from isthmus.errors import CheckpointError, StoppedError
 from isthmus.files import remove_leftovers
 from isthmus.folders.record import RunFolder, let_in, provenance, replanned_sentence, reserved
 from isthmus.jobs.account import Account
-from isthmus.jobs.choosing import choose, doubts_of
+from isthmus.jobs.choosing import choose, outlook
 from isthmus.jobs.clients import identity_of_clients, make_clients, told_of_clients, turn_of
 from isthmus.jobs.keeping import keep_model
 from isthmus.jobs.preparation import hold_seconds, opened_job, place_data
@@ -69,8 +69,9 @@ def train(comm, settings_path, tell, *, resume=None, cluster=None, name=None, re
         trace = Trace(tiers) if settings.run.trace else None
         computing = trace.tiers if trace else tiers
         recipe = together(tiers.world, lambda: settings.recipe(plan.steps))
-        if doubts := doubts_of(settings, tiers.cluster, plan):
-            journal.tell(f"warning: {doubts}")
+        expected, warning = outlook(settings, tiers.cluster, plan)
+        for told in filter(None, (expected, warning and f"warning: {warning}")):
+            journal.tell(f"strategy: {told}")
         state = shared_start(tiers, model, recipe, array_library(tiers.device), journal.tell)
         clients, rows = None, {}
         if settings.plays_clients:
@@ -100,7 +101,7 @@ def train(comm, settings_path, tell, *, resume=None, cluster=None, name=None, re
         )
         path = open_folder(tiers, settings, Path(settings_path).stem, resume, name, lock)
         job = Job(tiers, settings, plan, training, sets, journal, path)
-        chosen = {"choice": why, "rounds": rounds} | (told_of_clients(member) if clients else {})
+        chosen = {"choice": why, "rounds": rounds or expected} | (told_of_clients(member) if clients else {})
         job.begin(chosen, resume)
         with trace.written_to(job.path) if trace else nullcontext():
             job.run(stop, show)

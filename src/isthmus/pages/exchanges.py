@@ -1,5 +1,6 @@
 """What sites exchanged, by the epoch: what came of it, what crossed links, and who took part."""
 
+from collections import Counter
 from itertools import pairwise
 
 from isthmus.folders.metrics import metric_in_words, metrics_of
@@ -21,38 +22,40 @@ def exchange_table(run):
     chosen = range(whole) if whole <= MOST_ROWS else [i * whole // MOST_ROWS for i in range(MOST_ROWS)]
     ends = [run.evaluations[number] for number in sorted({*chosen, whole - 1})]
     rows = [
-        _row(run, before["step"], before.get("link_nbytes", 0), line)
-        for before, line in pairwise([{"step": 0}, *ends])
+        _row(run, before, line)
+        for before, line in pairwise([{"step": 0, "seconds": 0.0, "link_nbytes": 0}, *ends])
     ]
     columns = list(dict.fromkeys(name for row in rows for name in row))
     return columns, [[row.get(name, "–") for name in columns] for row in rows]
 
 
-def _row(run, after, nbytes, evaluation):
-    """Return column -> text of the steps after number `after` up to an evaluation's."""
-    lines = [line for line in run.metrics if after < line["step"] <= evaluation["step"]]
+def _row(run, before, evaluation):
+    """Return column -> text of the steps after an evaluation up to another one's."""
+    lines = [line for line in run.metrics if before["step"] < line["step"] <= evaluation["step"]]
     steps = [line for line in lines if line["kind"] == "step"]
     exchanges = sum(line.get("exchanged", True) for line in steps)
-    sent = evaluation["link_nbytes"] - nbytes
+    sent = evaluation["link_nbytes"] - before["link_nbytes"]
+    seconds = evaluation["seconds"] - before["seconds"]
     row = {"step": f"{evaluation['step']:,}", "s": f"{evaluation['seconds']:.1f}"}
     row |= {name: metric_in_words(name, value) for name, value in metrics_of(evaluation).items()}
     row |= {"exchanges": f"{exchanges:,}", "MB over links": f"{sent / 1e6:.2f}"}
     if exchanges:
         row["kB an exchange"] = f"{sent / exchanges / 1e3:.1f}"
-    return row | _arrivals(run, lines) | _clients(steps, lines)
+    return row | _arrivals(run, lines, seconds) | _clients(steps, lines)
 
 
-def _arrivals(run, lines):
-    """Return who has sent changes, and how many versions went by from a site's start to its next."""
-    arrived = [each for line in lines if line["kind"] == "arrivals" for each in line["arrivals"]]
-    if not arrived:
+def _arrivals(run, lines, seconds):
+    """Return who has sent changes, how many a second, and how many versions old they were."""
+    told = [line for line in lines if line["kind"] == "arrivals"]
+    counts = Counter(site for line in told for site, _ in line["arrivals"])
+    if not counts:
         return {}
-    starts = {}
-    for site, version in arrived:
-        starts.setdefault(site, []).append(version)
-    ages = [after - before for each in starts.values() for before, after in pairwise(each)]
-    who = ", ".join(f"{run.cluster.names[site]} {len(starts[site])}" for site in sorted(starts))
-    return {"changes": who} | ({"versions a change": f"{sum(ages) / len(ages):.1f}"} if ages else {})
+    ages = [age for line in told for age in line["staleness"]]
+    return {
+        "changes": ", ".join(f"{run.cluster.names[site]} {counts[site]}" for site in sorted(counts)),
+        "changes a second": f"{len(ages) / seconds:.3g}" if seconds > 0 else "–",
+        "versions old": f"{sum(ages) / len(ages):.2f}",
+    }
 
 
 def _clients(steps, lines):

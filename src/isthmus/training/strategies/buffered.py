@@ -84,16 +84,22 @@ class Buffered:
         """Return what comes of workers that take so many seconds for a change, sent and answered."""
         return expected_arrivals(self, seconds, changes)
 
-    def doubts(self, seconds: Sequence[float]) -> str | None:
-        """Return why staleness may be more than converges, and what to do; None where it is not.
+    def outlook(self, seconds: Sequence[float]) -> tuple[str, str | None]:
+        """Return what is expected, in words, and why it may not converge; None where it does.
 
-        seconds: what each worker takes for a change.
+        seconds: what each worker takes for a change, sent and answered.
         """
-        stale = max(self.expected(seconds).staleness_of_worker)
+        expected = self.expected(seconds)
+        words = (
+            f"{expected.arrivals_per_second:.3g} changes a second are expected, "
+            f"{expected.staleness:.2f} versions old on average, and {expected.moves_per_second:.3g} "
+            "versions a second"
+        )
+        stale = max(expected.staleness_of_worker)
         weight, most = self.counts(math.ceil(stale)), largest_rate(stale)
         if weight <= most:
-            return None
-        return (
+            return words, None
+        return words, (
             f"changes of the slowest site will be {stale:.1f} versions old on average and count "
             f"{weight:.2f} times, where learning rates converge up to {most:.2f} times the best one of "
             f"no staleness (2 cos(s pi / (2 s + 1))); lower training.learning_rate to "

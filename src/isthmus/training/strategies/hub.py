@@ -82,7 +82,7 @@ class Hub(Spoke):
         )
         self.sending = list(self.down.values())
         self.sites, self.known = sites, list[Vector]()
-        self.trace: list[Arrival] = []
+        self.trace: list[tuple[int, int, int]] = []  # site, version and staleness of each arrival
         self.lost = self.due = 0
         self.mine: Vector | None = None
         self.given: list[Vector] = []  # where this site goes on from, once it may
@@ -152,7 +152,7 @@ class Hub(Spoke):
         if site == self.index:
             self.mine = None
         version = self.turns.arrive(site)
-        self.trace.append((site, version))
+        self.trace.append((site, version, server.version - version))
         if np.isfinite(change).all():
             server.take(site, version, self.known[site], change)
         else:

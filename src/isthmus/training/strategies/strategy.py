@@ -5,7 +5,7 @@ report. It makes one `Member` in each rank, which takes part in every step; the 
 checkpoint, the report and the comparison of replicas ask a member, and know no strategy by name.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -39,8 +39,10 @@ class Strategy(Protocol):
     """When sites exchange, and what.
 
     It may also have the verbs `fits(size, compressor)`, which raises ValueError where it cannot work on
-    a vector of so many entries, and `settled(computing_seconds, exchange_seconds, classes_differ)`,
-    which returns the strategy with what was left open, and why; None where nothing was.
+    a vector of so many entries, `settled(computing_seconds, exchange_seconds, classes_differ)`,
+    which returns the strategy with what was left open, and why; None where nothing was; and
+    `outlook(seconds)`, which returns what comes of sites that take so many seconds for a change, in
+    words, and a warning or None.
     """
 
     def exchanges(self, steps: int) -> Iterator[Exchange]:
@@ -120,6 +122,13 @@ class Member:
     def anchor(self, parameters: Any) -> Any:
         """Return the parameters that all ranks hold alike: what is evaluated."""
         return parameters
+
+    def exchanged(self, exchanges: Iterable[Exchange]) -> set[int]:
+        """Return the steps that end with an exchange, or with taking what a late one has brought.
+
+        exchanges: those of the whole run, as its strategy tells them.
+        """
+        return {each.step + each.late for each in exchanges}
 
     def told(self) -> dict[str, dict[str, Any]]:
         """Return kind -> values of lines for metrics.jsonl on what has happened since the last call."""

@@ -1,7 +1,7 @@
 """One rank's part in a strategy without rounds: its site is a worker, the hub's leader serves all."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from isthmus.links.world import all_gather, broadcast
 from isthmus.training.strategies.arrivals import Arrival, Arriving, check_trace
 from isthmus.training.strategies.carrier import Carrier
 from isthmus.training.strategies.hub import Hub, Spoke
-from isthmus.training.strategies.strategy import Member
+from isthmus.training.strategies.strategy import Exchange, Member
 
 if TYPE_CHECKING:  # plans are made where there is no MPI
     from isthmus.training.strategies.sums import Sums
@@ -36,7 +36,7 @@ class Worker(Member):
         self.strategy, self.total_steps, self.tiers = strategy, int(steps), sums.tiers
         self.due: Callable[[int], bool] = lambda step: False
         self.recorded: dict[int, list[Arrival]] = {}
-        self.trace: list[Arrival] = []  # since the last meeting
+        self.trace: list[list[int]] = []  # site, version and staleness, since the last meeting
         self.changes = self.meetings = self.version = self.ends = self.began = self.lost = 0
         self.clock = StageClock(sums.tiers.recorder)
         self._sent = np.zeros_like(self.gradients.sent_to_sites)
@@ -106,9 +106,22 @@ class Worker(Member):
         if self.together:
             self._share_trace()
 
+    def exchanged(self, exchanges: Iterable[Exchange]) -> set[int]:
+        began, found = 0, set[int]()
+        while began < self.total_steps:
+            ends = self._next_meeting(began)
+            found |= {*range(began + self.strategy.every, ends, self.strategy.every), ends}
+            began = ends
+        return found
+
     def told(self) -> dict[str, dict[str, Any]]:
         trace, self.trace = self.trace, []
-        line = {"arrivals": trace, "version": self.version, "lost": self.lost}
+        line = {
+            "arrivals": [[site, version] for site, version, _ in trace],
+            "staleness": [staleness for *_, staleness in trace],
+            "version": self.version,
+            "lost": self.lost,
+        }
         return {"arrivals": line} if trace else {}
 
     def reweigh(self, weight: float) -> None:
@@ -198,9 +211,9 @@ class Worker(Member):
     def _share_trace(self):
         """Tell all ranks what has arrived since the last meeting. Collective."""
         self.meetings += 1
-        told = np.zeros((self.sites * self._changes(self.began, self.ends) + 1, 2), np.int64)
+        told = np.zeros((self.sites * self._changes(self.began, self.ends) + 1, 3), np.int64)
         if isinstance(self.post, Hub):
-            told[:-1], told[-1] = self.post.trace, (self.post.server.version, self.post.lost)
+            told[:-1], told[-1, :2] = self.post.trace, (self.post.server.version, self.post.lost)
         broadcast(self.tiers.world, told, self.hub_rank)
-        self.trace, (self.version, self.lost) = told[:-1].tolist(), told[-1].tolist()
+        self.trace, (self.version, self.lost, _) = told[:-1].tolist(), told[-1].tolist()
         self.finite = not self.lost
