@@ -403,6 +403,18 @@ def test_a_set_is_split_into_clients_that_shards_hold_whole(tmp_path, split):
     assert plain.digest != packed.digest
 
 
+def test_samples_know_their_clients_and_a_wrong_array_is_told(tmp_path):
+    owners = np.array([70, 5, 5, 9, 70, 5, 9, 5])
+    arrays = {"features": np.arange(8.0), "targets": np.zeros(8, int)}
+    packed = isthmus.pack_shards(arrays, tmp_path / "set", 2, clients=owners)
+    assert packed.manifest.clients == [[4], [2, 2]]
+    rows = [packed.read(number)["features"].tolist() for number in (0, 1)]
+    assert rows == [[1, 2, 5, 7], [3, 6, 0, 4]]
+    with pytest.raises(ShardError, match="a whole number for each of the 8 samples, not float64"):
+        isthmus.pack_shards(arrays, tmp_path / "other", 2, clients=owners / 2)
+    assert not (tmp_path / "other").exists()
+
+
 def test_shards_of_clients_are_of_like_size_and_none_is_empty():
     assert shard_bounds([5, 5, 5, 5], 2) == [0, 2, 4]
     for sizes in ([100, 1, 1, 1], [1, 1, 1, 100], [1] * 9):

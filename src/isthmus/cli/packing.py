@@ -7,6 +7,9 @@ import typer
 
 from isthmus.cli.arguments import AsJson, number
 
+OWNERS = "clients"
+"""What the array of --clients is called while it is read."""
+
 
 def pack(
     context: typer.Context,
@@ -45,7 +48,12 @@ def pack(
         ),
     ] = 0.0,
     clients: Annotated[
-        int | None, number("Split the samples into so many clients, each whole in a shard.", at_least=1)
+        str | None,
+        typer.Option(
+            metavar="NUMBER|FILE[:MEMBER]",
+            help="Clients to split the samples into, or an array with the number of each sample's "
+            "client; each is whole in a shard.",
+        ),
     ] = None,
     split: Annotated[
         str,
@@ -73,11 +81,17 @@ def pack(
         raise typer.BadParameter(
             f"must be a share below 1, not {validation:g}", param_hint="--validation"
         )
-    chosen = _split_of(clients, split)
+    several = int(clients) if clients and clients.isdecimal() else None
+    chosen = _split_of(several, split)
+    if clients and several is None:
+        if OWNERS in sources:
+            raise typer.BadParameter(f"call it otherwise than {OWNERS}", param_hint="--array")
+        sources[OWNERS] = clients
     with open_arrays(sources, scratch_for(folder)) as arrays:
         for name, rows in arrays.items():
             if rows.told:
                 context.obj.tell(f"{name}: {rows.told}")
+        owners = arrays.pop(OWNERS) if clients and several is None else None
         packed = pack_shards(
             arrays,
             folder,
@@ -87,18 +101,20 @@ def pack(
             shuffle=shuffle,
             stratify=stratify,
             validation=validation,
-            clients=clients,
+            clients=several if owners is None else owners,
             split=chosen,
         )
     context.obj.answer(as_json, packed_table(packed), packed_words(packed), folder)
 
 
-def _split_of(clients, text):
-    """Return the split of --clients that `text` tells; BadParameter for what is none."""
+def _split_of(several, text):
+    """Return the split into so many clients that `text` tells; BadParameter for what is none."""
     from isthmus.shards.clients import split_of
 
-    if clients is None and text != "iid":
-        raise typer.BadParameter("goes with --clients", param_hint="--split")
+    if several is None and text != "iid":
+        raise typer.BadParameter("goes with --clients NUMBER", param_hint="--split")
+    if several == 0:
+        raise typer.BadParameter("must be at least 1, not 0", param_hint="--clients")
     try:
         return split_of(text)
     except ValueError as problem:

@@ -11,6 +11,7 @@ from isthmus.compression import COMPRESSORS
 from isthmus.compression.chunks import WIRE_NBYTES
 from isthmus.errors import SecurityError, SettingsError
 from isthmus.jobs.clients import ClientsSettings, check_clients
+from isthmus.jobs.data_settings import DataSettings
 from isthmus.jobs.kinds import KindSettings
 from isthmus.jobs.own_model import OwnModelSettings
 from isthmus.jobs.slurm.settings import SlurmSettings
@@ -29,7 +30,6 @@ from isthmus.training.strategies.strategy import rhythm
 from isthmus.vectors import bucket_slices
 
 Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0)]
 
 
 class ClusterSettings(FrozenModel):
@@ -38,36 +38,6 @@ class ClusterSettings(FrozenModel):
     file: Path
     links: Literal["real", "paced"] = "real"
     compute: Literal["real", "paced"] = "real"
-
-
-class ScaleSettings(FrozenModel):
-    """What is taken off features, and by what the rest is divided: for all of them, or one each."""
-
-    mean: float | tuple[float, ...]
-    std: Positive | tuple[Positive, ...]
-
-
-class DataSettings(FrozenModel):
-    """Folders of packed shards.
-
-    scale: "auto": features of floats are standardised by the training shards' means and deviations.
-    """
-
-    train: Path
-    test: Path
-    validation: Path | None = None
-    scale: Literal["auto", "none"] | ScaleSettings = "auto"
-    site: str | None = None  # where the shards lie before they are brought to the ranks
-
-    @field_validator("scale", mode="before")
-    @classmethod
-    def _is_a_word_or_two_numbers(cls, value):
-        table = isinstance(value, dict) and value.keys() == {"mean", "std"}
-        if not (table or isinstance(value, ScaleSettings) or value in ("auto", "none")):
-            raise ValueError(
-                f'must be "auto", "none" or {{ mean = NUMBER, std = NUMBER }}, not {value!r:.80}'
-            )
-        return value
 
 
 class AllreduceSettings(FrozenModel):

@@ -115,6 +115,17 @@ class ClassesEach:
         return _none_empty([np.concatenate(part) for part in parts])
 
 
+@dataclass(frozen=True)
+class ByOwner:
+    """Each client has the samples that bear its number, in their order; the numbers come as labels."""
+
+    takes_classes: ClassVar[bool] = True
+
+    def parts(self, labels: Numbers, count: int) -> list[Numbers]:
+        _, counts = np.unique(labels, return_counts=True)
+        return np.split(np.argsort(labels, kind="stable"), np.cumsum(counts)[:-1])
+
+
 SPLITS: dict[str, Any] = {"iid": Iid, "dirichlet": Dirichlet, "classes_each": ClassesEach}
 """Name in a settings file -> class."""
 FIRST = {"dirichlet": "alpha", "classes_each": "classes_each"}
@@ -136,15 +147,18 @@ def split_of(value: Any) -> Any:
     elif isinstance(value, str):
         kind, *numbers = value.split(":")
         names = ([FIRST[kind]] if kind in FIRST else []) + ["seed"]
+        if len(numbers) > len(names):
+            raise ValueError(
+                f"split {kind!r:.80} takes {', '.join(names)}, not {':'.join(numbers)!r:.80}"
+            )
         arguments = {name: _number(text) for name, text in zip(names, numbers, strict=False)}
     elif hasattr(value, "parts") and not isinstance(value, type):
         return value
     else:
         kind, arguments = value, {}
-    made = of_kind("split", {"kind": kind, **arguments}, SPLITS)
     if kind in FIRST and FIRST[kind] not in arguments:
         raise ValueError(f"split {kind!r} needs {FIRST[kind]}")
-    return made
+    return of_kind("split", {"kind": kind, **arguments}, SPLITS)
 
 
 def _number(text):
@@ -155,12 +169,13 @@ def _number(text):
         return text
 
 
-def client_order(labels: Numbers, count: int, split: Split) -> tuple[Numbers, list[int]]:
+def client_order(labels: Numbers, count: int | None, split: Split) -> tuple[Numbers, list[int]]:
     """Return samples in the order of their clients, and how many each client has.
 
-    labels: int[samples], as `Split.parts` takes them. ShardError where there are fewer than `count`.
+    labels: int[samples], as `Split.parts` takes them. count: of clients; None where labels tell.
+    ShardError where there are fewer samples than that.
     """
-    count = whole("clients", count, least=1)
+    count = 1 if count is None else whole("clients", count, least=1)
     if count > len(labels):
         raise ShardError(
             f"{len(labels)} samples cannot make {count} clients; ask for 1 to {len(labels)}"

@@ -16,7 +16,7 @@ from isthmus.cures import explained
 from isthmus.errors import OutputError, ShardError
 from isthmus.files import check_folder, open_plain, remove_leftovers, replacing
 from isthmus.quantities import whole
-from isthmus.shards.clients import client_order, shard_bounds, split_of
+from isthmus.shards.clients import ByOwner, client_order, shard_bounds, split_of
 from isthmus.shards.manifest import NAME, NUMBERS, Manifest
 from isthmus.shards.order import packing_order, set_apart
 from isthmus.shards.parts import ClassCounts, Part
@@ -41,7 +41,7 @@ def pack_shards(
     shuffle: int | None = None,
     stratify: bool = False,
     validation: float = 0.0,
-    clients: int | None = None,
+    clients: int | npt.ArrayLike | Rows | None = None,
     split: Any = "iid",
 ) -> ShardSet:
     """Pack `arrays`, name -> array with one row a sample, into `shards` HDF5 files in `folder`.
@@ -55,9 +55,10 @@ def pack_shards(
     gets its share of each. validation: the share of samples, the last ones in that order, that make a
     set of their own in `folder`/validation, of as many shards for their number.
 
-    clients: split what is not set apart into so many, each of which is rows of one shard; there are no
-    more shards than clients. split: "iid", or a table as in [clients] of a run's settings,
-    {"kind": "dirichlet", "alpha": 0.1, "seed": 0}.
+    clients: the number of the client that each row is of, an array of whole numbers; or how many clients
+    to `split` the samples into: "iid", or a table as in [clients] of a run's settings,
+    {"kind": "dirichlet", "alpha": 0.1, "seed": 0}. Each is rows of one shard; there are no more shards
+    than clients, who are numbered anew from 0, in the order of their numbers. Not of what is set apart.
 
     Held in memory at a time are at most two shards, and the order: see `packing_order`. Arrays may be
     larger than memory: np.load(FILE, mmap_mode="r"), or what `open_arrays` gives.
@@ -115,8 +116,17 @@ class NewSet(NamedTuple):
 def _by_client(columns, order, samples, kept, clients, split):
     """Return the order of packing with the first `kept` samples by client, and each client's samples."""
     order = np.arange(samples) if order is None else order
-    labels = _labels(columns) if split.takes_classes else np.zeros(samples, np.uint8)
-    mixed, sizes = client_order(labels[order[:kept]], clients, split)
+    if np.ndim(clients):
+        owners = clients[:] if isinstance(clients, Rows) else np.asarray(clients)
+        if owners.shape != (samples,) or owners.dtype.kind not in "iu":
+            raise ShardError(
+                f"clients must be a whole number for each of the {samples} samples, not {owners.dtype} "
+                f"of shape {list(owners.shape)}; give a number of clients, or such an array"
+            )
+        mixed, sizes = client_order(owners[order[:kept]], None, ByOwner())
+    else:
+        labels = _labels(columns) if split.takes_classes else np.zeros(samples, np.uint8)
+        mixed, sizes = client_order(labels[order[:kept]], clients, split)
     return np.concatenate([order[:kept][mixed], order[kept:]]), sizes
 
 

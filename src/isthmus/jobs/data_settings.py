@@ -1,0 +1,40 @@
+"""The data of a run: [data] of its settings."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from isthmus.toml_files import FrozenModel
+
+Positive = Annotated[float, Field(gt=0)]
+
+
+class ScaleSettings(FrozenModel):
+    """What is taken off features, and by what the rest is divided: for all of them, or one each."""
+
+    mean: float | tuple[float, ...]
+    std: Positive | tuple[Positive, ...]
+
+
+class DataSettings(FrozenModel):
+    """Folders of packed shards.
+
+    scale: "auto": features of floats are standardised by the training shards' means and deviations.
+    """
+
+    train: Path
+    test: Path
+    validation: Path | None = None
+    scale: Literal["auto", "none"] | ScaleSettings = "auto"
+    site: str | None = None  # where the shards lie before they are brought to the ranks
+
+    @field_validator("scale", mode="before")
+    @classmethod
+    def _is_a_word_or_two_numbers(cls, value):
+        table = isinstance(value, dict) and value.keys() == {"mean", "std"}
+        if not (table or isinstance(value, ScaleSettings) or value in ("auto", "none")):
+            raise ValueError(
+                f'must be "auto", "none" or {{ mean = NUMBER, std = NUMBER }}, not {value!r:.80}'
+            )
+        return value
