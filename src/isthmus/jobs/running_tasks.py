@@ -19,121 +19,104 @@ def run_tasks(tiers, graph, schedule, functions):
     """Run all tasks; return float64[tasks, 2], their starts and ends since the first could. Collective.
 
     functions[task](inputs) gets {name: uint8 array} and gives what it passes on, an array or bytes of
-    the length that the graph says, or {name: such} where it has several; None for a function stands for
-    waiting as long as was planned. Raises ModelError on a rank whose function raises or gives others.
+    the length that the graph says, or {name: such} where it has several readers; a function that is None
+    waits as long as was planned. Raises ModelError on a rank whose function raises or gives others.
     """
-    level = MPI.Query_thread()
+    world, rank_of, names = tiers.world, schedule.rank_of, graph.names
     require(
-        tiers.world,
-        level >= MPI.THREAD_SERIALIZED,
+        world,
+        MPI.Query_thread() >= MPI.THREAD_SERIALIZED,
         MachineError,
-        "MPI takes calls from one thread alone, and messages travel while tasks run; ask it for "
-        "mpi4py.rc.thread_level = 'serialized' or more",
+        "MPI was started for one thread alone, and messages travel while tasks run; leave "
+        'mpi4py.rc.thread_level as it is, or set it to "serialized"',
     )
-    times = np.zeros((graph.size, 2))
-    own = [task for task in range(graph.size) if schedule.rank_of[task] == tiers.world.rank]
-    clock = CommonClock(tiers.world, time.monotonic)
-    mail = Mail(tiers.world, graph, schedule)
-    begin = clock.start()
-    with mail:
-        for task in sorted(own, key=lambda each: (schedule.start[each], schedule.end[each], each)):
-            inputs = {graph.names[source]: mail.wait(edge) for source, edge in graph.inputs[task]}
+    order = sorted(range(graph.size), key=lambda task: (schedule.start[task], schedule.end[task], task))
+    planned = {(each.source, each.target): number for number, each in enumerate(schedule.messages)}
+    outputs = [
+        sorted(pairs, key=lambda pair: planned.get((task, pair[0]), -1))
+        for task, pairs in enumerate(graph.outputs)
+    ]
+    times, clock = np.zeros((graph.size, 2)), CommonClock(world, time.monotonic)
+    with Mail(world) as mail:
+        for task in order:  # from one rank to another in this order, so that both know which is which
+            for after, edge in outputs[task]:
+                if rank_of[after] == world.rank != rank_of[task]:
+                    mail.expect(edge, np.empty(int(graph.nbytes[edge]), np.uint8), rank_of[task])
+        begin = clock.start()
+        for task in (task for task in order if rank_of[task] == world.rank):
+            inputs = {names[source]: mail.wait(edge) for source, edge in graph.inputs[task]}
             times[task, 0] = time.monotonic() - begin
-            given = None
             if functions[task] is None:
                 time.sleep(schedule.end[task] - schedule.start[task])
+                given = {names[a]: np.zeros(int(graph.nbytes[e]), np.uint8) for a, e in outputs[task]}
             else:
-                with OwnCode().running(f"task {graph.names[task]}"):
+                with OwnCode().running(f"task {names[task]}"):
                     given = functions[task](inputs)
             times[task, 1] = time.monotonic() - begin
-            for after, edge in mail.outputs(task):
-                made = _bytes_for(graph, task, after, edge, given, functions[task] is None)
-                mail.send(edge, schedule.rank_of[after], made)
-    return maximum(tiers.world, times.reshape(-1)).reshape(times.shape)
+            for after, edge in outputs[task]:
+                made = _bytes_of(given, names[task], names[after], int(graph.nbytes[edge]))
+                mail.send(edge, made, rank_of[after])
+    return maximum(world, times.reshape(-1)).reshape(times.shape)
 
 
-def _bytes_for(graph, task, after, edge, given, holds):
-    """Return the uint8 array that goes from `task` to `after`."""
-    name, wanted = graph.names[after], int(graph.nbytes[edge])
-    if holds:
-        return np.zeros(wanted, np.uint8)
+def _bytes_of(given, task, name, wanted):
+    """Return as uint8[wanted] what `task` has given for the task called `name`."""
     part = given.get(name) if isinstance(given, dict) else given
     if isinstance(part, bytes | bytearray | memoryview):
         part = np.frombuffer(part, np.uint8)
     if not isinstance(part, np.ndarray) or part.dtype.hasobject or part.nbytes != wanted:
         found = f"{part.nbytes:,} bytes" if isinstance(part, np.ndarray) else f"{part!r:.80}"
         raise ModelError(
-            f"task {graph.names[task]}: gives {found} for task {name}, and the graph says {wanted:,} "
-            "bytes; return that, or change nbytes of the edge"
+            f"task {task}: gives {found} for task {name}, and the graph says {wanted:,} bytes; return "
+            "those, or change nbytes of the edge"
         )
     return np.ascontiguousarray(part).reshape(-1).view(np.uint8)
 
 
 class Mail:
-    """A rank's messages, in a thread that looks after them while tasks run.
+    """A rank's messages by edge, with a thread that has them travel while tasks run."""
 
-    Messages from one rank to another go in the order of the tasks that they come from, so that both
-    know which is which.
-    """
+    def __init__(self, world):
+        self.world, self.open, self.here, self.over, self.problem = world, [], {}, False, None
+        self.changed = threading.Condition()  # held for all that is here, MPI among it
+        self.thread = threading.Thread(target=self._look_after, daemon=True)
 
-    def __init__(self, world, graph, schedule):
-        self.world, self.schedule = world, schedule
-        self.lock, self.changed, self.over = threading.Lock(), threading.Condition(), False
-        self.here, self.open, self.problem = {}, [], None
-        place = {(each.source, each.target): number for number, each in enumerate(schedule.messages)}
-        self.after = [
-            sorted(pairs, key=lambda pair: place.get((task, pair[0]), -1))
-            for task, pairs in enumerate(graph.outputs)
-        ]
-        for task in sorted(range(graph.size), key=lambda t: (schedule.start[t], schedule.end[t], t)):
-            for after, edge in self.after[task]:
-                if schedule.rank_of[after] == world.rank != schedule.rank_of[task]:
-                    room = np.empty(int(graph.nbytes[edge]), np.uint8)
-                    request = world.Irecv(room, schedule.rank_of[task])
-                    self.open.append((request, edge, room))
+    def expect(self, edge, room, source):
+        """Have what comes next from rank `source` put into `room`."""
+        with self.changed:
+            self.open.append((self.world.Irecv(room, source), edge, room))
 
-    def outputs(self, task):
-        """Return (other task, edge) of what a task passes on, in the order in which it is sent."""
-        return self.after[task]
-
-    def send(self, edge, rank, made):
-        """Start to send what an edge carries to the rank that needs it; at once where it is this one."""
-        if rank == self.world.rank:
-            self._keep(edge, made)
-            return
-        with self.lock:
-            self.open.append((self.world.Isend(made, rank), None, made))
+    def send(self, edge, made, target):
+        """Start to send what an edge carries to rank `target`; at once where it is this one."""
+        with self.changed:
+            if target == self.world.rank:
+                self.here[edge] = made
+            else:
+                self.open.append((self.world.Isend(made, target), None, made))
 
     def wait(self, edge):
         """Return what an edge carries, once it is here."""
         with self.changed:
             self.changed.wait_for(lambda: edge in self.here or self.problem)
-        if self.problem:
-            raise self.problem
-        return self.here.pop(edge)
-
-    def _keep(self, edge, made):
-        with self.changed:
-            self.here[edge] = made
-            self.changed.notify_all()
+            if self.problem:
+                raise self.problem
+            return self.here.pop(edge)
 
     def _look_after(self):
-        try:
-            while not self.over or self.open:
-                with self.lock:
-                    looked = [(each[0].Test(), each) for each in self.open]
-                    self.open = [each for done, each in looked if not done]
-                for done, (_, edge, room) in looked:
-                    if done and edge is not None:
-                        self._keep(edge, room)
-                time.sleep(SECONDS_BETWEEN_LOOKS)
-        except Exception as problem:
+        while not self.over or self.open:
             with self.changed:
-                self.problem = problem
+                try:
+                    looked = [(request.Test(), edge, room) for request, edge, room in self.open]
+                except Exception as problem:
+                    self.problem = problem
+                    self.changed.notify_all()
+                    return
+                self.here |= {edge: room for done, edge, room in looked if done and edge is not None}
+                self.open = [each for each, (done, *_) in zip(self.open, looked) if not done]
                 self.changed.notify_all()
+            time.sleep(SECONDS_BETWEEN_LOOKS)
 
     def __enter__(self):
-        self.thread = threading.Thread(target=self._look_after, daemon=True)
         self.thread.start()
         return self
 

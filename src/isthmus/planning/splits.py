@@ -27,9 +27,9 @@ WORTH_SAYING = 1e-3
 class Layer:
     """One layer of a model, or its data: what computing it takes at both ends, and what it gives.
 
-    entries: of its output, for one request. inputs: names of the layers that it reads; None: the one
-    before it, and none for the first, which is the data. nbytes: of its output when that is sent as it
-    is, in place of what `activations` says, as of data that is no float32.
+    entries: of its output, for one request. inputs: names of the layers that it reads, the one before it
+    if None; the first reads nothing, and is the data. nbytes: of its output when that is sent as it is,
+    in place of what `activations` says, as of data that is no float32.
     """
 
     name: str
