@@ -42,6 +42,15 @@ class Row(FrozenModel):
     compressor: dict[str, Any] | None = None
 
     @property
+    def period(self):
+        return self.strategy.get("every", 1)
+
+    @property
+    def timed_steps(self):
+        """Steps that are made to take the time: four rounds, and 24 of no rounds."""
+        return max(24, 4 * self.period)
+
+    @property
     def asked(self):
         return {"row": self.name, "strategy": self.strategy, "compressor": self.compressor}
 
@@ -53,7 +62,6 @@ class Study(FrozenModel):
     launch_limit_seconds: float
     blocks: int
     trial_blocks: int
-    timed_blocks: int
     judged_blocks: int
     seeds: tuple[int, ...]
     model: dict[str, Any]
@@ -67,15 +75,18 @@ def pack_blocks(study, texts, folder):
     codes, kinds = coded(texts)
     text = np.concatenate(codes)
     starts = np.arange(0, len(text) - LENGTH - 1, LENGTH)
-    judged, trained = study.judged_blocks, max(study.blocks, study.trial_blocks, study.timed_blocks)
-    needed = trained + 2 * judged
-    if len(starts) < needed:
-        raise ShardError(f"the texts make {len(starts)} blocks, and {needed} are asked for")
-    drawn = np.random.default_rng(0).permutation(starts)[:needed]
-    first = {"train": 0, "trial": 0, "timed": 0, "validation": trained, "test": trained + judged}
-    sizes = (study.blocks, study.trial_blocks, study.timed_blocks, judged, judged)
-    for (name, start), size in zip(first.items(), sizes):
-        places = drawn[start : start + size, None] + np.arange(LENGTH)
+    judged, batch = study.judged_blocks, study.training["batch_size"]
+    sizes = {"train": study.blocks, "trial": study.trial_blocks}
+    sizes |= {f"timed-{each.timed_steps}": batch * each.timed_steps for each in study.rows}
+    trained = max(sizes.values())
+    if len(starts) < trained + 2 * judged:
+        raise ShardError(
+            f"the texts make {len(starts)} blocks, and {trained + 2 * judged} are asked for"
+        )
+    drawn = np.random.default_rng(0).permutation(starts)
+    first = {"validation": trained, "test": trained + judged}
+    for name, size in (sizes | dict.fromkeys(first, judged)).items():
+        places = drawn[first.get(name, 0) :][:size, None] + np.arange(LENGTH)
         arrays = {"features": text[places], "targets": text[places + 1]}
         isthmus.pack_shards(arrays, folder / name, shards=16)
     return kinds
@@ -149,13 +160,15 @@ def times_of(run, period):
 def learn(study, lines, folder, kinds):
     """Try each learning rate, and make the runs with the best of them."""
     for each in study.rows:
-        for rate in study.training["learning_rates"]:
+        rates = study.training["learning_rates"]
+        for rate in rates if len(rates) > 1 else ():
             asked = {"part": "trial", **each.asked, "learning_rate": rate}
             if not lines.all(**asked):
                 ran = train(study, each, folder, kinds, "trial", "validation", learning_rate=rate)
                 lines.add([asked | {"bits": learnt(ran)["bits"]}])
-        trials = lines.all(part="trial", **each.asked)
-        best = min(trials, key=lambda line: line["bits"])["learning_rate"]
+        tried = lines.all(part="trial", **each.asked)
+        trials = [line for line in tried if line["learning_rate"] in rates]
+        best = min(trials, key=lambda line: line["bits"])["learning_rate"] if trials else rates[0]
         for seed in study.seeds:
             asked = {"part": "run", **each.asked, "learning_rate": best, "seed": seed}
             if not lines.all(**asked):
@@ -169,8 +182,9 @@ def take_time(study, lines, folder, kinds):
     for each in study.rows:
         asked = {"part": "seconds", **each.asked, **study.link}
         if not lines.all(**asked):
-            ran = train(study, each, folder, kinds, "timed", links="paced", learning_rate=1e-3)
-            lines.add([asked | times_of(ran, each.strategy.get("every", 1))])
+            timed = {"train": f"timed-{each.timed_steps}", "links": "paced", "warmup_steps": 0}
+            ran = train(study, each, folder, kinds, learning_rate=1e-3, **timed)
+            lines.add([asked | times_of(ran, each.period)])
         print(f"{each.name}: timed", file=sys.stderr, flush=True)
 
 
@@ -212,7 +226,7 @@ def tell(study, lines):
 
 def quick(study):
     """Return the study with few blocks and one learning rate."""
-    less = {"blocks": 640, "trial_blocks": 320, "timed_blocks": 1536, "judged_blocks": 32}
+    less = {"blocks": 160, "trial_blocks": 80, "judged_blocks": 32}
     rates = study.training["learning_rates"][:1]
     training = study.training | {"learning_rates": rates, "warmup_steps": 2}
     return study.model_copy(update=less | {"training": training})

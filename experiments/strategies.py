@@ -109,6 +109,9 @@ class Row(FrozenModel):
     """A strategy, what it sends in, and the tables that it stands in.
 
     whole: table -> rates of links that it is run on from the start to the accuracy, too.
+    turn: of strategies that play clients, what a client does in a round: arguments of `Turn`; each site
+    is a client. rounds: of these. look_every, momentum, learning_rates: where they are not the job's.
+    real_time: what is learnt depends on who is how fast: every run is made on links of each rate.
     """
 
     name: str
@@ -116,6 +119,12 @@ class Row(FrozenModel):
     compressor: str
     tables: tuple[str, ...]
     whole: dict[str, tuple[float, ...]] = {}  # noqa: RUF012  frozen
+    turn: dict[str, int] | None = None
+    rounds: Count | None = None
+    look_every: Count | None = None
+    momentum: float | None = None
+    learning_rates: tuple[float, ...] = ()
+    real_time: bool = False
 
     @model_validator(mode="after")
     def _can_be_made(self):
@@ -135,7 +144,9 @@ class Row(FrozenModel):
 
     @property
     def case(self):
-        return {"strategy": self.strategy, "compressor": self.compressor}
+        own = {name: getattr(self, name) for name in ("turn", "momentum")}
+        given = {name: value for name, value in own.items() if value is not None}
+        return {"strategy": self.strategy, "compressor": self.compressor} | given
 
 
 class Study(FrozenModel):
@@ -165,9 +176,11 @@ class Study(FrozenModel):
     def train_targets(self):
         return np.concatenate([self.train.read(number)["targets"] for number in self.train_shards])
 
-    def steps(self, table):
-        """Return the steps of a whole run."""
-        return table.epochs * round(len(self.train_targets) / self.job.batch_size)
+    def length_of(self, table, row):
+        """Return the epochs of a whole run, and the steps of each: of clients, rounds of a step."""
+        if row.rounds:
+            return row.rounds, 1
+        return table.epochs, round(len(self.train_targets) / self.job.batch_size)
 
 
 def launch(study, table, links, rate, cases):
@@ -182,8 +195,7 @@ def launch(study, table, links, rate, cases):
         },
         "shards": {"train": study.train_shards, "validation": job.validation_shards, "test": []},
         "split": table.split,
-        "epochs": table.epochs,
-        **{key: getattr(job, key) for key in ("hidden", "batch_size", "momentum")},
+        **{key: getattr(job, key) for key in ("hidden", "momentum")},
         "cases": cases,
     }
     with tempfile.TemporaryDirectory() as folder:
@@ -224,42 +236,63 @@ def asking(part, table, row, **more):
 
 
 def learn(study, lines):
-    """Train every row: with each learning rate until the validation set says so, and with the best of
-    them for all seeds."""
+    """Train every row that learns the same on all links."""
     for table in study.tables:
-        looks = list(range(0, study.steps(table) + 1, study.job.look_every))
-        rows = [(row, row.case | {"looks": looks, "judged": True}) for row in study.rows_of(table)]
-        trial = {"seed": TUNING_SEED, "stop_at": table.validation_target}
-        trials = [
-            (asking("trial", table, row, learning_rate=rate), case | trial | {"learning_rate": rate})
-            for row, case in rows
-            for rate in study.job.learning_rates
-        ]
-        do_missing(study, lines, table, "free", 1e9, trials)
-        runs = []
-        for row, case in rows:
-            tried = lines.all(part="trial", table=table.name, row=row.name)
-            rate, _ = best_rate(tried, table.validation_target)
-            for seed in table.seeds:
-                same = {"learning_rate": rate, "seed": seed}
-                runs.append((asking("run", table, row, **same), case | same))
+        rows = [row for row in study.rows_of(table) if not row.real_time]
+        do_missing(study, lines, table, "free", 1e9, trials_of(study, table, rows))
+        runs = [each for row in rows for each in runs_of(study, lines, table, row)]
         do_missing(study, lines, table, "free", 1e9, runs)
+
+
+def whole_case(study, table, row):
+    """Return the case of a whole run that is looked at now and then, but for its rate and seed."""
+    epochs, steps = study.length_of(table, row)
+    looks = list(range(0, epochs * steps + 1, row.look_every or study.job.look_every))
+    return row.case | {"epochs": epochs, "steps": steps, "looks": looks, "judged": True}
+
+
+def trials_of(study, table, rows, **more):
+    """Return a trial of each learning rate, which ends where the validation set says so."""
+    same = {"seed": TUNING_SEED, "stop_at": table.validation_target}
+    return [
+        (
+            asking("trial", table, row, learning_rate=rate, **more),
+            whole_case(study, table, row) | same | {"learning_rate": rate},
+        )
+        for row in rows
+        for rate in row.learning_rates or study.job.learning_rates
+    ]
+
+
+def runs_of(study, lines, table, row, **more):
+    """Return a run of each seed, with the learning rate that did best."""
+    tried = lines.all(part="trial", table=table.name, row=row.name)
+    rate, _ = best_rate(tried, table.validation_target)
+    same = [{"learning_rate": rate, "seed": seed} for seed in table.seeds]
+    case = whole_case(study, table, row)
+    return [(asking("run", table, row, **each, **more), case | each) for each in same]
 
 
 def take_time(study, lines):
     """Time some rounds of every row on links of every rate, and what is run as a whole."""
     for table in study.tables:
         links = "paced" if table.place == "paced" else "real"
-        for rate in study.timing.bytes_per_second:
-            rows = study.rows_of(table)
-            rounds = [] if table.seconds_of else [timed(study, table, row, rate) for row in rows]
-            whole = [
-                each
-                for row in rows
-                if rate in row.whole.get(table.name, ())
-                for each in whole_runs(lines, table, row, rate)
-            ]
-            do_missing(study, lines, table, links, rate, rounds + whole)
+        rows = study.rows_of(table)
+        real_time = [row for row in rows if row.real_time]
+        rates = study.timing.bytes_per_second
+        for rate in rates[len(rates) // 2 :][:1]:
+            trials = trials_of(study, table, real_time, bytes_per_second=rate)
+            do_missing(study, lines, table, links, rate, trials)
+        for rate in rates:
+            wanted = []
+            for row in rows:
+                if row.real_time:
+                    wanted += runs_of(study, lines, table, row, bytes_per_second=rate)
+                elif not table.seconds_of:
+                    wanted.append(timed(study, table, row, rate))
+                if rate in row.whole.get(table.name, ()):
+                    wanted += whole_runs(study, lines, table, row, rate)
+            do_missing(study, lines, table, links, rate, wanted)
 
 
 def timed(study, table, row, rate):
@@ -267,16 +300,17 @@ def timed(study, table, row, rate):
     seconds, period = predicted_seconds(study, table, row, rate), row.strategy.get("every", 1)
     first = 2 * period
     last = first + period * max(2, math.ceil(study.timing.seconds / (seconds * period)))
-    case = row.case | {"looks": [first, last], "judged": False, "learning_rate": 0.01, "seed": 0}
+    looked = {"looks": [first, last], "judged": False}
+    case = whole_case(study, table, row) | looked | {"learning_rate": 0.01, "seed": 0}
     return asking("seconds", table, row, bytes_per_second=rate, predicted_seconds=seconds), case
 
 
-def whole_runs(lines, table, row, rate):
+def whole_runs(study, lines, table, row, rate):
     """Yield the run of the first seed, up to the step at which it reaches the accuracy."""
     for line in lines.all(part="run", table=table.name, row=row.name, seed=table.seeds[0]):
         if (steps := steps_to(line["looks"], table.target)) is not None:
             same = {"learning_rate": line["learning_rate"], "seed": line["seed"]}
-            case = row.case | same | {"looks": [0, steps], "judged": False}
+            case = whole_case(study, table, row) | same | {"looks": [0, steps], "judged": False}
             yield asking("whole", table, row, bytes_per_second=rate, **same), case
 
 
@@ -293,7 +327,8 @@ def predicted_seconds(study, table, row, rate):
         **rhythm(row.make()),
     )
     samples = [len(rows) for rows in samples_of_ranks(study.train_targets, table.split, cluster)]
-    batches = np.array(samples) * study.job.batch_size / sum(samples)
+    passes = row.turn.get("epochs", 1) if row.turn else study.job.batch_size / sum(samples)
+    batches = np.array(samples) * passes  # of a step, which of clients is a round
     return round(float(sum(predict_step(cluster, batches, workload).values())), 6)
 
 
@@ -305,7 +340,9 @@ def quick(study):
     )
     less = [{"seeds": table.seeds[:1], "epochs": 2} for table in study.tables]
     tables = tuple(table.model_copy(update=each) for table, each in zip(study.tables, less))
-    return study.model_copy(update={"job": job, "timing": timing, "tables": tables})
+    fewer = {"learning_rates": ()}
+    rows = tuple(row.model_copy(update=fewer | {"rounds": row.rounds and 3}) for row in study.rows)
+    return study.model_copy(update={"job": job, "timing": timing, "tables": tables, "rows": rows})
 
 
 def run(path, parts=("learn", "time"), short=False):

@@ -45,13 +45,20 @@ def with_interval(values, form):
 
 
 class Found:
-    """What the lines say of one row of one table."""
+    """What the lines say of one row of one table. Runs are in the order of the table's seeds."""
 
     def __init__(self, study, lines, table, row):
         self.table, self.row = table, row
         asked = {"table": table.name, "row": row.name}
         self.trials = lines.all(part="trial", **asked)
         self.runs = lines.all(part="run", **asked)
+        if row.real_time and self.runs:  # of one rate: others count for their seconds alone
+            rate = self.trials[0]["bytes_per_second"]
+            self.runs_of_rate = {
+                each: [line for line in self.runs if line["bytes_per_second"] == each]
+                for each in study.timing.bytes_per_second
+            }
+            self.runs = self.runs_of_rate[rate]
         self.steps = [steps_to(line["looks"], table.target) for line in self.runs]
         self.reached = [steps for steps in self.steps if steps is not None]
         timed = lines.all(part="seconds", table=table.seconds_of or table.name, row=row.name)
@@ -62,9 +69,7 @@ class Found:
     def sent_nbytes(self):
         """Bytes over all links until the accuracy was reached, of each run that has."""
         return [
-            next(look[SENT] for look in line["looks"] if look[STEP] == steps)
-            for line, steps in zip(self.runs, self.steps)
-            if steps is not None
+            look_at(line, steps)[SENT] for line, steps in zip(self.runs, self.steps) if steps is not None
         ]
 
     @property
@@ -79,6 +84,25 @@ class Found:
         first, last = self.timed[rate]["looks"]
         return (last[SECONDS] - first[SECONDS]) / (last[STEP] - first[STEP])
 
+    def seconds(self, rate):
+        """Return the seconds of each run to the accuracy, None of one that has not reached it."""
+        if self.row.real_time:
+            runs = self.runs_of_rate[rate]
+            reached = [(line, steps_to(line["looks"], self.table.target)) for line in runs]
+            return [steps and look_at(line, steps)[SECONDS] for line, steps in reached]
+        seconds = self.step_seconds(rate)
+        return [steps and seconds and steps * seconds for steps in self.steps]
+
+    def curves(self, rate):
+        """Return [[seconds, accuracy on the test set] of each look] of each run on such links."""
+        if self.row.real_time:
+            runs = self.runs_of_rate.get(rate, []) if self.runs else []
+            return [[(look[SECONDS], look[TEST]) for look in line["looks"]] for line in runs]
+        step = self.step_seconds(rate)
+        return [
+            [(step * look[STEP], look[TEST]) for look in line["looks"]] for line in self.runs if step
+        ]
+
     def validated_seconds(self, rate):
         """Return the seconds until the validation accuracy, by which rows are chosen."""
         steps, seconds = best_rate(self.trials, self.table.validation_target)[1], self.step_seconds(rate)
@@ -86,11 +110,12 @@ class Found:
 
     def times_sooner(self, base, rate):
         """Return how many times sooner than `base`, of each seed with which both are there."""
-        own, other = self.step_seconds(rate), base.step_seconds(rate)
-        if own is None or other is None:
-            return []
-        pairs = zip(self.steps, base.steps)
-        return [theirs * other / (mine * own) for mine, theirs in pairs if mine and theirs]
+        pairs = zip(self.seconds(rate), base.seconds(rate))
+        return [theirs / mine for mine, theirs in pairs if mine and theirs]
+
+
+def look_at(line, steps):
+    return next(look for look in line["looks"] if look[STEP] == steps)
 
 
 def tell_findings(study, lines):
@@ -137,28 +162,21 @@ def table_lines(study, table, found):
 
 def cells(each, base, rates):
     """Yield what stands in a row."""
-    there = each.reached
-    missing = len(each.steps) - len(there)
+    pairs = zip(each.steps, base.steps) if base and not each.row.turn else ()  # a round is no step
+    ratios = [mine / theirs for mine, theirs in pairs if mine and theirs]
+    steps = with_interval(each.reached, ".0f") if each.reached else "never"
+    if 0 < len(each.reached) < len(each.steps):
+        steps += f" ({len(each.reached)} of {len(each.steps)})"
     yield f"{each.runs[0]['learning_rate']:g}"
-    if not there:
-        yield from ("never", "", "")
-    else:
-        yield with_interval(there, ".0f") + (f" ({len(there)} of {len(each.steps)})" if missing else "")
-        pairs = (
-            [(mine, theirs) for mine, theirs in zip(each.steps, base.steps) if mine and theirs]
-            if base
-            else []
-        )
-        yield with_interval([mine / theirs for mine, theirs in pairs], ".2f") if pairs else ""
-        yield f"{np.mean(each.sent_nbytes) / 1e6:.3g}"
+    yield steps + " rounds" * bool(each.row.turn)
+    yield with_interval(ratios, ".2f") if ratios else ""
+    yield f"{np.mean(each.sent_nbytes) / 1e6:.3g}" if each.reached else ""
     yield with_interval([100 * accuracy for accuracy in each.last_accuracies], ".1f")
     for rate in rates:
-        seconds = each.step_seconds(rate)
-        if seconds is None or not there:
-            yield ""
-            continue
+        seconds = [taken for taken in each.seconds(rate) if taken]
         sooner = each.times_sooner(base, rate) if base and each is not base else []
-        yield f"{seconds * np.mean(there):.3g}" + (f", {with_interval(sooner, '.2f')}" if sooner else "")
+        told = [with_interval(sooner, ".2f")] if sooner else []
+        yield ", ".join([f"{np.mean(seconds):.3g}", *told]) if seconds else ""
 
 
 def whole_lines(study, lines):
@@ -217,15 +235,11 @@ def picture(study, lines):
         found = [Found(study, lines, table, each) for each in study.rows_of(table)]
         for rate, axis in zip(rates, of_table):
             for each in found:
-                seconds = each.step_seconds(rate)
-                if seconds and each.runs:
-                    steps = np.array([look[STEP] for look in each.runs[0]["looks"]])
-                    accuracy = np.mean(
-                        [[look[TEST] for look in line["looks"]] for line in each.runs], axis=0
-                    )
+                if curves := each.curves(rate):
+                    seconds, accuracy = np.mean(curves, axis=0).T
                     number = names.index(each.row.name)
                     axis.semilogx(
-                        seconds * steps[1:],
+                        seconds[1:],
                         accuracy[1:],
                         color=f"C{number % 10}",
                         linestyle="-" if number < 10 else "--",

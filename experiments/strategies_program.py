@@ -59,8 +59,10 @@ if __name__ == "__main__":
     from isthmus.models import Perceptron
     from isthmus.models.scoring import scores_of
     from isthmus.shards.batches import LocalSamples
+    from isthmus.training.clients import Clients
     from isthmus.training.loop import State, Training
     from isthmus.training.optimisers.sgd import SGD
+    from isthmus.training.playing import ClientTraining, Turn
     from isthmus.training.recipe import Recipe
     from isthmus.training.strategies import STRATEGIES
     from isthmus.training.strategies.sums import Sums
@@ -71,6 +73,12 @@ if __name__ == "__main__":
         parts = [opened.read(number) for number in shards or range(len(opened.samples))]
         return [np.concatenate([part[name] for part in parts]) for name in ("features", "targets")]
 
+    def clients_of(tiers, samples, seed):
+        """Return the Clients of a job in which each rank is one, and a site's only one."""
+        weights = np.concatenate(all_gather(tiers.world, np.array([float(samples)])))
+        mine = np.array([tiers.world.rank])
+        return Clients(weights, mine, mine, seed)
+
     @contextmanager
     def training_of(tiers, task, case, data):
         """Give a training of a case; what is still on its way at the end is taken in."""
@@ -79,31 +87,36 @@ if __name__ == "__main__":
         local = LocalSamples({"features": features[rows], "targets": targets[rows]})
         model = Perceptron(hidden=tuple(task["hidden"]))
         recipe = Recipe(
-            task["epochs"],
-            round(len(targets) / task["batch_size"]),
+            case["epochs"],
+            case["steps"],
             case["learning_rate"],
-            optimiser=SGD(momentum=task["momentum"]),
+            optimiser=SGD(momentum=case.get("momentum", task["momentum"])),
             seed=case["seed"],
             on_non_finite="skip",
         )
         arguments = dict(case["strategy"])
         strategy = STRATEGIES[arguments.pop("kind")](**arguments)
+        rank, plays = tiers.world.rank, "turn" in case
         sums = Sums(
             tiers,
             model.size,
             float(local.samples),
+            clients_of(tiers, local.samples, case["seed"]) if plays else None,
             algorithm="hierarchical",
             compressor=named_compressor(case["compressor"]),
         )
-        site, rate = tiers.cluster.sites[tiers.site_index], tiers.cluster.rates[tiers.world.rank]
-        training = Training(
+        site, pace = tiers.cluster.sites[tiers.site_index], tiers.cluster.rates[rank]
+        member = strategy.join(sums, recipe.total_steps)
+        member.meet(set(case["looks"]).__contains__)
+        training = (ClientTraining if plays else Training)(
             tiers,
             model,
             local,
-            strategy.join(sums, recipe.total_steps),
+            member,
             recipe,
             State.initial(model, recipe),
-            None if task["links"] == "free" else lambda samples: site.fixed_seconds + samples / rate,
+            None if task["links"] == "free" else lambda samples: site.fixed_seconds + samples / pace,
+            **{"rows": {rank: slice(0, local.samples)}, "turn": Turn(**case["turn"])} if plays else {},
         )
         yield training
         training.member.state()
