@@ -13,7 +13,8 @@ from isthmus.folders.record import RunFolder
 from isthmus.folders.seals import FORMAT
 from isthmus.folders.status import list_runs, status_table
 from isthmus.jobs.simulate import read_stragglers
-from isthmus.pages.compare import compare, comparison_table
+from isthmus.pages.compare import compare
+from isthmus.pages.comparison_words import comparison_table
 from isthmus.pages.report import write_report
 
 FILES = ("run.json", "plan.json", "summary.json", "metrics.jsonl")

@@ -275,12 +275,14 @@ def test_statistics_become_the_mean_and_counts_the_largest(comm, tiers, each_ste
     model = network(norm=True)
     model.register_buffer("steps", torch.tensor(7 + comm.rank))
     model.register_buffer("seen", torch.tensor([comm.rank == 2, False]))
-    shared = isthmus.torch.Shared(model, tiers, average_each_step=each_step)
+    weights = [1.0 + rank for rank in range(comm.size)]
+    shared = isthmus.torch.Shared(model, tiers, weight=weights[comm.rank], average_each_step=each_step)
     model.steps += comm.rank
     model.seen[0] = comm.rank == 2
     features, targets = batch(comm.rank, samples=6 + comm.rank)
     model(features)
-    expected = np.mean([each.double().numpy() for each in comm.allgather(model[1].running_var)], axis=0)
+    everyone = [each.double().numpy() for each in comm.allgather(model[1].running_var)]
+    expected = sum(weight / sum(weights) * each for weight, each in zip(weights, everyone))
     with torch.no_grad():
         model[1].momentum = 0.0  # the second forward pass leaves the statistics
     functional.cross_entropy(model(features), targets).backward()

@@ -80,7 +80,8 @@ def compare(
     as_json: AsJson = False,
 ):
     """Put runs side by side in one page: settings, curves, seconds, bytes, hashes."""
-    from isthmus.pages.compare import LETTERS, compare, comparison_table
+    from isthmus.pages.compare import LETTERS, compare
+    from isthmus.pages.comparison_words import comparison_table
 
     if not 2 <= len({run.resolve() for run in runs}) == len(runs) <= len(LETTERS):
         raise typer.BadParameter(f"name two to {len(LETTERS)} runs, each once", param_hint="RUN RUN...")

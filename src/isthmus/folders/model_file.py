@@ -87,14 +87,6 @@ class ModelTable(Table):
     kept: dict[str, Moment]
 
 
-def tensors_of(model, vector):
-    """Return name -> view of the flat `vector` for each tensor of the model."""
-    return {
-        name: vector[part].reshape(shape)
-        for (name, shape), part in zip(model.shapes.items(), model.tensor_slices)
-    }
-
-
 def write_model(path, table, kept, scale=None):
     """Write `kept`, "last" (and "best") -> Kept, to `path`, whole or not at all.
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
 from isthmus.errors import SettingsError, ShardError
-from isthmus.folders.model_file import Kept, model_content, read_model, tensors_of
+from isthmus.folders.model_file import Kept, model_content, read_model
 from isthmus.models import MODELS
 from isthmus.models.losses import Loss, Sums
 from isthmus.models.model import Model
@@ -51,7 +51,7 @@ class TrainedModel:
 
     def views(self, vector: npt.NDArray[Any]) -> dict[str, npt.NDArray[Any]]:
         """Return name -> view of a flat vector, `parameters` or another, with that tensor's shape."""
-        return tensors_of(self.model, vector)
+        return self.model.views(vector)
 
     @property
     def loss(self) -> Loss:

@@ -4,7 +4,7 @@ import hashlib
 
 import isthmus
 from isthmus.devices import to_host
-from isthmus.folders.model_file import NAME, Kept, tensors_of, write_model
+from isthmus.folders.model_file import NAME, Kept, write_model
 from isthmus.json_text import dumps
 
 
@@ -21,15 +21,13 @@ def keep_model(job, buffers):
             state.step,
             state.step // training.recipe.steps,
             job.account.evaluated,
-            tensors_of(model, to_host(training.anchor)),
+            model.views(to_host(training.anchor)),
             buffers,
         )
     }
     if validation is not None and validation.best:
         kept["best"] = Kept(
-            **validation.best,
-            parameters=tensors_of(model, validation.parameters),
-            buffers=validation.buffers,
+            **validation.best, parameters=model.views(validation.parameters), buffers=validation.buffers
         )
     features, targets = training.local.manifest.arrays.values()
     table = {

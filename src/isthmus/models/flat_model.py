@@ -64,17 +64,6 @@ class FlatModel(Model):
             for shape in self.shapes.values()
         )
 
-    def views(self, vector: np.ndarray) -> dict[str, np.ndarray]:
-        """Return name -> view of `vector` with the shape of that matrix."""
-        if vector.shape != (self.size,):
-            raise ValueError(
-                f"this model has {self.size} parameters, the vector has shape {vector.shape}"
-            )
-        return {
-            name: vector[part].reshape(shape)
-            for (name, shape), part in zip(self.shapes.items(), self.tensor_slices)
-        }
-
     @property
     def tensor_slices(self) -> list[slice]:
         """Return where each tensor of `shapes` lies in the flat vector."""

@@ -49,6 +49,17 @@ class Model(Protocol):
     def tensor_slices(self) -> list[slice]:
         """Where each tensor of `shapes` lies in the flat vector."""
 
+    def views(self, vector: np.ndarray) -> dict[str, np.ndarray]:
+        """Return name -> view of `vector` with the shape of that tensor."""
+        if vector.shape != (self.size,):
+            raise ValueError(
+                f"this model has {self.size} parameters, the vector has shape {vector.shape}"
+            )
+        return {
+            name: vector[part].reshape(shape)
+            for (name, shape), part in zip(self.shapes.items(), self.tensor_slices)
+        }
+
     def initial(self, seed: int) -> npt.NDArray[np.float32]:
         """Return the parameters that training begins with."""
 

@@ -81,17 +81,6 @@ class TorchModel(Model):
         """The shapes in order, as `LowRank` takes them: (outputs, all others)."""
         return tuple(self.shapes.values())
 
-    def views(self, vector: np.ndarray) -> dict[str, np.ndarray]:
-        """Return name -> view of `vector` with the shape of that parameter."""
-        if vector.shape != (self.size,):
-            raise ValueError(
-                f"this model has {self.size} parameters, the vector has shape {vector.shape}"
-            )
-        return {
-            name: vector[part].reshape(shape)
-            for (name, shape), part in zip(self.shapes.items(), self._slices)
-        }
-
     def initial(self, seed: int) -> npt.NDArray[np.float32]:
         """Return the parameters of a new module, made after `torch.manual_seed(seed)`."""
         before = self.shapes

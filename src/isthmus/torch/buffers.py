@@ -2,16 +2,13 @@
 
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
-from isthmus.links.world import World, all_gather, broadcast
+from isthmus.links.means import mean_over_ranks, shares_of
+from isthmus.links.world import World, broadcast
 
 if TYPE_CHECKING:  # cluster files need what not every machine has
     from collections.abc import Iterable
-
-PIECE_ENTRIES = 1 << 18
-"""Entries that are gathered from all ranks at once: memory does not grow with the buffers."""
 
 
 def copy_from_first(world: World, tensors: "Iterable[torch.Tensor]") -> None:
@@ -24,12 +21,13 @@ def copy_from_first(world: World, tensors: "Iterable[torch.Tensor]") -> None:
                 tensor.copy_(host.view(tensor.shape))
 
 
-def average_over_ranks(world: World, tensors: "Iterable[torch.Tensor]") -> None:
+def average_over_ranks(world: World, tensors: "Iterable[torch.Tensor]", weight: float) -> None:
     """Overwrite `tensors` with their mean over all ranks, of the same bits on each. Collective.
 
-    The mean of real numbers is taken in float64 and rounded once; of whole numbers, which are counts,
-    and of booleans it is the largest.
+    weight: of this rank. The mean of real numbers is taken in float64 and rounded once; of whole
+    numbers, which are counts, and of booleans it is the largest.
     """
+    shares = shares_of(world, weight)
     with torch.no_grad():
         for tensor in tensors:
             wide = tensor.dtype
@@ -40,10 +38,6 @@ def average_over_ranks(world: World, tensors: "Iterable[torch.Tensor]") -> None:
             elif wide is torch.bool:
                 wide = torch.uint8
             host = tensor.detach().to("cpu", wide).contiguous().reshape(-1).numpy()
-            mean = np.empty_like(host)
-            for first in range(0, host.size, PIECE_ENTRIES):
-                part = slice(first, first + PIECE_ENTRIES)
-                everyone = np.stack(all_gather(world, host[part]))
-                mean[part] = everyone.mean(0) if host.dtype.kind in "fc" else everyone.max(0)
             if host.size:
+                mean = mean_over_ranks(world, host, shares)
                 tensor.copy_(torch.from_numpy(mean).view(tensor.shape))

@@ -100,7 +100,7 @@ class LocalSteps:
         flat = self._flat()
         self._member.end(flat)
         self._set(flat)
-        average_over_ranks(self._world, self.model.buffers())
+        average_over_ranks(self._world, self.model.buffers(), self._shared.weight)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what this rank needs to go on with the same bits, beside model and optimiser.

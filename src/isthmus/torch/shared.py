@@ -141,10 +141,10 @@ class Shared:
     def average_buffers(self) -> None:
         """Give BatchNorm's statistics and other buffers the same bits on all ranks. Collective.
 
-        For evaluation and checkpoints: real numbers become the mean over ranks, taken in
-        float64; counts, which are whole numbers, the largest.
+        For evaluation and checkpoints: real numbers become the mean over ranks by their weights,
+        taken in float64; counts, which are whole numbers, the largest.
         """
-        average_over_ranks(self._world, self.model.buffers())
+        average_over_ranks(self._world, self.model.buffers(), self._weight)
 
     def close(self) -> None:
         """Leave the module alone from now on."""

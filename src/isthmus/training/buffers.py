@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from isthmus.links.comm import Comm
-from isthmus.links.world import all_gather
+from isthmus.links.means import mean_over_ranks, shares_of
 from isthmus.models.model import Model
 
 PREFIX = "buffers/"
@@ -34,26 +34,14 @@ def take_stored(model: Model, arrays: dict[str, np.ndarray]) -> None:
 def mean_buffers(comm: Comm, model: Model, weight: float) -> dict[str, np.ndarray]:
     """Return name -> mean of all ranks' buffers, the same bits on every rank. Collective.
 
-    weight: of this rank, its samples; ranks without any count nothing, unless nobody has one. Floats are
-    averaged in float64 in rank order; of whole numbers, counts, the largest is taken.
+    weight: of this rank, its samples; ranks without any count nothing, unless nobody has one. Otherwise
+    as `mean_over_ranks` has it.
     """
     own = model.buffers()
     if not own:
         return {}
-    weights = np.concatenate(all_gather(comm, np.array([weight], np.float64)))
-    weights = weights / weights.sum() if weights.sum() else np.full(len(weights), 1 / len(weights))
-    means = {}
-    for kind, (flat, _) in _packed(own).items():
-        everyone = all_gather(comm, flat)
-        if flat.dtype.kind in "fc":
-            total = sum(
-                part * each.astype(np.result_type(each, np.float64))
-                for part, each in zip(weights, everyone)
-            )
-            alike = np.all([each == everyone[0] for each in everyone], axis=0)
-            means[kind] = np.where(alike, everyone[0], total).astype(flat.dtype)
-        else:
-            means[kind] = np.max([each for each, part in zip(everyone, weights) if part], axis=0)
+    shares = shares_of(comm, weight)
+    means = {kind: mean_over_ranks(comm, flat, shares) for kind, (flat, _) in _packed(own).items()}
     return _unpacked(own, means)
 
 
