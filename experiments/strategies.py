@@ -110,8 +110,9 @@ class Row(FrozenModel):
 
     whole: table -> rates of links that it is run on from the start to the accuracy, too.
     turn: of strategies that play clients, what a client does in a round: arguments of `Turn`; each site
-    is a client. rounds: of these. look_every, momentum, learning_rates: where they are not the job's.
-    real_time: what is learnt depends on who is how fast: every run is made on links of each rate.
+    is a client. epochs, look_every, momentum, learning_rates: where they are not the table's or the
+    job's; `epochs` of clients are rounds. real_time: where what is learnt depends on who is how fast,
+    the rates of links that every run is made on; learning rates are chosen on the last.
     """
 
     name: str
@@ -120,11 +121,11 @@ class Row(FrozenModel):
     tables: tuple[str, ...]
     whole: dict[str, tuple[float, ...]] = {}  # noqa: RUF012  frozen
     turn: dict[str, int] | None = None
-    rounds: Count | None = None
+    epochs: Count | None = None
     look_every: Count | None = None
     momentum: float | None = None
     learning_rates: tuple[float, ...] = ()
-    real_time: bool = False
+    real_time: tuple[float, ...] = ()
 
     @model_validator(mode="after")
     def _can_be_made(self):
@@ -178,9 +179,8 @@ class Study(FrozenModel):
 
     def length_of(self, table, row):
         """Return the epochs of a whole run, and the steps of each: of clients, rounds of a step."""
-        if row.rounds:
-            return row.rounds, 1
-        return table.epochs, round(len(self.train_targets) / self.job.batch_size)
+        steps = 1 if row.turn else round(len(self.train_targets) / self.job.batch_size)
+        return row.epochs or table.epochs, steps
 
 
 def launch(study, table, links, rate, cases):
@@ -278,17 +278,16 @@ def take_time(study, lines):
     for table in study.tables:
         links = "paced" if table.place == "paced" else "real"
         rows = study.rows_of(table)
-        real_time = [row for row in rows if row.real_time]
-        rates = study.timing.bytes_per_second
-        for rate in rates[len(rates) // 2 :][:1]:
-            trials = trials_of(study, table, real_time, bytes_per_second=rate)
-            do_missing(study, lines, table, links, rate, trials)
-        for rate in rates:
+        for row in rows:
+            for rate in row.real_time[-1:]:
+                trials = trials_of(study, table, [row], bytes_per_second=rate)
+                do_missing(study, lines, table, links, rate, trials)
+        for rate in study.timing.bytes_per_second:
             wanted = []
             for row in rows:
-                if row.real_time:
+                if rate in row.real_time:
                     wanted += runs_of(study, lines, table, row, bytes_per_second=rate)
-                elif not table.seconds_of:
+                elif not row.real_time and not table.seconds_of:
                     wanted.append(timed(study, table, row, rate))
                 if rate in row.whole.get(table.name, ()):
                     wanted += whole_runs(study, lines, table, row, rate)
@@ -341,7 +340,7 @@ def quick(study):
     less = [{"seeds": table.seeds[:1], "epochs": 2} for table in study.tables]
     tables = tuple(table.model_copy(update=each) for table, each in zip(study.tables, less))
     fewer = {"learning_rates": ()}
-    rows = tuple(row.model_copy(update=fewer | {"rounds": row.rounds and 3}) for row in study.rows)
+    rows = tuple(row.model_copy(update=fewer | {"epochs": row.epochs and 3}) for row in study.rows)
     return study.model_copy(update={"job": job, "timing": timing, "tables": tables, "rows": rows})
 
 

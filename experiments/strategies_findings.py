@@ -52,13 +52,12 @@ class Found:
         asked = {"table": table.name, "row": row.name}
         self.trials = lines.all(part="trial", **asked)
         self.runs = lines.all(part="run", **asked)
-        if row.real_time and self.runs:  # of one rate: others count for their seconds alone
-            rate = self.trials[0]["bytes_per_second"]
+        if row.real_time:  # others than the last count for their seconds alone
             self.runs_of_rate = {
-                each: [line for line in self.runs if line["bytes_per_second"] == each]
-                for each in study.timing.bytes_per_second
+                rate: [line for line in self.runs if line["bytes_per_second"] == rate]
+                for rate in study.timing.bytes_per_second
             }
-            self.runs = self.runs_of_rate[rate]
+            self.runs = self.runs_of_rate[row.real_time[-1]]
         self.steps = [steps_to(line["looks"], table.target) for line in self.runs]
         self.reached = [steps for steps in self.steps if steps is not None]
         timed = lines.all(part="seconds", table=table.seconds_of or table.name, row=row.name)
@@ -96,7 +95,7 @@ class Found:
     def curves(self, rate):
         """Return [[seconds, accuracy on the test set] of each look] of each run on such links."""
         if self.row.real_time:
-            runs = self.runs_of_rate.get(rate, []) if self.runs else []
+            runs = self.runs_of_rate[rate]
             return [[(look[SECONDS], look[TEST]) for look in line["looks"]] for line in runs]
         step = self.step_seconds(rate)
         return [
