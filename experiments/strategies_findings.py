@@ -33,15 +33,28 @@ def best_rate(trials, target):
     return best["learning_rate"], steps_to(best["looks"], target, VALIDATION)
 
 
-def with_interval(values, form):
-    """Return the mean with half of its 95 % interval by Student's t, as text."""
+def half_interval(values):
+    """Return half of the 95 % interval of a mean by Student's t."""
     from scipy.stats import t
 
-    mean = np.mean(values)
-    if len(values) < 2:
-        return f"{mean:{form}}"
-    half = t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values))
-    return f"{mean:{form}} ± {half:{form}}"
+    return t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values))
+
+
+def mean_in_words(values, form):
+    """Return the mean with half of its interval, as text."""
+    return f"{np.mean(values):{form}}" + (
+        f" ± {half_interval(values):{form}}" if len(values) > 1 else ""
+    )
+
+
+def ratio_in_words(ratios):
+    """Return the geometric mean of ratios with its interval, as text."""
+    logarithms = np.log(ratios)
+    mean = np.mean(logarithms)
+    if len(ratios) < 2:
+        return f"{math.exp(mean):.2f}"
+    half = half_interval(logarithms)
+    return f"{math.exp(mean):.2f} ({math.exp(mean - half):.2f} to {math.exp(mean + half):.2f})"
 
 
 class Found:
@@ -154,7 +167,7 @@ def table_lines(study, table, found):
         if math.isfinite(best.validated_seconds(rate)) and (sooner := best.times_sooner(base, rate)):
             yield (
                 f"Chosen by the validation set at {name}: {best.row.name}, "
-                f"{with_interval(sooner, '.2f')} times sooner than {BASE}."
+                f"{ratio_in_words(sooner)} times sooner than {BASE}."
             )
     yield ""
 
@@ -163,18 +176,18 @@ def cells(each, base, rates):
     """Yield what stands in a row."""
     pairs = zip(each.steps, base.steps) if base and not each.row.turn else ()  # a round is no step
     ratios = [mine / theirs for mine, theirs in pairs if mine and theirs]
-    steps = with_interval(each.reached, ".0f") if each.reached else "never"
+    steps = mean_in_words(each.reached, ".0f") if each.reached else "never"
     if 0 < len(each.reached) < len(each.steps):
         steps += f" ({len(each.reached)} of {len(each.steps)})"
     yield f"{each.runs[0]['learning_rate']:g}"
     yield steps + " rounds" * bool(each.row.turn)
-    yield with_interval(ratios, ".2f") if ratios else ""
+    yield ratio_in_words(ratios) if ratios else ""
     yield f"{np.mean(each.sent_nbytes) / 1e6:.3g}" if each.reached else ""
-    yield with_interval([100 * accuracy for accuracy in each.last_accuracies], ".1f")
+    yield mean_in_words([100 * accuracy for accuracy in each.last_accuracies], ".1f")
     for rate in rates:
         seconds = [taken for taken in each.seconds(rate) if taken]
         sooner = each.times_sooner(base, rate) if base and each is not base else []
-        told = [with_interval(sooner, ".2f")] if sooner else []
+        told = [ratio_in_words(sooner)] if sooner else []
         yield ", ".join([f"{np.mean(seconds):.3g}", *told]) if seconds else ""
 
 

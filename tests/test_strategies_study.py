@@ -97,7 +97,7 @@ def test_an_accuracy_is_reached_when_the_mean_of_three_looks_is(table):
 
 @pytest.mark.slow
 def test_findings_are_computed_from_the_lines(table, tmp_path):
-    from strategies_findings import tell_findings
+    from strategies_findings import mean_in_words, ratio_in_words, tell_findings
     from study import Lines
 
     names = ["synchronous, int8", "4 local steps, int8"]
@@ -136,13 +136,17 @@ def test_findings_are_computed_from_the_lines(table, tmp_path):
         lines.add([{"part": "whole", **about, **more}])
     tell_findings(study, lines)
     text = (tmp_path / "found.md").read_text()
-    assert "| synchronous, int8 | 0.1 | 24 ± 0 | 1.00 ± 0.00 | 0.003 | 66.2 ± 0.0 | 0.72 |" in text
-    assert "| 4 local steps, int8 | 0.1 | 32 ± 0 | 1.33 ± 0.00 | 0.004 |" in text
-    assert "| 0.48, 1.50 ± 0.00 |" in text
-    assert "100 Mbit/s: 4 local steps, int8, 1.50 ± 0.00 times sooner" in text
+    assert (
+        "| synchronous, int8 | 0.1 | 24 ± 0 | 1.00 (1.00 to 1.00) | 0.003 | 66.2 ± 0.0 | 0.72 |" in text
+    )
+    assert "| 4 local steps, int8 | 0.1 | 32 ± 0 | 1.33 (1.33 to 1.33) | 0.004 |" in text
+    assert "| 0.48, 1.50 (1.50 to 1.50) |" in text
+    assert "100 Mbit/s: 4 local steps, int8, 1.50 (1.50 to 1.50) times sooner" in text
     assert "| IID, synchronous, int8, 100 Mbit/s | 24 | 0.72 | +0.0 % | yes |" in text
     assert "| IID, 4 local steps, int8, 100 Mbit/s | 24 | 0.40 | -10.0 % | **no** |" in text
     assert "10.0 % off in the median of 2" in text
+    assert ratio_in_words([1.0, 2.0, 4.0]) == "2.00 (0.36 to 11.19)"
+    assert mean_in_words([1.0, 2.0, 3.0], ".2f") == "2.00 ± 2.48"
     assert (tmp_path / "found.svg").read_text().startswith("<svg")
 
 
