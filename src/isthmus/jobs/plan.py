@@ -9,6 +9,7 @@ import numpy as np
 from isthmus.errors import PlanError
 from isthmus.jobs.choosing import choose, settle
 from isthmus.jobs.clients import client_shards, clients_in_a_round
+from isthmus.jobs.round_advice import round_advice
 from isthmus.jobs.settings import RunSettings
 from isthmus.planning.plan import plan_shards
 from isthmus.shards.classes import class_distance
@@ -31,7 +32,8 @@ def make_plan(settings_path, cluster_path=None):
     settings, _ = choose(settings, cluster)
     shards = client_shards(settings, ShardSet.open(settings.data.train), cluster.size)
     settings, rounds, chosen = settled_plan(settings, cluster, shards)
-    advice = _advice(chosen, settings, cluster, shards)
+    advice = round_advice(chosen, settings, cluster, workload_of(settings, shards))
+    advice += _advice(chosen, settings, cluster, shards)
     return chosen, cluster, ([f"strategy: {rounds}"] if rounds else []) + advice
 
 

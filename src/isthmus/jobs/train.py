@@ -101,7 +101,9 @@ def train(comm, settings_path, tell, *, resume=None, cluster=None, name=None, re
         )
         path = open_folder(tiers, settings, Path(settings_path).stem, resume, name, lock)
         job = Job(tiers, settings, plan, training, sets, journal, path)
-        chosen = {"choice": why, "rounds": rounds or expected} | (told_of_clients(member) if clients else {})
+        chosen = {"choice": why, "rounds": rounds or expected} | (
+            told_of_clients(member) if clients else {}
+        )
         job.begin(chosen, resume)
         with trace.written_to(job.path) if trace else nullcontext():
             job.run(stop, show)

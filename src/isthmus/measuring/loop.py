@@ -11,8 +11,8 @@ from isthmus.models.model import Model
 from isthmus.shards.batches import LocalSamples
 from isthmus.training.loop import MEASURED, State, Training
 from isthmus.training.recipe import Recipe
+from isthmus.training.strategies.strategy import Member
 from isthmus.training.strategies.sums import Sums
-from isthmus.training.strategies.synchronous import Synchronous
 
 SMALL = np.float32(1e-3)
 """Each entry of the gradient: what is remembered of it has all its digits."""
@@ -53,7 +53,7 @@ def loop_seconds(size, optimiser, clip_norm, repetitions, library=np):
     state = State(parameters, optimiser.begin(size, parameters))
     local = LocalSamples({"features": np.zeros((steps, 1)), "targets": np.zeros(steps)})
     with split_tiers(MPI.COMM_SELF, Cluster({"site": [site]})) as tiers:
-        member = Synchronous().join(Sums(tiers, size, float(steps), like=parameters), steps)
+        member = Member(Sums(tiers, size, float(steps), like=parameters).of_all())
         training = Training(tiers, _Idle(size), local, member, recipe, state)
         training.gradient[:] = SMALL
         for _ in training.steps():

@@ -1,0 +1,182 @@
+"""What rounds take, by formula: against events that are played one by one, and against all there is."""
+
+import heapq
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import isthmus
+from isthmus.jobs.plan import make_plan
+from isthmus.timing.rounds import (
+    buffered_flow,
+    late_round_seconds,
+    partial_round_seconds,
+    unequal_batches,
+    unequal_steps,
+)
+
+ROOT = Path(__file__).resolve().parents[1]
+SECONDS = st.floats(0.01, 10.0)
+
+
+def played_round(steps, step_seconds, exchange_seconds, late):
+    """Return the seconds of the 20th round of a site that steps, sends, and waits for what is due."""
+    now, under_way, ends = 0.0, None, []
+    for step in itertools.count(1):
+        now += step_seconds
+        if under_way and step == under_way[0]:
+            now, under_way = max(now, under_way[1]), None
+            ends.append(now)
+        if step % steps == 0:
+            under_way = step + late, now + exchange_seconds
+            if late == 0:
+                now, under_way = under_way[1], None
+                ends.append(now)
+        if len(ends) > 20:
+            return ends[20] - ends[19]
+
+
+@given(st.integers(1, 8), SECONDS, st.floats(0, 30), st.integers(0, 8))
+def test_a_late_exchange_takes_what_steps_do_not_hide_of_it(steps, step_seconds, exchange, late):
+    late = min(late, steps)
+    found = late_round_seconds(steps, step_seconds, exchange, late)
+    assert found == pytest.approx(played_round(steps, step_seconds, exchange, late), rel=1e-9)
+    all_hidden = late_round_seconds(steps, step_seconds, exchange, steps)
+    assert all_hidden == pytest.approx(max(steps * step_seconds, exchange))
+
+
+@given(st.lists(st.floats(0, 10), min_size=1, max_size=7), st.data())
+def test_a_round_that_waits_for_some_takes_the_mean_of_the_slowest_over_all_sets(seconds, data):
+    drawn = data.draw(st.integers(1, len(seconds)))
+    slowest = [max(some) for some in itertools.combinations(seconds, drawn)]
+    assert partial_round_seconds(seconds, drawn) == pytest.approx(np.mean(slowest))
+
+
+def test_a_round_of_a_thousand_clients_is_between_their_mean_and_their_slowest():
+    seconds = np.random.default_rng(0).lognormal(size=1000)
+    found = [partial_round_seconds(seconds, drawn) for drawn in (1, 10, 100, 1000)]
+    assert found == sorted(found)
+    assert found[0] == pytest.approx(seconds.mean())
+    assert found[-1] == pytest.approx(seconds.max())
+
+
+def played_arrivals(seconds, arrivals, changes):
+    """Return (arrivals a second, mean staleness) of workers who begin again at once."""
+    due = [(each, worker, 0) for worker, each in enumerate(seconds)]
+    version, waiting, stale, times = 0, 0, [], []
+    heapq.heapify(due)
+    while len(stale) < changes:
+        now, worker, began = heapq.heappop(due)
+        stale.append(version - began)
+        times.append(now)
+        waiting += 1
+        if waiting == arrivals:
+            version, waiting = version + 1, 0
+        heapq.heappush(due, (now + seconds[worker], worker, version))
+    half = changes // 2
+    return (changes - half) / (times[-1] - times[half - 1]), np.mean(stale[half:])
+
+
+@pytest.mark.parametrize("arrivals", [1, 2, 3])
+@pytest.mark.parametrize("seconds", [[1.0, 1.0, 4.1], [0.31, 0.5, 0.97, 2.2, 3.3], [2.0]])
+def test_changes_of_workers_that_wait_for_nobody_arrive_at_their_rates_and_this_old(seconds, arrivals):
+    flow = buffered_flow(seconds, arrivals)
+    rate, stale = played_arrivals(seconds, arrivals, 8000)
+    assert flow.arrivals_per_second == pytest.approx(rate, rel=0.02)
+    assert flow.versions_per_second == pytest.approx(rate / arrivals, rel=0.02)
+    assert flow.staleness == pytest.approx(stale, abs=0.05)
+    expected = isthmus.Buffered(arrivals, busy=5, bound=10**6).expected(seconds, 1000)
+    assert flow.arrivals_per_second == pytest.approx(expected.arrivals_per_second, rel=0.02)
+    assert flow.staleness == pytest.approx(expected.staleness, abs=0.05)
+
+
+SITES = st.lists(st.tuples(st.floats(1, 1000), st.floats(0, 0.5)), min_size=1, max_size=4)
+
+
+@given(SITES, st.floats(1, 1000), st.integers(1, 16))
+def test_unequal_batches_are_the_best_of_a_linear_programme(sites, samples, steps):
+    from scipy.optimize import linprog
+
+    rates, fixed = zip(*sites)
+    found = unequal_batches(rates, fixed, samples, steps)
+    assert sum(found.samples) == pytest.approx(samples / steps)
+    best = linprog(
+        [0.0] * len(rates) + [1.0],
+        A_ub=np.hstack([np.diag(1 / np.array(rates)), -np.ones((len(rates), 1))]),
+        b_ub=-np.array(fixed),
+        A_eq=[[1.0] * len(rates) + [0.0]],
+        b_eq=[samples / steps],
+    )
+    assert found.seconds == pytest.approx(steps * best.fun, rel=1e-6)
+
+
+@given(SITES, st.floats(1, 1000), st.integers(1, 4))
+def test_unequal_steps_are_the_best_of_all_numbers_of_steps(sites, samples, steps):
+    rates, fixed = map(np.array, zip(*sites))
+    found = unequal_steps(rates, fixed, samples, steps)
+    total = steps * len(sites)
+    assert sum(found.steps) == total
+    each = fixed + samples / total / rates
+    best = min(
+        max(np.array(counts) * each)
+        for counts in itertools.product(range(total + 1), repeat=len(sites))
+        if sum(counts) == total
+    )
+    assert found.seconds == pytest.approx(best)
+
+
+def test_either_way_of_sharing_may_be_shorter():
+    """Where a step costs a slow site much, it should make few; where not, unequal batches do better."""
+    dear, cheap = (0.001, 0.1), (0.01, 0.01)
+    for fixed, steps_win in ((dear, True), (cheap, False)):
+        ways = [way((1000, 100), fixed, 3200, 16).seconds for way in (unequal_steps, unequal_batches)]
+        assert (ways[0] < ways[1]) == steps_win, ways
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (lambda: late_round_seconds(4, 1.0, 1.0, 5), "late must be at most 4, the steps of a round"),
+        (lambda: partial_round_seconds([1.0, 2.0], 3), "at most 2, the number of clients, not 3"),
+        (lambda: buffered_flow([1.0, 0.0]), "a positive number for each worker"),
+        (lambda: unequal_steps([1.0], [0.0, 0.0], 1, 1), "must have a number for each site"),
+    ],
+)
+def test_rounds_that_cannot_be_are_refused(wrong, words):
+    with pytest.raises(ValueError, match=words):
+        wrong()
+
+
+@pytest.mark.parametrize(
+    ("strategy", "fixed", "words"),
+    [
+        (
+            '{ kind = "local_steps", every = 8 }',
+            0.05,
+            "unequal numbers of steps a round (cloud 15, edge 1)",
+        ),
+        ('{ kind = "local_steps", every = 8 }', 0.0, None),
+        ('{ kind = "synchronous" }', 0.2, None),
+        ('{ kind = "buffered", arrivals = 1 }', 0.0, "versions old on average"),
+    ],
+)
+def test_a_plan_says_what_unequal_steps_would_save_and_what_is_expected_of_arrivals(
+    tmp_path, strategy, fixed, words
+):
+    """An edge whose steps take 50 ms whatever their samples makes one while the cloud makes fifteen."""
+    table = isthmus.Cluster.from_toml(ROOT / "experiments/two_sites.toml").to_table()
+    for site in table["site"]:
+        del site["network"]  # sums inside sites cost nothing
+    table["site"][1]["fixed_seconds"] = fixed
+    isthmus.Cluster(table).to_toml(tmp_path / "two.toml")
+    text = (ROOT / "experiments/fashion_two_sites.toml").read_text()
+    text = text.replace("two_sites.toml", "two.toml").replace("../data", f"{ROOT}/data")
+    (tmp_path / "run.toml").write_text(f"strategy = {strategy}\n{text}")
+    _, _, advice = make_plan(tmp_path / "run.toml")
+    said = [line for line in advice if "unequal" in line or "versions old" in line]
+    assert bool(said) == bool(words)
+    assert words is None or words in said[0]
