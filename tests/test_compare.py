@@ -11,8 +11,8 @@ from test_report import TERMS, Page, write_run
 from isthmus.cli import main as cli
 from isthmus.errors import SettingsError
 from isthmus.pages.compare import compare, differences
-from isthmus.pages.comparison_words import comparison_table, fastest, parameter_words
 from isthmus.pages.comparison_pictures import look
+from isthmus.pages.comparison_words import comparison_table, fastest, parameter_words
 from isthmus.picture_style import HATCHES
 
 

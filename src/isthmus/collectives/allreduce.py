@@ -22,6 +22,7 @@ from isthmus.collectives.wishes import Wish, agreed_total, compressors_of
 from isthmus.compression.chunks import WIRE_NBYTES
 from isthmus.compression.compressor import Compressor, Vector
 from isthmus.compression.dense import Dense
+from isthmus.compression.overflow import overflow_in_words
 from isthmus.devices import memory_for, set_from_host, to_host
 from isthmus.errors import IsthmusError, MachineError
 from isthmus.links.agreement import raise_first
@@ -233,17 +234,7 @@ class Allreduce:
     @property
     def overflow(self) -> str:
         """What has overflowed where all vectors are finite and their mean is not, and the cure."""
-        wire = min((each or Dense() for each in self._compressors), key=lambda each: each.largest)
-        if wire.largest < Dense().largest:
-            return (
-                f"gradients are finite, but a sum of them is more than a wire of {wire} holds, "
-                f"{wire.largest:.6g}; take a compressor that holds float32's numbers, such as "
-                '{ kind = "dense", dtype = "bfloat16" } or "int8"'
-            )
-        return (
-            "gradients are finite, but a sum of them overflows float32; lower "
-            "training.learning_rate, or scale features and targets down"
-        )
+        return overflow_in_words(each or Dense() for each in self._compressors)
 
     @property
     def stage_seconds(self) -> dict[str, float]:

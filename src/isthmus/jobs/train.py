@@ -1,11 +1,9 @@
 """The main job: read the settings, plan, scatter, train, check, and leave a folder that tells it."""
 
 import signal
-from collections.abc import Callable
 from contextlib import nullcontext
 from hashlib import sha256
 from pathlib import Path
-from typing import NamedTuple
 
 from mpi4py import MPI
 from threadpoolctl import threadpool_limits
@@ -17,6 +15,7 @@ from isthmus.folders.record import RunFolder, let_in, provenance, replanned_sent
 from isthmus.jobs.account import Account
 from isthmus.jobs.choosing import choose, outlook
 from isthmus.jobs.clients import identity_of_clients, make_clients, told_of_clients, turn_of
+from isthmus.jobs.duties import Duty, every, meetings
 from isthmus.jobs.keeping import keep_model
 from isthmus.jobs.preparation import hold_seconds, opened_job, place_data
 from isthmus.jobs.rebalancing import Rebalancing
@@ -122,29 +121,6 @@ def open_folder(tiers, settings, stem, resume, name, lock):
         return str(folder.path)
 
     return Path(from_root(tiers.world, make, tiers.home))
-
-
-class Duty(NamedTuple):
-    """What is done after a step: in which phase, after which steps, and what.
-
-    due(step) is asked on every rank and says the same on all of them. alone: whether a rank does it
-    without the others; what they do together waits for a step after which they are at the same one.
-    """
-
-    phase: str
-    due: Callable[[int], bool]
-    act: Callable[[], None]
-    alone: bool = False
-
-
-def every(steps):
-    """Return a function that tells whether a step is one of every so many; of None, none is."""
-    return lambda step: steps is not None and step % steps == 0
-
-
-def meetings(recipe):
-    """Return a function that tells after which steps all ranks have something to do together."""
-    return lambda step: every(recipe.steps)(step) or every(recipe.checkpoint_every)(step)
 
 
 class Job:

@@ -1,9 +1,7 @@
 """From arrays to a folder of shards, in which a whole set stands at every moment once there was one."""
 
-import fcntl
 import itertools
 import os
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -12,20 +10,25 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from isthmus.cures import explained
-from isthmus.errors import OutputError, ShardError
-from isthmus.files import check_folder, open_plain, remove_leftovers, replacing
+from isthmus.errors import ShardError
+from isthmus.files import check_folder, remove_leftovers, replacing
 from isthmus.quantities import whole
 from isthmus.shards.clients import ByOwner, client_order, shard_bounds, split_of
 from isthmus.shards.manifest import NAME, NUMBERS, Manifest
 from isthmus.shards.order import packing_order, set_apart
+from isthmus.shards.pack_folder import (
+    alone_in,
+    remove_files,
+    shard_names,
+    shards_in,
+    standing_files,
+    use_plain_names,
+)
 from isthmus.shards.parts import ClassCounts, Part
 from isthmus.shards.rows import Rows
 from isthmus.shards.shard_file import ShardSet, write_shard
 from isthmus.vectors import part_bounds
 
-SHARD = re.compile(r"shard-\d{5,}(\.new)*\.h5")
-START = b"\x89HDF\r\n\x1a\n\x03"  # of HDF5 files in the format of version 1.10
 VALIDATION = "validation"
 """The folder, in that of a set, of the samples that were set apart from it."""
 COMPRESSIONS = ("lz4", "zstd", "gzip", "none")
@@ -178,7 +181,7 @@ def _switch(sets, manifests):
         if old is not None:
             (folder / VALIDATION / NAME).unlink()
     if old is not None and len(sets) == 1:
-        _remove(folder / VALIDATION, {shard.file for shard in old.shards})
+        remove_files(folder / VALIDATION, {shard.file for shard in old.shards})
         with suppress(OSError):
             (folder / VALIDATION).rmdir()
 
@@ -250,8 +253,8 @@ def _new_set(folder, shards, overwrite):
     files are removed and the new ones get their plain names.
     """
     check_folder(folder, "choose another folder")
-    with _alone(folder):
-        standing = _standing(folder)
+    with alone_in(folder):
+        standing = standing_files(folder)
         if standing is not None and not overwrite:
             raise ShardError(
                 f"{folder}: already holds a packed set; choose another folder, or "
@@ -259,9 +262,11 @@ def _new_set(folder, shards, overwrite):
             )
         standing = standing or set()
         remove_leftovers(folder)
-        _remove(folder, _shards_in(folder) - standing)
+        remove_files(folder, shards_in(folder) - standing)
         names = next(
-            names for times in itertools.count() if not standing & set(names := _names(shards, times))
+            names
+            for times in itertools.count()
+            if not standing & set(names := shard_names(shards, times))
         )
         strange = next((name for name in names if os.path.lexists(folder / name)), None)
         if strange and not overwrite:
@@ -272,98 +277,8 @@ def _new_set(folder, shards, overwrite):
         try:
             yield names
         finally:  # also where something fails before or after the new manifest is there
-            _remove(folder, standing.union(names) - (_standing(folder) or set()))
-        _use_plain_names(folder)
-
-
-def _use_plain_names(folder):
-    """Call the files of the set that stands as if there had been no other; or leave it as it is.
-
-    Each has two names until a manifest with the plain ones is there: at every moment a set stands.
-    """
-    manifest = Manifest.read(folder)
-    names = [shard.file for shard in manifest.shards]
-    pairs, linked = list(zip(names, _names(len(names), 0))), []
-    if names == [plain for _, plain in pairs]:
-        return
-    with suppress(OSError, OutputError):  # a file system without hard links
-        for name, plain in pairs:
-            os.link(folder / name, folder / plain)
-            linked.append(plain)
-        manifest.model_copy(
-            update={
-                "shards": tuple(
-                    shard.model_copy(update={"file": plain})
-                    for shard, (_, plain) in zip(manifest.shards, pairs)
-                )
-            }
-        ).write(folder)
-    _remove(folder, {*names, *linked} - _standing(folder))
-
-
-@contextmanager
-def _alone(folder):
-    """Keep others from packing into `folder` meanwhile, where the file system has locks."""
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError as problem:
-        raise OutputError(
-            f"{folder}: cannot be listed: {explained(problem, 'choose another folder')}"
-        ) from None
-    try:
-        with suppress(OSError):
-            _lock(descriptor, folder)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _lock(descriptor, folder):
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise OutputError(
-            f"{folder}: another process packs into this folder; wait until it ends, or "
-            "choose another folder"
-        ) from None
-
-
-def _standing(folder):
-    """Return the names of the files of the set in `folder`; None where there is no manifest.
-
-    Where the manifest is damaged they are all that look like shards.
-    """
-    try:
-        return {shard.file for shard in Manifest.read(folder).shards}
-    except ShardError:
-        if not os.path.lexists(folder / NAME):
-            return None
-        return _shards_in(folder)
-
-
-def _shards_in(folder):
-    return {path.name for path in folder.iterdir() if _is_shard(path)}
-
-
-def _names(shards, times):
-    return [f"shard-{number:05d}{'.new' * times}.h5" for number in range(shards)]
-
-
-def _is_shard(path):
-    """Whether `path` has the name and the first bytes of a shard that `pack_shards` has written."""
-    if not SHARD.fullmatch(path.name):
-        return False
-    try:
-        with open_plain(path) as file:
-            return file.read(len(START)) == START
-    except OSError:
-        return False
-
-
-def _remove(folder, names):
-    for name in names:
-        with suppress(OSError):
-            (folder / name).unlink()
+            remove_files(folder, standing.union(names) - (standing_files(folder) or set()))
+        use_plain_names(folder)
 
 
 def _checked(name, values):
