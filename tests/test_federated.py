@@ -1,5 +1,7 @@
 """Federated strategies: exact where they should be, without bias, and the same in ranks and jobs."""
 
+import time
+import tracemalloc
 from itertools import pairwise
 
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 import tomli_w
 from clusters import cluster_of
 from test_rebalancing import lab, lines_of
-from test_rounds import settings_of
+from test_rounds import ROOT, settings_of
 
 import isthmus
 from isthmus import client, outer
@@ -15,9 +17,12 @@ from isthmus.errors import NonFiniteError, SettingsError, ShardError
 from isthmus.jobs.settings import RunSettings
 from isthmus.jobs.train import train
 from isthmus.links.agreement import gather_json
+from isthmus.pages.report import write_report
 from isthmus.shards.clients import shard_bounds
 from isthmus.shards.shard_file import ShardSet
 from isthmus.training.clients import Clients
+from isthmus.training.loop import Training
+from isthmus.training.playing import ClientTraining
 from isthmus.training.strategies.sums import Sums
 
 STEEPNESS = np.array([2.0, 1.0, 0.5, 0.25])
@@ -279,9 +284,21 @@ def quiet(line, passing=False):
     ],
 )
 def test_a_job_of_clients_resumes_to_the_same_bits_and_is_told_right(
-    comm, shared_folder, strategy, clients, exchanges
+    comm, shared_folder, monkeypatch, strategy, clients, exchanges
 ):
-    """Four rounds an epoch; the checkpoint of round 13 lies between two exchanges where sites go on."""
+    """Four rounds an epoch; the checkpoint of round 13 lies between two exchanges where sites go on.
+
+    What client 5 learns is never finite: it is dropped, and not the round.
+    """
+    learn = ClientTraining._play
+
+    def lose(self, client, phase):
+        told = learn(self, client, phase)
+        if client == 5:
+            self.state.parameters[3] = np.nan
+        return told
+
+    monkeypatch.setattr(ClientTraining, "_play", lose)
     path = federated(
         comm,
         shared_folder,
@@ -292,7 +309,7 @@ def test_a_job_of_clients_resumes_to_the_same_bits_and_is_told_right(
     )
     summary = train(comm, path, quiet)
     again = train(comm, path, quiet, resume=summary["folder"])
-    for key in ("parameter_hash", "loss", "accuracy", "links"):
+    for key in ("parameter_hash", "loss", "accuracy", "links", "dropped_clients"):
         assert again[key] == summary[key], key
     assert summary["steps"] == 24
     size, block = 16 * 8 + 8 + 8 * 3 + 3, isthmus.Int8(16)
@@ -304,8 +321,51 @@ def test_a_job_of_clients_resumes_to_the_same_bits_and_is_told_right(
         drawn = [line["clients"] for line in lines_of(summary, "step")]
         assert [len(each) for each in drawn] == [15 if shares == 0 else 9] * 24
         assert len(set(map(tuple, drawn))) > 20
-        assert summary["dropped_clients"] == 0
+        times = sum(5 in each for each in drawn)
+        assert summary["dropped_clients"] == times > 0
+        assert [line["clients"] for line in lines_of(summary, "dropped")] == [[5]] * times
+        page = write_report(summary["folder"]).read_text()
+        assert f"; {times} times what one had learnt was not finite" in page
         assert summary["accuracy"] > 0.4
+
+
+@pytest.mark.slow
+@pytest.mark.ranks(1)
+def test_a_thousand_clients_take_the_time_of_one_and_the_memory_of_one_model(
+    comm, shared_folder, monkeypatch
+):
+    """Of 12 images each; a pass over all images in batches of 12 takes half the processor time or more."""
+    seconds, peaks = {}, {}
+
+    def measured(kind, steps):
+        def run(self):
+            tracemalloc.start() if "memory" in kind else None
+            begun = time.process_time()
+            yield from steps(self)
+            seconds[kind] = time.process_time() - begun
+            peaks[kind] = tracemalloc.get_traced_memory()[1] if "memory" in kind else None
+            tracemalloc.stop()
+
+        return run
+
+    cluster = shared_folder / "cluster.toml"
+    cluster.write_text(tomli_w.dumps(cluster_of(1)))
+    for kind in ("central", "clients", "memory of clients"):
+        of_clients = {"strategy": "federated", "clients": {"count": 1000, "split": "iid"}}
+        table = ({} if kind == "central" else of_clients) | {
+            "cluster": {"file": "cluster.toml"},
+            "data": {name: str(ROOT / "data/fashion_mnist" / name) for name in ("train", "test")},
+            "model": {"kind": "perceptron", "hidden": [128]},
+            "training": {"batch_size": 12, "momentum": 0.0},
+        }
+        path = shared_folder / "run.toml"
+        path.write_text(tomli_w.dumps(table))
+        with monkeypatch.context() as patch:
+            loop = Training if kind == "central" else ClientTraining
+            patch.setattr(loop, "steps", measured(kind, loop.steps))
+            train(comm, path, quiet)
+    assert seconds["clients"] < 2 * seconds["central"]
+    assert peaks["memory of clients"] < 12 * 4 * 101_770  # vectors of one model's size, not of thousands
 
 
 @pytest.mark.parametrize(
