@@ -68,6 +68,7 @@ class Federated:
             )
 
     def exchanges(self, steps: float) -> Iterator[Exchange]:
+        # "bucketed" says that nothing is summed inside sites beside the exchange.
         vectors = 2.0 if self.local.controls else 1.0  # type: ignore[union-attr]
         number = self.edge_rounds
         while number < steps:
