@@ -38,3 +38,8 @@ class DataSettings(FrozenModel):
                 f'must be "auto", "none" or {{ mean = NUMBER, std = NUMBER }}, not {value!r:.80}'
             )
         return value
+
+    @property
+    def folders(self):
+        """Those that are given."""
+        return [each for each in (self.train, self.test, self.validation) if each is not None]

@@ -9,12 +9,13 @@ from isthmus.cluster.cluster import Cluster
 from isthmus.cluster.cluster_file import NotNegative
 from isthmus.compression import COMPRESSORS
 from isthmus.compression.chunks import WIRE_NBYTES
-from isthmus.errors import SecurityError, SettingsError
+from isthmus.errors import SettingsError
 from isthmus.jobs.clients import ClientsSettings, check_clients
 from isthmus.jobs.data_settings import DataSettings
 from isthmus.jobs.kinds import KindSettings
 from isthmus.jobs.own_model import OwnModelSettings
 from isthmus.jobs.plan_settings import PlanSettings
+from isthmus.jobs.security_settings import SecuritySettings
 from isthmus.jobs.slurm.settings import SlurmSettings
 from isthmus.jobs.training_settings import TrainingSettings
 from isthmus.models import MODELS
@@ -93,42 +94,6 @@ class OutputSettings(FrozenModel):
         return value
 
 
-class SecuritySettings(FrozenModel):
-    """What is kept from those between the sites.
-
-    link: "sealed": all that crosses between sites is encrypted and cannot be changed unnoticed.
-    keys: the folder of a site's keys, on its leader's own host.
-    record: "chained": each line of metrics.jsonl has a hash of all before it, and each site keeps the
-    last; "signed": and signs it.
-    """
-
-    link: Literal["clear", "sealed"] = "clear"
-    keys: Path | None = None
-    record: Literal["plain", "chained", "signed"] = "plain"
-
-    @model_validator(mode="after")
-    def _sealing_needs_keys(self):
-        if self.link == "sealed" and self.keys is None:
-            raise ValueError(
-                'link = "sealed" needs keys, the folder with the key of a site: `isthmus keys new SITE` '
-                "makes one"
-            )
-        if self.record == "signed" and self.keys is None:
-            raise ValueError('record = "signed" needs keys, the folder with the key of a site')
-        return self
-
-    def located(self, folder):
-        """Return these settings with `keys` taken from `folder`; ~ stays each leader's own home."""
-        if self.keys is None or self.keys.parts[:1] == ("~",):
-            return self
-        return self.model_copy(update={"keys": (folder / self.keys).resolve()})
-
-    @property
-    def keys_of_links(self):
-        """The folder of keys where links are sealed; None where they are clear."""
-        return self.keys if self.link == "sealed" else None
-
-
 class RunSettings(FrozenModel):
     """A run's settings file, with every path made absolute."""
 
@@ -162,15 +127,12 @@ class RunSettings(FrozenModel):
         return KindSettings.of(value, MODELS, "model")
 
     @model_validator(mode="after")
-    def _paced_links_need_one_rank_to_keep_them(self):
-        if self.cluster.links == "paced" and self.allreduce.algorithm in ALGORITHMS:
-            ALGORITHMS[self.allreduce.algorithm].check_paced()
-        return self
-
-    @model_validator(mode="after")
-    def _sealed_links_are_our_own(self):
-        if self.security.link == "sealed" and self.allreduce.algorithm in ALGORITHMS:
-            ALGORITHMS[self.allreduce.algorithm].check_sealed()
+    def _the_algorithm_can_send_over_such_links(self):
+        algorithm = ALGORITHMS.get(self.allreduce.algorithm)
+        if algorithm is not None and self.cluster.links == "paced":
+            algorithm.check_paced()
+        if algorithm is not None and self.security.link == "sealed":
+            algorithm.check_sealed()
         return self
 
     @model_validator(mode="after")
@@ -202,19 +164,8 @@ class RunSettings(FrozenModel):
             )
         settings = check_table(cls, table, path, SettingsError)
         settings = settings.with_paths_from(Path(path).resolve().parent)
-        settings.keep_keys_apart(path)
+        settings.security.keep_keys_out_of([settings.run.folder, *settings.data.folders], path)
         return settings
-
-    def keep_keys_apart(self, source):
-        """Raise SecurityError where keys would lie in what is copied, shown or sent to others."""
-        keys = self.security.keys
-        data = [self.data.train, self.data.test, self.data.validation]
-        for folder in (self.run.folder, *data) if keys is not None else ():
-            if folder is not None and keys.expanduser().is_relative_to(folder):
-                raise SecurityError(
-                    f"{source}: security.keys is in {folder}, which others are given; keep keys in a "
-                    "folder of their own"
-                )
 
     @classmethod
     def from_json(cls, table, source):

@@ -1,0 +1,57 @@
+"""`[security]` of a run's settings: what is kept from those between the sites, and from later hands."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import model_validator
+
+from isthmus.errors import SecurityError
+from isthmus.toml_files import FrozenModel
+
+
+class SecuritySettings(FrozenModel):
+    """What is kept from those between the sites.
+
+    link: "sealed": all that crosses between sites is encrypted and cannot be changed unnoticed.
+    keys: the folder of a site's keys, on its leader's own host.
+    record: "chained": each line of metrics.jsonl has a hash of all before it, and each site keeps the
+    last; "signed": and signs it.
+    """
+
+    link: Literal["clear", "sealed"] = "clear"
+    keys: Path | None = None
+    record: Literal["plain", "chained", "signed"] = "plain"
+
+    @model_validator(mode="after")
+    def _sealing_needs_keys(self):
+        if self.link == "sealed" and self.keys is None:
+            raise ValueError(
+                'link = "sealed" needs keys, the folder with the key of a site: `isthmus keys new SITE` '
+                "makes one"
+            )
+        if self.record == "signed" and self.keys is None:
+            raise ValueError('record = "signed" needs keys, the folder with the key of a site')
+        return self
+
+    def located(self, folder):
+        """Return these settings with `keys` taken from `folder`; ~ stays each leader's own home."""
+        if self.keys is None or self.keys.parts[:1] == ("~",):
+            return self
+        return self.model_copy(update={"keys": (folder / self.keys).resolve()})
+
+    @property
+    def keys_of_links(self):
+        """The folder of keys where links are sealed; None where they are clear."""
+        return self.keys if self.link == "sealed" else None
+
+    def keep_keys_out_of(self, folders, source):
+        """Raise SecurityError where keys would lie in what is copied, shown or sent to others.
+
+        folders: of runs and data. source: what the settings are from.
+        """
+        for folder in folders if self.keys is not None else ():
+            if self.keys.expanduser().is_relative_to(folder):
+                raise SecurityError(
+                    f"{source}: security.keys is in {folder}, which others are given; keep keys in a "
+                    "folder of their own"
+                )
