@@ -223,7 +223,11 @@ class Walk:
     ("strategy", "sites", "arguments"),
     [
         (isthmus.Buffered(arrivals=2, busy=3), (1, 2, 1), {"compressor": isthmus.Int8(block=4)}),
-        (isthmus.Buffered(arrivals=2, busy=3, bound=3, every=2), (1, 1, 1, 1), {"chunk_nbytes": 16}),
+        (
+            isthmus.Buffered(arrivals=2, busy=3, bound=3, mixing=0.75, every=2),
+            (1, 1, 1, 1),
+            {"chunk_nbytes": 16},
+        ),
         (
             isthmus.Buffered(arrivals=3, busy=4, bound=1, beyond="drop"),
             (1, 1, 1, 1),
