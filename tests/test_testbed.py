@@ -476,6 +476,32 @@ def test_interfaces_see_the_bytes_that_are_counted(bed, tmp_path, ranks, interle
 
 
 @pytest.mark.slow
+def test_a_region_sends_one_wire_over_its_uplink(bed, tmp_path, repository):
+    """Of itself and three edges, as it is counted and as the cloud's interface sees it."""
+    study, size = repository / "experiments/region.py", 250_000
+    done = call(
+        tmp_path,
+        "run",
+        study.with_suffix(".toml"),
+        "--",
+        sys.executable,
+        "-m",
+        "mpi4py",
+        study,
+        str(size),
+    )
+    assert done.returncode == 0, done.stderr
+    lines = [line.replace(",", "").split()[-5:] for line in done.stdout.splitlines()]
+    found = [(kind, *map(float, numbers)) for kind, *numbers in lines if kind in ("none", "int8")]
+    wires = {"none": 4 * size, "int8": isthmus.Int8().wire_nbytes(size)}
+    for number, (kind, measured, _, interface, counted) in enumerate(found):
+        assert counted == wires[kind] * (1 if number % 3 else 4)
+        assert 1.0 < interface / counted < 1.08
+        assert number % 3 or measured > max(each[1] for each in found[number + 1 : number + 3])
+    assert len(found) == 6
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("sites", [2, 3])
 def test_up_to_64_kib_cross_once_each_way(bed, tmp_path, sites):
     """Sites that exchange directly cross once, a star twice; no wait for a window or an answer."""

@@ -130,6 +130,7 @@ class Provenance(Table):
     choice: NotRequired[Choice | None]
     rounds: NotRequired[str | None]
     clients: NotRequired[ClientsTold]
+    tree: NotRequired[str | None]
     data: NotRequired[dict[str, DataTold]]
     resumed: NotRequired[str]
     earlier: NotRequired[list[Start]]

@@ -1,10 +1,13 @@
 """What settings leave to the planner, the allreduce ("auto") and a strategy's rounds, and why."""
 
+import math
 from dataclasses import fields, replace
 
 from isthmus.compression import COMPRESSORS
 from isthmus.compression.dense import Dense
+from isthmus.errors import SettingsError
 from isthmus.jobs.settings import KindSettings, RunSettings
+from isthmus.planning.trees import plan_tree
 from isthmus.registry import ALGORITHMS
 from isthmus.shards.classes import UNLIKE
 from isthmus.timing import choice
@@ -61,6 +64,36 @@ def choose(settings, cluster):
         ],
     }
     return settings.model_copy(update={"allreduce": allreduce}), why
+
+
+def choose_tree(settings, cluster):
+    """Return `cluster` with the tree of sites that is planned for the settings' exchanges, and why.
+
+    Why: a sentence; None where the tree is that of the routes, or none is used. Raises SettingsError
+    where `plan.tree` names no link.
+    """
+    workload, strategy = settings.workload(), settings.make_strategy()
+    if (
+        workload.algorithm != "hierarchical"
+        or len(cluster.sites) < 3
+        or getattr(strategy, "star", False)
+    ):
+        return cluster, None
+    share = workload.exchanged_share
+    try:
+        planned = plan_tree(
+            cluster,
+            math.ceil(share * workload.size),
+            workload.compressor,
+            chunk_nbytes=workload.chunk_nbytes,
+            least=settings.plan.tree,
+        )
+    except ValueError as problem:
+        raise SettingsError(f"plan.tree: {problem}") from None
+    if planned.tree == planned.usual:
+        return cluster, None
+    why = planned.sentence(cluster.names, workload.exchanges_per_step / share)
+    return cluster.with_tree(planned.tree), why
 
 
 def _kind_of(compressor):

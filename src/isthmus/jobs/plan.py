@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from isthmus.errors import PlanError
-from isthmus.jobs.choosing import choose, settle
+from isthmus.jobs.choosing import choose, choose_tree, settle
 from isthmus.jobs.clients import client_shards, clients_in_a_round
 from isthmus.jobs.round_advice import round_advice
 from isthmus.jobs.settings import RunSettings
@@ -30,11 +30,13 @@ def make_plan(settings_path, cluster_path=None):
         settings = settings.with_cluster(cluster_path)
     cluster = settings.read_cluster()
     settings, _ = choose(settings, cluster)
+    cluster, tree = choose_tree(settings, cluster)
     shards = client_shards(settings, ShardSet.open(settings.data.train), cluster.size)
     settings, rounds, chosen = settled_plan(settings, cluster, shards)
     advice = round_advice(chosen, settings, cluster, workload_of(settings, shards))
     advice += _advice(chosen, settings, cluster, shards)
-    return chosen, cluster, ([f"strategy: {rounds}"] if rounds else []) + advice
+    told = ([tree] if tree else []) + ([f"strategy: {rounds}"] if rounds else [])
+    return chosen, cluster, told + advice
 
 
 def _advice(chosen, settings, cluster, shards):

@@ -16,6 +16,7 @@ class PlanSettings(FrozenModel):
     """What the plan is for, and its limits: the keyword arguments of `plan_shards`.
 
     replan: measure how fast ranks are while the run goes on, and move shards between epochs.
+    tree: what the tree of sites makes small: "seconds", "money", or bytes over a link, by its name.
     """
 
     objective: str = "makespan"
@@ -28,6 +29,7 @@ class PlanSettings(FrozenModel):
     then: tuple[Literal[tuple(TIE_BREAKS)], ...] = tuple(TIE_BREAKS)
     nodes: Count = NODES
     replan: bool = False
+    tree: str = "seconds"
 
     @field_validator("objective")
     @classmethod
@@ -45,4 +47,4 @@ class PlanSettings(FrozenModel):
 
     def limits(self):
         """Return the keyword arguments of `plan_shards`."""
-        return self.model_dump(exclude={"replan"})
+        return self.model_dump(exclude={"replan", "tree"})

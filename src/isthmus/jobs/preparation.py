@@ -1,13 +1,16 @@
 """What all ranks do before the first step: settings, communicators, the plan, the data."""
 
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from isthmus.cluster.aggregation_tree import AggregationTree
 from isthmus.cluster.cluster import Cluster
 from isthmus.errors import ShardError
+from isthmus.jobs.choosing import choose_tree
 from isthmus.jobs.clients import client_shards
 from isthmus.jobs.plan import plan_run, settled_plan
 from isthmus.jobs.scaling import given_as, scale_of
@@ -65,6 +68,23 @@ def opened_job(comm, path, cluster=None):
     with tiers_of_rank_0(comm, sites, told["paced"], told["keys"]) as tiers:
         table = from_root(tiers.world, lambda: own.to_json(), tiers.home)
         yield RunSettings.from_json(table, path), tiers
+
+
+def with_planned_tree(tiers, settings):
+    """Return the tiers with the tree of sites that is planned, and why. Collective.
+
+    None: it is that of the routes.
+    """
+
+    def plan():
+        cluster, why = choose_tree(settings, tiers.cluster)
+        return [cluster.tree.hub, cluster.tree.parents, why]
+
+    hub, parents, why = from_root(tiers.world, plan, tiers.home)
+    if why is None:
+        return tiers, None
+    tree = AggregationTree(tuple(parents), hub)
+    return replace(tiers, cluster=tiers.cluster.with_tree(tree)), why
 
 
 def place_data(tiers, settings, tell):

@@ -17,7 +17,7 @@ from isthmus.jobs.choosing import choose, outlook
 from isthmus.jobs.clients import identity_of_clients, make_clients, told_of_clients, turn_of
 from isthmus.jobs.duties import Duty, every, meetings
 from isthmus.jobs.keeping import keep_model
-from isthmus.jobs.preparation import hold_seconds, opened_job, place_data
+from isthmus.jobs.preparation import hold_seconds, opened_job, place_data, with_planned_tree
 from isthmus.jobs.rebalancing import Rebalancing
 from isthmus.jobs.recording import Recording
 from isthmus.jobs.replaying import replayed, shared_arrivals
@@ -60,6 +60,9 @@ def train(comm, settings_path, tell, *, resume=None, cluster=None, name=None, re
         settings, why = choose(settings, tiers.cluster)
         if why:
             journal.tell(f"allreduce: {why['reason']}")
+        tiers, tree = with_planned_tree(tiers, settings)
+        if tree:
+            journal.tell(tree)
         together(tiers.world, settings.make_optimiser)
         recorded = shared_arrivals(tiers, settings, replay) if replay else None
         journal.enter("placing data", 0)
@@ -100,7 +103,7 @@ def train(comm, settings_path, tell, *, resume=None, cluster=None, name=None, re
         )
         path = open_folder(tiers, settings, Path(settings_path).stem, resume, name, lock)
         job = Job(tiers, settings, plan, training, sets, journal, path)
-        chosen = {"choice": why, "rounds": rounds or expected} | (
+        chosen = {"choice": why, "rounds": rounds or expected, "tree": tree} | (
             told_of_clients(member) if clients else {}
         )
         job.begin(chosen, resume)

@@ -90,43 +90,70 @@ class Stages:
         return (1 + self.rest) * max(float(each.max()) for _, each in self.ways)
 
 
+@dataclass(frozen=True)
+class Work:
+    """What sites and leaders do on a chunk whatever their tree, in seconds."""
+
+    entries: int  # of a chunk
+    chunks: float  # as many as the vector has, no whole number
+    wire_nbytes: int  # of a chunk, without what wrappers add
+    reduce: tuple  # (first chunk, every other chunk) of the slowest site
+    broadcast: tuple
+    encode: float = 0.0
+    decode: float = 0.0  # of a wire, added or not
+    message: float = 0.0
+    of_site: tuple = ()  # (encode, decode) of each
+
+    @classmethod
+    def of(cls, cluster, size, compressor, encodes, chunk_nbytes=WIRE_NBYTES):
+        """Return the Work on a vector of `size` entries in wires of `compressor`."""
+        entries = min(size, chunk_entries(compressor, size, chunk_nbytes))
+        up, down = _chains(cluster, 4 * entries)
+        reduce = up[0] + overhead_seconds(cluster, "hierarchical"), up[1]
+        coding = ()
+        if len(cluster.sites) > 1:
+            # All leaders at once, so the slowest counts.
+            both = [coding_seconds(site, compressor, size, encodes) for site in cluster.sites]
+            of_site = [(entries / size * one, entries / size * two / 2) for one, two in both]
+            message = max(site.message_seconds for site in cluster.sites)
+            coding = *map(max, zip(*of_site)), message, tuple(of_site)
+        return cls(entries, size / entries, compressor.wire_nbytes(entries), reduce, down, *coding)
+
+
 def hierarchical_stages(cluster, size, compressor, encodes, chunk_nbytes=WIRE_NBYTES):
     """Return the Stages of a vector of `size` entries in wires of `compressor`."""
-    entries = min(size, chunk_entries(compressor, size, chunk_nbytes))
-    rest = (size - entries) / entries
     tree = cluster.tree if compressor.portable else cluster.tree.with_one_at_the_top()
-    up, down = _chains(cluster, 4 * entries)
-    wire = compressor.wire_nbytes(entries)
-    copy = copy_seconds_of_chunks(cluster, 4 * entries, wire, tree)
+    return stages_of(cluster, tree, Work.of(cluster, size, compressor, encodes, chunk_nbytes))
+
+
+def stages_of(cluster, tree, work):
+    """Return the Stages of that Work over a tree of the cluster's sites."""
+    rest, sites, ways, wire_nbytes = work.chunks - 1, len(tree.parents), (), 0.0
+    copy = copy_seconds_of_chunks(cluster, 4 * work.entries, work.wire_nbytes, tree)
     first = {
-        "reduce": up[0] + overhead_seconds(cluster, "hierarchical"),
+        "reduce": work.reduce[0],
         "encode": 0.0,
         "copy": copy[0],
         "links": 0.0,
         "decode": 0.0,
-        "broadcast": down[0],
+        "broadcast": work.broadcast[0],
     }
-    each = {"reduce": up[1], "copy": copy[1], "broadcast": down[1]}
-    sites, ways, wire_nbytes = len(cluster.sites), (), 0.0
+    each = {"reduce": work.reduce[1], "copy": copy[1], "broadcast": work.broadcast[1]}
     if sites > 1:
-        # All leaders at once, so the slowest counts.
-        seconds = [coding_seconds(site, compressor, size, encodes) for site in cluster.sites]
-        message = max(site.message_seconds for site in cluster.sites)
-        encode, decode = (entries / size * max(each) for each in zip(*seconds))
         handed, added = _wires(tree)
         # What comes down is decoded once more, but where two sites have added what they exchanged.
         last = 0 if sites == 2 else 1
-        first["encode"] = encode * tree.quantisations + _on_the_way(tree, handed) * message
-        first["decode"] = decode * (_on_the_way(tree, added) + last) / 2
-        each["encode"] = encode * min(tree.quantisations, 2) + max(handed) * message
-        each["decode"] = decode * (max(added) + last) / 2
-        message_nbytes = wire + cluster.overhead_nbytes
-        wire_nbytes = message_nbytes * (1 + rest)
+        first["encode"] = work.encode * tree.quantisations + _on_the_way(tree, handed) * work.message
+        first["decode"] = work.decode * (_on_the_way(tree, added) + last)
+        each["encode"] = work.encode * min(tree.quantisations, 2) + max(handed) * work.message
+        each["decode"] = work.decode * (max(added) + last)
+        message_nbytes = work.wire_nbytes + cluster.overhead_nbytes
+        wire_nbytes = message_nbytes * work.chunks
         ways = _crossings(link_routes(cluster, tree), message_nbytes, wire_nbytes)
         of_leader = [
-            entries / size * (own[0] + own[1] * (wires + last) / 2) for own, wires in zip(seconds, added)
+            encode + decode * (wires + last) for (encode, decode), wires in zip(work.of_site, added)
         ]
-        each = _stretched(cluster, each, 4 * entries, of_leader)
+        each = _stretched(cluster, each, 4 * work.entries, of_leader)
     return Stages(first, each, rest, ways, tree, wire_nbytes)
 
 

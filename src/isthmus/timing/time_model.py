@@ -34,6 +34,7 @@ from isthmus.timing.formulas import (
 )
 from isthmus.timing.pipes import halving_seconds, tree_seconds
 from isthmus.timing.stages import (
+    Stages,
     coding_seconds,
     copy_seconds_of_exact,
     hierarchical_stages,
@@ -250,8 +251,11 @@ def _sustained(link, nbytes):
 
 
 def _hierarchical(cluster, size, compressor, encodes, chunk_nbytes):
-    """Pipeline of chunks: every stage once, then the slowest stage for all other chunks."""
-    stages = hierarchical_stages(cluster, size, compressor, encodes, chunk_nbytes)
+    return time_of(hierarchical_stages(cluster, size, compressor, encodes, chunk_nbytes))
+
+
+def time_of(stages: Stages) -> AllreduceTime:
+    """Return the time of a pipeline of chunks: each stage once, the slowest for all other chunks."""
     terms, slowest = dict(stages.first), stages.each
     links = 0.0
     if stages.ways:

@@ -35,6 +35,8 @@ class Buffered:
     no sense.
     """
 
+    star = True  # each site speaks with the hub itself, whatever the tree
+
     arrivals: int = 3
     busy: int = 5
     weight: Weight | str | dict[str, Any] = FEDBUFF
