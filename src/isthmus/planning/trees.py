@@ -62,8 +62,8 @@ def plan_tree(
     """Return the PlannedTree for vectors of `size` entries in "hierarchical".
 
     least: "seconds" of an exchange, "money" for what it sends, or the name of a link, what it shares or
-    its two sites ("a-b"), for bytes over that; of equals the fastest. What the cluster file says stays: its
-    hub, parents, and sites that may not relay.
+    its two sites ("a-b"), for bytes over that; of equals the fastest. What the cluster file says stays
+    as it is, its hub, parents, and sites that may not relay.
 
     Raises ValueError for a link that does not exist.
     """
