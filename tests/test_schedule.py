@@ -133,6 +133,7 @@ def test_links_that_several_ranks_share_at_both_ends_are_named(tmp_path):
          "task a is pinned to site 'moon', which does not exist"),
         ({"task": []}, 3, "task: must have an entry at least"),
         ({"method": "magic"}, 3, "method must be one of best, link_aware"),
+        (cluster_of(1), 3, "graph.toml: is a cluster file; give a file of tasks"),
         ({"cluster": {"file": "nowhere.toml"}}, 4, "nowhere.toml: no such file"),
     ],
 )  # fmt: skip

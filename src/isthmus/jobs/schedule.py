@@ -102,6 +102,10 @@ class Graph:
     def __init__(self, path, method=None):
         self.path = Path(path)
         table = read_toml(path, SettingsError)
+        if "site" in table:
+            raise SettingsError(
+                f"{path}: is a cluster file; give a file of tasks, which names it under [cluster] file"
+            )
         if method is not None:
             table["method"] = method
         self.file = check_table(GraphFile, table, path, SettingsError)

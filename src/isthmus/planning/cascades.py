@@ -151,7 +151,7 @@ def plan_cascade(
         fits = int(np.argmax((1 - steps.share) * load <= LINK_SHARE))
         raise PlanError(
             f"{1 - steps.share[best]:.0%} of the requests must be sent to lose at most {loss:.2%}, "
-            f"which is {use:.0%} of link {link}, of which {LINK_SHARE:.0%} flow; send fewer bytes than "
+            f"which is {use:.0%} of link {link} and may be {LINK_SHARE:.0%}; send fewer bytes than "
             f"{size:g} each, or allow accuracy_loss = {max(0.0, -steps.lower[fits]):.2g}"
         )
     change, lower = float(steps.change[best]), float(steps.lower[best])

@@ -10,6 +10,8 @@
 x_tg is the share of task t on ranks g, x_u(S) that on the sites S.
 """
 
+from collections import Counter
+
 import numpy as np
 
 from isthmus.planning.programme.silence import silent
@@ -24,31 +26,21 @@ def lower_bound(graph):
 
     A large programme is solved without the rows of s, a very large one not at all.
     """
-    alike, tail = _alike(graph), Ahead(graph).tail
+    tail = Ahead(graph).tail
     paths = (min(map(float.__add__, row, after)) for row, after in zip(graph.seconds, tail))
     least = sum(min(row) for row in graph.seconds) / graph.cluster.size
     simple = max(least, *paths)
-    size = graph.size * len(set(alike))
+    size = graph.size * len(set(graph.alike))
     if size > MOST:
         return simple
     from scipy.optimize import linprog
 
-    cost, rows, bounds, equal = _programme(graph, alike, ordered=size <= MOST_WHOLE)
+    cost, rows, bounds, equal = _programme(graph, ordered=size <= MOST_WHOLE)
     with silent():
         solved = linprog(
             cost, rows, np.zeros(rows.shape[0]), equal, np.ones(graph.size), bounds, method="highs"
         )
     return max(simple, solved.fun * (1 - 1e-7)) if solved.status == 0 else simple
-
-
-def _alike(graph):
-    """Return of each rank the first that is like it: of its site, and as fast for every task."""
-    columns = [
-        (site, *(row[rank] for row in graph.seconds))
-        for rank, site in enumerate(graph.cluster.site_of_rank)
-    ]
-    first = {}
-    return [first.setdefault(column, rank) for rank, column in enumerate(columns)]
 
 
 class _Rows:
@@ -69,12 +61,13 @@ class _Rows:
         return csr_array((value, (row.astype(int), column.astype(int))), (self.count, columns))
 
 
-def _programme(graph, alike, ordered):
+def _programme(graph, ordered):
     """Return (cost, rows of A v <= 0, bounds, rows of A v = 1) of v = (T, s, x, z).
 
     ordered: whether there are rows of s.
     """
-    sites, members = graph.cluster.site_of_rank, [alike.count(rank) for rank in range(len(alike))]
+    sites, alike = graph.cluster.site_of_rank, graph.alike
+    members = Counter(alike)
     count = 1 + graph.size  # of T, and s of each task
     shares = []  # of each task: rank -> column of x
     for ranks in graph.allowed:

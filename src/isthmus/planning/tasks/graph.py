@@ -3,6 +3,7 @@
 import heapq
 import math
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -34,6 +35,13 @@ class TaskGraph:
     def size(self):
         """Number of tasks."""
         return len(self.names)
+
+    @cached_property
+    def alike(self):
+        """Return of each rank the first that is like it: of its site, and as fast for every task."""
+        columns = zip(self.cluster.site_of_rank, *self.seconds)
+        first = {}
+        return [first.setdefault(column, rank) for rank, column in enumerate(columns)]
 
     def way(self, edge, source, target):
         """Return (seconds that it is busy, latency, pipes that it takes) of an edge between two ranks.

@@ -103,9 +103,16 @@ def link_aware(graph):
 def _booked(graph, order, place, tail):
     """Return the Booking of tasks on the ranks of `place` that they may take, or any they may."""
     booking = Booking(graph)
+    free = booking.rank_free
     for task in order:
-        best = None
-        for rank in [rank for rank in graph.allowed[task] if rank in place] or graph.allowed[task]:
+        best, others = None, {}  # of ranks alike that hold no input only the one that is free first
+        holding = {booking.rank_of[source] for source, _ in graph.inputs[task]}
+        ranks = [rank for rank in graph.allowed[task] if rank in place] or graph.allowed[task]
+        for rank in ranks:
+            other = others.get(graph.alike[rank])
+            if rank not in holding and (other is None or free[rank] < free[other]):
+                others[graph.alike[rank]] = rank
+        for rank in sorted({*others.values(), *holding.intersection(ranks)}):
             ready, taken = booking.ready(task, rank)
             end = max(ready, booking.rank_free[rank]) + graph.seconds[task][rank]
             if best is None or end + tail[task][rank] < best[0]:

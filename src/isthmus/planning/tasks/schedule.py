@@ -12,10 +12,16 @@ from isthmus.planning.tasks import lists
 from isthmus.planning.tasks.booking import Message, book
 from isthmus.planning.tasks.bounds import lower_bound
 from isthmus.planning.tasks.graph import TaskGraph, make_graph
-from isthmus.planning.tasks.search import EXACT, Exact, annealed, genetic
+from isthmus.planning.tasks.search import EXACT, FEW, Exact, annealed, genetic
+
+
+def link_aware(graph: TaskGraph) -> Any:
+    """Return the best of the lists that book the links, after some tries to make it shorter."""
+    return annealed(graph, [lists.link_aware(graph)], FEW)
+
 
 METHODS: dict[str, Callable[[TaskGraph], Any]] = {
-    "link_aware": lists.link_aware,
+    "link_aware": link_aware,
     "heft": lists.heft,
     "cpop": lists.cpop,
     "min_load": lists.min_load,
@@ -63,10 +69,11 @@ def schedule_tasks(
     edges: {(task, task): bytes} that the first passes on to the second.
     pinned: {task: a rank, a site, or several of them} that it must run on.
     method: "best" is exact up to 10 tasks, and beyond that the best of a search that starts from the
-        lists; "link_aware" is the shortest of some lists that book messages on the links; "heft" and
-        "cpop" are those of Topcuoglu et al. 2002, "min_load" takes the least loaded rank, "greedy" the
-        least sum of T_ij, and "genetic" is a genetic search. All are judged by the same links: each
-        carries one message at a time, and the networks inside sites carry all at once.
+        lists; "link_aware" is the shortest of some lists that book messages on the links, and a short
+        search from it; "heft" and "cpop" are those of Topcuoglu et al. 2002, "min_load" takes the least
+        loaded rank, "greedy" the least sum of T_ij, and "genetic" is a genetic search. All are judged by
+        the same links: each carries one message at a time, and the networks inside sites carry all at
+        once.
 
     Raises ValueError for numbers that make no sense, and PlanError for tasks in a circle and for one
     that no rank may run.

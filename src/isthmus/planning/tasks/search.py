@@ -13,8 +13,8 @@ EXACT = 10
 """Tasks up to which all lists are searched."""
 PAIRS = 8_000_000
 """Pairs of ranks that branch and bound looks at, over all parts of lists, before it gives up."""
-BOOKED = 200_000
-"""Tasks that a search by trying books, over all its tries."""
+BOOKED, FEW = 200_000, 30_000
+"""Tasks that a search by trying books, over all its tries, and those that lists are improved with."""
 
 
 class Bound:
@@ -60,11 +60,6 @@ class Exact:
         self.best = order, rank_of
         self.seconds = book(graph, order, rank_of).seconds
         self.known = {}  # where a list may go on from: when its ranks, pipes and outputs are free
-        columns = [
-            (graph.cluster.site_of_rank[rank], *(row[rank] for row in graph.seconds))
-            for rank in range(graph.cluster.size)
-        ]
-        self.alike = [columns.index(column) for column in columns]
         if self.bound.of(Booking(graph), frozenset()) < self._worth():
             self._go_on(Booking(graph), [])
 
@@ -88,9 +83,9 @@ class Exact:
             fresh = set()
             for rank in graph.allowed[task]:
                 if not booking.rank_free[rank]:  # of ranks alike that have nothing yet, one
-                    if self.alike[rank] in fresh:
+                    if graph.alike[rank] in fresh:
                         continue
-                    fresh.add(self.alike[rank])
+                    fresh.add(graph.alike[rank])
                 after = _copy(booking)
                 after.add(task, rank, *booking.ready(task, rank))
                 bound = self.bound.of(after, booked | {task})
@@ -125,11 +120,12 @@ def _copy(booking):
     return after
 
 
-def annealed(graph, starts, seed=0):
+def annealed(graph, starts, booked=BOOKED, seed=0):
     """Return the best (order, rank of each task) that simulated annealing finds from the best start.
 
     A try moves a task to another rank, or to another place in the order that its edges leave it.
-    Kirkpatrick, Gelatt and Vecchi 1983, doi:10.1126/science.220.4598.671. The same every time.
+    Kirkpatrick, Gelatt and Vecchi 1983, doi:10.1126/science.220.4598.671. The same every time. booked:
+    tasks to book, over all tries.
     """
     drawn = random.Random(seed)
     seconds, order, rank_of = min(
@@ -137,10 +133,10 @@ def annealed(graph, starts, seed=0):
     )
     best = now = seconds
     kept = order, rank_of = list(order), list(rank_of)
-    tries = min(10_000, max(100, BOOKED // graph.size))
+    tries = min(10_000, booked // graph.size)
     movable = [task for task in range(graph.size) if len(graph.allowed[task]) > 1]
     for number in range(tries):
-        heat = 0.05 * best * (1 - number / tries) ** 2
+        heat = 0.02 * best * (1 - number / tries) ** 2
         new_order, new_ranks = order, rank_of
         if movable and drawn.random() < 0.6:
             task = drawn.choice(movable)
