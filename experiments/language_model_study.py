@@ -25,7 +25,7 @@ import tomli_w
 from calibrated import read_study
 from language_model import LENGTH, coded, read_texts
 from places import isthmus_command, output_of
-from study import HERE, Lines, head, row
+from study import HERE, Lines, digest_of, head, row
 
 import isthmus
 from isthmus.errors import IsthmusError, ShardError
@@ -68,6 +68,12 @@ class Study(FrozenModel):
     training: dict[str, Any]
     link: dict[str, float]
     rows: tuple[Row, ...]
+
+    def asked(self, row):
+        """Return what a line of a row is found by, beside the learning rate, the seed and the link."""
+        training = {key: self.training[key] for key in self.training if key != "learning_rates"}
+        sizes = self.blocks, self.trial_blocks, self.judged_blocks
+        return row.asked | {"settings": digest_of([self.model, training, sizes])}
 
 
 def pack_blocks(study, texts, folder):
@@ -162,15 +168,15 @@ def learn(study, lines, folder, kinds):
     for each in study.rows:
         rates = study.training["learning_rates"]
         for rate in rates if len(rates) > 1 else ():
-            asked = {"part": "trial", **each.asked, "learning_rate": rate}
+            asked = {"part": "trial", **study.asked(each), "learning_rate": rate}
             if not lines.all(**asked):
                 ran = train(study, each, folder, kinds, "trial", "validation", learning_rate=rate)
                 lines.add([asked | {"bits": learnt(ran)["bits"]}])
-        tried = lines.all(part="trial", **each.asked)
+        tried = lines.all(part="trial", **study.asked(each))
         trials = [line for line in tried if line["learning_rate"] in rates]
         best = min(trials, key=lambda line: line["bits"])["learning_rate"] if trials else rates[0]
         for seed in study.seeds:
-            asked = {"part": "run", **each.asked, "learning_rate": best, "seed": seed}
+            asked = {"part": "run", **study.asked(each), "learning_rate": best, "seed": seed}
             if not lines.all(**asked):
                 ran = train(study, each, folder, kinds, learning_rate=best, seed=seed)
                 lines.add([asked | learnt(ran)])
@@ -180,7 +186,7 @@ def learn(study, lines, folder, kinds):
 def take_time(study, lines, folder, kinds):
     """Time some rounds of each row on paced links."""
     for each in study.rows:
-        asked = {"part": "seconds", **each.asked, **study.link}
+        asked = {"part": "seconds", **study.asked(each), **study.link}
         if not lines.all(**asked):
             timed = {"train": f"timed-{each.timed_steps}", "links": "paced", "warmup_steps": 0}
             ran = train(study, each, folder, kinds, learning_rate=1e-3, **timed)
@@ -203,7 +209,7 @@ def tell(study, lines):
     ]
     first = None
     for each in study.rows:
-        runs, timed = lines.all(part="run", **each.asked), lines.all(part="seconds", **each.asked)
+        runs, timed = (lines.all(part=part, **study.asked(each)) for part in ("run", "seconds"))
         if not runs:
             continue
         found = np.mean([line["bits"] for line in runs])

@@ -20,167 +20,25 @@ import math
 import signal
 import sys
 import tempfile
-from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
 
 import numpy as np
 from calibrated import read_study
 from places import PLACES, objects_in, output_of
-from pydantic import Field, model_validator
 from strategies_findings import best_rate, steps_to, tell_findings
 from strategies_program import samples_of_ranks
+from strategies_settings import Study
 from study import HERE, Lines
 
-import isthmus
 from isthmus.benchmarking.options import named_compressor
 from isthmus.errors import IsthmusError
 from isthmus.models import Perceptron
 from isthmus.timing.step import predict_step
 from isthmus.timing.time_model import Workload
-from isthmus.toml_files import FrozenModel
-from isthmus.training.strategies import STRATEGIES
 from isthmus.training.strategies.strategy import rhythm
 
-Count = Annotated[int, Field(ge=1)]
 TUNING_SEED = 0
 CASES_OF_A_LAUNCH = 15
-
-
-class JobSettings(FrozenModel):
-    """What is trained, and on what."""
-
-    data: Path
-    validation_shards: tuple[int, ...]
-    hidden: tuple[Count, ...]
-    batch_size: Count
-    momentum: float
-    learning_rates: tuple[float, ...]
-    look_every: Count
-
-
-class TimingSettings(FrozenModel):
-    """Links, and how long a row is timed."""
-
-    bytes_per_second: tuple[float, ...]
-    latency_seconds: float
-    seconds: float
-
-
-class Table(FrozenModel):
-    """A cluster, how the samples lie there, and what is to be reached; `samples_per_second` by site."""
-
-    name: str
-    split: Literal["iid", "by_class"] | float
-    sites: Count
-    ranks: Count
-    samples_per_second: tuple[float, ...]
-    place: Literal["testbed", "paced"]
-    seconds_of: str | None = None
-    epochs: Count
-    seeds: tuple[int, ...]
-    validation_target: float
-    target: float
-
-    def cluster(self, bytes_per_second, latency_seconds):
-        """Return a star of sites around the first."""
-        names = ["cloud", *(f"edge{number}" for number in range(1, self.sites))]
-        network = {"latency_seconds": 5e-5, "bytes_per_second": 1e9}
-        link = {"latency_seconds": latency_seconds, "bytes_per_second": bytes_per_second}
-        return isthmus.Cluster(
-            {
-                "site": [
-                    {
-                        "name": name,
-                        "tier": "edge" if number else "cloud",
-                        "ranks": self.ranks,
-                        "samples_per_second": self.samples_per_second[number],
-                        "network": network,
-                    }
-                    for number, name in enumerate(names)
-                ],
-                "link": [{"between": [names[0], name], **link} for name in names[1:]],
-            },
-            source=self.name,
-        )
-
-
-class Row(FrozenModel):
-    """A strategy, what it sends in, and the tables that it stands in.
-
-    whole: table -> rates of links that it is run on from the start to the accuracy, too.
-    turn: of strategies that play clients, what a client does in a round: arguments of `Turn`; each site
-    is a client. epochs, look_every, momentum, learning_rates: where they are not the table's or the
-    job's; `epochs` of clients are rounds. real_time: where what is learnt depends on who is how fast,
-    the rates of links that every run is made on; learning rates are chosen on the last.
-    """
-
-    name: str
-    strategy: dict[str, Any]
-    compressor: str
-    tables: tuple[str, ...]
-    whole: dict[str, tuple[float, ...]] = {}  # noqa: RUF012  frozen
-    turn: dict[str, int] | None = None
-    epochs: Count | None = None
-    look_every: Count | None = None
-    momentum: float | None = None
-    learning_rates: tuple[float, ...] = ()
-    real_time: tuple[float, ...] = ()
-
-    @model_validator(mode="after")
-    def _can_be_made(self):
-        named_compressor(self.compressor)
-        self.make()
-        return self
-
-    def make(self):
-        arguments = dict(self.strategy)
-        kind = arguments.pop("kind", None)
-        if kind not in STRATEGIES:
-            raise ValueError(f"kind of strategy must be one of {', '.join(STRATEGIES)}, not {kind!r}")
-        try:
-            return STRATEGIES[kind](**arguments)
-        except TypeError as problem:
-            raise ValueError(f"strategy {kind!r}: {problem}") from None
-
-    @property
-    def case(self):
-        own = {name: getattr(self, name) for name in ("turn", "momentum")}
-        given = {name: value for name, value in own.items() if value is not None}
-        return {"strategy": self.strategy, "compressor": self.compressor} | given
-
-
-class Study(FrozenModel):
-    """strategies.toml."""
-
-    results: Path
-    launch_limit_seconds: float
-    job: JobSettings
-    timing: TimingSettings
-    tables: tuple[Table, ...]
-    rows: tuple[Row, ...]
-
-    def rows_of(self, table):
-        return [row for row in self.rows if table.name in row.tables]
-
-    @cached_property
-    def train(self):
-        return isthmus.ShardSet.open((HERE / self.job.data / "train").resolve())
-
-    @cached_property
-    def train_shards(self):
-        """The shards that are trained on: those that nothing is chosen by."""
-        every = range(len(self.train.samples))
-        return [number for number in every if number not in self.job.validation_shards]
-
-    @cached_property
-    def train_targets(self):
-        return np.concatenate([self.train.read(number)["targets"] for number in self.train_shards])
-
-    def length_of(self, table, row):
-        """Return the epochs of a whole run, and the steps of each: of clients, rounds of a step."""
-        steps = 1 if row.turn else round(len(self.train_targets) / self.job.batch_size)
-        return row.epochs or table.epochs, steps
 
 
 def launch(study, table, links, rate, cases):
@@ -230,9 +88,10 @@ def do_missing(study, lines, table, links, rate, wanted):
         print(f"{table.name}: {len(now)} results, {len(missing)} to come", file=sys.stderr, flush=True)
 
 
-def asking(part, table, row, **more):
-    """Return what a line is found by: what is the row's, and `more`."""
-    return {"part": part, "table": table.name, "row": row.name, **row.case, **more}
+def asking(study, part, table, row, **more):
+    """Return what a line is found by: all that its result depends on."""
+    settings = {"settings": study.digest_of(table, row)}
+    return {"part": part, "table": table.name, "row": row.name, **row.case, **more, **settings}
 
 
 def learn(study, lines):
@@ -256,7 +115,7 @@ def trials_of(study, table, rows, **more):
     same = {"seed": TUNING_SEED, "stop_at": table.validation_target}
     return [
         (
-            asking("trial", table, row, learning_rate=rate, **more),
+            asking(study, "trial", table, row, learning_rate=rate, **more),
             whole_case(study, table, row) | same | {"learning_rate": rate},
         )
         for row in rows
@@ -266,11 +125,11 @@ def trials_of(study, table, rows, **more):
 
 def runs_of(study, lines, table, row, **more):
     """Return a run of each seed, with the learning rate that did best."""
-    tried = lines.all(part="trial", table=table.name, row=row.name)
+    tried = lines.all(**asking(study, "trial", table, row))
     rate, _ = best_rate(tried, table.validation_target)
     same = [{"learning_rate": rate, "seed": seed} for seed in table.seeds]
     case = whole_case(study, table, row)
-    return [(asking("run", table, row, **each, **more), case | each) for each in same]
+    return [(asking(study, "run", table, row, **each, **more), case | each) for each in same]
 
 
 def take_time(study, lines):
@@ -301,16 +160,16 @@ def timed(study, table, row, rate):
     last = first + period * max(2, math.ceil(study.timing.seconds / (seconds * period)))
     looked = {"looks": [first, last], "judged": False}
     case = whole_case(study, table, row) | looked | {"learning_rate": 0.01, "seed": 0}
-    return asking("seconds", table, row, bytes_per_second=rate, predicted_seconds=seconds), case
+    return asking(study, "seconds", table, row, bytes_per_second=rate, predicted_seconds=seconds), case
 
 
 def whole_runs(study, lines, table, row, rate):
     """Yield the run of the first seed, up to the step at which it reaches the accuracy."""
-    for line in lines.all(part="run", table=table.name, row=row.name, seed=table.seeds[0]):
+    for line in lines.all(**asking(study, "run", table, row, seed=table.seeds[0])):
         if (steps := steps_to(line["looks"], table.target)) is not None:
             same = {"learning_rate": line["learning_rate"], "seed": line["seed"]}
             case = whole_case(study, table, row) | same | {"looks": [0, steps], "judged": False}
-            yield asking("whole", table, row, bytes_per_second=rate, **same), case
+            yield asking(study, "whole", table, row, bytes_per_second=rate, **same), case
 
 
 def predicted_seconds(study, table, row, rate):

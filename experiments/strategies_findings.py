@@ -3,9 +3,9 @@
 import math
 
 import numpy as np
+from strategies_targets import BASE, target_lines
 from study import head, row, svg_text
 
-BASE = "synchronous, int8"
 STEP, SECONDS, SENT, VALIDATION, TEST = range(5)
 DIGEST = -1
 
@@ -62,7 +62,11 @@ class Found:
 
     def __init__(self, study, lines, table, row):
         self.table, self.row = table, row
-        asked = {"table": table.name, "row": row.name}
+        timed = next(each for each in study.tables if each.name == (table.seconds_of or table.name))
+        asked, asked_of_timed = (
+            {"table": each.name, "row": row.name, "settings": study.digest_of(each, row)}
+            for each in (table, timed)
+        )
         self.trials = lines.all(part="trial", **asked)
         self.runs = lines.all(part="run", **asked)
         if row.real_time:  # others than the last count for their seconds alone
@@ -73,7 +77,7 @@ class Found:
             self.runs = self.runs_of_rate[row.real_time[-1]]
         self.steps = [steps_to(line["looks"], table.target) for line in self.runs]
         self.reached = [steps for steps in self.steps if steps is not None]
-        timed = lines.all(part="seconds", table=table.seconds_of or table.name, row=row.name)
+        timed = lines.all(part="seconds", **asked_of_timed)
         self.timed = {line["bytes_per_second"]: line for line in timed}
         self.whole = lines.all(part="whole", **asked)
 
@@ -95,6 +99,14 @@ class Found:
             return None
         first, last = self.timed[rate]["looks"]
         return (last[SECONDS] - first[SECONDS]) / (last[STEP] - first[STEP])
+
+    @property
+    def errors(self):
+        """How far the time model's seconds of a step are off, as shares of the measured ones."""
+        return [
+            abs(line["predicted_seconds"] / self.step_seconds(rate) - 1)
+            for rate, line in self.timed.items()
+        ]
 
     def seconds(self, rate):
         """Return the seconds of each run to the accuracy, None of one that has not reached it."""
@@ -132,16 +144,29 @@ def look_at(line, steps):
 
 def tell_findings(study, lines):
     """Write tables and the picture beside the lines; print the tables."""
-    text = ["# Strategies: steps, bytes and seconds to an accuracy", ""]
+    tables = {
+        table.name: {row.name: Found(study, lines, table, row) for row in study.rows_of(table)}
+        for table in study.tables
+    }
+    there = {
+        name: {row: each for row, each in found.items() if each.runs} for name, found in tables.items()
+    }
+    every = [each for found in tables.values() for each in found.values()]
+    errors = [error for each in every if not each.table.seconds_of for error in each.errors]
+    text = ["# Strategies: steps, bytes and seconds to an accuracy", "", *target_lines(there, errors)]
     for table in study.tables:
-        found = [Found(study, lines, table, each) for each in study.rows_of(table)]
-        found = [each for each in found if each.runs]
-        if found:
+        if found := list(there[table.name].values()):
             text += table_lines(study, table, found)
-    text += whole_lines(study, lines)
+    text += whole_lines(every)
+    if errors:
+        text.append(
+            "Seconds a step by the time model, with cluster files as they are: "
+            f"{100 * np.median(errors):.1f} % off in the median of {len(errors)}, "
+            f"{100 * np.quantile(errors, 0.95):.1f} % at most in 95 of 100."
+        )
     joined = "\n".join(text) + "\n"
     lines.path.with_suffix(".md").write_text(joined)
-    lines.path.with_suffix(".svg").write_text(picture(study, lines))
+    lines.path.with_suffix(".svg").write_text(picture(study, tables))
     print(joined)
 
 
@@ -191,51 +216,25 @@ def cells(each, base, rates):
         yield ", ".join([f"{np.mean(seconds):.3g}", *told]) if seconds else ""
 
 
-def whole_lines(study, lines):
-    """Yield what whole runs took, and how far the model's seconds are from the measured ones."""
-    rows, errors = [], []
-    for table in study.tables:
-        for each in (Found(study, lines, table, mine) for mine in study.rows_of(table)):
-            errors += [
-                abs(line["predicted_seconds"] / each.step_seconds(rate) - 1)
-                for rate, line in each.timed.items()
-                if not table.seconds_of
-            ]
-            for line in each.whole:
-                seconds = each.step_seconds(line["bytes_per_second"])
-                first, last = line["looks"]
-                same = {
-                    look[DIGEST]
-                    for run in each.runs
-                    if run["seed"] == line["seed"]
-                    for look in run["looks"]
-                    if look[STEP] == last[STEP]
-                } == {last[DIGEST]}
-                took = last[SECONDS] - first[SECONDS]
-                rows.append(
-                    row(
-                        f"{table.name}, {each.row.name}, {8 * line['bytes_per_second'] / 1e6:g} Mbit/s",
-                        [
-                            str(last[STEP]),
-                            f"{took:.2f}",
-                            f"{100 * (seconds * last[STEP] / took - 1):+.1f} %" if seconds else "",
-                            "yes" if same else "**no**",
-                        ],
-                    )
-                )
+def whole_lines(every):
+    """Yield what whole runs took, beside steps times seconds a step, and if their bits are the same."""
+    rows = []
+    for each in every:
+        for line in each.whole:
+            rate, (first, last) = line["bytes_per_second"], line["looks"]
+            took, step = last[SECONDS] - first[SECONDS], each.step_seconds(rate)
+            bits = [look_at(run, last[STEP])[DIGEST] for run in each.runs if run["seed"] == line["seed"]]
+            cells = [f"{last[STEP]}", f"{took:.2f}"]
+            cells.append(f"{100 * (step * last[STEP] / took - 1):+.1f} %" if step else "")
+            cells.append("yes" if bits == [last[DIGEST]] else "**no**")
+            rows.append(row(f"{each.table.name}, {each.row.name}, {8 * rate / 1e6:g} Mbit/s", cells))
     if rows:
         yield from ("## Whole runs on the links", "")
         yield from head("run", ["steps", "seconds", "steps x seconds a step", "the same bits"])
         yield from (*rows, "")
-    if errors:
-        yield (
-            "Seconds a step by the time model, with cluster files as they are: "
-            f"{100 * np.median(errors):.1f} % off in the median of {len(errors)}, "
-            f"{100 * np.quantile(errors, 0.95):.1f} % at most in 95 of 100."
-        )
 
 
-def picture(study, lines):
+def picture(study, tables):
     """Return an SVG: a table a row, a rate of links a column, mean test accuracy against seconds."""
     from matplotlib.figure import Figure
 
@@ -244,7 +243,7 @@ def picture(study, lines):
     axes = np.reshape(figure.subplots(len(study.tables), len(rates), squeeze=False), (-1, len(rates)))
     names = [each.name for each in study.rows]
     for table, of_table in zip(study.tables, axes):
-        found = [Found(study, lines, table, each) for each in study.rows_of(table)]
+        found = tables[table.name].values()
         for rate, axis in zip(rates, of_table):
             for each in found:
                 if curves := each.curves(rate):

@@ -96,6 +96,11 @@ class Lines:
         new.replace(self.path)
 
 
+def digest_of(settings):
+    """Return a short digest of what JSON can say."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+
+
 def version_of(name):
     """Return the version of an installed package, or None."""
     try:

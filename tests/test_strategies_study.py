@@ -28,7 +28,7 @@ def table(experiments):
 
 def study_of(table, folder):
     from calibrated import read_study
-    from strategies import Study
+    from strategies_settings import Study
 
     (folder / "study.toml").write_text(tomli_w.dumps(table))
     return read_study(Study, folder / "study.toml")
@@ -112,7 +112,8 @@ def test_findings_are_computed_from_the_lines(table, tmp_path):
         (((0.1, 0.8, 0.8, 0.8, 0.81), 0.030), ((0.1, 0.4, 0.8, 0.8, 0.8), 0.015)),
         strict=True,
     ):
-        about = {"table": "IID", "row": row.name, **row.case}
+        settings = {"settings": study.digest_of(study.tables[0], row)}
+        about = {"table": "IID", "row": row.name, **row.case, **settings}
         rate = {"learning_rate": 0.1}
         lines.add([{"part": "trial", **about, **rate, "looks": looks(*accuracies)}])
         for seed in (1, 2, 3):
@@ -144,6 +145,8 @@ def test_findings_are_computed_from_the_lines(table, tmp_path):
     assert "100 Mbit/s: 4 local steps, int8, 1.50 (1.50 to 1.50) times sooner" in text
     assert "| IID, synchronous, int8, 100 Mbit/s | 24 | 0.72 | +0.0 % | yes |" in text
     assert "| IID, 4 local steps, int8, 100 Mbit/s | 24 | 0.40 | -10.0 % | **no** |" in text
+    assert "(4 local steps, int8) | 1.50, 1.33 | >= 1.4, <= 1.4 | yes |" in text
+    assert "| median error of predicted seconds | 10.0 % | <= 5 % | **no** |" in text
     assert "10.0 % off in the median of 2" in text
     assert ratio_in_words([1.0, 2.0, 4.0]) == "2.00 (0.36 to 11.19)"
     assert mean_in_words([1.0, 2.0, 3.0], ".2f") == "2.00 ± 2.48"
