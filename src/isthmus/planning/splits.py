@@ -45,10 +45,10 @@ class Split:
     """Where layers run, and what a request takes then.
 
     seconds: of one request with `objective` "latency", of each of a stream with "period"; the mean over
-    rates, if some were given. sent: the layers whose outputs cross the link; nbytes: theirs. terms: the
-    seconds of "source", "send", "target" and "back" of a request alone. source_only_seconds,
-    input_sent_seconds: what it takes if nothing is sent, or the data itself; infinite where that cannot
-    be.
+    rates, if some were given. sent: the layers whose outputs cross the link, `nbytes` in all.
+    terms: the seconds of "source", "send", "target" and "back" of a request alone.
+    source_only_seconds, input_sent_seconds: what it takes if nothing is sent, or the data itself;
+    infinite where that cannot be.
     """
 
     objective: str
