@@ -84,8 +84,8 @@ def plan_split(
     activations: the compressor of what crosses the link; float32 if None.
     objective: "latency", one request alone, nothing at the same time; or "period", a stream of requests
         where source, link, target and the way back work on different ones.
-    answer_at: "source" or "target": where what no layer reads is needed. It goes back as it is.
-    rates: bytes per second of the link lately, in place of the file's: the mean over them is made least.
+    answer_at: "source" or "target", where what no layer reads is needed. It goes back as it is.
+    rates: bytes per second of the link lately, in place of the file's; the mean over them is made least.
 
     The latency is exact, by linear programme, and so is the period of a chain; that of a graph is by
     integer programme, with its gap. Raises ValueError for numbers and names that make no sense, and
