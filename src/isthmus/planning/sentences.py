@@ -3,6 +3,7 @@
 import numpy as np
 
 from isthmus.planning.programme.exchanges import link_name, link_names
+from isthmus.timing.stages import link_routes
 from isthmus.registry import ALLREDUCE_STAGES
 
 BIT_RATES = (1e8, 2e8, 5e8, 1e9, 2e9, 2.5e9, 5e9, 1e10, 2.5e10, 4e10, 5e10, 1e11, 2e11, 4e11)
@@ -23,7 +24,8 @@ def bound_by(cluster, terms, seconds_of_rank):
             f"{cluster.names[cluster.site_of_rank[rank]]}: {share}"
         )
     if name == "links":
-        slowest = min(cluster.links, key=lambda link: link.bytes_per_second)
+        used = [link for way in link_routes(cluster) for route in way for link in route]
+        slowest = min(used, key=lambda link: link.bytes_per_second)
         return f"bound by the link {slowest.source} > {slowest.target}: {share}"
     if name in ALLREDUCE_STAGES:
         return f"bound by the allreduce's {name}: {share}"
