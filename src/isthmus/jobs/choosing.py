@@ -89,7 +89,7 @@ def choose_tree(settings, cluster):
             least=settings.plan.tree,
         )
     except ValueError as problem:
-        raise SettingsError(f"plan.tree: {problem}") from None
+        raise SettingsError(f"plan.tree, for {cluster.source}: {problem}") from None
     if planned.tree == planned.usual:
         return cluster, None
     why = planned.sentence(cluster.names, workload.exchanges_per_step / share)

@@ -93,7 +93,9 @@ def _price_of_link(cluster, least):
     """Return link -> what a byte over it counts."""
     if least == "money":
         return lambda link: link.price_per_byte
-    if least not in {link.name for link in cluster.links}:
+    called = {f"{link.target}-{link.source}": link.name for link in cluster.links if not link.shared}
+    called |= {link.name: link.name for link in cluster.links}
+    if least not in called:
         names = ", ".join(dict.fromkeys(link.name for link in cluster.links))
-        raise ValueError(f'least: no link is called {least!r}; "seconds", "money", or one of {names}')
-    return lambda link: float(link.name == least)
+        raise ValueError(f'no link is called {least!r}; take "seconds", "money", or one of {names}')
+    return lambda link: float(link.name == called[least])
