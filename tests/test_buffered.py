@@ -303,6 +303,14 @@ def test_a_job_of_three_sites_is_replayed_resumed_and_told_right(comm, shared_fo
         assert link["sent_nbytes"] == link["predicted_nbytes"]
     with pytest.raises(SettingsError, match=r"cannot be replayed: its settings differ in \[strategy\]"):
         run({"arrivals": 3, "every": 3}, replay=live["folder"])
+    text = text.replace("replan = false", "pinned = { 0 = 'site2' }")
+    with pytest.raises(SettingsError, match="cannot be replayed: its ranks held other samples"):
+        with monkeypatch.context() as patched:
+            patched.setattr("isthmus.jobs.replaying.SAME", ())
+            run(settings, replay=live["folder"])
+    text = text.replace("pinned = { 0 = 'site2' }", "replan = true")
+    with pytest.raises(SettingsError, match="cannot be replayed: plan.replan = true moves shards"):
+        run(settings, replay=live["folder"])
     if comm.rank == 0:
         lines = lines_of(live, "arrivals")
         assert [line["step"] for line in lines] == [10, 20, 30, 35, 40, 50, 60]

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from isthmus.errors import SettingsError
-from isthmus.folders.contents import Provenance
+from isthmus.folders.contents import PlanTable, Provenance
 from isthmus.folders.reading import read_metrics, read_table
 from isthmus.json_text import dumps, loads
 from isthmus.links.agreement import from_root
@@ -12,19 +12,31 @@ SAME = ("strategy", "model", "training", "allreduce", "plan")
 """Tables of the settings that decide what a trace of arrivals comes to."""
 
 
-def shared_arrivals(tiers, settings, folder):
+def shared_arrivals(tiers, settings, plan, manifest, folder):
     """Return the lines on arrivals of the run in `folder`, on every rank. Collective.
 
-    SettingsError where it is of other settings, or tells none.
+    plan, manifest: where this run's shards are, and what they hold. SettingsError where those of the
+    other are different, or its settings, or where it tells no arrivals.
     """
 
     def read():
-        there = read_table(Path(folder, "run.json"), Provenance)["settings"]
-        here = loads(dumps(settings.to_json()))
+        if settings.plan.replan:
+            raise SettingsError(
+                f"{folder}: cannot be replayed: plan.replan = true moves shards as clocks say"
+            )
+        made = read_table(Path(folder, "run.json"), Provenance)
+        there, here = made["settings"], loads(dumps(settings.to_json()))
         if other := [f"[{name}]" for name in SAME if there.get(name) != here[name]]:
             raise SettingsError(
                 f"{folder}: cannot be replayed: its settings differ in {', '.join(other)}; give the "
                 "settings that it was started with"
+            )
+        same_plan = read_table(Path(folder, "plan.json"), PlanTable).get("hash") == plan.hash
+        same_data = made.get("data", {}).get("train") == loads(dumps(manifest.told()))
+        if not (same_data and same_plan):
+            raise SettingsError(
+                f"{folder}: cannot be replayed: its ranks held other samples; give the data and the "
+                "cluster file that it was started with"
             )
         if not Path(folder, "summary.json").exists():
             raise SettingsError(

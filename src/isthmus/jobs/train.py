@@ -64,9 +64,11 @@ def train(comm, settings_path, tell, *, resume=None, cluster=None, name=None, re
         if tree:
             journal.tell(tree)
         together(tiers.world, settings.make_optimiser)
-        recorded = shared_arrivals(tiers, settings, replay) if replay else None
         journal.enter("placing data", 0)
         settings, rounds, plan, local, sets = place_data(tiers, settings, journal.tell)
+        recorded = None
+        if replay:
+            recorded = shared_arrivals(tiers, settings, plan, local.manifest, replay)
         journal.enter("beginning", 0)
         trace = Trace(tiers) if settings.run.trace else None
         computing = trace.tiers if trace else tiers
