@@ -54,6 +54,7 @@ def desk(shared_folder):
     return shared_folder
 
 
+@pytest.mark.slow
 @pytest.mark.ranks(2)
 def test_tasks_run_as_planned_and_get_what_was_passed_on(comm, desk):
     lines = []
@@ -92,6 +93,7 @@ def alone(desk):
     run_file(MPI.COMM_SELF, graph, tell=lambda line: None)
 
 
+@pytest.mark.slow
 def test_the_verb_tells_the_plan_and_draws_it(desk, capsys, monkeypatch):
     monkeypatch.chdir(desk)
     words = ["schedule", "graph.toml", "--method", "best", "--compare", "-o", "out"]

@@ -72,6 +72,7 @@ def brute(layers, objective, answer_at, rates, compressor):
     return best
 
 
+@pytest.mark.slow
 @settings(max_examples=25)
 @given(
     st.integers(0, 10**6), st.integers(1, 9), st.booleans(), st.sampled_from(["latency", "period"]),
@@ -157,6 +158,14 @@ def test_under_changing_rates_the_mean_over_them_is_the_least():
     assert over_all.seconds == pytest.approx(mean(over_all))
     for other in (planned(layers, rates=rates[-1:]), planned(layers, rates=[1e3])):
         assert mean(other) > over_all.seconds
+
+
+def test_the_latency_is_paid_where_one_of_two_answers_is_beyond():
+    heads = [Layer("alarm", 0.001, float("inf"), 1, ["data"]), Layer("boxes", 1.0, 0.01, 10, ["data"])]
+    made = planned([Layer("data", 0, 0, 100), *heads])
+    assert made.target_layers == ("boxes",)
+    assert made.terms["send"] == pytest.approx(0.01 + 400 / 12.5e6)
+    assert made.gap < 1e-8
 
 
 def test_layers_stay_where_they_take_finite_seconds():

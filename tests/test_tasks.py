@@ -115,6 +115,7 @@ def test_lists_that_book_the_links_are_nearly_the_best_and_others_promise_too_mu
     assert max(promise) > 1.15
 
 
+@pytest.mark.slow
 def test_branch_and_bound_is_never_behind_annealing(monkeypatch):
     monkeypatch.setattr(search, "BOOKED", 20_000)
     for seed in range(12):
@@ -123,6 +124,7 @@ def test_branch_and_bound_is_never_behind_annealing(monkeypatch):
         assert search.Exact(graph, *heft(graph)).seconds <= tried * (1 + 1e-9)
 
 
+@pytest.mark.slow
 def test_lists_of_thirty_tasks_are_nearly_the_best_that_was_found():
     """By annealing from all methods, twice with ten times the tries of `best`: minutes."""
     found = [1.0782, 0.8955, 1.1622, 1.42, 1.0708]
@@ -132,6 +134,7 @@ def test_lists_of_thirty_tasks_are_nearly_the_best_that_was_found():
         assert statistics.median(map(float.__truediv__, made, found)) <= most
 
 
+@pytest.mark.slow
 def test_a_thousand_tasks_take_less_than_a_second():
     work, edges, pins = drawn(0, 1000, 2e5)
     before = time.process_time()
@@ -167,6 +170,7 @@ def test_what_makes_no_sense_is_one_line(changes, error, words):
         isthmus.schedule_tasks(cluster(), **given)
 
 
+@pytest.mark.slow
 def test_the_best_is_the_same_every_time_and_takes_what_pins_say():
     work, edges, pins = drawn(5, 12)
     pins |= {2: ["site1", 0]}
