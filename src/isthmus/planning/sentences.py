@@ -3,8 +3,8 @@
 import numpy as np
 
 from isthmus.planning.programme.exchanges import link_name, link_names
-from isthmus.timing.stages import link_routes
 from isthmus.registry import ALLREDUCE_STAGES
+from isthmus.timing.stages import link_routes
 
 BIT_RATES = (1e8, 2e8, 5e8, 1e9, 2e9, 2.5e9, 5e9, 1e10, 2.5e10, 4e10, 5e10, 1e11, 2e11, 4e11)
 """Rates at which networks are sold, in bits per second: as bytes per second they are suspicious."""
