@@ -69,7 +69,8 @@ class ClientTraining(Training):
         for client in member.draw():
             with np.errstate(all="ignore"):  # what is not finite is found where the client leaves
                 loss, samples, travelled = self._play(client, phase)
-            if member.leave(client, self.state.parameters, travelled):
+                kept = member.leave(client, self.state.parameters, travelled)
+            if kept:
                 total, seen = total + loss, seen + samples
         with phase("allreduce"):
             member.after_step(self.state.parameters)

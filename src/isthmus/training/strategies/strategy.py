@@ -42,7 +42,8 @@ class Strategy(Protocol):
     a vector of so many entries, `settled(computing_seconds, exchange_seconds, classes_differ)`,
     which returns the strategy with what was left open, and why; None where nothing was; and
     `outlook(seconds)`, which returns what comes of sites that take so many seconds for a change, in
-    words, and a warning or None.
+    words, and a warning or None. One whose `plays_clients` is true has steps that are rounds, and its
+    member the verbs of `client_rounds.Player`.
     """
 
     def exchanges(self, steps: int) -> Iterator[Exchange]:
