@@ -6,17 +6,17 @@ from isthmus.errors import SettingsError
 from isthmus.folders.contents import PlanTable, Provenance
 from isthmus.folders.reading import read_metrics, read_table
 from isthmus.json_text import dumps, loads
-from isthmus.links.agreement import from_root
+from isthmus.links.agreement import from_root, together
 
 SAME = ("strategy", "model", "training", "allreduce", "plan")
 """Tables of the settings that decide what a trace of arrivals comes to."""
 
 
-def shared_arrivals(tiers, settings, plan, manifest, folder):
-    """Return the lines on arrivals of the run in `folder`, on every rank. Collective.
+def replay_arrivals(tiers, settings, plan, manifest, member, folder):
+    """Have `member` take changes in the order in which the run in `folder` had them. Collective.
 
-    plan, manifest: where this run's shards are, and what they hold. SettingsError where those of the
-    other are different, or its settings, or where it tells no arrivals.
+    plan, manifest: where this run's shards are, and what they hold. SettingsError on every rank where
+    those of the other are different, or its settings, or where it tells no arrivals.
     """
 
     def read():
@@ -52,12 +52,12 @@ def shared_arrivals(tiers, settings, plan, manifest, folder):
             )
         return found
 
-    return from_root(tiers.world, read, tiers.home)
+    lines = from_root(tiers.world, read, tiers.home)
 
+    def take():
+        try:
+            member.replay(lines)
+        except ValueError as problem:
+            raise SettingsError(f"{folder}: cannot be replayed: {problem}") from None
 
-def replayed(member, lines, folder):
-    """Have `member` go as `lines` say. SettingsError where it cannot."""
-    try:
-        member.replay(lines)
-    except ValueError as problem:
-        raise SettingsError(f"{folder}: cannot be replayed: {problem}") from None
+    together(tiers.world, take)

@@ -20,7 +20,7 @@ from isthmus.jobs.keeping import keep_model
 from isthmus.jobs.preparation import hold_seconds, opened_job, place_data, with_planned_tree
 from isthmus.jobs.rebalancing import Rebalancing
 from isthmus.jobs.recording import Recording
-from isthmus.jobs.replaying import replayed, shared_arrivals
+from isthmus.jobs.replaying import replay_arrivals
 from isthmus.jobs.resuming import Recalled, identity_of, recall
 from isthmus.jobs.scaling import commonest_share, no_better_than_one_answer
 from isthmus.jobs.shared_model import shared_model, shared_start
@@ -94,8 +94,8 @@ def train(comm, settings_path, tell, *, resume=None, cluster=None, name=None, re
         )
         member = settings.make_strategy().join(sums, recipe.total_steps)
         member.meet(meetings(recipe))
-        if recorded is not None:
-            together(tiers.world, lambda: replayed(member, recorded, replay))
+        if replay:
+            replay_arrivals(tiers, settings, plan, local.manifest, member, replay)
         arguments = (computing, model, local, member, recipe, state)
         held = hold_seconds(tiers, settings), journal.enter
         training = (
