@@ -255,7 +255,6 @@ class Job:
         if self.leads:
             self.account.folder.close()
         self._keep_model()
-        self.record.state(self.account.folder, self.training.state.step)
         error = StoppedError(
             f"stopped by a signal after step {self.training.state.step}; go on with "
             f"`isthmus train RUN.toml --resume {self.path}`"
@@ -281,7 +280,6 @@ class Job:
         else:
             summary = None
         self._keep_model()
-        self.record.state(self.account.folder, self.training.state.step)
         self._tell_what_was_not_learnt()
         return broadcast_json(self.tiers.world, summary, self.tiers.home) | {"folder": str(self.path)}
 
@@ -295,7 +293,7 @@ class Job:
             self.tell(warning)
 
     def _keep_model(self):
-        """Write model.h5, while all ranks wait: a run is done, and its summary written, without it."""
+        """Write model.h5, while all ranks wait, and have sites state it: a run is done without either."""
         buffers = self.training.mean_buffers()
         from_root(
             self.tiers.world,
@@ -306,6 +304,7 @@ class Job:
             ),
             self.tiers.home,
         )
+        self.record.state(self.account.folder, self.training.state.step)
 
     def _report(self):
         self.account.report(look=self.rebalancing.measure)
