@@ -66,9 +66,6 @@ def train(comm, settings_path, tell, *, resume=None, cluster=None, name=None, re
         together(tiers.world, settings.make_optimiser)
         journal.enter("placing data", 0)
         settings, rounds, plan, local, sets = place_data(tiers, settings, journal.tell)
-        recorded = None
-        if replay:
-            recorded = shared_arrivals(tiers, settings, plan, local.manifest, replay)
         journal.enter("beginning", 0)
         trace = Trace(tiers) if settings.run.trace else None
         computing = trace.tiers if trace else tiers
@@ -293,7 +290,7 @@ class Job:
             self.tell(warning)
 
     def _keep_model(self):
-        """Write model.h5, while all ranks wait, and have sites state it: a run is done without either."""
+        """Write model.h5, while all ranks wait, and have sites state it; a run is done without it."""
         buffers = self.training.mean_buffers()
         from_root(
             self.tiers.world,
