@@ -72,7 +72,7 @@ def choose_tree(settings, cluster):
     Why: a sentence; None where the tree is that of the routes, or none is used. Raises SettingsError
     where `plan.tree` names no link.
     """
-    workload, strategy = settings.workload(), settings.make_strategy()
+    workload, strategy = settle(settings, cluster)[0].workload(), settings.make_strategy()
     if (
         workload.algorithm != "hierarchical"
         or len(cluster.sites) < 3
