@@ -24,8 +24,8 @@ def bound_by(cluster, terms, seconds_of_rank):
             f"{cluster.names[cluster.site_of_rank[rank]]}: {share}"
         )
     if name == "links":
-        used = [link for way in link_routes(cluster) for route in way for link in route]
-        slowest = min(used, key=lambda link: link.bytes_per_second)
+        used = {link for way in link_routes(cluster) for route in way for link in route}
+        slowest = min(filter(used.__contains__, cluster.links), key=lambda link: link.bytes_per_second)
         return f"bound by the link {slowest.source} > {slowest.target}: {share}"
     if name in ALLREDUCE_STAGES:
         return f"bound by the allreduce's {name}: {share}"
