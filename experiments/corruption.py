@@ -28,9 +28,10 @@ import numpy as np
 
 import isthmus
 from isthmus.errors import CheckpointError, SettingsError, ShardError
-from isthmus.folders.model_file import Kept, tensors_of, write_model
+from isthmus.folders.model_file import Kept, write_model
 from isthmus.folders.record import RunFolder
 from isthmus.folders.status import describe_run
+from isthmus.folders.stored_weights import StoredWeights
 from isthmus.models import Perceptron
 from isthmus.pages.report import write_report
 from isthmus.provenance import process_provenance
@@ -191,8 +192,12 @@ def run(folder):
 
 
 def model(folder):
-    """The model that a run has kept, the last and the best."""
+    """The model that a run has kept, the last in float32 and the best compressed."""
     path, made = folder / "model.h5", Perceptron(6, (5,), 3)
+    best = made.views(made.initial(20))
+    stored = {
+        name: StoredWeights.of("int8", best[f"{name}.weight"], True) for name in ("layer0", "layer1")
+    }
     metrics = {"test": {"loss": 0.5, "accuracy": 0.75}}
     sample = {"shape": [6], "dtype": "float32"}
     write_model(
@@ -208,8 +213,8 @@ def model(folder):
             "threads": 1,
         },
         {
-            name: Kept(step, step // 10, metrics, tensors_of(made, made.initial(step)))
-            for name, step in (("last", 40), ("best", 20))
+            "last": Kept(40, 4, metrics, made.views(made.initial(40))),
+            "best": Kept(20, 2, metrics, best, {}, {f"{name}.weight": stored[name] for name in stored}),
         },
     )
 

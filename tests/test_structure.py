@@ -24,7 +24,7 @@ FLOORS = {
             "collectives shards planning testbed",
             "training watching",
             "folders torch",
-            "pages",
+            "pages inference",
             "jobs",
             "measuring checks",
             "benchmarking",

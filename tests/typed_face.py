@@ -223,6 +223,9 @@ def trained(run: str, features: np.ndarray, shards: isthmus.ShardSet) -> None:
     assert_type(model.scores(parameters, features), npt.NDArray[np.float32])
     assert_type(model.predict(features), npt.NDArray[Any])
     assert_type(model.evaluate(shards), dict[str, float])
+    ladder = isthmus.compress(model, parameters, weights="int8", keep=(1, 0.5), validation=shards)
+    assert_type(ladder.best.nbytes, int)
+    assert_type(ladder.best.student.parameters, npt.NDArray[np.float32])
 
 
 def errors() -> None:

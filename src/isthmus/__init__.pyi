@@ -14,6 +14,7 @@ from .compression.quantized import Int8 as Int8
 from .compression.top_k import TopK as TopK
 from .errors import IsthmusError as IsthmusError
 from .folders.trained_model import load_model as load_model
+from .inference.compressing import compress as compress
 from .links.tiers import split_tiers as split_tiers
 from .planning.cascades import plan_cascade as plan_cascade
 from .planning.plan import plan_shards as plan_shards

@@ -19,7 +19,7 @@ from isthmus.cli.progress import columns_of_terminal, draw_bar
 from isthmus.cli.runs import compare, report, status, submit
 from isthmus.cli.schedule import schedule
 from isthmus.cli.testbed import testbed
-from isthmus.cli.trained import evaluate, export, predict
+from isthmus.cli.trained import compress, evaluate, export, predict
 from isthmus.cli.verify import verify
 from isthmus.json_text import dumps
 from isthmus.mpirun import speaks
@@ -261,6 +261,7 @@ app.command()(schedule)
 app.command()(evaluate)
 app.command()(predict)
 app.command()(export)
+app.command()(compress)
 app.command()(verify)
 app.command()(report)
 app.command()(compare)

@@ -1,11 +1,12 @@
-"""`isthmus evaluate | predict | export`: what is done with the model that a run has kept."""
+"""`isthmus evaluate | predict | export | compress`: what is done with the model that a run has kept."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from isthmus.cli.arguments import AsJson
+from isthmus.cli.arguments import AsJson, number
+from isthmus.mpirun import speaks
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")]
 Best = Annotated[
@@ -104,3 +105,82 @@ def export(
 
     made = export_model(run, output, best)
     context.obj.answer(as_json, made, f"{output}: {made['what']}", output)
+
+
+def compress(
+    context: typer.Context,
+    run: RunFolder,
+    accuracy_loss: Annotated[
+        float, number("How much accuracy may be lost, as a share.", at_least=0, metavar="SHARE")
+    ] = 0.005,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FOLDER",
+            help="Where the smaller model goes; else RUN/compressed.",
+            show_default=False,
+        ),
+    ] = None,
+    validation: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="SHARDS", help="Samples to choose by; else the run's own.", show_default=False
+        ),
+    ] = None,
+    weights: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FORM",
+            help="int8, int4, pruned or float32; several times; else the first three.",
+            show_default=False,
+        ),
+    ] = None,
+    keep: Annotated[
+        list[float] | None,
+        typer.Option(
+            metavar="SHARE",
+            help="Of the units of inner layers; several times; else 1, 0.5, 0.375 and 0.25.",
+            show_default=False,
+        ),
+    ] = None,
+    teacher: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN", help="A run whose model they learn from, too.", show_default=False),
+    ] = None,
+    temperature: Annotated[
+        float, typer.Option(metavar="NUMBER", help="What the teacher's scores are divided by.")
+    ] = 1.0,
+    epochs: Annotated[int, number("Of learning on, of what was cut.", at_least=1)] = 12,
+    seed: Annotated[int, number("Of the order in which they learn.", at_least=0)] = 0,
+    best: Best = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", metavar="", help="Replace a smaller model.")
+    ] = False,
+    as_json: AsJson = False,
+):
+    """Try smaller models; keep the smallest that is as good (one process)."""
+    from isthmus.jobs.compressing import compress_run, compression_words
+
+    if not speaks():
+        return  # under mpirun the first rank works, and the others have nothing to do
+    wanted = {"weights": weights, "keep": keep}
+    try:
+        made = compress_run(
+            run,
+            output,
+            validation=validation,
+            best=best,
+            teacher=teacher,
+            overwrite=overwrite,
+            tell=context.obj.tell,
+            accuracy_loss=accuracy_loss,
+            temperature=temperature,
+            epochs=epochs,
+            seed=seed,
+            **{name: given for name, given in wanted.items() if given},
+        )
+    except ValueError as problem:
+        raise typer.BadParameter(str(problem)) from None
+    context.obj.answer(as_json, made, compression_words(made), made["folder"])

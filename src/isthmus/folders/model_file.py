@@ -1,6 +1,7 @@
 """model.h5: what a run has learnt, by name, and all that is needed to use it.
 
 last/parameters/layer0.weight      float32, with its shape; so for each tensor of the model
+                                   or, of one that was compressed, uint8: see `stored_weights`
 last/buffers/NAME                  what a model keeps beside its parameters
 best/parameters/...                the same, of the epoch that the validation set liked best
 scale/mean, scale/std              what features were standardised by
@@ -16,8 +17,9 @@ from pydantic import TypeAdapter
 
 from isthmus.checked_files import CheckedKind
 from isthmus.errors import SettingsError
-from isthmus.folders.contents import Count, DataTold, Measured, Table
-from isthmus.folders.reading import in_words
+from isthmus.folders.contents import Count, DataTold, Measured, Provenance, Table
+from isthmus.folders.reading import in_words, read_table
+from isthmus.folders.stored_weights import StoredWeights
 
 NAME = "model.h5"
 MODEL_FILE = CheckedKind(
@@ -34,7 +36,8 @@ class Kept:
     """What is kept of one moment of a run.
 
     step, epoch: how many had been made. metrics: what each set said then, set -> name -> number.
-    parameters, buffers: name -> array.
+    parameters, buffers: name -> array. stored: name -> how that parameter lies in the file, where that
+    is not float32.
     """
 
     step: int
@@ -42,6 +45,15 @@ class Kept:
     metrics: dict[str, dict[str, float]]
     parameters: dict[str, np.ndarray]
     buffers: dict[str, np.ndarray] = field(default_factory=dict)
+    stored: dict[str, StoredWeights] = field(default_factory=dict)
+
+
+class StoredAs(Table):
+    """How a parameter is stored, as `StoredWeights` has it."""
+
+    form: str
+    shape: list[Count]
+    outputs_last: bool
 
 
 class Moment(Table):
@@ -52,6 +64,7 @@ class Moment(Table):
     metrics: dict[str, dict[str, Measured]]
     parameters: list[str]
     buffers: list[str]
+    stored: NotRequired[dict[str, StoredAs]]
 
 
 class Sample(Table):
@@ -102,8 +115,14 @@ def write_model(path, table, kept, scale=None):
             "parameters": list(each.parameters),
             "buffers": list(each.buffers),
         }
-        for group in ("parameters", "buffers"):
-            for tensor, array in getattr(each, group).items():
+        if each.stored:
+            moments[name]["stored"] = {
+                tensor: {"form": how.form, "shape": list(how.shape), "outputs_last": how.outputs_last}
+                for tensor, how in each.stored.items()
+            }
+        wires = {tensor: how.wire for tensor, how in each.stored.items()}
+        for group, held in (("parameters", {**each.parameters, **wires}), ("buffers", each.buffers)):
+            for tensor, array in held.items():
                 arrays[f"{name}/{group}/{tensor}"] = np.asarray(array, order="C")
     MODEL_FILE.write(path, arrays, table | {"kept": moments})
 
@@ -128,6 +147,18 @@ def model_content(folder):
     return MODEL_FILE.content(path)
 
 
+def was_sealed(folder):
+    """Whether the run that the model in `folder` is of kept its links sealed.
+
+    run.json tells it, and where there is none, as beside one that was compressed, the model's table.
+    """
+    path = Path(folder, "run.json")
+    if path.exists():
+        return read_table(path, Provenance)["settings"].get("security", {}).get("link") == "sealed"
+    table, *_ = read_model(Path(folder, NAME), model_content(folder))
+    return table.get("compressed", {}).get("sealed", False)
+
+
 def read_model(path, content):
     """Return the table, name -> Kept, and the scale (mean, std) or None, of a model.h5's bytes.
 
@@ -136,21 +167,24 @@ def read_model(path, content):
     arrays, table = MODEL_FILE.unpacked(path, content)
     try:
         table = TypeAdapter(ModelTable).validate_python(table)
-        kept = {
-            name: Kept(
-                each["step"],
-                each["epoch"],
-                each["metrics"],
-                *(
-                    {tensor: arrays[f"{name}/{group}/{tensor}"] for tensor in each[group]}
-                    for group in ("parameters", "buffers")
-                ),
-            )
-            for name, each in table["kept"].items()
-        }
+        kept = {name: _kept(name, each, arrays) for name, each in table["kept"].items()}
         scale = (arrays["scale/mean"], arrays["scale/std"]) if "scale/mean" in arrays else None
     except KeyError as problem:
         raise SettingsError(f"{path}: holds no array {problem}; {MODEL_FILE.cure}") from None
     except ValueError as problem:
         raise SettingsError(f"{path}: {in_words(problem)}; {MODEL_FILE.cure}") from None
     return table, kept, scale
+
+
+def _kept(name, moment, arrays):
+    """Return the Kept that the table's `moment` tells of; KeyError or ValueError if it is not there."""
+    parameters, buffers = (
+        {tensor: arrays[f"{name}/{group}/{tensor}"] for tensor in moment[group]}
+        for group in ("parameters", "buffers")
+    )
+    stored = {
+        tensor: StoredWeights(how["form"], tuple(how["shape"]), how["outputs_last"], parameters[tensor])
+        for tensor, how in moment.get("stored", {}).items()
+    }
+    parameters |= {tensor: how.tensor() for tensor, how in stored.items()}
+    return Kept(moment["step"], moment["epoch"], moment["metrics"], parameters, buffers, stored)

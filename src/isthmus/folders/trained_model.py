@@ -65,11 +65,9 @@ class TrainedModel:
 
         ValueError if features are not n samples of what the model takes.
         """
-        self.check_features(features)
-        if features.ndim == 2:  # flat: as a sample was packed
-            features = features.reshape(len(features), *self.features[0])
+        features = self.prepared(features)
         with threadpool_limits(self.table["threads"]):  # a product's bits depend on its threads
-            return scores_of(self.model, parameters, self._scaled(features))
+            return scores_of(self.model, parameters, features)
 
     def predict(self, features: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Return what n samples are taken for: int64[n] classes, or float32[n, outputs] values.
@@ -151,10 +149,12 @@ class TrainedModel:
                 f"means other numbers than all else; give {packed[1]}"
             )
 
-    def _scaled(self, features):
-        if self.scale is None:
-            return features
-        return self.scale.apply(features.reshape(len(features), *self.features[0]))
+    def prepared(self, features: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Return features as training gave them to `model`, standardised; ValueError as of `scores`."""
+        self.check_features(features)
+        if features.ndim == 2 or self.scale is not None:  # flat: as a sample was packed
+            features = features.reshape(len(features), *self.features[0])
+        return features if self.scale is None else self.scale.apply(features)
 
 
 def load_model(

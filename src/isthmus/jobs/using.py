@@ -12,9 +12,7 @@ from mpi4py import MPI
 
 from isthmus.errors import SecurityError, ShardError
 from isthmus.files import replacing, write_text
-from isthmus.folders.contents import Provenance
-from isthmus.folders.model_file import model_content
-from isthmus.folders.reading import read_table
+from isthmus.folders.model_file import model_content, was_sealed
 from isthmus.folders.trained_model import trained_model
 from isthmus.links.agreement import from_root, gather_json, raise_first, require, together
 from isthmus.links.world import broadcast, gather_rows
@@ -34,7 +32,7 @@ def shared_model(comm, run, best=False):
     def content_at_root():
         if comm.rank != 0:
             return b""
-        if len({*hosts}) > 1 and _was_sealed(run):
+        if len({*hosts}) > 1 and was_sealed(run):
             raise SecurityError(
                 f"{run}: the links of this run were sealed, and here its model would go from {hosts[0]} "
                 "to other hosts in clear; start this on one host"
@@ -49,13 +47,6 @@ def shared_model(comm, run, best=False):
         buffer[:] = np.frombuffer(content, np.uint8)
     broadcast(comm, buffer)
     return together(comm, lambda: trained_model(run, buffer.tobytes(), best))
-
-
-def _was_sealed(run):
-    """Whether the run in this folder kept its links sealed, as its run.json tells."""
-    path = Path(run, "run.json")
-    made = read_table(path, Provenance) if path.exists() else {"settings": {}}
-    return made["settings"].get("security", {}).get("link") == "sealed"
 
 
 def evaluate_run(comm, run, folder=None, *, best=False, tell=lambda line: None):

@@ -1,0 +1,1 @@
+"""What is done with a trained model so that it answers with less: fewer bytes, fewer units."""
