@@ -24,5 +24,6 @@ def tiers_of(world, ranks_of_site):
         site_index=index,
         home=0,
         recorder=None,
+        sealed=False,
         leaders=world.Split(0 if site.rank == 0 else MPI.UNDEFINED, index),
     )

@@ -157,10 +157,8 @@ def _coded_once(compressor, size, seconds, repetitions, library):
 
 def update_seconds(optimiser, nbytes, seconds, repetitions, library=np):
     """Return the median seconds of a step of `optimiser` on float32 parameters of `nbytes` bytes."""
-    parameters, mean = (
-        library.zeros(nbytes // 4, np.float32),
-        library.full(nbytes // 4, 1e-3, np.float32),
-    )
+    parameters, mean = (library.zeros(nbytes // 4, np.float32) for _ in range(2))
+    mean[:] = 1e-3
     arrays = optimiser.begin(parameters.size, parameters)
     return float(
         np.median(

@@ -35,16 +35,27 @@ def draw_schedule(table, kind):
                 **style,
             )
             if end - start > 0.012 * last * len(words):
-                axis.text(500 * (start + end), row + (low + high) / 2, words, ha="center", va="center",
-                          fontsize=8)  # fmt: skip
+                axis.text(
+                    500 * (start + end),
+                    row + (low + high) / 2,
+                    words,
+                    ha="center",
+                    va="center",
+                    fontsize=8,
+                )
 
         for task in tasks:
             colour = COLOURS[sites.index(task["site"]) % len(COLOURS)]
             middle = 0.05 if measured else 0.4
             bar(
-                rows[task["rank"]], task["start_seconds"], task["end_seconds"], colour, task["name"],
-                high=middle, alpha=0.55,
-            )  # fmt: skip
+                rows[task["rank"]],
+                task["start_seconds"],
+                task["end_seconds"],
+                colour,
+                task["name"],
+                high=middle,
+                alpha=0.55,
+            )
             if measured:
                 times = task["measured_start_seconds"], task["measured_end_seconds"]
                 bar(rows[task["rank"]], *times, colour, low=middle, hatch="///")

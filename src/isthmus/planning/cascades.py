@@ -261,12 +261,14 @@ def _busiest(cluster, requests_per_second, nbytes):
             raise ValueError(
                 f"requests_per_second: no edge site is called {unknown[0]!r}; known: {', '.join(edges)}"
             )
-        rates = {name: real(f"requests_per_second of {name}", each, least=0)
-                 for name, each in requests_per_second.items()}  # fmt: skip
+        rates = {
+            name: real(f"requests_per_second of {name}", each, least=0)
+            for name, each in requests_per_second.items()
+        }
     else:
         whole = real("requests_per_second", requests_per_second, least=0)
         rates = {name: whole * ranks / sum(edges.values()) for name, ranks in edges.items()}
-    load: dict[str, float] = {}
+    load = {}
     for name, rate in rates.items():
         for link in cluster.route(name, cluster.names[cluster.hub]):
             taken = rate * (nbytes + cluster.overhead_nbytes) / link.line(nbytes)[1]

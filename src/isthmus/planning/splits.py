@@ -152,8 +152,7 @@ def _inputs(layers):
     if len(number) < len(names):
         twice = next(name for index, name in enumerate(names) if name in names[:index])
         raise ValueError(f"layers: {twice!r} stands there twice; give each a name of its own")
-    inputs: list[list[int]] = []
-    outputs: list[list[tuple[int, int]]] = [[] for _ in names]
+    inputs, outputs = [], [[] for _ in names]
     for index, layer in enumerate(layers):
         whole(f"layer {layer.name!r}: entries", layer.entries, least=0)
         before = names[max(0, index - 1) : index] if layer.inputs is None else layer.inputs
