@@ -205,7 +205,7 @@ def cells(each, base, rates):
     if 0 < len(each.reached) < len(each.steps):
         steps += f" ({len(each.reached)} of {len(each.steps)})"
     yield f"{each.runs[0]['learning_rate']:g}"
-    yield steps + " rounds" * bool(each.row.turn)
+    yield steps + " rounds" * bool(each.row.turn and each.reached)
     yield ratio_in_words(ratios) if ratios else ""
     yield f"{np.mean(each.sent_nbytes) / 1e6:.3g}" if each.reached else ""
     yield mean_in_words([100 * accuracy for accuracy in each.last_accuracies], ".1f")
