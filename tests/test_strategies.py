@@ -66,7 +66,7 @@ def quiet(line, passing=False):
 
 @pytest.mark.slow
 @pytest.mark.ranks(4)
-@pytest.mark.parametrize("link", [{}, {"latency_seconds": 0.004}])
+@pytest.mark.parametrize("link", [{}, {"latency_seconds": 0.02}])
 def test_a_strategy_of_20_lines_trains_resumes_within_a_round_and_is_told_right(
     comm, shared_folder, monkeypatch, link
 ):
@@ -106,8 +106,8 @@ def test_a_strategy_of_20_lines_trains_resumes_within_a_round_and_is_told_right(
     inside = site_sum_terms(isthmus.Cluster.from_toml(path.parent / "cluster.toml"), SIZE)
     assert apart == pytest.approx(together / 3 + sum(inside.values()), rel=1e-6)
     of_term = {term["name"]: term for term in summary["terms"]}
-    if link:  # an exchange of 4 ms in every third step is more than a millisecond of each
-        assert of_term["links"]["measured_seconds"] > 0.001
+    if link:  # an exchange of 20 ms in every third step is more than 5 ms of each
+        assert of_term["links"]["measured_seconds"] > 0.005
     if comm.rank:
         return
     lines = lines_of(summary, "step")
