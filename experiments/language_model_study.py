@@ -10,11 +10,9 @@ machine does. A line of JSON in `results`.jsonl has what was asked and found; wh
 again. The table goes to `results`.md. --quick: few blocks, nothing kept. Imports no MPI.
 """
 
-import argparse
 import json
 import math
 import os
-import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -25,10 +23,10 @@ import tomli_w
 from calibrated import read_study
 from language_model import LENGTH, coded, read_texts
 from places import isthmus_command, output_of
-from study import HERE, Lines, digest_of, head, row
+from study import HERE, Lines, digest_of, head, row, run_parts
 
 import isthmus
-from isthmus.errors import IsthmusError, ShardError
+from isthmus.errors import ShardError
 from isthmus.folders.reading import read_run
 from isthmus.jobs.launch import mpirun, rank_environment
 from isthmus.toml_files import FrozenModel
@@ -250,18 +248,5 @@ def run(path, parts=("learn", "time"), short=False):
         tell(study, lines)
 
 
-def main():
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the folder is removed
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("part", nargs="?", choices=["learn", "time"], help="one part alone")
-    parser.add_argument("--settings", type=Path, default=Path(__file__).with_suffix(".toml"))
-    parser.add_argument("--quick", action="store_true", help="few blocks, nothing kept")
-    given = parser.parse_args()
-    run(given.settings, [given.part] if given.part else ("learn", "time"), given.quick)
-
-
 if __name__ == "__main__":
-    try:
-        main()
-    except IsthmusError as problem:
-        sys.exit(str(problem))
+    run_parts(__file__, __doc__, run)

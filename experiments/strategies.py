@@ -14,10 +14,8 @@ go to `results`.md, the picture to `results`.svg. --quick: one seed, one rate an
 that is removed. Imports no MPI: it starts mpirun.
 """
 
-import argparse
 import json
 import math
-import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -28,10 +26,9 @@ from places import PLACES, objects_in, output_of
 from strategies_findings import best_rate, steps_to, tell_findings
 from strategies_program import samples_of_ranks
 from strategies_settings import Study
-from study import HERE, Lines
+from study import HERE, Lines, run_parts
 
 from isthmus.benchmarking.options import named_compressor
-from isthmus.errors import IsthmusError
 from isthmus.models import Perceptron
 from isthmus.timing.step import predict_step
 from isthmus.timing.time_model import Workload
@@ -214,18 +211,5 @@ def run(path, parts=("learn", "time"), short=False):
         tell_findings(study, lines)
 
 
-def main():
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the testbed is taken down
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("part", nargs="?", choices=["learn", "time"], help="one part alone")
-    parser.add_argument("--settings", type=Path, default=Path(__file__).with_suffix(".toml"))
-    parser.add_argument("--quick", action="store_true", help="one seed, short, nothing kept")
-    given = parser.parse_args()
-    run(given.settings, [given.part] if given.part else ("learn", "time"), given.quick)
-
-
 if __name__ == "__main__":
-    try:
-        main()
-    except IsthmusError as problem:
-        sys.exit(str(problem))
+    run_parts(__file__, __doc__, run)

@@ -1,17 +1,19 @@
 """What all studies share: a file of results that goes on where it was, and what made them."""
 
+import argparse
 import hashlib
 import io
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from isthmus.errors import SettingsError
+from isthmus.errors import IsthmusError, SettingsError
 
 HERE = Path(__file__).resolve().parent
 
@@ -162,3 +164,20 @@ def tell(path, lines, picture):
     Path(path).with_suffix(".md").write_text(text)
     Path(path).with_suffix(".svg").write_text(picture)
     print(text)
+
+
+def run_parts(program, text, run):
+    """Call run(settings, parts, short) as the command line tells: [learn | time] and options.
+
+    program, text: file and docstring of the study. What is wrong is told in one line.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that what is up is taken down
+    parser = argparse.ArgumentParser(description=text.splitlines()[0])
+    parser.add_argument("part", nargs="?", choices=["learn", "time"], help="one part alone")
+    parser.add_argument("--settings", type=Path, default=Path(program).with_suffix(".toml"))
+    parser.add_argument("--quick", action="store_true", help="few samples and seeds, nothing kept")
+    given = parser.parse_args()
+    try:
+        run(given.settings, [given.part] if given.part else ("learn", "time"), given.quick)
+    except IsthmusError as problem:
+        sys.exit(str(problem))

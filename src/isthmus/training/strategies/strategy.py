@@ -43,7 +43,8 @@ class Strategy(Protocol):
     which returns the strategy with what was left open, and why; None where nothing was; and
     `outlook(seconds)`, which returns what comes of sites that take so many seconds for a change, in
     words, and a warning or None. One whose `plays_clients` is true has steps that are rounds, and its
-    member the verbs of `client_rounds.Player`.
+    member the verbs of `client_rounds.Player`. One whose `star` is true has all sites meet at the hub,
+    whatever tree of sites there is.
     """
 
     def exchanges(self, steps: int) -> Iterator[Exchange]:
