@@ -4,7 +4,6 @@ import ctypes
 import functools
 import re
 import sys
-from contextlib import contextmanager
 
 from isthmus.errors import NoDeviceError
 from isthmus.extras import how_to_install
@@ -67,13 +66,18 @@ def synchronise(array):
         library_of(array).cuda.get_current_stream().synchronize()
 
 
-@contextmanager
-def memory_for(what):
-    """Turn the MemoryError of a `with` block, the host's or a GPU's, into a NoDeviceError for `what`."""
-    try:
-        yield
-    except MemoryError as problem:
-        raise out_of_memory(what, problem) from problem
+class MemoryFor:
+    """Turn the MemoryError of `with` blocks, the host's or a GPU's, into a NoDeviceError for `what`."""
+
+    def __init__(self, what):
+        self.what = what
+
+    def __enter__(self):
+        pass
+
+    def __exit__(self, _, problem, __):
+        if isinstance(problem, MemoryError):
+            raise out_of_memory(self.what, problem) from problem
 
 
 def out_of_memory(what, problem):

@@ -23,7 +23,7 @@ from isthmus.compression.chunks import WIRE_NBYTES
 from isthmus.compression.compressor import Compressor, Vector
 from isthmus.compression.dense import Dense
 from isthmus.compression.overflow import overflow_in_words
-from isthmus.devices import memory_for, set_from_host, to_host
+from isthmus.devices import MemoryFor, set_from_host, to_host
 from isthmus.errors import IsthmusError, MachineError
 from isthmus.links.agreement import raise_first
 from isthmus.links.counted import CountedComm
@@ -37,6 +37,7 @@ if TYPE_CHECKING:  # cluster files need what not every machine has
     from isthmus.links.tiers import Tiers
 
 Given = npt.NDArray[np.floating]  # of float32; NumPy's stubs take float32 / int for float64
+MEMORY = MemoryFor("an allreduce")
 EXACT = {"ring": Ring, "tree": DoubleTree, "recursive": Recursive}
 
 
@@ -114,7 +115,7 @@ class Allreduce:
     def __call__(self, vector: Given) -> Vector:
         """Return the weighted mean of all ranks' float32[size] `vector` as a new array."""
         self._begin(vector)
-        self._attempt(lambda: self._residence.check(vector, self.size))
+        self._attempt(self._residence.check, vector, self.size)
         for bucket in self.buckets:
             self.start(None if self._problem else vector[bucket])
         return self.finish()
@@ -159,15 +160,15 @@ class Allreduce:
         self._begin(pieces[0] if pieces else None)
         self._clock.resume()
         part = self.buckets[self._started]
-        self._attempt(lambda: self._check(pieces, part.stop - part.start))
+        self._attempt(self._check, pieces, part.stop - part.start)
         if self._problem is None:
-            scale, first = kernels.for_array(self._mean).scale, part.start
+            first = part.start
             for piece in pieces:
-                scale(piece, self.share, self._mean[first : first + piece.size])
+                self._kernels.scale(piece, self.share, self._mean[first : first + piece.size])
                 first += piece.size
         else:
             self._mean[part] = np.nan
-        with memory_for("an allreduce"):
+        with MEMORY:
             self._exchange.start(self._mean, self._started, self.calls)
             self._residence.post()
         self._started += 1
@@ -177,7 +178,7 @@ class Allreduce:
         wait. Only "hierarchical" has anything under way before `finish`."""
         if self._started == len(self.buckets) and self.algorithm == "hierarchical":
             self._clock.resume()
-            with memory_for("an allreduce"):
+            with MEMORY:
                 self._exchange.advance(self._mean, self.calls)
 
     def fail(self, problem: IsthmusError | ValueError) -> None:
@@ -200,11 +201,11 @@ class Allreduce:
             )
         mean, problem = self._mean, self._problem
         self._clock.resume()
-        with memory_for("an allreduce"):
+        with MEMORY:
             self._exchange.finish(mean, self.calls)
         self.calls += 1
         self._mean, self._started, self._problem = None, 0, None
-        self.finite = kernels.for_array(mean).all_finite(mean)
+        self.finite = self._kernels.all_finite(mean)
         if not self.finite:
             self.memory[:] = self._memory_before
             raise_first(self._tiers.world, problem)
@@ -229,7 +230,8 @@ class Allreduce:
 
     @property
     def residual(self) -> Vector:
-        return self._residence.zeros(self.size, "f4") if self._residual is None else self._residual
+        kept = getattr(self._exchange, "residual", None)
+        return self._residence.zeros(self.size, "f4") if kept is None else kept
 
     @property
     def overflow(self) -> str:
@@ -269,10 +271,6 @@ class Allreduce:
         self.calls = int(state["calls"][0])
         self.sent_to_sites[:] = state["sent_to_sites"]
 
-    @property
-    def _residual(self):
-        return getattr(self._exchange, "residual", None)
-
     def _site_and_link(self, nbytes_to_site):
         within = int(nbytes_to_site[self._tiers.site_index])
         return {"site": within, "link": int(nbytes_to_site.sum()) - within}
@@ -285,20 +283,19 @@ class Allreduce:
         if self._mean is not None:
             return
         self._clock.start()
-
-        def make_room():
-            if not self._settled:
-                residence = self._residence_of(vector)
-                if type(residence) is not type(self._residence):
-                    self._settle(residence)
-                self._settled = True
-            self._mean = self._residence.empty(self.size, "f4")
-
-        self._attempt(make_room)
+        self._attempt(self._make_room, vector)
         if self._mean is None:  # then there is room on the host, for NaN
             self._settle(Host())
             self._settled, self._mean = False, np.empty(self.size, "f4")
         self._memory_before[:] = self.memory
+
+    def _make_room(self, vector):
+        if not self._settled:
+            residence = self._residence_of(vector)
+            if type(residence) is not type(self._residence):
+                self._settle(residence)
+            self._settled = True
+        self._mean = self._residence.empty(self.size, "f4")
 
     def _check(self, pieces, size):
         """Raise ValueError unless `pieces` make a bucket of `size` entries that kernels take."""
@@ -311,12 +308,12 @@ class Allreduce:
         if given != size:
             raise ValueError(f"a bucket's {len(pieces)} pieces hold {given} entries, not {size}")
 
-    def _attempt(self, act):
+    def _attempt(self, act, *given):
         """Do what may be wrong on this rank alone: then `fail`, so that no rank waits for this one."""
         if self._problem is None:
             try:
-                with memory_for("an allreduce"):
-                    act()
+                with MEMORY:
+                    act(*given)
             except (IsthmusError, ValueError) as problem:
                 self.fail(problem)
 
@@ -335,6 +332,7 @@ class Allreduce:
         if self.memory.size:
             set_from_host(memory, to_host(self.memory))
         self._residence, self._exchange = residence, exchange
+        self._kernels = kernels.for_array(residence.empty(0, "f4"))
         self.memory, self._memory_before = memory, before
 
     def _plan(self, residence):
