@@ -135,7 +135,7 @@ if __name__ == "__main__":
             start = time.perf_counter()
             for _ in itertools.chain([None], training.steps()):
                 step = training.state.step
-                if step not in case["looks"]:
+                if step not in case["looks"] or not training.member.together:
                     continue
                 own.append([step, time.perf_counter() - start, training.member.sent_nbytes["link"]])
                 if at_home:

@@ -171,16 +171,20 @@ def slope(rank, place, step):
 
 def serial(strategy, lines):
     """Return what workers of one rank each come to that arrive as `lines` tell."""
-    made, meetings = [0] * 4, [line["step"] for line in lines]
+    walked, meetings = [0] * 4, [0, *(line["step"] for line in lines)]
+    arrivals = [(*arrival, number) for number, line in enumerate(lines) for arrival in line["arrivals"]]
+    segments, done = iter(arrivals), [[0] * 4 for _ in lines]
 
     def change(worker, start):
-        place, following = start.copy(), min(step for step in meetings if step > made[worker])
-        for _ in range(min(strategy.every, following - made[worker])):
-            place += slope(worker, place, made[worker]) * np.float32(-0.1)
-            made[worker] += 1
+        place, segment = start.copy(), next(segments)[2]
+        length = meetings[segment + 1] - meetings[segment]
+        for _ in range(min(strategy.every, length - done[segment][worker] % length)):
+            place += slope(worker, place, walked[worker]) * np.float32(-0.1)
+            done[segment][worker] += 1
+            walked[worker] += 1
         return start - place
 
-    trace = [arrival for line in lines for arrival in line["arrivals"]]
+    trace = [each[:2] for each in arrivals]
     start = np.linspace(-1, 1, SIZE, dtype="f4")
     return isthmus.serial_arrivals(strategy, change, start, trace, weights=WEIGHTS, ends=True)[-1]
 
@@ -189,7 +193,8 @@ class Walk:
     """A loop over steps as a user writes it, of one rank; its last site is slow."""
 
     def __init__(self, tiers, strategy, lines=None, meetings=(10, 17), **arguments):
-        self.rank, self.step, self.lines = tiers.world.rank, 0, []
+        self.rank, self.lines = tiers.world.rank, []
+        self.strategy = strategy
         self.slow = tiers.site_index == len(tiers.cluster.sites) - 1
         self.member = strategy.join(Sums(tiers, SIZE, WEIGHTS[self.rank], **arguments), STEPS)
         self.member.meet(lambda step: step in meetings)
@@ -197,23 +202,25 @@ class Walk:
             self.member.replay(lines)
         self.place = np.linspace(-1, 1, SIZE, dtype="f4")
         self.member.begin(self.place)
-        self.kept, self.finite = {}, []
+        self.kept, self.finite = {}, {}
 
-    def go_on(self, spoilt_at=None):
-        while self.step < STEPS:
-            self.member.before_step(self.place)
+    def go_on(self, spoilt_after=None):
+        member = self.member
+        while member.step < STEPS:
+            member.before_step(self.place)
             time.sleep(0.004 if self.slow else 0.0005)
-            mean = self.member.gradients(slope(self.rank, self.place, self.step))
+            mean = member.gradients(slope(self.rank, self.place, member.walked))
             self.place += mean * np.float32(-0.1)
-            if self.step == spoilt_at:
+            if member.step == spoilt_after:
                 self.place[3] = np.inf
-            self.member.after_step(self.place)
-            self.step += 1
-            self.finite += [self.member.finite]
-            if self.member.together:
-                state = self.member.state()
-                self.kept[self.step] = {k: v.copy() for k, v in state.items()}, self.place.copy()
-                self.lines += [{"step": self.step} | line for line in self.member.told().values()]
+            member.after_step(self.place)
+            if member.together:
+                state = {name: array.copy() for name, array in member.state().items()}
+                self.kept[member.step], self.finite[member.step] = (
+                    (state, self.place.copy()),
+                    member.finite,
+                )
+                self.lines += [{"step": member.step} | line for line in member.told().values()]
         return self.place
 
 
@@ -244,21 +251,30 @@ def test_ranks_end_with_the_bits_of_their_own_trace_and_of_a_resume(comm, strate
         assert gather_json(tiers.world, place.tolist()) == [place.tolist()] * 4
         assert (walk.member.predicted_to_sites() == walk.member.sent_to_sites).all()
         assert [line["step"] for line in walk.lines] == [10, 17, STEPS]
+        lengths = {1: (10, 7, 7), 2: (5, 4, 4)}[strategy.every]
+        sent = [len(line["arrivals"]) for line in walk.lines]
+        assert sent == [len(sites) * each for each in lengths]
+        walked = np.sum([line["steps_of_site"] for line in walk.lines], axis=0)
+        assert walked[tiers.site_index] == walk.member.walked
+        if strategy.busy == len(sites) and strategy.bound > 1:  # who is slow makes fewer changes
+            assert walked[-1] < STEPS < max(walked)
         again = Walk(tiers, strategy, walk.lines, **arguments)
         assert again.go_on().tobytes() == place.tobytes()
         assert again.lines == walk.lines
         resumed = Walk(tiers, strategy, walk.lines, **arguments)
         resumed.member.load(walk.kept[10][0])
-        resumed.place[:], resumed.step = walk.kept[10][1], 10
+        resumed.place[:] = walk.kept[10][1]
         assert resumed.go_on().tobytes() == place.tobytes()
         assert (resumed.member.predicted_to_sites() == resumed.member.sent_to_sites).all()
         if "compressor" not in arguments:  # then it is what the serial engine makes of the trace
             np.testing.assert_array_equal(place, serial(strategy, walk.lines))
-        locked = replace(strategy, bound=0, beyond="wait")  # whatever comes first
-        assert Walk(tiers, locked).go_on().tobytes() == Walk(tiers, locked).go_on().tobytes()
+        locked = Walk(tiers, replace(strategy, bound=0, beyond="wait"))  # whatever comes first
+        again = Walk(tiers, locked.strategy)
+        assert locked.go_on().tobytes() == again.go_on().tobytes()
+        assert locked.member.walked == STEPS
         spoilt = Walk(tiers, strategy, **arguments)
-        assert np.isfinite(spoilt.go_on(spoilt_at=13 if tiers.site_index == 1 else None)).all()
-        assert spoilt.finite == [step != 17 for step in range(1, STEPS + 1)]  # told where all meet
+        assert np.isfinite(spoilt.go_on(spoilt_after=10 if tiers.site_index == 1 else None)).all()
+        assert spoilt.finite == {10: True, 17: False, STEPS: True}  # told where all meet
         assert [line["lost"] for line in spoilt.lines] == [0, 1, 0]
         with pytest.raises(ValueError, match="not of this run's strategy"):
             Walk(tiers, strategy, [line | {"arrivals": line["arrivals"][::-1]} for line in walk.lines])
@@ -297,9 +313,14 @@ def test_a_job_of_three_sites_is_replayed_resumed_and_told_right(comm, shared_fo
     wire, dense = isthmus.Int8(16).wire_nbytes(163), 4 * 163
     # Epochs of 10 steps, one of them with a checkpoint in its middle; 3 steps a change.
     changes, meetings = 5 * 4 + 2 * 2, 7
+    lines = lines_of(live, "arrivals")
+    made = np.bincount([site for line in lines for site, _ in line["arrivals"]]).tolist()
+    assert sum(made) == 3 * changes
+    assert made[2] < changes < made[0]
     for link in live["links"]:
-        away = (changes - meetings) * wire + meetings * dense
-        assert link["sent_nbytes"] == (away if link["source"] == "site0" else changes * wire)
+        source, target = int(link["source"][-1]), int(link["target"][-1])
+        away = (made[target] - meetings) * wire + meetings * dense + 8 * made[target]
+        assert link["sent_nbytes"] == (made[source] * wire if source else away)
         assert link["sent_nbytes"] == link["predicted_nbytes"]
     with pytest.raises(SettingsError, match=r"cannot be replayed: its settings differ in \[strategy\]"):
         run({"arrivals": 3, "every": 3}, replay=live["folder"])
@@ -312,14 +333,13 @@ def test_a_job_of_three_sites_is_replayed_resumed_and_told_right(comm, shared_fo
     with pytest.raises(SettingsError, match="cannot be replayed: plan.replan = true moves shards"):
         run(settings, replay=live["folder"])
     if comm.rank == 0:
-        lines = lines_of(live, "arrivals")
         assert [line["step"] for line in lines] == [10, 20, 30, 35, 40, 50, 60]
-        assert sum(len(line["arrivals"]) for line in lines) == 3 * changes
+        assert sum(sum(line["steps_of_site"]) for line in lines) == pytest.approx(3 * 60, abs=3 * 7)
         assert lines_of(again, "arrivals") == lines
         assert len(lines_of(live, "evaluation")) == 6
         assert len(lines_of(live, "step")) == 60
         exchanged = [line["step"] for line in lines_of(live, "step") if line["exchanged"]]
         assert exchanged[:10] == [3, 6, 9, 10, 13, 16, 19, 20, 23, 26]
         page = write_report(Path(live["folder"])).read_text()
-        for words in ("buffered", "changes a second are expected", "versions old", "site2 4"):
+        for words in ("buffered", "changes a second are expected", "versions old", "own samples"):
             assert words in page, words

@@ -26,6 +26,7 @@ def run_of(steps, every=4, evaluate=8, of_step=lambda step: {}, others=()):
         steps=[line for line in lines if line["kind"] == "step"],
         evaluations=[line for line in lines if line["kind"] == "evaluation"],
         cluster=isthmus.Cluster(cluster_of(1, 1)),
+        plan={"steps": 4},
         summary={"links": [{"source": "site0", "target": "site1", "sent_nbytes": sent}]},
     )
 
@@ -56,7 +57,13 @@ def test_who_sent_changes_how_often_and_how_old_they_were_is_told():
     """Five changes in 8 steps of 0.1 s."""
     line = {"kind": "arrivals", "step": 8, "version": 5, "lost": 0}
     line |= {"arrivals": [[0, 0], [1, 0], [0, 1], [0, 2], [1, 3]], "staleness": [0, 1, 1, 1, 1]}
+    older, _ = exchange_table(run_of(8, every=1, others=[line]))
+    assert "own samples, times" not in older
+    line["steps_of_site"] = [10, 6]
     columns, (row,) = exchange_table(run_of(8, every=1, others=[line]))
+    assert row[-3] == "site0 2.50, site1 1.50"
+    columns.remove("own samples, times")
+    del row[-3]
     assert columns[-3:] == ["changes", "changes a second", "versions old"]
     assert row[-3:] == ["site0 3, site1 2", "6.25", "0.80"]
 

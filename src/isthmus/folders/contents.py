@@ -302,6 +302,7 @@ class ArrivalsLine(Line):
     staleness: list[Count]
     version: Count
     lost: Count
+    steps_of_site: list[Count] | None = None
 
 
 LINES = {

@@ -53,9 +53,19 @@ def _arrivals(run, lines, seconds):
     ages = [age for line in told for age in line["staleness"]]
     return {
         "changes": ", ".join(f"{run.cluster.names[site]} {counts[site]}" for site in sorted(counts)),
+        **_walks(run, told),
         "changes a second": f"{len(ages) / seconds:.3g}" if seconds > 0 else "–",
         "versions old": f"{sum(ages) / len(ages):.2f}",
     }
+
+
+def _walks(run, told):
+    """Return how often each site has walked its own samples."""
+    made = [
+        sum(each) / run.plan["steps"] for each in zip(*(line.get("steps_of_site", []) for line in told))
+    ]
+    words = ", ".join(f"{name} {walks:.2f}" for name, walks in zip(run.cluster.names, made))
+    return {"own samples, times": words} if words else {}
 
 
 def _clients(steps, lines):

@@ -10,6 +10,7 @@ D_i / K is not whole.
 """
 
 import hashlib
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -92,6 +93,7 @@ class Training:
         self.gradient = library_of(state.parameters).zeros(model.size, np.float32)
         self.instruments = Instruments(tiers.recorder, enter)
         self.rows = []  # of the steps since the last `gather_rows`
+        self._gathered = state.step  # the last step that was told
         self.finite, self.non_finite_ranks = True, []  # of the last step
         member.begin(state.parameters)
 
@@ -99,22 +101,24 @@ class Training:
         """Make the steps that are left, and yield after each."""
         recipe, state = self.recipe, self.state
         while state.step < recipe.total_steps:
-            epoch, done = divmod(state.step, recipe.steps)
+            epoch, done = divmod(self.member.walked, recipe.steps)
             for features, targets in self.local.batches(
                 steps=recipe.steps, seed=recipe.seed, epoch=epoch, start=done
             ):
                 before = self.member.stage_seconds
-                with self.instruments.step(state.step + 1) as measured:
+                with self.instruments.step(self.member.walked + 1) as measured:
                     loss = self._step(features, targets, measured.phase)
                 self._note(loss, len(targets), measured, before)
-                state.step += 1
+                state.step = self.member.step
                 yield
+                if self.member.together and state.step % recipe.steps == 0:
+                    break  # of an epoch, wherever this rank is in its samples
 
     def _step(self, features, targets, phase):
         """Compute, sum, update, exchange; return the summed loss of this rank's samples."""
         self.member.before_step(self.state.parameters)
         gradients = self.member.gradients
-        self.model.begin_step(self.recipe.seed, self.tiers.world.rank, self.state.step)
+        self.model.begin_step(self.recipe.seed, self.tiers.world.rank, self.member.walked)
         with phase("compute"):
             loss = self._compute(features, targets, gradients)
         with phase("allreduce"):
@@ -283,7 +287,7 @@ class Training:
 
     def load(self, step, arrays):
         """Go on after `step` from what `arrays` gave, in place."""
-        self.state.step = step
+        self.state.step = self._gathered = step
         set_from_host(self.state.parameters, arrays["parameters"])
         for name, array in self.state.optimiser.items():
             set_from_host(array, arrays[f"optimiser/{name}"])
@@ -309,5 +313,19 @@ class Training:
         world, home = self.tiers.world, self.tiers.home
         rows = np.array(self.rows, np.float64).reshape(-1, len(MEASURED))
         self.rows.clear()
+        rows, self._gathered = spread(rows, self.state.step - self._gathered), self.state.step
         everyone = gather(world, rows, home)
         return None if everyone is None else np.stack(everyone)
+
+
+def spread(rows, steps):
+    """Return `rows`, float64[:, MEASURED], of as many steps as this rank has made, as those of the job.
+
+    Where that is more, several are taken together; where it is less, some have nothing.
+    """
+    if len(rows) == steps:
+        return rows
+    ends = [0, *(-(-number * len(rows) // steps) for number in range(1, steps + 1))]
+    summed = np.array([rows[slice(*each)].sum(axis=0) for each in itertools.pairwise(ends)])
+    summed[:, -2:] = rows[np.array(ends[1:]) - 1, -2:]  # bytes are counted from the start
+    return summed

@@ -4,7 +4,6 @@ The one engine of jobs, of their replay, of `serial_arrivals` and of what is exp
 """
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -74,19 +73,26 @@ class Server:
 
 
 class Turns:
-    """Who is at work since which version, and whose turn it is, until each has made its `changes`."""
+    """Who is at work since which version, and whose turn it is, until `changes` have begun in all.
 
-    def __init__(self, strategy: Arriving, changes: Sequence[float]):
-        self.strategy, self.left = strategy, list(changes)
+    Who is fast makes more of them. Each worker that waits for its first turn has it before any has its
+    second: where there are as many changes as workers, each makes one at least.
+    """
+
+    def __init__(self, strategy: Arriving, workers: int, changes: float):
+        self.strategy, self.left = strategy, changes
         self.at_work: dict[int, int] = {}
-        self.idle = [worker for worker, number in enumerate(self.left) if number]
-        self.last = [-1] * len(self.left)
+        self.idle = list(range(workers))
+        self.last = [-1] * workers
 
     def begin(self, version: int) -> list[int]:
         """Return the workers that begin now, from `version`: in the order in which they became idle."""
         holds, begun = self.strategy.holds(version, self.oldest), []
         for worker in self.idle:
-            if len(self.at_work) < self.strategy.busy and not (holds and self.last[worker] == version):
+            if not self.left or len(self.at_work) == self.strategy.busy:
+                break
+            if not (holds and self.last[worker] == version):
+                self.left -= 1
                 self.at_work[worker] = self.last[worker] = version
                 begun.append(worker)
         self.idle = [worker for worker in self.idle if worker not in begun]
@@ -97,9 +103,7 @@ class Turns:
 
     def arrive(self, worker: int) -> int:
         """Return from which version the change of `worker` began that is here now."""
-        self.left[worker] -= 1
-        if self.left[worker]:
-            self.idle.append(worker)
+        self.idle.append(worker)
         return self.at_work.pop(worker)
 
     @property
@@ -142,11 +146,12 @@ class Recorded:
 def check_trace(
     strategy: Arriving,
     trace: Sequence[Arrival],
-    changes: Sequence[int],
+    workers: int,
+    changes: int,
     version: int,
     told: Mapping[str, Any],
 ) -> None:
-    """Raise ValueError unless workers that make so many `changes` can arrive as `trace` says.
+    """Raise ValueError unless `workers` that make so many `changes` in all can arrive as `trace` says.
 
     version: what they begin with. told: of the trace, the `version` that it leads to, and how many
     changes were `lost`, because they were not finite: what they came to cannot be checked.
@@ -154,10 +159,10 @@ def check_trace(
     wrong = (
         f"the arrivals that lead to version {told['version']} are not of this run's strategy and steps"
     )
-    if Counter(worker for worker, _ in trace) != Counter(dict(enumerate(changes))):
+    if len(trace) != changes or {worker for worker, _ in trace} != {*range(workers)}:
         raise ValueError(wrong)
     turns, waiting = Recorded(trace), 0
-    if not {*range(min(strategy.busy, len(changes)))} <= {*turns.begin(version)}:
+    if not {*range(min(strategy.busy, workers))} <= {*turns.begin(version)}:
         raise ValueError(wrong)
     for worker, start in trace:
         if not turns.may_arrive(worker):

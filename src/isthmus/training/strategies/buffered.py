@@ -22,7 +22,8 @@ class Buffered:
     """Each site sends the hub how far it has come from its start, and goes on from the newest vector.
 
     FedBuff (Nguyen et al. 2022, arXiv:2106.06639); with `arrivals = 1` and `mixing` FedAsync (Xie et al.
-    2019, arXiv:1903.03934). A site is one worker, inside which gradients are averaged exactly.
+    2019, arXiv:1903.03934). A site is one worker, inside which gradients are averaged exactly. A run
+    has as many changes as if each site made all its steps; who is fast makes more of them.
 
     arrivals: changes after which the vector moves, by their mean: a new version. busy: workers that may
     be at work at once; others wait for their turn. weight: what a change counts that began from an older

@@ -1,4 +1,7 @@
-"""How a vector goes one way between the hub and a site, or from a leader to its site's ranks."""
+"""How a vector goes one way between the hub and a site, or from a leader to its site's ranks.
+
+And a number that says which vector comes next.
+"""
 
 from typing import Any
 
@@ -8,6 +11,29 @@ from isthmus.collectives.messages import wait_for
 from isthmus.compression.compressor import Compressor, Vector
 from isthmus.links.comm import Comm, message_nbytes
 from isthmus.vectors import chunk_slices
+
+
+class Note:
+    """Sends a whole number to one peer of `comm`, or takes it from it."""
+
+    def __init__(self, comm: Comm, peer: int):
+        self.comm, self.peer, self.number = comm, peer, np.zeros(1, np.int64)
+        self.wire = self.number.view(np.uint8)
+        self.requests: list[Any] = []
+
+    def send(self, number: int) -> None:
+        wait_for(self.requests)
+        self.number[:] = number
+        self.requests = [self.comm.Isend(self.wire, self.peer)]
+
+    def take(self) -> int:
+        """Wait for it, and return it."""
+        wait_for([self.comm.Irecv(self.wire, self.peer)])
+        return int(self.number[0])
+
+    def nbytes(self) -> int:
+        """Return its bytes on the way, from the formula alone."""
+        return message_nbytes(self.comm, self.wire.size, self.peer)
 
 
 class Carrier:

@@ -11,7 +11,7 @@ from isthmus.compression.chunks import WIRE_NBYTES
 from isthmus.compression.compressor import Vector
 from isthmus.links.comm import Comm
 from isthmus.training.strategies.arrivals import Arrival, Arriving, Recorded, Server, Turns
-from isthmus.training.strategies.carrier import Carrier
+from isthmus.training.strategies.carrier import Carrier, Note
 
 if TYPE_CHECKING:
     from isthmus.training.strategies.sums import Sums
@@ -25,6 +25,7 @@ class Spoke:
 
     def __init__(self, comm: Comm, index: int, hub: int, sums: "Sums", strategy: Arriving):
         self.strategy, self.index, self.hub, self.size = strategy, index, hub, sums.size
+        self.comm = comm
         self.compressor = sums.arguments.get("compressor")
         feedback = sums.arguments.get("error_feedback", True)
         self._up = _maker(comm, sums, self.compressor, feedback, index)
@@ -34,6 +35,7 @@ class Spoke:
 
     def _connect(self, sites: int) -> None:
         self.up, self.down, self.whole = self._up(self.hub), self._down(self.hub), self._whole(self.hub)
+        self.meets = Note(self.comm, self.hub)
         self.sending = [self.up]
 
     def set(self, vector: Vector, version: int) -> None:
@@ -44,7 +46,7 @@ class Spoke:
         """The hub's business."""
 
     def open(self, changes: int, recorded: Sequence[Arrival] | None) -> None:
-        """Begin with what leads to the next meeting."""
+        """Begin with what leads to the next meeting: so many changes, of all sites."""
 
     def serve(self) -> bool:
         """Nobody asks."""
@@ -52,24 +54,26 @@ class Spoke:
 
     def turn(self) -> Vector:
         """Wait until this site may begin, and return where from."""
-        return self._wait(self.down)
+        return self._wait()[0]
 
-    def exchange(self, change: Vector, last: bool) -> Vector:
-        """Send a change, and return where this site goes on from."""
+    def exchange(self, change: Vector) -> tuple[Vector, bool]:
+        """Send a change; return where this site goes on from, and whether that is where all meet."""
         self.up.send(change)
-        return self._wait(self.whole if last else self.down)
+        return self._wait()
 
-    def predicted(self, changes: int, meetings: int) -> Iterator[tuple[int, int]]:
-        """Yield (site, bytes) of all that was sent for so many changes of a site."""
-        yield self.hub, changes * self.up.nbytes()
+    def predicted(self, changes: Sequence[int], meetings: int) -> Iterator[tuple[int, int]]:
+        """Yield (site, bytes) of all that was sent for so many changes of each site."""
+        yield self.hub, changes[self.index] * self.up.nbytes()
 
-    def _wait(self, carrier):
+    def _wait(self):
+        meets = bool(self.meets.take())
+        carrier = self.whole if meets else self.down
         carrier.expect()
         vector = carrier.take()
         if carrier.compressor is not None:
             vector += self.start
         self.start = vector
-        return vector
+        return vector, meets
 
 
 class Hub(Spoke):
@@ -80,6 +84,7 @@ class Hub(Spoke):
         self.up, self.down, self.whole = (
             {site: make(site) for site in others} for make in (self._down, self._down, self._whole)
         )
+        self.notes = {site: Note(self.comm, site) for site in others}
         self.sending = list(self.down.values())
         self.sites, self.known = sites, list[Vector]()
         self.trace: list[tuple[int, int, int]] = []  # site, version and staleness of each arrival
@@ -99,9 +104,9 @@ class Hub(Spoke):
 
     def open(self, changes: int, recorded: Sequence[Arrival] | None) -> None:
         self.turns = (
-            Turns(self.strategy, [changes] * self.sites) if recorded is None else Recorded(recorded)
+            Turns(self.strategy, self.sites, changes) if recorded is None else Recorded(recorded)
         )
-        self.trace, self.lost, self.due = [], 0, changes * self.sites
+        self.trace, self.lost, self.due = [], 0, changes
         for site in self.turns.begin(self.server.version):
             if site >= self.strategy.busy:
                 self._begin(site)
@@ -122,24 +127,26 @@ class Hub(Spoke):
         self._serve_until(lambda: bool(self.given))
         return self.given.pop()
 
-    def exchange(self, change: Vector, last: bool) -> Vector:
+    def exchange(self, change: Vector) -> tuple[Vector, bool]:
         self.mine = change
-        if not last:
-            return self.turn()
-        self._serve_until(lambda: len(self.trace) == self.due)
+        self._serve_until(lambda: bool(self.given) or len(self.trace) == self.due)
+        if self.given:
+            return self.given.pop(), False
         if self.server.buffer:
             self.server.move()
-        for carrier in self.whole.values():
+        for site, carrier in self.whole.items():
+            self.notes[site].send(True)
             carrier.send(self.server.vector)
         for carrier in self.whole.values():
             wait_for(carrier.requests)
         self.known = [self.server.vector] * self.sites
-        return self.server.vector
+        return self.server.vector, True
 
-    def predicted(self, changes: int, meetings: int) -> Iterator[tuple[int, int]]:
+    def predicted(self, changes: Sequence[int], meetings: int) -> Iterator[tuple[int, int]]:
         for site, carrier in self.down.items():
-            turns = changes - meetings + (meetings if site >= self.strategy.busy else 0)
-            yield site, turns * carrier.nbytes() + meetings * self.whole[site].nbytes()
+            turns = changes[site] - (0 if site >= self.strategy.busy else meetings)
+            nbytes = turns * carrier.nbytes() + meetings * self.whole[site].nbytes()
+            yield site, nbytes + (turns + meetings) * self.notes[site].nbytes()
 
     def _serve_until(self, done):
         while not done():
@@ -168,14 +175,15 @@ class Hub(Spoke):
         if site == self.index:
             self.known[site] = vector
             self.given.append(vector)
-        elif self.compressor is None:
+            return
+        self.notes[site].send(False)
+        if self.compressor is None:
             self.down[site].send(vector)
             self.known[site] = vector
         else:
             known = self.known[site]
             self.known[site] = self.down[site].send(vector - known) + known
-        if site != self.index:
-            self.up[site].expect()
+        self.up[site].expect()
 
 
 def _maker(comm, sums, compressor, feedback, index=None):

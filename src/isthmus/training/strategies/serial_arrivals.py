@@ -98,7 +98,7 @@ def expected_arrivals(strategy: Arriving, seconds: Sequence[float], changes: int
     seconds = [real("seconds", each, least=0) for each in seconds]
     if not seconds or not all(seconds):
         raise ValueError("seconds must be a positive number for each worker")
-    turns, version, waiting, now = Turns(strategy, [math.inf] * len(seconds)), 0, 0, 0.0
+    turns, version, waiting, now = Turns(strategy, len(seconds), math.inf), 0, 0, 0.0
     due = [(seconds[worker], worker) for worker in turns.begin(0)]
     heapq.heapify(due)
     trace: list[Arrival] = []

@@ -85,7 +85,7 @@ class Member:
     finite: whether what was exchanged after the last step was free of NaN and infinity; if not, on all
     ranks alike, and it was left out.
     together: whether all ranks are at the same step now, so that they may do things together.
-    step: steps made so far.
+    step: of the job, how many were made so far.
     """
 
     together = True
@@ -153,6 +153,14 @@ class Member:
         """Give this rank another share from the next step on. Collective."""
         for each in self.sums:
             each.reweigh(max(weight, LEAST_WEIGHT))
+
+    @property
+    def walked(self) -> int:
+        """Batches that this rank has taken of its own samples, one after another.
+
+        As many as there were steps, but where sites make unequally many.
+        """
+        return self.step
 
     @property
     def sent_nbytes(self) -> dict[str, int]:

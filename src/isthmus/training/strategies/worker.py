@@ -11,7 +11,7 @@ from isthmus.links.counted import CountedComm
 from isthmus.links.stage_clock import StageClock
 from isthmus.links.world import all_gather, broadcast
 from isthmus.training.strategies.arrivals import Arrival, Arriving, check_trace
-from isthmus.training.strategies.carrier import Carrier
+from isthmus.training.strategies.carrier import Carrier, Note
 from isthmus.training.strategies.hub import Hub, Spoke
 from isthmus.training.strategies.strategy import Exchange, Member
 
@@ -22,8 +22,11 @@ if TYPE_CHECKING:  # plans are made where there is no MPI
 class Worker(Member):
     """Its site sends a change after every so many steps; where all ranks meet, all changes are applied.
 
-    Between two meetings ranks are at different steps. `meet` says where they meet; the last step always
-    is. At a meeting all have the same vector, of the same version, and `state` is told there alone.
+    Up to a meeting all sites together make as many changes as if each made all steps that lead to it;
+    who is fast makes more of them, and walks its own samples again. So a rank goes on while `step` has
+    not come to the run's last, which it does where all meet, however often it is asked in between.
+    `meet` says where that is; the last step always is. At a meeting all have the same vector, of the
+    same version, and `state` is told there alone.
     """
 
     def __init__(self, sums: "Sums", strategy: Arriving, steps: float):
@@ -37,17 +40,21 @@ class Worker(Member):
         self.due: Callable[[int], bool] = lambda step: False
         self.recorded: dict[int, list[Arrival]] = {}
         self.trace: list[list[int]] = []  # site, version and staleness, since the last meeting
-        self.changes = self.meetings = self.version = self.ends = self.began = self.lost = 0
+        self.meetings = self.version = self.lost = 0
+        self.began = self.ends = self.made = self.taken = 0
         self.clock = StageClock(sums.tiers.recorder)
         self._sent = np.zeros_like(self.gradients.sent_to_sites)
         tiers, index, cluster = sums.tiers, sums.tiers.site_index, sums.tiers.cluster
         self.sites = len(cluster.sites)
         self.hub_rank = cluster.ranks_of_site(cluster.names[cluster.hub])[0]
+        self.arrived = np.zeros(self.sites, np.int64)  # changes of each site
         self.waits = index >= strategy.busy
         within = CountedComm(tiers.site, self._sent, [index] * tiers.site.size)
         mates = range(1, tiers.site.size) if tiers.site.rank == 0 else [0]
         chunk = sums.arguments.get("chunk_nbytes", 1 << 20)
-        self.mates = [Carrier(within, mate, sums.size, None, False, chunk) for mate in mates]
+        self.mates = [
+            (Note(within, mate), Carrier(within, mate, sums.size, None, False, chunk)) for mate in mates
+        ]
         self.post: Hub | Spoke | None = None
         if tiers.site.rank == 0:
             leaders = CountedComm(tiers.leaders, self._sent, range(tiers.leaders.size))
@@ -72,18 +79,17 @@ class Worker(Member):
                 raise ValueError(f"no arrivals are told of that led to step {step}")
             trace = [(worker, start) for worker, start in told[step]["arrivals"]]
             check_trace(
-                self.strategy, trace, [self._changes(began, step)] * self.sites, version, told[step]
+                self.strategy, trace, self.sites, self._changes(began, step), version, told[step]
             )
             self.recorded[step], version = trace, told[step]["version"]
 
     def before_step(self, parameters: Any) -> None:
         if self.step != self.ends:
             return
-        self.began, self.ends = self.ends, self._next_meeting(self.ends)
-        count = self._changes(self.began, self.ends)
+        self.began, self.ends, self.made = self.ends, self._next_meeting(self.ends), 0
+        self.together = False
         if self.post is not None:
-            self.post.open(count, self.recorded.get(self.ends))
-        self.changes += count
+            self.post.open(self._changes(self.began, self.ends), self.recorded.get(self.ends))
         if self.waits:
             self._go_on(self.post and self.post.turn(), parameters)
 
@@ -91,19 +97,20 @@ class Worker(Member):
         if self.step == self.ends:  # in a loop that does not say when a step begins
             self._refuse_to_wait()
             self.before_step(parameters)
-        self.step += 1
-        self.agreed = self.together = self.step == self.ends
-        self.finite = True
-        if not self.together and (self.step - self.began) % self.strategy.every:
+        self.made, self.taken = self.made + 1, self.taken + 1
+        self.step = min(self.began + self.made, self.ends - 1)
+        self.agreed, self.finite = False, True
+        if self.made % (self.ends - self.began) % self.strategy.every:
             if self.post is not None:
                 self.post.serve()
             return
         vector = None
         if self.post is not None:
             with self.clock.inside("links"):
-                vector = self.post.exchange(self.start - to_host(parameters), self.together)
+                vector, self.together = self.post.exchange(self.start - to_host(parameters))
         self._go_on(vector, parameters)
         if self.together:
+            self.step, self.agreed = self.ends, True
             self._share_trace()
 
     def exchanged(self, exchanges: Iterable[Exchange]) -> set[int]:
@@ -121,6 +128,7 @@ class Worker(Member):
             "staleness": [staleness for *_, staleness in trace],
             "version": self.version,
             "lost": self.lost,
+            "steps_of_site": self.steps_of_site,
         }
         return {"arrivals": line} if trace else {}
 
@@ -134,7 +142,7 @@ class Worker(Member):
     def state(self) -> dict[str, Any]:
         if not self.together:
             raise ValueError("a strategy without rounds has a state where ranks meet alone")
-        counts = np.array([self.version, self.changes, self.meetings])
+        counts = np.array([self.version, self.meetings, self.taken, *self.arrived])
         named = {"counts": counts, "sent_to_sites": self._sent, "start": self.start}
         for name in ("residual", "state", "sent"):
             kept = [getattr(each, name) for each in self._carriers]
@@ -143,7 +151,8 @@ class Worker(Member):
 
     def load(self, state: dict[str, Any]) -> None:
         super().load(state)
-        self.version, self.changes, self.meetings = map(int, state["counts"])
+        self.version, self.meetings, self.taken = map(int, state["counts"][:3])
+        self.arrived[:] = state["counts"][3:]
         self._sent[:], self.start, self.ends = state["sent_to_sites"], state["start"].copy(), self.step
         for name in ("residual", "state", "sent"):
             first = 0
@@ -153,6 +162,10 @@ class Worker(Member):
                 first += kept.size
         if self.post is not None:
             self.post.set(self.start, self.version)
+
+    @property
+    def walked(self) -> int:
+        return self.taken
 
     @property
     def sent_to_sites(self) -> np.ndarray:
@@ -166,10 +179,11 @@ class Worker(Member):
     def predicted_to_sites(self) -> np.ndarray:
         predicted = super().predicted_to_sites()
         if self.post is not None:
-            for site, nbytes in self.post.predicted(self.changes, self.meetings):
+            for site, nbytes in self.post.predicted(self.arrived.tolist(), self.meetings):
                 predicted[site] += nbytes
-            vectors = self.changes + self.waits * self.meetings
-            predicted[self.tiers.site_index] += sum(vectors * mate.nbytes() for mate in self.mates)
+            own = self.tiers.site_index
+            vectors = self.arrived[own] + self.waits * self.meetings
+            predicted[own] += sum(vectors * each.nbytes() for mate in self.mates for each in mate)
         return predicted
 
     @property
@@ -187,7 +201,11 @@ class Worker(Member):
         )
 
     def _changes(self, began, ends):
-        """Return how many changes each site makes between two meetings."""
+        """Return how many changes all sites make between two meetings."""
+        return self.sites * self._of_a_walk(began, ends)
+
+    def _of_a_walk(self, began, ends):
+        """Return how many changes a site makes in so many steps, of which the last may be short."""
         return -(-(ends - began) // self.strategy.every)
 
     def _refuse_to_wait(self):
@@ -200,20 +218,28 @@ class Worker(Member):
         """Take the leader's `vector` on all ranks of the site, and go on from there."""
         with self.clock.inside("broadcast"):
             if self.post is not None:
-                for mate in self.mates:
+                for note, mate in self.mates:
+                    note.send(self.together)
                     mate.send(vector)
                 self.start = vector
             else:
-                self.mates[0].expect()
-                self.start = self.mates[0].take()
+                note, mate = self.mates[0]
+                self.together = bool(note.take())
+                mate.expect()
+                self.start = mate.take()
             set_from_host(parameters, self.start)
 
     def _share_trace(self):
         """Tell all ranks what has arrived since the last meeting. Collective."""
         self.meetings += 1
-        told = np.zeros((self.sites * self._changes(self.began, self.ends) + 1, 3), np.int64)
+        told = np.zeros((self._changes(self.began, self.ends) + 1, 3), np.int64)
         if isinstance(self.post, Hub):
             told[:-1], told[-1, :2] = self.post.trace, (self.post.server.version, self.post.lost)
         broadcast(self.tiers.world, told, self.hub_rank)
         self.trace, (self.version, self.lost, _) = told[:-1].tolist(), told[-1].tolist()
         self.finite = not self.lost
+        counts = np.bincount(told[:-1, 0], minlength=self.sites)
+        self.arrived += counts
+        length, in_walk = self.ends - self.began, self._of_a_walk(self.began, self.ends)
+        walks, rest = np.divmod(counts, in_walk)
+        self.steps_of_site = (walks * length + rest * self.strategy.every).tolist()
