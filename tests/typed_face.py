@@ -169,6 +169,8 @@ def training(cluster: isthmus.Cluster, shards: isthmus.ShardSet, plan: Plan, mod
             assert_type(model.gradient(parameters, features, targets, gradient), float)
             parameters -= 0.1 * allreduce(gradient / max(1, len(targets)))
         assert_type(allreduce(gradient), npt.NDArray[np.float32])
+        secret = isthmus.Allreduce(tiers, model.size, secure=isthmus.SecureSum("reveal", bits=16))
+        assert_type(secret.tell_left_out(), list[tuple[int, list[int]]])
         assert_type(allreduce.residual, npt.NDArray[np.float32])
         assert_type(allreduce.memory, npt.NDArray[np.float32])
         assert_type(allreduce.sent_nbytes, dict[str, int])

@@ -6,6 +6,7 @@ from . import staleness as staleness
 from . import torch as torch
 from .cluster.cluster import Cluster as Cluster
 from .collectives.allreduce import Allreduce as Allreduce
+from .collectives.masked import SecureSum as SecureSum
 from .compression.dense import Dense as Dense
 from .compression.low_rank import LowRank as LowRank
 from .compression.one_bit import OneBit as OneBit

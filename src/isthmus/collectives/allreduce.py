@@ -12,13 +12,10 @@ import numpy.typing as npt
 from mpi4py import MPI
 
 from isthmus import kernels
-from isthmus.collectives.exact import OfMPI
-from isthmus.collectives.hierarchical import Hierarchical
-from isthmus.collectives.recursive import Recursive
-from isthmus.collectives.ring import Ring
-from isthmus.collectives.tree import DoubleTree
+from isthmus.collectives.exchanges import exchange_for
+from isthmus.collectives.masked import Secret, SecureSum, site_weight
 from isthmus.collectives.warm_up import compile_kernels
-from isthmus.collectives.wishes import Wish, agreed_total, compressors_of
+from isthmus.collectives.wishes import Wish, agreed_weights, compressors_of
 from isthmus.compression.chunks import WIRE_NBYTES
 from isthmus.compression.compressor import Compressor, Vector
 from isthmus.compression.dense import Dense
@@ -26,7 +23,6 @@ from isthmus.compression.overflow import overflow_in_words
 from isthmus.devices import MemoryFor, set_from_host, to_host
 from isthmus.errors import IsthmusError, MachineError
 from isthmus.links.agreement import raise_first
-from isthmus.links.counted import CountedComm
 from isthmus.links.on_device import Host, residence_of
 from isthmus.links.stage_clock import StageClock
 from isthmus.links.world import World
@@ -38,7 +34,6 @@ if TYPE_CHECKING:  # cluster files need what not every machine has
 
 Given = npt.NDArray[np.floating]  # of float32; NumPy's stubs take float32 / int for float64
 MEMORY = MemoryFor("an allreduce")
-EXACT = {"ring": Ring, "tree": DoubleTree, "recursive": Recursive}
 
 
 class Allreduce:
@@ -53,8 +48,10 @@ class Allreduce:
     Karimireddy et al. 2019, arXiv:1901.09847). weight: this rank's share, not yet normalised.
     like: an array where this rank's vectors will be, NumPy's or CuPy's; None: where the first one is.
     Ranks with a GPU and ranks without one have the same mean, of the same bits.
+    secure: a SecureSum: what a site sends is masked, so that the hub learns the sum of the sites alone;
+    with "hierarchical", sealed links, three sites at least and no compressor, on CPUs.
 
-    Making one is collective: ValueError on every rank if any rank disagrees or is wrong, NoDeviceError
+    Making one is collective: ValueError on every rank if any rank disagrees or is wrong
     if the vectors of any cannot be where they shall be. A rank whose vector is of another shape, dtype
     or place, or does not fit into its memory, takes part with NaN, and then every rank raises what is
     wrong with it from `finish`; the next call may be right. Afterwards
@@ -83,16 +80,22 @@ class Allreduce:
         buckets: Iterable[slice] | None = None,
         chunk_nbytes: int = WIRE_NBYTES,
         like: np.ndarray | None = None,
+        secure: SecureSum | None = None,
     ):
         world = tiers.world
         wish = problem = None
         try:
-            wish = Wish.of(size, algorithm, compressor, error_feedback, buckets, chunk_nbytes)
+            wish = Wish.of(size, algorithm, compressor, error_feedback, buckets, chunk_nbytes, secure)
             if tiers.sealed:
                 algorithm_named(algorithm).check_sealed()
+            if secure is not None:
+                secure.check(tiers)
         except ValueError as wrong:  # on this rank alone, perhaps
             problem = str(wrong)
-        self.total_weight = agreed_total(world, weight, wish, problem)
+        self._tiers = tiers
+        weights = agreed_weights(world, weight, wish, problem)
+        self.total_weight: float = sum(weights)
+        self._secret = secure and Secret.of(secure, tiers, weights)
         assert wish is not None  # or this rank has a problem, and all have raised
         self.weigh(weight)
         self._wish, self.size, self.algorithm = wish, wish.size, wish.algorithm
@@ -101,7 +104,7 @@ class Allreduce:
         self.finite, self.calls, self._started = True, 0, 0
         self._mean: Any = None
         self._problem: IsthmusError | ValueError | None = None
-        self._tiers, self._error_feedback = tiers, error_feedback
+        self._left_out: list[tuple[int, list[int]]] = []
         self._compressors = compressors_of(compressor, len(self.buckets))
         self._thread = threading.get_ident()
         self.sent_to_sites: npt.NDArray[np.int64] = np.zeros(len(tiers.cluster.sites) + 1, np.int64)
@@ -123,8 +126,11 @@ class Allreduce:
     def reweigh(self, weight: float) -> None:
         """Give this rank another share, not yet normalised, between two calls. Collective, and refused
         like the share that it was made with."""
-        self.total_weight = agreed_total(self._tiers.world, weight, self._wish)
+        weights = agreed_weights(self._tiers.world, weight, self._wish)
+        self.total_weight = sum(weights)
         self.weigh(weight)
+        if self._secret is not None:
+            self._exchange.weight = site_weight(self._tiers, weights)
 
     def weigh(self, weight: float) -> None:
         """Give this rank's vectors another weight, of which the others know nothing: not collective.
@@ -206,6 +212,8 @@ class Allreduce:
         self.calls += 1
         self._mean, self._started, self._problem = None, 0, None
         self.finite = self._kernels.all_finite(mean)
+        if self.finite and (missing := getattr(self._exchange, "missing", None)):
+            self._left_out.append((self.calls, missing))
         if not self.finite:
             self.memory[:] = self._memory_before
             raise_first(self._tiers.world, problem)
@@ -232,6 +240,12 @@ class Allreduce:
     def residual(self) -> Vector:
         kept = getattr(self._exchange, "residual", None)
         return self._residence.zeros(self.size, "f4") if kept is None else kept
+
+    def tell_left_out(self) -> list[tuple[int, list[int]]]:
+        """Return which secure sums went on without which sites since the last call: theirs were not
+        finite."""
+        told, self._left_out = self._left_out, []
+        return told
 
     @property
     def overflow(self) -> str:
@@ -319,7 +333,15 @@ class Allreduce:
 
     def _settle(self, residence):
         """Plan for vectors that live in `residence`; what is carried from call to call comes along."""
-        exchange = self._plan(residence)
+        exchange = exchange_for(
+            self._tiers,
+            self._wish,
+            self._compressors,
+            residence,
+            self.sent_to_sites,
+            self._clock,
+            self._secret,
+        )
         memory = getattr(exchange, "memory", np.empty(0, "f4"))
         before = memory.copy()
         compile_kernels(
@@ -334,35 +356,3 @@ class Allreduce:
         self._residence, self._exchange = residence, exchange
         self._kernels = kernels.for_array(residence.empty(0, "f4"))
         self.memory, self._memory_before = memory, before
-
-    def _plan(self, residence):
-        """Return the exchange: what the algorithm needs for vectors of one size."""
-        tiers, index, sites = self._tiers, self._tiers.site_index, len(self._tiers.cluster.sites)
-
-        def counted(comm, site_of_peer):
-            return residence.comm(CountedComm(comm, self.sent_to_sites, site_of_peer))
-
-        if self.algorithm == "mpi":
-            return OfMPI(residence.comm(tiers.world), self.size, self.sent_to_sites, self._clock)
-        site_of_rank = tiers.cluster.site_of_rank
-        if self.algorithm in EXACT:
-            return EXACT[self.algorithm](
-                counted(tiers.world, site_of_rank), site_of_rank, self.size, self._clock, residence.empty
-            )
-        leaders = None
-        if tiers.leaders != MPI.COMM_NULL:
-            leaders = counted(tiers.leaders, range(sites))
-        site = counted(tiers.site, [index] * tiers.cluster.sites[index].ranks)
-        return Hierarchical(
-            site,
-            leaders,
-            index,
-            tiers.cluster.tree,
-            self.size,
-            self.buckets,
-            [compressor or Dense() for compressor in self._compressors],
-            [compressor is not None and self._error_feedback for compressor in self._compressors],
-            self.chunk_nbytes,
-            self._clock,
-            residence,
-        )

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass
 from typing import Self
 
+from isthmus.collectives.masked import SecureSum
 from isthmus.compression.compressor import Compressor
 from isthmus.errors import ranks_in_words
 from isthmus.links.agreement import gather_json
@@ -23,6 +24,7 @@ class Wish:
     error_feedback: bool
     buckets: tuple[tuple[int, int], ...]
     chunk_nbytes: int
+    secure: str | None = None
 
     @classmethod
     def of(
@@ -33,6 +35,7 @@ class Wish:
         error_feedback: bool,
         buckets: Iterable[slice] | None,
         chunk_nbytes: int,
+        secure: SecureSum | None = None,
     ) -> Self:
         """Return the Wish; ValueError where it makes no sense."""
         size, chunk_nbytes = whole("size", size, 0), whole("chunk_nbytes", chunk_nbytes, 1)
@@ -49,6 +52,12 @@ class Wish:
                     f"{one!r:.80}"
                 )
             algorithm_named(algorithm).check_compressor(one)
+            if secure is not None and one is not None:
+                raise ValueError(
+                    f"a secure sum has wires of its own: leave out the compressor {one!r:.80}"
+                )
+        if secure is not None and algorithm != "hierarchical":
+            raise ValueError(f'a secure sum is made with "hierarchical", not with "{algorithm}"')
         end = 0
         for first, last in sorted(buckets):
             if not first == end <= last:
@@ -63,6 +72,7 @@ class Wish:
                     bool(error_feedback),
                     buckets,
                     chunk_nbytes,
+                    secure and repr(secure),
                 )
         raise ValueError(
             f"buckets must cover the {size} entries once, in any order, not "
@@ -83,8 +93,10 @@ def compressors_of(
     return list(compressor)
 
 
-def agreed_total(world: World, weight: float, wish: Wish | None, problem: str | None = None) -> float:
-    """Return the sum of all ranks' weights. Collective.
+def agreed_weights(
+    world: World, weight: float, wish: Wish | None, problem: str | None = None
+) -> list[float]:
+    """Return the weight of each rank; their sum is positive. Collective.
 
     wish: this rank's Wish; or problem: why it has none. Raises ValueError on all ranks if any of them
     has a problem or a weight that is none, and if they wish for different things.
@@ -102,11 +114,11 @@ def agreed_total(world: World, weight: float, wish: Wish | None, problem: str | 
     if any(other != wishes[0] for other in wishes):
         raise ValueError(
             "ranks ask for different allreduces (size, algorithm, compressor, error "
-            "feedback, buckets, chunk_nbytes): "
+            "feedback, buckets, chunk_nbytes, secure sum): "
             + "; ".join(
                 f"rank {rank}: {', '.join(map(str, other))}" for rank, other in enumerate(wishes)
             )
         )
     if not sum(weights):
         raise ValueError("the weights of all ranks are 0: give at least one rank a positive weight")
-    return sum(weights)
+    return list(weights)

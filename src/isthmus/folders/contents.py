@@ -305,6 +305,12 @@ class ArrivalsLine(Line):
     steps_of_site: list[Count] | None = None
 
 
+class LeftOutLine(Line):
+    """Secure sums that went on without some sites, whose sums were not finite: [number, sites]."""
+
+    sums: list[tuple[Count, list[Count]]]
+
+
 LINES = {
     kind: TypeAdapter(table)
     for kind, table in {
@@ -316,6 +322,7 @@ LINES = {
         "replanned": ReplannedLine,
         "dropped": DroppedLine,
         "arrivals": ArrivalsLine,
+        "left_out": LeftOutLine,
     }.items()
 }
 ANY_LINE = TypeAdapter(Line)

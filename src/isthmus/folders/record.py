@@ -215,6 +215,13 @@ def provenance(settings, hosts, mpi_library, model_size, data):
     }
 
 
+def left_out_sentence(sums, names):
+    """Return what the sums of a line of kind "left_out" tell. names: of the sites."""
+    number, sites = sums[0]
+    more = f", and {len(sums) - 1} sums more went on without some" if len(sums) > 1 else ""
+    return f"sum {number} went on without {', '.join(names[site] for site in sites)}: not finite{more}"
+
+
 def replanned_sentence(line):
     """Return what a line of kind "replanned" tells: who changed, what moved, what that saves."""
     why = "; ".join(

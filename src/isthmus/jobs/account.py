@@ -4,6 +4,7 @@ import itertools
 
 from isthmus.compression.dense import Dense
 from isthmus.folders.metrics import metrics_in_words, number_in_words, told_metrics
+from isthmus.folders.record import left_out_sentence
 from isthmus.folders.terms import RoundTerms, link_rounds, typical_terms
 from isthmus.registry import STAGES
 from isthmus.testbed import on_testbed
@@ -36,6 +37,13 @@ class Account:
         if self.folder is not None:
             state, steps = self.training.state, self.training.recipe.steps
             self.folder.note(kind, **({"step": state.step, "epoch": (state.step - 1) // steps} | values))
+
+    def note_told(self, told):
+        """Write a line for each kind of what a strategy tells: kind -> values."""
+        for kind, values in told.items():
+            self.note(kind, **values)
+            if kind == "left_out":
+                self.tell(left_out_sentence(values["sums"], self.tiers.cluster.names))
 
     def take_up(self, recalled):
         """Go on from what the earlier part of a run has left."""
@@ -139,7 +147,7 @@ class Account:
         """Return what the run came to, predicted beside measured."""
         measured, step_seconds = typical_terms(self.measured)
         predicted = {**dict.fromkeys(STAGES, 0.0), **self.plan.terms}
-        wire, size = self.settings.make_compressor() or Dense(), self.training.model.size
+        wire, size = self.settings.make_wires() or Dense(), self.training.model.size
         ratio = Dense().wire_nbytes(size) / wire.wire_nbytes(size)
         return {
             "outcome": "finished",

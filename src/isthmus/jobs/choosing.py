@@ -3,9 +3,11 @@
 import math
 from dataclasses import fields, replace
 
+from isthmus.cluster.aggregation_tree import AggregationTree
 from isthmus.compression import COMPRESSORS
 from isthmus.compression.dense import Dense
 from isthmus.errors import SettingsError
+from isthmus.jobs.privacy_settings import check_sites
 from isthmus.jobs.settings import KindSettings, RunSettings
 from isthmus.planning.trees import plan_tree
 from isthmus.registry import ALGORITHMS
@@ -22,8 +24,10 @@ def choose(settings, cluster):
     """Return the settings with "auto" replaced by what is fastest on `cluster`, and why.
 
     Why: a table for run.json with `reason` and the candidates, fastest first; None where the settings
-    name an algorithm. A compressor that the settings name is kept, whatever its error.
+    name an algorithm. A compressor that the settings name is kept, whatever its error. Raises
+    SettingsError where the cluster has too few sites for a secure sum.
     """
+    check_sites(settings, cluster)
     wanted = settings.allreduce
     if wanted.algorithm != "auto":
         return settings, None
@@ -73,6 +77,8 @@ def choose_tree(settings, cluster):
     where `plan.tree` names no link.
     """
     workload, strategy = settle(settings, cluster)[0].workload(), settings.make_strategy()
+    if settings.privacy.secure_sum != "off":
+        return _meeting_at_the_hub(cluster)
     if (
         workload.algorithm != "hierarchical"
         or len(cluster.sites) < 3
@@ -94,6 +100,15 @@ def choose_tree(settings, cluster):
         return cluster, None
     why = planned.sentence(cluster.names, workload.exchanges_per_step / share)
     return cluster.with_tree(planned.tree), why
+
+
+def _meeting_at_the_hub(cluster):
+    """Return `cluster` with every site below its hub, and why; None where it is so already."""
+    star = AggregationTree.star(cluster.tree.hub, len(cluster.sites))
+    if cluster.tree.parents == star.parents:
+        return cluster, None
+    hub = cluster.names[star.hub]
+    return cluster.with_tree(star), f"secure sums: all sites send to {hub}, and none sees another's part"
 
 
 def _kind_of(compressor):

@@ -15,6 +15,7 @@ from isthmus.jobs.data_settings import DataSettings
 from isthmus.jobs.kinds import KindSettings
 from isthmus.jobs.own_model import OwnModelSettings
 from isthmus.jobs.plan_settings import PlanSettings
+from isthmus.jobs.privacy_settings import PrivacySettings, check_privacy
 from isthmus.jobs.security_settings import SecuritySettings
 from isthmus.jobs.slurm.settings import SlurmSettings
 from isthmus.jobs.training_settings import TrainingSettings
@@ -108,6 +109,7 @@ class RunSettings(FrozenModel):
     run: OutputSettings = OutputSettings()
     slurm: SlurmSettings = SlurmSettings()
     security: SecuritySettings = SecuritySettings()
+    privacy: PrivacySettings = PrivacySettings()
 
     @field_validator("strategy", mode="before")
     @classmethod
@@ -147,6 +149,11 @@ class RunSettings(FrozenModel):
     @model_validator(mode="after")
     def _clients_are_played(self):
         check_clients(self)
+        return self
+
+    @model_validator(mode="after")
+    def _privacy_can_be_kept(self):
+        check_privacy(self)
         return self
 
     @property
@@ -257,6 +264,10 @@ class RunSettings(FrozenModel):
         )
         return kind(**known | chosen.arguments)
 
+    def make_wires(self):
+        """Return what turns vectors into what crosses sites; None: they cross as float32."""
+        return self.privacy.wires or self.make_compressor()
+
     def make_buckets(self):
         """Return the slices of the gradient that are started as they become ready."""
         return bucket_slices(self.make_model().tensor_slices, self.allreduce.buckets)
@@ -264,7 +275,7 @@ class RunSettings(FrozenModel):
     def workload(self, sample_nbytes=0):
         """Return what one epoch asks of the cluster. SettingsError where the strategy cannot work."""
         strategy = self.make_strategy()
-        size, compressor = self.make_model().size, self.make_compressor()
+        size, compressor = self.make_model().size, self.make_wires()
         if hasattr(strategy, "fits"):
             try:
                 strategy.fits(size, compressor)
@@ -301,5 +312,6 @@ class RunSettings(FrozenModel):
             checkpoint_every=self.run.checkpoint_every,
             report_every=self.run.report_every,
             optimiser=self.make_optimiser(),
-            **self.training.model_dump(exclude={"batch_size", "optimizer", "momentum"}),
+            **self.training.model_dump(exclude={"batch_size", "optimizer", "momentum"})
+            | self.privacy.of_recipe,
         )

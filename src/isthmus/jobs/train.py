@@ -57,7 +57,7 @@ def train(comm, settings_path, tell, *, resume=None, cluster=None, name=None, re
         Journal(tiers, settings.run, tell) as journal,
     ):
         model = shared_model(tiers.world, settings)
-        settings, why = choose(settings, tiers.cluster)
+        settings, why = together(tiers.world, lambda: choose(settings, tiers.cluster))
         if why:
             journal.tell(f"allreduce: {why['reason']}")
         tiers, tree = with_planned_tree(tiers, settings)
@@ -88,6 +88,7 @@ def train(comm, settings_path, tell, *, resume=None, cluster=None, name=None, re
             buckets=settings.make_buckets(),
             chunk_nbytes=settings.allreduce.chunk_nbytes,
             like=state.parameters,
+            secure=settings.privacy.sum_of(settings),
         )
         member = settings.make_strategy().join(sums, recipe.total_steps)
         member.meet(meetings(recipe))
@@ -305,8 +306,7 @@ class Job:
 
     def _report(self):
         self.account.report(look=self.rebalancing.measure)
-        for kind, values in self.training.member.told().items():
-            self.account.note(kind, **values)
+        self.account.note_told(self.training.member.told())
 
     def _evaluate(self):
         state, recipe = self.training.state, self.training.recipe

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from os import PathLike
 from typing import Any, Self
 
@@ -29,7 +29,8 @@ class Tiers:
     `leaders` has the first rank of each site, in the order of the sites; it is COMM_NULL off the
     leaders. `cloud` and `edge` are COMM_NULL for a rank of the other tier. `home` is the cluster rank
     of the job's own rank 0, which reads settings and writes results. `recorder` notes what this rank
-    does, where that is asked for. `sealed`: nobody between the sites can read what crosses.
+    does, where that is asked for. `sealed`: nobody between the sites can read what crosses; `keys`: what
+    this rank then shares with those of other sites.
     """
 
     cluster: Cluster
@@ -43,6 +44,7 @@ class Tiers:
     home: int = 0
     recorder: Recorder | None = None
     sealed: bool = False
+    keys: PairKeys | None = field(default=None, repr=False)
 
     @property
     def site_index(self) -> int:
@@ -113,7 +115,7 @@ class Tiers:
             name = "leaders" if comm is self.leaders else "world"
             return SealedComm(comm, ranks, keys, others, name)
 
-        whole = replace(self.through(wrap), sealed=True)
+        whole = replace(self.through(wrap), sealed=True, keys=keys)
         of_tier = [
             rank
             for rank, index in enumerate(cluster.site_of_rank)

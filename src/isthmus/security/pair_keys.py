@@ -40,6 +40,7 @@ class PairKeys:
         self.public: bytes = self._private.public_key().public_bytes_raw()
         self._secrets: dict[int, bytes] = {}
         self._salt = b""
+        self._purposes = 0
 
     def meet(self, context: bytes, hellos: Sequence[bytes], strangers: Sequence[int]) -> None:
         """Share a secret with each of the ranks `strangers`, and forget the private key.
@@ -62,8 +63,20 @@ class PairKeys:
     def key(self, communicator: str, source: int, target: int, other: int) -> bytes:
         """Return the 32 bytes for messages from rank `source` to `target`, of which `other` is not this
         one."""
-        primitives = self._primitives
         info = b"isthmus link 1\0" + struct.pack(">II", source, target) + communicator.encode()
+        return self._derived(info, other)
+
+    def purpose(self) -> bytes:
+        """Return the name of one more use of `shared`: the same on ranks that ask in the same order."""
+        self._purposes += 1
+        return struct.pack(">Q", self._purposes)
+
+    def shared(self, purpose: bytes, other: int) -> bytes:
+        """Return 32 bytes that this rank and rank `other` have for that purpose, and nobody else has."""
+        return self._derived(b"isthmus shared 1\0" + purpose, other)
+
+    def _derived(self, info: bytes, other: int) -> bytes:
+        primitives = self._primitives
         derivation = primitives.kdf.hkdf.HKDF(primitives.hashes.SHA256(), 32, self._salt, info)
         return derivation.derive(self._secrets[other])
 

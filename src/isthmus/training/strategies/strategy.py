@@ -134,7 +134,8 @@ class Member:
 
     def told(self) -> dict[str, dict[str, Any]]:
         """Return kind -> values of lines for metrics.jsonl on what has happened since the last call."""
-        return {}
+        left_out = [told for each in self.sums for told in each.tell_left_out()]
+        return {"left_out": {"sums": left_out}} if left_out else {}
 
     def state(self) -> dict[str, Any]:
         """Return name -> array of this rank: with the parameters, all that the next steps depend on."""

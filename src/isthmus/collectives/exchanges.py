@@ -1,0 +1,53 @@
+"""What an allreduce does its sums with: the algorithm, planned for vectors of one size."""
+
+from mpi4py import MPI
+
+from isthmus.collectives.exact import OfMPI
+from isthmus.collectives.hierarchical import Hierarchical
+from isthmus.collectives.masked import Masked
+from isthmus.collectives.recursive import Recursive
+from isthmus.collectives.ring import Ring
+from isthmus.collectives.tree import DoubleTree
+from isthmus.compression.dense import Dense
+from isthmus.links.counted import CountedComm
+
+EXACT = {"ring": Ring, "tree": DoubleTree, "recursive": Recursive}
+
+
+def exchange_for(tiers, wish, compressors, residence, sent_to_sites, clock, secret):
+    """Return the exchange of a `Wish`, for vectors that live in `residence`.
+
+    compressors: of each bucket. sent_to_sites: where it counts its bytes. secret: a `Secret` where the
+    sum is one.
+    """
+    index, sites = tiers.site_index, len(tiers.cluster.sites)
+
+    def counted(comm, site_of_peer):
+        return residence.comm(CountedComm(comm, sent_to_sites, site_of_peer))
+
+    if wish.algorithm == "mpi":
+        return OfMPI(residence.comm(tiers.world), wish.size, sent_to_sites, clock)
+    site_of_rank = tiers.cluster.site_of_rank
+    if wish.algorithm in EXACT:
+        return EXACT[wish.algorithm](
+            counted(tiers.world, site_of_rank), site_of_rank, wish.size, clock, residence.empty
+        )
+    leaders = None
+    if tiers.leaders != MPI.COMM_NULL:
+        leaders = counted(tiers.leaders, range(sites))
+    site = counted(tiers.site, [index] * tiers.cluster.sites[index].ranks)
+    if secret is not None:
+        return Masked(secret, site, leaders, index, tiers, wish, clock, residence)
+    return Hierarchical(
+        site,
+        leaders,
+        index,
+        tiers.cluster.tree,
+        wish.size,
+        [slice(*ends) for ends in wish.buckets],
+        [compressor or Dense() for compressor in compressors],
+        [compressor is not None and wish.error_feedback for compressor in compressors],
+        wish.chunk_nbytes,
+        clock,
+        residence,
+    )
