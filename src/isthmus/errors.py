@@ -121,6 +121,12 @@ class RecordError(IsthmusError):
     exit_code = 19
 
 
+class SiteError(IsthmusError):
+    """Another site, a job of its own, cannot be reached, is refused, or has gone."""
+
+    exit_code = 20
+
+
 EXIT_CODES = {kind.__name__: kind.exit_code for kind in IsthmusError.__subclasses__()}
 """Exit code by class name: how an error keeps its kind when one rank tells it to the others."""
 

@@ -18,6 +18,7 @@ from isthmus.cli.packing import pack
 from isthmus.cli.progress import columns_of_terminal, draw_bar
 from isthmus.cli.runs import compare, report, status, submit
 from isthmus.cli.schedule import schedule
+from isthmus.cli.sites import Joins, Listens, SiteName, site_job
 from isthmus.cli.testbed import testbed
 from isthmus.cli.trained import compress, evaluate, export, predict
 from isthmus.cli.verify import verify
@@ -32,7 +33,7 @@ app = Verbs(
     add_completion=False,
     rich_markup_mode="rich",
     help="Train one model over machines on both sides of a narrow link: plan, run, check.",
-    epilog="Exit codes: 0 done, 2 wrong arguments, 3 to 19 by cause, 130 interrupted; a page for "
+    epilog="Exit codes: 0 done, 2 wrong arguments, 3 to 20 by cause, 130 interrupted; a page for "
     "each is in docs/errors.",
 )
 app.add_typer(bench, name="bench")
@@ -164,6 +165,9 @@ def train(
             help="Let changes arrive in the order of the run in this folder: same bits.",
         ),
     ] = None,
+    site: SiteName = None,
+    listen: Listens = None,
+    join: Joins = None,
     progress: WithBar = None,
     as_json: AsJson = False,
 ):
@@ -173,10 +177,13 @@ def train(
     from isthmus.links.agreement import from_root
     from isthmus.pages.report import write_report
 
+    part = site_job(site, listen, join, resume or name)
     comm = world()
     terminal.columns = from_root(comm, lambda: columns_of_terminal(progress))
     show = partial(draw_bar, terminal) if terminal.columns else None
-    summary = train(comm, run, tell, resume=resume, cluster=cluster, name=name, replay=replay, show=show)
+    summary = train(
+        comm, run, tell, resume=resume, cluster=cluster, name=name, replay=replay, show=show, part=part
+    )
     terminal.end_drawing()
     folder = summary["folder"]
     page = None
@@ -189,7 +196,8 @@ def train(
             f"make it with `{shlex.join(['isthmus', 'report', folder])}`",
         )
 
-    from_root(comm, draw)
+    if part is None or part.listens:  # else the run's folder is elsewhere
+        from_root(comm, draw)
     answer(
         as_json,
         summary | {"report": page},

@@ -20,12 +20,13 @@ SHORTEST = 1e-3
 """Time of a site for a change, as a share of the slowest's: one without samples computes nothing."""
 
 
-def choose(settings, cluster):
+def choose(settings, cluster, joined=False):
     """Return the settings with "auto" replaced by what is fastest on `cluster`, and why.
 
     Why: a table for run.json with `reason` and the candidates, fastest first; None where the settings
     name an algorithm. A compressor that the settings name is kept, whatever its error. Raises
-    SettingsError where the cluster has too few sites for a secure sum.
+    SettingsError where the cluster has too few sites for a secure sum. joined: sites
+    are jobs of their own, and MPI's own algorithm does not reach beyond one.
     """
     check_sites(settings, cluster)
     wanted = settings.allreduce
@@ -38,7 +39,7 @@ def choose(settings, cluster):
         name
         for name in choice.EXACT
         if (settings.cluster.links == "real" or not ALGORITHMS[name].unpaced)
-        and (settings.security.link == "clear" or ALGORITHMS[name].own)
+        and (ALGORITHMS[name].own or not (joined or settings.security.link == "sealed"))
     ]
     chosen = choice.choose_allreduce(
         cluster,

@@ -15,6 +15,7 @@ from isthmus.jobs.clients import client_shards
 from isthmus.jobs.plan import plan_run, settled_plan
 from isthmus.jobs.scaling import given_as, scale_of
 from isthmus.jobs.settings import RunSettings
+from isthmus.jobs.sites import with_own_paths
 from isthmus.links.agreement import from_root, gather_json, require, together
 from isthmus.links.tiers import tiers_of_rank_0
 from isthmus.planning.plan import Plan
@@ -39,10 +40,11 @@ class Placed(NamedTuple):
 
 
 @contextmanager
-def opened_job(comm, path, cluster=None):
+def opened_job(comm, path, cluster=None, part=None, tell=None, replays=False):
     """Give (the settings in `path`, the tiers of their cluster), as rank 0 reads them. Collective.
 
-    cluster: a cluster file that takes the place of the settings'. On a testbed links are real to a
+    cluster: a cluster file that takes the place of the settings'. part: the SiteJob that this job is;
+    None: it is all sites. tell, replays: as that takes them. On a testbed links are real to a
     run: pacing them as well would slow every message twice. Where links are sealed, the cluster's sites
     and where keys lie are all that other ranks are told before; the settings follow sealed.
     """
@@ -65,8 +67,15 @@ def opened_job(comm, path, cluster=None):
 
     told = from_root(comm, read)
     sites = Cluster(told["sites"], source=told["source"])
-    with tiers_of_rank_0(comm, sites, told["paced"], told["keys"]) as tiers:
+    how = told["paced"], told["keys"]
+    with (
+        tiers_of_rank_0(comm, sites, *how)
+        if part is None
+        else part.tiers(comm, own, sites, *how, tell, replays)
+    ) as tiers:
         table = from_root(tiers.world, lambda: own.to_json(), tiers.home)
+        if part is not None:
+            table = with_own_paths(table, from_root(comm, lambda: own.to_json()))
         yield RunSettings.from_json(table, path), tiers
 
 

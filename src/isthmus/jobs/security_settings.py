@@ -14,12 +14,14 @@ class SecuritySettings(FrozenModel):
 
     link: "sealed": all that crosses between sites is encrypted and cannot be changed unnoticed.
     keys: the folder of a site's keys, on its leader's own host.
+    token: a file with the secret of those who may join, where sites are jobs of their own.
     record: "chained": each line of metrics.jsonl has a hash of all before it, and each site keeps the
     last; "signed": and signs it.
     """
 
     link: Literal["clear", "sealed"] = "clear"
     keys: Path | None = None
+    token: Path | None = None
     record: Literal["plain", "chained", "signed"] = "plain"
 
     @model_validator(mode="after")
@@ -34,10 +36,15 @@ class SecuritySettings(FrozenModel):
         return self
 
     def located(self, folder):
-        """Return these settings with `keys` taken from `folder`; ~ stays each leader's own home."""
-        if self.keys is None or self.keys.parts[:1] == ("~",):
-            return self
-        return self.model_copy(update={"keys": (folder / self.keys).resolve()})
+        """Return these settings with paths taken from `folder`; ~ stays each leader's own home."""
+        paths = {"keys": self.keys, "token": self.token}
+        return self.model_copy(
+            update={
+                name: (folder / path).resolve()
+                for name, path in paths.items()
+                if path is not None and path.parts[:1] != ("~",)
+            }
+        )
 
     @property
     def keys_of_links(self):
@@ -49,9 +56,10 @@ class SecuritySettings(FrozenModel):
 
         folders: of runs and data. source: what the settings are from.
         """
-        for folder in folders if self.keys is not None else ():
-            if self.keys.expanduser().is_relative_to(folder):
-                raise SecurityError(
-                    f"{source}: security.keys is in {folder}, which others are given; keep keys in a "
-                    "folder of their own"
-                )
+        for name, path in {"keys": self.keys, "token": self.token}.items():
+            for folder in folders if path is not None else ():
+                if path.expanduser().is_relative_to(folder):
+                    raise SecurityError(
+                        f"{source}: security.{name} is in {folder}, which others are given; keep keys "
+                        "in a folder of their own"
+                    )

@@ -16,6 +16,7 @@ from isthmus.jobs.kinds import KindSettings
 from isthmus.jobs.own_model import OwnModelSettings
 from isthmus.jobs.plan_settings import PlanSettings
 from isthmus.jobs.privacy_settings import PrivacySettings, check_privacy
+from isthmus.jobs.recovery_settings import RecoverySettings
 from isthmus.jobs.security_settings import SecuritySettings
 from isthmus.jobs.slurm.settings import SlurmSettings
 from isthmus.jobs.training_settings import TrainingSettings
@@ -110,6 +111,7 @@ class RunSettings(FrozenModel):
     slurm: SlurmSettings = SlurmSettings()
     security: SecuritySettings = SecuritySettings()
     privacy: PrivacySettings = PrivacySettings()
+    recovery: RecoverySettings = RecoverySettings()
 
     @field_validator("strategy", mode="before")
     @classmethod

@@ -38,7 +38,9 @@ from isthmus.watching.pace import Pacer
 from isthmus.watching.trace import Trace
 
 
-def train(comm, settings_path, tell, *, resume=None, cluster=None, name=None, replay=None, show=None):
+def train(
+    comm, settings_path, tell, *, resume=None, cluster=None, name=None, replay=None, show=None, part=None
+):
     """Run the job that `settings_path` describes on all ranks of `comm`; return its summary.
 
     tell: called with lines of progress on rank 0. resume: the folder of a run to go on with.
@@ -46,18 +48,18 @@ def train(comm, settings_path, tell, *, resume=None, cluster=None, name=None, re
     called; if it has a checkpoint the run goes on with that. replay: the folder of a run of the same
     settings, whose changes arrive here in the order in which they arrived there. The summary, with the
     folder's path, is returned on every rank. SIGUSR1 has the run write a checkpoint and raise
-    StoppedError.
+    StoppedError. part: the SiteJob that this job is; the one that listens has the run's folder.
     show: called on rank 0 with a `watching.pace.Pace` while steps go on; None: nobody watches.
     """
     with (
-        opened_job(comm, settings_path, cluster) as (settings, tiers),
+        opened_job(comm, settings_path, cluster, part, tell, bool(replay)) as (settings, tiers),
         reserved(tiers, settings.run.folder, resume, name) as (resume, lock),
         threadpool_limits(settings.run.threads),
         stopping_on(signal.SIGUSR1, tiers.world, tiers.home) as stop,
         Journal(tiers, settings.run, tell) as journal,
     ):
         model = shared_model(tiers.world, settings)
-        settings, why = together(tiers.world, lambda: choose(settings, tiers.cluster))
+        settings, why = together(tiers.world, lambda: choose(settings, tiers.cluster, tiers.joined))
         if why:
             journal.tell(f"allreduce: {why['reason']}")
         tiers, tree = with_planned_tree(tiers, settings)

@@ -89,8 +89,10 @@ class Wrapped:
 
 
 def message_nbytes(comm: Comm, nbytes: int, dest: int) -> int:
-    """Return the bytes that a message of `nbytes` to `dest` comes to, with what wrappers add to it."""
-    return nbytes + (comm.overhead_nbytes(nbytes, dest) if isinstance(comm, Wrapped) else 0)
+    """Return the bytes that a message of `nbytes` to `dest` comes to, with what wrappers and sockets
+    add to it."""
+    overhead_nbytes = getattr(comm, "overhead_nbytes", None)  # MPI's communicators have none
+    return nbytes if overhead_nbytes is None else nbytes + overhead_nbytes(nbytes, dest)
 
 
 def innermost(comm: Comm) -> Any:

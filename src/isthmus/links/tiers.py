@@ -30,7 +30,8 @@ class Tiers:
     leaders. `cloud` and `edge` are COMM_NULL for a rank of the other tier. `home` is the cluster rank
     of the job's own rank 0, which reads settings and writes results. `recorder` notes what this rank
     does, where that is asked for. `sealed`: nobody between the sites can read what crosses; `keys`: what
-    this rank then shares with those of other sites.
+    this rank then shares with those of other sites. `joined`: each site is a job of its own,
+    and MPI's collectives end where it does.
     """
 
     cluster: Cluster
@@ -45,6 +46,7 @@ class Tiers:
     recorder: Recorder | None = None
     sealed: bool = False
     keys: PairKeys | None = field(default=None, repr=False)
+    joined: bool = False
 
     @property
     def site_index(self) -> int:
@@ -79,7 +81,7 @@ class Tiers:
             cluster=cluster,
             site=site,
             leaders=leaders,
-            world=_world_of(cluster, everyone, world.site, leaders),
+            world=world_of(cluster, everyone, world.site, leaders),
         )
 
     def within_site(self) -> Self:
@@ -164,7 +166,14 @@ def tiers_of_rank_0(
     Collective. A public key that the cluster names has come over a link, so it is believed only where
     a site's own folder of keys says the same. Raises as `tiers_of_file` and `split_tiers` do.
     """
-    with _split(comm, cluster, keys, pinned=True) as tiers:
+    with ready(_split(comm, cluster, keys, pinned=True), paced) as tiers:
+        yield tiers
+
+
+@contextmanager
+def ready(tiers: Tiers, paced: bool) -> Iterator[Tiers]:
+    """Give the tiers once each rank has its device, paced where asked for; free them. Collective."""
+    with tiers:
         number = number_on_machine(tiers.world, tiers.device)
         together(tiers.world, lambda: take_device(tiers.device, number))
         yield tiers.paced() if paced else tiers
@@ -205,7 +214,7 @@ def _split(comm, cluster, keys, pinned):
     mine = world.Split(0 if tier == "cloud" else 1, key=world.rank)
     tiers = Tiers(
         cluster,
-        _world_of(cluster, world, site, leaders),
+        world_of(cluster, world, site, leaders),
         site,
         leaders,
         cloud=mine if tier == "cloud" else MPI.COMM_NULL,
@@ -219,7 +228,7 @@ def _split(comm, cluster, keys, pinned):
     return tiers.sealed_by(agree_on_keys(cluster, tiers.world, site, keys, pinned))
 
 
-def _world_of(cluster, comm, site, leaders):
+def world_of(cluster, comm, site, leaders):
     """Return all ranks: `site` is MPI's, and `leaders` may be COMM_NULL."""
     several = leaders != MPI.COMM_NULL and len(cluster.sites) > 1
     return World(comm, site, leaders if several else None, cluster.site_of_rank, cluster.hub)

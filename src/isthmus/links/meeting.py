@@ -1,0 +1,270 @@
+"""How the jobs of the sites find one another: one listens, all others call it, in any order."""
+
+import ipaddress
+import logging
+import select
+import socket
+import threading
+import time
+from collections.abc import Callable, Collection
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from isthmus.errors import SiteError
+from isthmus.links.frames import make_quick
+from isthmus.links.greeting import (
+    PARTS,
+    SECONDS_TO_GREET,
+    Introduction,
+    admit,
+    greet,
+    hear,
+    introduce,
+    raise_refused,
+    refuse,
+    say,
+)
+
+log = logging.getLogger("isthmus")
+SECONDS_BETWEEN_CALLS = 0.25
+SECONDS_OF_A_CALL = 10.0
+MOST_AT_ONCE = 64
+"""Callers who are greeted at one time."""
+
+Address = tuple[str, int]
+Tell = Callable[[str], Any]
+Connections = dict[str, dict[str, socket.socket]]
+"""site -> which of PARTS -> the connection to it."""
+
+
+def address_of(text: str) -> Address:
+    """Return the host and the port in "HOST:PORT", of an IPv6 address in brackets; ValueError if not."""
+    host, colon, port = text.rpartition(":")
+    if not colon or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise ValueError(f"{text!r} is no HOST:PORT, as in cloud.example.org:7000")
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether nobody outside this machine can reach `host`, a name or an address, to listen at."""
+    try:
+        found = socket.getaddrinfo(host or None, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError:
+        return False
+    return all(ipaddress.ip_address(each[4][0].split("%")[0]).is_loopback for each in found)
+
+
+@dataclass
+class _Caller:
+    """A site that has called: its session, and its connections so far."""
+
+    session: str
+    address: str
+    connections: dict[str, socket.socket]
+
+    @property
+    def is_gone(self):
+        return any(_closed(each) for each in self.connections.values())
+
+    def close(self):
+        for each in self.connections.values():
+            each.close()
+
+
+class Listener:
+    """Where other sites call; kept by `with`. SiteError where one cannot listen there.
+
+    others: the names of the sites that are to join. Whoever else calls is told of in one line, and
+    nobody waits for it.
+    """
+
+    def __init__(self, address: Address, me: Introduction, others: Collection[str], tell: Tell):
+        self.me, self.others, self.tell = me, list(others), tell
+        self._callers: dict[str, _Caller] = {}
+        self._lock = threading.Lock()
+        self._free = threading.Semaphore(MOST_AT_ONCE)
+        self._socket = _server(address)
+        self.where = f"{address[0] or '*'}:{self._socket.getsockname()[1]}"
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._socket.close()
+
+    def meet(self, wait_seconds: float) -> Connections:
+        """Return the connections of all other sites; SiteError if one has not called in time."""
+        end = time.monotonic() + wait_seconds
+        self.tell(f"site {self.me.site}: waits at {self.where} for {', '.join(self.others)}")
+        while missing := self._missing():
+            if time.monotonic() > end:
+                port = self.where.rpartition(":")[2]
+                why = (
+                    f"site {', '.join(map(repr, missing))} did not join within {wait_seconds:g} s; "
+                    f"start `isthmus train RUN.toml --site {missing[0]} --join HOST:{port}` there, or "
+                    "give recovery.wait_seconds more"
+                )
+                self._dismiss(why)
+                raise SiteError(f"{self.where}: {why}")
+            if select.select([self._socket], [], [], SECONDS_BETWEEN_CALLS)[0]:
+                self._take_call()
+        for name in self.others:
+            for connection in self._callers[name].connections.values():
+                with suppress(OSError):  # it is found gone when it is waited for
+                    say(connection, {"start": True})
+        return {name: self._callers[name].connections for name in self.others}
+
+    def _take_call(self):
+        with suppress(OSError):  # it has hung up
+            connection, address = self._socket.accept()
+            if not self._free.acquire(blocking=False):
+                connection.close()
+                return
+            threading.Thread(
+                target=self._greet, args=(connection, f"{address[0]}:{address[1]}"), daemon=True
+            ).start()
+
+    def _greet(self, connection, address):
+        try:
+            make_quick(connection)
+            hello = greet(connection, self.me)
+            with self._lock:
+                if why := self._complaint(hello):
+                    refuse(connection, why)
+                    raise SiteError(f"site {hello['site']!r} is refused: {why}")
+                admit(connection, self.me, hello)
+                connection.setblocking(False)
+                caller = self._callers.setdefault(hello["site"], _Caller(hello["session"], address, {}))
+                caller.connections[hello["part"]] = connection
+            if len(caller.connections) == len(PARTS):
+                self.tell(f"site {hello['site']}: joined from {address}")
+        except SiteError as problem:
+            log.warning(f"{self.where}: caller {address}: {problem}; others are still waited for")
+            connection.close()
+        except OSError as problem:
+            log.warning(f"{self.where}: caller {address}: has gone: {problem.strerror}")
+            connection.close()
+        finally:
+            self._free.release()
+
+    def _complaint(self, hello):
+        """Return why a site that has proven itself is not taken; None if it is."""
+        site = hello["site"]
+        if site == self.me.site:
+            return f"two sites of one name, {site!r}: it is the one that listens"
+        if site not in self.others:
+            known = ", ".join([self.me.site, *self.others])
+            return f"the cluster file has no site {site!r}; it has {known}"
+        if hello["settings"] != self.me.settings:
+            return "its settings or cluster file are not those of this run; copy both files there"
+        caller = self._callers.get(site)
+        if caller is not None and caller.session != hello["session"]:
+            if not caller.is_gone:
+                return f"two sites of one name, {site!r}: one has joined from {caller.address}"
+            self._forget(site)
+        return None
+
+    def _missing(self):
+        """Return the sites that have not joined, or have gone again."""
+        with self._lock:
+            for site in [site for site, caller in self._callers.items() if caller.is_gone]:
+                log.warning(f"site {site}: has gone again before the start")
+                self._forget(site)
+            return [
+                site
+                for site in self.others
+                if site not in self._callers or len(self._callers[site].connections) < len(PARTS)
+            ]
+
+    def _forget(self, site):
+        self._callers.pop(site).close()
+
+    def _dismiss(self, why):
+        with self._lock:
+            for caller in self._callers.values():
+                for connection in caller.connections.values():
+                    refuse(connection, why)
+                caller.close()
+
+
+def join(address: Address, me: Introduction, wait_seconds: float, tell: Tell) -> Connections:
+    """Call the site that listens, as often as it takes; return the connections to it, and to no other.
+
+    SiteError if nobody answers in time, or who answers refuses this site, or is not who it should be.
+    """
+    where, end = f"{address[0]}:{address[1]}", time.monotonic() + wait_seconds
+    connections: dict[str, socket.socket] = {}
+    site = ""
+    try:
+        for part in PARTS:
+            connections[part] = _call(address, where, end, wait_seconds, tell)
+            site = _introduced(connections[part], me, part, where)
+        tell(f"site {me.site}: joined site {site} at {where}")
+        for connection in connections.values():
+            _wait_for_start(connection, site, where, end)
+    except BaseException:
+        for connection in connections.values():
+            connection.close()
+        raise
+    return {site: connections}
+
+
+def _server(address):
+    host, port = address
+    try:
+        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        return socket.create_server(found[0][4][:2], family=found[0][0], backlog=MOST_AT_ONCE)
+    except OSError as problem:
+        raise SiteError(
+            f"{host or '*'}:{port}: cannot listen there: {problem.strerror}; end what has the port, or "
+            "give --listen another address of this host"
+        ) from None
+
+
+def _call(address, where, end, wait_seconds, tell):
+    """Return a connection to who listens, who may not be there yet."""
+    told = False
+    while True:
+        try:
+            return socket.create_connection(address, timeout=SECONDS_OF_A_CALL)
+        except OSError as problem:
+            if time.monotonic() > end:
+                raise SiteError(
+                    f"{where}: nobody answers there for {wait_seconds:g} s "
+                    f"({problem.strerror or problem}); start the site that listens, with --listen, or "
+                    "look at the address and at firewalls"
+                ) from None
+        if not told:
+            tell(f"waiting for {where} to answer")
+            told = True
+        time.sleep(SECONDS_BETWEEN_CALLS)
+
+
+def _introduced(connection, me, part, where):
+    try:
+        make_quick(connection)
+        return introduce(connection, me, part)
+    except SiteError as problem:
+        raise SiteError(f"{where}: {problem}") from None
+    except OSError as problem:
+        raise SiteError(f"{where}: closed the connection: {problem.strerror}") from None
+
+
+def _wait_for_start(connection, site, where, end):
+    """Return once the site that listens says that all are there."""
+    try:
+        _, answer = hear(connection, max(end, time.monotonic()) + SECONDS_TO_GREET)
+    except SiteError as problem:
+        raise SiteError(f"{where}: site {site!r} {problem}, before all sites had joined") from None
+    raise_refused(answer, site)
+
+
+def _closed(connection):
+    """Whether the other end has closed a connection over which nothing is due yet."""
+    try:
+        return connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True

@@ -1,0 +1,220 @@
+"""Communicators over sites that are jobs of their own: MPI's inside a site, sockets between sites."""
+
+import hmac
+import secrets
+import socket
+import struct
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from os import PathLike
+from typing import Any
+
+from mpi4py import MPI
+
+from isthmus.cluster.cluster import Cluster
+from isthmus.errors import SiteError
+from isthmus.links.agreement import broadcast_json, gather_json, together
+from isthmus.links.comm import Request
+from isthmus.links.frames import HEADER_NBYTES
+from isthmus.links.greeting import SECONDS_TO_GREET
+from isthmus.links.meeting import Connections
+from isthmus.links.sealed import agree_on_keys
+from isthmus.links.socket_comm import LEADERS, TIER, WORLD, Endpoint, SocketComm
+from isthmus.links.switch import Switch
+from isthmus.links.tiers import Tiers, ready, world_of
+from isthmus.links.world import barrier
+
+_WORD = struct.Struct("!32sI")
+"""What a rank tells its leader when it calls: the word that it was told, and its number."""
+
+
+class SitesComm:
+    """Ranks of several sites: MPI's `comm` has those of this one, an `Endpoint` reaches all others.
+
+    ranks: the cluster rank of each. channel: of the endpoint's messages.
+    """
+
+    def __init__(self, comm: MPI.Comm, endpoint: Endpoint, channel: int, ranks: Sequence[int]):
+        self.comm, self.endpoint = comm, endpoint
+        self.far = SocketComm(endpoint, channel, ranks)
+        self.rank, self.size = self.far.rank, self.far.size
+        first = self.rank - comm.rank
+        self.here = range(first, first + comm.size)
+
+    def Isend(self, buffer: Any, dest: int, tag: int = 0) -> Request:  # noqa: N802
+        if dest in self.here:
+            return self.comm.Isend(buffer, dest - self.here.start, tag)
+        return self.far.Isend(buffer, dest, tag)
+
+    def Irecv(self, buffer: Any, source: int, tag: int = 0) -> Request:  # noqa: N802
+        if source in self.here:
+            return self.comm.Irecv(buffer, source - self.here.start, tag)
+        return self.far.Irecv(buffer, source, tag)
+
+    def Send(self, buffer: Any, dest: int, tag: int = 0) -> None:  # noqa: N802
+        self.Isend(buffer, dest, tag).Wait()
+
+    def Recv(self, buffer: Any, source: int, tag: int = 0) -> None:  # noqa: N802
+        self.Irecv(buffer, source, tag).Wait()
+
+    def overhead_nbytes(self, nbytes: int, dest: int) -> int:
+        """Return by how many bytes a message grows: a frame's header, where it leaves the site."""
+        return 0 if dest in self.here else self.far.overhead_nbytes(nbytes, dest)
+
+    def Split(self, color: int, key: int = 0) -> MPI.Comm:  # noqa: N802
+        """Return MPI's communicator of this site's ranks with `color`: others are not MPI's to reach."""
+        return self.comm.Split(color, key)
+
+    def Free(self) -> None:  # noqa: N802
+        self.comm.Free()
+
+
+class SitesWorld(SitesComm):
+    """All ranks of all sites; its end is that of the sockets. switch: of this site, on its leader."""
+
+    def __init__(self, comm: MPI.Comm, endpoint: Endpoint, ranks: Sequence[int], switch: Switch | None):
+        super().__init__(comm, endpoint, WORLD, ranks)
+        self.switch = switch
+
+    def Free(self) -> None:  # noqa: N802
+        self.endpoint.finish()
+        barrier(self.comm)
+        if self.switch is not None:
+            self.switch.close()
+        super().Free()
+
+
+@contextmanager
+def tiers_of_sites(
+    comm: MPI.Comm,
+    cluster: Cluster,
+    site: str,
+    listens: str,
+    connections: Connections | None,
+    deadline_seconds: float,
+    paced: bool = False,
+    keys: str | PathLike[str] | None = None,
+) -> Iterator[Tiers]:
+    """Give the tiers of a cluster each of whose sites is a job of its own; `comm` has those of `site`.
+
+    listens: the site that the others have called; its first rank is the job's rank 0. connections: what
+    `meeting` gave the first rank of `comm`, None on the others. Collective over all sites. Raises as
+    `tiers_of_rank_0` does.
+    """
+    endpoint, switch = _connected(comm, cluster, site, listens, connections, deadline_seconds)
+    index = cluster.names.index(site)
+    leaders_of = [cluster.ranks_of_site(name)[0] for name in cluster.names]
+    everyone = SitesWorld(comm.Dup(), endpoint, range(cluster.size), switch)
+    own = comm.Dup()
+    leaders: Any = MPI.COMM_NULL
+    if comm.rank == 0:
+        leaders = SocketComm(endpoint, LEADERS, leaders_of)
+    tier = cluster.sites[index].tier
+    same = [rank for rank, of in enumerate(cluster.site_of_rank) if cluster.sites[of].tier == tier]
+    mine: Any = SitesComm(comm.Dup(), endpoint, TIER, same)
+    cluster = cluster.with_overhead(HEADER_NBYTES)
+    tiers = Tiers(
+        cluster,
+        world_of(cluster, everyone, own, leaders),
+        own,
+        leaders,
+        cloud=mine if tier == "cloud" else MPI.COMM_NULL,
+        edge=mine if tier == "edge" else MPI.COMM_NULL,
+        tier=tier,
+        site_name=site,
+        home=cluster.ranks_of_site(listens)[0],
+        joined=True,
+    )
+    if keys is not None:
+        tiers = tiers.sealed_by(agree_on_keys(cluster, tiers.world, own, keys))
+    with ready(tiers, paced) as tiers:
+        yield tiers
+
+
+def _connected(comm, cluster, site, listens, connections, deadline_seconds):
+    """Return this rank's Endpoint, and on the first rank the Switch of its site, started. Collective."""
+    mine = cluster.ranks_of_site(site)
+    elsewhere = [rank for rank in range(cluster.size) if rank not in mine]
+    rank = mine[comm.rank]
+    near = _sockets_to_leader(comm)
+    if comm.rank != 0:
+        return Endpoint(rank, [(near, f"the switch of site {site!r}", elsewhere)]), None
+    reached = {
+        name: cluster.ranks_of_site(name) if site == listens else elsewhere for name in connections
+    }
+    own, inside = socket.socketpair()
+    peers = [
+        (parts["leaders"], f"site {name!r}", cluster.ranks_of_site(name)[:1])
+        for name, parts in connections.items()
+    ]
+    endpoint = Endpoint(rank, [*peers, (own, f"the switch of site {site!r}", elsewhere)])
+    switch = Switch(
+        {rank: inside} | {mine[local]: connection for local, connection in near.items()},
+        {name: (parts["switch"], reached[name]) for name, parts in connections.items()},
+        endpoint.streams[:-1],
+        deadline_seconds,
+    )
+    switch.start()
+    return endpoint, switch
+
+
+def _sockets_to_leader(comm):
+    """Return the connection to the first rank of `comm`, and there those to all others, by rank.
+
+    Whoever else calls does not know the word that the first rank has told the others. Collective.
+    """
+    if comm.size == 1:
+        return {}
+    hosts = gather_json(comm, MPI.Get_processor_name())
+    server = told = None
+    if comm.rank == 0:
+        server = socket.create_server(("127.0.0.1" if len({*hosts}) == 1 else "", 0), backlog=comm.size)
+        told = [server.getsockname()[1], secrets.token_hex(32)]
+    port, word = broadcast_json(comm, told)
+    host = "127.0.0.1" if hosts[0] == hosts[comm.rank] else hosts[0]
+    end = time.monotonic() + SECONDS_TO_GREET
+
+    def connect():
+        if comm.rank == 0:
+            return _those_who_call(server, comm.size - 1, word, end)
+        try:
+            connection = socket.create_connection((host, port), timeout=SECONDS_TO_GREET)
+            connection.sendall(_WORD.pack(bytes.fromhex(word), comm.rank))
+        except OSError as problem:
+            raise SiteError(
+                f"{host}:{port}: the site's first rank cannot be reached from {hosts[comm.rank]}: "
+                f"{problem.strerror or problem}; look at the network inside the site"
+            ) from None
+        return connection
+
+    try:
+        return together(comm, connect)
+    finally:
+        if server is not None:
+            server.close()
+
+
+def _those_who_call(server, count, word, end):
+    """Return rank -> connection of so many ranks that know the word."""
+    found = {}
+    while len(found) < count:
+        server.settimeout(max(1e-3, end - time.monotonic()))
+        try:
+            connection, _ = server.accept()
+            connection.settimeout(max(1e-3, end - time.monotonic()))
+            told = connection.recv(_WORD.size, socket.MSG_WAITALL)
+        except OSError:
+            if time.monotonic() > end:
+                raise SiteError(
+                    f"{count - len(found)} ranks of this site did not reach their first rank within "
+                    f"{SECONDS_TO_GREET:.0f} s; look at the network inside the site"
+                ) from None
+            continue
+        if len(told) == _WORD.size:
+            said, rank = _WORD.unpack(told)
+            if hmac.compare_digest(said, bytes.fromhex(word)):
+                found[rank] = connection
+                continue
+        connection.close()
+    return found

@@ -1,0 +1,427 @@
+"""Sites as jobs of their own: frames over sockets, who may join, and what bad callers are told."""
+
+import socket
+import struct
+import threading
+import time
+from contextlib import contextmanager, suppress
+
+import numpy as np
+import pytest
+
+from isthmus.errors import SecurityError, SiteError
+from isthmus.links import meeting
+from isthmus.links.frames import AGAIN, DATA, HEADER_NBYTES, Stream
+from isthmus.links.greeting import MARK, Introduction, hear, say
+from isthmus.links.meeting import Listener, address_of, is_loopback, join
+from isthmus.links.socket_comm import LEADERS, Endpoint, SocketComm
+from isthmus.links.switch import Switch
+from isthmus.security.admission import SiteKeys, Token, read_token
+from isthmus.security.key_files import make_keys, read_public
+
+pytest.importorskip("crc32c")
+TOKEN = Token(b"a secret of sixteen bytes or more")
+
+
+class Flipping(threading.Thread):
+    """What lies between two sockets: passes bytes on, and flips a bit at each of some places."""
+
+    def __init__(self, places):
+        super().__init__(daemon=True)
+        self.near, self._left = socket.socketpair()
+        self.far, self._right = socket.socketpair()
+        self.places, self.flipped = sorted(places), 0
+
+    def run(self):
+        threading.Thread(target=self._carry, args=(self._right, self._left, ()), daemon=True).start()
+        self._carry(self._left, self._right, self.places)
+
+    def _carry(self, source, target, places):
+        passed, places = 0, list(places)
+        while data := bytearray(source.recv(1 << 16)):
+            while places and places[0] < passed + len(data):
+                data[places.pop(0) - passed] ^= 4
+                self.flipped += 1
+            passed += len(data)
+            target.sendall(data)
+
+
+def two_ends(near, far):
+    """Return a communicator of two ranks, each with one end of a connection."""
+    return [
+        SocketComm(Endpoint(rank, [(end, f"site {1 - rank}", [1 - rank])]), LEADERS, [0, 1])
+        for rank, end in enumerate((near, far))
+    ]
+
+
+def in_thread(act):
+    """Start `act()` in a thread; return what waits for it, and gives its result or raises."""
+    found = {}
+
+    def run():
+        try:
+            found["result"] = act()
+        except BaseException as problem:
+            found["problem"] = problem
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+
+    def wait():
+        thread.join(30)
+        assert not thread.is_alive(), "no end"
+        if "problem" in found:
+            raise found["problem"]
+        return found["result"]
+
+    return wait
+
+
+SIZES = (0, 1, 48, 5000, 65_536, 65_537, 300_000, 7, 2_000_000, 64)
+
+
+def place_of(number):
+    """Return where frame `number` of those of SIZES begins, when none is sent twice."""
+    return sum(HEADER_NBYTES + size for size in SIZES[:number])
+
+
+@pytest.mark.parametrize(
+    "places",
+    [
+        (),
+        (place_of(3) + HEADER_NBYTES + 4000,),  # in what is sent
+        (place_of(6) + HEADER_NBYTES + 200_000,),
+        (place_of(2) + 20,),  # in a header: of how many bytes it tells
+        (place_of(6) + 21, place_of(6) + HEADER_NBYTES + 10),
+        (place_of(1) + 1,),  # in the mark
+        (place_of(9) + HEADER_NBYTES + 63,),  # in the last byte
+        tuple(range(3000, 2_000_000, 70_001)),
+    ],
+)
+def test_a_flipped_bit_is_found_at_its_message_which_is_sent_again(places):
+    between = Flipping(places)
+    between.start()
+    sender, receiver = two_ends(between.near, between.far)
+    draw = np.random.default_rng(1)
+    messages = [draw.integers(0, 256, size, np.uint8) for size in SIZES]
+
+    def send():
+        requests = [sender.Isend(message, 1, tag=number % 3) for number, message in enumerate(messages)]
+        for request in requests:
+            request.Wait()
+        back = np.empty(8)
+        sender.Recv(back, 1)
+        return back
+
+    sent = in_thread(send)
+    for number, message in enumerate(messages):
+        came = np.full(message.size, 77, np.uint8)
+        receiver.Recv(came, 0, tag=number % 3)
+        assert came.tobytes() == message.tobytes(), number
+    receiver.Send(np.arange(8.0), 0)
+    assert sent().tolist() == [0, 1, 2, 3, 4, 5, 6, 7]
+    assert between.flipped == len(places)
+    closed = in_thread(sender.endpoint.finish)
+    receiver.endpoint.finish()
+    closed()
+
+
+def test_a_lost_word_about_lost_frames_is_no_end_of_them():
+    """Whoever is asked while it asks itself answers, and the two do not ask each other for ever."""
+    near, far = socket.socketpair()
+    ends = two_ends(near, far)
+    streams = [end.endpoint.streams[0] for end in ends]
+    for stream in streams:
+        stream._lost = True
+        stream.say(AGAIN)
+    for _ in range(20):
+        assert [end.endpoint.progress() for end in ends] == [None, None]
+    assert not any(stream._lost or stream.writes for stream in streams)
+
+
+def test_messages_keep_their_order_and_are_taken_by_rank_tag_and_communicator():
+    near, far = socket.socketpair()
+    one, other = two_ends(near, far)
+    twin = SocketComm(other.endpoint, 7, [0, 1])
+    requests = [one.Isend(np.array([number]), 1, tag) for number, tag in enumerate((5, 5, 6, 5))] + [
+        SocketComm(one.endpoint, 7, [0, 1]).Isend(np.array([9]), 1, 5)
+    ]
+    for request in requests:
+        request.Wait()
+
+    def next_of(comm, tag):
+        came = np.empty(1, int)
+        comm.Recv(came, 0, tag)
+        return int(came[0])
+
+    assert next_of(other, 6) == 2
+    assert next_of(twin, 5) == 9
+    assert [next_of(other, 5) for _ in range(3)] == [0, 1, 3]
+    long = np.arange(100_000)
+    sending, room = one.Isend(long, 1), np.empty_like(long)
+    assert not sending.Test()  # its memory is needed until it has come
+    request = other.Irecv(room, 0)
+    while not request.Test():
+        one.endpoint.progress()
+    assert (room == long).all()
+    sending.Wait()
+    assert one.overhead_nbytes(5, 1) == HEADER_NBYTES == 48
+    with pytest.raises(ValueError, match="contiguous"):
+        one.Isend(np.zeros((4, 4))[:, 1], 1)
+    near.close()
+    with pytest.raises(SiteError, match="site 0 has gone: it closed the connection; .*--resume"):
+        other.Recv(room, 0)
+
+
+@contextmanager
+def listening(*others, settings="alike", token=TOKEN, wait_seconds=20.0, caplog=None):
+    """Give (the port, what waits for the connections, lines that were told) of a site that listens."""
+    told = []
+    me = Introduction("cloud", settings, token)
+    with Listener(("127.0.0.1", 0), me, others, told.append) as listener:
+        port = listener._socket.getsockname()[1]
+        yield port, in_thread(lambda: listener.meet(wait_seconds)), told
+
+
+def caller(port):
+    return socket.create_connection(("127.0.0.1", port), timeout=10)
+
+
+def answer_to(port, words):
+    """Return what the one who listens says to a caller who says `words` and no more."""
+    with caller(port) as connection:
+        connection.sendall(words)
+        connection.shutdown(socket.SHUT_WR)
+        with suppress(ConnectionResetError):  # not all of it was read
+            return connection.recv(4096)
+        return b""
+
+
+def joining(port, site="edge", settings="alike", token=TOKEN, **more):
+    me = Introduction(site, settings, token, **more)
+    return join(("127.0.0.1", port), me, 20.0, lambda line: None)
+
+
+def test_bad_callers_are_told_in_a_line_at_both_ends_and_the_others_go_on(caplog, monkeypatch):
+    monkeypatch.setattr("isthmus.links.greeting.SECONDS_TO_GREET", 0.5)
+    with listening("edge", "far") as (port, met, _):
+        garbage = (
+            (b"GET / HTTP/1.1\r\n\r\n", r"is not isthmus: it begins with b'GET "),
+            (b"", "closed the connection without a word"),
+            (
+                MARK + struct.pack("!I", 500) + b'{"site":',
+                "closed the connection in the middle of a word",
+            ),
+            (MARK + struct.pack("!I", 1 << 30), "says 1073741824 bytes at once"),
+            (MARK + struct.pack("!I", 3) + b"[1]", "says what is no JSON"),
+            (MARK + struct.pack("!I", 2) + b"{}", "says what is no hello of isthmus"),
+        )
+        for words, _ in garbage:
+            assert answer_to(port, words) == b""
+        with caller(port) as silent, caller(port) as slow:
+            with suppress(OSError):  # it is hung up on
+                for letter in MARK:  # a byte now and then is no sign of life
+                    slow.send(bytes([letter]))
+                    time.sleep(0.15)
+            assert silent.recv(100) == b""
+        refused = (
+            ({"token": Token(b"another secret of some bytes")}, "another token, or is not known"),
+            ({"settings": "others"}, "settings or cluster file are not those of this run"),
+            ({"site": "nowhere"}, "the cluster file has no site 'nowhere'"),
+            ({"site": "cloud"}, "two sites of one name, 'cloud'"),
+            ({"version": "0.0.1"}, "install one version on both"),
+        )
+        for wrong, why in refused:
+            with pytest.raises(SiteError, match=why) as problem:
+                joining(port, **wrong)
+            assert str(problem.value).startswith(f"127.0.0.1:{port}: ")
+            assert "\n" not in str(problem.value)
+        first = in_thread(lambda: joining(port))
+        while len(caplog.records) < len(garbage) + 2 + len(refused):
+            time.sleep(0.01)
+        time.sleep(0.3)  # the first edge is in
+        with pytest.raises(SiteError, match="two sites of one name, 'edge': one has joined from 127"):
+            joining(port)
+        in_thread(lambda: joining(port, "far"))
+        assert {name: sorted(parts) for name, parts in met().items()} == {
+            "edge": ["leaders", "switch"],
+            "far": ["leaders", "switch"],
+        }
+        assert sorted(first()["cloud"]) == ["leaders", "switch"]
+    lines = [record.getMessage() for record in caplog.records]
+    for _, why in (*garbage, *refused):
+        assert any(why.replace("b'GET ", "b'GET") in line for line in lines), (why, lines)
+    assert sum("stops in the middle of a word for" in line for line in lines) == 1
+    assert sum("says nothing for" in line for line in lines) == 1
+    assert sum("two sites of one name, 'edge'" in line for line in lines) == 1
+    assert len(lines) == len(garbage) + 2 + len(refused) + 1  # each once
+    assert all("\n" not in line and "secret" not in line for line in lines)
+
+
+def test_who_comes_late_or_leaves_again_is_told_of_and_a_port_in_use(caplog):
+    with listening("edge", "far", wait_seconds=1.0) as (port, met, _):
+        waiting = in_thread(lambda: joining(port))
+        with pytest.raises(SiteError, match=r"site 'far' did not join within 1 s; .*wait_seconds"):
+            met()
+        with pytest.raises(SiteError, match="refuses this one: site 'far' did not join within 1 s"):
+            waiting()
+        with pytest.raises(SiteError, match=f"127.0.0.1:{port}: cannot listen there: Address already"):
+            Listener(("127.0.0.1", port), Introduction("cloud", "", TOKEN), ["edge"], print)
+    with listening("edge", "far") as (port, met, _):
+        me = Introduction("edge", "alike", TOKEN)
+        connection = caller(port)
+        meeting.introduce(connection, me, "leaders")
+        connection.close()
+        while not any("has gone again before the start" in each.getMessage() for each in caplog.records):
+            time.sleep(0.01)
+        ends = [in_thread(lambda: joining(port)), in_thread(lambda: joining(port, "far"))]
+        assert sorted(met()) == ["edge", "far"]
+        assert [list(end()) for end in ends] == [["cloud"], ["cloud"]]
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        port = deaf.getsockname()[1]
+    me = Introduction("edge", "alike", TOKEN)
+    with pytest.raises(SiteError, match=f"127.0.0.1:{port}: nobody answers there for 0.1 s"):
+        join(("127.0.0.1", port), me, 0.1, lambda line: None)
+
+
+def test_who_calls_is_not_fooled_by_one_who_listens_without_the_token():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        end = in_thread(lambda: joining(port))
+        connection, _ = server.accept()
+        mine = Introduction("cloud", "alike", Token(b"")).hello("leaders")
+        _, hello = hear(connection, time.monotonic() + 5)
+        say(connection, mine)
+        _, answer = hear(connection, time.monotonic() + 5)
+        assert sorted(answer) == ["proof"]  # and the token is nowhere in it
+        say(connection, answer)  # sent back as its own
+        with pytest.raises(SiteError, match="site 'cloud' cannot prove itself"):
+            end()
+        assert hello["site"] == "edge"
+
+
+def test_keys_of_sites_decide_who_may_join(tmp_path):
+    for site in ("cloud", "edge", "thief"):
+        make_keys(tmp_path / site, site)
+    for site, other in (("cloud", "edge"), ("edge", "cloud"), ("thief", "cloud")):
+        public = tmp_path / other / f"{other}.pub"
+        (tmp_path / site / f"{other}.pub").write_bytes(public.read_bytes())
+    assert read_public(tmp_path / "cloud", "edge")
+    with listening("edge", "thief", token=SiteKeys(tmp_path / "cloud", "cloud")) as (port, met, _):
+        with pytest.raises(SiteError, match="is not known by its key"):
+            joining(port, "thief", token=SiteKeys(tmp_path / "thief", "thief"))
+        with pytest.raises(SiteError, match="is not known by its key"):
+            joining(port, "edge", token=SiteKeys(tmp_path / "thief", "thief"))
+        in_thread(lambda: joining(port, "edge", token=SiteKeys(tmp_path / "edge", "edge")))
+        (tmp_path / "cloud/thief.pub").write_bytes((tmp_path / "thief/thief.pub").read_bytes())
+        in_thread(lambda: joining(port, "thief", token=SiteKeys(tmp_path / "thief", "thief")))
+        assert sorted(met()) == ["edge", "thief"]
+
+
+def test_tokens_are_their_owners_alone(tmp_path):
+    path = tmp_path / "token"
+    with pytest.raises(SecurityError, match="token: .*umask 077"):
+        read_token(path)
+    path.write_text("0123456789abcdef\n")
+    path.chmod(0o640)
+    with pytest.raises(SecurityError, match=r"mode 0o640 lets others in; chmod 600"):
+        read_token(path)
+    path.chmod(0o600)
+    said = b"what both have said"
+    token = read_token(path)
+    assert token.holds("edge", said, Token(b"0123456789abcdef").prove(said))
+    assert not token.holds("edge", said, Token(b"0123456789abcdeg").prove(said))
+    path.write_text("short")
+    with pytest.raises(SecurityError, match="holds 5 bytes, a token has 16 or more") as problem:
+        read_token(path)
+    assert "short" not in str(problem.value).replace("shorter", "")
+
+
+def test_addresses():
+    assert address_of("cloud.example.org:7000") == ("cloud.example.org", 7000)
+    assert address_of("[::1]:80") == ("::1", 80)
+    for wrong in ("cloud", "cloud:", "cloud:x", "cloud:0", "cloud:70000"):
+        with pytest.raises(ValueError, match="is no HOST:PORT"):
+            address_of(wrong)
+    assert is_loopback("127.0.0.1")
+    assert is_loopback("localhost")
+    assert not is_loopback("0.0.0.0")
+    assert not is_loopback("")
+
+
+def switched(deadline_seconds):
+    """Return two leaders joined by sockets and switches, a rank beside each, and the switches.
+
+    Ranks 0 and 1 are of one site, 2 and 3 of the other.
+    """
+    leaders, links = socket.socketpair(), socket.socketpair()
+    ends, switches = [], []
+    for site in range(2):
+        own = [2 * site, 2 * site + 1]
+        others = [rank for rank in range(4) if rank not in own]
+        near = {rank: socket.socketpair() for rank in own}
+        endpoints = [
+            Endpoint(
+                rank,
+                [(leaders[site], "the other site", others[:1])] * (rank == own[0])
+                + [(near[rank][0], "the switch", others)],
+            )
+            for rank in own
+        ]
+        switch = Switch(
+            {rank: pair[1] for rank, pair in near.items()},
+            {f"site{1 - site}": (links[site], others)},
+            endpoints[0].streams[:1],
+            deadline_seconds,
+        )
+        ends += [SocketComm(each, 0, range(4)) for each in endpoints]
+        switches.append(switch)
+    return ends, switches
+
+
+def test_a_switch_passes_on_and_a_silent_site_wakes_all_who_wait_for_it():
+    ends, switches = switched(deadline_seconds=1.5)
+    switches[0].start()
+    switches[1].start()
+    for source, dest in ((1, 3), (3, 0), (2, 1), (0, 2)):
+        sent = in_thread(lambda s=source, d=dest: ends[s].Send(np.full(50_000, s, float), d, 4))
+        came = np.empty(50_000)
+        ends[dest].Recv(came, source, 4)
+        assert (came == source).all()
+        sent()
+    closed = [in_thread(end.endpoint.finish) for end in ends]
+    for each in closed:
+        each()
+    closed = [in_thread(switch.close) for switch in switches]
+    for each in closed:
+        each()
+    assert not any(switch.is_alive() for switch in switches)
+
+    ends, switches = switched(deadline_seconds=1.5)
+    switches[0].start()  # the other site's gives no sign of life, as if it were frozen
+    began = time.monotonic()
+    for rank, source in ((0, 2), (1, 3)):
+        with pytest.raises(SiteError, match=r"site 'site1' has gone: no sign of life for [123] s"):
+            ends[rank].Recv(came, source)
+    assert time.monotonic() - began < 4
+    switches[0].join(5)
+    assert not switches[0].is_alive()
+
+
+def test_what_a_stream_hands_on_is_whole_or_nothing():
+    """A frame that nobody finishes is not taken for one."""
+    near, far = socket.socketpair()
+    taken = []
+    stream = Stream(far, "site 0", lambda header: memoryview(bytearray(header.nbytes)), taken.append)
+    sender = Stream(near, "site 1", None, None)
+    frame = sender.send(DATA, 0, 0, 1, 0, b"")
+    assert frame.number == 0
+    with socket.socket() as other:
+        del other
+    near.sendall(b"\xa7")
+    with pytest.raises(TypeError):  # take gets the header and what came with it
+        stream.read()
+    near.close()
+    with pytest.raises(SiteError, match="site 0 has gone"):
+        stream.read()
+    assert not taken
