@@ -115,8 +115,11 @@ def tell_bigram():
 # The transformer
 
 
-def make_net(inputs=(LENGTH,), kinds=128, width=128, layers=5, heads=4):
-    """Return a transformer of a million parameters that scores each next character of a block."""
+def make_net(inputs=(LENGTH,), kinds=128, width=128, layers=5, heads=4, start=None):
+    """Return a transformer of a million parameters that scores each next character of a block.
+
+    start: a file of NumPy's with the parameters that it begins with, float32[size], one after another.
+    """
     import torch
     from torch import nn
 
@@ -147,7 +150,10 @@ def make_net(inputs=(LENGTH,), kinds=128, width=128, layers=5, heads=4):
             seen = self.layers(self.characters(blocks) + self.places, mask=self.mask, is_causal=True)
             return self.scores(seen).flatten(1)
 
-    return Transformer()
+    net = Transformer()
+    if start is not None:
+        nn.utils.vector_to_parameters(torch.from_numpy(np.load(start)), net.parameters())
+    return net
 
 
 def loss(scores, targets):

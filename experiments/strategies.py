@@ -32,6 +32,7 @@ from isthmus.benchmarking.options import named_compressor
 from isthmus.models import Perceptron
 from isthmus.timing.step import predict_step
 from isthmus.timing.time_model import Workload
+from isthmus.training.playing import Turn
 from isthmus.training.strategies.strategy import rhythm
 
 TUNING_SEED = 0
@@ -181,9 +182,13 @@ def predicted_seconds(study, table, row, rate):
         compressor=named_compressor(row.compressor),
         **rhythm(row.make()),
     )
-    samples = [len(rows) for rows in samples_of_ranks(study.train_targets, table.split, cluster)]
-    passes = row.turn.get("epochs", 1) if row.turn else study.job.batch_size / sum(samples)
-    batches = np.array(samples) * passes  # of a step, which of clients is a round
+    held = samples_of_ranks(study.train_targets, table.split, cluster)
+    samples = np.array([len(rows) for rows in held])
+    if row.turn:  # a step is a round, in which each rank plays its one client
+        turns = [Turn(**row.turn).batches(number) for number in samples]
+        batches = np.array([sum(last - first for _, first, last in turn) for turn in turns])
+    else:
+        batches = samples * study.job.batch_size / samples.sum()
     return round(float(sum(predict_step(cluster, batches, workload).values())), 6)
 
 

@@ -11,7 +11,7 @@ MOST_STEPS, MOST_BYTES, MOST_POINTS, LEAST_BUFFERED, MOST_ERROR = 1.4, 1 / 25, 0
 IID, CLIENTS = "IID", "20 sites"
 BASE, DENSE = "synchronous, int8", "16 local steps, int8"
 SPARSE = ("16 local steps, top 2 %, 2 bits", "SparseLoCo, 16 steps, top 2 %, 2 bits")
-FEDERATED, BUFFERED = "FedAvg, int8", "Buffered, 10 of 20, 4 steps, int8"
+FEDERATED, BUFFERED = "FedAvg, int8", "Buffered, 10 of 20, 13 steps, int8"
 
 
 def target_lines(tables, errors):

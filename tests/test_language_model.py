@@ -72,7 +72,7 @@ def test_a_machine_without_fortunes_is_told_how_to_get_them(tmp_path):
     assert read_texts(tmp_path) == ["one\n%\ntwo\n"]
 
 
-def test_the_transformer_has_a_million_parameters_and_does_not_look_ahead():
+def test_the_transformer_has_a_million_parameters_and_does_not_look_ahead(tmp_path):
     torch = pytest.importorskip("torch")
     from language_model import LENGTH, loss, make_net
 
@@ -86,6 +86,11 @@ def test_the_transformer_has_a_million_parameters_and_does_not_look_ahead():
         one, other = (net(each % 128).reshape(2, LENGTH, 128) for each in (blocks, later))
     assert torch.allclose(one[:, :40], other[:, :40], atol=1e-5)
     assert not torch.allclose(one[:, 40], other[:, 40], atol=1e-3)
+    small = {"width": 16, "layers": 1, "heads": 2}
+    begun = [each.detach().numpy().ravel() for each in make_net(**small).parameters()]
+    np.save(tmp_path / "start.npy", np.concatenate(begun))
+    again = make_net(**small, start=tmp_path / "start.npy").parameters()
+    assert all(np.array_equal(each.detach().numpy().ravel(), old) for each, old in zip(again, begun))
     scores = torch.zeros(2, LENGTH * 128)
     assert loss(scores, blocks).item() == pytest.approx(np.log(128), rel=1e-6)
 
@@ -107,6 +112,7 @@ def test_a_row_of_the_transformer_is_learnt_and_timed_and_the_study_goes_on(
         "trial_blocks": 128,
         "judged_blocks": 16,
         "training": table["training"] | {"warmup_steps": 1, "batch_size": 16, "learning_rates": [0.01]},
+        "start": {"blocks": 320, "batch_size": 16, "learning_rate": 0.01},
         "link": {"latency_seconds": 0.02, "bytes_per_second": 1e6},
         "rows": [table["rows"][1] | {"strategy": {"kind": "local_steps", "every": 4}}],
     }
@@ -114,8 +120,10 @@ def test_a_row_of_the_transformer_is_learnt_and_timed_and_the_study_goes_on(
     language_model_study.run(tmp_path / "study.toml")
     text = (tmp_path / "results.jsonl").read_text()
     lines = list(map(json.loads, text.splitlines()))
-    found, timed = lines
-    assert [line["part"] for line in lines] == ["run", "seconds"]
+    start, found, timed = lines
+    assert [line["part"] for line in lines] == ["start", "run", "seconds"]
+    assert start["sent_nbytes"] == 0  # the cloud was alone
+    assert found["curve"][0][1] < start["curve"][0][1]  # and the run has begun where it was
     assert found["learning_rate"] == 0.01
     assert 0 < found["bits"] < 7
     assert [step for step, *_ in found["curve"]] == [20]
