@@ -22,7 +22,7 @@ FLOORS = {
             "cluster compression models",
             "links timing",
             "collectives shards planning testbed",
-            "training watching",
+            "training watching recovery",
             "folders torch",
             "pages inference",
             "jobs",

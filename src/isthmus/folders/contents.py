@@ -1,7 +1,7 @@
 """What the files of a run's folder hold: keys and types, as `reading` checks them."""
 
 import math
-from typing import Annotated, NotRequired
+from typing import Annotated, Any, NotRequired
 
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter
 from typing_extensions import TypedDict  # pydantic takes typing's own from Python 3.12 on
@@ -289,6 +289,21 @@ class ReplannedLine(Line):
     samples_of_rank: list[Count]
 
 
+class MembersLine(Line):
+    """Which ranks hold which shards from the step after this one on."""
+
+    cluster: dict[str, Any]
+    shards_of_rank: list[list[Count]]
+
+
+class SamplesLine(Line):
+    """How many samples an epoch took once, how many more often, and how many of each shard never."""
+
+    once: Count
+    again: Count
+    lost: dict[str, Count]
+
+
 class DroppedLine(Line):
     """Clients whose change was not finite, and was left out of their round."""
 
@@ -321,6 +336,8 @@ LINES = {
         "non_finite": NonFiniteLine,
         "replanned": ReplannedLine,
         "dropped": DroppedLine,
+        "members": MembersLine,
+        "samples": SamplesLine,
         "arrivals": ArrivalsLine,
         "left_out": LeftOutLine,
     }.items()

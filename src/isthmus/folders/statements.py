@@ -8,7 +8,7 @@ from pathlib import Path
 from isthmus.errors import RecordError, SettingsError
 from isthmus.files import write_text
 from isthmus.folders.chain import BEGINNING, file_hashes, read_chain
-from isthmus.folders.contents import Count, Table
+from isthmus.folders.contents import Count, Provenance, Table
 from isthmus.folders.reading import read_table
 from isthmus.folders.seals import sealed
 from isthmus.json_text import dumps
@@ -46,6 +46,12 @@ def state(folder, site, told, keys=None):
     signature = None if keys is None else read_private(keys, site).sign(_words(made)).hex()
     kept = [each for each in before if each["lines"] < told["lines"]]
     write_text(path, sealed({"statements": [*kept, {**made, "signature": signature}]}, indent=1))
+
+
+def is_chained(folder):
+    """Whether the settings of the run in `folder` have its lines be chained."""
+    settings = read_table(Path(folder, "run.json"), Provenance)["settings"]
+    return settings.get("security", {}).get("record", "plain") != "plain"
 
 
 def verify_record(folder, keys=None):

@@ -99,9 +99,7 @@ def with_planned_tree(tiers, settings):
 def place_data(tiers, settings, tell):
     """Decide what was left open, plan and scatter; return what all that is `Placed`. Collective."""
     model = settings.make_model()
-    train, seen = open_where_seen(tiers.world, settings.data.train)
-    if settings.clients.splits_anew:
-        train, seen = _split_once(tiers, settings, train, seen)
+    train, seen = open_train(tiers, settings)
     together(tiers.world, lambda: check_shapes(model, train, settings.data.scale))
 
     def decide():
@@ -135,8 +133,14 @@ def place_data(tiers, settings, tell):
     return Placed(settings, why, plan, sets.pop("train"), sets)
 
 
-def _split_once(tiers, settings, train, seen):
-    """Have the first rank that sees the set split it; return that as `open_where_seen` does."""
+def open_train(tiers, settings):
+    """Return the samples to learn from, split into clients where asked for, as `open_where_seen` does.
+
+    The first rank that sees the set splits it. Collective.
+    """
+    train, seen = open_where_seen(tiers.world, settings.data.train)
+    if not settings.clients.splits_anew:
+        return train, seen
     folder = from_root(
         tiers.world, lambda: str(client_shards(settings, train, tiers.cluster.size).folder), seen
     )

@@ -5,6 +5,7 @@ import time
 import numpy as np
 
 from isthmus.links.agreement import from_root
+from isthmus.planning.programme.allocation import shards_by_rank
 from isthmus.planning.replanning import Replanner
 from isthmus.shards.moving import move_shards
 from isthmus.shards.shard_file import ShardSet
@@ -92,6 +93,11 @@ class Rebalancing:
     def _move(self, new):
         self.training.take(move_shards(self.tiers, self.training.local, self.rank_of_shard, new))
         self.rank_of_shard = new
+
+    @property
+    def shards_of_rank(self):
+        """The shards that each rank has now, ascending."""
+        return shards_by_rank(self.rank_of_shard, self.tiers.cluster.size)
 
     def to_json(self):
         """Return what a checkpoint notes; what home alone knows is told by home, which writes it."""

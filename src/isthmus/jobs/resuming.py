@@ -54,8 +54,8 @@ SETS = {"evaluation": "test", "validation": "validation"}
 class Recalled:
     """What the earlier part of a run has left: its clock, its terms, its loss and metrics of each set.
 
-    dropped: clients that were left out of rounds. told: what is to be said of lines that were lost; None
-    where there are none.
+    dropped: clients that were left out of rounds. members: lines that tell who made which steps.
+    told: what is to be said of lines that were lost; None where there are none.
     """
 
     seconds: float = 0.0
@@ -63,6 +63,7 @@ class Recalled:
     measured: list = field(default_factory=list)
     evaluated: dict = field(default_factory=dict)
     dropped: int = 0
+    members: list = field(default_factory=list)
     told: str | None = None
 
 
@@ -80,6 +81,8 @@ def recall(folder, step, last):
             found.measured.append((line["terms"], line.get("exchanged", True)))
         elif line["kind"] == "replanned":
             found.seconds = line["seconds"]
+        elif line["kind"] == "members":
+            found.members.append(line)
         elif line["kind"] == "dropped":
             found.dropped += len(line["clients"])
         elif line["kind"] in SETS:

@@ -8,29 +8,27 @@ from pathlib import Path
 from mpi4py import MPI
 from threadpoolctl import threadpool_limits
 
-from isthmus.devices import array_library, to_host
+from isthmus.devices import to_host
 from isthmus.errors import CheckpointError, StoppedError
 from isthmus.files import remove_leftovers
 from isthmus.folders.record import RunFolder, let_in, provenance, replanned_sentence, reserved
 from isthmus.jobs.account import Account
 from isthmus.jobs.choosing import choose, outlook
-from isthmus.jobs.clients import identity_of_clients, make_clients, told_of_clients, turn_of
-from isthmus.jobs.duties import Duty, every, meetings
+from isthmus.jobs.clients import identity_of_clients, told_of_clients
+from isthmus.jobs.duties import Duty, every
 from isthmus.jobs.keeping import keep_model
-from isthmus.jobs.preparation import hold_seconds, opened_job, place_data, with_planned_tree
+from isthmus.jobs.making import make_training
+from isthmus.jobs.members import Members
+from isthmus.jobs.preparation import opened_job, place_data, with_planned_tree
 from isthmus.jobs.rebalancing import Rebalancing
 from isthmus.jobs.recording import Recording
-from isthmus.jobs.replaying import replay_arrivals
 from isthmus.jobs.resuming import Recalled, identity_of, recall
 from isthmus.jobs.scaling import commonest_share, no_better_than_one_answer
-from isthmus.jobs.shared_model import shared_model, shared_start
+from isthmus.jobs.shared_model import shared_model
 from isthmus.jobs.stopping import stopping_on
 from isthmus.links.agreement import broadcast_json, from_root, require, together
 from isthmus.spare import if_possible
 from isthmus.training.checkpoint import read_checkpoint, write_checkpoint
-from isthmus.training.loop import Training
-from isthmus.training.playing import ClientTraining
-from isthmus.training.strategies.sums import Sums
 from isthmus.training.validation import Validation
 from isthmus.watching.journal import Journal
 from isthmus.watching.links import counted_links
@@ -70,43 +68,16 @@ def train(
         settings, rounds, plan, local, sets = place_data(tiers, settings, journal.tell)
         journal.enter("beginning", 0)
         trace = Trace(tiers) if settings.run.trace else None
-        computing = trace.tiers if trace else tiers
-        recipe = together(tiers.world, lambda: settings.recipe(plan.steps))
         expected, warning = outlook(settings, tiers.cluster, plan)
         for told in filter(None, (expected, warning and f"warning: {warning}")):
             journal.tell(f"strategy: {told}")
-        state = shared_start(tiers, model, recipe, array_library(tiers.device), journal.tell)
-        clients, rows = None, {}
-        if settings.plays_clients:
-            clients, rows = make_clients(tiers, settings, plan, local, model)
-        sums = Sums(
-            computing,
-            model.size,
-            weight=float(local.samples),
-            clients=clients,
-            algorithm=settings.allreduce.algorithm,
-            compressor=settings.make_compressor(),
-            error_feedback=settings.allreduce.error_feedback,
-            buckets=settings.make_buckets(),
-            chunk_nbytes=settings.allreduce.chunk_nbytes,
-            like=state.parameters,
-            secure=settings.privacy.sum_of(settings),
-        )
-        member = settings.make_strategy().join(sums, recipe.total_steps)
-        member.meet(meetings(recipe))
-        if replay:
-            replay_arrivals(tiers, settings, plan, local.manifest, member, replay)
-        arguments = (computing, model, local, member, recipe, state)
-        held = hold_seconds(tiers, settings), journal.enter
-        training = (
-            ClientTraining(*arguments, *held, rows=rows, turn=turn_of(settings))
-            if clients
-            else Training(*arguments, *held)
+        training = make_training(
+            trace.tiers if trace else tiers, settings, model, plan, local, journal, replay
         )
         path = open_folder(tiers, settings, Path(settings_path).stem, resume, name, lock)
         job = Job(tiers, settings, plan, training, sets, journal, path)
         chosen = {"choice": why, "rounds": rounds or expected, "tree": tree} | (
-            told_of_clients(member) if clients else {}
+            told_of_clients(training.member) if settings.plays_clients else {}
         )
         job.begin(chosen, resume)
         with trace.written_to(job.path) if trace else nullcontext():
@@ -142,6 +113,7 @@ class Job:
         self.account = Account(tiers, settings, plan, training, folder, journal.tell)
         self.stops = False  # whether the run ends after this step, told by a signal
         self.rebalancing = Rebalancing(tiers, settings, plan, training)
+        self.members = Members(tiers, training, self.account)
         self.data = {"train": training.local.manifest} | {
             name: local.manifest for name, local in sets.items()
         }
@@ -180,6 +152,8 @@ class Job:
         from_root(self.tiers.world, write_down, self.tiers.home)
         if resume:
             self.account.note("resumed")
+        else:
+            self.members.begin(self.plan.shards_of_rank)
         self.record.state(self.account.folder, self.training.state.step)
         self.tell(f"run folder: {self.path}")
 
@@ -228,6 +202,7 @@ class Job:
             Duty(
                 "report", lambda step: ends_epoch(step) or every(recipe.report_every)(step), self._report
             ),
+            Duty("report", ends_epoch, self.members.note_samples),
             Duty("evaluation", ends_epoch, self._evaluate),
             Duty(
                 "rebalancing",
@@ -328,6 +303,8 @@ class Job:
         if told:
             self.account.seconds += told["moving_seconds"]
             self.account.note("replanned", seconds=self.account.seconds, **told)
+            if told["shards"]:
+                self.members.begin(self.rebalancing.shards_of_rank)
             if self.leads:
                 self.account.folder.flush()
             self.tell(f"step {self.training.state.step}: {replanned_sentence(told)}")
@@ -362,6 +339,7 @@ class Job:
             world, lambda: recall(self.account.folder, state.step, last) if self.leads else Recalled()
         )
         self.account.take_up(found)
+        self.members.take_up(found.members, self.plan.shards_of_rank)
         self.rebalancing.resume(notes)
         self.journal.checkpoint = state.step
         self.tell(f"resumed at step {state.step}")

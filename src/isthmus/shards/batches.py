@@ -14,6 +14,15 @@ if TYPE_CHECKING:  # a manifest is checked by what not every machine has
     from isthmus.shards.scale import Scale
 
 
+def order_of(samples: int, seed: int, epoch: int, since: int = 0) -> np.ndarray:
+    """Return the order in which a rank takes so many samples of an epoch, or of what is left of it.
+
+    since: steps of the epoch that were made before.
+    """
+    keys = [seed, epoch, since] if since else [seed, epoch]
+    return np.random.Generator(np.random.PCG64(keys)).permutation(samples)
+
+
 class LocalSamples:
     """A rank's own samples in memory.
 
@@ -47,24 +56,30 @@ class LocalSamples:
         steps: int | None = None,
         epoch: int = 0,
         start: int = 0,
+        rows: np.ndarray | None = None,
+        since: int = 0,
     ) -> Iterator[tuple[np.ndarray, ...]]:
         """Yield tuples of the arrays' rows, in one random order that depends on (seed, epoch) alone.
 
         size: samples of a batch, the last may be short. Or steps: exactly so many batches, of sizes
         that differ by at most one, empty where there are fewer samples than steps. start: the first
         batch to give; the others are the same as if all had been given.
+        rows: those to take, in place of all, where an epoch goes on after `since` steps that other
+        ranks have made too; `steps` and `start` count from there.
         """
         if (size is None) == (steps is None):
             raise ValueError("give either size or steps")
+        samples = self.samples if rows is None else len(rows)
         if steps is None:
-            bounds = [*range(0, self.samples, whole("size", size, least=1)), self.samples]
+            bounds = [*range(0, samples, whole("size", size, least=1)), samples]
         else:
-            bounds = part_bounds(self.samples, whole("steps", steps, least=1))
+            bounds = part_bounds(samples, whole("steps", steps, least=1))
         seed, epoch, start = (
             whole(name, value, least=0)
             for name, value in (("seed", seed), ("epoch", epoch), ("start", start))
         )
-        order = np.random.Generator(np.random.PCG64([seed, epoch])).permutation(self.samples)
+        order = order_of(samples, seed, epoch, since)
+        order = order if rows is None else rows[order]
         for first, last in list(itertools.pairwise(bounds))[start:]:
             yield self.at(order[first:last])
 

@@ -95,6 +95,7 @@ class Training:
         self.rows = []  # of the steps since the last `gather_rows`
         self._gathered = state.step  # the last step that was told
         self.finite, self.non_finite_ranks = True, []  # of the last step
+        self.rest = None  # what this rank takes of an epoch that began with other ranks
         member.begin(state.parameters)
 
     def steps(self) -> Iterator[None]:
@@ -102,8 +103,16 @@ class Training:
         recipe, state = self.recipe, self.state
         while state.step < recipe.total_steps:
             epoch, done = divmod(self.member.walked, recipe.steps)
+            if self.rest is not None and self.rest.epoch != epoch:
+                self.take(self.local)
+            since, rows = (self.rest.since, self.rest.rows) if self.rest else (0, None)
             for features, targets in self.local.batches(
-                steps=recipe.steps, seed=recipe.seed, epoch=epoch, start=done
+                steps=recipe.steps - since,
+                seed=recipe.seed,
+                epoch=epoch,
+                start=done - since,
+                rows=rows,
+                since=since,
             ):
                 before = self.member.stage_seconds
                 with self.instruments.step(self.member.walked + 1) as measured:
@@ -144,8 +153,8 @@ class Training:
             nonlocal waiting
             while waiting is not None and waiting.start >= first:
                 bucket = self.gradient[waiting]
-                if self.local.samples:
-                    bucket *= np.float32(self.recipe.steps / self.local.samples)
+                if self._samples:
+                    bucket *= np.float32(self._batches / self._samples)
                 synchronise(bucket)
                 self._hold(len(targets), waiting.start)
                 with self.instruments.phase("allreduce"):
@@ -271,10 +280,23 @@ class Training:
         with averaged(self.tiers.world, self.model, float(self.local.samples)):
             return evaluate(self.tiers.world, self.model, parameters, local)
 
-    def take(self, local):
-        """Go on with other samples, `local`, between two epochs. Collective."""
-        self.local = local
-        self.member.reweigh(float(local.samples))
+    def take(self, local, rest=None):
+        """Go on with other samples, `local`. Collective.
+
+        rest: the `recovery.ledger.Rest` of an epoch that is under way; None between two epochs.
+        """
+        self.local, self.rest = local, rest
+        self.member.reweigh(float(self._samples))
+
+    @property
+    def _samples(self):
+        """How many samples this rank takes of an epoch, or of what is left of it."""
+        return self.local.samples if self.rest is None else len(self.rest.rows)
+
+    @property
+    def _batches(self):
+        """In how many steps it takes them."""
+        return self.recipe.steps - (0 if self.rest is None else self.rest.since)
 
     def arrays(self):
         """Return name -> array of this rank: all that the next steps depend on, but for the samples."""

@@ -1,0 +1,47 @@
+"""One rank's training, made from a run's settings: the same in a job and where one is played again."""
+
+from isthmus.devices import array_library
+from isthmus.jobs.clients import make_clients, turn_of
+from isthmus.jobs.duties import meetings
+from isthmus.jobs.preparation import hold_seconds
+from isthmus.jobs.replaying import replay_arrivals
+from isthmus.jobs.shared_model import shared_start
+from isthmus.links.agreement import together
+from isthmus.training.loop import Training
+from isthmus.training.playing import ClientTraining
+from isthmus.training.strategies.sums import Sums
+
+
+def make_training(tiers, settings, model, plan, local, journal, replay=None):
+    """Return this rank's Training, which begins with the first parameters. Collective.
+
+    plan: with `steps`, `shards_of_rank` and `hash`. journal: with tell(line) and enter(phase, step).
+    replay: the folder of a run whose changes arrive here in the order in which they arrived there.
+    """
+    recipe = together(tiers.world, lambda: settings.recipe(plan.steps))
+    state = shared_start(tiers, model, recipe, array_library(tiers.device), journal.tell)
+    clients, rows = None, {}
+    if settings.plays_clients:
+        clients, rows = make_clients(tiers, settings, plan, local, model)
+    sums = Sums(
+        tiers,
+        model.size,
+        weight=float(local.samples),
+        clients=clients,
+        algorithm=settings.allreduce.algorithm,
+        compressor=settings.make_compressor(),
+        error_feedback=settings.allreduce.error_feedback,
+        buckets=settings.make_buckets(),
+        chunk_nbytes=settings.allreduce.chunk_nbytes,
+        like=state.parameters,
+        secure=settings.privacy.sum_of(settings),
+    )
+    member = settings.make_strategy().join(sums, recipe.total_steps)
+    member.meet(meetings(recipe))
+    if replay:
+        replay_arrivals(tiers, settings, plan, local.manifest, member, replay)
+    arguments = (tiers, model, local, member, recipe, state)
+    held = hold_seconds(tiers, settings), journal.enter
+    if clients:
+        return ClientTraining(*arguments, *held, rows=rows, turn=turn_of(settings))
+    return Training(*arguments, *held)
