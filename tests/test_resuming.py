@@ -1,5 +1,6 @@
 """A run that goes on: with its own data, settings and cluster, or it is refused in words."""
 
+import contextlib
 import json
 
 import numpy as np
@@ -12,7 +13,8 @@ from isthmus.errors import CheckpointError, IsthmusError, OutputError, SettingsE
 from isthmus.folders.lock import FolderLock
 from isthmus.folders.status import describe_run
 from isthmus.jobs import train as job
-from isthmus.links.agreement import from_root, gather_json
+from isthmus.jobs.verifying import verify_steps
+from isthmus.links.agreement import broadcast_json, from_root, gather_json
 from isthmus.pages.report import write_report
 from isthmus.training.identity import difference_in_words
 
@@ -92,7 +94,6 @@ def test_a_run_goes_on_as_what_it_was_or_is_refused_in_words(comm, shared_folder
         "rate.toml": ["training.learning_rate = 0.2, was 0.1", f"settings in {run}/run.json"],
         "pinned.toml": ["plan.pinned.0 = ", "was null"],
         "slower.toml": [f"another cluster: use --cluster {run}/cluster.toml"],
-        "renamed.toml": [f"another cluster: use --cluster {run}/cluster.toml"],
         "fewer.toml": ["is of step 10", "ends at step 5", "give 2 epochs or more"],
     }.items():
         refused = go(comm, folder / name, resume=run)
@@ -242,3 +243,67 @@ def test_a_second_job_of_the_same_name_is_refused_while_the_first_goes_on(comm, 
         from_root(comm, lambda: other.take(folder / "runs/mine"))
         assert "has this folder since" in str(go(comm, path, resume=first["folder"]))
     assert go(comm, path, name="mine") == first
+
+
+@pytest.mark.slow
+@pytest.mark.ranks(4)
+def test_fewer_and_more_ranks_go_on_in_the_middle_of_an_epoch(comm, shared_folder):
+    folder, told = shared_folder, []
+    int8 = {"compressor": {"kind": "int8", "block": 8}}
+    sections = {"allreduce": int8, "run": {"checkpoint_every": 3}}
+
+    def prepare():
+        for name in ("train", "test"):
+            pack(folder, name)
+        for epochs in (2, 3, 4):
+            three = cluster_of(2, 1, 1)
+            settings(
+                folder, name=f"{epochs}.toml", cluster=three, training={"epochs": epochs}, **sections
+            )
+        settings(
+            folder,
+            name="local.toml",
+            cluster=cluster_of(2, 1),
+            strategy={"kind": "local_steps", "every": 2},
+        )
+        fewer = cluster_of(1, 1)
+        fewer["site"][1]["name"], fewer["link"][0]["between"] = "site2", ["site0", "site2"]
+        (folder / "fewer.toml").write_text(tomli_w.dumps(fewer))
+
+    from_root(comm, prepare)
+
+    def start(ranks, file, **options):
+        """Go on with some of the ranks; the others wait."""
+        part = comm.Split(0 if comm.rank < ranks else 1, comm.rank)
+        summary = None
+        if comm.rank < ranks:
+            with contextlib.suppress(CheckpointError):
+                summary = job.train(
+                    part, folder / file, lambda line, passing=False: told.append(line), **options
+                )
+        return broadcast_json(comm, summary, 0)
+
+    run = folder / "runs/mine"
+    hashes = [start(4, "2.toml", name="mine")["parameter_hash"]]  # its checkpoint is of step 9 of 10
+    hashes.append(start(2, "3.toml", resume=run, cluster=folder / "fewer.toml")["parameter_hash"])
+    hashes.append(start(2, "3.toml", resume=run, cluster=folder / "fewer.toml")["parameter_hash"])
+    last = start(4, "4.toml", resume=run)  # from step 15, the end of an epoch: two sites, then three
+    assert hashes[1] == hashes[2] != hashes[0]
+    assert start(3, "local.toml", name="other", cluster=None)["steps"] == 10
+    assert start(2, "local.toml", resume=folder / "runs/other", cluster=folder / "fewer.toml") is None
+    if comm.rank:
+        return
+    words = [line for line in told if "ranks go on" in line]
+    assert words[0].startswith("2 ranks go on, 0 of them new: what is left of the epoch is shared anew")
+    assert words[0].endswith("; the residuals of site1 are lost")
+    assert words[1].startswith("4 ranks go on, 2 of them new")
+    found = verify_steps(run)
+    assert found["parameter_hash"] == last["parameter_hash"]
+    assert (found["epochs"], found["lost"], found["last"]) == ([1, 2, 3, 4], 0, 20)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if line["kind"] == "members"] == [0, 9, 15]
+    assert all(line["once"] == 120 for line in lines if line["kind"] == "samples")
+    sent = [line["sent_nbytes"]["link"] for line in lines if line["kind"] == "step"]
+    assert sent == sorted(sent)
+    for link in last["links"]:
+        assert link["sent_nbytes"] == link["predicted_nbytes"] > 0

@@ -128,10 +128,10 @@ def another_version(path):
         (lambda path: path.write_bytes(b""), "is damaged"),
         (lambda path: path.unlink() or path.mkdir(), "cannot be read: Is a directory"),
         (lambda path: path.unlink() or os.mkfifo(path), "cannot be read: is a pipe"),
-        (another_version, "is of version 6, this program reads 5; use the isthmus that wrote it"),
+        (another_version, "is of version 7, this program reads 6; use the isthmus that wrote it"),
         (
             lambda path: path.write_bytes(path.read_bytes()[BLOCK_NBYTES:]),
-            "is of version 3 or older, this program reads 5; use the isthmus that wrote it",
+            "is of version 3 or older, this program reads 6; use the isthmus that wrote it",
         ),
         (lambda path: None, "is of another run: run = 2, was 1"),
     ],

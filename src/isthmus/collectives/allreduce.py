@@ -101,7 +101,7 @@ class Allreduce:
         self._wish, self.size, self.algorithm = wish, wish.size, wish.algorithm
         self.chunk_nbytes = wish.chunk_nbytes
         self.buckets: list[slice] = [slice(*ends) for ends in wish.buckets]
-        self.finite, self.calls, self._started = True, 0, 0
+        self.finite, self.calls, self.counted_from, self._started = True, 0, 0, 0
         self._mean: Any = None
         self._problem: IsthmusError | ValueError | None = None
         self._left_out: list[tuple[int, list[int]]] = []
@@ -271,18 +271,27 @@ class Allreduce:
         """The ranks whose vectors are summed."""
         return self._tiers.world
 
+    def count_anew(self) -> None:
+        """Forget what was sent with other ranks: bytes are counted from the next call on."""
+        self.counted_from = self.calls
+        self.sent_to_sites[:] = 0
+
+    def undo(self) -> None:
+        """Go back to before a call that not all ranks have ended: its vector is to be given again."""
+        set_from_host(self.memory, to_host(self._memory_before))
+
     def state(self) -> dict[str, np.ndarray]:
         """Return name -> array: all that the next call depends on, beside the vectors."""
         return {
             "memory": self.memory,
-            "calls": np.array([self.calls]),
+            "calls": np.array([self.calls, self.counted_from]),
             "sent_to_sites": self.sent_to_sites,
         }
 
     def load(self, state: dict[str, np.ndarray]) -> None:
         """Go on from what `state` gave, in place."""
         set_from_host(self.memory, state["memory"])
-        self.calls = int(state["calls"][0])
+        self.calls, self.counted_from = map(int, state["calls"])
         self.sent_to_sites[:] = state["sent_to_sites"]
 
     def _site_and_link(self, nbytes_to_site):

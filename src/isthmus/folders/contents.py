@@ -294,6 +294,8 @@ class MembersLine(Line):
 
     cluster: dict[str, Any]
     shards_of_rank: list[list[Count]]
+    came_from: NotRequired[list[Count | None]]
+    resumed: NotRequired[bool]
 
 
 class SamplesLine(Line):

@@ -6,6 +6,7 @@ from isthmus.compression.dense import Dense
 from isthmus.folders.metrics import metrics_in_words, number_in_words, told_metrics
 from isthmus.folders.record import left_out_sentence
 from isthmus.folders.terms import RoundTerms, link_rounds, typical_terms
+from isthmus.links.agreement import gather_json
 from isthmus.registry import STAGES
 from isthmus.testbed import on_testbed
 from isthmus.training.loop import MEASURED
@@ -24,6 +25,7 @@ class Account:
         self.settings, self.plan, self.training = settings, plan, training
         self.folder, self.tell = folder, tell
         self.seconds, self.link_nbytes, self.loss = 0.0, 0, None
+        self.sent_before = {"site": 0, "link": 0}  # by ranks that are here no more
         self.measured, self.evaluated = [], {}  # evaluated: set -> name -> number
         self.skipped, self.dropped, self.rounds_with_dropped = 0, 0, 0
         exchanges = settings.make_strategy().exchanges(training.recipe.total_steps)
@@ -50,6 +52,16 @@ class Account:
         self.seconds, self.loss, self.measured = recalled.seconds, recalled.loss, recalled.measured
         self.evaluated, self.dropped = recalled.evaluated, recalled.dropped
         self._looked_at = len(recalled.measured)
+
+    def count_from(self, told):
+        """Have bytes go on from what the earlier part of a run has told. Collective.
+
+        told: its last "sent_nbytes", None where there is none.
+        """
+        counted = gather_json(self.training.tiers.world, self.training.member.sent_nbytes)
+        if told is not None:
+            for way in self.sent_before:
+                self.sent_before[way] = max(0, told[way] - sum(each[way] for each in counted))
 
     def report(self, look=lambda of_rank: None):
         """Gather what all ranks measured since the last report, and write a line a step. Collective.
@@ -89,7 +101,11 @@ class Account:
         self.seconds += step_seconds
         terms = self.terms.of_step(of_rank, step in self.exchanged)
         self.measured.append((terms, step in self.exchanged))
-        self.link_nbytes = int(of_rank["sent_link_nbytes"].sum())
+        sent = {
+            way: before + int(of_rank[f"sent_{way}_nbytes"].sum())
+            for way, before in self.sent_before.items()
+        }
+        self.link_nbytes = sent["link"]
         self.folder.note(
             "step",
             step=step,
@@ -99,7 +115,7 @@ class Account:
             step_seconds=step_seconds,
             terms=terms,
             exchanged=step in self.exchanged,
-            sent_nbytes={"site": int(of_rank["sent_site_nbytes"].sum()), "link": self.link_nbytes},
+            sent_nbytes=sent,
             **self.training.told_of(step),
         )
 

@@ -18,10 +18,13 @@ class Members:
             training, "turn"
         )  # a round takes the samples of clients that are drawn
 
-    def begin(self, shards_of_rank):
-        """Have the ranks that are here begin with these shards after the step that is done."""
-        cluster = self.tiers.cluster.to_table()
-        part = Part(self.training.state.step, cluster, [list(shards) for shards in shards_of_rank])
+    def begin(self, shards_of_rank, **changed):
+        """Have the ranks that are here begin with these shards after the step that is done.
+
+        changed: `came_from` and `resumed` of the Part, where the ranks are others than before.
+        """
+        cluster, shards = self.tiers.cluster.to_table(), [list(each) for each in shards_of_rank]
+        part = Part(self.training.state.step, cluster, shards, **changed)
         self.ledger.add(part)
         self.account.note("members", epoch=part.first // self.training.recipe.steps, **part.told())
 
@@ -32,6 +35,30 @@ class Members:
             self.ledger.add(Part.of_line(line))
         if not lines:  # of a version that told none
             self.ledger.add(Part(0, self.tiers.cluster.to_table(), shards_of_rank))
+
+    def take_rest(self):
+        """Take up an epoch that began with other ranks, where one is under way. Collective."""
+        rest = self.ledger.rest_of(self.tiers.world.rank)
+        if rest is not None and rest.epoch == self.training.state.step // self.training.recipe.steps:
+            self.training.take(self.training.local, rest)
+
+    def go_on_without(self, notes, shards_of_rank):
+        """Go on from a checkpoint that other ranks have written, with these shards. Collective.
+
+        notes: those of the checkpoint, as `recovery.handover.adapted` gives them. Returns what is to be
+        told.
+        """
+        training = self.training
+        self.begin(shards_of_rank, came_from=notes["came_from"], resumed=True)
+        for each in training.member.sums:
+            each.count_anew()
+        self.take_rest()
+        new = sum(before is None for before in notes["came_from"])
+        lost = f"; the residuals of {', '.join(notes['lost'])} are lost" if notes["lost"] else ""
+        return (
+            f"{len(notes['came_from'])} ranks go on, {new} of them new: what is left of the epoch is "
+            f"shared anew{lost}"
+        )
 
     def note_samples(self):
         """Write how often the samples of the epoch that has ended were taken."""

@@ -55,6 +55,7 @@ class Recalled:
     """What the earlier part of a run has left: its clock, its terms, its loss and metrics of each set.
 
     dropped: clients that were left out of rounds. members: lines that tell who made which steps.
+    sent_nbytes: of all ranks until then; None where no line tells it.
     told: what is to be said of lines that were lost; None where there are none.
     """
 
@@ -64,6 +65,7 @@ class Recalled:
     evaluated: dict = field(default_factory=dict)
     dropped: int = 0
     members: list = field(default_factory=list)
+    sent_nbytes: dict | None = None
     told: str | None = None
 
 
@@ -78,6 +80,7 @@ def recall(folder, step, last):
     for line in lines:
         if line["kind"] == "step":
             found.seconds, found.loss = line["seconds"], line["loss"]
+            found.sent_nbytes = line["sent_nbytes"]
             found.measured.append((line["terms"], line.get("exchanged", True)))
         elif line["kind"] == "replanned":
             found.seconds = line["seconds"]

@@ -2,6 +2,7 @@
 
 import signal
 from contextlib import nullcontext
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
@@ -26,7 +27,9 @@ from isthmus.jobs.resuming import Recalled, identity_of, recall
 from isthmus.jobs.scaling import commonest_share, no_better_than_one_answer
 from isthmus.jobs.shared_model import shared_model
 from isthmus.jobs.stopping import stopping_on
+from isthmus.json_text import dumps, loads
 from isthmus.links.agreement import broadcast_json, from_root, require, together
+from isthmus.recovery.handover import adapted
 from isthmus.spare import if_possible
 from isthmus.training.checkpoint import read_checkpoint, write_checkpoint
 from isthmus.training.validation import Validation
@@ -323,7 +326,8 @@ class Job:
         """Take up the state of the checkpoint, and the clock and the curves of what led to it."""
         state, recipe, world = self.training.state, self.training.recipe, self.tiers.world
         arrays = {} if self.validation is None else self.validation.arrays()
-        notes = read_checkpoint(self.path / "checkpoint.h5", self.training, self.identity, arrays)
+        adapt = partial(adapted, now=loads(dumps(self.identity)))
+        notes = read_checkpoint(self.path / "checkpoint.h5", self.training, self.identity, arrays, adapt)
         if self.validation is not None:
             self.validation.load(notes["validation"])
         require(
@@ -340,8 +344,14 @@ class Job:
         )
         self.account.take_up(found)
         self.members.take_up(found.members, self.plan.shards_of_rank)
-        self.rebalancing.resume(notes)
+        told = None
+        if "came_from" in notes:
+            told = self.members.go_on_without(notes, self.plan.shards_of_rank)
+        else:
+            self.rebalancing.resume(notes)
+            self.members.take_rest()
+        self.account.count_from(found.sent_nbytes)
         self.journal.checkpoint = state.step
         self.tell(f"resumed at step {state.step}")
-        if found.told:
-            self.tell(found.told)
+        for line in filter(None, (told, found.told)):
+            self.tell(line)

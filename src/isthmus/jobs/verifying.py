@@ -19,6 +19,7 @@ from isthmus.jobs.scaling import scale_of
 from isthmus.jobs.settings import RunSettings
 from isthmus.jobs.shared_model import shared_model
 from isthmus.links.in_process import in_threads, tiers_in_process
+from isthmus.recovery.handover import arrays_of
 from isthmus.recovery.ledger import Ledger, Part
 from isthmus.shards.scattering import scatter_shards
 from isthmus.training.checkpoint_file import CHECKPOINT
@@ -133,8 +134,8 @@ class _Replay:
             Part(0, self.run.cluster.to_table(), self.run.plan["shards_of_rank"])
         ]
         self.arrivals = any(line["kind"] == "arrivals" for line in self.run.metrics)
-        self.taken, self.ledger, self.lost = {}, None, 0
-        held = self._checkpoint(len(parts[-1].shards_of_rank)) if self.first else None
+        self.taken, self.ledger, self.lost, self.scale = {}, None, 0, None
+        held = self._checkpoint() if self.first else None
         for number, part in enumerate(parts):
             end = min([self.last, *(each.first for each in parts[number + 1 : number + 2])])
             if self.ledger is not None:
@@ -142,7 +143,7 @@ class _Replay:
             if end > max(part.first, self.first):
                 held = self._play_part(part, end, held, parts[:number])
 
-    def _checkpoint(self, ranks):
+    def _checkpoint(self):
         """Return the arrays of each rank as the checkpoint has them."""
         arrays, table = CHECKPOINT.read(self.folder / "checkpoint.h5")
         if table["step"] != self.first:
@@ -152,13 +153,15 @@ class _Replay:
             )
         holders = table["holder_of_rank"]
         return [
-            {name: arrays[f"{name}/{of[rank]}"] for name, of in holders.items()} for rank in range(ranks)
+            {name: arrays[f"{name}/{of[rank]}"] for name, of in holders.items()}
+            for rank in range(table["identity"]["ranks"])
         ]
 
     def _play_part(self, part, end, held, before):
         """Play steps of one set of ranks until step `end`; return the arrays of each then."""
         cluster = Cluster(part.cluster, self.folder / "metrics.jsonl")
         start = max(part.first, self.first)
+        anew = start == self.first or part.resumed
         plan = SimpleNamespace(
             steps=self.run.plan["steps"],
             shards_of_rank=part.shards_of_rank,
@@ -170,7 +173,9 @@ class _Replay:
             settings = _as_it_was(self.run, self.folder)  # with a model that no other rank has
             model = shared_model(tiers.world, settings)
             local = scatter_shards(tiers, open_train(tiers, settings)[0], plan)
-            local.scale = scale_of(tiers, settings, local, QUIET.tell)
+            if anew:
+                self.scale = scale_of(tiers, settings, local, QUIET.tell)
+            local.scale = self.scale
             training = make_training(
                 tiers, settings, model, plan, local, QUIET, self.folder if self.arrivals else None
             )
@@ -179,11 +184,21 @@ class _Replay:
                 samples = [shard.samples for shard in local.manifest.shards]
                 self.ledger = Ledger(samples, recipe.steps, recipe.seed, [*before, part])
             if held is not None:
-                training.load(start, held[rank])
+                self._take_up(training, part, start, held, rank)
             self._count(training, part, rank)
             return self._steps(training, end, rank)
 
         return in_threads(cluster.size, play)
+
+    def _take_up(self, training, part, start, held, rank):
+        """Go on from the arrays of each rank before, after step `start`."""
+        if part.came_from is None or start > part.first:
+            training.load(start, held[rank])
+        else:
+            own = {name: to_host(array) for name, array in training.arrays().items()}
+            training.load(start, arrays_of(held, part.came_from[rank], own))
+        if (rest := self.ledger.rest_of(rank)) is not None:
+            training.take(training.local, rest)
 
     def _steps(self, training, end, rank):
         """Make steps until `end`; return the arrays then."""

@@ -21,20 +21,28 @@ class Part:
     """Steps that one set of ranks makes with one placement: those after step `first`.
 
     cluster: the table of a cluster file, with the tree of sites. shards_of_rank: of its ranks.
+    came_from: which rank of the part before each was, None for one that is new; None: they are the same.
+    resumed: whether all began anew, with the arrays of a checkpoint.
     """
 
     first: int
     cluster: dict[str, Any]
     shards_of_rank: Sequence[Sequence[int]]
+    came_from: Sequence[int | None] | None = None
+    resumed: bool = False
 
     @classmethod
     def of_line(cls, line: dict[str, Any]) -> Self:
         """Return what a line of kind "members" of metrics.jsonl tells."""
-        return cls(line["step"], line["cluster"], line["shards_of_rank"])
+        more = {name: line[name] for name in ("came_from", "resumed") if name in line}
+        return cls(line["step"], line["cluster"], line["shards_of_rank"], **more)
 
     def told(self) -> dict[str, Any]:
         """Return the values of that line."""
-        return {"step": self.first, "cluster": self.cluster, "shards_of_rank": self.shards_of_rank}
+        told = {"step": self.first, "cluster": self.cluster, "shards_of_rank": self.shards_of_rank}
+        if self.came_from is not None:
+            told |= {"came_from": self.came_from, "resumed": self.resumed}
+        return told
 
 
 @dataclass(frozen=True)

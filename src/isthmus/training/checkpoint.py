@@ -58,18 +58,22 @@ def write_checkpoint(path, training, identity, notes=None, more=None):
     together(world, lambda: CHECKPOINT.write(path, stored, table) if world.rank == home else None)
 
 
-def read_checkpoint(path, training, identity, more=None):
+def read_checkpoint(path, training, identity, more=None, adapt=lambda arrays, table, wanted: table):
     """Set `training` to what the job's rank 0 finds in `path`. Collective.
 
     Returns the notes that were written, and fills the arrays of `more` as they were. CheckpointError on
     every rank if the file is missing, damaged or of a run unlike `identity`.
+    adapt(arrays, table, wanted): gives the table as other ranks go on from it, and adds to the arrays
+    what they want of them; wanted: name -> entries of each rank's array.
     """
     world, home, stored, more = training.tiers.world, training.tiers.home, {}, more or {}
     arrays = {
         name: np.empty_like(to_host(array)) for name, array in {**training.arrays(), **more}.items()
     }
     wanted = gather_json(world, {name: array.size for name, array in arrays.items()})
-    step, holder_of_rank, notes = from_root(world, lambda: _read(path, stored, identity, wanted), home)
+    step, holder_of_rank, notes = from_root(
+        world, lambda: _read(path, stored, identity, wanted, adapt), home
+    )
     for name, array in arrays.items():
         holders = holder_of_rank[name]
         if len(set(holders)) == 1:
@@ -89,12 +93,13 @@ def read_checkpoint(path, training, identity, more=None):
     return notes
 
 
-def _read(path, stored, identity, wanted):
+def _read(path, stored, identity, wanted, adapt):
     """Read the arrays into `stored`; return what the other ranks are told.
 
     wanted: name -> entries of each rank's array.
     """
     arrays, table = CHECKPOINT.read(path)
+    table = adapt(arrays, table, wanted)
     different = difference_in_words(table["identity"], identity, Path(path).parent)
     if different:
         raise CheckpointError(f"{path}: is of another run: {different}")

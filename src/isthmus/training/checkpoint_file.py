@@ -5,7 +5,7 @@ from isthmus.errors import CheckpointError
 
 CHECKPOINT = CheckedKind(
     word="checkpoint",
-    version=5,
+    version=6,
     error=CheckpointError,
     cure="start without --resume",
     missing="no such checkpoint; set run.checkpoint_every, or start without --resume",

@@ -176,7 +176,9 @@ class Member:
 
     def predicted_to_sites(self) -> np.ndarray:
         """`sent_to_sites` from the formula alone."""
-        return np.sum([each.calls * each.predicted_to_sites() for each in self.sums], axis=0)
+        return np.sum(
+            [(each.calls - each.counted_from) * each.predicted_to_sites() for each in self.sums], axis=0
+        )
 
     @property
     def stage_seconds(self) -> dict[str, float]:

@@ -1,0 +1,105 @@
+"""What ranks go on from where other ranks were before: who has whose arrays.
+
+Parameters and what the optimiser remembers are the same on all ranks. A rank that was there before keeps
+its own buffers and, where it speaks for its site as it did, its residual; the residuals of others are
+lost. One that is new begins with the buffers of the first rank, and with no residual.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+MEMORY, SENT = "/memory", "/sent_to_sites"
+
+
+def came_from(before: Sequence[Sequence[Any]], now: Sequence[Sequence[Any]]) -> list[int | None]:
+    """Return which rank each was before, by its site and its number there; None for one that is new.
+
+    before, now: [name, tier, ranks] of each site, as a checkpoint's identity tells them.
+    """
+    places = [
+        [(name, number) for name, _, ranks in sites for number in range(ranks)]
+        for sites in (before, now)
+    ]
+    rank_of = {place: rank for rank, place in enumerate(places[0])}
+    return [rank_of.get(place) for place in places[1]]
+
+
+def source(name: str, before: int | None, entries: int, sizes: Sequence[int]) -> int | None:
+    """Return of which rank the array `name` is taken; None for zeros.
+
+    before: which rank this one was. entries: that it wants. sizes: entries that each rank had.
+    """
+    if name.endswith(SENT):
+        return None
+    if name.endswith(MEMORY):
+        return before if before is not None and sizes[before] == entries else None
+    if name.startswith("buffers/"):
+        return 0 if before is None else before
+    return next((rank for rank, size in enumerate(sizes) if size == entries), None)
+
+
+def arrays_of(
+    held: Sequence[Mapping[str, np.ndarray]], before: int | None, wanted: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Return what a rank goes on from, in memory.
+
+    held: name -> array of each rank before. wanted: of this one now, as it began.
+    """
+    found = {}
+    for name, own in wanted.items():
+        of = source(name, before, own.size, [arrays[name].size for arrays in held])
+        found[name] = np.zeros_like(own) if of is None else held[of][name]
+    return found
+
+
+def adapted(
+    arrays: dict[str, np.ndarray],
+    table: dict[str, Any],
+    wanted: Sequence[Mapping[str, int]],
+    now: dict[str, Any],
+) -> dict[str, Any]:
+    """Return the table of a checkpoint as the ranks of the run `now` (an identity) go on from it.
+
+    As it is where these are the ranks that wrote it, or where they cannot go on from it: other settings
+    than before, no site in common, or a strategy whose ranks hold more than the same parameters. Else the
+    notes tell, as "came_from", which rank each was, and as "lost" the sites whose residuals are lost.
+    """
+    before = table["identity"]
+    sites = before["sites"][1], now["sites"][1]
+    names = [{name for name, *_ in each} for each in sites]
+    same = [
+        {key: value for key, value in each.items() if key not in ("ranks", "sites", "plan")}
+        for each in (before, now)
+    ]
+    alone = now["strategy"]["kind"] == "synchronous" and "clients" not in now
+    if sites[0] == sites[1] or not names[0] & names[1] or same[0] != same[1] or not alone:
+        return table
+    came, holders = came_from(*sites), {}
+    for name, of in table["holder_of_rank"].items():
+        sizes = [arrays[f"{name}/{holder}"].size for holder in of]
+        holders[name] = []
+        for rank, each in enumerate(came):
+            entries = wanted[rank].get(name, 0)
+            rank_before = source(name, each, entries, sizes)
+            if rank_before is None:
+                arrays[f"{name}/zeros{entries}"] = np.zeros(entries, arrays[f"{name}/{of[0]}"].dtype)
+            holders[name].append(f"zeros{entries}" if rank_before is None else of[rank_before])
+    notes = table["notes"] | {"came_from": came, "lost": _lost(arrays, table, sites[0], holders)}
+    identity = before | {key: now[key] for key in ("ranks", "sites", "plan")}
+    return table | {"holder_of_rank": holders, "notes": notes, "identity": identity}
+
+
+def _lost(arrays, table, sites, holders):
+    """Return the sites whose leader's residual nobody goes on with."""
+    leaders = np.cumsum([0, *(ranks for *_, ranks in sites)])[:-1].tolist()
+    return [
+        site
+        for (site, *_), leader in zip(sites, leaders)
+        if any(
+            arrays[f"{name}/{of[leader]}"].any() and of[leader] not in holders[name]
+            for name, of in table["holder_of_rank"].items()
+            if name.endswith(MEMORY)
+        )
+    ]
