@@ -2,6 +2,13 @@
 
 from isthmus.links.agreement import broadcast_json
 from isthmus.recovery.ledger import Ledger, Part
+from isthmus.training.strategies.strategy import Member
+
+
+def counts_samples(training):
+    """Whether an epoch takes each sample once: not with clients that are drawn, nor where sites make
+    unequally many steps."""
+    return not hasattr(training, "turn") and type(training.member).walked is Member.walked
 
 
 class Members:
@@ -14,9 +21,7 @@ class Members:
         self.tiers, self.training, self.account = tiers, training, account
         shards, recipe = training.local.manifest.shards, training.recipe
         self.ledger = Ledger([shard.samples for shard in shards], recipe.steps, recipe.seed)
-        self.counts = not hasattr(
-            training, "turn"
-        )  # a round takes the samples of clients that are drawn
+        self.counts = counts_samples(training)
 
     def begin(self, shards_of_rank, **changed):
         """Have the ranks that are here begin with these shards after the step that is done.

@@ -14,6 +14,7 @@ from isthmus.devices import to_host
 from isthmus.errors import RecordError, SettingsError
 from isthmus.folders.reading import Run, read_run
 from isthmus.jobs.making import make_training
+from isthmus.jobs.members import counts_samples
 from isthmus.jobs.preparation import open_train
 from isthmus.jobs.scaling import scale_of
 from isthmus.jobs.settings import RunSettings
@@ -94,6 +95,11 @@ def _as_it_was(run, folder):
         raise RecordError(
             f'{folder}: cannot be played again: allreduce.algorithm = "mpi" adds in an order that MPI '
             "does not tell; --record holds the record alone against its hashes"
+        )
+    if settings.privacy.secure_sum != "off":
+        raise RecordError(
+            f"{folder}: cannot be played again: what sites send is masked with keys that no site has "
+            "all of; --record holds the record alone against its hashes"
         )
     if any(site.device != "cpu" for site in run.cluster.sites):
         raise RecordError(
@@ -214,7 +220,7 @@ class _Replay:
 
     def _count(self, training, part, rank):
         """Have every sample that this rank takes be counted, by epoch."""
-        if hasattr(training, "turn"):
+        if not counts_samples(training):
             return
         local, numbers = training.local, self.ledger.samples_of(part, rank)
         at, steps = local.at, training.recipe.steps

@@ -63,8 +63,8 @@ def adapted(
     """Return the table of a checkpoint as the ranks of the run `now` (an identity) go on from it.
 
     As it is where these are the ranks that wrote it, or where they cannot go on from it: other settings
-    than before, no site in common, or a strategy whose ranks hold more than the same parameters. Else the
-    notes tell, as "came_from", which rank each was, and as "lost" the sites whose residuals are lost.
+    than before, no site in common, or a strategy whose ranks hold more than the same parameters. Else
+    the notes tell, as "came_from", which rank each was, and as "lost" whose residuals are lost.
     """
     before = table["identity"]
     sites = before["sites"][1], now["sites"][1]
