@@ -1,19 +1,22 @@
 """Federated strategies: exact where they should be, without bias, and the same in ranks and jobs."""
 
+import json
 import time
 import tracemalloc
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tomli_w
 from clusters import cluster_of
-from test_rebalancing import lab, lines_of
+from test_rebalancing import RATE, lab, lines_of
 from test_rounds import ROOT, settings_of
 
 import isthmus
 from isthmus import client, outer
 from isthmus.errors import NonFiniteError, SettingsError, ShardError
+from isthmus.jobs.clients import client_shards
 from isthmus.jobs.settings import RunSettings
 from isthmus.jobs.train import train
 from isthmus.links.agreement import gather_json
@@ -267,6 +270,24 @@ def quiet(line, passing=False):
     pass
 
 
+def check_predicted_rounds(summary, settings, drawn, edge_rounds):
+    """What computing takes is the mean over exchanges of who was slowest among those drawn."""
+    plan = json.loads(Path(summary["folder"], "plan.json").read_text())
+    shards = client_shards(settings, ShardSet.open(settings.data.train), 4)
+    lengths = settings.clients.samples_of(shards.manifest)
+    rank_of_shard = {shard: rank for rank, own in enumerate(plan["shards_of_rank"]) for shard in own}
+    of_client = [(rank_of_shard[shard], samples) for shard, own in enumerate(lengths) for samples in own]
+    seconds = np.zeros((len(drawn), 4))
+    for number, clients in enumerate(drawn):
+        for rank, samples in (of_client[number_of_client] for number_of_client in clients):
+            seconds[number, rank] += samples * settings.clients.epochs / RATE
+    of_site = seconds.reshape(-1, edge_rounds, 2, 2).max(axis=3).mean(axis=1)
+    assert plan["terms"]["compute"] == pytest.approx(of_site.max(axis=1).mean())
+    assert plan["step_seconds"] == pytest.approx(sum(plan["terms"].values()))
+    assert plan["epoch_seconds"] == pytest.approx(4 * plan["step_seconds"])
+    assert "as clients will be drawn" in plan["sentences"][-1]
+
+
 @pytest.mark.slow
 @pytest.mark.ranks(4)
 @pytest.mark.parametrize(
@@ -334,6 +355,8 @@ def test_a_job_of_clients_resumes_to_the_same_bits_and_is_told_right(
         if shares == 0:
             assert {number % 2 for each in drawn[::2] for number in each} == {1}
             assert {number % 2 for each in drawn[1::2] for number in each} == {0, 1}
+        edge_rounds = strategy.get("edge_rounds", 1)
+        check_predicted_rounds(summary, RunSettings.from_toml(path), drawn, edge_rounds)
         times = sum(5 in each for each in drawn)
         assert summary["dropped_clients"] == times > 0
         assert [line["clients"] for line in lines_of(summary, "dropped")] == [[5]] * times

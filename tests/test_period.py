@@ -289,6 +289,21 @@ def test_measured_terms_of_a_step_add_up_to_it(computing, allreduce, step, links
     assert sum(terms.values()) == pytest.approx(max(step, max(computing) + 0.001))
 
 
+def test_a_leader_that_waits_for_a_rank_of_its_site_is_not_counted_beside_that_rank():
+    """Each leader is done after 10 ms and waits for 30; its mate computes for 40."""
+    of_rank = dict.fromkeys(MEASURED, np.zeros(4)) | {
+        "compute": np.array([0.01, 0.04, 0.01, 0.04]),
+        "allreduce": np.array([0.033, 0.003, 0.033, 0.003]),
+        "reduce": np.array([0.031, 0.001, 0.031, 0.001]),
+        "links": np.array([0.002, 0.0, 0.002, 0.0]),
+        "step": np.full(4, 0.043),
+    }
+    terms = critical_terms(of_rank, [0, 2])
+    assert terms["compute"] == pytest.approx(0.04)
+    assert terms["reduce"] == pytest.approx(0.003)
+    assert sum(terms.values()) == pytest.approx(0.043)
+
+
 @pytest.mark.parametrize("slow", [0, 1])
 def test_waiting_of_unequal_sites_between_exchanges_is_not_counted_twice(slow):
     """Eight steps of 10 ms at one site and 5 at the other, and then 4 ms on the link: 84 ms, not 119."""

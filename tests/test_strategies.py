@@ -15,7 +15,7 @@ from isthmus.links.agreement import from_root
 from isthmus.pages.report import write_report
 from isthmus.timing.stages import site_sum_terms
 from isthmus.training.strategies import STRATEGIES
-from isthmus.training.strategies.strategy import Exchange, Member, exchanges_per_step
+from isthmus.training.strategies.strategy import Exchange, Member, Strategy, exchanges_per_step
 from isthmus.training.strategies.synchronous import Synchronous
 
 SIZE = 16 * 8 + 8 + 8 * 3 + 3  # of the lab's model
@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True)
-class EveryThird:
+class EveryThird(Strategy):
     """Sites go their own ways for three steps, and then go on from where they are on average."""
 
     def exchanges(self, steps):

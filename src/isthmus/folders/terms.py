@@ -19,8 +19,9 @@ def critical_terms(of_rank, leaders):
     mean is the crossing. Elsewhere the rank that arrives last waits for none, so the least time is
     the allreduce's. What the stages leave of it is the broadcast to the ranks behind the leaders. What
     a link takes while another site computes is not what the step takes, so "links" is what is left of
-    them; "python" is what rank 0 does between its phases, and "wait" is what no term explains, such as
-    a rank that was late for once.
+    them; and then "reduce", where a leader waits for a rank of its site that still computes. "python" is
+    what rank 0 does between its phases, and "wait" is what no term explains, such as a rank that was
+    late for once.
     """
     charged = np.mean if leaders is not None and len(leaders) == 2 else np.min
     speakers = slice(None) if leaders is None else leaders
@@ -32,7 +33,9 @@ def critical_terms(of_rank, leaders):
     terms["update"] = of_rank["update"].max()
     terms["python"] = max(0.0, of_rank["step"][0] - sum(of_rank[name][0] for name in PHASES))
     left = of_rank["step"][0] - sum(terms.values())
-    terms["links"] = max(0.0, terms["links"] + min(0.0, left))
+    for stage in ("links", "reduce"):
+        waited = min(terms[stage], max(0.0, -left))
+        terms[stage], left = terms[stage] - waited, left + waited
     terms["wait"] = max(0.0, left)
     return {name: float(seconds) for name, seconds in terms.items()}
 

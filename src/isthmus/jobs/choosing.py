@@ -15,6 +15,7 @@ from isthmus.shards.classes import UNLIKE
 from isthmus.timing import choice
 from isthmus.timing.step import exchange_seconds
 from isthmus.timing.update import update_terms
+from isthmus.training.strategies.strategy import exchanges_per_step
 
 SHORTEST = 1e-3
 """Time of a site for a change, as a share of the slowest's: one without samples computes nothing."""
@@ -80,11 +81,7 @@ def choose_tree(settings, cluster):
     workload, strategy = settle(settings, cluster)[0].workload(), settings.make_strategy()
     if settings.privacy.secure_sum != "off":
         return _meeting_at_the_hub(cluster)
-    if (
-        workload.algorithm != "hierarchical"
-        or len(cluster.sites) < 3
-        or getattr(strategy, "star", False)
-    ):
+    if workload.algorithm != "hierarchical" or len(cluster.sites) < 3 or strategy.without_rounds:
         return cluster, None
     share = workload.exchanged_share
     try:
@@ -129,7 +126,7 @@ def settle(settings, cluster, unlike=None):
     unlike: the `class_distance` of what sites hold; None where nobody has counted.
     """
     strategy = settings.make_strategy()
-    if not hasattr(strategy, "settled"):
+    if not strategy.leaves_open:
         return settings, None
     every_step = settings.model_copy(update={"strategy": RunSettings.model_fields["strategy"].default})
     workload = replace(every_step.workload(), buckets=())
@@ -138,8 +135,6 @@ def settle(settings, cluster, unlike=None):
     computing = workload.batch_size / sum(cluster.rates) + fixed + updating
     differ = None if unlike is None else unlike >= UNLIKE
     found = strategy.settled(computing, exchange_seconds(cluster, computing, workload), differ)
-    if found is None:
-        return settings, None
     arguments = settings.strategy.arguments | {
         name: getattr(found[0], name)
         for name in settings.strategy.arguments
@@ -158,8 +153,9 @@ def outlook(settings, cluster, plan):
     """Return what the strategy expects of sites of this cluster that do not wait for each other, in
     words, and a warning; None for what is not told."""
     strategy = settings.make_strategy()
-    if not hasattr(strategy, "outlook"):
+    if not strategy.without_rounds:
         return None, None
+    every = 1 / exchanges_per_step(strategy)
     wire, size, hub = settings.make_compressor() or Dense(), settings.make_model().size, cluster.hub
     nbytes, seconds = wire.wire_nbytes(size), []
     for site, name in enumerate(cluster.names):
@@ -170,5 +166,5 @@ def outlook(settings, cluster, plan):
             + nbytes / min(link.bytes_per_second for link in way)
             for way in (cluster.route(*ends) for ends in ways)
         )
-        seconds.append(strategy.every * computing + crossing)
+        seconds.append(every * computing + crossing)
     return strategy.outlook([max(each, SHORTEST * max(seconds)) for each in seconds])

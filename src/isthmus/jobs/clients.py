@@ -126,8 +126,8 @@ def client_shards(settings, shards: ShardSet, ranks: int) -> ShardSet:
 
     shards: those that [data] names. Raises SettingsError for settings that do not fit the clients.
     """
-    strategy, wanted = settings.make_strategy(), settings.clients
-    if not getattr(strategy, "plays_clients", False):
+    wanted = settings.clients
+    if not settings.plays_clients:
         return shards
     if wanted.splits_anew:
         pieces = min(wanted.count, max(FEW_SHARDS, SHARDS_OF_RANK * ranks))
@@ -175,16 +175,31 @@ def make_clients(tiers, settings, plan, local, model) -> tuple[Clients, dict[int
     ]
     count = firsts[-1]
     read = from_root(tiers.world, lambda: _read_files(wanted, count), tiers.home)
-    clients = Clients(
+    clients = _clients(settings, samples, sorted(rows), sorted(of_site), read)
+    together(tiers.world, lambda: _check_model(settings, len(rows), model))
+    return clients, rows
+
+
+def clients_of_plan(settings, shards: ShardSet, plan) -> tuple[Clients, np.ndarray]:
+    """Return the Clients of a plan, none of whom is this rank's, and int64[clients], each one's rank.
+
+    Raises SettingsError for files that do not fit them.
+    """
+    samples = settings.clients.samples_of(shards.manifest)
+    lengths = [len(each) for each in samples]
+    clients = _clients(settings, samples, [], [], _read_files(settings.clients, sum(lengths)))
+    return clients, np.repeat(plan.rank_of_shard, lengths)
+
+
+def _clients(settings, samples, mine, of_site, read) -> Clients:
+    return Clients(
         np.array([length for each in samples for length in each], float),
-        np.array(sorted(rows), int),
-        np.array(sorted(of_site), int),
+        np.array(mine, int),
+        np.array(of_site, int),
         settings.training.seed,
         None if read["speeds"] is None else np.array(read["speeds"], float),
         None if read["available"] is None else np.array(read["available"], bool),
     )
-    together(tiers.world, lambda: _check_model(settings, len(rows), model))
-    return clients, rows
 
 
 def _check_model(settings, clients, model):

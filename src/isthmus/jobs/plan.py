@@ -9,6 +9,7 @@ import numpy as np
 from isthmus.errors import PlanError
 from isthmus.jobs.choosing import choose, choose_tree, settle
 from isthmus.jobs.clients import client_shards, clients_in_a_round
+from isthmus.jobs.drawn_rounds import as_drawn
 from isthmus.jobs.round_advice import round_advice
 from isthmus.jobs.settings import RunSettings
 from isthmus.planning.plan import plan_shards
@@ -83,9 +84,12 @@ def plan_run(settings, cluster, shards, limits=None):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         try:
-            return plan_shards(cluster, shards, workload, **limits)
+            plan = plan_shards(cluster, shards, workload, **limits)
         except PlanError as problem:
             raise PlanError(f"[plan] for {cluster.source}: {problem}") from None
+        if settings.plays_clients and isinstance(shards, ShardSet):
+            plan = as_drawn(plan, settings, cluster, shards, workload)
+    return plan
 
 
 def workload_of(settings, shards):

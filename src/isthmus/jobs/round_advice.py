@@ -16,7 +16,7 @@ def round_advice(chosen, settings, cluster, workload):
     told = [f"strategy: {words}" for words in outlook(settings, cluster, chosen) if words]
     if told:  # no site waits for another
         return told
-    if not workload.site_sums_per_step or getattr(strategy, "plays_clients", False):
+    if not workload.site_sums_per_step or strategy.plays_clients:
         return []
     steps = round(workload.exchanged_share / workload.exchanges_per_step)
     rates = [sum(site.samples_per_second) for site in cluster.sites]

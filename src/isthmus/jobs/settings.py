@@ -22,7 +22,6 @@ from isthmus.jobs.slurm.settings import SlurmSettings
 from isthmus.jobs.training_settings import TrainingSettings
 from isthmus.models import MODELS
 from isthmus.models.own_code import is_own
-from isthmus.outer import check_feedback
 from isthmus.registry import ALGORITHMS
 from isthmus.timing.time_model import Workload
 from isthmus.toml_files import FrozenModel, check_table, read_toml
@@ -161,7 +160,7 @@ class RunSettings(FrozenModel):
     @property
     def plays_clients(self):
         """Whether the strategy has clients, each with its own samples."""
-        return getattr(STRATEGIES[self.strategy.kind], "plays_clients", False)
+        return STRATEGIES[self.strategy.kind].plays_clients
 
     @classmethod
     def from_toml(cls, path):
@@ -278,12 +277,10 @@ class RunSettings(FrozenModel):
         """Return what one epoch asks of the cluster. SettingsError where the strategy cannot work."""
         strategy = self.make_strategy()
         size, compressor = self.make_model().size, self.make_wires()
-        if hasattr(strategy, "fits"):
-            try:
-                strategy.fits(size, compressor)
-                check_feedback(getattr(strategy, "outer", None), self.allreduce.error_feedback)
-            except ValueError as problem:
-                raise SettingsError(f"[strategy]: {problem}") from None
+        try:
+            strategy.fits(size, compressor, self.allreduce.error_feedback)
+        except ValueError as problem:
+            raise SettingsError(f"[strategy]: {problem}") from None
         beat = rhythm(strategy)
         optimiser, clips = self.training.make_optimiser(), self.training.clip_norm is not None
         return Workload(

@@ -3,12 +3,12 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from isthmus.quantities import real, whole
 from isthmus.staleness import Polynomial, Weight, largest_rate, weight_of
 from isthmus.training.strategies.serial_arrivals import Expected, expected_arrivals
-from isthmus.training.strategies.strategy import Exchange, Member
+from isthmus.training.strategies.strategy import Exchange, Member, Strategy
 
 if TYPE_CHECKING:  # plans are made where there is no MPI
     from isthmus.training.strategies.sums import Sums
@@ -18,7 +18,7 @@ FEDBUFF = Polynomial(0.5)
 
 
 @dataclass(frozen=True)
-class Buffered:
+class Buffered(Strategy):
     """Each site sends the hub how far it has come from its start, and goes on from the newest vector.
 
     FedBuff (Nguyen et al. 2022, arXiv:2106.06639); with `arrivals = 1` and `mixing` FedAsync (Xie et al.
@@ -36,7 +36,7 @@ class Buffered:
     no sense.
     """
 
-    star = True  # each site speaks with the hub itself, whatever the tree
+    without_rounds: ClassVar[bool] = True
 
     arrivals: int = 3
     busy: int = 5

@@ -9,7 +9,7 @@ from isthmus.client import Local, Plain, local_of
 from isthmus.outer import Average, Outer, outer_of
 from isthmus.quantities import real, whole
 from isthmus.training.strategies.client_rounds import Player
-from isthmus.training.strategies.strategy import Exchange
+from isthmus.training.strategies.strategy import Exchange, Strategy
 
 if TYPE_CHECKING:  # plans are made where there is no MPI
     from isthmus.training.strategies.sums import Sums
@@ -19,7 +19,7 @@ BY = ("chance", "speed")
 
 
 @dataclass(frozen=True)
-class Federated:
+class Federated(Strategy):
     """Clients that are drawn begin at the anchor, and their weighted mean change moves it.
 
     A step of a job is a round. FedAvg (McMahan et al. 2017, arXiv:1602.05629) with `outer.Average()` and

@@ -9,7 +9,7 @@ from isthmus.compression.compressor import Compressor
 from isthmus.outer import Average, Outer, check_feedback, outer_of
 from isthmus.quantities import whole
 from isthmus.training.strategies.rounds import Traveller
-from isthmus.training.strategies.strategy import Exchange
+from isthmus.training.strategies.strategy import Exchange, Strategy
 
 if TYPE_CHECKING:  # plans are made where there is no MPI
     from isthmus.training.strategies.sums import Sums
@@ -22,7 +22,7 @@ MOST_STEPS, MOST_STEPS_OF_UNLIKE = 64, 4
 
 
 @dataclass(frozen=True)
-class LocalSteps:
+class LocalSteps(Strategy):
     """Sites exchange how far each has come, after every so many steps and the last.
 
     Local SGD (Stich 2019, arXiv:1805.09767) with `outer.Average()`, DiLoCo (Douillard et al. 2023,
@@ -71,24 +71,22 @@ class LocalSteps:
         self._steps_of_a_round()
         return Traveller(sums, self, steps, outer_of(self.outer), fragments=1, after=self.after)
 
-    def fits(self, size: int, compressor: Compressor | None) -> None:
+    def fits(self, size: int, compressor: Compressor | None, error_feedback: bool = True) -> None:
         """Raise ValueError where the outer optimiser needs a compressor, and there is none."""
-        check_feedback(self.outer, compressor is not None)
+        check_feedback(self.outer, compressor is not None and error_feedback)
 
     def merged(self, anchor: Any, here: Any, sent: Any) -> Any:
         """Go on from the anchor by what was learnt while the exchange was under way."""
         return anchor + (here - sent)
 
+    @property
+    def leaves_open(self) -> bool:
+        return self.every == "auto"
+
     def settled(
         self, computing_seconds: float, exchange_seconds: float, classes_differ: bool | None
-    ) -> tuple["LocalSteps", str] | None:
-        """Return the strategy with the number of steps that `every = "auto"` stands for, and why.
-
-        computing_seconds: of a step. exchange_seconds: of an exchange that nothing hides.
-        classes_differ: whether the shards of sites hold other classes; None where nobody has counted.
-        """
-        if self.every != "auto":
-            return None
+    ) -> tuple["LocalSteps", str]:
+        """Return the strategy with the number of steps that `every = "auto"` stands for, and why."""
         most = MOST_STEPS_OF_UNLIKE if classes_differ else MOST_STEPS
         left = max(0.0, exchange_seconds - self.late * computing_seconds)
         wanted = (1 / LINK_SHARE - 1) * left / computing_seconds if computing_seconds else most

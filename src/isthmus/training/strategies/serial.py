@@ -59,7 +59,7 @@ def serial_rounds(
     steps = whole("rounds", rounds, least=0) * whole("local_steps", local_steps, least=1)
     start = start_of(initial)
     group_of_worker = _group_of_worker(groups, len(weights))
-    if getattr(strategy, "plays_clients", False):
+    if strategy.plays_clients:
         every = cast(Rounds, strategy).edge_rounds
         turns = whole("rounds", rounds) * every
         members = _players(strategy, start, weights, group_of_worker, turns if ends else math.inf, seed)

@@ -1,13 +1,14 @@
 """The contract of a strategy: when sites exchange, what they exchange, and what is made of it.
 
-A `Strategy` is what a user writes: frozen, numbers alone, asked by the plan, the time model and the
+A `Strategy` is what a user inherits: frozen, numbers alone, asked by the plan, the time model and the
 report. It makes one `Member` in each rank, which takes part in every step; the training loop, the
 checkpoint, the report and the comparison of replicas ask a member, and know no strategy by name.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from isthmus.quantities import LEAST_WEIGHT
 
 if TYPE_CHECKING:  # plans are made where there is no MPI
     from isthmus.collectives.allreduce import Allreduce
+    from isthmus.compression.compressor import Compressor
     from isthmus.training.strategies.sums import Sums
 
 
@@ -35,23 +37,50 @@ class Exchange:
     bucketed: bool = False
 
 
-class Strategy(Protocol):
+class Strategy(ABC):
     """When sites exchange, and what.
 
-    It may also have the verbs `fits(size, compressor)`, which raises ValueError where it cannot work on
-    a vector of so many entries, `settled(computing_seconds, exchange_seconds, classes_differ)`,
-    which returns the strategy with what was left open, and why; None where nothing was; and
-    `outlook(seconds)`, which returns what comes of sites that take so many seconds for a change, in
-    words, and a warning or None. One whose `plays_clients` is true has steps that are rounds, and its
-    member the verbs of `client_rounds.Player`. One whose `star` is true has all sites meet at the hub,
-    whatever tree of sites there is.
+    plays_clients: its steps are rounds, and its member has the verbs of `client_rounds.Player`.
+    without_rounds: sites do not wait for each other, and each speaks with the hub, whatever tree of
+    sites there is. leaves_open: something is to be `settled` before it can be asked anything else.
     """
 
-    def exchanges(self, steps: int) -> Iterator[Exchange]:
+    plays_clients: ClassVar[bool] = False
+    without_rounds: ClassVar[bool] = False
+
+    @abstractmethod
+    def exchanges(self, steps: float) -> Iterator[Exchange]:
         """Yield every exchange of a run of `steps` steps, in order; the last step ends with one."""
 
-    def join(self, sums: "Sums", steps: int) -> "Member":
+    @abstractmethod
+    def join(self, sums: "Sums", steps: float) -> "Member":
         """Return this rank's part in a run of `steps` steps. Collective, where it makes sums."""
+
+    def fits(  # noqa: B027
+        self, size: int, compressor: "Compressor | None", error_feedback: bool = True
+    ) -> None:
+        """Raise ValueError where it cannot work on a vector of so many entries sent like that."""
+
+    @property
+    def leaves_open(self) -> bool:
+        return False
+
+    def settled(
+        self, computing_seconds: float, exchange_seconds: float, classes_differ: bool | None
+    ) -> tuple["Strategy", str]:
+        """Return the strategy with what it leaves open decided, and why.
+
+        computing_seconds: of a step. exchange_seconds: of an exchange that nothing hides.
+        classes_differ: whether the shards of sites hold other classes; None where nobody has counted.
+        """
+        return self, "nothing is left open"
+
+    def outlook(self, seconds: Sequence[float]) -> tuple[str | None, str | None]:
+        """Return what comes of sites that do not wait for each other, in words, and a warning.
+
+        seconds: what each takes for a change, sent and answered. None where there is nothing to say.
+        """
+        return None, None
 
 
 def rhythm(strategy: Strategy, steps: int = 5040) -> dict[str, float]:

@@ -10,7 +10,7 @@ from isthmus.compression.compressor import Compressor
 from isthmus.outer import Nesterov, Outer, check_feedback, outer_of
 from isthmus.quantities import real, whole
 from isthmus.training.strategies.rounds import Traveller
-from isthmus.training.strategies.strategy import Exchange
+from isthmus.training.strategies.strategy import Exchange, Strategy
 from isthmus.vectors import part_bounds
 
 if TYPE_CHECKING:  # plans are made where there is no MPI
@@ -21,7 +21,7 @@ DILOCO = Nesterov(0.7, 0.9)
 
 
 @dataclass(frozen=True)
-class Streaming:
+class Streaming(Strategy):
     """Sites exchange how far each has come, a fragment of the parameters at a time.
 
     Streaming DiLoCo (Douillard et al. 2025, arXiv:2501.18512). Inside a site gradients are averaged
@@ -73,13 +73,13 @@ class Streaming:
         """Go on from between the anchor and where the site is now."""
         return anchor + here.dtype.type(self.mixing) * (here - anchor)
 
-    def fits(self, size: int, compressor: Compressor | None) -> None:
+    def fits(self, size: int, compressor: Compressor | None, error_feedback: bool = True) -> None:
         """Raise ValueError for more fragments than entries, and for a compressor that none may cut."""
         if self.fragments > max(1, size):
             raise ValueError(
                 f"fragments must be at most {size}, the number of parameters, not {self.fragments}"
             )
-        check_feedback(self.outer, compressor is not None)
+        check_feedback(self.outer, compressor is not None and error_feedback)
         if compressor is not None:
             for ends in pairwise(part_bounds(size, self.fragments)):
                 compressor.piece(slice(*ends))

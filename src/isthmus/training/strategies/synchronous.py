@@ -4,18 +4,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from isthmus.training.strategies.strategy import Exchange, Member
+from isthmus.training.strategies.strategy import Exchange, Member, Strategy
 
 if TYPE_CHECKING:  # plans are made where there is no MPI
     from isthmus.training.strategies.sums import Sums
 
 
 @dataclass(frozen=True)
-class Synchronous:
+class Synchronous(Strategy):
     """Every step is that of one machine with all ranks' samples: its gradient is summed over all."""
 
-    def exchanges(self, steps: int) -> Iterator[Exchange]:
-        return (Exchange(step, bucketed=True) for step in range(1, steps + 1))
+    def exchanges(self, steps: float) -> Iterator[Exchange]:
+        return (Exchange(step, bucketed=True) for step in range(1, int(steps) + 1))
 
-    def join(self, sums: "Sums", steps: int) -> Member:
+    def join(self, sums: "Sums", steps: float) -> Member:
         return Member(sums.of_all())
