@@ -301,6 +301,25 @@ BAD = {
         "take one of the two out",
     ),
     "nobody relays": ({n: {"relay": False} for n in range(4)}, {}, "relay = false", "take it out"),
+    "an unknown site of a ring": ({}, {"ring": ["site0", "site9"]}, "ring", "known sites: site0"),
+    "a ring that meets a site twice": (
+        {},
+        {"ring": ["site0", "site1", "site1", "site2", "site3"]},
+        "ring",
+        "name each site once",
+    ),
+    "a ring that leaves sites out": (
+        {},
+        {"ring": ["site0", "site2"]},
+        "ring",
+        "leaves out 'site1', 'site3'; name each site once",
+    ),
+    "a ring through a site without relay": (
+        {2: {"relay": False}},
+        {"ring": ["site0", "site1", "site2", "site3"]},
+        "ring",
+        "take that out of the cluster file",
+    ),
     "a site no link reaches": (
         {},
         {"link": [{"between": ["site0", "site1"], "latency_seconds": 0.1, "bytes_per_second": 1e6}]},

@@ -9,12 +9,14 @@ class Algorithm:
 
     own: isthmus sends its messages itself; False where MPI does.
     compresses: it takes a compressor; all others send exact float32.
+    relays: ranks of every site add up for others, or may; False where a tree of sites says who does.
     unpaced: why its links cannot be held to the rates of a cluster file; None where they can.
     """
 
     name: str
     own: bool = True
     compresses: bool = False
+    relays: bool = True
     unpaced: str | None = None
 
     def check_compressor(self, compressor):
@@ -32,6 +34,23 @@ class Algorithm:
             raise ValueError(
                 f'algorithm "{self.name}" cannot be sealed: MPI sends its messages itself; use one of '
                 f"{able}"
+            )
+
+    def check_between(self, sites, sealed):
+        """Raise ValueError where this algorithm may not be used between a cluster's `sites`, whose links
+        are sealed or not."""
+        self.check_relays(sites)
+        if sealed:
+            self.check_sealed()
+
+    def check_relays(self, sites):
+        """Raise ValueError where one of the cluster's `sites` would add up for others and may not."""
+        barred = [site.name for site in sites if not site.relay]
+        if self.relays and barred and len(sites) > 2:
+            able = " or ".join(f'"{row.name}"' for row in ALGORITHMS.values() if not row.relays)
+            raise ValueError(
+                f'algorithm "{self.name}" has every site add up for others, and site {barred[0]!r} has '
+                f"relay = false; use {able}, or take that out of the cluster file"
             )
 
     def check_paced(self):
@@ -52,7 +71,7 @@ ALGORITHMS = {
         Algorithm("ring"),
         Algorithm("tree", unpaced=_SHARED_LINK),
         Algorithm("recursive", unpaced=_SHARED_LINK),
-        Algorithm("hierarchical", compresses=True),
+        Algorithm("hierarchical", compresses=True, relays=False),
     )
 }
 """By name, in the order in which they are listed and tried."""

@@ -83,7 +83,8 @@ class Cluster:
     `sites` and `links` are tuples of `Site` and (directed) `Link`; `site_of_rank[r]` is the index
     of the site of cluster rank r, `rates[r]` its samples per second. `overhead_nbytes` is what each
     message between sites grows by in a job that wraps its links; no file has it. `told_hub` names the
-    site or the two at the top of the `tree`, where that is told.
+    site or the two at the top of the `tree`, and `told_ring` all sites in the order of the `ring`, where
+    these are told.
     """
 
     sites: tuple[Site, ...]
@@ -93,13 +94,14 @@ class Cluster:
     calibration: Calibration | None
     overhead_nbytes: int = 0
     told_hub: tuple[str, ...]
+    told_ring: tuple[str, ...]
 
     def __init__(self, table: dict[str, Any], source: str | PathLike[str] = "cluster"):
         """Build from a dict with the keys of a cluster file; `source` names it in errors."""
         self.source = str(source)
         checked = check_table(ClusterTable, table, self.source, ClusterError)
         self.sites, self.calibration = checked.site, checked.calibration
-        self.told_hub = checked.hub
+        self.told_hub, self.told_ring = checked.hub, checked.ring
         self.names = tuple(site.name for site in self.sites)
         names = _link_names(checked.link)
         self.links = tuple(
@@ -156,6 +158,7 @@ class Cluster:
         hub = self.told_hub[0] if len(self.told_hub) == 1 else list(self.told_hub)
         return (
             ({"hub": hub} if hub else {})
+            | ({"ring": list(self.told_ring)} if self.told_ring else {})
             | {"site": sites}
             | ({"link": links} if links else {})
             | ({"calibration": made} if made else {})
@@ -204,6 +207,22 @@ class Cluster:
             site.model_copy(update={"parent": None if parent is None else self.names[parent]})
             for site, parent in zip(self.sites, tree.parents)
         )
+        return other
+
+    @property
+    def ring(self) -> tuple[int, ...]:
+        """The sites, by number, in the order in which "ring" goes through them; untold, the file's."""
+        return tuple(self._index[name] for name in self.told_ring) or tuple(range(len(self.sites)))
+
+    @property
+    def ranks_in_ring(self) -> tuple[int, ...]:
+        """The ranks in the order of the ring: those of a site one after another."""
+        return tuple(rank for site in self.ring for rank in self.ranks_of_site(self.names[site]))
+
+    def with_ring(self, ring: Sequence[int]) -> Self:
+        """Return this cluster with its sites, by number, in another order of the ring."""
+        other = copy(self)
+        other.told_ring = tuple(self.names[site] for site in ring)
         return other
 
     def central(self, among: Sequence[int]) -> int:

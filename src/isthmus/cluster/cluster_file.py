@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from isthmus.cluster.measured import VERSION, Calibration, Coding, SizeTable, Update, line
+from isthmus.registry import ALGORITHMS
 from isthmus.security.public_keys import key_bytes
 from isthmus.toml_files import FrozenModel
 
@@ -127,6 +128,7 @@ class ClusterTable(FrozenModel):
     """A cluster file as it is written."""
 
     hub: tuple[str, ...] = ()  # one site, or two, which exchange
+    ring: tuple[str, ...] = ()  # all sites, in the order in which "ring" goes through them
     site: Annotated[tuple[Site, ...], Field(min_length=1)]
     link: tuple[LinkTable, ...] = ()
     calibration: Calibration | None = None
@@ -167,9 +169,11 @@ class ClusterTable(FrozenModel):
                 f"hub: names {len(self.hub)} sites; name one, or two different ones that exchange"
             )
         told = [(f"site[{number}].parent", site.parent) for number, site in enumerate(self.site)]
-        for key, name in [*(("hub", name) for name in self.hub), *told]:
+        tops = [(key, name) for key in ("hub", "ring") for name in getattr(self, key)]
+        for key, name in [*tops, *told]:
             if name is not None and name not in known:
                 raise ValueError(f"{key}: no site is called {name!r}; known sites: {', '.join(names)}")
+        self._ring_is_closed(names)
         seen = set()
         for number, table in enumerate(self.link):
             for ends in table.ends:
@@ -191,6 +195,18 @@ class ClusterTable(FrozenModel):
                     )
                 seen.add(ends)
         return self
+
+    def _ring_is_closed(self, names):
+        if not self.ring:
+            return
+        if name := _twice(self.ring):
+            raise ValueError(f"ring: goes through {name!r} twice; name each site once")
+        if left := [name for name in names if name not in self.ring]:
+            raise ValueError(f"ring: leaves out {', '.join(map(repr, left))}; name each site once")
+        try:
+            ALGORITHMS["ring"].check_relays(self.site)
+        except ValueError as problem:
+            raise ValueError(f"ring: {problem}") from None
 
 
 def _twice(words):

@@ -86,8 +86,7 @@ class Allreduce:
         wish = problem = None
         try:
             wish = Wish.of(size, algorithm, compressor, error_feedback, buckets, chunk_nbytes, secure)
-            if tiers.sealed:
-                algorithm_named(algorithm).check_sealed()
+            algorithm_named(algorithm).check_between(tiers.cluster.sites, tiers.sealed)
             if secure is not None:
                 secure.check(tiers)
         except ValueError as wrong:  # on this rank alone, perhaps

@@ -29,8 +29,9 @@ def exchange_for(tiers, wish, compressors, residence, sent_to_sites, clock, secr
         return OfMPI(residence.comm(tiers.world), wish.size, sent_to_sites, clock)
     site_of_rank = tiers.cluster.site_of_rank
     if wish.algorithm in EXACT:
+        ring = [tiers.ranks_in_ring] if wish.algorithm == "ring" else []
         return EXACT[wish.algorithm](
-            counted(tiers.world, site_of_rank), site_of_rank, wish.size, clock, residence.empty
+            counted(tiers.world, site_of_rank), site_of_rank, wish.size, clock, residence.empty, *ring
         )
     leaders = None
     if tiers.leaders != MPI.COMM_NULL:

@@ -22,15 +22,21 @@ from isthmus.collectives.messages import (
     wait_for,
 )
 from isthmus.devices import library_of
+from isthmus.links.world import Group
 
 
 class Ring(Exact):
-    """The exact sum of float32[size] over `comm`, on every rank, in place."""
+    """The exact sum of float32[size] over `comm`, on every rank, in place.
 
-    def __init__(self, comm, site_of_rank, size, clock, empty=np.empty):
-        self.comm, self.size, self.clock = comm, size, clock
-        self.right = (comm.rank + 1) % comm.size
-        self.right_site = site_of_rank[self.right]
+    ranks: those of `comm` in the order in which they follow one another; None: by their numbers.
+    """
+
+    def __init__(self, comm, site_of_rank, size, clock, empty=np.empty, ranks=None):
+        self.size, self.clock = size, clock
+        order = list(range(comm.size) if ranks is None else ranks)
+        self.comm = comm if order == sorted(order) else Group(comm, order)
+        self.right = (self.comm.rank + 1) % comm.size
+        self.right_site = site_of_rank[order[self.right]]
         self.inbox = empty(inbox_entries(-(-size // comm.size)), "f4")
 
     def __call__(self, total):

@@ -9,6 +9,7 @@ from isthmus.compression.dense import Dense
 from isthmus.errors import SettingsError
 from isthmus.jobs.privacy_settings import check_sites
 from isthmus.jobs.settings import KindSettings, RunSettings
+from isthmus.planning.rings import plan_ring
 from isthmus.planning.trees import plan_tree
 from isthmus.registry import ALGORITHMS
 from isthmus.shards.classes import UNLIKE
@@ -26,12 +27,17 @@ def choose(settings, cluster, joined=False):
 
     Why: a table for run.json with `reason` and the candidates, fastest first; None where the settings
     name an algorithm. A compressor that the settings name is kept, whatever its error. Raises
-    SettingsError where the cluster has too few sites for a secure sum. joined: sites
-    are jobs of their own, and MPI's own algorithm does not reach beyond one.
+    SettingsError where the cluster has too few sites for a secure sum, and for an algorithm in which a
+    site would add up that may not. joined: sites are jobs of their own, and MPI's own algorithm does not
+    reach beyond one.
     """
     check_sites(settings, cluster)
     wanted = settings.allreduce
     if wanted.algorithm != "auto":
+        try:
+            ALGORITHMS[wanted.algorithm].check_relays(cluster.sites)
+        except ValueError as problem:
+            raise SettingsError(f"allreduce.algorithm, for {cluster.source}: {problem}") from None
         return settings, None
     named = settings.make_compressor()
     compressors = choice.TRIED if named is None else (named,)
@@ -72,32 +78,35 @@ def choose(settings, cluster, joined=False):
     return settings.model_copy(update={"allreduce": allreduce}), why
 
 
-def choose_tree(settings, cluster):
-    """Return `cluster` with the tree of sites that is planned for the settings' exchanges, and why.
+def arrange(settings, cluster):
+    """Return `cluster` with the tree, or the ring, of sites that is planned for the settings' exchanges,
+    and why.
 
-    Why: a sentence; None where the tree is that of the routes, or none is used. Raises SettingsError
-    where `plan.tree` names no link.
+    Why: a sentence; None where the tree is that of the routes and the ring that of the file, or neither
+    is used. Raises SettingsError where `plan.tree` names no link.
     """
     workload, strategy = settle(settings, cluster)[0].workload(), settings.make_strategy()
     if settings.privacy.secure_sum != "off":
         return _meeting_at_the_hub(cluster)
-    if workload.algorithm != "hierarchical" or len(cluster.sites) < 3 or strategy.without_rounds:
+    if len(cluster.sites) < 3 or strategy.without_rounds:
         return cluster, None
-    share = workload.exchanged_share
+    share, least = workload.exchanged_share, settings.plan.tree
+    size = math.ceil(share * workload.size)
     try:
-        planned = plan_tree(
-            cluster,
-            math.ceil(share * workload.size),
-            workload.compressor,
-            chunk_nbytes=workload.chunk_nbytes,
-            least=settings.plan.tree,
-        )
+        if workload.algorithm == "hierarchical":
+            planned = plan_tree(
+                cluster, size, workload.compressor, chunk_nbytes=workload.chunk_nbytes, least=least
+            )
+            other = cluster.with_tree(planned.tree)
+        elif workload.algorithm == "ring":
+            planned = plan_ring(cluster, size, least=least)
+            other = cluster.with_ring(planned.ring)
+        else:
+            return cluster, None
     except ValueError as problem:
         raise SettingsError(f"plan.tree, for {cluster.source}: {problem}") from None
-    if planned.tree == planned.usual:
-        return cluster, None
     why = planned.sentence(cluster.names, workload.exchanges_per_step / share)
-    return cluster.with_tree(planned.tree), why
+    return (cluster, None) if why is None else (other, why)
 
 
 def _meeting_at_the_hub(cluster):

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from isthmus.errors import PlanError
-from isthmus.jobs.choosing import choose, choose_tree, settle
+from isthmus.jobs.choosing import arrange, choose, settle
 from isthmus.jobs.clients import client_shards, clients_in_a_round
 from isthmus.jobs.drawn_rounds import as_drawn
 from isthmus.jobs.round_advice import round_advice
@@ -31,7 +31,7 @@ def make_plan(settings_path, cluster_path=None):
         settings = settings.with_cluster(cluster_path)
     cluster = settings.read_cluster()
     settings, _ = choose(settings, cluster)
-    cluster, tree = choose_tree(settings, cluster)
+    cluster, tree = arrange(settings, cluster)
     shards = client_shards(settings, ShardSet.open(settings.data.train), cluster.size)
     settings, rounds, chosen = settled_plan(settings, cluster, shards)
     advice = round_advice(chosen, settings, cluster, workload_of(settings, shards))

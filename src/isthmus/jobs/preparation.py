@@ -10,7 +10,7 @@ import numpy as np
 from isthmus.cluster.aggregation_tree import AggregationTree
 from isthmus.cluster.cluster import Cluster
 from isthmus.errors import ShardError
-from isthmus.jobs.choosing import choose_tree
+from isthmus.jobs.choosing import arrange
 from isthmus.jobs.clients import client_shards
 from isthmus.jobs.plan import plan_run, settled_plan
 from isthmus.jobs.scaling import given_as, scale_of
@@ -79,21 +79,23 @@ def opened_job(comm, path, cluster=None, part=None, tell=None, replays=False):
         yield RunSettings.from_json(table, path), tiers
 
 
-def with_planned_tree(tiers, settings):
-    """Return the tiers with the tree of sites that is planned, and why. Collective.
+def arranged(tiers, settings):
+    """Return the tiers with the tree, or the ring, of sites that is planned, and why. Collective.
 
-    None: it is that of the routes.
+    None: they are those of the file and of its routes.
     """
 
     def plan():
-        cluster, why = choose_tree(settings, tiers.cluster)
-        return [cluster.tree.hub, cluster.tree.parents, why]
+        cluster, why = arrange(settings, tiers.cluster)
+        return [cluster.tree.hub, cluster.tree.parents, cluster.ring, why]
 
-    hub, parents, why = from_root(tiers.world, plan, tiers.home)
+    hub, parents, ring, why = from_root(tiers.world, plan, tiers.home)
     if why is None:
         return tiers, None
-    tree = AggregationTree(tuple(parents), hub)
-    return replace(tiers, cluster=tiers.cluster.with_tree(tree)), why
+    cluster = tiers.cluster
+    if ring != list(cluster.ring):
+        return replace(tiers, cluster=cluster.with_ring(ring)), why
+    return replace(tiers, cluster=cluster.with_tree(AggregationTree(tuple(parents), hub))), why
 
 
 def place_data(tiers, settings, tell):

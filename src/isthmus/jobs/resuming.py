@@ -36,7 +36,8 @@ def identity_of(settings, cluster, plan, data):
         "allreduce": table["allreduce"],
         **({"privacy": table["privacy"]} if settings.privacy.secure_sum != "off" else {}),
         "sites": [tree.hub, sites]
-        + ([] if tree == AggregationTree.star(tree.hub, len(sites)) else [list(tree.parents)]),
+        + ([] if tree == AggregationTree.star(tree.hub, len(sites)) else [list(tree.parents)])
+        + ([] if cluster.ring == tuple(range(len(sites))) else [["ring", *cluster.ring]]),
         "plan": {
             "hash": plan.hash,
             "settings": table["plan"],

@@ -10,7 +10,7 @@ from isthmus.cluster.cluster import Cluster
 from isthmus.errors import SettingsError
 from isthmus.files import write_bytes, write_text
 from isthmus.folders.reading import read_metrics
-from isthmus.jobs.choosing import choose, choose_tree, settle
+from isthmus.jobs.choosing import arrange, choose, settle
 from isthmus.jobs.clients import client_shards
 from isthmus.jobs.plan import settled_plan, workload_of
 from isthmus.jobs.settings import RunSettings
@@ -156,7 +156,7 @@ def _cluster_and_workload(path, other_cluster, size, batch_size):
             settings = settings.with_cluster(other_cluster)
         cluster = settings.read_cluster()
         settings = choose(settings, cluster)[0]
-        cluster = choose_tree(settings, cluster)[0]
+        cluster = arrange(settings, cluster)[0]
         shards = _shards(settings, cluster)
         workload = workload_of(_settled(settings, cluster, shards), shards)
     elif other_cluster:

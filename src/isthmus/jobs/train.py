@@ -20,7 +20,7 @@ from isthmus.jobs.duties import Duty, every
 from isthmus.jobs.keeping import keep_model
 from isthmus.jobs.making import make_training
 from isthmus.jobs.members import Members
-from isthmus.jobs.preparation import opened_job, place_data, with_planned_tree
+from isthmus.jobs.preparation import arranged, opened_job, place_data
 from isthmus.jobs.rebalancing import Rebalancing
 from isthmus.jobs.recording import Recording
 from isthmus.jobs.resuming import Recalled, identity_of, recall
@@ -63,7 +63,7 @@ def train(
         settings, why = together(tiers.world, lambda: choose(settings, tiers.cluster, tiers.joined))
         if why:
             journal.tell(f"allreduce: {why['reason']}")
-        tiers, tree = with_planned_tree(tiers, settings)
+        tiers, tree = arranged(tiers, settings)
         if tree:
             journal.tell(tree)
         together(tiers.world, settings.make_optimiser)

@@ -54,6 +54,12 @@ class Tiers:
         return self.cluster.names.index(self.site_name)
 
     @property
+    def ranks_in_ring(self) -> tuple[int, ...]:
+        """The ranks of `world` in the order of the ring; those of one site by their numbers."""
+        whole = self.world.size == self.cluster.size
+        return self.cluster.ranks_in_ring if whole else tuple(range(self.world.size))
+
+    @property
     def device(self) -> str:
         """Where this rank computes: "cpu" or "gpu"."""
         return self.cluster.sites[self.site_index].device

@@ -47,12 +47,15 @@ class World(Wrapped):
         return comm if isinstance(comm, cls) else cls(comm, comm, None, [0] * comm.size)
 
 
-class Pair(Wrapped):
-    """Two ranks of a communicator as one of their own, on the same verbs: what wraps it wraps this."""
+class Group(Wrapped):
+    """Some ranks of a communicator, or all, in an order of their own, on the same verbs.
 
-    def __init__(self, comm: Comm, ranks: tuple[int, int]):
+    Rank r of it is rank `ranks[r]` of `comm`. What wraps that wraps this.
+    """
+
+    def __init__(self, comm: Comm, ranks: Sequence[int]):
         super().__init__(comm)
-        self.ranks, self.rank, self.size = ranks, ranks.index(comm.rank), 2
+        self.ranks, self.rank, self.size = ranks, ranks.index(comm.rank), len(ranks)
 
     def Isend(self, buffer: Any, dest: int, tag: int = 0) -> Request:  # noqa: N802
         return self.comm.Isend(buffer, self.ranks[dest], tag)

@@ -6,7 +6,7 @@ from mpi4py import MPI
 from isthmus.collectives.allreduce import Allreduce
 from isthmus.compression.chunks import WIRE_NBYTES
 from isthmus.links.common_clock import CommonClock
-from isthmus.links.world import Pair, World, all_gather_rows, maximum
+from isthmus.links.world import Group, World, all_gather_rows, maximum
 from isthmus.vectors import chunk_slices
 
 NBYTES = (4, 1024, 16 * 1024, 60 * 1024, 240 * 1024, 960 * 1024, 3840 * 1024)
@@ -26,7 +26,7 @@ def way_seconds(comm, first, second, seconds, repetitions, message_nbytes=WIRE_N
     """
     samples = np.empty((0, 3))
     if comm.rank in (first, second):
-        two = Pair(comm, (first, second))
+        two = Group(comm, (first, second))
         pair = World(two, MPI.COMM_SELF, two, [0, 1])
         other = second if comm.rank == first else first
         clock = CommonClock(pair)

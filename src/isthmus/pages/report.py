@@ -145,7 +145,7 @@ def plan_words(run):
             + "."
         )
     if tree := run.provenance.get("tree"):
-        words.append(f"Planned over the tree of sites: {tree}.")
+        words.append(f"Planned over the sites: {tree}.")
     if plan.get("staging_seconds"):
         words.append(f"Bringing the data to the ranks takes {plan['staging_seconds']:.3g} s, predicted.")
     if plan.get("money"):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from isthmus.cluster.aggregation_tree import AggregationTree
 from isthmus.compression.chunks import WIRE_NBYTES
 from isthmus.compression.compressor import Compressor
+from isthmus.planning.prices import price_of
 from isthmus.planning.tree_search import best_of_all, best_of_likely
 from isthmus.quantities import whole
 from isthmus.timing.stages import link_routes
@@ -73,7 +74,7 @@ def plan_tree(
     if size == 0 or len(cluster.sites) < 3:
         seconds = times.seconds(usual)
         return PlannedTree(usual, seconds, seconds, usual, seconds)
-    times.price_by(None if least == "seconds" else _price_of_link(cluster, least))
+    times.price_by(price_of(cluster, least))
     search = best_of_all if len(cluster.sites) <= EXACT_SITES else best_of_likely
     tree, bound = search(times)
     before, after = times.seconds(usual), times.seconds(tree)
@@ -87,15 +88,3 @@ def price_of_tree(cluster: "Cluster", tree: AggregationTree, wire_nbytes: float)
     return wire_nbytes * sum(
         link.price_per_byte for way in link_routes(cluster, tree) for route in way for link in route
     )
-
-
-def _price_of_link(cluster, least):
-    """Return link -> what a byte over it counts."""
-    if least == "money":
-        return lambda link: link.price_per_byte
-    called = {f"{link.target}-{link.source}": link.name for link in cluster.links if not link.shared}
-    called |= {link.name: link.name for link in cluster.links}
-    if least not in called:
-        names = ", ".join(dict.fromkeys(link.name for link in cluster.links))
-        raise ValueError(f'no link is called {least!r}; take "seconds", "money", or one of {names}')
-    return lambda link: float(link.name == called[least])

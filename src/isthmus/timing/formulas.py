@@ -66,7 +66,7 @@ def ring_seconds(
 ):
     """Return the seconds of a ring's reduce-scatter and of its all-gather.
 
-    latency_seconds, bytes_per_second: float[p], of the way from rank i to rank i + 1. A rank starts
+    latency_seconds, bytes_per_second: float[..., p], of the way from rank i to rank i + 1. A rank starts
     a step when it has what the step before brought it; a link carries one part after another, at
     `sustained_bytes_per_second` if that is less than for one part alone. On a uniform ring this is
     2 (p - 1) (L + n / (p B)) and the additions (Patarasuk and Yuan 2009); with one slow link it is less
@@ -75,16 +75,17 @@ def ring_seconds(
     latency, rate = np.broadcast_arrays(
         np.asarray(latency_seconds, float), np.asarray(bytes_per_second, float)
     )
-    ranks = latency.size
+    ranks = latency.shape[-1]
     part = nbytes / max(ranks, 1)
     alone = latency + part / rate
     each = part / np.minimum(rate, sustained_bytes_per_second)
-    ready, came, halves = np.zeros(ranks), np.full(ranks, -math.inf), []
+    ready, came, halves = np.zeros(latency.shape), np.full(latency.shape, -math.inf), []
+    behind = np.arange(ranks) - 1
     for add_seconds in (part / add_bytes_per_second, 0.0):
         for _ in range(ranks - 1):
             came = np.maximum(ready + alone, came + each)
-            ready = np.maximum(ready, np.roll(came, 1)) + add_seconds
-        halves.append(float(ready.max(initial=0.0)))
+            ready = np.maximum(ready, came[..., behind]) + add_seconds
+        halves.append(ready.max(axis=-1, initial=0.0))
     return halves[0], halves[1] - halves[0]
 
 

@@ -7,7 +7,6 @@ size in question; asking for other sizes warns.
 """
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -33,6 +32,7 @@ from isthmus.timing.formulas import (
     waiting_seconds,
 )
 from isthmus.timing.pipes import halving_seconds, tree_seconds
+from isthmus.timing.ring_times import RingTimes
 from isthmus.timing.stages import (
     Stages,
     coding_seconds,
@@ -155,9 +155,11 @@ def predict_allreduce(
 
 def mpi_seconds(cluster: "Cluster", nbytes: float, add_bytes_per_second: float = math.inf) -> float:
     """Return the shorter of a ring and of halving over the worst hop: MPI picks for itself."""
-    latency, rate, sustained = _ring_hops(cluster, nbytes / cluster.size)
+    times = RingTimes(cluster, nbytes, add_bytes_per_second)
+    in_file = np.arange(len(cluster.sites))
+    latency, rate, _ = times.hops(in_file)
     return min(
-        sum(ring_seconds(latency, rate, nbytes, add_bytes_per_second, sustained)),
+        float(sum(times.halves(in_file))),
         float(recursive_seconds(cluster.size, nbytes, latency.max(), rate.min())),
     )
 
@@ -203,8 +205,8 @@ def fair_staging_seconds(
 
 
 def _ring(cluster, size, add_bytes_per_second):
-    latency, rate, sustained = _ring_hops(cluster, 4 * size / cluster.size)
-    return ring_seconds(latency, rate, 4 * size, add_bytes_per_second, sustained)
+    halves = RingTimes(cluster, 4 * size, add_bytes_per_second).halves(np.array(cluster.ring))
+    return map(float, halves)
 
 
 def _mpi(cluster, nbytes, add_bytes_per_second):
@@ -216,38 +218,6 @@ def _mpi(cluster, nbytes, add_bytes_per_second):
         nbytes,
         lambda sizes: np.vectorize(lambda size: mpi_seconds(cluster, size, add_bytes_per_second))(sizes),
     )
-
-
-def _ring_hops(cluster, nbytes):
-    """Return float64[ranks]: latency and rate of parts of `nbytes` from each rank to the next, in
-    cluster order, and the rate of one part after another, their share of a pipe that several hops pass.
-    """
-    sites = cluster.site_of_rank
-    hops = list(zip(sites, (*sites[1:], sites[0])))
-    routes = {hop: cluster.route(*(cluster.names[site] for site in hop)) for hop in dict.fromkeys(hops)}
-    passing = Counter(link.pipe for hop in hops for link in routes[hop])
-    lines = {}
-    for (here, there), route in routes.items():
-        latency, rate = zip(
-            *(
-                [link.line(nbytes, "messages") for link in route]
-                or [cluster.sites[here].network.line(nbytes)]
-            )
-        )
-        sustained = [
-            _sustained(link, 2 * (cluster.size - 1) * passing[link.pipe] * nbytes) / passing[link.pipe]
-            for link in route
-        ]
-        share = nbytes / (nbytes + cluster.overhead_nbytes) if route and nbytes else 1.0
-        lines[here, there] = sum(latency), share * min(rate), share * min(sustained, default=math.inf)
-    return np.array([lines[hop] for hop in hops]).T
-
-
-def _sustained(link, nbytes):
-    """Return the rate of many messages, `nbytes` together: what a link lets pass at any rate, after a
-    pause, it does once."""
-    longest = link.messages.nbytes[-1] if link.messages else math.inf
-    return link.line(min(nbytes, longest), "messages")[1]
 
 
 def _hierarchical(cluster, size, compressor, encodes, chunk_nbytes):
