@@ -41,7 +41,7 @@ class PrivacySettings(FrozenModel):
 def check_privacy(settings):
     """Raise ValueError where a run's settings cannot keep what their [privacy] asks for."""
     if settings.privacy.secure_sum == "off":
-        if "bits" in settings.privacy.model_fields_set:
+        if settings.privacy.bits != PrivacySettings().bits:
             raise ValueError('privacy.bits is of secure sums: give privacy.secure_sum = "repeat" too')
         return
     allreduce = settings.allreduce
