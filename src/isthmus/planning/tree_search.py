@@ -7,6 +7,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import dijkstra
 
 from isthmus.cluster.aggregation_tree import AggregationTree
+from isthmus.planning.tree_bounds import far_apart, least_by_tops, narrowest
 from isthmus.timing.tree_times import hubs_allowed, shortest, told_parents, tops_told
 
 CLOSE = 1 - 1e-9
@@ -245,8 +246,8 @@ class _Likely:
 
     def search(self):
         times, cluster, told = self.times, self.times.cluster, tops_told(self.times.cluster)
-        reach, distances = _far_apart(self.sites, self.ends, self.latency)
-        narrow = _narrowest(self.sites, self.ends, self.chunk)
+        reach, distances = far_apart(self.sites, self.ends, self.latency)
+        narrow = narrowest(self.sites, self.ends, self.chunk)
         bound = times.least_seconds(reach + self.chunk.min(), narrow, 1, 1, False)
         self.best, self.best_cost = cluster.tree, times.cost(cluster.tree)
         hubs = [told[0]] if told else self._likely_hubs(distances)
@@ -259,7 +260,8 @@ class _Likely:
         if told is None and times.portable:
             self._let_two_exchange()
         self._try_other_parents()
-        return self.best, min(bound, self.best_cost[1])
+        most = self.best_cost[1]
+        return self.best, min(most, max(bound, least_by_tops(times, self.ends, narrow, most)))
 
     def _likely_hubs(self, distances):
         """Return the usual hub, and those in the middle between sites that are far apart."""
@@ -329,40 +331,3 @@ class _Likely:
             if self.told[site] not in (None, parents[site]):
                 return None
         return AggregationTree(tuple(parents), hub)
-
-
-def _far_apart(sites, ends, latency):
-    """Return how far two sites are apart, far ones, and float64[2, sites]: from two such to all others.
-
-    What one sends reaches the other on some way in any tree, so none is faster.
-    """
-    graph = coo_matrix((latency + 1e-12, ends.T), (sites, sites)).tocsr()
-    one = int(np.argmax(dijkstra(graph, indices=0)))
-    away = dijkstra(graph, indices=one)
-    back = dijkstra(graph.T, indices=int(np.argmax(away)))
-    return max(0.0, float(max(away.max(), back.max())) - 1e-12 * sites), np.stack([away, back])
-
-
-def _narrowest(sites, ends, chunk):
-    """Return the least that a chunk takes on the slowest link of any tree.
-
-    Of the two ways of a link the faster counts. Every site takes a wire in and sends one, and links
-    that join all sites are as slow as those of the tree whose slowest is fastest (Kruskal 1956).
-    """
-    ways = np.full((2, sites), np.inf)
-    np.minimum.at(ways[0], ends[:, 0], chunk)
-    np.minimum.at(ways[1], ends[:, 1], chunk)
-    group = list(range(sites))
-
-    def root(site):
-        while group[site] != site:
-            group[site] = group[group[site]]
-            site = group[site]
-        return site
-
-    slowest = float(ways.max())
-    for number in np.argsort(chunk, kind="stable").tolist():
-        one, other = map(root, ends[number].tolist())
-        if one != other:
-            group[one], slowest = other, max(slowest, float(chunk[number]))
-    return slowest

@@ -20,6 +20,11 @@ class TreeTimes:
         self.message_nbytes = self.work.wire_nbytes + cluster.overhead_nbytes
         self.stream_nbytes = self.message_nbytes * self.work.chunks
 
+    @property
+    def rest(self):
+        """How many chunks there are beside the first."""
+        return self.work.chunks - 1
+
     def price_by(self, price):
         """Count links' bytes first. price: link -> of a byte over it; None: seconds alone count."""
         self.price = price
