@@ -343,7 +343,7 @@ def test_a_job_with_secure_sums_learns_resumes_and_goes_on_without_a_site(
         ("allreduce", {"compressor": "top_k"}, 'leave out allreduce.compressor, here "top_k"'),
         ("strategy", {"kind": "buffered"}, '"buffered" sends more beside its vectors'),
         ("privacy", {"bits": 4}, "privacy.bits"),
-        ("privacy", {"secure_sum": "off"}, "privacy.bits is of secure sums"),
+        ("privacy", {"secure_sum": "off", "bits": 16}, "privacy.bits is of secure sums"),
     ],
 )
 def test_what_secure_sums_cannot_keep_is_refused(tmp_path, section, values, wrong):
