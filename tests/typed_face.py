@@ -15,6 +15,7 @@ from isthmus.cluster.cluster import Link
 from isthmus.cluster.cluster_file import Site
 from isthmus.compression.compressor import Compressor
 from isthmus.folders.trained_model import TrainedModel
+from isthmus.inference.asking import Answers
 from isthmus.links.comm import Comm, Request, Wrapped
 from isthmus.links.tiers import Tiers
 from isthmus.models import Convolutional, Perceptron
@@ -144,6 +145,15 @@ def cascades(cluster: isthmus.Cluster) -> None:
     )
     assert_type(made, Cascade)
     assert_type(made.threshold, float)
+
+
+def answers(tiers: Tiers, plan: Cascade, model: TrainedModel, features: np.ndarray) -> None:
+    assert_type(isthmus.measure_layers(model, features), list[dict[str, Any]])
+    with isthmus.Inference(tiers, edge=model, cloud=model, plan=plan, deadline_seconds=0.1) as inference:
+        made = inference.answer(features)
+        assert_type(made, Answers)
+        assert_type(made.seconds, npt.NDArray[np.float64])
+        assert_type(inference.serve(), int)
 
 
 def tasks(cluster: isthmus.Cluster) -> None:

@@ -16,6 +16,8 @@ from .compression.top_k import TopK as TopK
 from .errors import IsthmusError as IsthmusError
 from .folders.trained_model import load_model as load_model
 from .inference.compressing import compress as compress
+from .inference.inference import Inference as Inference
+from .inference.measuring import measure_layers as measure_layers
 from .links.tiers import split_tiers as split_tiers
 from .planning.cascades import plan_cascade as plan_cascade
 from .planning.plan import plan_shards as plan_shards

@@ -13,6 +13,7 @@ import isthmus
 from isthmus.cli.arguments import AsJson, OtherCluster, RunFile, Verbs, WithBar, number
 from isthmus.cli.bench import Surroundings, bench
 from isthmus.cli.ending import Ending
+from isthmus.cli.infer import infer
 from isthmus.cli.keys import keys
 from isthmus.cli.packing import pack
 from isthmus.cli.progress import columns_of_terminal, draw_bar
@@ -270,6 +271,7 @@ app.command()(evaluate)
 app.command()(predict)
 app.command()(export)
 app.command()(compress)
+app.command()(infer)
 app.command()(verify)
 app.command()(report)
 app.command()(compare)

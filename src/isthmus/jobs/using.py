@@ -133,16 +133,20 @@ def predict_run(comm, run, source, output, *, best=False):
     return from_root(comm, write)
 
 
+def features_of(source):
+    """Return the features in `source`, FILE or FILE:MEMBER, or of a folder of shards the first array."""
+    if not Path(source).is_dir():
+        return read_arrays({"features": source})["features"]
+    shards = ShardSet.open(source)
+    name = next(iter(shards.arrays))
+    return np.concatenate(
+        [np.concatenate(list(shards.pieces(number, name))) for number in range(len(shards.samples))]
+    )
+
+
 def _own_scores(trained, source, place, places):
     """Return the scores of part `place` of `places` of the samples in `source`, in blocks of ROWS."""
-    if Path(source).is_dir():
-        shards = ShardSet.open(source)
-        name = next(iter(shards.arrays))
-        features = np.concatenate(
-            [np.concatenate(list(shards.pieces(number, name))) for number in range(len(shards.samples))]
-        )
-    else:
-        features = read_arrays({"features": source})["features"]
+    features = features_of(source)
     try:
         trained.check_features(features)
         blocks = part_bounds(-(-len(features) // ROWS), places)

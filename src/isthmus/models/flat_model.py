@@ -80,7 +80,7 @@ class FlatModel(Model):
         return vector
 
     def scores(self, parameters: np.ndarray, features: np.ndarray) -> np.ndarray:
-        return self.forward(self.views(parameters), self._prepared(parameters, features))[0]
+        return self.forward(self.views(parameters), self.prepared(parameters, features))[0]
 
     def gradient(
         self,
@@ -99,14 +99,14 @@ class FlatModel(Model):
             ready(0)
             return 0.0
         weights = self.views(parameters)
-        scores, trace = self.forward(weights, self._prepared(parameters, features))
+        scores, trace = self.forward(weights, self.prepared(parameters, features))
         loss, slope = self.loss.value_and_slope(scores, targets)
         first = dict(zip(self.shapes, (part.start for part in self.tensor_slices)))
         for name in self.backward(weights, trace, slope, parts):
             ready(first[name])
         return loss
 
-    def _prepared(self, parameters, features):
+    def prepared(self, parameters, features):
         """Return the batch as [batch, *inputs] of the parameters' type, uint8 brought to +-1/2."""
         features = library_of(parameters).asarray(features)  # bytes travel, not what they become
         values = self._arranged(features).astype(parameters.dtype)

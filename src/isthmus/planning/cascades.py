@@ -77,7 +77,7 @@ class Cascade:
 
     def keeps(self, edge_scores: npt.ArrayLike) -> npt.NDArray[np.bool_]:
         """Return bool[requests]: which the edge answers, by its own scores, float[requests, classes]."""
-        return MEASURES[self.measure](_probabilities("edge_scores", edge_scores)) >= self.threshold
+        return MEASURES[self.measure](probabilities_of("edge_scores", edge_scores)) >= self.threshold
 
     def threshold_at(self, share: float) -> float:
         """Return the threshold that keeps about `share` of the requests at the edge."""
@@ -121,8 +121,8 @@ def plan_cascade(
         raise ValueError(f"measure must be one of {', '.join(MEASURES)}, not {measure!r}")
     size = real("nbytes", nbytes, least=0)
     edge, cloud = (
-        _probabilities("edge_scores", edge_scores),
-        _probabilities("cloud_scores", cloud_scores),
+        probabilities_of("edge_scores", edge_scores),
+        probabilities_of("cloud_scores", cloud_scores),
     )
     truth = _targets(targets, edge, cloud)
     right = edge.argmax(1) == truth, cloud.argmax(1) == truth
@@ -213,7 +213,7 @@ class _Steps:
         return tuple(zip(*(column[np.unique(wanted)].tolist() for column in columns)))
 
 
-def _probabilities(name, scores):
+def probabilities_of(name, scores):
     """Return float64[samples, classes] that sum to 1 a row; ValueError where they cannot."""
     made = np.asarray(scores, np.float64)
     if made.ndim != 2 or not len(made) or made.shape[1] < 2:

@@ -1,0 +1,116 @@
+"""`isthmus infer`: a stream of requests from a file, planned, predicted, answered and told."""
+
+import json
+import math
+import subprocess
+
+import numpy as np
+import pytest
+import tomli_w
+from clusters import cluster_of
+from test_trained_model import kept
+
+import isthmus
+from isthmus.errors import SettingsError
+from isthmus.folders.model_file import MODEL_FILE, NAME
+from isthmus.jobs.infer_settings import InferSettings
+from isthmus.jobs.launch import rank_command, rank_environment
+from isthmus.models import Perceptron
+
+ENDS = Perceptron(16, (), 3), Perceptron(16, (24,), 3)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two models, of which the cloud's is always right, a validation set, requests and a cluster."""
+    draw = np.random.default_rng(0)
+    kept(tmp_path / "cloud", ENDS[1])
+    kept(tmp_path / "edge", ENDS[0])
+    cloud = isthmus.load_model(tmp_path / "cloud")[0]
+    for name, count in (("validation", 3000), ("requests", 500)):
+        features = draw.normal(size=(count, 16)).astype("f4")
+        targets = cloud.predict(features).astype("u1")
+        isthmus.pack_shards({"x": features, "y": targets}, tmp_path / name, 4)
+    arrays, table = MODEL_FILE.read(tmp_path / "edge" / NAME)  # least squares to what the cloud says
+    x, y = (
+        np.concatenate([isthmus.ShardSet.open(tmp_path / "validation").read(k)[n] for k in range(4)])
+        for n in "xy"
+    )
+    weights = np.linalg.lstsq(x[:500], 4 * np.eye(3)[y[:500]], rcond=None)[0]
+    arrays["last/parameters/layer0.weight"] = weights.astype("f4")
+    MODEL_FILE.write(tmp_path / "edge" / NAME, arrays, table)
+    (tmp_path / "cluster.toml").write_text(
+        tomli_w.dumps(cluster_of(2, 1, latency_seconds=0.002, bytes_per_second=1e6))
+    )
+    return tmp_path
+
+
+def write(folder, **changes):
+    table = {
+        "cluster": {"file": "cluster.toml", "links": "paced"},
+        "models": {"edge": "edge", "cloud": "cloud"},
+        "requests": {"data": "requests", "per_second": 400.0, "count": 600},
+        "answers": {"validation": "validation", "accuracy_loss": 0.1, "mode": "cascade"},
+        "output": "out",
+    }
+    for name, change in changes.items():
+        table[name] = table[name] | change if isinstance(change, dict) else change
+    (folder / "infer.toml").write_text(tomli_w.dumps(table))
+    return folder / "infer.toml"
+
+
+@pytest.mark.slow
+def test_a_stream_is_answered_as_planned_and_told_with_each_rule(folder):
+    rules = ["least_pending", "round_robin"]
+    path = write(folder, answers={"dispatch": rules, "queue_seconds": math.inf})
+    command = rank_command(3, "-m", "isthmus", "infer", path, "--json")
+    done = subprocess.run(command, env=rank_environment(), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    made = json.loads(done.stdout)
+    assert made["mode"] == "cascade"
+    assert 0.1 < made["plan"]["share"] < 1
+    for rule in rules:
+        run = made["runs"][rule]
+        assert run["requests"] == 600
+        assert run["differing"] == 0 < run["checked"]
+        assert (
+            run["sent_nbytes"] == run["predicted_nbytes"] == 64 * run["from_cloud"] + 32 * run["batches"]
+        )
+        assert run["from_cloud"] / 600 == pytest.approx(1 - made["plan"]["share"], abs=0.1)
+        assert run["accuracy"] >= made["plan"]["accuracy"] - 0.1
+        assert made["predicted"]["mean"] > 0
+    arrays = np.load(folder / "out/answers.npz")
+    kept_here = ~arrays["from_cloud"]
+    assert np.isnan(arrays["send"][kept_here]).all()
+    assert (arrays["send"][~kept_here] >= 0.002).all()
+    trained = isthmus.load_model(folder / "cloud")[0]
+    features = np.concatenate(
+        [isthmus.ShardSet.open(folder / "requests").read(k)["x"] for k in range(4)]
+    )
+    wanted = trained.predict(features[np.arange(600) % 500])
+    np.testing.assert_array_equal(arrays["answers"][~kept_here], wanted[~kept_here])
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"answers": {"mode": "both"}}, "answers.mode"),
+        ({"requests": {"per_second": 0.0}}, "requests.per_second"),
+        ({"requests": {"count": 0}}, "requests.count"),
+        ({"answers": {"deadline_seconds": -1.0}}, "answers.deadline_seconds"),
+        ({"answers": {"dispatch": "any"}}, "answers.dispatch"),
+        ({"answers": {"window": 0}}, "answers.window"),
+        ({"colour": "red"}, "colour"),
+    ],
+)
+def test_wrong_settings_are_one_line_with_the_key(folder, changes, told):
+    with pytest.raises(SettingsError, match=told) as caught:
+        InferSettings.from_toml(write(folder, **changes))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_cascade_without_a_validation_set_is_told(folder):
+    path = write(folder)
+    path.write_text(path.read_text().replace('validation = "validation"\n', ""))
+    with pytest.raises(SettingsError, match=r"answers\.validation"):
+        InferSettings.from_toml(path)

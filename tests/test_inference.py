@@ -1,0 +1,232 @@
+"""Answers across the link: those of the offline run, bytes of the formula, none later than may be."""
+
+import dataclasses
+import math
+import time
+
+import numpy as np
+import pytest
+from clusters import cluster_of
+from hypothesis import given
+from hypothesis import strategies as some
+
+import isthmus
+from isthmus.errors import PlanError
+from isthmus.inference.dispatch import DISPATCHES
+from isthmus.inference.forward import digest_of, joined, parts_of
+from isthmus.inference.messages import empty_batch, head_of
+from isthmus.models import Convolutional, Perceptron
+
+RANDOM = np.random.default_rng(0)
+REQUESTS = RANDOM.integers(0, 256, (400, 8, 8)).astype(np.uint8)
+
+
+def model(hidden, seed):
+    made = Perceptron(64, hidden, 5)
+    return made, made.initial(seed)
+
+
+EDGE, CLOUD = model((4,), 1), model((32, 16), 2)
+
+
+def offline(pair, features=REQUESTS):
+    return joined(parts_of(*pair))(features)
+
+
+def cascade(tiers, share, **digests):
+    """Return a cascade with a threshold that keeps about such a share, whatever it loses."""
+    truth = offline(CLOUD).argmax(1)
+    made = isthmus.plan_cascade(
+        tiers.cluster,
+        offline(EDGE),
+        offline(CLOUD),
+        truth,
+        requests_per_second=1.0,
+        nbytes=64,
+        accuracy_loss=1.0,
+        measure="margin",
+    )
+    return dataclasses.replace(made, threshold=made.threshold_at(share), share=share, **digests)
+
+
+def ask(tiers, **options):
+    """Return the Answers of the edge rank, on all ranks None but there."""
+    arrivals = options.pop("arrivals", None)
+    with isthmus.Inference(tiers, **options) as inference:
+        if inference.asks:
+            return inference.answer(REQUESTS, arrivals)
+        inference.serve()
+    return None
+
+
+@pytest.mark.ranks(3)
+def test_answers_are_those_of_the_offline_run_and_bytes_those_of_the_formula(comm):
+    if comm is None:
+        return
+    with isthmus.split_tiers(comm, isthmus.Cluster(cluster_of(2, 1))) as tiers:
+        both, own, plan = offline(CLOUD).argmax(1), offline(EDGE).argmax(1), cascade(tiers, 0.4)
+        kept = plan.keeps(offline(EDGE))
+        for options, wanted, from_cloud in (
+            ({"plan": "cloud", "cloud": CLOUD}, both, np.ones(400, bool)),
+            ({"plan": "edge", "edge": EDGE}, own, np.zeros(400, bool)),
+            (
+                {"plan": plan, "edge": EDGE, "cloud": CLOUD, "queue_seconds": math.inf},
+                np.where(kept, own, both),
+                ~kept,
+            ),
+            ({"plan": "cloud", "cloud": CLOUD, "batch": 7, "dispatch": "round_robin"}, both, None),
+        ):
+            found = ask(tiers, **options)
+            if found is None:
+                continue
+            np.testing.assert_array_equal(found.answers, wanted)
+            if from_cloud is not None:
+                np.testing.assert_array_equal(found.from_cloud, from_cloud)
+            sent = int(found.from_cloud.sum())
+            assert found.sent_nbytes == found.predicted_nbytes == 64 * sent + 32 * found.batches
+            total = np.nansum(list(found.terms.values()), axis=0)
+            np.testing.assert_allclose(total, found.seconds, atol=1e-6)
+            if options.get("dispatch") == "round_robin":
+                assert abs((found.server == 0).sum() - (found.server == 1).sum()) <= 7
+
+        scores = ask(tiers, plan="cloud", cloud=CLOUD, answers="scores", batch=11)
+        if scores is not None:  # the same bits as in one batch of 400
+            np.testing.assert_array_equal(scores.answers, offline(CLOUD))
+
+
+@pytest.mark.ranks(2)
+def test_a_slow_cloud_costs_no_more_than_the_deadline_and_a_broken_answer_is_told(comm):
+    if comm is None:
+        return
+
+    def slow(features):
+        time.sleep(1.5)
+        return offline(CLOUD, features)
+
+    def broken(features):
+        scores = offline(CLOUD, features)
+        scores[::2] = np.nan
+        return scores
+
+    offline(EDGE)  # loads what is compiled
+    with isthmus.split_tiers(comm, isthmus.Cluster(cluster_of(1, 1))) as tiers:
+        late = ask(tiers, plan="cloud", edge=EDGE, cloud=slow, batch=400, deadline_seconds=0.1)
+        first = ask(tiers, plan="cloud", edge=EDGE, cloud=slow, batch=400)
+        waits = ask(tiers, plan="cloud", edge=EDGE, cloud=slow, batch=400, hedge=False)
+        lost = ask(tiers, plan="cloud", cloud=broken, batch=400)
+        if late is None:
+            return
+        for hedged in (late, first):
+            assert not hedged.from_cloud.any()
+            np.testing.assert_array_equal(hedged.answers, offline(EDGE).argmax(1))
+        assert late.seconds.min() > 0.05
+        assert late.seconds.max() < 1.2
+        assert waits.from_cloud.all()
+        assert waits.seconds.min() > 1.5
+        np.testing.assert_array_equal(lost.answers < 0, np.arange(400) % 2 == 0)
+
+
+@pytest.mark.ranks(2)
+def test_a_split_gives_the_whole_models_scores_and_sends_what_its_layers_give(comm):
+    if comm is None:
+        return
+    with isthmus.split_tiers(comm, isthmus.Cluster(cluster_of(1, 1))) as tiers:
+        data = {"name": "input", "entries": 64, "nbytes": 64}
+        layers = [data | {"source_seconds": 0.0, "target_seconds": 0.0}]
+        for part in parts_of(*CLOUD):
+            cost = 1e-6 if part.name == "layer0" else 1.0
+            layers.append(
+                {"name": part.name, "entries": part.entries}
+                | {"source_seconds": cost, "target_seconds": 1e-6}
+            )
+        source, target = tiers.cluster.names[1], tiers.cluster.names[0]
+        layers[1]["target_seconds"] = 1.0
+        plan = isthmus.plan_split(tiers.cluster, layers, source=source, target=target)
+        assert plan.sent[0] == "layer0"
+        found = ask(tiers, plan=plan, edge=CLOUD, cloud=CLOUD, answers="scores")
+        if found is not None:
+            np.testing.assert_array_equal(found.answers, offline(CLOUD))
+            assert found.sent_nbytes == found.predicted_nbytes == 400 * 4 * 32 + 32 * found.batches
+
+
+@pytest.mark.ranks(2)
+def test_a_threshold_follows_the_queue_and_wrong_arguments_are_told_on_every_rank(comm):
+    if comm is None:
+        return
+    slow = cluster_of(1, 1, latency_seconds=0.001, bytes_per_second=64 * 200.0)
+    with isthmus.split_tiers(comm, isthmus.Cluster(slow)) as whole:
+        tiers = whole.paced()
+        arrivals = np.arange(400) / 800.0  # four times what the link carries
+        plan = cascade(tiers, 0.0)
+        assert plan.share == 0.0
+        found = ask(tiers, plan=plan, edge=EDGE, cloud=CLOUD, queue_seconds=0.05, arrivals=arrivals)
+        if found is not None:
+            assert 0.05 < found.from_cloud.mean() < 0.6
+            assert np.quantile(found.seconds, 0.99) < 0.4  # all sent would end 1.5 s late
+        other = dataclasses.replace(plan, edge_model=digest_of(*CLOUD))
+        for problem, text, options in (
+            (PlanError, "plan the cascade again", {"plan": other, "edge": EDGE, "cloud": CLOUD}),
+            (ValueError, "plan must be", {"plan": "both"}),
+            (ValueError, "give cloud=", {"plan": "cloud"}),
+            (ValueError, "dispatch must be", {"plan": "edge", "edge": EDGE, "dispatch": "any"}),
+        ):
+            with pytest.raises(problem, match=text):
+                isthmus.Inference(tiers, **options)
+
+
+@given(some.integers(1, 70), some.integers(0, 2**31), some.sampled_from([1, 3]))
+def test_the_bits_of_a_sample_do_not_depend_on_the_batch(count, seed, channels):
+    random = np.random.default_rng(seed)
+    made = Convolutional(channels=(3, 5), classes=4, inputs=(channels, 12, 11))
+    parameters = random.normal(size=made.size).astype(np.float32)
+    features = random.integers(0, 256, (count, channels, 12, 11)).astype(np.uint8)
+    whole = joined(parts_of(made, parameters))(features)
+    one = int(random.integers(count))
+    np.testing.assert_array_equal(
+        joined(parts_of(made, parameters))(features[one : one + 1])[0], whole[one]
+    )
+    exact = made.scores(parameters.astype(np.float64), features)
+    np.testing.assert_allclose(whole, exact, rtol=1e-4, atol=1e-4 * np.abs(exact).max())
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.filterwarnings("ignore:invalid value")
+def test_what_is_not_finite_is_not_hidden_by_a_layer(bad):
+    for made, shape in (
+        (Perceptron(6, (5,), 3), (6,)),
+        (Convolutional(channels=(2,), classes=3, height=6, width=6), (6, 6)),
+    ):
+        features = np.ones((3, *shape), np.float32)
+        features[1] = bad
+        scores = joined(parts_of(made, made.initial(0)))(features)
+        assert np.isfinite(scores[[0, 2]]).all()
+        expected = made.scores(made.initial(0), features)
+        np.testing.assert_array_equal(np.isfinite(scores), np.isfinite(expected))
+
+
+def test_rules_share_requests_out_as_they_say():
+    free = np.ones(3, bool)
+    rates = [1.0, 2.0, 5.0]
+    turns = {name: rule(rates) for name, rule in DISPATCHES.items()}
+    assert [turns["round_robin"].choose(free, np.zeros(3)) for _ in range(6)] == [0, 1, 2, 0, 1, 2]
+    chosen = [turns["weighted"].choose(free, np.zeros(3)) for _ in range(80)]
+    assert np.bincount(chosen).tolist() == [10, 20, 50]
+    assert turns["least_pending"].choose(free, np.array([0, 0, 3])) == 1
+    assert turns["least_pending"].choose(np.array([True, False, False]), np.zeros(3)) == 0
+
+
+@given(
+    some.sampled_from(["u1", "i4", "f4", "f8"]),
+    some.lists(some.integers(0, 9), max_size=5),
+    some.integers(1, 9),
+)
+def test_a_head_says_what_follows(dtype, shape, count):
+    batch = np.zeros((count, *shape), dtype)
+    made = empty_batch(head_of(batch))
+    assert (made.shape, made.dtype) == (batch.shape, batch.dtype)
+
+
+def test_what_a_head_cannot_say_is_refused():
+    for batch in (np.zeros((2, 1, 1, 1, 1, 1, 1)), np.zeros(2, complex), np.zeros(2, ">f4")):
+        with pytest.raises(ValueError, match="native integers or floats"):
+            head_of(batch)
