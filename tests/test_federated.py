@@ -1,9 +1,9 @@
 """Federated strategies: exact where they should be, without bias, and the same in ranks and jobs."""
 
+import itertools
 import json
 import time
 import tracemalloc
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ import isthmus
 from isthmus import client, outer
 from isthmus.errors import NonFiniteError, SettingsError, ShardError
 from isthmus.jobs.clients import client_shards
+from isthmus.jobs.plan import make_plan
 from isthmus.jobs.settings import RunSettings
 from isthmus.jobs.train import train
 from isthmus.links.agreement import gather_json
@@ -95,7 +96,7 @@ def test_the_mean_move_of_few_is_that_of_all():
         return OPTIMA[worker]
 
     few = play(isthmus.Federated(participants=1), 60, constant, local_steps=1)
-    moves = {tuple(np.round(after - before, 9)) for before, after in pairwise(few)}
+    moves = {tuple(np.round(after - before, 9)) for before, after in itertools.pairwise(few)}
     assert len(moves) == 4  # of one client each: as often as any other
     step = play(isthmus.Federated(), 1, constant, local_steps=1)[0] - 9.0
     np.testing.assert_allclose(np.mean(list(moves), axis=0), step, rtol=1e-6)
@@ -286,6 +287,42 @@ def check_predicted_rounds(summary, settings, drawn, edge_rounds):
     assert plan["step_seconds"] == pytest.approx(sum(plan["terms"].values()))
     assert plan["epoch_seconds"] == pytest.approx(4 * plan["step_seconds"])
     assert "as clients will be drawn" in plan["sentences"][-1]
+
+
+def test_a_round_is_predicted_for_the_slowest_of_those_that_may_be_drawn(tmp_path):
+    """E[max of k of n] over all sets, up to chance; two passes of three batches, each with its cost."""
+    cluster = cluster_of(1, 1, 2, bytes_per_second=1e12)
+    for site, rate, fixed in zip(cluster["site"], (60.0, 30.0, 30.0), (0.0, 0.05, 0.02)):
+        site |= {"samples_per_second": rate, "fixed_seconds": fixed}
+    draw = np.random.default_rng(0)
+    for part in ("train", "test"):
+        arrays = {"features": draw.normal(size=(96, 16)).astype("f4"), "targets": np.zeros(96, "u1")}
+        isthmus.pack_shards(arrays, tmp_path / part, 8)
+    run = {
+        "strategy": {"kind": "federated", "participants": 3},
+        "clients": {"split": "by_shard", "epochs": 2},
+        "cluster": {"file": "cluster.toml"},
+        "data": {"train": "train", "test": "test"},
+        "model": {"kind": "perceptron", "inputs": 16, "hidden": [8], "classes": 3},
+        "training": {"epochs": 100, "batch_size": 5, "momentum": 0.0},
+    }
+    for name, table in (("cluster", cluster), ("run", run)):
+        (tmp_path / f"{name}.toml").write_text(tomli_w.dumps(table))
+    plan, sites, _ = make_plan(tmp_path / "run.toml")
+    each = [
+        6 * sites.sites[sites.site_of_rank[rank]].fixed_seconds + 24 / sites.rates[rank]
+        for rank in plan.rank_of_shard
+    ]
+    slowest = [
+        np.bincount(plan.rank_of_shard[list(drawn)], [each[shard] for shard in drawn]).max()
+        for drawn in itertools.combinations(range(8), 3)
+    ]
+    assert plan.terms["compute"] == pytest.approx(np.mean(slowest), rel=0.05)
+    assert plan.epoch_seconds == pytest.approx(plan.steps * plan.step_seconds)
+    text = (tmp_path / "run.toml").read_text().replace("participants = 3", "participants = 1.0")
+    (tmp_path / "run.toml").write_text(text)
+    everyone = np.bincount(plan.rank_of_shard, each).max()
+    assert make_plan(tmp_path / "run.toml")[0].terms["compute"] == pytest.approx(everyone)
 
 
 @pytest.mark.slow
@@ -517,7 +554,7 @@ def test_shards_of_clients_are_of_like_size_and_none_is_empty():
         for shards in range(1, len(sizes) + 1):
             bounds = shard_bounds(sizes, shards)
             assert (bounds[0], bounds[-1], len(bounds)) == (0, len(sizes), shards + 1)
-            assert all(first < last for first, last in pairwise(bounds))
+            assert all(first < last for first, last in itertools.pairwise(bounds))
 
 
 @pytest.mark.parametrize(

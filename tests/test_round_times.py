@@ -10,14 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import isthmus
+from isthmus.jobs.arriving import seconds_of_changes
 from isthmus.jobs.plan import make_plan
-from isthmus.timing.rounds import (
-    buffered_flow,
-    late_round_seconds,
-    partial_round_seconds,
-    unequal_batches,
-    unequal_steps,
-)
+from isthmus.jobs.settings import RunSettings
+from isthmus.timing.rounds import late_round_seconds, unequal_steps
 
 ROOT = Path(__file__).resolve().parents[1]
 SECONDS = st.floats(0.01, 10.0)
@@ -49,21 +45,6 @@ def test_a_late_exchange_takes_what_steps_do_not_hide_of_it(steps, step_seconds,
     assert all_hidden == pytest.approx(max(steps * step_seconds, exchange))
 
 
-@given(st.lists(st.floats(0, 10), min_size=1, max_size=7), st.data())
-def test_a_round_that_waits_for_some_takes_the_mean_of_the_slowest_over_all_sets(seconds, data):
-    drawn = data.draw(st.integers(1, len(seconds)))
-    slowest = [max(some) for some in itertools.combinations(seconds, drawn)]
-    assert partial_round_seconds(seconds, drawn) == pytest.approx(np.mean(slowest))
-
-
-def test_a_round_of_a_thousand_clients_is_between_their_mean_and_their_slowest():
-    seconds = np.random.default_rng(0).lognormal(size=1000)
-    found = [partial_round_seconds(seconds, drawn) for drawn in (1, 10, 100, 1000)]
-    assert found == sorted(found)
-    assert found[0] == pytest.approx(seconds.mean())
-    assert found[-1] == pytest.approx(seconds.max())
-
-
 def played_arrivals(seconds, arrivals, changes):
     """Return (arrivals a second, mean staleness) of workers who begin again at once."""
     due = [(each, worker, 0) for worker, each in enumerate(seconds)]
@@ -84,34 +65,22 @@ def played_arrivals(seconds, arrivals, changes):
 @pytest.mark.parametrize("arrivals", [1, 2, 3])
 @pytest.mark.parametrize("seconds", [[1.0, 1.0, 4.1], [0.31, 0.5, 0.97, 2.2, 3.3], [2.0]])
 def test_changes_of_workers_that_wait_for_nobody_arrive_at_their_rates_and_this_old(seconds, arrivals):
-    flow = buffered_flow(seconds, arrivals)
+    """Each of n at its own rate; while one makes a change the others make n - 1 on average."""
     rate, stale = played_arrivals(seconds, arrivals, 8000)
-    assert flow.arrivals_per_second == pytest.approx(rate, rel=0.02)
-    assert flow.versions_per_second == pytest.approx(rate / arrivals, rel=0.02)
-    assert flow.staleness == pytest.approx(stale, abs=0.05)
-    expected = isthmus.Buffered(arrivals, busy=5, bound=10**6).expected(seconds, 1000)
-    assert flow.arrivals_per_second == pytest.approx(expected.arrivals_per_second, rel=0.02)
-    assert flow.staleness == pytest.approx(expected.staleness, abs=0.05)
+    strategy = isthmus.Buffered(arrivals, busy=5, bound=10**6)
+    expected = strategy.expected(seconds, 1000)
+    for found in (rate, expected.arrivals_per_second, arrivals * expected.moves_per_second):
+        assert found == pytest.approx(sum(1 / each for each in seconds), rel=0.02)
+    for found in (stale, expected.staleness):
+        assert found == pytest.approx((len(seconds) - 1) / arrivals, abs=0.05)
+    epoch, changes = strategy.expected_epoch(seconds, 500), 500 * len(seconds)
+    assert 0 <= epoch.seconds - changes / rate <= 1.02 * max(seconds)  # all wait for the last
+    assert sum(epoch.walks) == pytest.approx(len(seconds))
+    shares = np.array(epoch.walks) * seconds
+    assert shares == pytest.approx(np.full(len(seconds), shares.mean()), rel=0.02)
 
 
 SITES = st.lists(st.tuples(st.floats(1, 1000), st.floats(0, 0.5)), min_size=1, max_size=4)
-
-
-@given(SITES, st.floats(1, 1000), st.integers(1, 16))
-def test_unequal_batches_are_the_best_of_a_linear_programme(sites, samples, steps):
-    from scipy.optimize import linprog
-
-    rates, fixed = zip(*sites)
-    found = unequal_batches(rates, fixed, samples, steps)
-    assert sum(found.samples) == pytest.approx(samples / steps)
-    best = linprog(
-        [0.0] * len(rates) + [1.0],
-        A_ub=np.hstack([np.diag(1 / np.array(rates)), -np.ones((len(rates), 1))]),
-        b_ub=-np.array(fixed),
-        A_eq=[[1.0] * len(rates) + [0.0]],
-        b_eq=[samples / steps],
-    )
-    assert found.seconds == pytest.approx(steps * best.fun, rel=1e-6)
 
 
 @given(SITES, st.floats(1, 1000), st.integers(1, 4))
@@ -129,20 +98,12 @@ def test_unequal_steps_are_the_best_of_all_numbers_of_steps(sites, samples, step
     assert found.seconds == pytest.approx(best)
 
 
-def test_either_way_of_sharing_may_be_shorter():
-    """Where a step costs a slow site much, it should make few; where not, unequal batches do better."""
-    dear, cheap = (0.001, 0.1), (0.01, 0.01)
-    for fixed, steps_win in ((dear, True), (cheap, False)):
-        ways = [way((1000, 100), fixed, 3200, 16).seconds for way in (unequal_steps, unequal_batches)]
-        assert (ways[0] < ways[1]) == steps_win, ways
-
-
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
         (lambda: late_round_seconds(4, 1.0, 1.0, 5), "late must be at most 4, the steps of a round"),
-        (lambda: partial_round_seconds([1.0, 2.0], 3), "at most 2, the number of clients, not 3"),
-        (lambda: buffered_flow([1.0, 0.0]), "a positive number for each worker"),
+        (lambda: isthmus.Buffered().expected([1.0, 0.0]), "a positive number for each worker"),
+        (lambda: isthmus.Buffered().expected([]), "a positive number for each worker"),
         (lambda: unequal_steps([1.0], [0.0, 0.0], 1, 1), "must have a number for each site"),
     ],
 )
@@ -176,7 +137,16 @@ def test_a_plan_says_what_unequal_steps_would_save_and_what_is_expected_of_arriv
     text = (ROOT / "experiments/fashion_two_sites.toml").read_text()
     text = text.replace("two_sites.toml", "two.toml").replace("../data", f"{ROOT}/data")
     (tmp_path / "run.toml").write_text(f"strategy = {strategy}\n{text}")
-    _, _, advice = make_plan(tmp_path / "run.toml")
+    plan, cluster, advice = make_plan(tmp_path / "run.toml")
     said = [line for line in advice if "unequal" in line or "versions old" in line]
     assert bool(said) == bool(words)
     assert words is None or words in said[0]
+    assert plan.epoch_seconds == pytest.approx(plan.steps * sum(plan.terms.values()))
+    if "buffered" in strategy:  # what it takes at the rates at which sites make their changes
+        settings = RunSettings.from_toml(tmp_path / "run.toml")
+        each = seconds_of_changes(settings, cluster, plan)
+        link = 2 * 0.01 + 2 * isthmus.Int8(256).wire_nbytes(101770) / 12.5e6  # and half a step
+        assert each[1] - each[0] == pytest.approx(link + each[0] / 2, rel=0.05)
+        at_rates = 2 * plan.steps / sum(1 / seconds for seconds in each)
+        assert at_rates < plan.epoch_seconds < at_rates + each[1] + 0.05
+        assert "walk their own samples" in plan.sentences[-1]

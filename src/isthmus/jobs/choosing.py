@@ -5,7 +5,6 @@ from dataclasses import fields, replace
 
 from isthmus.cluster.aggregation_tree import AggregationTree
 from isthmus.compression import COMPRESSORS
-from isthmus.compression.dense import Dense
 from isthmus.errors import SettingsError
 from isthmus.jobs.privacy_settings import check_sites
 from isthmus.jobs.settings import KindSettings, RunSettings
@@ -16,10 +15,6 @@ from isthmus.shards.classes import UNLIKE
 from isthmus.timing import choice
 from isthmus.timing.step import exchange_seconds
 from isthmus.timing.update import update_terms
-from isthmus.training.strategies.strategy import exchanges_per_step
-
-SHORTEST = 1e-3
-"""Time of a site for a change, as a share of the slowest's: one without samples computes nothing."""
 
 
 def choose(settings, cluster, joined=False):
@@ -156,24 +151,3 @@ def settle(settings, cluster, unlike=None):
         f"from {100 * UNLIKE:.0f} % on they count as unlike"
     )
     return settings.with_strategy(arguments), found[1] + classes
-
-
-def outlook(settings, cluster, plan):
-    """Return what the strategy expects of sites of this cluster that do not wait for each other, in
-    words, and a warning; None for what is not told."""
-    strategy = settings.make_strategy()
-    if not strategy.without_rounds:
-        return None, None
-    every = 1 / exchanges_per_step(strategy)
-    wire, size, hub = settings.make_compressor() or Dense(), settings.make_model().size, cluster.hub
-    nbytes, seconds = wire.wire_nbytes(size), []
-    for site, name in enumerate(cluster.names):
-        computing = max(plan.seconds_of_rank[rank] for rank in cluster.ranks_of_site(name))
-        ways = [] if site == hub else [(name, cluster.names[hub]), (cluster.names[hub], name)]
-        crossing = sum(
-            sum(link.latency_seconds for link in way)
-            + nbytes / min(link.bytes_per_second for link in way)
-            for way in (cluster.route(*ends) for ends in ways)
-        )
-        seconds.append(every * computing + crossing)
-    return strategy.outlook([max(each, SHORTEST * max(seconds)) for each in seconds])

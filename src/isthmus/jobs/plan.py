@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from isthmus.errors import PlanError
+from isthmus.jobs.arriving import as_arriving
 from isthmus.jobs.choosing import arrange, choose, settle
 from isthmus.jobs.clients import client_shards, clients_in_a_round
 from isthmus.jobs.drawn_rounds import as_drawn
@@ -89,6 +90,8 @@ def plan_run(settings, cluster, shards, limits=None):
             raise PlanError(f"[plan] for {cluster.source}: {problem}") from None
         if settings.plays_clients and isinstance(shards, ShardSet):
             plan = as_drawn(plan, settings, cluster, shards, workload)
+        elif settings.make_strategy().without_rounds and isinstance(shards, ShardSet):
+            plan = as_arriving(plan, settings, cluster)
     return plan
 
 

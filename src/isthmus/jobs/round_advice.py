@@ -1,10 +1,7 @@
 """What a plan says of a strategy's rounds: what is expected of them, and what would save time."""
 
-from isthmus.cluster.cluster import Cluster
-from isthmus.jobs.choosing import outlook
+from isthmus.jobs.arriving import outlook, own_seconds
 from isthmus.timing.rounds import unequal_steps
-from isthmus.timing.stages import site_sum_terms
-from isthmus.timing.update import update_seconds
 
 WORTH_SAYING = 0.02
 """Share of a round's computing that other shares must save to be named."""
@@ -40,14 +37,3 @@ def round_advice(chosen, settings, cluster, workload):
         f"{other.samples[0]:.0f} samples each, would compute for {other.seconds:.3f} s of it, "
         f"{100 * saved:.0f} % less; isthmus makes equal numbers, and shares samples out instead"
     ]
-
-
-def own_seconds(site, workload):
-    """Return what a step takes a site whatever its samples: fixed, the sum inside it, update, Python."""
-    alone = Cluster({"site": [site.model_dump(mode="json", exclude_defaults=True)]})
-    return (
-        site.fixed_seconds
-        + site.python_seconds
-        + update_seconds(site, workload)
-        + sum(site_sum_terms(alone, workload.size).values())
-    )

@@ -14,7 +14,8 @@ from isthmus.errors import CheckpointError, StoppedError
 from isthmus.files import remove_leftovers
 from isthmus.folders.record import RunFolder, let_in, provenance, replanned_sentence, reserved
 from isthmus.jobs.account import Account
-from isthmus.jobs.choosing import choose, outlook
+from isthmus.jobs.arriving import outlook
+from isthmus.jobs.choosing import choose
 from isthmus.jobs.clients import identity_of_clients, told_of_clients
 from isthmus.jobs.duties import Duty, every
 from isthmus.jobs.keeping import keep_model

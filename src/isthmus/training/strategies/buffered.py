@@ -1,14 +1,15 @@
 """Buffered: no site waits for another; the vector moves whenever enough changes have come."""
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from isthmus.quantities import real, whole
 from isthmus.staleness import Polynomial, Weight, largest_rate, weight_of
-from isthmus.training.strategies.serial_arrivals import Expected, expected_arrivals
-from isthmus.training.strategies.strategy import Exchange, Member, Strategy
+from isthmus.training.strategies.serial_arrivals import Expected, expected_arrivals, play
+from isthmus.training.strategies.strategy import Exchange, ExpectedEpoch, Member, Strategy
 
 if TYPE_CHECKING:  # plans are made where there is no MPI
     from isthmus.training.strategies.sums import Sums
@@ -86,6 +87,13 @@ class Buffered(Strategy):
     def expected(self, seconds: Sequence[float], changes: int = 200) -> Expected:
         """Return what comes of workers that take so many seconds for a change, sent and answered."""
         return expected_arrivals(self, seconds, changes)
+
+    def expected_epoch(self, seconds: Sequence[float], steps: int) -> ExpectedEpoch:
+        of_a_walk = -(-steps // self.every)
+        played = [*play(self, seconds, of_a_walk * len(seconds))]
+        made = Counter(arrival.worker for arrival in played)
+        walks = tuple(made[worker] / of_a_walk for worker in range(len(seconds)))
+        return ExpectedEpoch(played[-1].seconds, walks)
 
     def outlook(self, seconds: Sequence[float]) -> tuple[str, str | None]:
         """Return what is expected, in words, and why it may not converge; None where it does.

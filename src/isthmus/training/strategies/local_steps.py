@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from isthmus.compression.compressor import Compressor
 from isthmus.outer import Average, Outer, check_feedback, outer_of
 from isthmus.quantities import whole
+from isthmus.timing.rounds import late_round_seconds
 from isthmus.training.strategies.rounds import Traveller
 from isthmus.training.strategies.strategy import Exchange, Strategy
 
@@ -91,7 +92,8 @@ class LocalSteps(Strategy):
         left = max(0.0, exchange_seconds - self.late * computing_seconds)
         wanted = (1 / LINK_SHARE - 1) * left / computing_seconds if computing_seconds else most
         every = max(self.late + 1, min(most, max(1, math.ceil(wanted))))
-        share = left / (every * computing_seconds + left) if left else 0.0
+        seconds = late_round_seconds(every, computing_seconds, exchange_seconds, self.late)
+        share = left / seconds if left else 0.0
         why = (
             f"every = {every}: a step computes {1e3 * computing_seconds:.3g} ms and an exchange takes "
             f"{1e3 * left:.3g} ms beyond it, {100 * share:.0f} % of a round"

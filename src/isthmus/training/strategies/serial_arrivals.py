@@ -4,8 +4,9 @@ For research on a laptop, and the reference that jobs are tested against.
 """
 
 import heapq
+import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,38 +96,52 @@ def expected_arrivals(strategy: Arriving, seconds: Sequence[float], changes: int
 
     seconds: of a change, from when it begins until its worker may begin again. The second half counts.
     """
+    total = whole("changes", changes, least=2) * max(1, len(seconds))
+    played = [*itertools.islice(play(strategy, seconds, math.inf), total)]
+    stale = [each.staleness for each in played]
+    half = total // 2
+    first, last = played[half - 1], played[-1]
+    span, later = last.seconds - first.seconds, played[half:]
+    of_worker = [
+        [each.staleness for each in later if each.worker == worker] for worker in range(len(seconds))
+    ]
+    return Expected(
+        (total - half) / span,
+        (last.version - first.version) / span,
+        float(np.mean(stale[half:])),
+        tuple(float(np.mean(each)) if each else float(last.version) for each in of_worker),
+        float(np.mean([strategy.drops(old) for old in stale[half:]])),
+        tuple((each.worker, each.version - each.staleness) for each in played),
+    )
+
+
+@dataclass(frozen=True)
+class Played:
+    """An arrival: when, whose, at which version of the vector, and how many it was old."""
+
+    seconds: float
+    worker: int
+    version: int
+    staleness: int
+
+
+def play(strategy: Arriving, seconds: Sequence[float], changes: float) -> Iterator[Played]:
+    """Yield arrivals of workers that take so many seconds for one, until `changes` have come in all.
+
+    seconds: of a change, from when it begins until its worker may begin again.
+    """
     seconds = [real("seconds", each, least=0) for each in seconds]
     if not seconds or not all(seconds):
         raise ValueError("seconds must be a positive number for each worker")
-    turns, version, waiting, now = Turns(strategy, len(seconds), math.inf), 0, 0, 0.0
+    turns, version, waiting = Turns(strategy, len(seconds), changes), 0, 0
     due = [(seconds[worker], worker) for worker in turns.begin(0)]
     heapq.heapify(due)
-    trace: list[Arrival] = []
-    times: list[tuple[float, int]] = []
-    stale: list[int] = []
-    total = whole("changes", changes, least=2) * len(seconds)
-    while len(trace) < total:
+    while due:
         now, worker = heapq.heappop(due)
-        start = turns.arrive(worker)
-        trace.append((worker, start))
-        stale.append(version - start)
-        times.append((now, version))
-        waiting += not strategy.drops(version - start)
+        staleness = version - turns.arrive(worker)
+        yield Played(now, worker, version, staleness)
+        waiting += not strategy.drops(staleness)
         if strategy.moves(waiting, version, turns.oldest):
             version, waiting = version + 1, 0
         for other in turns.begin(version):
             heapq.heappush(due, (now + seconds[other], other))
-    half = total // 2
-    (half_way, before), (end, after) = times[half - 1], (now, version)
-    of_worker = [
-        [old for (worker, _), old in list(zip(trace, stale))[half:] if worker == each]
-        for each in range(len(seconds))
-    ]
-    return Expected(
-        (total - half) / (end - half_way),
-        (after - before) / (end - half_way),
-        float(np.mean(stale[half:])),
-        tuple(float(np.mean(each)) if each else float(version) for each in of_worker),
-        float(np.mean([strategy.drops(old) for old in stale[half:]])),
-        tuple(trace),
-    )

@@ -37,6 +37,14 @@ class Exchange:
     bucketed: bool = False
 
 
+@dataclass(frozen=True)
+class ExpectedEpoch:
+    """An epoch as changes arrive. walks: how often each site walks its own samples."""
+
+    seconds: float
+    walks: tuple[float, ...]
+
+
 class Strategy(ABC):
     """When sites exchange, and what.
 
@@ -81,6 +89,11 @@ class Strategy(ABC):
         seconds: what each takes for a change, sent and answered. None where there is nothing to say.
         """
         return None, None
+
+    def expected_epoch(self, seconds: Sequence[float], steps: int) -> "ExpectedEpoch":
+        """Return what an epoch takes of sites that do not wait for each other, who take so many seconds
+        for a change."""
+        raise NotImplementedError(f"{self} has rounds")
 
 
 def rhythm(strategy: Strategy, steps: int = 5040) -> dict[str, float]:
