@@ -13,6 +13,7 @@ import isthmus
 from isthmus.jobs.arriving import seconds_of_changes
 from isthmus.jobs.plan import make_plan
 from isthmus.jobs.settings import RunSettings
+from isthmus.jobs.simulate import simulate_file, simulation_words
 from isthmus.timing.rounds import late_round_seconds, unequal_steps
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -150,3 +151,8 @@ def test_a_plan_says_what_unequal_steps_would_save_and_what_is_expected_of_arriv
         at_rates = 2 * plan.steps / sum(1 / seconds for seconds in each)
         assert at_rates < plan.epoch_seconds < at_rates + each[1] + 0.05
         assert "walk their own samples" in plan.sentences[-1]
+        options = {"steps": 4, "local_steps": None, "buckets": 1, "stragglers": "0", "seed": 0}
+        told = simulate_file(
+            tmp_path / "run.toml", **options, size=0, batch_size=0, edge_sites=0, output=None
+        )
+        assert plan.sentences[-1] in simulation_words(told)[-1]

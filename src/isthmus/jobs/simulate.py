@@ -12,7 +12,7 @@ from isthmus.files import write_bytes, write_text
 from isthmus.folders.reading import read_metrics
 from isthmus.jobs.choosing import arrange, choose, settle
 from isthmus.jobs.clients import client_shards
-from isthmus.jobs.plan import settled_plan, workload_of
+from isthmus.jobs.plan import plan_run, settled_plan, workload_of
 from isthmus.jobs.settings import RunSettings
 from isthmus.json_text import dumps
 from isthmus.pages.pictures import draw_scaling
@@ -48,7 +48,7 @@ def simulate_file(
     to try; 0 leaves scaling out. output: a folder for the pictures and the numbers, or None.
     other_cluster: a cluster file to take instead of the run's.
     """
-    cluster, workload = _cluster_and_workload(path, other_cluster, size, batch_size)
+    cluster, workload, strategy = _cluster_and_workload(path, other_cluster, size, batch_size)
     options = {
         "steps": steps,
         "local_steps": local_steps or round(workload.exchanged_share / workload.exchanges_per_step),
@@ -66,6 +66,7 @@ def simulate_file(
             "compressor": None if workload.compressor is None else repr(workload.compressor),
         },
         "options": options | {"stragglers": stragglers},
+        "strategy": strategy,
         "simulation": asdict(made),
     }
     if edge_sites:
@@ -145,11 +146,19 @@ def simulation_words(table):
         else []
     )
     lines += [table["scaling"]["answer"]] if "scaling" in table else []
+    if table["strategy"]:
+        lines.append(
+            f"that is of sites that all wait for each other with equal shares; {table['strategy']}"
+        )
     return lines + ([f"written: {', '.join(table['output'])}"] if "output" in table else [])
 
 
 def _cluster_and_workload(path, other_cluster, size, batch_size):
-    """Return what a cluster file or a run's settings ask for; options win over settings."""
+    """Return what a cluster file or a run's settings ask for; options win over settings.
+
+    And what its plan says of rounds that are not simulated: of clients, or of changes that arrive.
+    """
+    told = None
     if "cluster" in read_toml(path, SettingsError):
         settings = RunSettings.from_toml(path)
         if other_cluster:
@@ -158,13 +167,16 @@ def _cluster_and_workload(path, other_cluster, size, batch_size):
         settings = choose(settings, cluster)[0]
         cluster = arrange(settings, cluster)[0]
         shards = _shards(settings, cluster)
-        workload = workload_of(_settled(settings, cluster, shards), shards)
+        settings = _settled(settings, cluster, shards)
+        workload, rounds = workload_of(settings, shards), settings.make_strategy()
+        if shards is not None and (rounds.plays_clients or rounds.without_rounds):
+            told = plan_run(settings, cluster, shards).sentences[-1]
     elif other_cluster:
         raise SettingsError(f"{path}: is a cluster file already; --cluster goes with a run's settings")
     else:
         cluster, workload = Cluster.from_toml(path), Workload(size=1_000_000)
     given = {"size": size, "batch_size": batch_size}
-    return cluster, replace(workload, **{key: value for key, value in given.items() if value})
+    return cluster, replace(workload, **{key: value for key, value in given.items() if value}), told
 
 
 def _shards(settings, cluster):
