@@ -467,13 +467,17 @@ def test_a_thousand_clients_take_the_time_of_one_and_the_memory_of_one_model(
             'strategy = "federated"\nclients = { count = 3, split = { dirichlet = 0.0 } }',
             "alpha must be greater than 0",
         ),
+        (
+            'strategy = { kind = "federated", local = "scaffold" }\ntraining.optimizer = "adamw"',
+            'set training.optimizer = "sgd"',
+        ),
         ('strategy = "federated"\nplan.replan = true', "set replan = false"),
         ('strategy = "federated"\nallreduce.buckets = 2', "clients send none"),
     ],
 )
 def test_settings_of_clients_that_make_no_sense_are_told_in_a_line(tmp_path, text, words):
     lines = text.splitlines()
-    if len(lines) > 1 and lines[1].startswith(("plan", "allreduce")):
+    if len(lines) > 1 and lines[1].startswith(("plan", "allreduce", "training")):
         section, _, rest = lines.pop().partition(".")
         with pytest.raises(SettingsError, match=words):
             settings_with(tmp_path, lines[0], {section: rest})
@@ -488,6 +492,8 @@ def settings_with(folder, text, sections):
     settings_of(folder, '"synchronous"')
     path = folder / "run.toml"
     whole = path.read_text().replace('strategy = "synchronous"\n', text + "\n")
+    if "optimizer" in str(sections):
+        whole = whole.replace("momentum = 0.9\n", "")
     for section, line in sections.items():
         head = f"[{section}]\n"
         whole = whole.replace(head, head + line + "\n") if head in whole else f"{whole}{head}{line}\n"

@@ -124,6 +124,7 @@ def test_rounds_that_cannot_be_are_refused(wrong, words):
         ('{ kind = "local_steps", every = 8 }', 0.0, None),
         ('{ kind = "synchronous" }', 0.2, None),
         ('{ kind = "buffered", arrivals = 1 }', 0.0, "versions old on average"),
+        ('{ kind = "buffered", arrivals = 1, weight = "constant" }', 0.1, "2 cos(s pi / (2 s + 1))"),
     ],
 )
 def test_a_plan_says_what_unequal_steps_would_save_and_what_is_expected_of_arrivals(
@@ -141,9 +142,11 @@ def test_a_plan_says_what_unequal_steps_would_save_and_what_is_expected_of_arriv
     plan, cluster, advice = make_plan(tmp_path / "run.toml")
     said = [line for line in advice if "unequal" in line or "versions old" in line]
     assert bool(said) == bool(words)
-    assert words is None or words in said[0]
+    assert words is None or any(words in line for line in said)
     assert plan.epoch_seconds == pytest.approx(plan.steps * sum(plan.terms.values()))
-    if "buffered" in strategy:  # what it takes at the rates at which sites make their changes
+    if (
+        "buffered" in strategy and not fixed
+    ):  # what it takes at the rates at which sites make their changes
         settings = RunSettings.from_toml(tmp_path / "run.toml")
         each = seconds_of_changes(settings, cluster, plan)
         link = 2 * 0.01 + 2 * isthmus.Int8(256).wire_nbytes(101770) / 12.5e6  # and half a step

@@ -290,6 +290,8 @@ def settings_of(folder, strategy):
         ('{ kind = "local_steps", every = 4, late = 9 }', "late must be less than every"),
         ('{ kind = "local_steps", outer = "nestrov" }', "kind of outer must be one of average"),
         ('{ kind = "buffered", bound = -1 }', "bound must not be negative"),
+        ('{ kind = "buffered", every = 0 }', "every must be at least 1, not 0"),
+        ('{ kind = "streaming", every = 0 }', "every must be at least 1, not 0"),
         ('{ kind = "streaming", fragments = 200000, every = 2000000 }', "at most 101770, the number of"),
     ],
 )
