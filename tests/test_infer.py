@@ -1,5 +1,6 @@
 """`isthmus infer`: a stream of requests from a file, planned, predicted, answered and told."""
 
+import http.client
 import json
 import math
 import subprocess
@@ -89,6 +90,37 @@ def test_a_stream_is_answered_as_planned_and_told_with_each_rule(folder):
     )
     wanted = trained.predict(features[np.arange(600) % 500])
     np.testing.assert_array_equal(arrays["answers"][~kept_here], wanted[~kept_here])
+
+
+@pytest.mark.slow
+def test_programs_beside_an_edge_rank_ask_it_over_http(folder):
+    path = write(folder)
+    path.write_text(
+        path.read_text().partition("[requests]")[0]
+        + path.read_text()[path.read_text().index("[answers]") :]
+    )
+    command = rank_command(3, "-m", "isthmus", "infer", path, "--serve", 0, "--seconds", 6, "--json")
+    job = subprocess.Popen(
+        command, env=rank_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        line = next(line for line in job.stderr if line.startswith("listening"))
+        address = line.split("http://")[1].split("/")[0]
+        x = np.random.default_rng(5).normal(size=(40, 16)).astype("f4")
+        table = {"name": "x", "shape": [40, 16], "datatype": "FP32", "data": x.ravel().tolist()}
+        connection = http.client.HTTPConnection(address, timeout=30)
+        connection.request("POST", "/v2/models/model/infer", json.dumps({"inputs": [table]}))
+        classes, from_cloud = (
+            each["data"] for each in json.loads(connection.getresponse().read())["outputs"]
+        )
+        out, said = job.communicate(timeout=120)
+    finally:
+        job.kill()
+    assert job.returncode == 0, said
+    assert json.loads(out)["requests"] == {"answered": 40, "refused": 0, "full": 0, "gone": 0}
+    both = [isthmus.load_model(folder / name)[0].predict(x) for name in ("edge", "cloud")]
+    np.testing.assert_array_equal(classes, np.where(from_cloud, both[1], both[0]))
+    assert any(from_cloud)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from isthmus.cluster.cluster import Link
 from isthmus.cluster.cluster_file import Site
 from isthmus.compression.compressor import Compressor
 from isthmus.folders.trained_model import TrainedModel
-from isthmus.inference.asking import Answers
+from isthmus.inference.answers import Answers
 from isthmus.links.comm import Comm, Request, Wrapped
 from isthmus.links.tiers import Tiers
 from isthmus.models import Convolutional, Perceptron

@@ -11,8 +11,10 @@ import numpy.typing as npt
 from isthmus.errors import PlanError
 from isthmus.folders.trained_model import TrainedModel
 from isthmus.inference.answering import serve
-from isthmus.inference.asking import Answers, Asking
+from isthmus.inference.answers import Answers
+from isthmus.inference.asking import Asking
 from isthmus.inference.dispatch import DISPATCHES
+from isthmus.inference.feed import Feed
 from isthmus.inference.forward import Run, digest_of, joined, parts_of
 from isthmus.links.agreement import gather_json, raise_first
 from isthmus.links.clocks import clock_offsets
@@ -180,6 +182,12 @@ class Inference:
                 f"arrivals must be {len(features)} finite seconds that do not fall, not {times.shape}"
             )
         return self._asking().run(np.ascontiguousarray(features), times)
+
+    def answer_feed(self, feed: Feed) -> int:
+        """Answer what comes through a Feed until it is closed; return how many requests that were."""
+        if not self.asks:
+            raise ValueError("a cloud rank serves: call serve")
+        return self._asking().run_feed(feed)
 
     def _rest(self) -> tuple[Run | None, bool]:
         """Return what makes the edge's own scores of what it computes first, and if that is sent."""

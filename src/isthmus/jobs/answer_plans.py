@@ -57,7 +57,7 @@ class AnswerPlans:
         features, targets = (
             np.concatenate([list(each.values())[place] for each in samples]) for place in (0, 1)
         )
-        rate = self.settings.requests.per_second
+        rate = self.settings.requests and self.settings.requests.per_second
         sites = {site.name: site.ranks * (rate or 0.0) for site in cluster.sites if site.tier == "edge"}
         return plan_cascade(
             cluster,

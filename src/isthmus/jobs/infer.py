@@ -17,6 +17,7 @@ from isthmus.inference.inference import Inference
 from isthmus.inference.measuring import measure_layers, seconds_of
 from isthmus.jobs.answer_plans import AnswerPlans, arrivals_of
 from isthmus.jobs.infer_settings import InferSettings
+from isthmus.jobs.serving import serve_requests
 from isthmus.jobs.using import features_of, shared_model
 from isthmus.json_text import dumps
 from isthmus.links.agreement import broadcast_json, from_root, gather_json, together
@@ -32,21 +33,23 @@ CHECKED = 64
 """Answers of each edge rank that are computed again at the end."""
 
 
-def run_inference(comm, path, tell=lambda line: None):
-    """Answer the requests that the file `path` names; return the table that tells of it. Collective."""
-    settings, table = together(comm, lambda: _read(path) if comm.rank == 0 else (None, None))
+def run_inference(comm, path, tell=lambda line: None, door=None):
+    """Answer the requests that the file `path` names; return the table that tells of it. Collective.
+
+    door: (host, port, seconds) where requests come from outside: see `serve_requests`.
+    """
+    settings, table = together(comm, lambda: _read(path, door) if comm.rank == 0 else (None, None))
     settings = InferSettings.model_validate(
         broadcast_json(comm, settings and settings.model_dump(mode="json"))
     )
     cluster = Cluster(broadcast_json(comm, table), source=settings.cluster.file)
     with tiers_of_rank_0(comm, cluster, settings.cluster.links == "paced") as tiers:
         job = _Job(tiers, settings, tell)
-        made = job.run()
-    return made
+        return job.run() if door is None else job.serve(door)
 
 
-def _read(path):
-    settings = InferSettings.from_toml(path)
+def _read(path, door):
+    settings = InferSettings.from_toml(path, serves=door is not None)
     check_folder(settings.output, "name another output")
     return settings, Cluster.from_toml(settings.cluster.file).to_table()
 
@@ -71,7 +74,7 @@ class _Job:
 
     def _requests(self):
         """Return what this rank is asked: features [count, ...] and targets, or None where it serves."""
-        if not self.asks:
+        if not self.asks or self.settings.requests is None:
             return None, None
         wanted = self.settings.requests
         features, targets = features_of(wanted.data), None
@@ -111,12 +114,24 @@ class _Job:
     def run(self):
         world, answers = self.world, self.settings.answers
         costs = gather_json(world, self.measured_parts())
-        nbytes = max(each or 0 for each in gather_json(world, self._request_nbytes()))
+        chosen = self._chosen(costs)
+        self.tell(
+            f"answers: {chosen['mode']}, predicted mean {1e3 * chosen['predicted']['mean']:.2f} ms"
+        )
+        plan = _plan_of(chosen)
+        runs = {rule: self._answered(chosen["mode"], plan, rule) for rule in answers.rules}
+        return from_root(world, lambda: self._kept(chosen, costs, runs))
+
+    def _chosen(self, costs):
+        """Return the mode that is taken, its plan, and what it is predicted to take, on every rank."""
+        nbytes = max(gather_json(self.world, int(self._sample()[0].nbytes)))
 
         def choose():
             made = AnswerPlans(self.tiers.cluster, self.settings, self.edge, self.cloud, costs, nbytes)
             plans, told = made.plans(), {}
             for mode, plan in plans.items():
+                if self.settings.requests is None:
+                    return {"mode": mode, "plan": plan if isinstance(plan, str) else asdict(plan)}
                 played = made.predicted(mode, plan)
                 told[mode] = _spread(np.concatenate([_totals(terms) for terms in played])), played
             mode = min(told, key=lambda each: told[each][0]["mean"])
@@ -129,22 +144,12 @@ class _Job:
                 "considered": {each: table[0]["mean"] for each, table in told.items()},
             }
 
-        chosen = from_root(world, choose)
-        self.tell(
-            f"answers: {chosen['mode']}, predicted mean {1e3 * chosen['predicted']['mean']:.2f} ms"
-        )
-        plan = _plan_of(chosen)
-        runs = {rule: self._answered(chosen["mode"], plan, rule) for rule in answers.rules}
-        return from_root(world, lambda: self._kept(chosen, costs, runs))
+        return from_root(self.world, choose)
 
-    def _request_nbytes(self):
-        return None if self.features is None else int(self.features[0].nbytes)
-
-    def _answered(self, mode, plan, rule):
-        """Answer all requests once; return at rank 0 what every edge rank tells, None elsewhere."""
-        answers, found, again = self.settings.answers, None, {}
+    def _inference(self, mode, plan, rule):
+        answers = self.settings.answers
         edge, cloud = (self.cloud, self.cloud) if mode == "split" else (self.edge, self.cloud)
-        with Inference(
+        return Inference(
             self.tiers,
             edge=edge,
             cloud=cloud,
@@ -155,7 +160,23 @@ class _Job:
             window=answers.window,
             dispatch=rule,
             queue_seconds=answers.queue_seconds,
-        ) as inference:
+        )
+
+    def serve(self, door):
+        """Answer what is asked from outside; return the table that tells of it."""
+        world, answers = self.world, self.settings.answers
+        chosen = self._chosen(gather_json(world, self.measured_parts()))
+        with self._inference(chosen["mode"], _plan_of(chosen), answers.rules[0]) as inference:
+            sample = self._sample()
+            counts = serve_requests(inference, world, door, answers.most_waiting, sample, self.tell)
+        told = [each for each in gather_json(world, counts) if each]
+        whole = {name: sum(each[name] for each in told) for name in told[0]}
+        return {"mode": chosen["mode"], "plan": chosen["plan"], "requests": whole}
+
+    def _answered(self, mode, plan, rule):
+        """Answer all requests once; return at rank 0 what every edge rank tells, None elsewhere."""
+        found, again = None, {}
+        with self._inference(mode, plan, rule) as inference:
             if self.asks:
                 found = inference.answer(
                     self.features, arrivals_of(self.settings.requests, self.world.rank)
@@ -272,6 +293,9 @@ def _mean(parts):
 
 def inference_words(made):
     """Return what people read of the table: predicted beside measured, by term, and what was sent."""
+    if "runs" not in made:
+        told = ", ".join(f"{count:,} {name}" for name, count in made["requests"].items())
+        return [f"{made['mode']}: {told}"]
     rows = []
     for rule, table in made["runs"].items():
         for name in (*TERMS, "mean", "p50", "p99"):

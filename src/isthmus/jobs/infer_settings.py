@@ -48,7 +48,7 @@ class AnswersPart(FrozenModel):
 
     mode: "auto" takes, of those that lose no more than `accuracy_loss` of the cloud's accuracy, the one
     that is predicted to be soonest in the mean. validation: a packed set that neither model learnt from.
-    dispatch: a list runs the stream once with each.
+    dispatch: a list runs the stream once with each. most_waiting: requests that a server's queue holds.
     """
 
     mode: Literal["auto", *MODES] = "cascade"
@@ -60,6 +60,7 @@ class AnswersPart(FrozenModel):
     hedge: bool = True
     deadline_seconds: Positive | None = None
     queue_seconds: Annotated[float, Field(gt=0, allow_inf_nan=True)] = 0.05
+    most_waiting: Count = 1024
     dispatch: Literal[*DISPATCHES] | tuple[Literal[*DISPATCHES], ...] = "least_pending"
 
     @property
@@ -73,14 +74,22 @@ class InferSettings(FrozenModel):
 
     cluster: ClusterPart
     models: ModelsPart
-    requests: RequestsPart
+    requests: RequestsPart | None = None
     answers: AnswersPart = AnswersPart()
     output: Path = Path("runs/inference")
 
     @classmethod
-    def from_toml(cls, path):
-        """Return the settings in the file; SettingsError in one line where they are wrong."""
+    def from_toml(cls, path, serves=False):
+        """Return the settings in the file; SettingsError in one line where they are wrong.
+
+        serves: whether requests come from outside, so that none need be named.
+        """
         settings = check_table(cls, read_toml(path, SettingsError), path, SettingsError)
+        if settings.requests is None and (not serves or settings.answers.mode == "auto"):
+            raise SettingsError(
+                f"{path}: requests: is missing; say what is asked, and how often"
+                + (': mode "auto" is chosen by that' if serves else ", or give --serve PORT")
+            )
         if settings.answers.mode in ("auto", "cascade") and settings.answers.validation is None:
             raise SettingsError(
                 f"{path}: answers.validation: mode {settings.answers.mode!r} judges both models on "
@@ -98,9 +107,8 @@ class InferSettings(FrozenModel):
                 "models": models.model_copy(
                     update={"edge": absolute(models.edge), "cloud": absolute(models.cloud)}
                 ),
-                "requests": settings.requests.model_copy(
-                    update={"data": str(absolute(settings.requests.data))}
-                ),
+                "requests": settings.requests
+                and settings.requests.model_copy(update={"data": str(absolute(settings.requests.data))}),
                 "answers": answers.model_copy(update={"validation": absolute(answers.validation)}),
                 "output": absolute(settings.output),
             }
