@@ -65,7 +65,7 @@ def test_one_more_of_each_kind_costs_what_the_page_says_and_works(tmp_path):
     assert lines == {
         "training/strategies/__init__.py": 2,
         "registry.py": 1,
-        "collectives/allreduce.py": 2,
+        "collectives/exchanges.py": 2,
         "checks/checking.py": 2,
     }
     (example,) = [block.text for block in blocks(PAGE) if block.language == "python" and not block.word]

@@ -19,7 +19,7 @@ FLOORS = {
             "segments picture_style spare",
             "files devices mpirun provenance",
             "toml_files checked_files kernels schedules outer security client staleness",
-            "cluster compression models",
+            "cluster compression models privacy",
             "links timing",
             "collectives shards planning testbed",
             "training watching recovery",

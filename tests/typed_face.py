@@ -228,6 +228,12 @@ def strategies(strategy: Strategy, sums: Sums) -> None:
     assert_type(member.sent_nbytes, dict[str, int])
 
 
+def privacy(folder: str) -> None:
+    told = isthmus.epsilon(sampling=0.01, noise=1.1, steps=100, delta=1e-5, accountant="rdp")
+    assert_type(told, float)
+    assert_type(isthmus.privacy_spent(folder), dict[str, Any])
+
+
 def trained(run: str, features: np.ndarray, shards: isthmus.ShardSet) -> None:
     model, parameters = isthmus.load_model(run, best=True)
     assert_type(model, TrainedModel)

@@ -45,7 +45,7 @@ class Account:
         for kind, values in told.items():
             self.note(kind, **values)
             if kind == "left_out":
-                self.tell(left_out_sentence(values["sums"], self.tiers.cluster.names))
+                self.tell(left_out_sentence(values["sums"], self.training.tiers.cluster.names))
 
     def take_up(self, recalled):
         """Go on from what the earlier part of a run has left."""

@@ -4,19 +4,22 @@ from isthmus.devices import array_library
 from isthmus.jobs.clients import make_clients, turn_of
 from isthmus.jobs.duties import meetings
 from isthmus.jobs.preparation import hold_seconds
+from isthmus.jobs.protecting import protect
 from isthmus.jobs.replaying import replay_arrivals
 from isthmus.jobs.shared_model import shared_start
 from isthmus.links.agreement import together
 from isthmus.training.loop import Training
 from isthmus.training.playing import ClientTraining
+from isthmus.training.private import PrivateTraining
 from isthmus.training.strategies.sums import Sums
 
 
-def make_training(tiers, settings, model, plan, local, journal, replay=None):
+def make_training(tiers, settings, model, plan, local, journal, replay=None, resume=None):
     """Return this rank's Training, which begins with the first parameters. Collective.
 
     plan: with `steps`, `shards_of_rank` and `hash`. journal: with tell(line) and enter(phase, step).
     replay: the folder of a run whose changes arrive here in the order in which they arrived there.
+    resume: that of the run that this one goes on with.
     """
     recipe = together(tiers.world, lambda: settings.recipe(plan.steps))
     state = shared_start(tiers, model, recipe, array_library(tiers.device), journal.tell)
@@ -44,4 +47,7 @@ def make_training(tiers, settings, model, plan, local, journal, replay=None):
     held = hold_seconds(tiers, settings), journal.enter
     if clients:
         return ClientTraining(*arguments, *held, rows=rows, turn=turn_of(settings))
+    if settings.privacy.unit is not None:
+        protection = protect(tiers, settings, plan, recipe, state, resume, journal.tell)
+        return PrivateTraining(*arguments, *held, protection=protection)
     return Training(*arguments, *held)

@@ -34,7 +34,6 @@ def identity_of(settings, cluster, plan, data):
         "training": training,
         "strategy": table["strategy"],
         "allreduce": table["allreduce"],
-        **({"privacy": table["privacy"]} if settings.privacy.secure_sum != "off" else {}),
         "sites": [tree.hub, sites]
         + ([] if tree == AggregationTree.star(tree.hub, len(sites)) else [list(tree.parents)])
         + ([] if cluster.ring == tuple(range(len(sites))) else [["ring", *cluster.ring]]),

@@ -28,6 +28,15 @@ def scale_of(tiers, settings, local, tell):
             raise _everywhere(SettingsError(f"data.scale: {problem}; mend it under [data]")) from None
     if features.dtype == np.uint8 or (features.dtype.kind != "f" and settings.model.kind not in MODELS):
         return None  # bytes are for the model to scale, and integers may be tokens
+    if settings.privacy.unit is not None:
+        if asked == "auto" and features.dtype.kind == "f":
+            raise _everywhere(
+                SettingsError(
+                    'data.scale = "auto" learns from the samples, and that is not counted under '
+                    'privacy.unit: set scale = { mean = NUMBER, std = NUMBER } or "none"'
+                )
+            )
+        return None
     moments = gather_moments(tiers.world, local)
     if asked == "auto" and features.dtype.kind == "f":
         try:

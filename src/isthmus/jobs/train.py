@@ -22,6 +22,7 @@ from isthmus.jobs.keeping import keep_model
 from isthmus.jobs.making import make_training
 from isthmus.jobs.members import Members
 from isthmus.jobs.preparation import arranged, opened_job, place_data
+from isthmus.jobs.protecting import identity_of_privacy, told_of_privacy
 from isthmus.jobs.rebalancing import Rebalancing
 from isthmus.jobs.recording import Recording
 from isthmus.jobs.resuming import Recalled, identity_of, recall
@@ -76,11 +77,12 @@ def train(
         for told in filter(None, (expected, warning and f"warning: {warning}")):
             journal.tell(f"strategy: {told}")
         training = make_training(
-            trace.tiers if trace else tiers, settings, model, plan, local, journal, replay
+            trace.tiers if trace else tiers, settings, model, plan, local, journal, replay, resume
         )
         path = open_folder(tiers, settings, Path(settings_path).stem, resume, name, lock)
         job = Job(tiers, settings, plan, training, sets, journal, path)
-        chosen = {"choice": why, "rounds": rounds or expected, "tree": tree} | (
+        told = told_of_privacy(training)
+        chosen = {"choice": why, "rounds": rounds or expected, "tree": tree, **told} | (
             told_of_clients(training.member) if settings.plays_clients else {}
         )
         job.begin(chosen, resume)
@@ -125,6 +127,7 @@ class Job:
         if "validation" in sets:
             self.validation = Validation(training.model, self.leads, training.recipe.stop_after)
         self.identity = identity_of(settings, tiers.cluster, plan, self.data)
+        self.identity |= identity_of_privacy(settings, tiers.cluster, training)
         if settings.plays_clients:
             self.identity["clients"] = identity_of_clients(settings, training.member.clients)
 

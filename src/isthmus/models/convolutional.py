@@ -109,28 +109,17 @@ class Convolutional(FlatModel):
         trace.append((values.shape, flat))
         return flat @ weights["linear.weight"] + weights["linear.bias"], trace
 
-    def backward(
-        self,
-        weights: dict[str, np.ndarray],
-        trace: list,
-        slope: np.ndarray,
-        parts: dict[str, np.ndarray],
-    ) -> Iterator[str]:
-        """Write gradients into `parts`, from the last layer to the first; yield each finished one."""
-        (shape, flat), library = trace[-1], library_of(slope)
-        library.matmul(flat.T, slope, out=parts["linear.weight"])
-        slope.sum(axis=0, out=parts["linear.bias"])
-        yield "linear.weight"
+    def layers_back(
+        self, weights: dict[str, np.ndarray], trace: list, slope: np.ndarray
+    ) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+        shape, flat = trace[-1]
+        yield "linear", flat, slope
         slope = (slope @ weights["linear.weight"].T).reshape(shape)
         for number in reversed(range(len(self.channels))):
             before, patches, sums_shape, pooled, place = trace[number]
             slope = spread_to_maxima(slope * (pooled > 0), place, sums_shape)
             kernel = weights[f"convolution{number}.weight"]
-            rows = slope.reshape(-1, kernel.shape[-1])
-            matrix = parts[f"convolution{number}.weight"].reshape(-1, kernel.shape[-1])
-            library.matmul(patches.reshape(-1, matrix.shape[0]).T, rows, out=matrix)
-            rows.sum(axis=0, out=parts[f"convolution{number}.bias"])
-            yield f"convolution{number}.weight"
+            yield f"convolution{number}", patches, slope
             if number:
                 slope = summed_patches(slope @ kernel.reshape(-1, kernel.shape[-1]).T, before)
 

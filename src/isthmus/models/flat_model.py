@@ -13,7 +13,7 @@ Parameters of CuPy are computed with on their GPU, to which features and targets
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -106,6 +106,63 @@ class FlatModel(Model):
             ready(first[name])
         return loss
 
+    def layers_back(
+        self, weights: dict[str, np.ndarray], trace: Any, slope: np.ndarray
+    ) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+        """Yield the name of each layer, from the last to the first, what it was given, and the slope of
+        the loss by what it gave: [batch, ..., inputs] and [batch, ..., outputs]."""
+        raise NotImplementedError
+
+    def backward(
+        self, weights: dict[str, np.ndarray], trace: Any, slope: np.ndarray, parts: dict[str, np.ndarray]
+    ) -> Iterator[str]:
+        """Write gradients into `parts`, from the last layer to the first; yield each finished one."""
+        for name, given, slopes in self.layers_back(weights, trace, slope):
+            matrix = parts[f"{name}.weight"].reshape(-1, slopes.shape[-1])
+            rows = slopes.reshape(-1, slopes.shape[-1])
+            library_of(rows).matmul(given.reshape(-1, matrix.shape[0]).T, rows, out=matrix)
+            rows.sum(axis=0, out=parts[f"{name}.bias"])
+            yield f"{name}.weight"
+
+    def clipped_gradient(
+        self,
+        parameters: np.ndarray,
+        features: np.ndarray,
+        targets: np.ndarray,
+        clip: float,
+        gradient: np.ndarray,
+    ) -> None:
+        """Overwrite `gradient` with the sum of the samples' gradients, each scaled to at most the norm
+        `clip`, on NumPy's vectors.
+
+        Samples whose gradient is not finite count as zeros: then a sample changes the sum by `clip` at
+        most, whatever it is.
+        """
+        gradient[:] = 0
+        if len(features) == 0:
+            return
+        weights = self.views(parameters)
+        scores, trace = self.forward(weights, self.prepared(parameters, features))
+        _, slope = self.loss.value_and_slope(scores, targets)
+        layers = list(self.layers_back(weights, trace, slope))
+        norms, of_samples = sample_norms(layers)
+        if not (kept := np.isfinite(norms)).all():
+            self.clipped_gradient(parameters, features[kept], targets[kept], clip, gradient)
+            return
+        # A norm is rounded: what it may be too small by is taken off.
+        factors = np.minimum(1, clip * (1 - 1e-5) / np.maximum(norms, 1e-30)).astype(gradient.dtype)
+        parts = self.views(gradient)
+        for name, given, slopes in layers:
+            matrix = parts[f"{name}.weight"].reshape(-1, slopes.shape[-1])
+            if slopes.ndim == 2:
+                scaled = slopes * factors[:, None]
+                np.matmul(given.T, scaled, out=matrix)
+                scaled.sum(axis=0, out=parts[f"{name}.bias"])
+            else:
+                matrices, biases = of_samples[name]
+                np.matmul(factors, matrices.reshape(len(factors), -1), out=matrix.reshape(-1))
+                np.matmul(factors, biases, out=parts[f"{name}.bias"])
+
     def prepared(self, parameters, features):
         """Return the batch as [batch, *inputs] of the parameters' type, uint8 brought to +-1/2."""
         features = library_of(parameters).asarray(features)  # bytes travel, not what they become
@@ -118,6 +175,27 @@ class FlatModel(Model):
     def _arranged(self, features):
         """Return the batch in the order of axes that `forward` takes."""
         return features.reshape(len(features), *self.inputs_shape)
+
+
+def sample_norms(layers):
+    """Return float64[batch], the norm of each sample's gradient, and name -> gradients of each sample.
+
+    Those of dense layers follow from what they are given and from slopes, and are never made (Goodfellow
+    2015, arXiv:1510.01799); those of convolutions, whose weights are few, are made.
+    """
+    squares, of_samples = np.zeros(len(layers[0][1])), {}
+    for name, given, slopes in layers:
+        if slopes.ndim == 2:
+            inputs = np.einsum("ij,ij->i", given, given) + 1  # 1 is what a bias is given
+            squares += inputs.astype(np.float64) * np.einsum("ij,ij->i", slopes, slopes)
+            continue
+        rows = slopes.reshape(len(slopes), -1, slopes.shape[-1])
+        patches = given.reshape(len(given), -1, given.shape[-1])
+        matrices, biases = np.matmul(patches.transpose(0, 2, 1), rows), rows.sum(axis=1)
+        of_samples[name] = matrices, biases
+        for each in (matrices.reshape(len(rows), -1), biases):
+            squares += np.einsum("ij,ij->i", each, each)
+    return np.sqrt(squares), of_samples
 
 
 def take_whole(model, *names):

@@ -52,17 +52,10 @@ class Perceptron(FlatModel):
                 values = library_of(values).maximum(values, 0)
         return values, given
 
-    def backward(
-        self,
-        weights: dict[str, np.ndarray],
-        given: list,
-        slope: np.ndarray,
-        parts: dict[str, np.ndarray],
-    ) -> Iterator[str]:
-        """Write gradients into `parts`, from the last layer to the first; yield each finished one."""
+    def layers_back(
+        self, weights: dict[str, np.ndarray], given: list, slope: np.ndarray
+    ) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
         for number in reversed(range(len(given))):
-            library_of(slope).matmul(given[number].T, slope, out=parts[f"layer{number}.weight"])
-            slope.sum(axis=0, out=parts[f"layer{number}.bias"])
-            yield f"layer{number}.weight"
+            yield f"layer{number}", given[number], slope
             if number:
                 slope = (slope @ weights[f"layer{number}.weight"].T) * (given[number] > 0)

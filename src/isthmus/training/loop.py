@@ -105,15 +105,7 @@ class Training:
             epoch, done = divmod(self.member.walked, recipe.steps)
             if self.rest is not None and self.rest.epoch != epoch:
                 self.take(self.local)
-            since, rows = (self.rest.since, self.rest.rows) if self.rest else (0, None)
-            for features, targets in self.local.batches(
-                steps=recipe.steps - since,
-                seed=recipe.seed,
-                epoch=epoch,
-                start=done - since,
-                rows=rows,
-                since=since,
-            ):
+            for features, targets in self._batches_of(epoch, done):
                 before = self.member.stage_seconds
                 with self.instruments.step(self.member.walked + 1) as measured:
                     loss = self._step(features, targets, measured.phase)
@@ -122,6 +114,23 @@ class Training:
                 yield
                 if self.member.together and state.step % recipe.steps == 0:
                     break  # of an epoch, wherever this rank is in its samples
+
+    def _batches_of(self, epoch, done):
+        """Yield the batches of an epoch that are left once `done` of them are made."""
+        recipe = self.recipe
+        since, rows = (self.rest.since, self.rest.rows) if self.rest else (0, None)
+        return self.local.batches(
+            steps=recipe.steps - since,
+            seed=recipe.seed,
+            epoch=epoch,
+            start=done - since,
+            rows=rows,
+            since=since,
+        )
+
+    def _gradient(self, features, targets, ready):
+        """Write this rank's gradient, call `ready` as parts of it are, and return the summed loss."""
+        return self.model.gradient(self.state.parameters, features, targets, self.gradient, ready)
 
     def _step(self, features, targets, phase):
         """Compute, sum, update, exchange; return the summed loss of this rank's samples."""
@@ -163,9 +172,7 @@ class Training:
 
         with np.errstate(all="ignore"):  # what is not finite is found by every rank, together
             try:
-                return self.model.gradient(
-                    self.state.parameters, features, targets, self.gradient, ready
-                )
+                return self._gradient(features, targets, ready)
             except MemoryError as problem:
                 gradients.fail(
                     out_of_memory(
