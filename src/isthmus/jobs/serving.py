@@ -14,7 +14,7 @@ def serve_requests(inference, world, door, most_waiting, sample, tell):
 
     door: (host, port, seconds): each edge rank listens at the port plus its number among those of its
     host, at any where it is 0, for so many seconds; None: until it is stopped. sample: features
-    [1, ...] of the shape and dtype that are taken. Cloud ranks return once edge ranks have left `inference`.
+    [1, ...] of the shape and dtype that are taken. Cloud ranks return once edge ranks have left.
     """
     host, port, seconds = door
     asks = gather_json(world, inference.asks)
