@@ -48,6 +48,11 @@ def samples_of_ranks(targets, split, cluster):
     ]
 
 
+def arguments_of(strategy, turn):
+    """Return the arguments of a strategy; where clients have a `turn`, all of them take part."""
+    return ({} if turn is None else {"participants": 1.0}) | strategy
+
+
 if __name__ == "__main__":
     from mpi4py import MPI
     from threadpoolctl import threadpool_limits
@@ -94,7 +99,7 @@ if __name__ == "__main__":
             seed=case["seed"],
             on_non_finite="skip",
         )
-        arguments = dict(case["strategy"])
+        arguments = arguments_of(case["strategy"], case.get("turn"))
         strategy = STRATEGIES[arguments.pop("kind")](**arguments)
         rank, plays = tiers.world.rank, "turn" in case
         sums = Sums(

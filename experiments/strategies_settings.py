@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
+from strategies_program import arguments_of
 from study import HERE, digest_of
 
 import isthmus
@@ -103,7 +104,7 @@ class Row(FrozenModel):
         return self
 
     def make(self):
-        arguments = dict(self.strategy)
+        arguments = arguments_of(self.strategy, self.turn)
         kind = arguments.pop("kind", None)
         if kind not in STRATEGIES:
             raise ValueError(f"kind of strategy must be one of {', '.join(STRATEGIES)}, not {kind!r}")

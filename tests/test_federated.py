@@ -54,8 +54,8 @@ def test_scaffold_ends_at_the_optimum_and_averages_beside_it(participants):
     scaffold = isthmus.Federated(local=client.Scaffold(), participants=participants)
     for groups in (None, [0, 0, 0, 1]):
         assert abs(play(scaffold, 600, groups=groups)[-1] - optimum()).max() < 1e-12
-    plain = play(isthmus.Federated(), 200)[-1]
-    near = play(isthmus.Federated(local=client.Proximal(1.0)), 200)[-1]
+    plain = play(isthmus.Federated(participants=1.0), 200)[-1]
+    near = play(isthmus.Federated(local=client.Proximal(1.0), participants=1.0), 200)[-1]
     assert abs(plain - optimum()).max() > 0.25
     assert 0.01 < abs(near - optimum()).max() < abs(plain - optimum()).max()
 
@@ -65,7 +65,7 @@ def test_one_step_of_all_clients_is_a_synchronous_step_to_the_bit_on_dyadic_numb
     start, options = np.array([8.0, -2.0], dtype), {"local_steps": 1, "learning_rate": 0.5}
     ours, truth = (
         play(strategy, 4, lambda worker, x, step: x + OPTIMA[worker], start=start, **options)
-        for strategy in (isthmus.Federated(), isthmus.Synchronous())
+        for strategy in (isthmus.Federated(participants=1.0), isthmus.Synchronous())
     )
     np.testing.assert_array_equal(ours, truth)
     assert ours[-1].dtype == dtype
@@ -98,7 +98,7 @@ def test_the_mean_move_of_few_is_that_of_all():
     few = play(isthmus.Federated(participants=1), 60, constant, local_steps=1)
     moves = {tuple(np.round(after - before, 9)) for before, after in itertools.pairwise(few)}
     assert len(moves) == 4  # of one client each: as often as any other
-    step = play(isthmus.Federated(), 1, constant, local_steps=1)[0] - 9.0
+    step = play(isthmus.Federated(participants=1.0), 1, constant, local_steps=1)[0] - 9.0
     np.testing.assert_allclose(np.mean(list(moves), axis=0), step, rtol=1e-6)
 
 
@@ -106,7 +106,10 @@ def test_a_client_that_is_not_finite_is_dropped_and_the_others_take_its_share():
     def broken(worker, x, step):
         return np.full(2, np.inf) if worker == 1 else quadratic(worker, x, step)
 
-    for strategy in (isthmus.Federated(), isthmus.Federated(local="scaffold", server=outer.Adam(0.1))):
+    for strategy in (
+        isthmus.Federated(participants=1.0),
+        isthmus.Federated(outer.Adam(0.1), "scaffold", 1.0),
+    ):
         without = play(
             strategy, 20, lambda worker, x, step: quadratic([0, 2, 3][worker], x, step), [1.0, 1.0, 4.0]
         )
@@ -114,7 +117,7 @@ def test_a_client_that_is_not_finite_is_dropped_and_the_others_take_its_share():
             np.testing.assert_allclose(play(strategy, 20, broken), without, rtol=1e-12)
         assert np.isfinite(play(strategy, 20, broken)).all()
     with pytest.raises(NonFiniteError, match="step 2: what workers exchange"):
-        play(isthmus.Federated(), 3, lambda worker, x, step: np.nan if step >= 16 else x)
+        play(isthmus.Federated(participants=1.0), 3, lambda worker, x, step: np.nan if step >= 16 else x)
 
 
 def test_sites_average_their_clients_so_often_before_they_exchange():
@@ -132,7 +135,7 @@ def test_sites_average_their_clients_so_often_before_they_exchange():
                 places[site] = shares @ ends
         return (3 * places[0] + 5 * places[1]) / 8
 
-    history = play(isthmus.Federated(edge_rounds=3), 5, groups=[0, 0, 1, 1])
+    history = play(isthmus.Federated(participants=1.0, edge_rounds=3), 5, groups=[0, 0, 1, 1])
     x = np.array([9.0, 9.0])
     for found in history:
         x = by_hand(x)
@@ -240,7 +243,7 @@ def test_who_cannot_be_had_is_not_drawn_and_the_others_count_as_all(comm):
     clients = Clients(np.array([1.0, 2.0, 3.0, 2.0]), mine, mine, available=available)
     with isthmus.split_tiers(comm, isthmus.Cluster(cluster_of(1, 1))) as tiers:
         sums = Sums(tiers, 2, float(clients.weights[mine].sum()), clients=clients)
-        member = isthmus.Federated(server=outer.Momentum(1.0, 0.5)).join(sums, 4)
+        member = isthmus.Federated(outer.Momentum(1.0, 0.5), participants=1.0).join(sums, 4)
         place = np.zeros(2, "f4")
         member.begin(place)
         places = []
@@ -424,7 +427,10 @@ def test_a_thousand_clients_take_the_time_of_one_and_the_memory_of_one_model(
     cluster = shared_folder / "cluster.toml"
     cluster.write_text(tomli_w.dumps(cluster_of(1)))
     for kind in ("central", "clients", "memory of clients"):
-        of_clients = {"strategy": "federated", "clients": {"count": 1000, "split": "iid"}}
+        of_clients = {
+            "strategy": {"kind": "federated", "participants": 1.0},
+            "clients": {"count": 1000, "split": "iid"},
+        }
         table = ({} if kind == "central" else of_clients) | {
             "cluster": {"file": "cluster.toml"},
             "data": {name: str(ROOT / "data/fashion_mnist" / name) for name in ("train", "test")},

@@ -40,7 +40,7 @@ class Federated(Strategy):
 
     server: Outer | str | dict[str, Any] = AVERAGE
     local: Local | str | dict[str, Any] = PLAIN
-    participants: float = 1.0
+    participants: float = 0.25
     edge_rounds: int = 1
     by: str = "chance"
 
