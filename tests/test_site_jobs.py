@@ -2,16 +2,25 @@
 
 import json
 import re
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+import typer
 from test_rebalancing import lab
 from test_sealed import Alone, sealed_lab
 
+from isthmus.cli.sites import site_job
+from isthmus.errors import ClusterError, SecurityError, SettingsError
 from isthmus.jobs.launch import rank_command, rank_environment
+from isthmus.jobs.settings import RunSettings
+from isthmus.jobs.sites import SiteJob, digest_of
+from isthmus.jobs.slurm.submit import script_of_run
+from isthmus.links.frames import HEADER_NBYTES
 
 pytest.importorskip("crc32c")
 YIELDING = {"OMPI_MCA_mpi_yield_when_idle": "1"}
@@ -40,7 +49,7 @@ def start(ranks, *arguments):
     )
 
 
-def end(job, seconds=100):
+def end(job, seconds=200):
     """Return the code, and what was said on standard output and on standard error."""
     try:
         out, err = job.communicate(timeout=seconds)
@@ -66,6 +75,56 @@ def summary_of(out):
     return json.loads(Path(re.search(r"report: (.*)", out)[1]).with_name("summary.json").read_text())
 
 
+def test_one_site_of_a_run_is_submitted_as_a_plain_job(repository, monkeypatch):
+    monkeypatch.chdir(repository)
+    scripts = {}
+    for site, listens in (("cloud", True), ("edge", False)):
+        part = SiteJob(site, ("cloud.org", 7000), listens)
+        scripts[site] = script = script_of_run(Path("slurm/two_sites.toml"), part=part)
+        assert f"\n#SBATCH --job-name=two_sites-{site}\n" in script
+        assert f"\n#SBATCH --partition={site}\n" in script
+        assert "hetjob" not in script
+        assert subprocess.run(["bash", "-n"], input=script, text=True).returncode == 0
+    assert "\noptions=(--site cloud --listen cloud.org:7000)\nnamed=(--name " in scripts["cloud"]
+    assert "\noptions=(--site edge --join cloud.org:7000)\nnamed=()\n" in scripts["edge"]
+    with pytest.raises(ClusterError, match="has no site 'egde'; --site is one of cloud, edge"):
+        script_of_run(Path("slurm/two_sites.toml"), part=SiteJob("egde", ("h", 1), False))
+
+
+def test_options_that_do_not_fit_are_refused(tmp_path):
+    assert site_job(None, None, None, "runs/x") is None
+    assert site_job("edge", None, "[::1]:70", None).options == ["--site", "edge", "--join", "[::1]:70"]
+    for wrong, why in (
+        (("edge", None, None, None), "--listen HOST:PORT on one site"),
+        ((None, "h:1", None, None), "--listen HOST:PORT on one site"),
+        (("edge", "h:1", "h:1", None), "--listen HOST:PORT on one site"),
+        (("edge", None, "7000", None), "'7000' is no HOST:PORT"),
+        (("edge", None, "h:1", "runs/x"), "the site that listens has the run's folder"),
+    ):
+        with pytest.raises(typer.BadParameter, match=why):
+            site_job(*wrong)
+    path = lab(Alone(), tmp_path, (1, 1), **STILL)
+    settings = RunSettings.from_toml(path)
+    cluster = settings.read_cluster()
+    part = SiteJob("site0", ("0.0.0.0", 1), listens=True)
+    with pytest.raises(SecurityError, match=r"--listen 0.0.0.0:1: .* set security.token"):
+        part._admission(settings)
+    with pytest.raises(ClusterError, match="'site0' has 1 ranks, this job has 2; start it with mpirun"):
+        part._check(settings, cluster, 2)
+    mpi = settings.allreduce.model_copy(update={"algorithm": "mpi"})
+    with pytest.raises(SettingsError, match='"mpi" reaches no further than one mpirun'):
+        part._check(settings.model_copy(update={"allreduce": mpi}), cluster, 1)
+    elsewhere = RunSettings.from_json(settings.to_json(), path).with_paths_from(tmp_path / "there")
+    assert digest_of(elsewhere, cluster, False) == digest_of(settings, cluster, False)
+    assert digest_of(settings, cluster, True) != digest_of(settings, cluster, False)
+    other = settings.training.model_copy(update={"seed": 4})
+    changed = settings.model_copy(update={"training": other})
+    assert digest_of(changed, cluster, False) != digest_of(settings, cluster, False)
+    path.write_text(path.read_text() + '\n[security]\ntoken = "runs/token"\n')
+    with pytest.raises(SecurityError, match="security.token is in .*runs, which others are given"):
+        RunSettings.from_toml(path)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("link", ["clear", "sealed"])
 def test_two_sites_as_jobs_of_their_own_end_with_the_bits_and_bytes_of_one_job(tmp_path, link):
@@ -84,3 +143,65 @@ def test_two_sites_as_jobs_of_their_own_end_with_the_bits_and_bytes_of_one_job(t
     assert short.splitlines() == out.splitlines()[:1]  # the folder is elsewhere
     assert "site site1: joined from 127.0.0.1" in said
     assert "joined site site0 at 127.0.0.1" in words
+    for far, near in zip(apart["links"], alone["links"], strict=True):
+        assert far["sent_nbytes"] == far["predicted_nbytes"]
+        more, rest = divmod(far["sent_nbytes"] - near["sent_nbytes"], HEADER_NBYTES)
+        assert (more, rest) == (apart["steps"], 0)  # one wire a step
+
+
+def said_when(job, words, seconds=200):
+    """Return what `job` has said on standard error once `words` are among it."""
+    said, until = "", time.monotonic() + seconds
+    while words not in said:
+        assert time.monotonic() < until, said
+        line = job.stderr.readline()
+        assert line, said
+        said += line
+    return said
+
+
+@pytest.mark.slow
+def test_a_site_that_freezes_or_is_interrupted_ends_the_others_in_words_and_all_go_on(tmp_path):
+    """Three sites of a rank each, two of which reach one another through the one that listens."""
+    path = lab(
+        Alone(),
+        tmp_path,
+        (1, 1, 1),
+        plan={"replan": False},
+        allreduce={"algorithm": "ring", "compressor": "none"},
+        run={"checkpoint_every": 8, "report_every": 4},
+    )
+    path.write_text(path.read_text() + "\n[recovery]\ndeadline_seconds = 6.0\n")
+    jobs = start_sites(path, 1, 1, 1)
+    folder = said_when(jobs[0], "step 8: checkpoint").partition("run folder: ")[2].split()[0]
+    jobs[2].send_signal(signal.SIGSTOP)
+    began = time.monotonic()
+    for job in jobs[:2]:
+        code, _, said = end(job)
+        assert code == 20, said
+        lines = [line for line in said.splitlines() if line.startswith("isthmus: ")]
+        assert len(lines) == 1, said
+        assert "site 'site2' has gone: no sign of life for" in lines[0]
+        assert f"isthmus train RUN.toml --resume {folder}" in said
+    assert time.monotonic() - began < 20
+    jobs[2].kill()
+    jobs[2].communicate()
+
+    jobs = start_sites(path, 1, 1, 1, more=("--resume", folder))
+    said_when(jobs[0], "checkpoint written")
+    jobs[1].send_signal(signal.SIGINT)
+    code, _, said = end(jobs[1])
+    assert code == 130, said
+    assert f"isthmus train RUN.toml --resume {folder}" in said
+    for job in (jobs[0], jobs[2]):
+        code, _, said = end(job)
+        assert code == 20, said
+        assert said.count("isthmus: ") == 1, said
+        assert "site 'site1' has gone: it closed the connection" in said
+
+    jobs = start_sites(path, 1, 1, 1, more=("--resume", folder))
+    ends = [end(job) for job in jobs]
+    assert [code for code, _, _ in ends] == [0, 0, 0], ends
+    code, out, said = end(start(3, path))
+    assert code == 0, said
+    assert summary_of(ends[0][1])["parameter_hash"] == summary_of(out)["parameter_hash"]

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from isthmus.cli.arguments import AsJson, OtherCluster, RunFile
+from isthmus.cli.sites import Joins, Listens, SiteName, site_job
 from isthmus.terminal import Content
 
 
@@ -28,21 +29,22 @@ def submit(
         bool, typer.Option("--dry-run", metavar="", help="Print the sbatch script and submit nothing.")
     ] = False,
     cluster: OtherCluster = None,
+    site: SiteName = None,
+    listen: Listens = None,
+    join: Joins = None,
     as_json: AsJson = False,
 ):
-    """Submit the run to Slurm: a heterogeneous job where there are several sites."""
+    """Submit the run to Slurm: one job for all sites, or with --site one of a job a site."""
     from isthmus.jobs.slurm.submit import script_of_run, submit_run
 
+    part = site_job(site, listen, join, None)
     if dry_run:
-        script = script_of_run(run, cluster)
+        script = script_of_run(run, cluster, part)
         context.obj.answer(as_json, {"script": script}, [Content(script)])
         return
-    made = submit_run(run, cluster)
-    context.obj.answer(
-        as_json,
-        made,
-        f"job {made['job']}: submitted; its folder is {made['folder']}, its log {made['log']}",
-    )
+    made = submit_run(run, cluster, part)
+    where = f"folder is {made['folder']}, its " if made["folder"] else ""
+    context.obj.answer(as_json, made, f"job {made['job']}: submitted; its {where}log {made['log']}")
 
 
 def status(

@@ -3,17 +3,18 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import sha256
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from isthmus.errors import ClusterError, SecurityError, SettingsError
 from isthmus.json_text import dumps
 from isthmus.links.agreement import from_root
 from isthmus.links.greeting import Introduction
-from isthmus.links.meeting import Address, Listener, is_loopback, join
-from isthmus.links.sites import tiers_of_sites
-from isthmus.links.tiers import Tiers
+from isthmus.links.meeting import Address, Listener, in_words, is_loopback, join
 from isthmus.registry import ALGORITHMS
 from isthmus.security.admission import SiteKeys, Token, read_token
+
+if TYPE_CHECKING:
+    from isthmus.links.tiers import Tiers
 
 PATHS = {
     "cluster": ("file",),
@@ -35,12 +36,14 @@ class SiteJob(NamedTuple):
     listens: bool
 
     @contextmanager
-    def tiers(self, comm, settings, cluster, paced, keys, tell, replays) -> Iterator[Tiers]:
+    def tiers(self, comm, settings, cluster, paced, keys, tell, replays) -> "Iterator[Tiers]":
         """Give the tiers of all sites once they have met. Collective over all ranks of all sites.
 
         settings: as the first rank of `comm` has read them, None on the others. tell: called with lines
         of progress there. replays: whether this run replays another; then all sites do.
         """
+        from isthmus.links.sites import tiers_of_sites  # which starts MPI
+
         connections = None
 
         def meet():
@@ -65,12 +68,21 @@ class SiteJob(NamedTuple):
         ) as tiers:
             yield tiers
 
-    def _check(self, settings, cluster, ranks):
+    @property
+    def options(self) -> list[str]:
+        """The words of `isthmus train` that say this."""
+        return ["--site", self.site, "--listen" if self.listens else "--join", in_words(self.address)]
+
+    def check_name(self, cluster):
+        """Raise ClusterError unless the cluster has this site."""
         if self.site not in cluster.names:
             raise ClusterError(
                 f"{cluster.source}: has no site {self.site!r}; --site is one of "
                 f"{', '.join(cluster.names)}"
             )
+
+    def _check(self, settings, cluster, ranks):
+        self.check_name(cluster)
         wanted = len(cluster.ranks_of_site(self.site))
         if ranks != wanted:
             raise ClusterError(
@@ -94,7 +106,7 @@ class SiteJob(NamedTuple):
             return read_token(security.token)
         if self.listens and not is_loopback(self.address[0]):
             raise SecurityError(
-                f"--listen {self.address[0]}:{self.address[1]}: not only this host can call there, and "
+                f"--listen {in_words(self.address)}: not only this host can call there, and "
                 "nothing says who may join; set security.token, or security.link and keys"
             )
         return Token(b"")

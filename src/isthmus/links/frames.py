@@ -8,6 +8,7 @@ request is not done before. Where a header is damaged, the next good one is look
 
 import socket
 import struct
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -80,6 +81,7 @@ class Stream:
         make_quick(connection)
         connection.setblocking(False)
         self.reason: str | None = None  # why the other end is gone, where somebody has told
+        self.patience_seconds = 0.0  # for which somebody who may tell is waited for
         self.ended = self.closed = False  # it has said BYE; and has closed the connection
         self._queue: deque[list[Any]] = deque()  # of [frame, packed header or None, bytes written]
         self._unconfirmed: deque[Outgoing] = deque()
@@ -183,9 +185,12 @@ class Stream:
 
     def gone(self, problem: OSError | None = None) -> SiteError:
         """Return what is to be raised because the other end is not there any more."""
+        end = time.monotonic() + self.patience_seconds
+        while self.reason is None and time.monotonic() < end:
+            time.sleep(0.01)
         why = self.reason or (
             f"{self.who} has gone: it closed the connection"
-            if problem is None
+            if problem is None or isinstance(problem, ConnectionResetError | BrokenPipeError)
             else f"{self.who} has gone: {problem.strerror or problem}"
         )
         return SiteError(f"{why}; see what it says itself, and start all sites again with --resume")

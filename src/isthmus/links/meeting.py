@@ -46,6 +46,12 @@ def address_of(text: str) -> Address:
     return host.removeprefix("[").removesuffix("]"), int(port)
 
 
+def in_words(address: Address) -> str:
+    """Return HOST:PORT, as `address_of` takes it."""
+    host, port = address
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def is_loopback(host: str) -> bool:
     """Whether nobody outside this machine can reach `host`, a name or an address, to listen at."""
     try:
@@ -85,7 +91,7 @@ class Listener:
         self._lock = threading.Lock()
         self._free = threading.Semaphore(MOST_AT_ONCE)
         self._socket = _server(address)
-        self.where = f"{address[0] or '*'}:{self._socket.getsockname()[1]}"
+        self.where = in_words((address[0] or "*", self._socket.getsockname()[1]))
 
     def __enter__(self):
         return self
@@ -193,7 +199,7 @@ def join(address: Address, me: Introduction, wait_seconds: float, tell: Tell) ->
 
     SiteError if nobody answers in time, or who answers refuses this site, or is not who it should be.
     """
-    where, end = f"{address[0]}:{address[1]}", time.monotonic() + wait_seconds
+    where, end = in_words(address), time.monotonic() + wait_seconds
     connections: dict[str, socket.socket] = {}
     site = ""
     try:
@@ -217,7 +223,7 @@ def _server(address):
         return socket.create_server(found[0][4][:2], family=found[0][0], backlog=MOST_AT_ONCE)
     except OSError as problem:
         raise SiteError(
-            f"{host or '*'}:{port}: cannot listen there: {problem.strerror}; end what has the port, or "
+            f"{in_words(address)}: cannot listen there: {problem.strerror}; end what has the port, or "
             "give --listen another address of this host"
         ) from None
 

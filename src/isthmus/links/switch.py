@@ -17,6 +17,8 @@ from isthmus.links.frames import ALIVE, BYE, DATA, GONE, Header, Stream
 from isthmus.links.socket_comm import SECONDS_TO_CLOSE
 
 SECONDS_BETWEEN_SIGNS = 1.0
+SECONDS_TO_TELL = 0.5
+"""In which a leader whose connection is closed hears from its switch who is gone, if it is another."""
 
 
 class Switch(threading.Thread):
@@ -36,6 +38,8 @@ class Switch(threading.Thread):
     ):
         super().__init__(name="isthmus-switch", daemon=True)
         self.direct, self.deadline_seconds = direct, deadline_seconds
+        for stream in direct:
+            stream.patience_seconds = SECONDS_TO_TELL
         self._stream_to: dict[int, Stream] = {}
         self._near: list[Stream] = []
         self._far: list[Stream] = []
@@ -144,7 +148,7 @@ class Switch(threading.Thread):
         """Tell this site's ranks and the other sites who is gone, and wake whoever waits for them."""
         for stream in self.direct:
             stream.reason = stream.reason or why
-        for stream in self._near + self._far:
+        for stream in self._far + self._near:
             try:
                 stream.send(GONE, 0, 0, 0, 0, why.encode())
             except SiteError:

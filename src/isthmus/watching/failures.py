@@ -32,7 +32,8 @@ class Place:
     hosts, sites, tiers: of each cluster rank. folder: the run's, or None before it has one.
     checkpoint: the step of the last one, or None. home: the cluster rank of the job's rank 0. seen: the
     ranks whose processes are seen from here; of them, gone: those that were killed -> their step and
-    phase, signalled: those that a signal told to end, and failing: those that tell an error.
+    phase, signalled: those that a signal told to end, and failing: those that tell an error. job: the
+    ranks that were started together; empty: all.
     """
 
     rank: int
@@ -48,6 +49,7 @@ class Place:
     gone: dict = field(default_factory=dict)
     signalled: tuple = ()
     failing: tuple = ()
+    job: tuple = ()
 
 
 def last_words(problem, comm, speaks):
@@ -161,7 +163,7 @@ def interrupted_lines(number, place, speaks):
         return []
     who = "" if everybody else f"{_named(place, place.signalled or [place.rank])}: "
     why = f" by {signal.Signals(number).name}" if who else ""
-    if everybody and len(place.seen) < len(place.hosts):
+    if everybody and _elsewhere(place):
         why = f" by mpirun; if nobody stopped it, look at {_named(place, _elsewhere(place))}"
     return [f"isthmus: {who}interrupted in step {place.step}{why}; {_how_to_go_on(place)}"]
 
@@ -204,7 +206,7 @@ def stalled_lines(line, ranks, place):
 
 
 def _elsewhere(place):
-    return sorted(set(range(len(place.hosts))) - set(place.seen))
+    return sorted(set(place.job or range(len(place.hosts))) - set(place.seen))
 
 
 def _named(place, ranks):

@@ -41,6 +41,7 @@ class Journal:
         )
         self.rank, self.folder, self.checkpoint = world.rank, None, None
         self.home, self._mode = tiers.home, settings.mode
+        self._job = cluster.ranks_of_site(tiers.site_name) if tiers.joined else range(cluster.size)
         self._tell = tell if world.rank == tiers.home else None
         self.progress = Progress(world)
         self.watch = Watch(
@@ -95,11 +96,12 @@ class Journal:
             *self._of_rank,
             self.folder,
             self.checkpoint,
-            self.home,
+            self.home if self.home in self._job else self._job[0],
             tuple(progress.ranks),
             {rank: progress.point_of(rank) for rank in progress.ranks_gone()},
             tuple(progress.ranks_ending(SIGNALLED)),
             tuple(progress.ranks_ending(FAILS)),
+            tuple(self._job),
         )
 
     def __enter__(self):

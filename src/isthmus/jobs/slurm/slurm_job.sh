@@ -16,7 +16,7 @@ trap 'rm -rf "$TMPDIR"' EXIT
 
 # A job that comes back has the same name, and goes on from its checkpoint.
 python3 -m isthmus.jobs.slurm.in_allocation \
-  isthmus train "$run_file" "${options[@]}" --name "$SLURM_JOB_NAME-$SLURM_JOB_ID" < /dev/null &
+  isthmus train "$run_file" "${options[@]}" "${named[@]}" < /dev/null &
 job=$!
 
 # Told to stop, the run writes a checkpoint and ends with code 14. mpirun passes USR1 on, TERM it would obey.
@@ -29,8 +29,10 @@ while wait "$job"; code=$?; [ "$code" -gt 128 ] && kill -0 "$job" 2> /dev/null; 
 [ "$stopping" = no ] || [ "$code" -le 128 ] || code=14
 
 # Where a node, a daemon or an agent was lost: how far the run came; and no code 0 without a summary.
-python3 -m isthmus.jobs.aftermath "$code" "$runs/$SLURM_JOB_NAME-$SLURM_JOB_ID"
-code=$?
+if [ ${#named[@]} -gt 0 ]; then # else the run's folder is that of another site's job
+  python3 -m isthmus.jobs.aftermath "$code" "$runs/$SLURM_JOB_NAME-$SLURM_JOB_ID"
+  code=$?
+fi
 
 # A job that somebody has cancelled stays cancelled: only a running one is put back into the queue.
 state=$(scontrol show job --oneliner "$SLURM_JOB_ID" | head -n 1 | grep -o 'JobState=[A-Z]*')

@@ -17,13 +17,15 @@ from isthmus.json_text import dumps
 BODY = Path(__file__).with_name("slurm_job.sh")
 
 
-def submit_run(run, cluster_path=None):
+def submit_run(run, cluster_path=None, part=None):
     """Submit a run from the folder that this process is in; return its job, folder and log.
 
-    The job finds the programs that this process would: sbatch passes the environment on.
+    part: the SiteJob that is submitted, of a run each of whose sites is a job of its own; the folder is
+    None where it is with the site that this one joins. The job finds the programs that this process
+    would: sbatch passes the environment on.
     """
     settings = read_settings(run, cluster_path)
-    script = job_script(settings, run, cluster_path)
+    script = job_script(settings, run, cluster_path, part)
     parent = settings.run.folder
     check_folder(parent, "set run.folder to a folder that you may write in")
     log = str(parent / "%x-%j.log")
@@ -37,17 +39,20 @@ def submit_run(run, cluster_path=None):
         environment={**os.environ, "PATH": path},
     )
     job = told.strip().partition(";")[0]
-    name = job_name(run)
+    name = job_name(run, part)
+    log = str(parent / f"{name}-{job}.log")
+    if part is not None and not part.listens:
+        return {"job": job, "folder": None, "log": log}
     folder = parent / f"{name}-{job}"
     write_text(folder / "job.sbatch", script)
     let_in(folder, settings.run.mode)
     write_text(folder / "slurm.json", dumps({"job": job}) + "\n")
-    return {"job": job, "folder": str(folder), "log": str(parent / f"{name}-{job}.log")}
+    return {"job": job, "folder": str(folder), "log": log}
 
 
-def script_of_run(run, cluster_path=None):
+def script_of_run(run, cluster_path=None, part=None):
     """Return the sbatch script of a run; paths in it are relative to the current folder."""
-    return job_script(read_settings(run, cluster_path), run, cluster_path)
+    return job_script(read_settings(run, cluster_path), run, cluster_path, part)
 
 
 def read_settings(run, cluster_path):
@@ -56,19 +61,22 @@ def read_settings(run, cluster_path):
     return settings.with_cluster(cluster_path) if cluster_path else settings
 
 
-def job_script(settings, run, cluster_path):
+def job_script(settings, run, cluster_path, part=None):
     """Return the script: one component of the job a site, then what is alike for all runs."""
     options = ["--cluster", os.path.relpath(cluster_path)] if cluster_path else []
+    options += part.options if part is not None else []
+    joins = part is not None and not part.listens
     values = {
         "run_file": shlex.quote(os.path.relpath(run)),
         "threads": str(settings.run.threads),
         "options": f"({shlex.join(options)})",
+        "named": "()" if joins else '(--name "$SLURM_JOB_NAME-$SLURM_JOB_ID")',
         "runs": shlex.quote(os.path.relpath(settings.run.folder)),
     }
     return "\n".join(
         [
             "#!/bin/bash",
-            *header(settings, job_name(run), run),
+            *header(settings, job_name(run, part), run, part),
             "",
             *(f"{name}={value}" for name, value in values.items()),
             "",
@@ -77,13 +85,14 @@ def job_script(settings, run, cluster_path):
     )
 
 
-def job_name(run):
+def job_name(run, part=None):
     """Return the name of a run's settings file, in letters that Slurm and a folder's name take."""
-    return re.sub(r"[^A-Za-z0-9_.-]", "_", Path(run).stem) or "isthmus"
+    name = Path(run).stem if part is None else f"{Path(run).stem}-{part.site}"
+    return re.sub(r"[^A-Za-z0-9_.-]", "_", name) or "isthmus"
 
 
-def header(settings, name, run):
-    """Return the `#SBATCH` lines: of the job, and of each site in the order of the cluster file."""
+def header(settings, name, run, part=None):
+    """Return the `#SBATCH` lines: of the job, and of each of its sites in the cluster file's order."""
     slurm, cluster = settings.slurm, settings.read_cluster()
     unknown = slurm.site.keys() - set(cluster.names)
     if unknown:
@@ -101,7 +110,10 @@ def header(settings, name, run):
     ]
     job += [f"--{key}={value}" for key in ("account", "qos") if (value := getattr(slurm, key))]
     lines = []
-    for index, site in enumerate(cluster.sites):
+    if part is not None:
+        part.check_name(cluster)
+    its = [site for site in cluster.sites if part is None or site.name == part.site]
+    for index, site in enumerate(its):
         wanted = slurm.site.get(site.name, SlurmSiteSettings())
         if wanted.nodes > site.ranks:
             raise SettingsError(
