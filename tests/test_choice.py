@@ -4,10 +4,14 @@ import pytest
 from clusters import cluster_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_tree_planning import matrix
 
 import isthmus
+from isthmus.collectives.alike import sums_alike
+from isthmus.collectives.exact import OfMPI
 from isthmus.compression.chunks import WIRE_NBYTES
-from isthmus.jobs.choosing import choose
+from isthmus.jobs.choosing import arrange, choose
+from isthmus.jobs.preparation import chosen_allreduce
 from isthmus.jobs.settings import RunSettings
 from isthmus.timing.choice import CHUNK_NBYTES, choose_allreduce, error_of, gaussian_error
 
@@ -132,3 +136,84 @@ def test_auto_never_chooses_what_cannot_be_paced():
         names = [each["name"] for each in why["candidates"]]
         assert ("recursive" in names) == (links == "real")
         assert got.allreduce.algorithm != "auto"
+
+
+def calibrated(table, ranks, **contenders):
+    """Return the cluster as if calibration had found MPI's own to be as foretold, and these factors."""
+    table["calibration"] = {
+        "ranks": ranks,
+        "allreduce": {"nbytes": [4, 10**8], "factors": [1, 1], "low": [1, 1], "high": [1, 1]},
+        "contenders": [
+            {"name": name, "nbytes": [1000, 1000_000], "factors": factors}
+            for name, factors in contenders.items()
+        ],
+    }
+    return isthmus.Cluster(table)
+
+
+def test_what_calibration_has_measured_decides_and_mpi_is_tried_where_it_was():
+    def chosen(size, ranks=4, **contenders):
+        table = cluster_of(4, bytes_per_second=1e9)
+        return choose_allreduce(calibrated(table, ranks, **contenders), size)
+
+    assert chosen(250).best.algorithm == "mpi"
+    assert "mpi" not in {each.algorithm for each in chosen(250, ranks=3).candidates}  # of other ranks
+    assert chosen(250, mpi=[50.0, 1.0]).best.algorithm != "mpi"
+    assert chosen(250_000, mpi=[50.0, 0.5]).best.algorithm == "mpi"
+    plain = isthmus.Cluster(cluster_of(4, bytes_per_second=1e9))
+    ends = [isthmus.predict_allreduce(plain, size, algorithm="ring").seconds for size in (250, 250_000)]
+    for size, seconds in ((125_125, 0.75 * ends[0] + 0.125 * ends[1]), (250_000, 0.25 * ends[1])):
+        told = {each.name: each.seconds for each in chosen(size, ring=[1.5, 0.25]).candidates}
+        assert told["ring"] == pytest.approx(seconds)
+
+
+def test_trees_and_rings_are_planned_before_an_allreduce_is_chosen():
+    """Of six regions, in an order that is bad for a ring and with a bad hub first."""
+    cluster = isthmus.Cluster(matrix(6, 8))
+    for largest_error, compressor in ((0, None), (1e-3, "int8")):
+        run = RUN | {"allreduce": {"algorithm": "auto", "largest_error": largest_error}}
+        settings = RunSettings.model_validate(run)
+        got, why = choose(settings, cluster)
+        assert got.allreduce.algorithm == "hierarchical"
+        kind = got.allreduce.compressor
+        assert (kind and kind.kind) == compressor
+        best = next(each for each in why["candidates"] if each["error"] <= largest_error)
+        arranged, told = arrange(got, cluster)
+        assert told is not None
+        seconds = isthmus.predict_allreduce(
+            arranged,
+            settings.make_model().size,
+            algorithm="hierarchical",
+            compressor=got.make_compressor(),
+            chunk_nbytes=got.allreduce.chunk_nbytes,
+        ).seconds
+        assert best["seconds"] == pytest.approx(seconds)
+        assert error_of(arranged, 22_402, got.make_compressor()) == best["error"] <= largest_error
+    table = matrix(4, 8)
+    table["site"][1]["relay"] = False
+    found = choose_allreduce(isthmus.Cluster(table), 1000, largest_error=0)
+    assert {each.algorithm for each in found.candidates} == {"hierarchical"}
+
+
+@pytest.mark.ranks(2)
+def test_mpi_is_chosen_only_if_it_gives_all_ranks_the_same_bits(comm, monkeypatch):
+    settings = RunSettings.model_validate(RUN | {"allreduce": {"algorithm": "auto", "largest_error": 0}})
+    cluster, told = calibrated(cluster_of(2, bytes_per_second=1e9), 2, mpi=[0.01, 0.01]), []
+    with isthmus.split_tiers(comm, cluster) as tiers:
+        assert sums_alike(tiers, 10_001)
+        got, why = chosen_allreduce(tiers, settings, told.append)
+        assert got.allreduce.algorithm == "mpi"
+        assert told == [f"allreduce: {why['reason']}"]
+        assert got.make_compressor() is None
+        plain = OfMPI.__call__
+
+        def wrong(self, total):
+            plain(self, total)
+            total[-1:] *= 1 + 1e-6 * tiers.world.rank
+
+        monkeypatch.setattr(OfMPI, "__call__", wrong)
+        assert not sums_alike(tiers, 10_001)
+        got, why = chosen_allreduce(tiers, settings, told.append)
+        assert got.allreduce.algorithm != "mpi"
+        assert "mpi" not in {each["name"] for each in why["candidates"]}
+        assert told[-1].endswith("MPI's own does not give all ranks the same bits")

@@ -5,6 +5,7 @@ rate of a link is changed by hand, or to ask what a faster one would save.
 """
 
 import warnings
+from bisect import bisect_left
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -83,6 +84,30 @@ class Coding(_BySize):
     decode_seconds: tuple[Positive, ...]
 
 
+class Contender(_BySize):
+    """How many times longer an allreduce of `nbytes` took than the time model says.
+
+    name: the algorithm, and the compressor as Python writes it, as `timing.choice` has it.
+    """
+
+    name: str
+    factors: tuple[Positive, ...]
+
+    def seconds(self, nbytes: int, predicted: Callable[[int], float]) -> float:
+        """Return the seconds of `nbytes`: between two sizes on a line, else by the nearest factor.
+
+        predicted: bytes -> what the time model says.
+        """
+        after = bisect_left(self.nbytes, nbytes)
+        if after in (0, len(self.nbytes)):
+            return self.factors[min(after, len(self.factors) - 1)] * predicted(nbytes)
+        (low, here), (high, there) = (
+            (self.nbytes[place], self.factors[place] * predicted(self.nbytes[place]))
+            for place in (after - 1, after)
+        )
+        return here + (there - here) * (nbytes - low) / (high - low)
+
+
 class Update(_BySize):
     """Seconds that an optimiser's step takes for `nbytes` of float32 parameters, all ranks at once.
 
@@ -106,7 +131,8 @@ class Calibration(FrozenModel):
     mpi_algorithm: which one MPI says that it uses, or "unknown". allreduce: its seconds over what the
     time model says of algorithm "mpi", for the vector's bytes on `ranks` ranks. overhead_seconds:
     algorithm -> what an allreduce of a few entries took on them beyond what the model says: waking up
-    after computing, Python, ranks that share a core. hosts: where the ranks were.
+    after computing, Python, ranks that share a core. contenders: what `algorithm = "auto"` chooses from,
+    where it may be fastest. hosts: where the ranks were.
     """
 
     version: int = VERSION
@@ -116,6 +142,7 @@ class Calibration(FrozenModel):
     ranks: int = 0
     allreduce: SizeTable | None = None
     overhead_seconds: dict[str, Seconds] = Field(default_factory=dict)
+    contenders: tuple[Contender, ...] = ()
     hosts: tuple[Host, ...] = ()
 
 

@@ -17,14 +17,15 @@ from isthmus.timing.step import exchange_seconds
 from isthmus.timing.update import update_terms
 
 
-def choose(settings, cluster, joined=False):
+def choose(settings, cluster, joined=False, mpi=True):
     """Return the settings with "auto" replaced by what is fastest on `cluster`, and why.
 
-    Why: a table for run.json with `reason` and the candidates, fastest first; None where the settings
-    name an algorithm. A compressor that the settings name is kept, whatever its error. Raises
-    SettingsError where the cluster has too few sites for a secure sum, and for an algorithm in which a
-    site would add up that may not. joined: sites are jobs of their own, and MPI's own algorithm does not
-    reach beyond one.
+    Each candidate is timed with the tree or the ring that `arrange` gives it. Why: a table for run.json
+    with `reason` and the candidates, fastest first; None where the settings name an algorithm. A
+    compressor that the settings name is kept, whatever its error. Raises SettingsError where the cluster
+    has too few sites for a secure sum, and for an algorithm in which a site would add up that may not.
+    joined: sites are jobs of their own, and MPI's own algorithm does not reach beyond one. mpi: whether
+    that is tried.
     """
     check_sites(settings, cluster)
     wanted = settings.allreduce
@@ -34,29 +35,14 @@ def choose(settings, cluster, joined=False):
         except ValueError as problem:
             raise SettingsError(f"allreduce.algorithm, for {cluster.source}: {problem}") from None
         return settings, None
-    named = settings.make_compressor()
-    compressors = choice.TRIED if named is None else (named,)
-    bound = wanted.largest_error if named is None else 1.0
-    algorithms = [
-        name
-        for name in choice.EXACT
-        if (settings.cluster.links == "real" or not ALGORITHMS[name].unpaced)
-        and (ALGORITHMS[name].own or not (joined or settings.security.link == "sealed"))
-    ]
+    compressors, algorithms, bound = what_is_tried(settings, joined, mpi)
     chosen = choice.choose_allreduce(
         cluster,
         settings.make_model().size,
         largest_error=bound,
         compressors=compressors,
-        algorithms=() if named else algorithms,
-    )
-    best = chosen.best
-    allreduce = wanted.model_copy(
-        update={
-            "algorithm": best.algorithm,
-            "chunk_nbytes": best.chunk_nbytes,
-            "compressor": wanted.compressor or _kind_of(best.compressor),
-        }
+        algorithms=algorithms,
+        arrange=lambda candidate: arrange(_with(settings, candidate), cluster)[0],
     )
     why = {
         "reason": chosen.reason,
@@ -70,7 +56,31 @@ def choose(settings, cluster, joined=False):
             for each in chosen.candidates
         ],
     }
-    return settings.model_copy(update={"allreduce": allreduce}), why
+    return _with(settings, chosen.best), why
+
+
+def what_is_tried(settings, joined=False, mpi=True):
+    """Return (compressors, exact algorithms, largest error) that "auto" chooses from; as `choose`."""
+    named = settings.make_compressor()
+    if named is not None:
+        return (named,), (), 1.0
+    algorithms = [
+        name
+        for name in choice.EXACT
+        if (settings.cluster.links == "real" or not ALGORITHMS[name].unpaced)
+        and (ALGORITHMS[name].own or (mpi and not joined and settings.security.link != "sealed"))
+    ]
+    return choice.TRIED, algorithms, settings.allreduce.largest_error
+
+
+def _with(settings, candidate):
+    """Return the settings with a Candidate in the place of "auto"."""
+    update = {
+        "algorithm": candidate.algorithm,
+        "chunk_nbytes": candidate.chunk_nbytes,
+        "compressor": settings.allreduce.compressor or _kind_of(candidate.compressor),
+    }
+    return settings.model_copy(update={"allreduce": settings.allreduce.model_copy(update=update)})
 
 
 def arrange(settings, cluster):
@@ -80,11 +90,11 @@ def arrange(settings, cluster):
     Why: a sentence; None where the tree is that of the routes and the ring that of the file, or neither
     is used. Raises SettingsError where `plan.tree` names no link.
     """
-    workload, strategy = settle(settings, cluster)[0].workload(), settings.make_strategy()
     if settings.privacy.secure_sum != "off":
         return _meeting_at_the_hub(cluster)
-    if len(cluster.sites) < 3 or strategy.without_rounds:
+    if len(cluster.sites) < 3 or settings.make_strategy().without_rounds:
         return cluster, None
+    workload = settle(settings, cluster)[0].workload()
     share, least = workload.exchanged_share, settings.plan.tree
     size = math.ceil(share * workload.size)
     try:

@@ -9,8 +9,9 @@ import numpy as np
 
 from isthmus.cluster.aggregation_tree import AggregationTree
 from isthmus.cluster.cluster import Cluster
+from isthmus.collectives.alike import sums_alike
 from isthmus.errors import ShardError
-from isthmus.jobs.choosing import arrange
+from isthmus.jobs.choosing import arrange, choose
 from isthmus.jobs.clients import client_shards
 from isthmus.jobs.plan import plan_run, settled_plan
 from isthmus.jobs.scaling import given_as, scale_of
@@ -77,6 +78,34 @@ def opened_job(comm, path, cluster=None, part=None, tell=None, replays=False):
         if part is not None:
             table = with_own_paths(table, from_root(comm, lambda: own.to_json()))
         yield RunSettings.from_json(table, path), tiers
+
+
+def chosen_allreduce(tiers, settings, tell):
+    """Return the settings with an allreduce in the place of "auto", and why, which is told. Collective.
+
+    MPI's own is taken only if it gives all ranks the same bits, time after time: it is asked, for
+    vectors as long as the run's.
+    """
+    world, home = tiers.world, tiers.home
+
+    def chosen(mpi):
+        told, why = from_root(
+            world, lambda: _as_json(choose(settings, tiers.cluster, tiers.joined, mpi)), home
+        )
+        return settings.with_allreduce(told), why
+
+    found, why = chosen(mpi=True)
+    if why and found.allreduce.algorithm == "mpi" and not sums_alike(tiers, settings.make_model().size):
+        found, why = chosen(mpi=False)
+        why["reason"] += "; MPI's own does not give all ranks the same bits"
+    if why:
+        tell(f"allreduce: {why['reason']}")
+    return found, why
+
+
+def _as_json(found):
+    settings, why = found
+    return [settings.allreduce.model_dump(mode="json"), why]
 
 
 def arranged(tiers, settings):

@@ -233,6 +233,12 @@ class RunSettings(FrozenModel):
         """Return the settings with links that are as slow as they are."""
         return self.model_copy(update={"cluster": self.cluster.model_copy(update={"links": "real"})})
 
+    def with_allreduce(self, table):
+        """Return the settings with another allreduce, as `to_json` writes it."""
+        compressor = table["compressor"] and KindSettings(**table["compressor"])
+        allreduce = self.allreduce.model_copy(update=table | {"compressor": compressor})
+        return self.model_copy(update={"allreduce": allreduce})
+
     def with_strategy(self, arguments):
         """Return the settings with other arguments of the strategy."""
         table = {"kind": self.strategy.kind, **arguments}

@@ -15,13 +15,12 @@ from isthmus.files import remove_leftovers
 from isthmus.folders.record import RunFolder, let_in, provenance, replanned_sentence, reserved
 from isthmus.jobs.account import Account
 from isthmus.jobs.arriving import outlook
-from isthmus.jobs.choosing import choose
 from isthmus.jobs.clients import identity_of_clients, told_of_clients
 from isthmus.jobs.duties import Duty, every
 from isthmus.jobs.keeping import keep_model
 from isthmus.jobs.making import make_training
 from isthmus.jobs.members import Members
-from isthmus.jobs.preparation import arranged, opened_job, place_data
+from isthmus.jobs.preparation import arranged, chosen_allreduce, opened_job, place_data
 from isthmus.jobs.protecting import identity_of_privacy, told_of_privacy
 from isthmus.jobs.rebalancing import Rebalancing
 from isthmus.jobs.recording import Recording
@@ -62,9 +61,7 @@ def train(
         Journal(tiers, settings.run, tell) as journal,
     ):
         model = shared_model(tiers.world, settings)
-        settings, why = together(tiers.world, lambda: choose(settings, tiers.cluster, tiers.joined))
-        if why:
-            journal.tell(f"allreduce: {why['reason']}")
+        settings, why = chosen_allreduce(tiers, settings, journal.tell)
         tiers, tree = arranged(tiers, settings)
         if tree:
             journal.tell(tree)

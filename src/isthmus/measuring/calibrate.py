@@ -31,6 +31,7 @@ from isthmus.measuring.computing import (
     own_message_seconds,
     update_seconds,
 )
+from isthmus.measuring.contenders import contenders
 from isthmus.measuring.loop import LoopSeconds, loop_seconds
 from isthmus.measuring.messages import NBYTES, SMALL_ENTRIES, allreduce_seconds, way_seconds
 from isthmus.measuring.mpi_algorithm import allreduce_algorithm
@@ -66,7 +67,7 @@ def calibrate(comm, settings_path, output, repetitions, tell):
             tiers.home,
         )
         shared_model(tiers.world, settings)
-        settings, _ = choose(settings, tiers.cluster)
+        wanted, (settings, _) = settings, choose(settings, tiers.cluster)
         table = tiers.cluster.to_table()
         measure_ranks(tiers, settings, repetitions, table, tell)
         measure_updates(tiers, settings, repetitions, table, tell)
@@ -86,6 +87,9 @@ def calibrate(comm, settings_path, output, repetitions, tell):
             tiers.home,
         )
         measure_allreduces(tiers, repetitions, table, settings.cluster.links, tell)
+        if wanted.allreduce.algorithm == "auto":
+            tell("measuring the allreduces that may be fastest, by size")
+            table["calibration"]["contenders"] = contenders(tiers, wanted, repetitions, Cluster(table))
         measured = Cluster(table, source=output)
         from_root(tiers.world, lambda: measured.to_toml(output), tiers.home)
         return measured.to_table()

@@ -43,13 +43,13 @@ def way_seconds(comm, first, second, seconds, repetitions, message_nbytes=WIRE_N
     return all_gather_rows(comm, samples)[first].T
 
 
-def allreduce_seconds(tiers, algorithm, sizes, seconds, repetitions):
+def allreduce_seconds(tiers, algorithm, sizes, seconds, repetitions, **arguments):
     """Return (nbytes, seconds), float64 vectors of samples on every rank: the slowest rank's seconds of
-    an allreduce of float32 vectors of `sizes` bytes. Collective."""
+    an allreduce of float32 vectors of `sizes` bytes; arguments: others of `Allreduce`. Collective."""
     clock = CommonClock(tiers.world)
 
     def timed(nbytes):
-        allreduce = Allreduce(tiers, nbytes // 4, algorithm)
+        allreduce = Allreduce(tiers, nbytes // 4, algorithm, **arguments)
         vector = np.ones(nbytes // 4, np.float32)
 
         def once():

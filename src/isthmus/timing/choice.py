@@ -1,7 +1,7 @@
 """Which algorithm, compressor and chunk: the least predicted time within a bound on the error."""
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,8 +20,9 @@ TRIED = (None, Dense("bfloat16"), Dense("float16"), Int8(), Int4(), OneBit())
 CHUNK_NBYTES = (WIRE_NBYTES, WIRE_NBYTES // 2, WIRE_NBYTES // 4, WIRE_NBYTES // 8)
 """Longest first: a shorter one is taken where it saves 5 %, which is more than the model is wrong by."""
 
-EXACT = tuple(name for name, row in ALGORITHMS.items() if row.own and not row.compresses)
-"""Algorithms that are tried beside `hierarchical`; MPI's own picks for itself what it does."""
+EXACT = tuple(name for name, row in ALGORITHMS.items() if not row.compresses)
+"""Algorithms that are tried beside `hierarchical`; MPI's own where calibration has measured it, because
+it picks for itself what it does."""
 
 SAMPLE = 65536
 
@@ -50,28 +51,26 @@ class Choice:
     reason: str
 
 
-def choose_allreduce(cluster, size, *, largest_error=0.0, compressors=TRIED, algorithms=EXACT):
+def choose_allreduce(
+    cluster, size, *, largest_error=0.0, compressors=TRIED, algorithms=EXACT, arrange=None
+):
     """Return the Choice for float32 vectors of `size` entries on `cluster`.
 
     largest_error: what the sum may be wrong by, as `Candidate.error`; 0 allows exact float32 alone.
     compressors: those to try with "hierarchical"; None is dense float32. algorithms: exact ones to try.
-    Of equals the first that is listed is taken, `hierarchical` before the others.
+    arrange: Candidate -> the cluster with the tree or the ring of sites that is planned for it; None:
+    they stay as they are. Of equals the first that is listed is taken, `hierarchical` before the others.
     Raises ValueError for an error that is not a number from 0 to 1.
     """
     size, largest_error = whole("size", size, 0), real("largest_error", largest_error)
     if not 0 <= largest_error <= 1:
         raise ValueError(f"largest_error must be from 0 to 1, not {largest_error}")
-    candidates = [_hierarchical(cluster, size, compressor) for compressor in compressors]
-    candidates += [
-        Candidate(
-            algorithm,
-            None,
-            WIRE_NBYTES,
-            predict_allreduce(cluster, size, algorithm=algorithm).seconds,
-            0.0,
-        )
-        for algorithm in algorithms
-    ]
+    candidates = candidates_on(cluster, size, compressors, algorithms)
+    if arrange is not None:
+        candidates = [
+            _timed(arrange(each), size, each) if each.error <= largest_error else each
+            for each in candidates
+        ]
     candidates.sort(key=lambda candidate: candidate.seconds)
     best = next((each for each in candidates if each.error <= largest_error), None)
     if best is None:
@@ -80,6 +79,50 @@ def choose_allreduce(cluster, size, *, largest_error=0.0, compressors=TRIED, alg
             "dense float32 too"
         )
     return Choice(best, tuple(candidates), _reason(best, candidates, largest_error))
+
+
+def candidates_on(cluster, size, compressors=TRIED, algorithms=EXACT):
+    """Return a Candidate for each compressor with "hierarchical", and each exact algorithm that may be
+    used between the sites, on `cluster` as it is; arguments as `choose_allreduce` has them."""
+    if len(cluster.sites) == 1 and None in compressors:  # nothing is compressed there
+        compressors = (None,)
+    candidates = [_hierarchical(cluster, size, compressor) for compressor in compressors]
+    for name in algorithms:
+        if _is_known(cluster, ALGORITHMS[name]):
+            candidates.append(_timed(cluster, size, Candidate(name, None, WIRE_NBYTES, 0.0, 0.0)))
+    return candidates
+
+
+def _is_known(cluster, algorithm):
+    """Return whether an algorithm may be used between the sites, and what it does there is known."""
+    try:
+        algorithm.check_relays(cluster.sites)
+    except ValueError:
+        return False
+    found = cluster.calibration
+    return algorithm.own or bool(found and found.allreduce and found.ranks == cluster.size)
+
+
+def _timed(cluster, size, candidate):
+    """Return the Candidate with its seconds and error on `cluster`.
+
+    Where calibration has measured it on as many ranks, the time model's are corrected by that.
+    """
+
+    def predicted(nbytes):
+        return predict_allreduce(
+            cluster,
+            nbytes // 4,
+            algorithm=candidate.algorithm,
+            compressor=candidate.compressor,
+            chunk_nbytes=candidate.chunk_nbytes,
+        ).seconds
+
+    found = cluster.calibration
+    measured = found.contenders if found and found.ranks == cluster.size else ()
+    table = next((each for each in measured if each.name == candidate.name), None)
+    seconds = table.seconds(4 * size, predicted) if table and size else predicted(4 * size)
+    return replace(candidate, seconds=seconds, error=error_of(cluster, size, candidate.compressor))
 
 
 def error_of(cluster, size, compressor):
@@ -111,9 +154,7 @@ def _hierarchical(cluster, size, compressor):
         for nbytes in CHUNK_NBYTES
     }
     chunk = next(nbytes for nbytes in CHUNK_NBYTES if seconds[nbytes] <= 1.05 * min(seconds.values()))
-    return Candidate(
-        "hierarchical", compressor, chunk, seconds[chunk], error_of(cluster, size, compressor)
-    )
+    return _timed(cluster, size, Candidate("hierarchical", compressor, chunk, seconds[chunk], 0.0))
 
 
 def _reason(best, candidates, largest_error):
