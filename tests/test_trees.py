@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import isthmus
 from isthmus.cluster.aggregation_tree import AggregationTree
+from isthmus.collectives.given import GivenBucket
 from isthmus.collectives.hierarchical import Hierarchical
 from isthmus.errors import ClusterError
 from isthmus.links.agreement import gather_json
@@ -96,8 +97,9 @@ class Leaders:
             try:
                 exchange, total = self.exchanges[site], totals[site]
                 exchange.clock.start()
-                for number in range(len(self.buckets)):
-                    exchange.start(total, number, key)
+                for number, bucket in enumerate(self.buckets):
+                    mine = GivenBucket(bucket, [total[bucket].copy()], 1.0)
+                    exchange.start(total, number, key, mine)
                     exchange.advance(total, key)
                 exchange.finish(total, key)
             except BaseException as problem:

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from mpi4py import MPI
 
-from isthmus import kernels
 from isthmus.collectives.exchanges import exchange_for
+from isthmus.collectives.given import GivenBucket
 from isthmus.collectives.masked import Secret, SecureSum, site_weight
 from isthmus.collectives.warm_up import compile_kernels
 from isthmus.collectives.wishes import Wish, agreed_weights, compressors_of
@@ -108,7 +108,7 @@ class Allreduce:
         self._thread = threading.get_ident()
         self.sent_to_sites: npt.NDArray[np.int64] = np.zeros(len(tiers.cluster.sites) + 1, np.int64)
         self._clock = StageClock(tiers.recorder)
-        self.memory: Vector = np.empty(0, "f4")
+        self._exchange: Any = None
         self._attempt(lambda: self._settle(Host() if like is None else self._residence_of(like)))
         refused, self._problem = self._problem, None
         raise_first(world, refused)
@@ -166,15 +166,9 @@ class Allreduce:
         self._clock.resume()
         part = self.buckets[self._started]
         self._attempt(self._check, pieces, part.stop - part.start)
-        if self._problem is None:
-            first = part.start
-            for piece in pieces:
-                self._kernels.scale(piece, self.share, self._mean[first : first + piece.size])
-                first += piece.size
-        else:
-            self._mean[part] = np.nan
+        given = GivenBucket(part, [] if self._problem else pieces, self.share)
         with MEMORY:
-            self._exchange.start(self._mean, self._started, self.calls)
+            self._exchange.start(self._mean, self._started, self.calls, given)
             self._residence.post()
         self._started += 1
 
@@ -207,14 +201,12 @@ class Allreduce:
         mean, problem = self._mean, self._problem
         self._clock.resume()
         with MEMORY:
-            self._exchange.finish(mean, self.calls)
+            self.finite = self._exchange.finish(mean, self.calls)
         self.calls += 1
         self._mean, self._started, self._problem = None, 0, None
-        self.finite = self._kernels.all_finite(mean)
         if self.finite and (missing := getattr(self._exchange, "missing", None)):
             self._left_out.append((self.calls, missing))
         if not self.finite:
-            self.memory[:] = self._memory_before
             raise_first(self._tiers.world, problem)
         elif problem is not None:  # of a vector without entries, which no other rank can know of
             raise problem
@@ -234,6 +226,11 @@ class Allreduce:
         for site, nbytes in self._exchange.predicted():
             predicted[site] += nbytes
         return predicted
+
+    @property
+    def memory(self) -> Vector:
+        memory = getattr(self._exchange, "memory", None)
+        return np.empty(0, "f4") if memory is None else memory
 
     @property
     def residual(self) -> Vector:
@@ -277,7 +274,7 @@ class Allreduce:
 
     def undo(self) -> None:
         """Go back to before a call that not all ranks have ended: its vector is to be given again."""
-        set_from_host(self.memory, to_host(self._memory_before))
+        self._exchange.undo()
 
     def state(self) -> dict[str, np.ndarray]:
         """Return name -> array: all that the next call depends on, beside the vectors."""
@@ -309,7 +306,6 @@ class Allreduce:
         if self._mean is None:  # then there is room on the host, for NaN
             self._settle(Host())
             self._settled, self._mean = False, np.empty(self.size, "f4")
-        self._memory_before[:] = self.memory
 
     def _make_room(self, vector):
         if not self._settled:
@@ -350,17 +346,12 @@ class Allreduce:
             self._clock,
             self._secret,
         )
-        memory = getattr(exchange, "memory", np.empty(0, "f4"))
-        before = memory.copy()
         compile_kernels(
             residence,
             self.share,
             list(zip(self.buckets, self._compressors)),
-            self.chunk_nbytes,
             keeps=getattr(exchange, "residual", None) is not None,
         )
         if self.memory.size:
-            set_from_host(memory, to_host(self.memory))
+            set_from_host(exchange.memory, to_host(self.memory))
         self._residence, self._exchange = residence, exchange
-        self._kernels = kernels.for_array(residence.empty(0, "f4"))
-        self.memory, self._memory_before = memory, before

@@ -10,17 +10,25 @@ from typing import Any
 import numpy as np
 from mpi4py import MPI
 
+from isthmus import kernels
+from isthmus.collectives.given import GivenBucket
 from isthmus.links.comm import Comm
 
 
 class Exact:
     """An exchange that leaves the sum over all ranks in `total` when it is called."""
 
-    def start(self, total: np.ndarray, number: int, key: int) -> None:
-        """Leave bucket `number` for the end: these algorithms cut the whole vector into parts."""
+    def start(self, total: np.ndarray, number: int, key: int, given: GivenBucket) -> None:
+        """Write a bucket into `total`, for the end: these algorithms cut the whole vector into parts."""
+        given.write(total, given.part)
 
-    def finish(self, total: np.ndarray, key: int) -> None:
+    def finish(self, total: np.ndarray, key: int) -> bool:
+        """Leave the sum in `total`, and return whether all of it is finite."""
         self(total)
+        return kernels.for_array(total).all_finite(total)
+
+    def undo(self) -> None:
+        """Nothing is carried from call to call."""
 
     def __call__(self, total: np.ndarray) -> None:
         """Overwrite `total` with its sum over all ranks."""

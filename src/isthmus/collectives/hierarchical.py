@@ -36,11 +36,12 @@ from isthmus.vectors import chunk_slices
 
 @dataclass
 class Encoded:
-    """What a leader encodes of a chunk: a uint8 wire, and what the compressor keeps of it."""
+    """What a leader encodes of a chunk: a uint8 wire, and what the compressor keeps of it, before a
+    call and after it, in turns."""
 
     wire: np.ndarray
-    residual: np.ndarray | None = None
-    state: np.ndarray | None = None
+    residuals: tuple = (None, None)
+    states: tuple = (None, None)
 
 
 @dataclass
@@ -74,6 +75,8 @@ class Hierarchical:
     each bucket keeps what its wires do not say. chunk_nbytes: most bytes of a wire.
     memory: float32 vector of all that a leader carries from call to call: the residual, the
     compressor's state of each chunk, and both once more for what two leaders at the top encode alike.
+    There are two: a call reads the one and writes the other, which takes its place if the sum is finite,
+    and else nothing has changed. The sum that is to be encoded is made in the other one's residual.
     """
 
     def __init__(
@@ -102,7 +105,8 @@ class Hierarchical:
         self.peers = [*self.children, *([] if self.above is None else [self.above])]
         self.exchanges = speaks and index in (tree.hub, tree.partner) and self.above is not None
         self.retells = self.exchanges and tree.retells
-        self.buckets, self.memory = self._chunks(size, buckets, compressors, feedback, chunk_nbytes)
+        self.buckets, self.memories = self._chunks(size, buckets, compressors, feedback, chunk_nbytes)
+        self.now, self.finite, self.changed = 0, True, False
         self.size, self.keeps = size, bool(self.peers) and any(feedback)
         longest = max(
             (_length(piece) for chunk in itertools.chain(*self.buckets) for piece in chunk.pieces),
@@ -113,12 +117,16 @@ class Hierarchical:
         # for one from above, and then for being passed down the chain.
         self.rising, self.falling, self.landed = deque(), deque(), deque()
 
+    @property
+    def memory(self):
+        return self.memories[self.now]
+
     def decay(self, share):
         """Keep that share of what wires have not said, and forget the rest."""
         for chunk in itertools.chain(*self.buckets):
             for encoded in (chunk.own, chunk.told):
-                if encoded is not None and encoded.residual is not None:
-                    encoded.residual *= np.float32(share)
+                if encoded is not None and encoded.residuals[self.now] is not None:
+                    encoded.residuals[self.now][:] *= np.float32(share)
 
     @property
     def residual(self):
@@ -134,24 +142,29 @@ class Hierarchical:
             return own + self.memory[half : half + self.size]
         return own
 
-    def start(self, total, number, key):
-        """Reduce bucket `number` to the leader, who sends on what has its children's wires."""
+    def start(self, total, number, key, given):
+        """Reduce bucket `number` to the leader, who sends on what has its children's wires.
+
+        given: this rank's GivenBucket. `total` is where the sum will be in the end.
+        """
         while self.left is None and (self._advance_chunk(total, key) or self.landed):
             self._pass_down(total)
-        bucket = self.buckets[number]
+        bucket, self.changed = self.buckets[number], False
         for chunk in bucket:
             chunk.sent = []
             chunk.from_below = self._receiving(chunk, self.children)
             chunk.from_above = self._receiving(chunk, self.peers[len(self.children) :])
         arriving = self._receive_ahead([piece for chunk in bucket for piece in chunk.pieces])
         for chunk in bucket:
+            summed = self._place_of(chunk, total)
             for piece in chunk.pieces:
+                given.write(summed, piece)
                 if self.right is not None:
                     request, theirs = next(arriving)
                     request.Wait()
-                    kernels.for_array(total).add(theirs, total[piece])
+                    kernels.for_array(summed).add(theirs, summed[piece])
                 if self.left is not None:
-                    chunk.sent.append(self.site.Isend(total[piece], self.left))
+                    chunk.sent.append(self.site.Isend(summed[piece], self.left))
             self.clock.lap("reduce")
             if not self.peers:
                 self.landed.append(chunk)
@@ -166,7 +179,8 @@ class Hierarchical:
             pass
 
     def finish(self, total, key):
-        """Take what the other sites sent, and pass the result down the chain."""
+        """Take what the other sites sent, pass the result down the chain, and return whether all of it
+        is finite: only then has what is kept changed."""
         while self.rising or self.falling or self.landed:
             if self.landed:
                 self._pass_down(total)
@@ -175,6 +189,17 @@ class Hierarchical:
         for chunk in itertools.chain(*self.buckets):
             wait_for(chunk.sent)
         self.clock.lap("links" if self.peers else "broadcast")
+        finite, self.finite = self.finite, True
+        if not self.residence.cached:
+            finite = kernels.for_array(total).all_finite(total)
+        if finite:
+            self.now, self.changed = 1 - self.now, True
+        return finite
+
+    def undo(self):
+        """Keep what was kept before the last call, ended here or not."""
+        if self.changed:
+            self.now, self.changed = 1 - self.now, False
 
     def predicted(self):
         """Yield (site, bytes) for every message that this rank sends in one call."""
@@ -230,12 +255,12 @@ class Hierarchical:
     def _rise(self, total, key):
         """Add the children's wires to the next chunk, encode it, and send it up, or as the hub down."""
         chunk = self.rising.popleft()
-        part = total[chunk.whole]
+        summed, part = self._place_of(chunk, total)[chunk.whole], total[chunk.whole]
         for child in self.children:
-            chunk.compressor.add_decoded(chunk.inboxes[child], part)
+            chunk.compressor.add_decoded(chunk.inboxes[child], summed)
         if self.children:
             self.clock.lap("decode")
-        self._encode(chunk, chunk.own, part, key, self.index)
+        self._encode(chunk, chunk.own, summed, key, self.index)
         self._send(chunk, chunk.own.wire, self.children if self.above is None else [self.above])
         if self.above is not None:
             self.falling.append(chunk)
@@ -250,12 +275,14 @@ class Hierarchical:
         chunk = self.falling.popleft()
         part, wire = total[chunk.whole], chunk.inboxes[self.above]
         if self.exchanges:
-            chunk.compressor.decode(wire, part)
+            kept = chunk.told and chunk.told.residuals[1 - self.now]
+            summed = part if kept is None else kept
+            chunk.compressor.decode(wire, summed)
             # a + b is b + a to the bit, so both leaders get the same.
-            chunk.compressor.add_decoded(chunk.own.wire, part)
+            chunk.compressor.add_decoded(chunk.own.wire, summed)
             if self.retells:
                 self.clock.lap("decode")
-                self._encode(chunk, chunk.told, part, key, len(self.tree.parents))
+                self._encode(chunk, chunk.told, summed, key, len(self.tree.parents))
                 wire = chunk.told.wire
         self._send(chunk, wire, self.children)
         if not self.exchanges or self.retells:
@@ -271,26 +298,41 @@ class Hierarchical:
         if self.left is not None:
             wait_for(chunk.sent)  # these pieces are about to be overwritten
             chunk.sent = []
+        check = kernels.for_array(total).all_finite if self.residence.cached else None
         for piece in chunk.pieces:
             if self.left is not None:
                 self.site.Recv(total[piece], self.left)
             if self.right is not None:
                 chunk.sent.append(self.site.Isend(total[piece], self.right))
+            if check is not None:
+                self.finite &= check(total[piece])  # while it is in the cache
         self.clock.lap("broadcast")
 
-    def _encode(self, chunk, encoded, part, key, number):
+    def _place_of(self, chunk, total):
+        """Return where the sum of a chunk over this site's ranks is made, a vector like `total`."""
+        keeps = chunk.own is not None and chunk.own.residuals[0] is not None
+        return self.memories[1 - self.now] if keeps else total
+
+    def _encode(self, chunk, encoded, summed, key, number):
         """Encode a chunk; `number` tells apart all that are encoded with one `key`.
 
-        Each site rounds by a key of its own, or their errors would not be independent.
+        Each site rounds by a key of its own, or their errors would not be independent. What was kept
+        is added to the sum, or the sum to it: that is the same, and what the wire does not say is left
+        where the sum was.
         """
+        (kept, _), (state, after) = encoded.residuals, encoded.states
+        if self.now:
+            kept, state, after = encoded.residuals[1], after, state
+        if after.size:
+            after[:] = state
         numbers = len(self.tree.parents) + self.tree.retells
         chunk.compressor.encode(
-            part,
+            summed if kept is None else kept,
             encoded.wire,
-            encoded.residual,
+            None if kept is None else summed,
             key=key * numbers + number,
             first=chunk.whole.start,
-            state=encoded.state,
+            state=after,
         )
 
     def _send(self, chunk, wire, peers):
@@ -317,15 +359,16 @@ class Hierarchical:
                 chunks[-1].append(chunk)
         kept = size if self.peers and any(feedback) else 0
         bounds = (kept + np.cumsum(states)).tolist()
-        memory = self.residence.zeros((1 + self.retells) * bounds[-1], "f4")
+        memories = [self.residence.zeros((1 + self.retells) * bounds[-1], "f4") for _ in range(2)]
         numbered = ((number, chunk) for number, bucket in enumerate(chunks) for chunk in bucket)
         for (number, chunk), first, last in zip(numbered, bounds, bounds[1:]):
-            halves = memory, memory[bounds[-1] :]
-            for encoded, half in zip((chunk.own, chunk.told), halves):
+            for encoded, begin in zip((chunk.own, chunk.told), (0, bounds[-1])):
                 if encoded is not None:
-                    encoded.residual = half[chunk.whole] if kept and feedback[number] else None
-                    encoded.state = half[first:last]
-        return chunks, memory
+                    parts = [memory[begin : begin + bounds[-1]] for memory in memories]
+                    if kept and feedback[number]:
+                        encoded.residuals = tuple(part[chunk.whole] for part in parts)
+                    encoded.states = tuple(part[first:last] for part in parts)
+        return chunks, memories
 
 
 def _length(part):

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 
 from isthmus import kernels
+from isthmus.collectives.given import GivenBucket
 from isthmus.collectives.hierarchical import Hierarchical
 from isthmus.collectives.messages import wait_for
 from isthmus.compression.dense import Dense
@@ -135,10 +136,10 @@ class Masked(Hierarchical):
         entries = self.wires.codes(size)
         self.codes, self.total = np.empty((2, entries), self.wires.dtype)
         self.messages = chunk_slices(0, entries, max(1, wish.chunk_nbytes // self.codes.itemsize))
-        kept = size if wish.error_feedback else 0
-        self.memory = np.zeros(kept + self.wires.state_entries(size), "f4")
-        self.kept, self.ranges = (self.memory[:kept] if kept else None), self.memory[kept:]
-        self.ranges[:] = FIRST_RANGE
+        self.kept = size if wish.error_feedback else 0
+        first = np.full(self.kept + self.wires.state_entries(size), FIRST_RANGE, "f4")
+        first[: self.kept] = 0
+        self.memories = [first, first.copy()]
         self.outgoing, self.flag = np.empty_like(self.codes), np.empty(1, np.uint8)
         self.inboxes = {}
         if index == self.hub:
@@ -154,7 +155,7 @@ class Masked(Hierarchical):
 
     def decay(self, share):
         if self.residual is not None:
-            self.kept *= np.float32(share)
+            self.residual[:] *= np.float32(share)
 
     @property
     def missing(self):
@@ -163,18 +164,24 @@ class Masked(Hierarchical):
 
     @property
     def residual(self):
-        return None if self.leaders is None else self.kept
+        return None if self.leaders is None else self._kept_and_ranges(self.now)[0]
 
-    def start(self, total, number, key):
-        """Once the last bucket is there, sum it inside the site, and send it on masked."""
+    def _kept_and_ranges(self, which):
+        """Return the residual, or None, and the ranges in one of the two memories."""
+        memory = self.memories[which]
+        return (memory[: self.kept] if self.kept else None), memory[self.kept :]
+
+    def start(self, total, number, key, given):
+        """Once the last bucket is there, sum all inside the site, and send that on masked."""
+        given.write(total, given.part)
         if number < self.last_bucket:
             return
-        super().start(total, 0, key)
+        super().start(total, 0, key, GivenBucket(slice(0, self.size), [total], 1))
         if self.leaders is not None:
             self._send_up(total, key)
 
     def finish(self, total, key):
-        """Take the sum of all sites, and pass it down the chain, with who took part."""
+        """Take the sum of all sites, and pass it down the chain, with who took part; as the base's."""
         present = np.zeros(len(self.everyone), np.uint8)
         if self.leaders is not None:
             if self.index == self.hub:
@@ -189,7 +196,7 @@ class Masked(Hierarchical):
             self.present = np.flatnonzero(present).tolist()
         if self.right is not None:
             self.site.Send(present, self.right)
-        super().finish(total, key)
+        return super().finish(total, key)
 
     def predicted(self):
         """Yield (site, bytes) for every message that this rank sends where all contribute."""
@@ -211,6 +218,7 @@ class Masked(Hierarchical):
 
     def _send_up(self, total, key):
         """Encode this site's sum, and send it to the hub, piece by piece; or that there is none."""
+        self.memories[1 - self.now][:] = self.memory
         finite = kernels.for_array(total).all_finite(total)
         self.flag[0], self.sent, at_hub = finite, [], self.index == self.hub
         if at_hub:
@@ -219,7 +227,8 @@ class Masked(Hierarchical):
         else:
             self.sent.append(self.leaders.Isend(self.flag, self.hub))
         if finite:
-            self.wires.encode_codes(total, self.kept, self.ranges, self.codes[: self.size])
+            kept, ranges = self._kept_and_ranges(1 - self.now)
+            self.wires.encode_codes(total, kept, ranges, self.codes[: self.size])
             self.wires.encode_weight(self.weight, self.codes[self.size :])
             if not at_hub:
                 self._send_masked(key, self.everyone)
@@ -307,7 +316,8 @@ class Masked(Hierarchical):
         if self._refused():
             total[:] = np.nan
             return
-        self.wires.decode_codes(self.total[: self.size], self.ranges, total)
+        ranges = self._kept_and_ranges(1 - self.now)[1]
+        self.wires.decode_codes(self.total[: self.size], ranges, total)
         if len(self.present) < len(self.everyone):
             weight = self.wires.decode_weight(self.total[self.size :])
             total /= np.float32(weight)

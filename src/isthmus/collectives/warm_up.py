@@ -1,10 +1,9 @@
 """Kernels compiled before they are needed: no compiler is part of the first allreduce."""
 
 from isthmus import kernels
-from isthmus.compression.chunks import chunk_entries
 
 
-def compile_kernels(residence, share, compressor_of_bucket, chunk_nbytes, keeps):
+def compile_kernels(residence, share, compressor_of_bucket, keeps):
     """Run each kernel of an allreduce once, on vectors that live in `residence`.
 
     share: this rank's. compressor_of_bucket: (slice, Compressor or None) pairs. keeps: whether there is
@@ -22,7 +21,7 @@ def compile_kernels(residence, share, compressor_of_bucket, chunk_nbytes, keeps)
             continue
         tried.append(compressor)
         entries = part.stop - part.start
-        size = min(entries, chunk_entries(compressor, entries, chunk_nbytes))
+        size = min(entries, compressor.grain or entries)
         chunk = residence.zeros(size, "f4")
         wire = residence.zeros(compressor.wire_nbytes(size), "u1")
         kept = chunk.copy() if keeps else None

@@ -56,9 +56,9 @@ class Compressor(Protocol):
     ) -> None:
         """Write float32[n] `vector` into uint8[wire_nbytes(n)] `wire`.
 
-        `residual`, float32[n], is added first, and left holding what the wire does not say. `key`
-        seeds stochastic rounding; `first` is the number of the vector's first entry in the whole of
-        which it is a piece, so that a wire does not depend on how the whole was cut.
+        `residual`, float32[n], is added first, and left holding what the wire does not say; `vector` is
+        only read. `key` seeds stochastic rounding; `first` is the number of the vector's first entry in
+        the whole of which it is a piece, so that a wire does not depend on how the whole was cut.
         `state`, float32[state_entries(n)], zeros before the first call, belongs to the caller and is
         updated in place; without it every call is a first one.
         """

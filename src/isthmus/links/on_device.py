@@ -37,8 +37,12 @@ def residence_of(array, clock, sealed=False):
 
 
 class Host:
-    """NumPy arrays: MPI takes them as they are."""
+    """NumPy arrays: MPI takes them as they are.
 
+    cached: whether a chunk that was just written is read again at little cost.
+    """
+
+    cached = True
     empty, zeros = staticmethod(np.empty), staticmethod(np.zeros)
 
     def comm(self, comm):
@@ -63,6 +67,8 @@ class Host:
 
 class OnDevice:
     """CuPy arrays; `transport` is what MPI sees of them."""
+
+    cached = False  # to be told what a chunk holds, the host would wait for the device
 
     def __init__(self, device, transport, clock):
         self.device, self.transport, self.clock = device, transport, clock

@@ -1,0 +1,35 @@
+"""What a rank gives for a bucket of its vector, weighted chunk by chunk as it is used."""
+
+import numpy as np
+
+from isthmus import kernels
+
+
+class GivenBucket:
+    """A bucket's arrays, in order, and this rank's share of the mean.
+
+    A chunk is weighted just before it is summed, encoded or sent, while it is in the cache: that is no
+    pass of its own over memory.
+
+    part: the bucket, a slice of the vector. pieces: the float32 arrays that it is made of; none of them
+    stands for a vector that could not be made: then every chunk is NaN.
+    """
+
+    __slots__ = ("bounds", "part", "pieces", "share")
+
+    def __init__(self, part, pieces, share):
+        self.part, self.pieces, self.share = part, pieces, share
+        self.bounds = [part.start]
+        for piece in pieces:
+            self.bounds.append(self.bounds[-1] + piece.size)
+
+    def write(self, total, part):
+        """Overwrite total[part] with this rank's share of that part of the vector."""
+        if not self.pieces:
+            total[part] = np.nan
+            return
+        scale = kernels.for_array(total).scale
+        for piece, first, last in zip(self.pieces, self.bounds, self.bounds[1:]):
+            start, stop = max(first, part.start), min(last, part.stop)
+            if start < stop:
+                scale(piece[start - first : stop - first], self.share, total[start:stop])

@@ -1,0 +1,55 @@
+"""What an allreduce holds beside the vector that it is given and the mean that it gives."""
+
+import tracemalloc
+
+import numpy as np
+import pytest
+from clusters import cluster_of
+
+import isthmus
+
+SIZE = 1 << 20
+MOST = {
+    None: 2.2,  # a wire each way
+    isthmus.Int8(): 2.7,  # what is kept, before a call and after it, and a wire each way
+    isthmus.Int4(): 2.5,
+    isthmus.Dense("bfloat16"): 3.15,
+    isthmus.TopK(0.02, bits=2): 2.5,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.ranks(2)
+def test_an_allreduce_holds_at_most_three_vectors_and_can_be_undone(comm):
+    draw = np.random.default_rng(comm.rank)
+    vectors = draw.standard_normal((2, SIZE), dtype="f4")
+    with isthmus.split_tiers(comm, isthmus.Cluster(cluster_of(1, 1))) as tiers:
+        for compressor, most in MOST.items():
+            isthmus.Allreduce(tiers, SIZE, compressor=compressor)(vectors[0])  # compiled
+            tracemalloc.start()
+            allreduce = isthmus.Allreduce(tiers, SIZE, compressor=compressor)
+            for vector in vectors:
+                mean = allreduce(vector)
+                del mean
+            held, peak = (each / vectors[0].nbytes for each in tracemalloc.get_traced_memory())
+            tracemalloc.stop()
+            assert held < most
+            assert peak - 1 < most  # beside the mean
+
+        before = allreduce.memory.copy()
+        means = []
+        for _ in range(2):
+            means.append(allreduce(vectors[0]))
+            assert (allreduce.memory != before).any()
+            allreduce.undo()
+            assert (allreduce.memory == before).all()
+            allreduce.undo()  # once more changes nothing
+            assert (allreduce.memory == before).all()
+        assert (means[0] == means[1]).all()
+        bad = vectors[1].copy()
+        bad[SIZE // 2] = np.nan if comm.rank else 0
+        allreduce(bad)
+        assert not allreduce.finite
+        assert (allreduce.memory == before).all()
+        allreduce.undo()
+        assert (allreduce.memory == before).all()
