@@ -1,10 +1,13 @@
 """How loops are compiled: by Numba, which keeps what it has compiled where there is a place for it."""
 
+import os
 import warnings
-from functools import partial
+from functools import cached_property, partial
 
 from numba import config, njit
 from numba.core.caching import FunctionCache
+from numba.core.ccallback import CFunc
+from numba.core.sigutils import normalize_signature
 
 from isthmus.cures import cure_of, reason_of
 
@@ -12,26 +15,59 @@ ANOTHER_FOLDER = "set NUMBA_CACHE_DIR to a folder that you may write in"
 UNKEPT = "kernels are compiled anew in each process, which takes some seconds"
 
 
-def compiled(loop=None, **options):
+def compiled(loop=None, calls=(), **options):
     """Return `loop` as Numba compiles it, with the options of `numba.njit`; also as a decorator.
 
+    calls: the modules of loops that this one calls; when one of them changes, it is compiled anew.
     Where what is compiled cannot be kept, or what was kept cannot be read, that is one warning: a loop
     without a cache gives the same numbers, later.
     """
     if loop is None:
-        return partial(compiled, **options)
+        return partial(compiled, calls=calls, **options)
     dispatcher = njit(**options)(loop)
-    if config.DISABLE_JIT:
-        return dispatcher
-    try:
-        dispatcher._cache = _Cache(loop)
-    except (RuntimeError, OSError) as problem:  # Numba finds no folder
-        _warn(problem)
+    if not config.DISABLE_JIT:
+        _keep(dispatcher, loop, calls)
     return dispatcher
 
 
+class ForC:
+    """A loop of machine words, compiled as a C function when its address is asked for.
+
+    signature: Numba's. calls: as `compiled` has it. Compiled code that knows the address only need not
+    be compiled anew for every loop that it may call.
+    """
+
+    def __init__(self, loop, signature, calls=(), **options):
+        self.loop, self.signature, self.calls, self.options = loop, signature, calls, options
+
+    @cached_property
+    def address(self):
+        made = CFunc(self.loop, normalize_signature(self.signature), {}, self.options)
+        _keep(made, self.loop, self.calls)
+        made.compile()
+        self.made = made  # or the code is freed
+        return made.address
+
+
+def _keep(made, loop, calls):
+    """Let what Numba makes of `loop` be kept where there is a place for it."""
+    try:
+        made._cache = _Cache(loop)
+        made._cache.versions = tuple(_version(module.__file__) for module in calls)
+    except (RuntimeError, OSError) as problem:  # Numba finds no folder
+        _warn(problem)
+
+
 class _Cache(FunctionCache):
-    """Numba's cache of one loop, which does without its files once they cannot be used."""
+    """Numba's cache of one loop, which does without its files once they cannot be used.
+
+    versions: of the files of what the loop calls, of which Numba's own knows nothing.
+    """
+
+    versions = ()
+
+    def _index_key(self, sig, codegen):
+        return *super()._index_key(sig, codegen), *self.versions
 
     def load_overload(self, *arguments):
         try:
@@ -57,6 +93,12 @@ class _Cache(FunctionCache):
     def _do_without(self, problem):
         self.disable()
         _warn(problem)
+
+
+def _version(path):
+    """Return what changes when a file is edited, as Numba asks of the loop's own."""
+    found = os.stat(path)
+    return path, found.st_mtime, found.st_size
 
 
 def _warn(problem):

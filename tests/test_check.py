@@ -219,6 +219,16 @@ BROKEN_ENVIRONMENTS = {
         ["single", "unset MPI4PY_RC_THREAD_LEVEL"],
         None,
     ),
+    "compiled code that cannot call MPI": (
+        with_environment(NUMBA_DISABLE_JIT="1"),
+        0,
+        False,
+        "MPI calls",
+        "WARN",
+        0,
+        ["made by Python", "NUMBA_DISABLE_JIT is set", "unset NUMBA_DISABLE_JIT"],
+        None,
+    ),
     "ranks bound to one core": (
         with_module("sitecustomize", ONE_CORE),
         2,
@@ -574,6 +584,7 @@ def test_a_machine_that_is_fit_passes(lab):
     for subject in (
         "MPI library",
         "fault tolerance",
+        "MPI calls",
         "MPI threads",
         "launcher",
         "cores",

@@ -67,6 +67,7 @@ def library():
     else:
         yield passed("MPI library", text)
     yield fault_tolerance()
+    yield compiled_calls()
     yield thread_level(
         MPI.Query_thread(),
         {
@@ -95,6 +96,22 @@ def fault_tolerance():
             "start without `--with-ft ulfm`",
         )
     return passed("fault tolerance", f"{ends}; none of MPI's own is used")
+
+
+def compiled_calls():
+    """Return whether compiled code can call this library itself, or None without Numba: that is told."""
+    try:
+        from isthmus.links import native_mpi
+    except Exception:  # as Numba refuses a NumPy that is too new
+        return None
+    reason = native_mpi.why_not()
+    if reason is None:
+        return passed("MPI calls", "made by compiled code, where links are plain")
+    return warned(
+        "MPI calls",
+        f"made by Python: compiled code cannot ({reason}); short vectors take longer",
+        f"unset NUMBA_DISABLE_JIT, or take one of {', '.join(LAUNCHERS)}",
+    )
 
 
 def thread_level(level, names):

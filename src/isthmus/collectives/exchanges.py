@@ -3,7 +3,6 @@
 from mpi4py import MPI
 
 from isthmus.collectives.exact import OfMPI
-from isthmus.collectives.hierarchical import Hierarchical
 from isthmus.collectives.masked import Masked
 from isthmus.collectives.recursive import Recursive
 from isthmus.collectives.ring import Ring
@@ -39,7 +38,9 @@ def exchange_for(tiers, wish, compressors, residence, sent_to_sites, clock, secr
     site = counted(tiers.site, [index] * tiers.cluster.sites[index].ranks)
     if secret is not None:
         return Masked(secret, site, leaders, index, tiers, wish, clock, residence)
-    return Hierarchical(
+    from isthmus.collectives.native import planned  # with Numba, which takes its time
+
+    return planned(
         site,
         leaders,
         index,

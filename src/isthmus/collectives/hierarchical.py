@@ -22,47 +22,15 @@ same bits, because all decode the same wires.
 import functools
 import itertools
 from collections import deque
-from dataclasses import dataclass
 
 import numpy as np
 
 from isthmus import kernels
+from isthmus.collectives.chunk import Chunk, Encoded
 from isthmus.collectives.messages import arrived, receiving, sending, sending_nbytes, wait_for
 from isthmus.compression.chunks import chunk_entries, site_chunk_entries
-from isthmus.compression.compressor import Compressor
 from isthmus.links.comm import message_nbytes
 from isthmus.vectors import chunk_slices
-
-
-@dataclass
-class Encoded:
-    """What a leader encodes of a chunk: a uint8 wire, and what the compressor keeps of it, before a
-    call and after it, in turns."""
-
-    wire: np.ndarray
-    residuals: tuple = (None, None)
-    states: tuple = (None, None)
-
-
-@dataclass
-class Chunk:
-    """A piece of the vector that is encoded as one wire, and what it needs on its way.
-
-    whole, pieces: slices of the vector; inside a site it travels in pieces. compressor: of its bucket.
-    inboxes: other leader -> uint8, its wire. own: what goes up, or is the sum of all at a lone hub's;
-    told: the sum of all at one of two leaders at the top. Off the leaders there is none of these.
-    from_below, from_above, sent: requests under way.
-    """
-
-    whole: slice
-    pieces: list[slice]
-    compressor: Compressor
-    inboxes: dict[int, np.ndarray]
-    own: Encoded | None = None
-    told: Encoded | None = None
-    from_below: list = ()
-    from_above: list = ()
-    sent: list = ()
 
 
 class Hierarchical:

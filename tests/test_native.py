@@ -1,0 +1,158 @@
+"""The exchange that compiled code makes: bits, bytes and errors of the one that Python makes."""
+
+import hashlib
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from clusters import cluster_of
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from mpi4py import MPI
+from test_allreduce import SpyComm, splits
+
+import isthmus
+from isthmus.collectives import native
+from isthmus.collectives.hierarchical import Hierarchical
+from isthmus.collectives.native import Native
+from isthmus.links import native_mpi
+from isthmus.links.agreement import gather_json
+
+# All ranks try the same examples, and fail together.
+in_lockstep = settings(
+    derandomize=True, max_examples=12, database=None, suppress_health_check=list(HealthCheck)
+)
+COMPRESSORS = (
+    None,
+    isthmus.Dense(),
+    isthmus.Int8(),
+    isthmus.Int8(block=64),
+    isthmus.Int8(block=100, rounding="stochastic"),
+)
+SIZES = st.one_of(st.integers(0, 300), st.integers(0, 20_000), st.just(1_000_000))
+
+
+def outcome(tiers, kind, size, **wish):
+    """Return what three calls give by an exchange of `kind`, digested, and the bytes that were sent."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(native, "Native", kind)
+        allreduce = isthmus.Allreduce(tiers, size, weight=1.0 + tiers.world.rank, **wish)
+    assert type(allreduce._exchange) is kind
+    said = hashlib.sha256()
+    for step in range(3):
+        vector = np.random.default_rng([step, tiers.world.rank]).normal(size=size).astype("f4")
+        if step == 1 and size > 2 and tiers.world.rank == tiers.world.size - 1:
+            vector[size // 2] = np.nan
+        for number, bucket in enumerate(allreduce.buckets):
+            middle = (bucket.start + bucket.stop) // 2
+            pieces = [vector[bucket.start : middle], vector[middle : bucket.stop]]
+            allreduce.start(pieces if number else vector[bucket])
+            allreduce.advance()
+        said.update(allreduce.finish().tobytes() + allreduce.residual.tobytes())
+        said.update(bytes([allreduce.finite]))
+    assert {*allreduce.stage_seconds.values()} - {0.0} or size == 0
+    predicted = 3 * allreduce.predicted_to_sites()
+    assert allreduce.sent_to_sites.tolist() == predicted.tolist()
+    return said.hexdigest(), predicted.tolist()
+
+
+def check_same(comm):
+    tiers_of = {}
+    for sites in splits(comm.size):
+        tiers_of[sites] = isthmus.split_tiers(comm, isthmus.Cluster(cluster_of(*sites)))
+
+    @in_lockstep
+    @given(
+        st.sampled_from(sorted(tiers_of)),
+        st.sampled_from(COMPRESSORS),
+        st.booleans(),
+        SIZES,
+        st.integers(1, 4),
+        st.sampled_from([600, 5000, 60 * 1024, 2**23]),
+    )
+    @example(max(tiers_of), None, False, 2_500_000, 1, 2**25)  # wires of several messages
+    @example(max(tiers_of), isthmus.Int8(), True, 70_001, 2, 60 * 1024)
+    def same(sites, compressor, feedback, size, buckets, chunk_nbytes):
+        cuts = [size * number // buckets for number in range(buckets + 1)]
+        wish = {
+            "compressor": compressor,
+            "error_feedback": feedback,
+            "buckets": [slice(*ends) for ends in itertools.pairwise(cuts)][::-1],
+            "chunk_nbytes": chunk_nbytes,
+        }
+        ours, theirs = (outcome(tiers_of[sites], kind, size, **wish) for kind in (Native, Hierarchical))
+        told = gather_json(comm, [ours == theirs, ours[0]])
+        assert all(equal for equal, _ in told), told
+
+    same()
+    for tiers in tiers_of.values():
+        with tiers:
+            pass
+
+
+# One test a number of ranks, so that each runs in one mpirun with the others of its number.
+@pytest.mark.ranks(1)
+def test_one_rank(comm):
+    check_same(comm)
+
+
+@pytest.mark.ranks(2)
+def test_two_ranks(comm):
+    check_same(comm)
+
+
+@pytest.mark.ranks(3)
+def test_three_ranks(comm):
+    check_same(comm)
+
+
+@pytest.mark.ranks(4)
+def test_four_ranks(comm):
+    check_same(comm)
+
+
+@pytest.mark.ranks(5)
+def test_five_ranks(comm):
+    check_same(comm)
+
+
+@pytest.mark.ranks(2)
+def test_compiled_code_and_python_understand_each_other_and_it_is_used_where_it_can_be(
+    comm, monkeypatch
+):
+    with isthmus.split_tiers(comm, isthmus.Cluster(cluster_of(1, 1))) as tiers:
+        vector = np.random.default_rng(comm.rank).normal(size=50_000).astype("f4")
+        expected = isthmus.Allreduce(tiers, vector.size, compressor=isthmus.Int8())(vector)
+        strided = np.repeat(vector, 2)[::2]
+        wrapped = replace(tiers, leaders=SpyComm(tiers.leaders)) if comm.rank else tiers
+        mixed = isthmus.Allreduce(wrapped, vector.size, compressor=isthmus.Int8())
+        assert type(mixed._exchange) is (Hierarchical if comm.rank else Native)
+        assert mixed(strided).tobytes() == expected.tobytes()
+        for seen, compressor in ((tiers.paced(), None), (tiers, isthmus.OneBit())):
+            today = isthmus.Allreduce(seen, 10, compressor=compressor)
+            assert type(today._exchange) is Hierarchical
+        monkeypatch.setattr(native_mpi, "FUNCTIONS", (*native_mpi.FUNCTIONS, "MPI_Nowhere"))
+        native_mpi.addresses.cache_clear()
+        assert "MPI_Nowhere" in native_mpi.why_not()
+        today = isthmus.Allreduce(tiers, vector.size, compressor=isthmus.Int8())
+        assert type(today._exchange) is Hierarchical
+        assert today(vector).tobytes() == expected.tobytes()
+        native_mpi.addresses.cache_clear()
+
+
+@pytest.mark.ranks(2)
+@pytest.mark.parametrize("kind", [Native, Hierarchical])
+def test_an_error_of_mpi_is_the_same_exception(comm, kind, monkeypatch):
+    """A message that is too long for its place, from a neighbour that has gone another way."""
+    monkeypatch.setattr(native, "Native", kind)
+    with isthmus.split_tiers(comm, isthmus.Cluster(cluster_of(1, 1))) as tiers:
+        allreduce = isthmus.Allreduce(tiers, 10)
+        if tiers.world.rank:
+            own = np.empty(10, "f4")
+            tiers.leaders.Recv(own.view("u1"), 0)
+            tiers.leaders.Send(np.zeros(41, "u1"), 0)
+        else:
+            with pytest.raises(MPI.Exception) as raised:
+                allreduce(np.zeros(10, "f4"))
+            assert raised.value.Get_error_class() == MPI.ERR_TRUNCATE
