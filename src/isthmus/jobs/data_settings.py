@@ -20,6 +20,8 @@ class ScaleSettings(FrozenModel):
 class DataSettings(FrozenModel):
     """Folders of packed shards.
 
+    cache, cache_nbytes: a folder on each rank's own disk for shards that it gets from others, of at most
+    so many bytes a rank: the next job reads them there. None: nothing is kept.
     scale: "auto": features of floats are standardised by the training shards' means and deviations.
     """
 
@@ -27,6 +29,8 @@ class DataSettings(FrozenModel):
     test: Path
     validation: Path | None = None
     scale: Literal["auto", "none"] | ScaleSettings = "auto"
+    cache: Path | None = None
+    cache_nbytes: Annotated[int, Field(ge=1)] = 1 << 34
     site: str | None = None  # where the shards lie before they are brought to the ranks
 
     @field_validator("scale", mode="before")

@@ -21,6 +21,7 @@ from isthmus.links.agreement import from_root, gather_json, require, together
 from isthmus.links.tiers import tiers_of_rank_0
 from isthmus.planning.plan import Plan
 from isthmus.shards.batches import LocalSamples
+from isthmus.shards.cache import ShardCache
 from isthmus.shards.scattering import scatter_shards
 from isthmus.shards.shard_file import ShardSet
 from isthmus.testbed import on_testbed
@@ -154,7 +155,8 @@ def place_data(tiers, settings, tell):
         shards, seen = open_where_seen(tiers.world, folders[name])
         together(tiers.world, lambda shards=shards: check_shapes(model, shards, settings.data.scale))
         placed[name] = shards, _plan_of_evaluation(tiers, settings, shards, seen)
-    sets = {name: scatter_shards(tiers, *each) for name, each in placed.items()}
+    cache = together(tiers.world, lambda: cache_of(settings.data, tiers.world.rank))
+    sets = {name: scatter_shards(tiers, *each, cache=cache) for name, each in placed.items()}
     scale = scale_of(tiers, settings, sets["train"], tell)
     for name, folder in folders.items():
         sets[name].scale = scale
@@ -162,6 +164,13 @@ def place_data(tiers, settings, tell):
             tiers.world, lambda local=sets[name], folder=folder: check_targets(model, local, folder)
         )
     return Placed(settings, why, plan, sets.pop("train"), sets)
+
+
+def cache_of(data, rank):
+    """Return the ShardCache of a rank, None where the settings name none."""
+    if data.cache is None:
+        return None
+    return ShardCache(data.cache / f"rank{rank:04d}", data.cache_nbytes)
 
 
 def open_train(tiers, settings):

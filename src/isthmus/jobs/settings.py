@@ -217,7 +217,7 @@ class RunSettings(FrozenModel):
             update={
                 "model": model.located(folder) if isinstance(model, OwnModelSettings) else model,
                 "cluster": absolute(self.cluster, "file"),
-                "data": absolute(self.data, "train", "test", "validation"),
+                "data": absolute(self.data, "train", "test", "validation", "cache"),
                 "clients": absolute(self.clients, "speeds", "available"),
                 "run": absolute(self.run, "folder"),
                 "security": self.security.located(folder),

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -10,6 +11,7 @@ import numpy as np
 from isthmus.errors import ShardError
 from isthmus.links.agreement import broadcast_json, gather_json, require, together
 from isthmus.shards.batches import LocalSamples
+from isthmus.shards.cache import ShardCache, rows_of
 from isthmus.shards.manifest import Manifest
 from isthmus.shards.shard_file import PIECE_NBYTES, ShardSet, rows_of_piece
 
@@ -27,15 +29,23 @@ class Placement(Protocol):
 
 @dataclass(frozen=True)
 class Delivery:
-    """One shard: from the rank that reads it, or by the rank that needs it (`None`)."""
+    """One shard: from the rank that reads it, or by the rank that needs it (`None`).
+
+    cached: whether the source has it in its cache, and not in the folder.
+    """
 
     shard: int
     source: int | None
     target: int
+    cached: bool = False
 
 
 def scatter_shards(
-    tiers: "Tiers", shards: ShardSet | None, plan: Placement, piece_nbytes: int = PIECE_NBYTES
+    tiers: "Tiers",
+    shards: ShardSet | None,
+    plan: Placement,
+    piece_nbytes: int = PIECE_NBYTES,
+    cache: ShardCache | None = None,
 ) -> LocalSamples:
     """Return this rank's LocalSamples, verified on arrival. Collective over `tiers.world`.
 
@@ -43,7 +53,9 @@ def scatter_shards(
     `shards_of_rank`, the shards of each cluster rank. A rank that sees the folder reads its own
     files; for the others, ranks that see it read and send, in pieces of at most `piece_nbytes`, each
     array compared with the manifest's digest on both sides. A rank without shards gets arrays of no
-    rows. Raises ShardError on every rank alike.
+    rows.
+    cache: where a rank that does not see the folder keeps what it gets, on every rank or on none: what
+    it has there, or another rank of its site, comes from there. Raises ShardError on every rank alike.
     """
     world = tiers.world
     sees = gather_json(world, shards is not None)
@@ -59,18 +71,39 @@ def scatter_shards(
     mine = plan.shards_of_rank[world.rank]
     arrays = together(world, lambda: room_for(manifest, mine))
     places = places_of(manifest, mine, arrays)
+    held: list[list[int]] = [[] for _ in sees]
+    if cache is not None:
+        together(world, lambda: cache.check(manifest))
+        held = gather_json(
+            world, [] if sees[world.rank] else _held(tiers, cache, manifest, plan, places)
+        )
     deliveries = [
         delivery
-        for delivery in _deliveries(plan, sees)
+        for delivery in _deliveries(plan, sees, held, tiers.cluster.site_of_rank)
         if world.rank in (delivery.source, delivery.target)
     ]
     received = together(
-        world, lambda: _deliver(world, shards, manifest, deliveries, places, piece_nbytes)
+        world, lambda: _deliver(world, shards, cache, manifest, deliveries, places, piece_nbytes)
     )
+    if cache is not None and not sees[world.rank]:
+        for shard in mine:
+            if shard not in held[world.rank]:
+                cache.keep(manifest, shard, places)
     return LocalSamples(arrays, received, tuple(mine), manifest)
 
 
-def _deliver(world, shards, manifest, deliveries, places, piece_nbytes):
+def _held(tiers, cache, manifest, plan, places):
+    """Return the shards of this rank's site that its cache holds, whole; its own are in their places."""
+    found = []
+    for rank in tiers.cluster.ranks_of_site(tiers.site_name):
+        for shard in plan.shards_of_rank[rank]:
+            into = places if rank == tiers.world.rank else rows_of(manifest, shard)
+            if cache.load(manifest, shard, into):
+                found.append(shard)
+    return found
+
+
+def _deliver(world, shards, cache, manifest, deliveries, places, piece_nbytes):
     """Carry out this rank's share of the deliveries, in the order that all ranks have in common;
     return the bytes that came over MPI.
 
@@ -82,7 +115,8 @@ def _deliver(world, shards, manifest, deliveries, places, piece_nbytes):
             if delivery.source is None:
                 _read_own(shards, delivery.shard, places)
             elif delivery.source == world.rank:
-                _send(world, shards, delivery, piece_nbytes)
+                reader = _Cache(cache, manifest) if delivery.cached else shards
+                _send(world, reader, delivery, piece_nbytes)
             else:
                 received += _receive(world, manifest, delivery, places, piece_nbytes)
         except ShardError as caught:
@@ -90,6 +124,36 @@ def _deliver(world, shards, manifest, deliveries, places, piece_nbytes):
     if problem is not None:
         raise problem
     return received
+
+
+class _Cached:
+    """A shard of the cache, as `_send` reads one."""
+
+    def __init__(self, manifest, number, rows):
+        self.arrays, self.rows, self.number, self.manifest = manifest.arrays, rows, number, manifest
+
+    def pieces(self, name, piece_nbytes):
+        """Yield the rows of one array, in pieces of at most so many bytes."""
+        first = 0
+        for count in _sizes(self.manifest, self.number, name, piece_nbytes):
+            yield self.rows[self.number, name][first : first + count]
+            first += count
+
+
+@dataclass(frozen=True)
+class _Cache:
+    """What opens shards of a cache as a ShardSet opens those of a folder."""
+
+    cache: ShardCache
+    manifest: Manifest
+
+    @contextmanager
+    def opened(self, number):
+        """Give one shard; ShardError where it went away since it was looked for."""
+        rows = rows_of(self.manifest, number)
+        if not self.cache.load(self.manifest, number, rows):
+            raise ShardError(f"{self.cache.folder}: lost a shard meanwhile; start again")
+        yield _Cached(self.manifest, number, rows)
 
 
 def _read_own(shards, number, places):
@@ -165,16 +229,27 @@ def _sizes(manifest, shard, name, piece_nbytes):
     return [min(rows, samples - first) for first in range(0, samples, rows)]
 
 
-def _deliveries(plan, sees):
-    """Yield every delivery, in one order for all ranks; readers take turns in sending."""
+def _deliveries(plan, sees, held, site_of_rank):
+    """Yield every delivery, in one order for all ranks; readers take turns in sending.
+
+    held: the shards that each rank has in its cache: what the target has is no delivery, and what
+    another rank of its site has is from there.
+    """
     readers = [rank for rank, can in enumerate(sees) if can]
     turn = 0
     for target, shards in enumerate(plan.shards_of_rank):
         source = None
         if not sees[target]:
             source, turn = readers[turn % len(readers)], turn + 1
+        mates = [rank for rank, site in enumerate(site_of_rank) if site == site_of_rank[target]]
         for shard in shards:
-            yield Delivery(shard, source, target)
+            if shard in held[target]:
+                continue
+            mate = next((rank for rank in mates if source is not None and shard in held[rank]), None)
+            if mate is None:
+                yield Delivery(shard, source, target)
+            else:
+                yield Delivery(shard, mate, target, cached=True)
 
 
 def room_for(manifest, mine):
