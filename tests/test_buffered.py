@@ -297,7 +297,7 @@ def test_a_job_of_three_sites_is_replayed_resumed_and_told_right(comm, shared_fo
         return train(comm, path, quiet, **options)
 
     monkeypatch.setattr(
-        "isthmus.jobs.train.hold_seconds",
+        "isthmus.jobs.making.hold_seconds",
         lambda tiers, settings: lambda samples: [1e-3, 2e-3, 8e-3][tiers.world.rank],
     )
     settings = {"arrivals": 2, "every": 3}

@@ -20,6 +20,7 @@ from isthmus.links.agreement import gather_json
 from isthmus.pages.report import write_report
 from isthmus.planning.replanning import Replanner
 from isthmus.shards.scattering import scatter_shards
+from isthmus.training.loop import Training
 
 STEPS, EPOCHS = 10, 6
 RATE = 500.0  # samples per second of a rank that is not slow
@@ -68,7 +69,7 @@ def pace(monkeypatch, rank, slow_from, noise=0.0):
 
         return hold
 
-    monkeypatch.setattr(job, "hold_seconds", hold_seconds)
+    monkeypatch.setattr("isthmus.jobs.making.hold_seconds", hold_seconds)
 
 
 def lines_of(summary, kind):
@@ -193,10 +194,10 @@ def test_a_rank_with_a_third_of_a_processor_is_relieved(comm, shared_folder, mon
 
         return hold
 
-    monkeypatch.setattr(job, "hold_seconds", hold_seconds)
+    monkeypatch.setattr("isthmus.jobs.making.hold_seconds", hold_seconds)
     # Computing that takes the processor's time, in proportion to its samples, on any machine: RATE. A
     # step must be long beside the stops, or a rank may have all of them while it waits.
-    compute = job.Training._compute
+    compute = Training._compute
 
     def heavy(self, features, targets, start):
         end = time.process_time() + len(targets) / RATE
@@ -204,7 +205,7 @@ def test_a_rank_with_a_third_of_a_processor_is_relieved(comm, shared_folder, mon
             pass
         return compute(self, features, targets, start)
 
-    monkeypatch.setattr(job.Training, "_compute", heavy)
+    monkeypatch.setattr(Training, "_compute", heavy)
     try:
         summary = job.train(comm, path, lambda line, passing=False: None)
     finally:
