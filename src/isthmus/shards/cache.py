@@ -44,7 +44,7 @@ class ShardCache:
             with open(path, "rb") as file:
                 whole = os.fstat(file.fileno()).st_size == _nbytes(manifest, number)
                 for name, digest in manifest.shards[number].arrays_sha256.items():
-                    rows = places[number, name].reshape(-1).view(np.uint8)
+                    rows = places[number, name].reshape(-1).view(np.uint8).data
                     whole = whole and file.readinto(rows) == rows.nbytes
                     whole = whole and hashlib.sha256(rows).hexdigest() == digest
         except OSError:
@@ -64,7 +64,7 @@ class ShardCache:
                 return False
             with replacing(self._path(manifest, number)) as partial, open(partial, "wb") as file:
                 for name in manifest.arrays:
-                    file.write(places[number, name].reshape(-1).view(np.uint8))
+                    file.write(places[number, name].reshape(-1).view(np.uint8).data)
         except (OSError, OutputError):
             return False
         return True
