@@ -11,10 +11,10 @@ from isthmus.checks.findings import failed, passed, warned
 from isthmus.checks.job import ranks_told
 from isthmus.devices import mpi_library_path
 from isthmus.extras import how_to_install
+from isthmus.mpirun import tolerates_faults
 
 LAUNCHERS = {"Open MPI": "Open MPI", "MPICH": "HYDRA", "Intel MPI": "Intel(R) MPI"}
 """The libraries that isthmus is tested with, each with the word that its mpirun tells its version by."""
-FAULT_TOLERANT = "OMPI_MCA_mpi_ft_enable"
 TRANSPORTS, MESSAGES = "OMPI_MCA_btl", "OMPI_MCA_pml"
 
 
@@ -89,11 +89,9 @@ def is_open_mpi():
 def fault_tolerance():
     """Return what becomes of a run that loses a rank: isthmus uses nothing of what a library offers."""
     ends = "a run that loses a rank ends, and goes on from its last checkpoint with --resume"
-    if os.environ.get(FAULT_TOLERANT, "0").lower() in ("1", "true"):
-        return warned(
-            "fault tolerance",
-            f"{ends}; MPI's own is on, and isthmus uses none of it",
-            "start without `--with-ft ulfm`",
+    if tolerates_faults():
+        return passed(
+            "fault tolerance", "MPI's is on, for recovery.survive: a run goes on without ranks"
         )
     return passed("fault tolerance", f"{ends}; none of MPI's own is used")
 

@@ -7,8 +7,10 @@ import sys
 import time
 import traceback
 import warnings as python_warnings
+from contextlib import suppress
 
 from isthmus.cli.progress import mpirun_stderr
+from isthmus.mpirun import Loss
 from isthmus.terminal import OVERWRITE, leave_unsaid, visible
 from isthmus.watching.failures import (
     all_interrupted,
@@ -131,6 +133,11 @@ class Ending:
             sys.stderr.flush()
             time.sleep(0.1)  # what is said on standard error comes before mpirun's own words
             comm.Abort(code)
+        if Loss.leaves_at_once:
+            for stream in (sys.stdout, sys.stderr):
+                with suppress(OSError):
+                    stream.flush()
+            os._exit(code)
         for name in ("stdout", "stderr"):  # Python's own last try would change the code
             try:
                 if getattr(sys, name) is not None:

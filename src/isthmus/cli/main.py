@@ -187,6 +187,8 @@ def train(
     )
     terminal.end_drawing()
     folder = summary["folder"]
+    if summary.get("lost_ranks"):
+        comm = comm.Shrink()
     page = None
 
     def draw():  # the others are not told where: this would go past sealed links

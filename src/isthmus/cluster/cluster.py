@@ -5,7 +5,7 @@ rank* is what plans speak of, and what `tiers.world.rank` is in a job.
 """
 
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from copy import copy
 from functools import cached_property
 from itertools import accumulate
@@ -224,6 +224,30 @@ class Cluster:
         other = copy(self)
         other.told_ring = tuple(self.names[site] for site in ring)
         return other
+
+    def without(self, ranks: Collection[int]) -> Self:
+        """Return this cluster without some of its ranks; a site without any is no more.
+
+        The tree of sites is then that of the routes. ClusterError where sites that are left do not
+        reach one another.
+        """
+        table = self.to_table()
+        left = {
+            name: [number for number, rank in enumerate(self.ranks_of_site(name)) if rank not in ranks]
+            for name in self.names
+        }
+        gone = {name for name, numbers in left.items() if not numbers}
+        if gone:
+            table.pop("hub", None), table.pop("ring", None)
+        sites = []
+        for site in table["site"]:
+            numbers, rates = left[site["name"]], site["samples_per_second"]
+            several = {"samples_per_second": [rates[n] for n in numbers]} if len(rates) > 1 else {}
+            dropped = ("hosts", "world_ranks", *(["parent"] if gone else []))
+            kept = {key: value for key, value in site.items() if key not in dropped}
+            sites += [kept | {"ranks": len(numbers)} | several] if numbers else []
+        links = [link for link in table.get("link", []) if not gone & {link["from"], link["to"]}]
+        return type(self)(table | {"site": sites, "link": links}, self.source)
 
     def central(self, among: Sequence[int]) -> int:
         """Return which of some sites is a cloud site, if any is, with the fewest hops to all."""

@@ -306,6 +306,14 @@ class SamplesLine(Line):
     lost: dict[str, Count]
 
 
+class LostLine(Line):
+    """Ranks that died, how long it took to go on without them, and shards that nobody could read."""
+
+    ranks: list[Count]
+    seconds: Seconds
+    never: list[Count]
+
+
 class DroppedLine(Line):
     """Clients whose change was not finite, and was left out of their round."""
 
@@ -340,6 +348,7 @@ LINES = {
         "dropped": DroppedLine,
         "members": MembersLine,
         "samples": SamplesLine,
+        "lost": LostLine,
         "arrivals": ArrivalsLine,
         "left_out": LeftOutLine,
     }.items()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from isthmus.cures import explained
 from isthmus.errors import CheckpointError, OutputError
-from isthmus.files import check_folder, replacing, write_text
+from isthmus.files import check_folder, remove_leftovers, replacing, write_text
 from isthmus.folders.chain import BEGINNING, last_hash, linked
 from isthmus.folders.contents import Provenance
 from isthmus.folders.lock import FolderLock
@@ -144,8 +144,10 @@ class RunFolder:
                 f"{explained(problem, 'check the folder and its disk')}"
             ) from None
 
-    def cut_back(self, step):
+    def cut_back(self, step, keeps=None):
         """Drop what metrics.jsonl tells of steps after `step`: they will be made again.
+
+        keeps(line): whether to keep a line, in the place of that.
 
         Returns the lines that are kept, as dicts, and the numbers of those that were damaged, which go
         to a file of their own.
@@ -158,7 +160,7 @@ class RunFolder:
         for number, line, table, wrong in read_lines(self.metrics):
             if wrong:
                 damaged[number] = line + b"\n"
-            elif table["step"] <= step:
+            elif table["step"] <= step if keeps is None else keeps(table):
                 kept.append(table)
                 lines.append(line + b"\n")
         if damaged:
@@ -189,6 +191,20 @@ def reserved(tiers, parent, resume, name):
     with FolderLock() as lock:
         reserve = partial(RunFolder.reserve, parent, resume, name, lock)
         yield from_root(tiers.world, reserve, tiers.home), lock
+
+
+def open_folder(tiers, settings, stem, resume, name, lock):
+    """Return the path of the run's folder, made anew or gone on with, on every rank. Collective."""
+
+    def make():
+        folder = RunFolder(resume) if resume else RunFolder.create(settings.run.folder, stem, name)
+        if not resume and name is None:
+            lock.take(folder.path)
+        let_in(folder.path, settings.run.mode)
+        remove_leftovers(folder.path)
+        return str(folder.path)
+
+    return Path(from_root(tiers.world, make, tiers.home))
 
 
 def let_in(folder, mode):

@@ -47,6 +47,11 @@ class Account:
             if kind == "left_out":
                 self.tell(left_out_sentence(values["sums"], self.training.tiers.cluster.names))
 
+    def flush(self):
+        """Have what was written be on the disk, where this rank writes."""
+        if self.folder is not None:
+            self.folder.flush()
+
     def take_up(self, recalled):
         """Go on from what the earlier part of a run has left."""
         self.seconds, self.loss, self.measured = recalled.seconds, recalled.loss, recalled.measured

@@ -2,13 +2,14 @@
 
 from isthmus.links.agreement import broadcast_json
 from isthmus.recovery.ledger import Ledger, Part
+from isthmus.training.loop import Training
 from isthmus.training.strategies.strategy import Member
 
 
 def counts_samples(training):
-    """Whether an epoch takes each sample once: not with clients that are drawn, nor where sites make
-    unequally many steps."""
-    return not hasattr(training, "turn") and type(training.member).walked is Member.walked
+    """Whether an epoch takes each sample once: not with clients or samples that are drawn, nor where
+    sites make unequally many steps."""
+    return type(training) is Training and type(training.member).walked is Member.walked
 
 
 class Members:
@@ -31,7 +32,16 @@ class Members:
         cluster, shards = self.tiers.cluster.to_table(), [list(each) for each in shards_of_rank]
         part = Part(self.training.state.step, cluster, shards, **changed)
         self.ledger.add(part)
-        self.account.note("members", epoch=part.first // self.training.recipe.steps, **part.told())
+        self._note(part)
+
+    def note_again(self, found):
+        """Write the lines of parts after the first `found`, which a rank that is gone has not."""
+        for part in self.ledger.parts[found:]:
+            self._note(part)
+
+    def _note(self, part):
+        epoch = part.first // self.training.recipe.steps
+        self.account.note("members", epoch=epoch, **part.told())
 
     def take_up(self, lines, shards_of_rank):
         """Go on from what the lines of an earlier start tell, where the job's rank 0 is. Collective."""

@@ -69,13 +69,15 @@ class Recalled:
     told: str | None = None
 
 
-def recall(folder, step, last):
+def recall(folder, step, last, keeps=None):
     """Return what is Recalled up to `step`; steps after it are dropped from the RunFolder's metrics.
+
+    keeps: as `RunFolder.cut_back` has it.
 
     last: whether no step is left to be made. Raises CheckpointError if so, and the metrics do not tell
     of those that were.
     """
-    lines, damaged = folder.cut_back(step)
+    lines, damaged = folder.cut_back(step, keeps)
     found = Recalled()
     for line in lines:
         if line["kind"] == "step":

@@ -16,7 +16,7 @@ from isthmus.jobs.kinds import KindSettings
 from isthmus.jobs.own_model import OwnModelSettings
 from isthmus.jobs.plan_settings import PlanSettings
 from isthmus.jobs.privacy_settings import PrivacySettings, check_privacy
-from isthmus.jobs.recovery_settings import RecoverySettings
+from isthmus.jobs.recovery_settings import RecoverySettings, check_recovery
 from isthmus.jobs.security_settings import SecuritySettings
 from isthmus.jobs.slurm.settings import SlurmSettings
 from isthmus.jobs.training_settings import TrainingSettings
@@ -145,6 +145,11 @@ class RunSettings(FrozenModel):
                 "training.stop_after needs data.validation, the folder of a set that training does not "
                 "learn from: `isthmus pack` makes one"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _others_can_go_on(self):
+        check_recovery(self)
         return self
 
     @model_validator(mode="after")

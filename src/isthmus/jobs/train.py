@@ -11,8 +11,7 @@ from threadpoolctl import threadpool_limits
 
 from isthmus.devices import to_host
 from isthmus.errors import CheckpointError, StoppedError
-from isthmus.files import remove_leftovers
-from isthmus.folders.record import RunFolder, let_in, provenance, replanned_sentence, reserved
+from isthmus.folders.record import RunFolder, open_folder, provenance, replanned_sentence, reserved
 from isthmus.jobs.account import Account
 from isthmus.jobs.arriving import outlook
 from isthmus.jobs.clients import identity_of_clients, told_of_clients
@@ -28,11 +27,13 @@ from isthmus.jobs.resuming import Recalled, identity_of, recall
 from isthmus.jobs.scaling import commonest_share, no_better_than_one_answer
 from isthmus.jobs.shared_model import shared_model
 from isthmus.jobs.stopping import stopping_on
+from isthmus.jobs.surviving import Survival
 from isthmus.json_text import dumps, loads
 from isthmus.links.agreement import broadcast_json, from_root, require, together
+from isthmus.recovery.faults import Faults
 from isthmus.recovery.handover import adapted
 from isthmus.spare import if_possible
-from isthmus.training.checkpoint import read_checkpoint, write_checkpoint
+from isthmus.training import checkpoint
 from isthmus.training.validation import Validation
 from isthmus.watching.journal import Journal
 from isthmus.watching.links import counted_links
@@ -73,9 +74,9 @@ def train(
         expected, warning = outlook(settings, tiers.cluster, plan)
         for told in filter(None, (expected, warning and f"warning: {warning}")):
             journal.tell(f"strategy: {told}")
-        training = make_training(
-            trace.tiers if trace else tiers, settings, model, plan, local, journal, replay, resume
-        )
+        faults = Faults.of_environment(tiers.world.rank)
+        computing = trace.tiers if trace else faults.watching(tiers)
+        training = make_training(computing, settings, model, plan, local, journal, replay, resume)
         path = open_folder(tiers, settings, Path(settings_path).stem, resume, name, lock)
         job = Job(tiers, settings, plan, training, sets, journal, path)
         told = told_of_privacy(training)
@@ -83,23 +84,11 @@ def train(
             told_of_clients(training.member) if settings.plays_clients else {}
         )
         job.begin(chosen, resume)
+        if settings.recovery.survive:
+            return Survival(comm, job, stop, lock, show, faults).run()
         with trace.written_to(job.path) if trace else nullcontext():
             job.run(stop, show)
         return job.finish()
-
-
-def open_folder(tiers, settings, stem, resume, name, lock):
-    """Return the path of the run's folder, made anew or gone on with, on every rank. Collective."""
-
-    def make():
-        folder = RunFolder(resume) if resume else RunFolder.create(settings.run.folder, stem, name)
-        if not resume and name is None:
-            lock.take(folder.path)
-        let_in(folder.path, settings.run.mode)
-        remove_leftovers(folder.path)
-        return str(folder.path)
-
-    return Path(from_root(tiers.world, make, tiers.home))
 
 
 class Job:
@@ -114,6 +103,7 @@ class Job:
         self.record = Recording(tiers, settings.security, path)
         folder = RunFolder(path, self.record.chained) if self.leads else None
         self.account = Account(tiers, settings, plan, training, folder, journal.tell)
+        self.agree, self.within_duties = None, False  # where the run goes on without ranks that die
         self.stops = False  # whether the run ends after this step, told by a signal
         self.rebalancing = Rebalancing(tiers, settings, plan, training)
         self.members = Members(tiers, training, self.account)
@@ -122,7 +112,8 @@ class Job:
         }
         self.validation = None
         if "validation" in sets:
-            self.validation = Validation(training.model, self.leads, training.recipe.stop_after)
+            keeps = self.leads or settings.recovery.survive  # any rank may be the next that leads
+            self.validation = Validation(training.model, keeps, training.recipe.stop_after)
         self.identity = identity_of(settings, tiers.cluster, plan, self.data)
         self.identity |= identity_of_privacy(settings, tiers.cluster, training)
         if settings.plays_clients:
@@ -171,16 +162,32 @@ class Job:
         self._compare_replicas()
         if self.ends_early:  # where a run goes on that had ended
             return
+        if self.within_duties:  # another rank has died while these were done
+            self._do(duties)
         for _ in self.training.steps():
-            for duty in duties:
-                if (duty.alone or self.training.member.together) and duty.due(state.step):
-                    self.journal.enter(duty.phase, state.step)
-                    duty.act()
+            self._do(duties)
             if pacer is not None:
                 pacer.after(state.step, self.account.loss)
             if self.ends_early:
                 self.tell(self.validation.why_it_ends)
                 return
+
+    def _do(self, duties):
+        """Do what is due after a step; where ranks may die, all agree that it is done."""
+        step, training = self.training.state.step, self.training
+        due = [duty for duty in duties if (duty.alone or training.member.together) and duty.due(step)]
+        self.within_duties = bool(due) and self.agree is not None
+        if self.within_duties:
+            training.hold_rows()
+            self.judged = self.validation and self.validation.to_json()
+        for duty in due:
+            self.journal.enter(duty.phase, step)
+            duty.act()
+        if self.within_duties:
+            self.account.flush()
+            self.agree()
+            training.release_rows()
+            self.within_duties = False
 
     @property
     def ends_early(self):
@@ -217,7 +224,7 @@ class Job:
             Duty(
                 "checkpoint",
                 lambda step: self.stops or every(recipe.checkpoint_every)(step),
-                self._write_checkpoint,
+                self.write_checkpoint,
             ),
             Duty("end", lambda step: self.stops, self._stop),
         ]
@@ -313,12 +320,13 @@ class Job:
                 self.account.folder.flush()
             self.tell(f"step {self.training.state.step}: {replanned_sentence(told)}")
 
-    def _write_checkpoint(self):
+    def write_checkpoint(self):
         self._report()  # the curves of what leads to a checkpoint are on the disk before it is
         notes, arrays = self.rebalancing.to_json(), {}
         if self.validation is not None:
             notes, arrays = notes | {"validation": self.validation.to_json()}, self.validation.arrays()
-        write_checkpoint(self.path / "checkpoint.h5", self.training, self.identity, notes, arrays)
+        path = self.path / "checkpoint.h5"
+        checkpoint.write_checkpoint(path, self.training, self.identity, notes, arrays)
         self.journal.checkpoint = self.training.state.step
         self.record.state(self.account.folder, self.training.state.step)
         self.tell(f"step {self.training.state.step}: checkpoint written")
@@ -328,7 +336,8 @@ class Job:
         state, recipe, world = self.training.state, self.training.recipe, self.tiers.world
         arrays = {} if self.validation is None else self.validation.arrays()
         adapt = partial(adapted, now=loads(dumps(self.identity)))
-        notes = read_checkpoint(self.path / "checkpoint.h5", self.training, self.identity, arrays, adapt)
+        path = self.path / "checkpoint.h5"
+        notes = checkpoint.read_checkpoint(path, self.training, self.identity, arrays, adapt)
         if self.validation is not None:
             self.validation.load(notes["validation"])
         require(

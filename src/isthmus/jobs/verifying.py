@@ -96,10 +96,10 @@ def _as_it_was(run, folder):
             f'{folder}: cannot be played again: allreduce.algorithm = "mpi" adds in an order that MPI '
             "does not tell; --record holds the record alone against its hashes"
         )
-    if settings.privacy.secure_sum != "off":
+    if settings.privacy.secure_sum != "off" or settings.privacy.unit is not None:
         raise RecordError(
-            f"{folder}: cannot be played again: what sites send is masked with keys that no site has "
-            "all of; --record holds the record alone against its hashes"
+            f"{folder}: cannot be played again: what sites send is masked, or has noise, by secrets "
+            "that each site keeps; --record holds the record alone against its hashes"
         )
     if settings.privacy.unit is not None:
         raise RecordError(
@@ -146,13 +146,20 @@ class _Replay:
         ]
         self.arrivals = any(line["kind"] == "arrivals" for line in self.run.metrics)
         self.taken, self.ledger, self.lost, self.scale = {}, None, 0, None
-        held = self._checkpoint() if self.first else None
-        for number, part in enumerate(parts):
-            end = min([self.last, *(each.first for each in parts[number + 1 : number + 2])])
+        held, begin = None, 0
+        if self.first:
+            held = self._checkpoint()
+            begin = max(
+                number
+                for number, part in enumerate(parts)
+                if part.first <= self.first and (len(part.shards_of_rank) == len(held) or not number)
+            )
+        for number in range(begin, len(parts)):
+            part, end = parts[number], min([self.last, *(each.first for each in parts[number + 1 :])])
             if self.ledger is not None:
                 self.ledger.add(part)
-            if end > max(part.first, self.first):
-                held = self._play_part(part, end, held, parts[:number])
+            if part.first < self.last:
+                held = self._play_part(part, end, held, parts[:number], number == begin)
 
     def _checkpoint(self):
         """Return the arrays of each rank as the checkpoint has them."""
@@ -168,11 +175,11 @@ class _Replay:
             for rank in range(table["identity"]["ranks"])
         ]
 
-    def _play_part(self, part, end, held, before):
+    def _play_part(self, part, end, held, before, as_it_is):
         """Play steps of one set of ranks until step `end`; return the arrays of each then."""
         cluster = Cluster(part.cluster, self.folder / "metrics.jsonl")
         start = max(part.first, self.first)
-        anew = start == self.first or part.resumed
+        anew = as_it_is or part.resumed
         plan = SimpleNamespace(
             steps=self.run.plan["steps"],
             shards_of_rank=part.shards_of_rank,
@@ -195,15 +202,17 @@ class _Replay:
                 samples = [shard.samples for shard in local.manifest.shards]
                 self.ledger = Ledger(samples, recipe.steps, recipe.seed, [*before, part])
             if held is not None:
-                self._take_up(training, part, start, held, rank)
+                self._take_up(training, part, start, held[rank] if as_it_is else held, rank)
             self._count(training, part, rank)
             return self._steps(training, end, rank)
 
         return in_threads(cluster.size, play)
 
     def _take_up(self, training, part, start, held, rank):
-        """Go on from the arrays of each rank before, after step `start`."""
-        if part.came_from is None or start > part.first:
+        """Go on from the arrays `held` of this rank, or a list of those of each rank before."""
+        if isinstance(held, dict):
+            training.load(start, held)
+        elif part.came_from is None:
             training.load(start, held[rank])
         else:
             own = {name: to_host(array) for name, array in training.arrays().items()}
@@ -213,7 +222,7 @@ class _Replay:
 
     def _steps(self, training, end, rank):
         """Make steps until `end`; return the arrays then."""
-        for _ in training.steps():
+        for _ in training.steps() if training.state.step < end else ():
             step = training.state.step
             if rank == 0 and step in self.wanted:
                 agreed = training.member.agreed

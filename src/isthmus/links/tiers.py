@@ -18,6 +18,7 @@ from isthmus.links.paced import PacedComm
 from isthmus.links.sealed import SealedComm, agree_on_keys, strangers
 from isthmus.links.traced import Recorder, TracedComm
 from isthmus.links.world import World
+from isthmus.mpirun import tolerates_faults
 from isthmus.security.pair_keys import PairKeys
 
 
@@ -145,7 +146,7 @@ class Tiers:
 
     def __exit__(self, error_type: type[BaseException] | None, *_: object) -> None:
         # Free is collective: freeing while one rank unwinds an exception would hang the others.
-        if error_type is None:
+        if error_type is None and not _is_revoked(self.world):  # some rank is gone
             for comm in (self.leaders, self.cloud, self.edge, self.site, self.world):
                 if comm != MPI.COMM_NULL:
                     innermost(comm).Free()
@@ -211,14 +212,32 @@ def _split(comm, cluster, keys, pinned):
     if len({*seals}) > 1:
         problem = ValueError("some ranks give `keys` and others do not; give it on all, or on none")
         raise_first(comm, problem)
-    order = together(comm, lambda: cluster_ranks(cluster, hosts))
-    world = comm.Split(0, key=order[comm.rank])
+    tiers = tiers_in_order(comm, cluster, together(comm, lambda: cluster_ranks(cluster, hosts)))
+    if keys is None:
+        return tiers
+    return tiers.sealed_by(agree_on_keys(cluster, tiers.world, tiers.site, keys, pinned))
+
+
+def tiers_in_order(
+    comm: MPI.Comm, cluster: Cluster, order: Sequence[int], made: list[MPI.Comm] | None = None
+) -> Tiers:
+    """Return the tiers of `comm`, whose rank r is cluster rank `order[r]`. Collective.
+
+    made: a list that is given each communicator as soon as there is one.
+    """
+    made = [] if made is None else made
+
+    def split(parent: MPI.Comm, color: int, key: int) -> MPI.Comm:
+        made.append(parent.Split(color, key))
+        return made[-1]
+
+    world = split(comm, 0, order[comm.rank])
     index = cluster.site_of_rank[world.rank]
-    site = world.Split(index, key=world.rank)
-    leaders = world.Split(0 if site.rank == 0 else MPI.UNDEFINED, key=index)
+    site = split(world, index, world.rank)
+    leaders = split(world, 0 if site.rank == 0 else MPI.UNDEFINED, index)
     tier = cluster.sites[index].tier
-    mine = world.Split(0 if tier == "cloud" else 1, key=world.rank)
-    tiers = Tiers(
+    mine = split(world, 0 if tier == "cloud" else 1, world.rank)
+    return Tiers(
         cluster,
         world_of(cluster, world, site, leaders),
         site,
@@ -229,9 +248,12 @@ def _split(comm, cluster, keys, pinned):
         site_name=cluster.names[index],
         home=order[0],
     )
-    if keys is None:
-        return tiers
-    return tiers.sealed_by(agree_on_keys(cluster, tiers.world, site, keys, pinned))
+
+
+def _is_revoked(world):
+    """Whether a communicator is of no use any more, since a rank of it has gone."""
+    comm = innermost(world)
+    return isinstance(comm, MPI.Comm) and tolerates_faults() and comm.Is_revoked()
 
 
 def world_of(cluster, comm, site, leaders):

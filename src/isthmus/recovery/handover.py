@@ -6,9 +6,14 @@ lost. One that is new begins with the buffers of the first rank, and with no res
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from isthmus.devices import to_host
+
+if TYPE_CHECKING:
+    from isthmus.training.loop import Training
 
 MEMORY, SENT = "/memory", "/sent_to_sites"
 
@@ -103,3 +108,17 @@ def _lost(arrays, table, sites, holders):
             if name.endswith(MEMORY)
         )
     ]
+
+
+def hand_over(old: "Training", new: "Training") -> None:
+    """Have `new`, with fewer ranks, go on after the last step that all ranks of `old` have ended.
+
+    Bytes are counted anew.
+    """
+    held = {name: np.array(to_host(array)) for name, array in old.arrays().items()}
+    own = {name: to_host(array) for name, array in new.arrays().items()}
+    new.load(old.state.step, arrays_of([held | old.kept], 0, own))
+    for each in new.member.sums:
+        each.count_anew()
+    rows, told_until = old.untold
+    new.untold = [[*row[:-2], 0, 0] for row in rows], told_until

@@ -71,8 +71,8 @@ class Ledger:
     parts: list[Part] = field(default_factory=list)
 
     def add(self, part: Part) -> None:
-        """Take note of a part; one that begins where another did takes its place."""
-        self.parts = [each for each in self.parts if each.first < part.first]
+        """Take note of a part, and forget those that began later."""
+        self.parts = [each for each in self.parts if each.first <= part.first]
         self.parts.append(part)
 
     def rest_of(self, rank: int) -> Rest | None:

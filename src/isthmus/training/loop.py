@@ -96,6 +96,9 @@ class Training:
         self._gathered = state.step  # the last step that was told
         self.finite, self.non_finite_ranks = True, []  # of the last step
         self.rest = None  # what this rank takes of an epoch that began with other ranks
+        self.agree = None  # asked before a step changes what all ranks have
+        self.kept = {}  # what a step changes before that, as it was
+        self._held = None
         member.begin(state.parameters)
 
     def steps(self) -> Iterator[None]:
@@ -134,6 +137,9 @@ class Training:
 
     def _step(self, features, targets, phase):
         """Compute, sum, update, exchange; return the summed loss of this rank's samples."""
+        if self.agree is not None:
+            kept = self._changed_at_once()
+            self.kept = {name: np.array(to_host(array)) for name, array in kept.items()}
         self.member.before_step(self.state.parameters)
         gradients = self.member.gradients
         self.model.begin_step(self.recipe.seed, self.tiers.world.rank, self.member.walked)
@@ -141,6 +147,9 @@ class Training:
             loss = self._compute(features, targets, gradients)
         with phase("allreduce"):
             mean = gradients.finish()
+        if self.agree is not None:
+            self.agree()
+            self.kept = {}
         with phase("update"):
             self.finite, self.non_finite_ranks = gradients.finite, []
             if gradients.finite:
@@ -305,6 +314,13 @@ class Training:
         """In how many steps it takes them."""
         return self.recipe.steps - (0 if self.rest is None else self.rest.since)
 
+    def _changed_at_once(self):
+        """Return name -> array of what a step changes while gradients are summed."""
+        return {
+            **stored(self.model),
+            **{f"strategy/{name}": array for name, array in self.member.state().items()},
+        }
+
     def arrays(self):
         """Return name -> array of this rank: all that the next steps depend on, but for the samples."""
         return {
@@ -328,6 +344,23 @@ class Training:
                 if name.startswith("strategy/")
             }
         )
+
+    def hold_rows(self):
+        """Note what was measured and not told yet, in case a rank dies while it is told."""
+        self._held = [*self.rows], self._gathered
+
+    def release_rows(self):
+        """Forget what `hold_rows` has noted: all of it is told."""
+        self._held = None
+
+    @property
+    def untold(self):
+        """(rows, the last step that was told): what was measured since."""
+        return self._held or ([*self.rows], self._gathered)
+
+    @untold.setter
+    def untold(self, value):
+        self.rows, self._gathered = value
 
     def told_of(self, step):
         """Return what else metrics.jsonl tells of a step, counted from 1, at home."""

@@ -40,8 +40,9 @@ class Journal:
             tuple(site.tier for site in sites),
         )
         self.rank, self.folder, self.checkpoint = world.rank, None, None
-        self.home, self._mode = tiers.home, settings.mode
         self._job = cluster.ranks_of_site(tiers.site_name) if tiers.joined else range(cluster.size)
+        self.home, self._mode, self.survives = tiers.home, settings.mode, False
+        self.speak, self.meet = tell, lambda phase, step: None  # what a fault that is planned may watch
         self._tell = tell if world.rank == tiers.home else None
         self.progress = Progress(world)
         self.watch = Watch(
@@ -76,9 +77,12 @@ class Journal:
     def enter(self, phase, step):
         """Note that this rank begins `phase` of `step` (`isthmus.watching.progress.PHASES`)."""
         self.progress.enter(phase, step)
+        self.meet(phase, step)
 
     def abandon(self, line, ranks):
         """End the job from the thread that watches, because of a stall or of ranks that are gone."""
+        if self.survives and line is None:  # the others go on without those that are gone
+            return
         place = self.place()
         self.progress.note_ending(signalled=False)
         for each in lost_lines(place) if line is None else stalled_lines(line, ranks, place):

@@ -1,0 +1,75 @@
+"""Faults that a run is given on purpose: at named moments, of named ranks. See `isthmus chaos`."""
+
+import os
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from isthmus.json_text import loads
+from isthmus.links.comm import Comm, Request, Wrapped
+
+if TYPE_CHECKING:
+    from isthmus.links.tiers import Tiers
+
+PLAN = "ISTHMUS_FAULTS"
+"""The variable of the environment that names the file with a run's faults, a JSON list of tables."""
+MOMENTS = (
+    "compute",
+    "send",
+    "allreduce",
+    "agree",
+    "update",
+    "report",
+    "evaluation",
+    "checkpoint",
+    "rebuild",
+)
+"""When a fault may come. "send": as message `number` of a step is handed over, counted from 0; "agree":
+before all agree on a step, which this rank has reduced; "rebuild": while others are made do without one.
+The others are what a rank's log calls its phases."""
+
+
+class Faults:
+    """What is to happen to one rank, known by its number when the run began.
+
+    planned: tables with `rank`, `step`, counted from 1, `moment`, `number` of a message.
+    """
+
+    def __init__(self, planned: Sequence[dict[str, Any]], rank: int):
+        self.planned = [each for each in planned if each["rank"] == rank]
+        self.step, self.sent = 0, 0
+
+    @classmethod
+    def of_environment(cls, rank: int) -> "Faults":
+        """Return those that the environment names; none as a rule."""
+        path = os.environ.get(PLAN)
+        return cls(loads(Path(path).read_text()) if path else [], rank)
+
+    def meet(self, moment: str, step: int) -> None:
+        """Let what is planned for this moment happen."""
+        if step != self.step:
+            self.step, self.sent = step, 0
+        for each in self.planned:
+            if each["moment"] == moment and each["step"] == step and each.get("number", 0) <= self.sent:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    def watching(self, tiers: "Tiers") -> "Tiers":
+        """Return `tiers`, whose messages are counted; as they are where none is planned for."""
+        planned = any(each["moment"] == "send" for each in self.planned)
+        return tiers.through(lambda comm, ranks: FaultyComm(comm, self)) if planned else tiers
+
+
+class FaultyComm(Wrapped):
+    """A communicator on which a rank may die as it sends."""
+
+    lets_past = True
+
+    def __init__(self, comm: Comm, faults: Faults):
+        super().__init__(comm)
+        self.faults = faults
+
+    def Isend(self, buffer: Any, dest: int, tag: int = 0) -> Request:  # noqa: N802
+        self.faults.meet("send", self.faults.step)
+        self.faults.sent += 1
+        return self.comm.Isend(buffer, dest, tag)

@@ -1,0 +1,81 @@
+"""Shards that nobody holds any more, given to ranks that are left, who keep all that they have."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from isthmus.links.agreement import gather_json, together
+from isthmus.shards.batches import LocalSamples
+from isthmus.shards.scattering import places_of, room_for, scatter_shards
+from isthmus.shards.shard_file import ShardSet
+
+if TYPE_CHECKING:
+    from isthmus.links.tiers import Tiers
+
+
+class Adopted(NamedTuple):
+    """A rank's samples, the shards of each rank, and those that nobody could read."""
+
+    local: LocalSamples
+    shards_of_rank: list[list[int]]
+    never: list[int]
+
+
+class _Orphans(NamedTuple):
+    shards_of_rank: list[list[int]]
+
+
+def adopt_shards(
+    tiers: "Tiers",
+    local: LocalSamples,
+    folder: str | Path,
+    rates: Sequence[float],
+    may_hold: Callable[[int, int], bool] = lambda shard, rank: True,
+) -> Adopted:
+    """Give shards that no rank holds to those that are done soonest, read by who sees `folder`.
+
+    rates: samples per second of each rank. may_hold(shard, rank): whether it may have that. Collective.
+    """
+    world, manifest = tiers.world, local.manifest
+    assert manifest is not None
+    held = [list(shards) for shards in gather_json(world, list(local.shards))]
+    samples = [shard.samples for shard in manifest.shards]
+    orphans = sorted({*range(len(samples))} - {shard for each in held for shard in each})
+    shards = together(world, lambda: _seen(folder, manifest))
+    given: list[list[int]] = [[] for _ in held]
+    if any(gather_json(world, shards is not None)):
+        load = np.array([sum(samples[shard] for shard in each) for each in held], float)
+        for shard in sorted(orphans, key=lambda shard: (-samples[shard], shard)):
+            ranks = [rank for rank in range(world.size) if may_hold(shard, rank)]
+            if ranks:
+                rank = min(ranks, key=lambda rank: ((load[rank] + samples[shard]) / rates[rank], rank))
+                load[rank] += samples[shard]
+                given[rank].append(shard)
+    found = [sorted(each) for each in given]
+    never = sorted({*orphans} - {shard for each in found for shard in each})
+    if any(found):
+        adopted = scatter_shards(tiers, shards, _Orphans(found))
+        local = merged(local, adopted)
+    return Adopted(local, [sorted([*old, *new]) for old, new in zip(held, found)], never)
+
+
+def merged(local: LocalSamples, adopted: LocalSamples) -> LocalSamples:
+    """Return the samples of both, in the order of their shards."""
+    mine = tuple(sorted([*local.shards, *adopted.shards]))
+    arrays = room_for(local.manifest, mine)
+    places = places_of(local.manifest, mine, arrays)
+    for part in (local, adopted):
+        for key, rows in places_of(part.manifest, part.shards, part.arrays).items():
+            places[key][:] = rows
+    received = local.received_nbytes + adopted.received_nbytes
+    return LocalSamples(arrays, received, mine, local.manifest, local.scale)
+
+
+def _seen(folder, manifest):
+    """Return the set in `folder`; None where this rank does not see it, or another one is there now."""
+    if not Path(folder).is_dir():
+        return None
+    shards = ShardSet.open(folder)
+    return shards if shards.manifest == manifest else None

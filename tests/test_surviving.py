@@ -1,0 +1,105 @@
+"""A run goes on without ranks that are killed: each sample once, and the bits that a replay gives."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from clusters import cluster_of
+from test_resuming import pack, settings
+
+from isthmus.cluster.cluster import Cluster
+from isthmus.errors import ClusterError, SettingsError
+from isthmus.folders.reading import read_run
+from isthmus.jobs.launch import rank_environment
+from isthmus.jobs.settings import RunSettings
+from isthmus.jobs.verifying import verify_steps
+from isthmus.mpirun import mpirun
+from isthmus.recovery.faults import PLAN
+
+INT8 = {"compressor": {"kind": "int8", "block": 8}}
+DEATHS = [
+    {"rank": 1, "step": 2, "moment": "send", "number": 0},
+    {"rank": 0, "step": 4, "moment": "agree"},  # which leads the hub, and writes the run's folder
+    {"rank": 3, "step": 10, "moment": "evaluation"},  # within what is done after an epoch
+]
+
+
+def launch(folder, ranks, deaths, *options):
+    """Train in `folder` while ranks die; return what mpirun has ended with."""
+    (folder / "faults.json").write_text(json.dumps(deaths))
+    return subprocess.run(
+        [mpirun(), *options, "-n", str(ranks), sys.executable, "-m", "isthmus", "train", "run.toml"]
+        + ["--name", "mine"],
+        env=rank_environment(**{PLAN: str(folder / "faults.json")}),
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.mark.slow
+def test_who_is_left_ends_the_run_with_each_sample_once(tmp_path):
+    for name in ("train", "test", "validation"):
+        pack(tmp_path, name)
+    settings(
+        tmp_path,
+        cluster=cluster_of(2, 2),
+        allreduce=INT8,
+        data={"validation": "data/validation"},
+        recovery={"survive": True},
+    )
+    done = launch(tmp_path, 4, DEATHS, "--with-ft", "ulfm")
+    assert "Traceback" not in done.stderr
+    for words in ("rank 1 gone, 3 go on", "rank 0 gone, 2 go on", "rank 3 gone, 1 go on"):
+        assert words in done.stderr, done.stderr
+    assert "after 10 steps" in done.stdout
+    run = read_run(tmp_path / "runs/mine")
+    assert [line["step"] for line in run.steps] == [*range(1, 11)]
+    counted = [line for line in run.metrics if line["kind"] == "samples"]
+    assert [(line["once"], line["again"], line["lost"]) for line in counted] == [(120, 0, {})] * 2
+    assert sum(line["kind"] == "evaluation" for line in run.metrics) == 2
+    assert [line["ranks"] for line in run.metrics if line["kind"] == "lost"] == [[1], [0], [3]]
+    found = verify_steps(run.folder)
+    assert (found["parameter_hash"], found["epochs"]) == (run.summary["parameter_hash"], [1, 2])
+
+
+@pytest.mark.slow
+def test_mpi_without_fault_tolerance_is_named_with_what_to_start(tmp_path):
+    for name in ("train", "test"):
+        pack(tmp_path, name)
+    settings(tmp_path, recovery={"survive": True})
+    done = launch(tmp_path, 2, [])
+    assert done.returncode == 15
+    assert done.stderr.count("start with `mpirun --with-ft ulfm") == 1
+
+
+@pytest.mark.parametrize(
+    ("section", "words"),
+    [
+        ({"strategy": {"kind": "local_steps", "every": 2}}, 'strategy = "synchronous"'),
+        ({"allreduce": {"algorithm": "mpi"}}, "an algorithm of isthmus' own"),
+        ({"plan": {"replan": True}}, "plan.replan = false"),
+    ],
+)
+def test_what_cannot_go_on_without_ranks_is_refused(tmp_path, section, words):
+    path = settings(tmp_path, recovery={"survive": True}, **section)
+    with pytest.raises(SettingsError, match=words):
+        RunSettings.from_toml(path)
+
+
+def test_a_cluster_without_some_of_its_ranks_is_one():
+    table = cluster_of(2, 1, 1)
+    table["site"][0]["samples_per_second"] = [10.0, 20.0]
+    cluster = Cluster(table)
+    fewer = cluster.without([0, 3])
+    assert [(site.name, site.ranks, site.samples_per_second) for site in fewer.sites] == [
+        ("site0", 1, (20.0,)),
+        ("site1", 1, (500.0,)),
+    ]
+    assert fewer.size == 2
+    with pytest.raises(ClusterError, match="no link leads"):
+        cluster.without([0, 1])  # the site that the others reach each other by
+    assert cluster.without([0, 1, 2]).names == ("site2",)
