@@ -133,6 +133,10 @@ def test_two_sites_as_jobs_of_their_own_end_with_the_bits_and_bytes_of_one_job(t
         if link == "sealed"
         else lab(Alone(), tmp_path, (2, 2), **STILL)
     )
+    if link == "clear":
+        (tmp_path / "token").write_text("some secret of the sites")
+        (tmp_path / "token").chmod(0o600)
+        path.write_text(path.read_text() + '\n[security]\ntoken = "token"\n')
     sites = start_sites(path, 2, 2)
     (code, out, said), (other, short, words) = map(end, sites)
     assert (code, other) == (0, 0), said + words

@@ -113,12 +113,15 @@ def test_a_flipped_bit_is_found_at_its_message_which_is_sent_again(places):
         sender.Recv(back, 1)
         return back
 
+    def receive():
+        for number, message in enumerate(messages):
+            came = np.full(message.size, 77, np.uint8)
+            receiver.Recv(came, 0, tag=number % 3)
+            assert came.tobytes() == message.tobytes(), number
+        receiver.Send(np.arange(8.0), 0)
+
     sent = in_thread(send)
-    for number, message in enumerate(messages):
-        came = np.full(message.size, 77, np.uint8)
-        receiver.Recv(came, 0, tag=number % 3)
-        assert came.tobytes() == message.tobytes(), number
-    receiver.Send(np.arange(8.0), 0)
+    in_thread(receive)()
     assert sent().tolist() == [0, 1, 2, 3, 4, 5, 6, 7]
     assert between.flipped == len(places)
     closed = in_thread(sender.endpoint.finish)
@@ -386,7 +389,7 @@ def test_a_switch_passes_on_and_a_silent_site_wakes_all_who_wait_for_it():
     for source, dest in ((1, 3), (3, 0), (2, 1), (0, 2)):
         sent = in_thread(lambda s=source, d=dest: ends[s].Send(np.full(50_000, s, float), d, 4))
         came = np.empty(50_000)
-        ends[dest].Recv(came, source, 4)
+        in_thread(lambda s=source, d=dest, c=came: ends[d].Recv(c, s, 4))()
         assert (came == source).all()
         sent()
     closed = [in_thread(end.endpoint.finish) for end in ends]
@@ -402,7 +405,7 @@ def test_a_switch_passes_on_and_a_silent_site_wakes_all_who_wait_for_it():
     began = time.monotonic()
     for rank, source in ((0, 2), (1, 3)):
         with pytest.raises(SiteError, match=r"site 'site1' has gone: no sign of life for [123] s"):
-            ends[rank].Recv(came, source)
+            in_thread(lambda r=rank, s=source: ends[r].Recv(came, s))()
     assert time.monotonic() - began < 4
     switches[0].join(5)
     assert not switches[0].is_alive()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from isthmus.errors import ClusterError, SecurityError, SettingsError
 from isthmus.json_text import dumps
 from isthmus.links.agreement import from_root
+from isthmus.links.frames import checksum
 from isthmus.links.greeting import Introduction
 from isthmus.links.meeting import Address, Listener, in_words, is_loopback, join
 from isthmus.registry import ALGORITHMS
@@ -83,6 +84,7 @@ class SiteJob(NamedTuple):
 
     def _check(self, settings, cluster, ranks):
         self.check_name(cluster)
+        checksum()
         wanted = len(cluster.ranks_of_site(self.site))
         if ranks != wanted:
             raise ClusterError(

@@ -77,7 +77,7 @@ class Stream:
         take: Callable[[Header, memoryview], None],
     ):
         self.socket, self.who, self.room, self.take = connection, who, room, take
-        self.crc32c = _crc32c()
+        self.crc32c = checksum()
         make_quick(connection)
         connection.setblocking(False)
         self.reason: str | None = None  # why the other end is gone, where somebody has told
@@ -317,7 +317,8 @@ def make_quick(connection: socket.socket) -> None:
             connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
-def _crc32c():
+def checksum() -> Callable[..., int]:
+    """Return the library's CRC32C; MachineError where it is not installed."""
     try:
         from crc32c import crc32c
     except ImportError as problem:
