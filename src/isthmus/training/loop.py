@@ -10,7 +10,6 @@ D_i / K is not whole.
 """
 
 import hashlib
-import itertools
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -30,25 +29,13 @@ from isthmus.timing.step import computed_share
 from isthmus.training.buffers import averaged, mean_buffers, stored, take_stored
 from isthmus.training.evaluation import evaluate
 from isthmus.training.instruments import Instruments
+from isthmus.training.measured import MEASURED, spread
 from isthmus.training.optimisers.clipping import clipping_factor
 from isthmus.training.recipe import Recipe
 from isthmus.training.strategies.strategy import Member
 
 if TYPE_CHECKING:  # cluster files need what not every machine has
     from isthmus.links.tiers import Tiers
-
-MEASURED = (
-    "loss",
-    "samples",
-    "compute",
-    "allreduce",
-    *ALLREDUCE_STAGES,
-    "update",
-    "step",
-    "sent_site_nbytes",
-    "sent_link_nbytes",
-)
-"""What each rank notes of each step: a row of float64, gathered now and then to the job's rank 0."""
 
 
 @dataclass
@@ -378,16 +365,3 @@ class Training:
         rows, self._gathered = spread(rows, self.state.step - self._gathered), self.state.step
         everyone = gather(world, rows, home)
         return None if everyone is None else np.stack(everyone)
-
-
-def spread(rows, steps):
-    """Return `rows`, float64[:, MEASURED], of as many steps as this rank has made, as those of the job.
-
-    Where that is more, several are taken together; where it is less, some have nothing.
-    """
-    if len(rows) == steps:
-        return rows
-    ends = [0, *(-(-number * len(rows) // steps) for number in range(1, steps + 1))]
-    summed = np.array([rows[slice(*each)].sum(axis=0) for each in itertools.pairwise(ends)])
-    summed[:, -2:] = rows[np.array(ends[1:]) - 1, -2:]  # bytes are counted from the start
-    return summed
