@@ -13,6 +13,7 @@ from isthmus.compression.chunks import WIRE_NBYTES
 from isthmus.jobs.choosing import arrange, choose
 from isthmus.jobs.preparation import chosen_allreduce
 from isthmus.jobs.settings import RunSettings
+from isthmus.measuring import contenders as measuring
 from isthmus.timing.choice import CHUNK_NBYTES, choose_allreduce, error_of, gaussian_error
 
 RUN = {
@@ -217,3 +218,27 @@ def test_mpi_is_chosen_only_if_it_gives_all_ranks_the_same_bits(comm, monkeypatc
         assert got.allreduce.algorithm != "mpi"
         assert "mpi" not in {each["name"] for each in why["candidates"]}
         assert told[-1].endswith("MPI's own does not give all ranks the same bits")
+
+
+@pytest.mark.ranks(2)
+def test_calibration_measures_what_may_be_fastest_with_no_larger_error(comm, monkeypatch):
+    """Told that a link is slow: int8 beside what has no larger error, float32 beside what is exact."""
+    monkeypatch.setattr(measuring, "NBYTES", (4, 400_000))
+    monkeypatch.setattr(measuring, "LONG_NBYTES", (40_000_000,))
+    settings = RunSettings.model_validate(RUN | {"allreduce": {"algorithm": "auto"}})
+    own = 4 * settings.make_model().size
+    cluster = isthmus.Cluster(cluster_of(1, 1, bytes_per_second=1e7))
+    with isthmus.split_tiers(comm, cluster) as tiers:
+        found = measuring.contenders(tiers, settings, 3, cluster)
+    table = cluster.to_table()
+    table["calibration"] = {"ranks": 2, "contenders": found}
+    measured = {each.name: each for each in isthmus.Cluster(table).calibration.contenders}
+    assert measured["hierarchical with Int8(block=256, rounding='nearest')"].nbytes[-1] == 400_000
+    assert {4, own, 400_000} == {*measured["hierarchical"].nbytes}  # of 40 MB all take too long
+    assert "mpi" not in measured  # nobody knows what it does
+    assert not any("OneBit" in name for name in measured)  # its error is too large
+    assert min(min(each.factors) for each in measured.values()) > 0
+    again = choose_allreduce(isthmus.Cluster(table), 100_000, largest_error=1e-4)
+    seconds = isthmus.predict_allreduce(cluster, 100_000, algorithm="hierarchical").seconds
+    plain = next(each for each in again.candidates if each.name == "hierarchical")
+    assert plain.seconds == pytest.approx(seconds * measured["hierarchical"].factors[-1], rel=1e-6)

@@ -240,8 +240,7 @@ def test_other_algorithms_and_models_train_too(lab, changes):
 @pytest.mark.slow
 def test_calibration_finds_the_paced_links_and_the_plan_uses_them(lab):
     table = cluster_of(1, 2, latency_seconds=0.005, bytes_per_second=2e7)
-    auto = {"cluster.links": "paced", "allreduce.algorithm": "auto"}
-    write(lab, cluster=table, run=with_changes(RUN, auto))
+    write(lab, cluster=table, run=with_changes(RUN, {"cluster.links": "paced"}))
     done = call(lab, 3, "calibrate", "run.toml", "-o", "measured.toml", "--repetitions", 3, "--json")
     assert done.returncode == 0, done.stderr
     cluster = isthmus.Cluster.from_toml(lab / "measured.toml")
@@ -251,10 +250,6 @@ def test_calibration_finds_the_paced_links_and_the_plan_uses_them(lab):
     assert cluster.sites[0].memory_bytes_per_second > 1e8
     assert cluster.calibration.version == 1
     assert set(cluster.calibration.overhead_seconds) == {"ring", "hierarchical"}  # of what can be paced
-    contenders = {each.name: each.nbytes for each in cluster.calibration.contenders}
-    assert {name.partition(" with ")[0] for name in contenders} <= {"ring", "hierarchical"}
-    assert any("Int8" in name for name in contenders)
-    assert min(min(nbytes) for nbytes in contenders.values()) == 4
     for way in (*cluster.links, cluster.sites[1].network):
         assert way.messages.nbytes[0] == 4
     for link in cluster.links:

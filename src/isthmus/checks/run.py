@@ -12,7 +12,7 @@ from isthmus.compression.low_rank import LowRank
 from isthmus.cures import cure_of, reason_of
 from isthmus.devices import array_library
 from isthmus.errors import IsthmusError, NoDeviceError, SettingsError, ShardError
-from isthmus.jobs.choosing import choose
+from isthmus.jobs.choosing import arrange, choose
 from isthmus.jobs.clients import client_shards
 from isthmus.jobs.plan import settled_plan
 from isthmus.jobs.preparation import check_shapes
@@ -206,6 +206,7 @@ def plan(job, settings, cluster, free_nbytes):
     try:
         shards = client_shards(settings, ShardSet.open(settings.data.train), cluster.size)
         settings, _ = choose(settings, cluster)
+        cluster, _ = arrange(settings, cluster)
         _, _, chosen = settled_plan(settings, cluster, shards)
     except IsthmusError as problem:
         return refused("plan", problem)

@@ -12,7 +12,7 @@ LONG_NBYTES = (15360 * 1024, 61440 * 1024)
 """Beyond those of single messages, where the links are fast."""
 NEAR = 2.0
 """Times as long as the fastest so far that an allreduce may be predicted to take, to be measured."""
-LONGEST_SECONDS = 0.4
+LONGEST_SECONDS = 0.25
 """That one may be predicted to take, to be measured."""
 SECONDS = 0.15
 """For each size and allreduce."""
