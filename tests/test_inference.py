@@ -9,6 +9,7 @@ import pytest
 from clusters import cluster_of
 from hypothesis import given
 from hypothesis import strategies as some
+from test_trained_model import kept
 
 import isthmus
 from isthmus.errors import PlanError
@@ -202,6 +203,21 @@ def test_what_is_not_finite_is_not_hidden_by_a_layer(bad):
         assert np.isfinite(scores[[0, 2]]).all()
         expected = made.scores(made.initial(0), features)
         np.testing.assert_array_equal(np.isfinite(scores), np.isfinite(expected))
+
+
+def test_on_onnx_runtime_a_model_says_what_it_says_here(tmp_path):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnx")
+    from isthmus.inference.onnx_runtime import onnx_function
+
+    for place, made in enumerate(
+        (Perceptron(16, (8,), 3), Convolutional(channels=(2,), classes=3, height=6, width=6))
+    ):
+        kept(tmp_path / str(place), made)
+        trained = isthmus.load_model(tmp_path / str(place))[0]
+        features = RANDOM.normal(size=(9, *made.inputs_shape)).astype(np.float32)
+        found = onnx_function(trained)(features)
+        np.testing.assert_allclose(found, joined(parts_of(trained))(features), rtol=1e-4, atol=1e-4)
 
 
 def test_rules_share_requests_out_as_they_say():

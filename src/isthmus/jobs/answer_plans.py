@@ -3,7 +3,7 @@
 import numpy as np
 
 from isthmus.errors import SettingsError
-from isthmus.inference.forward import digest_of, joined, parts_of
+from isthmus.inference.forward import digest_of
 from isthmus.inference.messages import ANSWER_HEAD_ENTRIES, HEAD_ENTRIES
 from isthmus.planning.cascades import plan_cascade
 from isthmus.planning.splits import Split, plan_split
@@ -20,10 +20,13 @@ def arrivals_of(requests, rank):
 
 
 class AnswerPlans:
-    """The plans for a cluster, two models and what their parts take: `costs`, by rank."""
+    """The plans for a cluster, two models and what their parts take: `costs`, by rank.
 
-    def __init__(self, cluster, settings, edge, cloud, costs, request_nbytes):
-        self.cluster, self.settings, self.edge, self.cloud = cluster, settings, edge, cloud
+    models: (TrainedModel, the function that gives its scores) of the edge and of the cloud.
+    """
+
+    def __init__(self, cluster, settings, models, costs, request_nbytes):
+        self.cluster, self.settings, self.models = cluster, settings, models
         self.costs, self.request_nbytes = costs, request_nbytes
         tiers = [cluster.sites[index].tier for index in cluster.site_of_rank]
         self.edge_ranks = [rank for rank, tier in enumerate(tiers) if tier == "edge"]
@@ -47,7 +50,7 @@ class AnswerPlans:
     def _cascade(self):
         answers, cluster = self.settings.answers, self.cluster
         shards = ShardSet.open(answers.validation)
-        for model in (self.edge, self.cloud):
+        for model, _ in self.models:
             model.check_shards(shards)
             if shards.digest == model.table["data"].get("train", {}).get("sha256"):
                 raise SettingsError(
@@ -61,15 +64,14 @@ class AnswerPlans:
         sites = {site.name: site.ranks * (rate or 0.0) for site in cluster.sites if site.tier == "edge"}
         return plan_cascade(
             cluster,
-            joined(parts_of(self.edge))(features),
-            joined(parts_of(self.cloud))(features),
+            *(run(features) for _, run in self.models),
             targets.astype(np.int64),
             requests_per_second=sites,
             nbytes=features[0].nbytes,
             accuracy_loss=answers.accuracy_loss,
             measure=answers.measure,
-            edge_model=digest_of(self.edge),
-            cloud_model=digest_of(self.cloud),
+            edge_model=digest_of(self.models[0][0]),
+            cloud_model=digest_of(self.models[1][0]),
         )
 
     def _split(self):

@@ -15,6 +15,7 @@ from isthmus.files import check_folder, replacing, write_text
 from isthmus.inference.forward import digest_of, joined, parts_of
 from isthmus.inference.inference import Inference
 from isthmus.inference.measuring import measure_layers, seconds_of
+from isthmus.inference.onnx_runtime import onnx_function
 from isthmus.jobs.answer_plans import AnswerPlans, arrivals_of
 from isthmus.jobs.infer_settings import InferSettings
 from isthmus.jobs.serving import serve_requests
@@ -54,6 +55,11 @@ def _read(path, door):
     return settings, Cluster.from_toml(settings.cluster.file).to_table()
 
 
+def function_of(trained, runtime):
+    """Return the function of features that gives a model's scores, by that runtime."""
+    return onnx_function(trained) if runtime == "onnx" else joined(parts_of(trained))
+
+
 class _Job:
     """One stream of requests: models, requests, a plan, what is predicted, and what came of it."""
 
@@ -70,6 +76,9 @@ class _Job:
             for rank, index in enumerate(tiers.cluster.site_of_rank)
             if tiers.cluster.sites[index].tier == "edge"
         ]
+        self.runs = together(
+            self.world, lambda: [function_of(each, models.runtime) for each in (self.edge, self.cloud)]
+        )
         self.features, self.targets = together(self.world, self._requests)
 
     def _requests(self):
@@ -100,8 +109,8 @@ class _Job:
         """Return what this rank's parts take: {"edge": Seconds, "cloud": Seconds, "layers": [...]}."""
         features, batch = self._sample(), self.settings.answers.batch
         return {
-            "edge": seconds_of(joined(parts_of(self.edge)), features, batch),
-            "cloud": seconds_of(joined(parts_of(self.cloud)), features, batch),
+            "edge": seconds_of(self.runs[0], features, batch),
+            "cloud": seconds_of(self.runs[1], features, batch),
             "layers": measure_layers(self.cloud, features),
         }
 
@@ -127,7 +136,8 @@ class _Job:
         nbytes = max(gather_json(self.world, int(self._sample()[0].nbytes)))
 
         def choose():
-            made = AnswerPlans(self.tiers.cluster, self.settings, self.edge, self.cloud, costs, nbytes)
+            models = [(self.edge, self.runs[0]), (self.cloud, self.runs[1])]
+            made = AnswerPlans(self.tiers.cluster, self.settings, models, costs, nbytes)
             plans, told = made.plans(), {}
             for mode, plan in plans.items():
                 if self.settings.requests is None:
@@ -148,7 +158,7 @@ class _Job:
 
     def _inference(self, mode, plan, rule):
         answers = self.settings.answers
-        edge, cloud = (self.cloud, self.cloud) if mode == "split" else (self.edge, self.cloud)
+        edge, cloud = (self.cloud, self.cloud) if mode == "split" else self.runs
         return Inference(
             self.tiers,
             edge=edge,
@@ -208,9 +218,7 @@ class _Job:
         """Return how many of some answers were computed again here, and how many of them differed."""
         places = np.unique(np.linspace(0, len(found.answers) - 1, CHECKED).astype(int))
         cloud = found.from_cloud[places] | (mode == "split")
-        both = [
-            joined(parts_of(model))(self.features[places]).argmax(1) for model in (self.edge, self.cloud)
-        ]
+        both = [run(self.features[places]).argmax(1) for run in self.runs]
         wanted = np.where(cloud, both[1], both[0])
         return {"checked": len(places), "differing": int((wanted != found.answers[places]).sum())}
 

@@ -23,11 +23,16 @@ class ClusterPart(FrozenModel):
 
 
 class ModelsPart(FrozenModel):
-    """Folders of runs, or of models that `compress` has written; `best`: their best parameters."""
+    """Folders of runs, or of models that `compress` has written.
+
+    best: their best parameters. runtime: "own" kernels, whose bits are those of any batch, or "onnx",
+    for built-in models, which is quicker for large batches.
+    """
 
     edge: Path
     cloud: Path
     best: bool = False
+    runtime: Literal["own", "onnx"] = "own"
 
 
 class RequestsPart(FrozenModel):
