@@ -1,11 +1,12 @@
 """A step whose computing hides its allreduce: buckets that are polled beside a thread that sends them.
 
-    mpirun -n 4 python -m mpi4py experiments/overlap.py
+    mpirun -n 4 python -m mpi4py experiments/overlap.py [real]
 
 Four ranks at two sites, a paced link of 100 Mbit/s and 10 ms, int8, a million entries in eight
 buckets, between which each rank multiplies matrices on one core. Computing takes half, once and twice
 as long as the allreduce. Prints medians of the slowest rank's seconds and what they are of
-max(computing, allreduce), and leaves a line of JSON each in data/measurements/overlap.jsonl.
+max(computing, allreduce), and leaves a line of JSON each in data/measurements/overlap.jsonl; with `real`,
+over the links that there are, where compiled code sends, in overlap_real.jsonl.
 
     polled     Allreduce.start(bucket) from the computing loop, then finish(): what isthmus does
     thread     a thread of its own calls start and finish (MPI_THREAD_MULTIPLE)
@@ -13,6 +14,7 @@ max(computing, allreduce), and leaves a line of JSON each in data/measurements/o
 
 import json
 import queue
+import sys
 import threading
 import time
 from contextlib import contextmanager
@@ -26,7 +28,7 @@ import isthmus
 from isthmus.provenance import process_provenance
 from isthmus.vectors import chunk_slices
 
-RESULTS = Path(__file__).resolve().parent.parent / "data/measurements/overlap.jsonl"
+RESULTS = Path(__file__).resolve().parent.parent / "data/measurements"
 SIZE, BUCKETS, REPETITIONS = 1_000_000, 8, 15
 RATIOS = (0.5, 1, 2)  # computing, in seconds of the allreduce alone
 TWO_SITES = {
@@ -130,12 +132,13 @@ def measure(comm, tiers):
 
 
 def main():
-    comm = MPI.COMM_WORLD
+    comm, real = MPI.COMM_WORLD, sys.argv[1:] == ["real"]
     with threadpool_limits(1), isthmus.split_tiers(comm, isthmus.Cluster(TWO_SITES)) as tiers:
-        results = list(measure(comm, tiers.paced()))
+        results = list(measure(comm, tiers if real else tiers.paced()))
     if comm.rank == 0:
         lines = [result | process_provenance() for result in results]
-        RESULTS.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        path = RESULTS / ("overlap_real.jsonl" if real else "overlap.jsonl")
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
         for result in results:
             print(
                 " ".join(f"{name} {1e3 * value:.1f} ms" for name, value in result["seconds"].items()),
