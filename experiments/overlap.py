@@ -5,8 +5,8 @@
 Four ranks at two sites, a paced link of 100 Mbit/s and 10 ms, int8, a million entries in eight
 buckets, between which each rank multiplies matrices on one core. Computing takes half, once and twice
 as long as the allreduce. Prints medians of the slowest rank's seconds and what they are of
-max(computing, allreduce), and leaves a line of JSON each in data/measurements/overlap.jsonl; with `real`,
-over the links that there are, where compiled code sends, in overlap_real.jsonl.
+max(computing, allreduce), and leaves a line of JSON each in data/measurements/overlap.jsonl.
+With `real` it takes the links that there are, where compiled code sends, and overlap_real.jsonl.
 
     polled     Allreduce.start(bucket) from the computing loop, then finish(): what isthmus does
     thread     a thread of its own calls start and finish (MPI_THREAD_MULTIPLE)
