@@ -12,6 +12,7 @@ import typer
 import isthmus
 from isthmus.cli.arguments import AsJson, OtherCluster, RunFile, Verbs, WithBar, number
 from isthmus.cli.bench import Surroundings, bench
+from isthmus.cli.chaos import chaos
 from isthmus.cli.ending import Ending
 from isthmus.cli.infer import infer
 from isthmus.cli.keys import keys
@@ -275,6 +276,7 @@ app.command()(export)
 app.command()(compress)
 app.command()(infer)
 app.command()(verify)
+app.command()(chaos)
 app.command()(report)
 app.command()(compare)
 app.command()(submit)

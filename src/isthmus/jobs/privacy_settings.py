@@ -4,7 +4,6 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from isthmus.collectives.masked import SecureSum
 from isthmus.compression.fixed_point import FixedPoint
 from isthmus.errors import SettingsError
 from isthmus.models import MODELS
@@ -61,6 +60,8 @@ class PrivacySettings(FrozenModel):
         """Return the SecureSum that `settings` ask for; None: sums are not secret."""
         if self.secure_sum == "off":
             return None
+        from isthmus.collectives.masked import SecureSum  # which needs MPI: who starts mpirun has none
+
         return SecureSum(self.secure_sum, self.bits, settings.training.on_non_finite == "skip")
 
 

@@ -8,26 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from isthmus.json_text import loads
 from isthmus.links.comm import Comm, Request, Wrapped
+from isthmus.recovery.moments import PLAN
 
 if TYPE_CHECKING:
     from isthmus.links.tiers import Tiers
-
-PLAN = "ISTHMUS_FAULTS"
-"""The variable of the environment that names the file with a run's faults, a JSON list of tables."""
-MOMENTS = (
-    "compute",
-    "send",
-    "allreduce",
-    "agree",
-    "update",
-    "report",
-    "evaluation",
-    "checkpoint",
-    "rebuild",
-)
-"""When a fault may come. "send": as message `number` of a step is handed over, counted from 0; "agree":
-before all agree on a step, which this rank has reduced; "rebuild": while others are made do without one.
-The others are what a rank's log calls its phases."""
 
 
 class Faults:

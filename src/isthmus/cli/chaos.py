@@ -1,0 +1,32 @@
+"""`isthmus chaos`: kills ranks of a run at named moments, and says whether it kept what is promised."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from isthmus.cli.arguments import AsJson, RunFile, number
+
+
+def chaos(
+    context: typer.Context,
+    run: RunFile,
+    plan: Annotated[
+        Path | None,
+        typer.Option(metavar="FAULTS.toml", help="Which ranks die when.", show_default=False),
+    ] = None,
+    random: Annotated[int | None, number("Runs with one or two deaths at random.", at_least=1)] = None,
+    seed: Annotated[int, number("Of what is drawn.", at_least=0)] = 0,
+    seconds: Annotated[float, typer.Option(help="After which a run counts as hung.", min=1)] = 600.0,
+    as_json: AsJson = False,
+):
+    """Kill ranks of a run at named moments; play it again: each sample once, same bits?"""
+    from isthmus.jobs.chaos import chaos_words, planned_faults, play_faults, random_faults
+
+    if (plan is None) == (random is None):
+        raise typer.BadParameter("give either --plan or --random", param_hint="--plan")
+    faults = planned_faults(plan) if plan else random_faults(run, random, seed)
+    made = play_faults(run, faults, seconds, context.obj.tell)
+    context.obj.answer(as_json, made, chaos_words(made))
+    if made["wrong"]:
+        raise typer.Exit(19)

@@ -1,0 +1,18 @@
+"""When a rank may be killed on purpose, and where a run looks for that. Imports no MPI."""
+
+PLAN = "ISTHMUS_FAULTS"
+"""The variable of the environment that names the file with a run's faults, a JSON list of tables."""
+MOMENTS = (
+    "compute",
+    "send",
+    "allreduce",
+    "agree",
+    "update",
+    "report",
+    "evaluation",
+    "checkpoint",
+    "rebuild",
+)
+"""When a fault may come. "send": as message `number` of a step is handed over, counted from 0; "agree":
+before all agree on a step, which this rank has reduced; "rebuild": while others are made do without one.
+The others are what a rank's log calls its phases."""
