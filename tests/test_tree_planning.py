@@ -11,7 +11,8 @@ from clusters import cluster_of
 import isthmus
 from isthmus.cluster.aggregation_tree import AggregationTree
 from isthmus.compression.chunks import WIRE_NBYTES, chunk_entries
-from isthmus.planning.tree_search import best_of_all, best_of_likely
+from isthmus.planning.tree_bounds import least_by_tops, narrowest
+from isthmus.planning.tree_search import _Likely, best_of_all, best_of_likely
 from isthmus.planning.trees import plan_tree, price_of_tree
 from isthmus.timing.tree_times import TreeTimes
 
@@ -147,6 +148,10 @@ def test_no_tree_is_faster_than_the_one_that_is_planned(change):
         other, bound = best_of_likely(times)
         assert may_be(cluster, other)
         assert bound <= min(seconds) * (1 + 1e-9)
+        links = _Likely(times)
+        narrow = narrowest(sites, links.ends, links.chunk)
+        bound = least_by_tops(times, links.ends, narrow, np.inf)
+        assert 0.6 * min(seconds) <= bound <= min(seconds) * (1 + 1e-9)
         planned = plan_tree(cluster, size, compressor)
         assert planned.seconds <= 1.01 * min(seconds)
 
