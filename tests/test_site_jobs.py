@@ -21,6 +21,7 @@ from isthmus.jobs.settings import RunSettings
 from isthmus.jobs.sites import SiteJob, digest_of
 from isthmus.jobs.slurm.submit import script_of_run
 from isthmus.links.frames import HEADER_NBYTES
+from isthmus.links.sealed import TAG_NBYTES
 
 pytest.importorskip("crc32c")
 YIELDING = {"OMPI_MCA_mpi_yield_when_idle": "1"}
@@ -126,31 +127,27 @@ def test_options_that_do_not_fit_are_refused(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("link", ["clear", "sealed"])
-def test_two_sites_as_jobs_of_their_own_end_with_the_bits_and_bytes_of_one_job(tmp_path, link):
-    path = (
-        sealed_lab(tmp_path, (2, 2), **STILL)
-        if link == "sealed"
-        else lab(Alone(), tmp_path, (2, 2), **STILL)
-    )
-    if link == "clear":
-        (tmp_path / "token").write_text("some secret of the sites")
-        (tmp_path / "token").chmod(0o600)
-        path.write_text(path.read_text() + '\n[security]\ntoken = "token"\n')
-    sites = start_sites(path, 2, 2)
-    (code, out, said), (other, short, words) = map(end, sites)
-    assert (code, other) == (0, 0), said + words
-    one_code, one_out, one_said = end(start(4, path))
-    assert one_code == 0, one_said
-    apart, alone = summary_of(out), summary_of(one_out)
-    assert apart["parameter_hash"] == alone["parameter_hash"]
-    assert short.splitlines() == out.splitlines()[:1]  # the folder is elsewhere
-    assert "site site1: joined from 127.0.0.1" in said
-    assert "joined site site0 at 127.0.0.1" in words
-    for far, near in zip(apart["links"], alone["links"], strict=True):
-        assert far["sent_nbytes"] == far["predicted_nbytes"]
-        more, rest = divmod(far["sent_nbytes"] - near["sent_nbytes"], HEADER_NBYTES)
-        assert (more, rest) == (apart["steps"], 0)  # one wire a step
+def test_two_sites_as_jobs_of_their_own_end_with_the_bits_and_bytes_of_one_job(tmp_path):
+    """Those who know the token, in clear, and those who have keys, sealed."""
+    path = sealed_lab(tmp_path, (2, 2), training={"epochs": 2}, **STILL)
+    (tmp_path / "token").write_text("some secret of the sites")
+    (tmp_path / "token").chmod(0o600)
+    clear = tmp_path / "clear.toml"
+    clear.write_text(path.read_text().replace('"sealed"', '"clear"') + 'token = "token"\n')
+    code, out, said = end(start(4, clear))
+    assert code == 0, said
+    alone = summary_of(out)
+    for settings, added in ((clear, HEADER_NBYTES), (path, HEADER_NBYTES + TAG_NBYTES)):
+        (code, out, said), (other, short, words) = map(end, start_sites(settings, 2, 2))
+        assert (code, other) == (0, 0), said + words
+        apart = summary_of(out)
+        assert apart["parameter_hash"] == alone["parameter_hash"]
+        assert short.splitlines() == out.splitlines()[:1]  # the folder is elsewhere
+        assert "site site1: joined from 127.0.0.1" in said
+        assert "joined site site0 at 127.0.0.1" in words
+        for far, near in zip(apart["links"], alone["links"], strict=True):
+            assert far["sent_nbytes"] == far["predicted_nbytes"]
+            assert far["sent_nbytes"] == near["sent_nbytes"] + added * apart["steps"]  # a wire a step
 
 
 def said_when(job, words, seconds=200):
