@@ -246,6 +246,7 @@ def test_a_private_job_learns_tells_epsilon_and_resumes_to_the_same_bits(comm, s
         assert len(spent["runs"]) == 2  # the one that went on is told once
         assert spent["epsilon"] > 1.3 * expected
         assert any("privacy: epsilon" in line and "of 50" in line for line in told)
+        assert any("loss not told" in line for line in told)
         lines = lines_of(whole, "step")
         assert all(line["loss"] is None for line in lines)
         assert len({line["terms"]["compute"] for line in lines}) <= 6  # of whole reports

@@ -85,8 +85,9 @@ class Account:
         self._note_dropped(dropped)
         self._look_at_links()
         self.folder.flush()
+        loss = "not told" if self.settings.privacy.unit else number_in_words(self.loss)
         self.tell(
-            f"step {state.step}/{recipe.total_steps}: loss {number_in_words(self.loss)}, "
+            f"step {state.step}/{recipe.total_steps}: loss {loss}, "
             f"{1e3 * typical_terms(self.measured)[1]:.1f} ms a step, "
             f"{self.link_nbytes / 1e6:.1f} MB over links",
             passing=True,

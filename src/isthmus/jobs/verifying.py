@@ -101,11 +101,6 @@ def _as_it_was(run, folder):
             f"{folder}: cannot be played again: what sites send is masked, or has noise, by secrets "
             "that each site keeps; --record holds the record alone against its hashes"
         )
-    if settings.privacy.unit is not None:
-        raise RecordError(
-            f"{folder}: cannot be played again: samples and noise are drawn from keys that no site has "
-            "all of; --record holds the record alone against its hashes"
-        )
     if any(site.device != "cpu" for site in run.cluster.sites):
         raise RecordError(
             f"{folder}: cannot be played again: a site has computed on GPUs, whose gradients have other "
