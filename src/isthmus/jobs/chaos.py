@@ -3,7 +3,6 @@
 Imports no MPI: a process that has initialised MPI must not start mpirun.
 """
 
-import json
 import subprocess
 import sys
 import tempfile
@@ -20,7 +19,7 @@ from isthmus.folders.reading import read_lines
 from isthmus.jobs.launch import rank_environment
 from isthmus.jobs.plan import make_plan
 from isthmus.jobs.settings import RunSettings
-from isthmus.json_text import dumps
+from isthmus.json_text import dumps, loads
 from isthmus.mpirun import mpirun
 from isthmus.recovery.moments import MOMENTS, PLAN
 from isthmus.terminal import table_of
@@ -168,7 +167,7 @@ def _verified(folder):
     )
     if done.returncode:
         return done.stderr.strip().splitlines()[-1].removeprefix("isthmus: ") if done.stderr else "wrong"
-    found = json.loads(done.stdout)["replay"]
+    found = loads(done.stdout)["replay"]
     lost = f", {found['lost']} samples lost as told" if found["lost"] else ""
     return f"bits equal, each sample once in {len(found['epochs'])} epochs{lost}"
 
