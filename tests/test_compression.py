@@ -4,11 +4,13 @@ import inspect
 
 import numpy as np
 import pytest
+from clusters import cluster_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import isthmus
 from isthmus.compression import COMPRESSORS, Dense, Int4, Int8, LowRank, OneBit, TopK
-from isthmus.compression.chunks import WIRE_NBYTES, chunk_entries, site_chunk_entries
+from isthmus.compression.chunks import WIRE_NBYTES, chunk_entries, link_chunk_nbytes, site_chunk_entries
 from isthmus.compression.compressor import Compressor
 
 ALL = [
@@ -473,6 +475,18 @@ def test_arrays_that_do_not_fit_are_refused(compressor, vector, extra, message):
         arguments = (vector, wire) if verb == compressor.encode else (wire, vector)
         with pytest.raises(ValueError, match=message):
             verb(*arguments)
+
+
+def test_chunks_are_longer_where_all_links_are_faster_than_tcp():
+    def over(*rates):
+        table = cluster_of(*[1] * (len(rates) + 1))
+        for link, rate in zip(table["link"], rates):
+            link["bytes_per_second"] = rate
+        return link_chunk_nbytes(isthmus.Cluster(table).links)
+
+    assert link_chunk_nbytes(()) == over(12.5e6) == over(1.25e9) == over(1e10, 1.9e9) == WIRE_NBYTES
+    assert over(2e9) == 400_000
+    assert over(1e10) == over(1e10, 1e11) == 1 << 20
 
 
 @every_compressor

@@ -193,7 +193,7 @@ def test_numpy_s_numbers_and_what_is_none_on_one_rank_alone(comm):
             ("weight", "much", "a number"),
             ("weight", -1, "negative"),
             ("weight", float("nan"), "finite"),
-            ("chunk_nbytes", None, "whole number"),
+            ("chunk_nbytes", 2.5, "whole number"),
             ("buckets", 5, "slices"),
             ("buckets", [(0, 20)], "slices"),
             ("compressor", "int8", "Int8()"),

@@ -16,7 +16,7 @@ from isthmus.collectives.given import GivenBucket
 from isthmus.collectives.masked import Secret, SecureSum, site_weight
 from isthmus.collectives.warm_up import compile_kernels
 from isthmus.collectives.wishes import Wish, agreed_weights, compressors_of
-from isthmus.compression.chunks import WIRE_NBYTES
+from isthmus.compression.chunks import link_chunk_nbytes
 from isthmus.compression.compressor import Compressor, Vector
 from isthmus.compression.dense import Dense
 from isthmus.compression.overflow import overflow_in_words
@@ -43,7 +43,7 @@ class Allreduce:
     compressor: used on the links between sites, by `hierarchical` alone; None is dense float32. A list
     has one for each bucket, so that some entries may travel exactly beside others that do not.
     buckets: slices of the vector, in the order in which they are given to `start`; None is one, the
-    whole. chunk_nbytes: most bytes of a wire (see `isthmus.compression.chunks`).
+    whole. chunk_nbytes: most bytes of a wire; None: as the links are (`isthmus.compression.chunks`).
     error_feedback: keep what a wire does not say and add it to the next vector (Seide et al. 2014,
     Karimireddy et al. 2019, arXiv:1901.09847). weight: this rank's share, not yet normalised.
     like: an array where this rank's vectors will be, NumPy's or CuPy's; None: where the first one is.
@@ -78,12 +78,14 @@ class Allreduce:
         error_feedback: bool = True,
         weight: float = 1.0,
         buckets: Iterable[slice] | None = None,
-        chunk_nbytes: int = WIRE_NBYTES,
+        chunk_nbytes: int | None = None,
         like: np.ndarray | None = None,
         secure: SecureSum | None = None,
     ):
         world = tiers.world
         wish = problem = None
+        if chunk_nbytes is None:
+            chunk_nbytes = link_chunk_nbytes(tiers.cluster.links)
         try:
             wish = Wish.of(size, algorithm, compressor, error_feedback, buckets, chunk_nbytes, secure)
             algorithm_named(algorithm).check_between(tiers.cluster.sites, tiers.sealed)

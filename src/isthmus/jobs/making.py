@@ -1,5 +1,6 @@
 """One rank's training, made from a run's settings: the same in a job and where one is played again."""
 
+from isthmus.compression.chunks import link_chunk_nbytes
 from isthmus.devices import array_library
 from isthmus.jobs.clients import make_clients, turn_of
 from isthmus.jobs.duties import meetings
@@ -35,7 +36,7 @@ def make_training(tiers, settings, model, plan, local, journal, replay=None, res
         compressor=settings.make_compressor(),
         error_feedback=settings.allreduce.error_feedback,
         buckets=settings.make_buckets(),
-        chunk_nbytes=settings.allreduce.chunk_nbytes,
+        chunk_nbytes=settings.allreduce.chunk_nbytes or link_chunk_nbytes(tiers.cluster.links),
         like=state.parameters,
         secure=settings.privacy.sum_of(settings),
     )

@@ -8,7 +8,6 @@ from pydantic import Field, field_validator, model_validator
 from isthmus.cluster.cluster import Cluster
 from isthmus.cluster.cluster_file import NotNegative
 from isthmus.compression import COMPRESSORS
-from isthmus.compression.chunks import WIRE_NBYTES
 from isthmus.errors import SettingsError
 from isthmus.jobs.clients import ClientsSettings, check_clients
 from isthmus.jobs.data_settings import DataSettings
@@ -48,7 +47,7 @@ class AllreduceSettings(FrozenModel):
     compressor: KindSettings | None = None
     error_feedback: bool = True
     buckets: Count = 1
-    chunk_nbytes: Count = WIRE_NBYTES
+    chunk_nbytes: Count | None = None
     largest_error: Annotated[float, Field(ge=0, le=1)] = 1e-4  # of the sum, for "auto"
 
     @field_validator("compressor", mode="before")

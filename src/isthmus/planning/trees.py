@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from isthmus.cluster.aggregation_tree import AggregationTree
-from isthmus.compression.chunks import WIRE_NBYTES
+from isthmus.compression.chunks import link_chunk_nbytes
 from isthmus.compression.compressor import Compressor
 from isthmus.planning.prices import price_of
 from isthmus.planning.tree_search import best_of_all, best_of_likely
@@ -57,7 +57,7 @@ def plan_tree(
     size: int,
     compressor: Compressor | None = None,
     *,
-    chunk_nbytes: int = WIRE_NBYTES,
+    chunk_nbytes: int | None = None,
     least: str = "seconds",
 ) -> PlannedTree:
     """Return the PlannedTree for vectors of `size` entries in "hierarchical".
@@ -70,6 +70,8 @@ def plan_tree(
     """
     usual = cluster.tree
     size = whole("size", size, 0)
+    if chunk_nbytes is None:
+        chunk_nbytes = link_chunk_nbytes(cluster.links)
     times = TreeTimes(cluster, size, compressor, whole("chunk_nbytes", chunk_nbytes, 1))
     if size == 0 or len(cluster.sites) < 3:
         seconds = times.seconds(usual)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from isthmus.compression.chunks import WIRE_NBYTES
+from isthmus.compression.chunks import WIRE_NBYTES, link_chunk_nbytes
 from isthmus.compression.dense import Dense
 from isthmus.compression.one_bit import OneBit
 from isthmus.compression.quantized import Int4, Int8
@@ -147,13 +147,15 @@ def gaussian_error(compressor, size=SAMPLE):
 
 
 def _hierarchical(cluster, size, compressor):
+    longest = link_chunk_nbytes(cluster.links)
+    tried = CHUNK_NBYTES if longest == WIRE_NBYTES else (longest, *CHUNK_NBYTES)
     seconds = {
         nbytes: predict_allreduce(
             cluster, size, algorithm="hierarchical", compressor=compressor, chunk_nbytes=nbytes
         ).seconds
-        for nbytes in CHUNK_NBYTES
+        for nbytes in tried
     }
-    chunk = next(nbytes for nbytes in CHUNK_NBYTES if seconds[nbytes] <= 1.05 * min(seconds.values()))
+    chunk = next(nbytes for nbytes in tried if seconds[nbytes] <= 1.05 * min(seconds.values()))
     return _timed(cluster, size, Candidate("hierarchical", compressor, chunk, seconds[chunk], 0.0))
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from isthmus.compression.chunks import link_chunk_nbytes
 from isthmus.compression.dense import Dense
 from isthmus.timing.formulas import period_seconds
 from isthmus.timing.stages import hierarchical_stages
@@ -44,7 +45,7 @@ class Crossing:
             workload.size,
             workload.compressor or Dense(),
             workload.compressor is not None,
-            workload.chunk_nbytes,
+            workload.chunk_nbytes or link_chunk_nbytes(cluster.links),
         )
         trips = stages.round_trip_seconds
         if len(workload.buckets) > 1:

@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import numpy as np
 
-from isthmus.compression.chunks import WIRE_NBYTES
 from isthmus.registry import ALLREDUCE_STAGES
 from isthmus.timing.crossing import Crossing
 from isthmus.timing.stages import site_sum_terms
@@ -36,7 +35,7 @@ def ready_shares(buckets):
 
 
 def predict_overlapped(
-    cluster, buckets, computing_seconds, *, algorithm, compressor=None, chunk_nbytes=WIRE_NBYTES
+    cluster, buckets, computing_seconds, *, algorithm, compressor=None, chunk_nbytes=None
 ):
     """Return the AllreduceTime, in seconds, of what is left of an allreduce after the computing.
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from isthmus.compression.chunks import WIRE_NBYTES
+from isthmus.compression.chunks import link_chunk_nbytes
 from isthmus.compression.compressor import Compressor
 from isthmus.compression.dense import Dense
 from isthmus.quantities import real, slices, whole
@@ -79,7 +79,7 @@ class Workload:
     sample_nbytes: float = 0.0  # bytes of a sample where shards are given as counts alone
     data_site: str | None = None  # where the shards lie; None where every rank sees them
     buckets: tuple[slice, ...] = ()  # of the gradient, in the order in which they start; () is the whole
-    chunk_nbytes: int = WIRE_NBYTES  # most bytes of a wire of "hierarchical"
+    chunk_nbytes: int | None = None  # most bytes of a wire of "hierarchical"; None: as the links are
     exchanges_per_step: float = 1.0  # of the whole vector over links, on average
     exchanged_share: float = 1.0  # of the vector, in one of them
     late_steps: float = 0.0  # that are made while one is under way
@@ -88,7 +88,10 @@ class Workload:
     update_nbytes: float = 0.0  # that an update reads and writes, for where none was measured
 
     def __post_init__(self):
-        for name, least in (("size", 0), ("batch_size", 1), ("chunk_nbytes", 1)):
+        counts = {"size": 0, "batch_size": 1} | (
+            {} if self.chunk_nbytes is None else {"chunk_nbytes": 1}
+        )
+        for name, least in counts.items():
             object.__setattr__(self, name, whole(name, getattr(self, name), least))
         for name in ("sample_nbytes", "update_nbytes"):
             object.__setattr__(self, name, real(name, getattr(self, name), 0))
@@ -126,15 +129,17 @@ def predict_allreduce(
     *,
     algorithm: str,
     compressor: Compressor | None = None,
-    chunk_nbytes: int = WIRE_NBYTES,
+    chunk_nbytes: int | None = None,
 ) -> AllreduceTime:
     """Return the AllreduceTime of a float32 vector of `size` entries.
 
-    chunk_nbytes: most bytes of a wire of "hierarchical".
+    chunk_nbytes: most bytes of a wire of "hierarchical"; None: as the links are.
 
     Raises ValueError for an algorithm that does not exist, or that cannot use the compressor.
     """
     algorithm_named(algorithm).check_compressor(compressor)
+    if chunk_nbytes is None:
+        chunk_nbytes = link_chunk_nbytes(cluster.links)
     size, chunk_nbytes = whole("size", size, 0), whole("chunk_nbytes", chunk_nbytes, 1)
     if size == 0 or cluster.size == 1:
         return AllreduceTime()

@@ -9,7 +9,6 @@ import torch
 
 from isthmus import kernels
 from isthmus.collectives.allreduce import Allreduce
-from isthmus.compression.chunks import WIRE_NBYTES
 from isthmus.compression.compressor import Compressor
 from isthmus.errors import CheckpointError
 from isthmus.links.agreement import broadcast_json, raise_first
@@ -62,7 +61,7 @@ class Shared:
         *,
         algorithm: str = "hierarchical",
         error_feedback: bool = True,
-        chunk_nbytes: int = WIRE_NBYTES,
+        chunk_nbytes: int | None = None,
         average_each_step: bool = False,
     ):
         self.model, self._world, problem = model, tiers.world, None
