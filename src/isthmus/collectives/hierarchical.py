@@ -115,8 +115,9 @@ class Hierarchical:
 
         given: this rank's GivenBucket. `total` is where the sum will be in the end.
         """
-        while self.left is None and (self._advance_chunk(total, key) or self.landed):
-            self._pass_down(total)
+        while self.peers and self._advance_chunk(total, key):
+            pass
+        self._pass_on(total)
         bucket, self.changed = self.buckets[number], False
         for chunk in bucket:
             chunk.sent = []
@@ -138,8 +139,9 @@ class Hierarchical:
                 self.landed.append(chunk)
                 continue
             self.rising.append(chunk)
-            while self.rising and arrived(self.rising[0].from_below):
-                self._rise(total, key)
+            # Those that are there are taken on at once: they are in the cache still.
+            while self._advance_chunk(total, key):
+                self._pass_on(total)
 
     def advance(self, total, key):
         """Send on what other sites have sent so far, up the tree and down; never wait."""
@@ -160,9 +162,7 @@ class Hierarchical:
         finite, self.finite = self.finite, True
         if not self.residence.cached:
             finite = kernels.for_array(total).all_finite(total)
-        if finite:
-            self.now, self.changed = 1 - self.now, True
-        return finite
+        return self._ended(finite)
 
     def undo(self):
         """Keep what was kept before the last call, ended here or not."""
@@ -275,6 +275,17 @@ class Hierarchical:
             if check is not None:
                 self.finite &= check(total[piece])  # while it is in the cache
         self.clock.lap("broadcast")
+
+    def _ended(self, finite):
+        """Let what this call has left take the place of what was kept, if the sum is finite."""
+        if finite:
+            self.now, self.changed = 1 - self.now, True
+        return finite
+
+    def _pass_on(self, total):
+        """Pass what has come from other sites down the chain."""
+        while self.left is None and self.landed:
+            self._pass_down(total)
 
     def _place_of(self, chunk, total):
         """Return where the sum of a chunk over this site's ranks is made, a vector like `total`."""

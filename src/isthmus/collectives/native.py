@@ -81,6 +81,7 @@ class Native(Hierarchical):
         bounds = itertools.pairwise(given.bounds)
         table = [(piece.ctypes.data, *ends) for piece, ends in zip(pieces, bounds)]
         table = table or [(0, given.part.start, given.part.stop)]
+        self.changed = False
         self.plan[loop.SHARE] = given.share.view(np.int32)
         self._run(loop.START, total, key, np.array(table), *self.bounds[number])
 
@@ -90,9 +91,7 @@ class Native(Hierarchical):
     def finish(self, total, key):
         self._run(loop.FINISH, total, key)
         finite, self.plan[loop.FINITE] = bool(self.plan[loop.FINITE]), 1
-        if finite:
-            self.now = 1 - self.now
-        return finite
+        return self._ended(finite)
 
     def _run(self, what, total, key, given=NONE_GIVEN, first=0, last=0):
         plan = self.plan

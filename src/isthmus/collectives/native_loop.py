@@ -247,6 +247,13 @@ def pass_down(plan, rows, pieces):
 
 
 @native
+def pass_on(plan, rows, pieces):
+    """Pass what has come from other sites down the chain."""
+    while plan[LEFT] < 0 and plan[PASSED] < plan[FALLEN]:
+        pass_down(plan, rows, pieces)
+
+
+@native
 def receive_piece(plan, pieces, piece):
     """Let a piece come from the right, into its half of the inbox."""
     half, (first, last) = piece % 2, pieces[piece]
@@ -284,9 +291,9 @@ def reduce(plan, pieces, given, piece, data, end):
 @native
 def start(plan, rows, pieces, given, first, last, key):
     """Reduce chunks to the leader, who sends on those that have their children's wires."""
-    while plan[LEFT] < 0 and (advance(plan, rows, key) or plan[PASSED] < plan[FALLEN]):
-        if plan[PASSED] < plan[FALLEN]:
-            pass_down(plan, rows, pieces)
+    while advance(plan, rows, key):
+        pass
+    pass_on(plan, rows, pieces)
     for chunk in range(first, last):
         for place in range(plan[PEER_COUNT]):
             begin_wire(plan, rows, IRECV, chunk, place, rows[chunk, WIRES + place])
@@ -303,8 +310,9 @@ def start(plan, rows, pieces, given, first, last, key):
             plan[RISEN] += 1
             plan[FALLEN] += 1
             continue
-        while plan[RISEN] < plan[STARTED] and arrived(plan, plan[RISEN], 0, plan[CHILDREN]):
-            rise(plan, rows, key)
+        # Those that are there are taken on at once: they are in the cache still.
+        while advance(plan, rows, key):
+            pass_on(plan, rows, pieces)
 
 
 @native
