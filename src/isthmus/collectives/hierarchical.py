@@ -29,6 +29,7 @@ from isthmus import kernels
 from isthmus.collectives.chunk import Chunk, Encoded
 from isthmus.collectives.messages import arrived, receiving, sending, sending_nbytes, wait_for
 from isthmus.compression.chunks import chunk_entries, site_chunk_entries
+from isthmus.compression.dense import Dense
 from isthmus.links.comm import message_nbytes
 from isthmus.vectors import chunk_slices
 
@@ -176,7 +177,7 @@ class Hierarchical:
                 for piece in chunk.pieces if neighbour is not None else ():
                     yield self.index, message_nbytes(self.site, 4 * _length(piece), neighbour)
             for peer in self.peers:
-                yield peer, sending_nbytes(self.leaders, chunk.own.wire.size, 1, peer)
+                yield peer, sending_nbytes(self.leaders, chunk.wire_nbytes, 1, peer)
 
     def _receive_ahead(self, pieces):
         """Yield the request and the inbox of each piece from the right, one piece ahead."""
@@ -204,6 +205,8 @@ class Hierarchical:
         if self.rising and arrived(self.rising[0].from_below):
             self._rise(total, key)
         elif self.falling and arrived(self.falling[0].from_above):
+            if self.falling[0].plain and not arrived(self.falling[0].sent):
+                return False  # what is sent from there must stay as it is
             self._fall(total, key)
         else:
             return False
@@ -212,7 +215,10 @@ class Hierarchical:
     def _wait(self):
         """Return when the next chunk that waits for another site's wire has it."""
         waiting = [chunk.from_below for chunk in itertools.islice(self.rising, 1)]
-        waiting += [chunk.from_above for chunk in itertools.islice(self.falling, 1)]
+        waiting += [
+            chunk.from_above + (chunk.sent if chunk.plain else [])
+            for chunk in itertools.islice(self.falling, 1)
+        ]
         if len(waiting) == 1:
             wait_for(waiting[0])
         else:
@@ -228,6 +234,10 @@ class Hierarchical:
             chunk.compressor.add_decoded(chunk.inboxes[child], summed)
         if self.children:
             self.clock.lap("decode")
+        if chunk.plain:
+            self._send(chunk, part.view(np.uint8), [self.above])
+            self.falling.append(chunk)
+            return
         self._encode(chunk, chunk.own, summed, key, self.index)
         self._send(chunk, chunk.own.wire, self.children if self.above is None else [self.above])
         if self.above is not None:
@@ -242,7 +252,9 @@ class Hierarchical:
         below."""
         chunk = self.falling.popleft()
         part, wire = total[chunk.whole], chunk.inboxes[self.above]
-        if self.exchanges:
+        if chunk.plain:
+            chunk.compressor.add_decoded(wire, part)
+        elif self.exchanges:
             kept = chunk.told and chunk.told.residuals[1 - self.now]
             summed = part if kept is None else kept
             chunk.compressor.decode(wire, summed)
@@ -322,17 +334,20 @@ class Hierarchical:
     def _chunks(self, size, buckets, compressors, feedback, chunk_nbytes):
         """Return the chunks of each bucket, and the memory in which they keep things."""
         chunks, states = [], [0]
-        for bucket, compressor in zip(buckets, compressors):
+        for bucket, compressor, keeps in zip(buckets, compressors, feedback):
             own, longest = compressor.piece(bucket), _length(bucket)
             of_link = chunk_entries(own, longest, chunk_nbytes)
             of_site = site_chunk_entries(own, longest, chunk_nbytes)
+            plain = self.exchanges and not self.retells and own == Dense() and not keeps
             chunks.append([])
             for whole in chunk_slices(bucket.start, bucket.stop, of_link):
                 pieces = chunk_slices(whole.start, whole.stop, of_site)
-                room = functools.partial(self.residence.empty, own.wire_nbytes(_length(whole)), np.uint8)
-                chunk = Chunk(whole, pieces, own, {peer: room() for peer in self.peers})
+                nbytes = own.wire_nbytes(_length(whole))
+                room = functools.partial(self.residence.empty, nbytes, np.uint8)
+                inboxes = {peer: room() for peer in self.peers}
+                chunk = Chunk(whole, pieces, own, inboxes, nbytes, plain)
                 if self.peers:
-                    chunk.own = Encoded(room())
+                    chunk.own = Encoded(None if plain else room())
                     chunk.told = Encoded(room()) if self.retells else None
                 states.append(own.state_entries(_length(whole)) if self.peers else 0)
                 chunks[-1].append(chunk)

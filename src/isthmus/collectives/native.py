@@ -33,7 +33,7 @@ class Native(Hierarchical):
         pieces = [(piece.start, piece.stop) for chunk in chunks for piece in chunk.pieces]
         bounds = np.cumsum([0, *map(len, self.buckets)]).tolist()
         self.bounds = list(itertools.pairwise(bounds))
-        wires = [chunk.own.wire.size for chunk in chunks if chunk.own]
+        wires = [chunk.wire_nbytes for chunk in chunks if chunk.own]
         parts = -(-max(wires, default=0) // PIECE_NBYTES)
         slots = 2 * len(chunks) * len(self.peers) * parts
         self.requests = native_mpi.no_requests(slots + 2 * len(pieces) + 3)
@@ -108,7 +108,7 @@ class Native(Hierarchical):
         piece = 0
         for chunk in chunks:
             encode, decode, add, block = functions_of(chunk.compressor)
-            wire_nbytes = chunk.own.wire.size if chunk.own else 0
+            wire_nbytes = chunk.wire_nbytes if chunk.own else 0
             row = [chunk.whole.start, chunk.whole.stop, piece, piece + len(chunk.pieces), wire_nbytes]
             row += [encode, decode, add, block]
             for encoded in (chunk.own, chunk.told):

@@ -112,10 +112,11 @@ def send_wire(plan, rows, chunk, wire, first, last):
 
 
 @native
-def arrived(plan, chunk, first, last):
-    """Return at once whether the wires of a chunk from peers number `first` to `last` are there."""
+def arrived(plan, chunk, first, last, way=0):
+    """Return at once whether the wires of a chunk from peers number `first` to `last` are there, or, way
+    1, have left for them."""
     for place in range(first, last):
-        slot = wire_slot(plan, chunk, place, 0)
+        slot = wire_slot(plan, chunk, place, way)
         for part in range(plan[PARTS]):
             if not done(plan, slot + part):
                 return False
@@ -166,9 +167,12 @@ def rise(plan, rows, key):
         decode(rows, chunk, ADDER, rows[chunk, WIRES + place], place_of(plan, rows, chunk, OWN))
     if children:
         lap(plan, DECODE)
-    encode(plan, rows, chunk, OWN, key, plan[INDEX])
-    plan[RISEN] += 1
     own = rows[chunk, OWN]
+    if own:
+        encode(plan, rows, chunk, OWN, key, plan[INDEX])
+    else:  # it is sent from where it is
+        own = part_of(plan, rows, chunk)
+    plan[RISEN] += 1
     if plan[ABOVE]:
         send_wire(plan, rows, chunk, own, children, children + 1)
         return
@@ -183,7 +187,9 @@ def fall(plan, rows, key):
     """Leave in the next chunk the sum over all sites, as all leaders have it; tell those below."""
     chunk, children = plan[FALLEN], plan[CHILDREN]
     wire = rows[chunk, WIRES + children]
-    if plan[EXCHANGES]:
+    if not rows[chunk, OWN]:
+        decode(rows, chunk, ADDER, wire, part_of(plan, rows, chunk))
+    elif plan[EXCHANGES]:
         summed = place_of(plan, rows, chunk, TOLD)
         decode(rows, chunk, DECODER, wire, summed)
         decode(rows, chunk, ADDER, rows[chunk, OWN], summed)
@@ -199,20 +205,22 @@ def fall(plan, rows, key):
 
 
 @native
-def ready(plan):
+def ready(plan, rows):
     """Return what the next chunk is ready for: RISE, FALL, or NOTHING until more has arrived."""
     children = plan[CHILDREN]
     if plan[RISEN] < plan[STARTED] and arrived(plan, plan[RISEN], 0, children):
         return RISE
-    if plan[FALLEN] < plan[RISEN] and arrived(plan, plan[FALLEN], children, children + 1):
-        return FALL
-    return NOTHING
+    if plan[FALLEN] == plan[RISEN] or not arrived(plan, plan[FALLEN], children, children + 1):
+        return NOTHING
+    # What is sent from where it is must stay as it is until then.
+    left = rows[plan[FALLEN], OWN] or arrived(plan, plan[FALLEN], children, children + 1, 1)
+    return FALL if left else NOTHING
 
 
 @native
 def advance(plan, rows, key):
     """Take one chunk a stage further, without waiting; return whether there was one."""
-    stage = ready(plan)
+    stage = ready(plan, rows)
     if stage == RISE:
         rise(plan, rows, key)
     elif stage == FALL:
@@ -322,7 +330,7 @@ def finish(plan, rows, pieces, key):
         if plan[PASSED] < plan[FALLEN]:
             pass_down(plan, rows, pieces)
         elif not advance(plan, rows, key):
-            while ready(plan) == NOTHING:
+            while ready(plan, rows) == NOTHING:
                 pass
             lap(plan, LINKS)
     for slot in range(piece_slot(plan, len(pieces), 0)):
