@@ -105,8 +105,10 @@ def exchange_terms(cluster, computing_seconds, workload):
     if crossing is not None:
         own = sum(terms.values()) - terms["links"]
         left = crossing.period_seconds(computing_seconds, own) - own - slowest
-        if crossing.halves:  # no longer than steps that all begin together
-            left = min(left, max(terms["links"], crossing.pipe_seconds - own - slowest))
+        most = terms["links"]  # no longer than steps that all begin together
+        if crossing.halves:
+            most = max(most, crossing.pipe_seconds - own - slowest)
+        left = min(left, most)
         if not np.isclose(left, terms["links"], rtol=1e-9, atol=0):  # or it is the same but for rounding
             terms["links"] = max(0.0, left)
     return terms
