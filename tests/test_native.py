@@ -71,8 +71,9 @@ def check_same(comm):
         st.integers(1, 4),
         st.sampled_from([600, 5000, 60 * 1024, 2**23]),
     )
-    @example(max(tiers_of), None, False, 2_500_000, 1, 2**25)  # wires of several messages
-    @example(max(tiers_of), isthmus.Int8(), True, 70_001, 2, 60 * 1024)
+    @example(min(tiers_of), None, False, 2_500_000, 1, 2**25)  # wires of several messages
+    @example(min(tiers_of), isthmus.Int8(), True, 70_001, 2, 60 * 1024)
+    @example(min(tiers_of), COMPRESSORS[-1], True, 70_001, 2, 5000)
     def same(sites, compressor, feedback, size, buckets, chunk_nbytes):
         cuts = [size * number // buckets for number in range(buckets + 1)]
         wish = {
