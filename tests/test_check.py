@@ -683,7 +683,7 @@ def test_what_cannot_be_broken_here_is_judged_by_its_facts(monkeypatch, tmp_path
     monkeypatch.delenv("OMPI_MCA_mpi_ft_enable", raising=False)
     assert mpi.fault_tolerance().status == "PASS"
     monkeypatch.setenv("OMPI_MCA_mpi_ft_enable", "1")
-    assert mpi.fault_tolerance().cure == "start without `--with-ft ulfm`"
+    assert "a run goes on without ranks" in mpi.fault_tolerance().found
     monkeypatch.setenv("OMPI_MCA_btl", "self,sm")
     assert mpi.transports(["a", "a"]).status == "PASS"
     assert mpi.transports(["a", "b"]).status == "FAIL"

@@ -433,7 +433,9 @@ def test_a_link_that_is_slower_than_predicted_is_named_while_the_run_goes_on(lab
         "import isthmus.collectives.hierarchical as module\n"
         "wait = module.wait_for\n"
         "def slow(*given):\n    time.sleep(0.05)\n    return wait(*given)\n"
-        "module.wait_for = slow\n",
+        "module.wait_for = slow\n"
+        "from isthmus.links import native_mpi\n"
+        "native_mpi.why_not = lambda: 'compiled code does not ask Python to wait'\n",
     )
     told = job.communicate(timeout=120)[1]
     assert job.returncode == 0, told

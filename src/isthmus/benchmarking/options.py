@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 from isthmus.compression import COMPRESSORS
 from isthmus.registry import ALGORITHMS, algorithm_named
-from isthmus.timing.time_model import predict_allreduce
 
 LINKS = ("real", "paced")
 
@@ -117,7 +116,7 @@ def named_compressor(text):
 def _problem_with(algorithm, compressor):
     """Return why the algorithm cannot use the compressor, by their names, or None."""
     try:
-        predict_allreduce(None, 0, algorithm=algorithm, compressor=named_compressor(compressor))
+        algorithm_named(algorithm).check_compressor(named_compressor(compressor))
     except ValueError as refused:
         return str(refused)
     return None

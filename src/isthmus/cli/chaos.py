@@ -17,7 +17,7 @@ def chaos(
     ] = None,
     random: Annotated[int | None, number("Runs with one or two deaths at random.", at_least=1)] = None,
     seed: Annotated[int, number("Of what is drawn.", at_least=0)] = 0,
-    seconds: Annotated[float, typer.Option(help="After which a run counts as hung.", min=1)] = 600.0,
+    seconds: Annotated[float, number("After which a run counts as hung.", at_least=1)] = 600.0,
     as_json: AsJson = False,
 ):
     """Kill ranks of a run at named moments; play it again: each sample once, same bits?"""
