@@ -31,7 +31,9 @@ def test_every_algorithm_sums_and_is_predicted(comm, name):
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_who_takes_a_compressor_is_asked_of_the_registry(name):
     for ask in (
-        lambda: isthmus.predict_allreduce(None, 0, algorithm=name, compressor=isthmus.Int8()),
+        lambda: isthmus.predict_allreduce(
+            isthmus.Cluster(cluster_of(1, 1)), 0, algorithm=name, compressor=isthmus.Int8()
+        ),
         lambda: check_table(RunSettings, settings(name, compressor="int8"), "RUN.toml", ValueError),
     ):
         if ALGORITHMS[name].compresses:

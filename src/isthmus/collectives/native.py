@@ -18,10 +18,13 @@ from isthmus.links import native_mpi
 from isthmus.links.comm import innermost
 from isthmus.links.counted import CountedComm
 from isthmus.links.on_device import Host
+from isthmus.registry import ALLREDUCE_STAGES
 
 LAPS = slice(loop.REDUCE, loop.BROADCAST + 1)
 NONE_GIVEN = np.zeros((0, 3), np.int64)
-STAGES = ("reduce", "links", "encode", "decode", "broadcast")
+TIMED = [name for name in ALLREDUCE_STAGES if hasattr(loop, name.upper())]
+STAGES = tuple(sorted(TIMED, key=lambda name: getattr(loop, name.upper())))
+"""Those that the loop tells, in its order."""
 
 
 class Native(Hierarchical):
