@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from isthmus.compression.chunks import link_chunk_nbytes
 from isthmus.compression.dense import Dense
 from isthmus.timing.formulas import period_seconds
 from isthmus.timing.stages import hierarchical_stages
@@ -45,7 +44,7 @@ class Crossing:
             workload.size,
             workload.compressor or Dense(),
             workload.compressor is not None,
-            workload.chunk_nbytes or link_chunk_nbytes(cluster.links),
+            workload.chunk_nbytes,
         )
         trips = stages.round_trip_seconds
         if len(workload.buckets) > 1:

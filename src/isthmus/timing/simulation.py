@@ -143,14 +143,16 @@ class _Exchange:
     leader whose own work takes longer than the links caps the rate of its flow.
     """
 
-    def __init__(self, cluster, size, algorithm, compressor):
+    def __init__(self, cluster, size, algorithm, compressor, chunk_nbytes):
         self.bytes_of_pipe, self.rate_of_pipe, self.network = {}, {}, None
         if algorithm != "hierarchical" or len(cluster.sites) == 1 or size == 0:
             self.after = predict_allreduce(
                 cluster, size, algorithm=algorithm, compressor=compressor
             ).seconds
             return
-        stages = hierarchical_stages(cluster, size, compressor or Dense(), compressor is not None)
+        stages = hierarchical_stages(
+            cluster, size, compressor or Dense(), compressor is not None, chunk_nbytes
+        )
         self.tree, self.two = stages.tree, len(cluster.sites) == 2
         up, down = link_routes(cluster, self.tree)
         others = [site for site in range(len(cluster.sites)) if site != self.tree.hub]
@@ -237,9 +239,8 @@ def _exchanges(cluster, workload, buckets):
     size = math.ceil(workload.exchanged_share * workload.size)
     buckets = max(1, min(buckets, size))
     sizes = [size // buckets + (number < size % buckets) for number in range(buckets)]
-    made = {
-        size: _Exchange(cluster, size, workload.algorithm, workload.compressor) for size in set(sizes)
-    }
+    wishes = workload.algorithm, workload.compressor, workload.chunk_nbytes
+    made = {size: _Exchange(cluster, size, *wishes) for size in set(sizes)}
     return [made[size] for size in sizes]
 
 

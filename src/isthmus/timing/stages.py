@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from isthmus.cluster.aggregation_tree import AggregationTree
-from isthmus.compression.chunks import SITE_ENTRIES, WIRE_NBYTES, chunk_entries
+from isthmus.compression.chunks import SITE_ENTRIES, WIRE_NBYTES, chunk_entries, link_chunk_nbytes
 from isthmus.compression.dense import Dense
 from isthmus.timing.cores import least_interval
 from isthmus.timing.formulas import chain_seconds
@@ -105,7 +105,7 @@ class Work:
     of_site: tuple = ()  # (encode, decode) of each
 
     @classmethod
-    def of(cls, cluster, size, compressor, encodes, chunk_nbytes=WIRE_NBYTES):
+    def of(cls, cluster, size, compressor, encodes, chunk_nbytes):
         """Return the Work on a vector of `size` entries in wires of `compressor`."""
         entries = min(size, chunk_entries(compressor, size, chunk_nbytes))
         up, down = _chains(cluster, 4 * entries)
@@ -120,8 +120,12 @@ class Work:
         return cls(entries, size / entries, compressor.wire_nbytes(entries), reduce, down, *coding)
 
 
-def hierarchical_stages(cluster, size, compressor, encodes, chunk_nbytes=WIRE_NBYTES):
-    """Return the Stages of a vector of `size` entries in wires of `compressor`."""
+def hierarchical_stages(cluster, size, compressor, encodes, chunk_nbytes=None):
+    """Return the Stages of a vector of `size` entries in wires of `compressor`.
+
+    chunk_nbytes: most bytes of a wire; None: as the links are.
+    """
+    chunk_nbytes = chunk_nbytes or link_chunk_nbytes(cluster.links)
     tree = cluster.tree if compressor.portable else cluster.tree.with_one_at_the_top()
     return stages_of(cluster, tree, Work.of(cluster, size, compressor, encodes, chunk_nbytes))
 
