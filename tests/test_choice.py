@@ -234,7 +234,8 @@ def test_calibration_measures_what_may_be_fastest_with_no_larger_error(comm, mon
     table["calibration"] = {"ranks": 2, "contenders": found}
     measured = {each.name: each for each in isthmus.Cluster(table).calibration.contenders}
     assert measured["hierarchical with Int8(block=256, rounding='nearest')"].nbytes[-1] == 400_000
-    assert {4, own, 400_000} == {*measured["hierarchical"].nbytes}  # of 40 MB all take too long
+    exact = [each for name, each in measured.items() if name in ("hierarchical", "tree")]  # alike here
+    assert {4, own, 400_000} == {*exact[0].nbytes, *exact[-1].nbytes}  # of 40 MB all take too long
     assert "mpi" not in measured  # nobody knows what it does
     assert not any("OneBit" in name for name in measured)  # its error is too large
     assert min(min(each.factors) for each in measured.values()) > 0

@@ -114,7 +114,7 @@ def test_a_run_that_was_stopped_ends_with_the_bits_of_one_that_was_not(
 def another_version(path):
     """Make a whole file of another version."""
     image = path.read_bytes()[BLOCK_NBYTES:]
-    path.write_bytes(b"".join(replace(CHECKPOINT, version=6).sealed(image)))
+    path.write_bytes(b"".join(replace(CHECKPOINT, version=7).sealed(image)))
 
 
 @pytest.mark.ranks(2)

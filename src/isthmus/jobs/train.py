@@ -174,13 +174,14 @@ class Job:
 
     def _do(self, duties):
         """Do what is due after a step; where ranks may die, all agree that it is done."""
-        step, training = self.training.state.step, self.training
-        due = [duty for duty in duties if (duty.alone or training.member.together) and duty.due(step)]
-        self.within_duties = bool(due) and self.agree is not None
-        if self.within_duties:
-            training.hold_rows()
-            self.judged = self.validation and self.validation.to_json()
-        for duty in due:
+        step, training, self.within_duties = self.training.state.step, self.training, False
+        for duty in duties:  # whether one is due may depend on those before it
+            if not (duty.alone or training.member.together) or not duty.due(step):
+                continue
+            if self.agree is not None and not self.within_duties:
+                self.within_duties = True
+                training.hold_rows()
+                self.judged = self.validation and self.validation.to_json()
             self.journal.enter(duty.phase, step)
             duty.act()
         if self.within_duties:
