@@ -127,7 +127,8 @@ def test_a_run_that_resumes_after_a_move_ends_with_the_bits_of_one_that_was_not_
     held = []
     real = scatter_shards
     monkeypatch.setattr(
-        "isthmus.jobs.preparation.scatter_shards", lambda *args: held.append(real(*args)) or held[-1]
+        "isthmus.jobs.preparation.scatter_shards",
+        lambda *args, **named: held.append(real(*args, **named)) or held[-1],
     )
     pace(monkeypatch, 3, 0)
     again = job.train(comm, path, lambda line, passing=False: None, resume=whole["folder"])

@@ -114,11 +114,11 @@ class Hierarchical:
     def start(self, total, number, key, given):
         """Reduce bucket `number` to the leader, who sends on what has its children's wires.
 
-        given: this rank's GivenBucket. `total` is where the sum will be in the end.
+        given: this rank's GivenBucket. `total` is where the sum will be in the end. Nothing goes down the
+        chain before `finish`: until then another sum may be made over the site's communicator, and
+        whether a wire has come by now, the ranks below do not know.
         """
-        while self.peers and self._advance_chunk(total, key):
-            pass
-        self._pass_on(total)
+        self.advance(total, key)
         bucket, self.changed = self.buckets[number], False
         for chunk in bucket:
             chunk.sent = []
@@ -140,9 +140,7 @@ class Hierarchical:
                 self.landed.append(chunk)
                 continue
             self.rising.append(chunk)
-            # Those that are there are taken on at once: they are in the cache still.
-            while self._advance_chunk(total, key):
-                self._pass_on(total)
+            self.advance(total, key)  # what is there is taken on at once: it is in the cache still
 
     def advance(self, total, key):
         """Send on what other sites have sent so far, up the tree and down; never wait."""
@@ -293,11 +291,6 @@ class Hierarchical:
         if finite:
             self.now, self.changed = 1 - self.now, True
         return finite
-
-    def _pass_on(self, total):
-        """Pass what has come from other sites down the chain."""
-        while self.left is None and self.landed:
-            self._pass_down(total)
 
     def _place_of(self, chunk, total):
         """Return where the sum of a chunk over this site's ranks is made, a vector like `total`."""

@@ -255,13 +255,6 @@ def pass_down(plan, rows, pieces):
 
 
 @native
-def pass_on(plan, rows, pieces):
-    """Pass what has come from other sites down the chain."""
-    while plan[LEFT] < 0 and plan[PASSED] < plan[FALLEN]:
-        pass_down(plan, rows, pieces)
-
-
-@native
 def receive_piece(plan, pieces, piece):
     """Let a piece come from the right, into its half of the inbox."""
     half, (first, last) = piece % 2, pieces[piece]
@@ -298,10 +291,10 @@ def reduce(plan, pieces, given, piece, data, end):
 
 @native
 def start(plan, rows, pieces, given, first, last, key):
-    """Reduce chunks to the leader, who sends on those that have their children's wires."""
+    """Reduce chunks to the leader, who sends on those that have their children's wires; nothing goes down
+    the chain yet."""
     while advance(plan, rows, key):
         pass
-    pass_on(plan, rows, pieces)
     for chunk in range(first, last):
         for place in range(plan[PEER_COUNT]):
             begin_wire(plan, rows, IRECV, chunk, place, rows[chunk, WIRES + place])
@@ -318,9 +311,8 @@ def start(plan, rows, pieces, given, first, last, key):
             plan[RISEN] += 1
             plan[FALLEN] += 1
             continue
-        # Those that are there are taken on at once: they are in the cache still.
-        while advance(plan, rows, key):
-            pass_on(plan, rows, pieces)
+        while advance(plan, rows, key):  # what is there is taken on at once: it is in the cache still
+            pass
 
 
 @native
