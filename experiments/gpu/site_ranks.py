@@ -13,9 +13,10 @@ def tiers_of(world, ranks_of_site):
     index = site_of_rank[world.rank]
     site = world.Split(index)
     cluster = SimpleNamespace(
-        sites=[SimpleNamespace(ranks=ranks) for ranks in ranks_of_site],
+        sites=[SimpleNamespace(ranks=ranks, relay=True) for ranks in ranks_of_site],
         site_of_rank=site_of_rank,
         tree=AggregationTree.star(0, len(ranks_of_site)),
+        links=(),
     )
     return SimpleNamespace(
         world=world,

@@ -114,8 +114,8 @@ class Hierarchical:
     def start(self, total, number, key, given):
         """Reduce bucket `number` to the leader, who sends on what has its children's wires.
 
-        given: this rank's GivenBucket. `total` is where the sum will be in the end. Nothing goes down the
-        chain before `finish`: until then another sum may be made over the site's communicator, and
+        given: this rank's GivenBucket. `total` is where the sum will be in the end. Nothing goes down
+        the chain before `finish`: until then another sum may be made over the site's communicator, and
         whether a wire has come by now, the ranks below do not know.
         """
         self.advance(total, key)

@@ -291,8 +291,8 @@ def reduce(plan, pieces, given, piece, data, end):
 
 @native
 def start(plan, rows, pieces, given, first, last, key):
-    """Reduce chunks to the leader, who sends on those that have their children's wires; nothing goes down
-    the chain yet."""
+    """Reduce chunks to the leader, who sends on those that have their children's wires; nothing goes
+    down the chain yet."""
     while advance(plan, rows, key):
         pass
     for chunk in range(first, last):
