@@ -1,14 +1,13 @@
 """What layers take on this machine: seconds that a split and a stream of requests are planned with."""
 
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
-from isthmus.inference.forward import Part, Run, parts_of
+from isthmus.inference.forward import Run, parts_of
 from isthmus.quantities import whole
 from isthmus.timing.requests import Seconds
 
@@ -65,15 +64,6 @@ def seconds_of(run: Run, features: npt.NDArray[Any], batch: int) -> Seconds:
         one, many = _seconds(run, rows[:1]), _seconds(run, rows)
     each = max(0.0, (many - one) / (len(rows) - 1))
     return Seconds(max(0.0, one - each), each)
-
-
-def part_seconds(parts: Sequence[Part], features: npt.NDArray[Any], batch: int) -> list[Seconds]:
-    """Return what batches take in each part here."""
-    made, values = [], features
-    for part in parts:
-        made.append(seconds_of(part.run, values, batch))
-        values = part.run(values)
-    return made
 
 
 def _seconds(run, values):
