@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -114,10 +115,10 @@ def objects_in(output):
 
 
 def cause(errors):
-    """Return the first line of a job's error output that names an error, isthmus' own if there is one,
-    or else its first line."""
+    """Return the first line of a job's error output that names an error: isthmus' own if there is one,
+    else that of an exception, else any; or else its first line."""
     lines = [line.strip() for line in errors.splitlines() if line.strip()]
-    telling = [line for line in lines if line.startswith("isthmus: ")] or [
-        line for line in lines if "Error" in line or "error" in line
-    ]
-    return (telling or lines or ["it failed without a word"])[0][:300]
+    for telling in (r"isthmus: ", r"[\w.]*(Error|Exception)\b", r".*[Ee]rror"):
+        if found := [line for line in lines if re.match(telling, line)]:
+            return found[0][:300]
+    return (lines or ["it failed without a word"])[0][:300]
