@@ -4,14 +4,17 @@ import http.client
 import json
 import math
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tomli_w
 from clusters import cluster_of
 from test_trained_model import kept
+from typer.testing import CliRunner
 
 import isthmus
+from isthmus.cli.main import app
 from isthmus.errors import SettingsError
 from isthmus.folders.model_file import MODEL_FILE, NAME
 from isthmus.jobs.infer_settings import InferSettings
@@ -79,7 +82,17 @@ def test_a_stream_is_answered_as_planned_and_told_with_each_rule(folder):
         )
         assert run["from_cloud"] / 600 == pytest.approx(1 - made["plan"]["share"], abs=0.1)
         assert run["accuracy"] >= made["plan"]["accuracy"] - 0.1
-        assert made["predicted"]["mean"] > 0
+        assert run["predicted"]["mean"] > 0
+        assert sum(run["asked"][:2]) == run["from_cloud"]
+        assert run["asked"][2] == 0
+    page = Path(made["report"])
+    told = page.read_text()
+    page.unlink()
+    for word in (*rules, "Rules of dispatch", "asked of rank 1, site0", made["plan"]["sentences"][0]):
+        assert word in told
+    result = CliRunner().invoke(app, ["report", str(folder / "out")])
+    assert result.exit_code == 0
+    assert page.read_text() == told
     arrays = np.load(folder / "out/answers.npz")
     kept_here = ~arrays["from_cloud"]
     assert np.isnan(arrays["send"][kept_here]).all()
@@ -90,6 +103,34 @@ def test_a_stream_is_answered_as_planned_and_told_with_each_rule(folder):
     )
     wanted = trained.predict(features[np.arange(600) % 500])
     np.testing.assert_array_equal(arrays["answers"][~kept_here], wanted[~kept_here])
+
+
+@pytest.mark.slow
+def test_a_split_sends_coded_activations_and_tells_what_they_change(folder):
+    cluster = cluster_of(1, 1, latency_seconds=0.002, bytes_per_second=1e4)
+    (folder / "cluster.toml").write_text(tomli_w.dumps(cluster))
+    narrow = Perceptron(16, (4, 8), 3)  # its first layer gives less than it takes
+    kept(folder / "cloud", narrow)
+    sizes = {}
+    for activations in ({"kind": "int8", "block": 4}, "int4"):
+        answers = {"mode": "split", "activations": activations, "split_after": "layer0"}
+        answers |= {"accuracy_loss": 0.2}
+        path = write(folder, answers=answers, requests={"per_second": 50.0, "count": 100})
+        command = rank_command(2, "-m", "isthmus", "infer", path, "--json")
+        done = subprocess.run(
+            command, env=rank_environment(), capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stderr
+        made = json.loads(done.stdout)
+        run, told = made["runs"]["least_pending"], made["activations"]
+        assert run["differing"] == 0 < run["checked"]
+        sizes[told["kind"]] = made["plan"]["nbytes"]
+        assert run["sent_nbytes"] == made["plan"]["nbytes"] * 100 + 32 * run["batches"]
+        assert told["samples"] == 3000
+        assert told["low"] <= told["change"] <= told["high"]
+        assert told["change"] == pytest.approx(told["accuracy"] - told["float32_accuracy"])
+        assert f"activations in {told['kind']}" in (folder / "out/report.html").read_text()
+    assert sizes == {"int8": 4 + 4, "int4": 4 + 2 + 2}
 
 
 @pytest.mark.slow
@@ -133,6 +174,10 @@ def test_programs_beside_an_edge_rank_ask_it_over_http(folder):
         ({"answers": {"dispatch": "any"}}, "answers.dispatch"),
         ({"answers": {"window": 0}}, "answers.window"),
         ({"colour": "red"}, "colour"),
+        ({"answers": {"mode": "split", "activations": "int9"}}, "answers.activations.*int8"),
+        ({"answers": {"mode": "split", "activations": {"kind": "int8", "block": 0}}}, "block"),
+        ({"answers": {"activations": "int8"}}, "answers.activations.*mode 'split' alone"),
+        ({"answers": {"split_after": "layer0"}}, "answers.split_after.*mode 'split' alone"),
     ],
 )
 def test_wrong_settings_are_one_line_with_the_key(folder, changes, told):

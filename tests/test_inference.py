@@ -15,6 +15,7 @@ import isthmus
 from isthmus.errors import PlanError
 from isthmus.inference.dispatch import DISPATCHES
 from isthmus.inference.forward import digest_of, joined, parts_of
+from isthmus.inference.halves import halves_of
 from isthmus.inference.messages import empty_batch, head_of
 from isthmus.models import Convolutional, Perceptron
 
@@ -90,7 +91,8 @@ def test_answers_are_those_of_the_offline_run_and_bytes_those_of_the_formula(com
             if options.get("dispatch") == "round_robin":
                 turns = np.flatnonzero(np.diff(found.server)) + 1  # after each batch the other's
                 sizes = np.diff(turns, prepend=0, append=len(found.server))
-                assert len(sizes) == found.batches and sizes.max() <= 7
+                assert len(sizes) == found.batches
+                assert sizes.max() <= 7
 
         scores = ask(tiers, plan="cloud", cloud=CLOUD, answers="scores", batch=11)
         if scores is not None:  # the same bits as in one batch of 400
@@ -144,12 +146,42 @@ def test_a_split_gives_the_whole_models_scores_and_sends_what_its_layers_give(co
             )
         source, target = tiers.cluster.names[1], tiers.cluster.names[0]
         layers[1]["target_seconds"] = 1.0
-        plan = isthmus.plan_split(tiers.cluster, layers, source=source, target=target)
+        ends = {"source": source, "target": target}
+        plan = isthmus.plan_split(tiers.cluster, layers, **ends)
         assert plan.sent[0] == "layer0"
         found = ask(tiers, plan=plan, edge=CLOUD, cloud=CLOUD, answers="scores")
         if found is not None:
             np.testing.assert_array_equal(found.answers, offline(CLOUD))
             assert found.sent_nbytes == found.predicted_nbytes == 400 * 4 * 32 + 32 * found.batches
+
+        for compressor in (isthmus.Int8(block=20), isthmus.Int4(block=8, rounding="stochastic")):
+            small = isthmus.plan_split(tiers.cluster, layers, **ends, activations=compressor)
+            assert small.sent == plan.sent
+            assert small.nbytes == compressor.wire_nbytes(32)
+            first, second = halves_of(small, parts_of(*CLOUD), compressor)
+            both = {"edge": CLOUD, "cloud": CLOUD, "answers": "scores", "activations": compressor}
+            found = ask(tiers, plan=small, batch=7, **both)
+            hedged = ask(tiers, plan=small, deadline_seconds=1e-9, **both)
+            with pytest.raises(PlanError, match=r"plan_split and Inference the same activations"):
+                isthmus.Inference(tiers, plan=plan, **both)
+            if found is None:
+                continue
+            wanted = second(first(REQUESTS))  # of batches of 7 and fewer the same bits as of one
+            np.testing.assert_array_equal(found.answers, wanted)
+            np.testing.assert_array_equal(hedged.answers, wanted)
+            sent = 400 * compressor.wire_nbytes(32) + 32 * found.batches
+            assert found.sent_nbytes == found.predicted_nbytes == sent
+            off = np.abs(wanted - offline(CLOUD)).max()
+            assert 0 < off < 0.2 * np.abs(offline(CLOUD)).max()
+
+        layers[1]["target_seconds"] = layers[2]["target_seconds"] = layers[3]["target_seconds"] = 9.0
+        alone = isthmus.plan_split(tiers.cluster, layers, **ends, activations=isthmus.Int8())
+        assert not alone.sent
+        found = ask(tiers, plan=alone, edge=CLOUD, cloud=CLOUD, activations=isthmus.Int8())
+        if found is not None:
+            np.testing.assert_array_equal(found.answers, offline(CLOUD).argmax(1))
+            assert found.sent_nbytes == 0
+            assert not found.from_cloud.any()
 
 
 @pytest.mark.ranks(2)
@@ -172,6 +204,11 @@ def test_a_threshold_follows_the_queue_and_wrong_arguments_are_told_on_every_ran
             (ValueError, "plan must be", {"plan": "both"}),
             (ValueError, "give cloud=", {"plan": "cloud"}),
             (ValueError, "dispatch must be", {"plan": "edge", "edge": EDGE, "dispatch": "any"}),
+            (
+                ValueError,
+                "of a Split alone",
+                {"plan": "edge", "edge": EDGE, "activations": isthmus.Int8()},
+            ),
         ):
             with pytest.raises(problem, match=text):
                 isthmus.Inference(tiers, **options)

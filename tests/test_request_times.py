@@ -5,7 +5,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from isthmus.timing.requests import NOTHING, Asker, Seconds, play_requests
+from isthmus.inference.dispatch import LeastPending, Weighted
+from isthmus.timing.requests import NOTHING, Asker, Seconds
+from isthmus.timing.requests import play_requests as played
+
+
+def play_requests(askers, servers, batch, window, rule=LeastPending, rates=None):
+    return played(askers, servers, batch, window, lambda: rule(rates or [1.0] * len(servers)))
 
 
 def asker(arrivals, kept=None, part=NOTHING, **changes):
@@ -39,6 +45,8 @@ def test_cloud_ranks_share_the_work_and_edge_ranks_share_a_cloud_rank():
     (alone,) = play_requests([one], [Seconds(1.0, 0.0)], 1, 8)
     (two,) = play_requests([one], [Seconds(1.0, 0.0)] * 2, 1, 8)
     assert [alone["compute"].max(), two["compute"].max()] == pytest.approx([8, 4])
+    (uneven,) = play_requests([one], [Seconds(1.0, 0.0)] * 2, 1, 8, Weighted, [1.0, 3.0])
+    assert uneven["compute"].max() == pytest.approx(6)  # six of eight go to the second
     both = play_requests([one, one], [Seconds(1.0, 0.0)], 1, 8)
     assert max(terms["compute"].max() for terms in both) == pytest.approx(16)
 

@@ -1,11 +1,13 @@
 """`isthmus infer`: requests answered at the edge and across the link."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from isthmus.cli.arguments import AsJson
+from isthmus.spare import if_possible
 
 
 def infer(
@@ -33,8 +35,22 @@ def infer(
     as_json: AsJson = False,
 ):
     """Answer requests at the edge and in the cloud (under mpirun)."""
-    from isthmus.jobs.infer import inference_words, run_inference
+    from isthmus.jobs.infer import run_inference
+    from isthmus.links.agreement import from_root
+    from isthmus.pages.answer_words import inference_words
+    from isthmus.pages.answers import write_answers_report
 
-    door = None if serve is None else (host, serve, seconds)
-    made = run_inference(context.obj.world(), settings, context.obj.tell, door)
-    context.obj.answer(as_json, made, inference_words(made), made.get("output"))
+    comm, door = context.obj.world(), None if serve is None else (host, serve, seconds)
+    made, page = run_inference(comm, settings, context.obj.tell, door), None
+    if output := made.get("output"):
+        page = from_root(
+            comm,
+            lambda: if_possible(
+                lambda: str(write_answers_report(output)),
+                "the report",
+                f"make it with `{shlex.join(['isthmus', 'report', output])}`",
+            ),
+        )
+        made["report"] = page
+    lines = [*inference_words(made), *[f"report: {page}"] * bool(page)]
+    context.obj.answer(as_json, made, lines, output)

@@ -12,13 +12,16 @@ from isthmus.terminal import Content
 
 def report(
     context: typer.Context,
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder of a run.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="The folder of a run, or of answers.")
+    ],
     as_json: AsJson = False,
 ):
     """Write a run's report: one page that needs nothing else."""
+    from isthmus.pages.answers import is_of_answers, write_answers_report
     from isthmus.pages.report import write_report
 
-    page = write_report(folder)
+    page = write_answers_report(folder) if is_of_answers(folder) else write_report(folder)
     context.obj.answer(as_json, {"report": str(page)}, f"report: {page}")
 
 

@@ -8,6 +8,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from isthmus.compression.compressor import Compressor
 from isthmus.errors import PlanError
 from isthmus.folders.trained_model import TrainedModel
 from isthmus.inference.answering import serve
@@ -16,6 +17,7 @@ from isthmus.inference.asking import Asking
 from isthmus.inference.dispatch import DISPATCHES
 from isthmus.inference.feed import Feed
 from isthmus.inference.forward import Run, digest_of, joined, parts_of
+from isthmus.inference.halves import halves_of
 from isthmus.links.agreement import gather_json, raise_first
 from isthmus.links.clocks import clock_offsets
 from isthmus.links.counted import CountedComm
@@ -38,7 +40,9 @@ class Inference:
         gives scores float32[n, outputs]. Both may be given on every rank; an edge rank uses `edge`, a
         cloud rank `cloud`.
     plan: a Cascade: the edge answers what it is sure of. A Split of one model, given as both: the edge
-        computes its first layers. "edge" or "cloud": all is answered there.
+        computes its first layers, and answers where nothing is sent. "edge" or "cloud": all is answered
+        there.
+    activations: of a Split, the compressor of what crosses the link, as `plan_split` was given it.
     hedge: with a deadline, a request whose answer from the cloud is not there in time is answered by the
         edge model. Without one, under the plan "cloud", the edge computes while it waits, and the first
         answer counts; a cascade without a deadline waits.
@@ -50,7 +54,7 @@ class Inference:
     answers: "classes", int32[n], or "scores", float32[n, outputs].
 
     Raises ValueError for arguments that make no sense, PlanError where the plan was made for other
-    models.
+    models or activations.
     """
 
     def __init__(
@@ -60,6 +64,7 @@ class Inference:
         edge: Any = None,
         cloud: Any = None,
         plan: Cascade | Split | str = "cloud",
+        activations: Compressor | None = None,
         hedge: bool = True,
         deadline_seconds: float | None = None,
         batch: int = 32,
@@ -77,7 +82,10 @@ class Inference:
         ):
             if value not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, not {value!r}")
+        if activations is not None and mode != "split":
+            raise ValueError("activations cross the link of a Split alone; give plan=plan_split(...)")
         self.tiers, self.mode, self.plan, self.clock = tiers, mode, plan, clock
+        self.activations = activations
         self.batch, self.window = whole("batch", batch, least=1), whole("window", window, least=1)
         if deadline_seconds is not None and real("deadline_seconds", deadline_seconds) <= 0:
             raise ValueError(f"deadline_seconds must be more than 0, not {deadline_seconds}")
@@ -107,7 +115,7 @@ class Inference:
             "dispatch": dispatch,
             "scores": answers == "scores",
         }
-        told = gather_json(comm, [self.mode, self.batch, self.window, answers])
+        told = gather_json(comm, [self.mode, repr(activations), self.batch, self.window, answers])
         if any(each != told[0] for each in told):
             raise ValueError("ranks were given different arguments; give all the same")
         self.asking: Asking | None = None
@@ -134,18 +142,13 @@ class Inference:
         functions = [None if model is None else _function(model) for model in makes.values()]
         return functions[0], functions[1]
 
-    def _halves(self, model: Any) -> tuple[Run, Run]:
+    def _halves(self, model: Any) -> tuple[Run | None, Run | None]:
         assert isinstance(self.plan, Split)
-        parts = parts_of(*_pair(model))
-        names = [part.name for part in parts]
-        planned = [*self.plan.source_layers, *self.plan.target_layers]
-        at_source = [name for name in self.plan.source_layers if name in names]
-        if {*planned} - {*names, "input"} or names[: len(at_source)] != at_source:
-            raise PlanError(
-                f"the split is of layers {', '.join(planned)}, the model has {', '.join(names)}; plan "
-                "it for this model, whose layers are a chain"
-            )
-        return joined(parts[: len(at_source)]), joined(parts[len(at_source) :])
+        halves = halves_of(self.plan, parts_of(*_pair(model)), self.activations)
+        if self.plan.target_layers:
+            return halves
+        self.mode = "edge"  # which has all layers, and sends nothing
+        return halves[0], None
 
     def __enter__(self) -> Self:
         return self

@@ -25,7 +25,8 @@ def measure_layers(
     """Return what `plan_split` asks of one end: the data and then each layer, in order.
 
     Each is {"name", "seconds", "entries", "nbytes"}: seconds a request on one thread here, in batches of
-    `batch`; entries and bytes of what it gives. The first is "input", the features themselves.
+    `batch`; entries of what it gives. The first is "input", the features themselves, with their bytes;
+    those of layers are None, as float32 or what `plan_split`'s `activations` make of it.
     model: what `load_model` gives, or a model with its parameters. features: [n, ...], n >= `batch`.
     Floating-point operations do not foretell these seconds; clocks do. Raises ValueError for fewer
     features than a batch.
@@ -45,14 +46,7 @@ def measure_layers(
     with threadpool_limits(1):
         for part in parts_of(model, parameters):
             seconds = _seconds(part.run, values) / count
-            told.append(
-                {
-                    "name": part.name,
-                    "seconds": seconds,
-                    "entries": part.entries,
-                    "nbytes": 4 * part.entries,
-                }
-            )
+            told.append({"name": part.name, "seconds": seconds, "entries": part.entries, "nbytes": None})
             values = part.run(values)
     return told
 

@@ -13,6 +13,7 @@ from isthmus.cluster.cluster import Cluster
 from isthmus.errors import ShardError
 from isthmus.files import check_folder, replacing, write_text
 from isthmus.inference.forward import digest_of, joined, parts_of
+from isthmus.inference.halves import halves_of
 from isthmus.inference.inference import Inference
 from isthmus.inference.measuring import measure_layers, seconds_of
 from isthmus.inference.onnx_runtime import onnx_function
@@ -24,10 +25,10 @@ from isthmus.json_text import dumps
 from isthmus.links.agreement import broadcast_json, from_root, gather_json, together
 from isthmus.links.tiers import tiers_of_rank_0
 from isthmus.links.world import gather_rows
+from isthmus.pages.answers import SUMMARY
 from isthmus.planning.cascades import Cascade
 from isthmus.planning.splits import Split
 from isthmus.shards.shard_file import ShardSet
-from isthmus.terminal import table_of
 from isthmus.timing.requests import TERMS
 
 CHECKED = 64
@@ -114,6 +115,15 @@ class _Job:
             "layers": measure_layers(self.cloud, features),
         }
 
+    def _measured_halves(self, plan):
+        """Return what the halves of a split model take here, one and then the other: Seconds."""
+        first, second = self._halves(plan)
+        features, batch = self._sample(), self.settings.answers.batch
+        return [seconds_of(first, features, batch), seconds_of(second, first(features), batch)]
+
+    def _halves(self, plan):
+        return halves_of(plan, parts_of(self.cloud), self.settings.answers.compressor)
+
     def _sample(self):
         if self.features is not None:
             return self.features[:1]
@@ -124,37 +134,50 @@ class _Job:
         world, answers = self.world, self.settings.answers
         costs = gather_json(world, self.measured_parts())
         chosen = self._chosen(costs)
-        self.tell(
-            f"answers: {chosen['mode']}, predicted mean {1e3 * chosen['predicted']['mean']:.2f} ms"
-        )
+        told = next(iter(chosen["predicted"].values()))
+        self.tell(f"answers: {chosen['mode']}, predicted mean {1e3 * told['mean']:.2f} ms")
         plan = _plan_of(chosen)
         runs = {rule: self._answered(chosen["mode"], plan, rule) for rule in answers.rules}
         return from_root(world, lambda: self._kept(chosen, costs, runs))
 
     def _chosen(self, costs):
-        """Return the mode that is taken, its plan, and what it is predicted to take, on every rank."""
-        nbytes = max(gather_json(self.world, int(self._sample()[0].nbytes)))
+        """Return the mode that is taken, its plan, and what each rule of dispatch is predicted to take.
+
+        The same on every rank; `costs` is completed.
+        """
+        world, nbytes = self.world, max(gather_json(self.world, int(self._sample()[0].nbytes)))
+        models = [(self.edge, self.runs[0]), (self.cloud, self.runs[1])]
+        made = AnswerPlans(self.tiers.cluster, self.settings, models, costs, nbytes)
+
+        def planned():
+            plans = made.plans()
+            split = plans.get("split")
+            return plans, {"split": split and asdict(split), "activations": made.activations}
+
+        plans, shared = together(world, lambda: planned() if world.rank == 0 else (None, None))
+        shared = broadcast_json(world, shared)
+        if shared["split"]:
+            halves = gather_json(world, self._measured_halves(_split_of(shared["split"])))
+            for each, took in zip(costs, halves):
+                each["halves"] = took
 
         def choose():
-            models = [(self.edge, self.runs[0]), (self.cloud, self.runs[1])]
-            made = AnswerPlans(self.tiers.cluster, self.settings, models, costs, nbytes)
-            plans, told = made.plans(), {}
-            for mode, plan in plans.items():
-                if self.settings.requests is None:
-                    return {"mode": mode, "plan": plan if isinstance(plan, str) else asdict(plan)}
-                played = made.predicted(mode, plan)
-                told[mode] = _spread(np.concatenate([_totals(terms) for terms in played])), played
-            mode = min(told, key=lambda each: told[each][0]["mean"])
+            mode, more = next(iter(plans)), {}
+            if self.settings.requests is not None:
+                first = self.settings.answers.rules[0]
+                means = {
+                    each: _predicted(made.predicted(each, plan, first))["mean"]
+                    for each, plan in plans.items()
+                }
+                mode = min(means, key=means.__getitem__)
+                rules = self.settings.answers.rules
+                told = {rule: _predicted(made.predicted(mode, plans[mode], rule)) for rule in rules}
+                more = {"predicted": told, "considered": means}
             plan = plans[mode]
-            return {
-                "mode": mode,
-                "plan": plan if isinstance(plan, str) else asdict(plan),
-                "predicted": told[mode][0]
-                | {name: _mean([terms[name] for terms in told[mode][1]]) for name in TERMS},
-                "considered": {each: table[0]["mean"] for each, table in told.items()},
-            }
+            plan = plan if isinstance(plan, str) else asdict(plan)
+            return {"mode": mode, "plan": plan, "activations": shared["activations"]} | more
 
-        return from_root(self.world, choose)
+        return from_root(world, choose)
 
     def _inference(self, mode, plan, rule):
         answers = self.settings.answers
@@ -164,6 +187,7 @@ class _Job:
             edge=edge,
             cloud=cloud,
             plan=plan,
+            activations=answers.compressor,
             hedge=answers.hedge,
             deadline_seconds=answers.deadline_seconds,
             batch=answers.batch,
@@ -199,7 +223,7 @@ class _Job:
             right = np.full(count, np.nan) if self.targets is None else found.answers == self.targets
             columns.T[:5] = found.answers, found.from_cloud, found.seconds, found.late, right
             columns.T[5:] = [found.terms[name] for name in TERMS]
-            again = self._again(mode, found)
+            again = self._again(mode, plan, found)
         rows = gather_rows(self.world, columns)
         told = gather_json(
             self.world,
@@ -208,38 +232,35 @@ class _Job:
                 "sent_nbytes": found.sent_nbytes,
                 "predicted_nbytes": found.predicted_nbytes,
                 "batches": found.batches,
-                "servers": np.unique(found.server[found.server >= 0], return_counts=True)[1].tolist(),
+                "asked": [int((found.server == rank).sum()) for rank in range(self.world.size)],
                 **again,
             },
         )
         return rows and (np.concatenate(rows), [each for each in told if each])
 
-    def _again(self, mode, found):
-        """Return how many of some answers were computed again here, and how many of them differed."""
+    def _again(self, mode, plan, found):
+        """Return how many of some answers were computed again here, and how many of them differed.
+
+        changed: of a split, how many are others than those of the model without a split.
+        """
         places = np.unique(np.linspace(0, len(found.answers) - 1, CHECKED).astype(int))
-        cloud = found.from_cloud[places] | (mode == "split")
-        both = [run(self.features[places]).argmax(1) for run in self.runs]
-        wanted = np.where(cloud, both[1], both[0])
-        return {"checked": len(places), "differing": int((wanted != found.answers[places]).sum())}
+        features, given = self.features[places], found.answers[places]
+        own, whole = (run(features).argmax(1) for run in self.runs)
+        wanted = np.where(found.from_cloud[places], whole, own)
+        if mode == "split":
+            first, second = self._halves(plan)
+            wanted = second(first(features)).argmax(1)
+        return {
+            "checked": len(places),
+            "differing": int((wanted != given).sum()),
+            "changed": int((whole != given).sum()) if mode == "split" else 0,
+        }
 
     def _kept(self, chosen, costs, runs):
         """Write what was found into the output folder; return the table. Rank 0's."""
-        output, tables = self.settings.output, {}
-        for rule, (rows, told) in runs.items():
-            from_cloud, seconds, late, right = rows.T[1:5]
-            tables[rule] = {
-                "requests": len(rows),
-                "from_cloud": int(from_cloud.sum()),
-                "late": int(late.sum()),
-                "accuracy": None if np.isnan(right).any() else float(right.mean()),
-                "measured": _spread(seconds)
-                | {name: _mean([rows[:, 5 + place]]) for place, name in enumerate(TERMS)},
-                **{
-                    name: sum(each[name] for each in told)
-                    for name in ("sent_nbytes", "predicted_nbytes", "batches", "checked", "differing")
-                },
-                "servers": [each["servers"] for each in told],
-            }
+        output, cluster = self.settings.output, self.tiers.cluster
+        predicted = chosen.pop("predicted")
+        tables = {rule: _told(predicted[rule], *run) for rule, run in runs.items()}
         first = next(iter(runs.values()))[0]
         output.mkdir(parents=True, exist_ok=True)
         with replacing(output / "answers.npz") as partial, open(partial, "wb") as file:
@@ -258,14 +279,34 @@ class _Job:
             )
         }
         made = chosen | {
+            "predicted": next(iter(predicted.values())),
             "links": self.settings.cluster.links,
+            "sites": [cluster.names[index] for index in cluster.site_of_rank],
             "models": models,
             "costs": costs,
             "runs": tables,
             "output": str(output),
         }
-        write_text(output / "summary.json", dumps(made, indent=1))
+        write_text(output / SUMMARY, dumps(made, indent=1))
         return made
+
+
+def _told(predicted, rows, told):
+    """Return what one run of the stream came to: `rows` of all requests, what edge ranks told."""
+    from_cloud, seconds, late, right = rows.T[1:5]
+    sums = ("sent_nbytes", "predicted_nbytes", "batches", "checked", "differing", "changed")
+    return {
+        "requests": len(rows),
+        "from_cloud": int(from_cloud.sum()),
+        "late": int(late.sum()),
+        "accuracy": None if np.isnan(right).any() else float(right.mean()),
+        "predicted": predicted,
+        "measured": _spread(seconds)
+        | {name: _mean([rows[:, 5 + place]]) for place, name in enumerate(TERMS)},
+        "percentiles": np.percentile(seconds, range(101)).tolist(),
+        **{name: sum(each[name] for each in told) for name in sums},
+        "asked": np.sum([each["asked"] for each in told], axis=0).tolist(),
+    }
 
 
 def _plan_of(chosen):
@@ -273,10 +314,23 @@ def _plan_of(chosen):
     plan = chosen["plan"]
     if isinstance(plan, str):
         return plan
-    lists = {name: tuple(value) for name, value in plan.items() if isinstance(value, list)}
     if chosen["mode"] == "split":
-        return Split(**plan | lists)
-    return Cascade(**plan | lists | {"steps": tuple(map(tuple, plan["steps"]))})
+        return _split_of(plan)
+    return Cascade(**plan | _tuples(plan) | {"steps": tuple(map(tuple, plan["steps"]))})
+
+
+def _split_of(table):
+    return Split(**table | _tuples(table))
+
+
+def _tuples(table):
+    return {name: tuple(value) for name, value in table.items() if isinstance(value, list)}
+
+
+def _predicted(played):
+    """Return what the terms of all edge ranks' requests come to."""
+    spread = _spread(np.concatenate([_totals(terms) for terms in played]))
+    return spread | {name: _mean([terms[name] for terms in played]) for name in TERMS}
 
 
 def _totals(terms):
@@ -297,40 +351,3 @@ def _mean(parts):
     values = np.concatenate(parts)
     values = values[~np.isnan(values)]
     return float(values.mean()) if len(values) else 0.0
-
-
-def inference_words(made):
-    """Return what people read of the table: predicted beside measured, by term, and what was sent."""
-    if "runs" not in made:
-        told = ", ".join(f"{count:,} {name}" for name, count in made["requests"].items())
-        return [f"{made['mode']}: {told}"]
-    rows = []
-    for rule, table in made["runs"].items():
-        for name in (*TERMS, "mean", "p50", "p99"):
-            rows.append(
-                (
-                    (
-                        rule,
-                        name,
-                        f"{1e3 * made['predicted'][name]:.2f}",
-                        f"{1e3 * table['measured'][name]:.2f}",
-                    ),
-                    "bold" if name == "mean" else "",
-                )
-            )
-    lines = [
-        table_of(
-            [("dispatch", "left"), ("ms", "left"), ("predicted", "right"), ("measured", "right")], rows
-        )
-    ]
-    for rule, table in made["runs"].items():
-        right = "" if table["accuracy"] is None else f", {table['accuracy']:.2%} right"
-        lines.append(
-            f"{rule}: {table['requests']:,} requests, {table['from_cloud']:,} answered by the cloud, "
-            f"{table['late']:,} late{right}; {table['sent_nbytes']:,} bytes sent, by formula "
-            f"{table['predicted_nbytes']:,}; {table['differing']} of {table['checked']} answers differ "
-            "computed again"
-        )
-    if not isinstance(made["plan"], str):
-        lines += list(made["plan"]["sentences"])
-    return [*lines, f"{made['output']}: answers.npz, summary.json"]

@@ -3,16 +3,19 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_serializer, field_validator
 
+from isthmus.compression import COMPRESSORS
 from isthmus.errors import SettingsError
 from isthmus.inference.dispatch import DISPATCHES
 from isthmus.inference.inference import MODES
+from isthmus.jobs.kinds import KindSettings
 from isthmus.planning.cascades import MEASURES
 from isthmus.toml_files import FrozenModel, check_table, read_toml
 
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
+ACTIVATIONS = {kind: COMPRESSORS[kind] for kind in ("int8", "int4")}
 
 
 class ClusterPart(FrozenModel):
@@ -53,13 +56,18 @@ class AnswersPart(FrozenModel):
 
     mode: "auto" takes, of those that lose no more than `accuracy_loss` of the cloud's accuracy, the one
     that is predicted to be soonest in the mean. validation: a packed set that neither model learnt from.
-    dispatch: a list runs the stream once with each. most_waiting: requests that a server's queue holds.
+    split_after: the last layer of a split at the edge, None where it answers soonest. activations: what
+    crosses the link then: float32 where None, or "int8" or "int4", with their arguments in a table.
+    dispatch: a list runs the stream once with each. most_waiting: requests that a
+    server's queue holds.
     """
 
     mode: Literal["auto", *MODES] = "cascade"
     accuracy_loss: Annotated[float, Field(ge=0, le=1)] = 0.003
     measure: Literal[*MEASURES] | None = None
     validation: Path | None = None
+    split_after: str | None = None
+    activations: KindSettings | None = None
     batch: Count = 32
     window: Count = 8
     hedge: bool = True
@@ -67,6 +75,21 @@ class AnswersPart(FrozenModel):
     queue_seconds: Annotated[float, Field(gt=0, allow_inf_nan=True)] = 0.05
     most_waiting: Count = 1024
     dispatch: Literal[*DISPATCHES] | tuple[Literal[*DISPATCHES], ...] = "least_pending"
+
+    @field_validator("activations", mode="before")
+    @classmethod
+    def _by_name(cls, value):
+        return value and KindSettings.of(value, ACTIVATIONS, "activations")
+
+    @field_serializer("activations")
+    def _as_in_a_file(self, value):
+        return value and {"kind": value.kind} | value.arguments
+
+    @property
+    def compressor(self):
+        """The compressor of activations, or None."""
+        chosen = self.activations
+        return chosen and ACTIVATIONS[chosen.kind](**chosen.arguments)
 
     @property
     def rules(self):
@@ -100,6 +123,11 @@ class InferSettings(FrozenModel):
                 f"{path}: answers.validation: mode {settings.answers.mode!r} judges both models on "
                 "samples that neither learnt from; name a packed set"
             )
+        for key in ("activations", "split_after"):
+            if getattr(settings.answers, key) and settings.answers.mode != "split":
+                raise SettingsError(
+                    f"{path}: answers.{key}: is of mode 'split' alone; set that mode, or leave it out"
+                )
         folder = Path(path).resolve().parent
 
         def absolute(each):

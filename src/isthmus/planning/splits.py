@@ -233,21 +233,26 @@ def _what(costs, here, nbytes, target, seconds, others):
     """Return the sentence that says what is sent, and whether splitting pays."""
     data = nbytes[costs.is_data].sum()
     ms = f"{1e3 * seconds:.3g} ms"
+    alone, whole = (
+        f"{1e3 * others[which]:.3g} ms" if math.isfinite(others[which]) else "not possible"
+        for which in ("all", "data")
+    )
     if here.all():
-        return f"nothing is sent: {ms}, and {1e3 * others['data']:.3g} ms if the data is"
+        return f"nothing is sent: {ms}, and {whole} if the data is"
     if (here == costs.is_data).all():
         larger = not (nbytes[~costs.is_data & ~costs.is_answer] < data).any()
         why = ", as all activations are larger" * larger
         return (
             f"no split pays{why}: the data itself, {data:,.0f} bytes, is sent to {target}; {ms}, and "
-            f"{1e3 * others['all']:.3g} ms with nothing sent"
+            f"{alone} with nothing sent"
         )
     sent = costs.crossing(here)
     names = ", ".join(name for name, crosses in zip(costs.names, sent) if crosses)
+    pays = "the split pays" if seconds < min(others.values()) < math.inf else "split"
     return (
-        f"the split pays: {names} sent to {target}, {nbytes[sent].sum():,.0f} bytes where the data is "
-        f"{data:,.0f}; {ms}, {1e3 * others['all']:.3g} with nothing sent, "
-        f"{1e3 * others['data']:.3g} with the data"
+        f"{pays}: {names} sent to {target}, {nbytes[sent].sum():,.0f} bytes where the data is "
+        f"{data:,.0f}; {ms}, {alone} with nothing sent, {whole} with "
+        "the data"
     )
 
 

@@ -7,9 +7,9 @@ another, a cloud rank answers one batch after another.
 
 import heapq
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +31,12 @@ class Seconds(NamedTuple):
 NOTHING = Seconds(0.0, 0.0)
 
 
+class Rule(Protocol):
+    """Which of the servers with free[server] takes the next batch, by what each has not answered yet."""
+
+    def choose(self, free: npt.NDArray[np.bool_], pending: npt.NDArray[np.int64]) -> int: ...
+
+
 @dataclass(frozen=True)
 class Asker:
     """An edge rank: when its requests come, float64[n], and which it answers itself, bool[n].
@@ -50,21 +56,26 @@ class Asker:
 
 
 def play_requests(
-    askers: Sequence[Asker], servers: Sequence[Seconds], batch: int, window: int
+    askers: Sequence[Asker],
+    servers: Sequence[Seconds],
+    batch: int,
+    window: int,
+    rule: Callable[[], Rule],
 ) -> list[dict[str, npt.NDArray[np.float64]]]:
     """Return, for each edge rank, the seconds of each request by term: float64[n], NaN where none.
 
-    servers: what a batch takes at each cloud rank. A batch goes to the rank that has the fewest of this
-    edge rank's requests, and a rank has at most `window` of its batches.
+    servers: what a batch takes at each cloud rank. rule: makes what says where an edge rank's batches
+    go; a cloud rank has at most `window` of them.
     """
-    return _Play(askers, servers, batch, window).run()
+    return _Play(askers, servers, batch, window, [rule() for _ in askers]).run()
 
 
 class _Play:
     """Events, in order of time: an edge rank looks round, a batch comes, is answered, is back."""
 
-    def __init__(self, askers, servers, batch, window):
+    def __init__(self, askers, servers, batch, window, rules):
         self.askers, self.servers, self.batch, self.window = askers, servers, batch, window
+        self.rules = rules
         self.events: list = []
         self.terms = [{name: np.full(len(asker.arrivals), np.nan) for name in TERMS} for asker in askers]
         self.come, self.busy_until = [0] * len(askers), [0.0] * len(askers)
@@ -113,7 +124,7 @@ class _Play:
     def _send(self, now, number):
         asker, queue = self.askers[number], self.queues[number]
         while queue and (free := self.under_way[number] < self.window).any():
-            server = int(np.where(free, self.pending[number], len(asker.arrivals) + 1).argmin())
+            server = self.rules[number].choose(free, self.pending[number])
             indices = np.array([queue.popleft() for _ in range(min(len(queue), self.batch))])
             self.under_way[number, server] += 1
             self.pending[number, server] += len(indices)
