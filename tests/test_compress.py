@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from scipy import stats
 from test_trained_model import kept
 
 import isthmus
@@ -223,7 +224,7 @@ def test_a_program_compresses_without_a_run(learnt):
     assert best is int8
     assert original.change == 0.0
     assert (int8.student.parameters != learnt).any()
-    assert int8.right.sum() == 2000 * int8.accuracy
+    assert int8.merits.sum() == 2000 * int8.accuracy
     assert judge(ladder, MODEL, TEST)["samples"] == 1000
     with pytest.raises(ValueError, match="what load_model gives"):
         ladder.write("nowhere")
@@ -242,7 +243,8 @@ def test_what_cannot_be_compressed_is_one_line(run, learnt):
         given = {"model": MODEL, "parameters": learnt, "validation": VALIDATION} | changed
         return isthmus.compress(given.pop("model"), given.pop("parameters"), **given)
 
-    regression = Perceptron(16, (4,), loss="mse")
+    regression, alike = Perceptron(16, (4,), loss="mse"), np.ones(len(VALIDATION[1]))
+    one = {"model": regression, "parameters": regression.initial(0)}
     for wrong, error, words in (
         ({"weights": "int3"}, ValueError, "float32, int8, int4, pruned, not 'int3'"),
         ({"weights": ()}, ValueError, "weights must be one or several"),
@@ -251,7 +253,7 @@ def test_what_cannot_be_compressed_is_one_line(run, learnt):
         ({"accuracy_loss": -1}, ValueError, "must not be negative"),
         ({"temperature": 0}, ValueError, "temperature must be more than 0"),
         ({"training": TRAINING, "epochs": 0}, ValueError, "epochs must be at least 1"),
-        ({"model": regression, "parameters": np.zeros(regression.size)}, SettingsError, "no classifier"),
+        (one | {"validation": (VALIDATION[0], alike)}, ShardError, "r2 says nothing"),
         ({"parameters": learnt[:-1]}, SettingsError, f"not {MODEL.size} finite numbers"),
         ({"parameters": learnt * np.nan}, SettingsError, "finite numbers"),
         ({"teacher": (MODEL, learnt)}, SettingsError, "needs training samples"),
@@ -335,6 +337,41 @@ def test_the_verb_answers_as_a_table_and_as_one_object(run, capsys, monkeypatch)
     app([*asked, "--output", str(run / "second")], standalone_mode=False)
     assert not (run / "second").exists()  # the first rank works alone
     assert capsys.readouterr().out == ""
+
+
+def test_a_regression_is_judged_by_what_it_explains_of_each_sample():
+    draw = np.random.default_rng(0)
+    features = draw.normal(size=(900, 6)).astype("f4")
+    targets = 2 * np.tanh(features @ draw.normal(size=6)) + 0.1 * draw.normal(size=900)
+    parts = {"training": slice(0, 500), "validation": slice(500, 700)}
+    sets = {name: (features[rows], targets[rows]) for name, rows in parts.items()}
+    model = Perceptron(6, (32,), loss="mse")
+    parameters = tuned(model, model.initial(0), *sets["training"], epochs=150, seed=0)
+    ladder = isthmus.compress(
+        model,
+        parameters,
+        **sets,
+        keep=(1, 0.1),
+        teacher=(model, parameters),
+        accuracy_loss=0.02,
+        epochs=8,
+    )
+    told = {rung.name: rung.to_json() for rung in ladder.rungs}
+    for name, rung in zip(told, ladder.rungs):
+        scores = scores_of(rung.student.model, rung.student.parameters, sets["validation"][0])
+        metrics = model.loss.metrics_of(model.loss.sums(scores, sets["validation"][1]))
+        assert told[name]["r2"] == pytest.approx(metrics["r2"]), name
+        assert rung.low <= rung.change <= rung.high
+        assert rung.change == pytest.approx(rung.accuracy - ladder.rungs[0].accuracy)
+    assert ladder.rungs[0].accuracy > 0.8
+    assert told["int8"]["verdict"] == "passes"
+    assert told["10 % of the units, pruned"]["verdict"] == "loses"
+    assert told["int8, taught"]["r2"] != told["int8"]["r2"]
+    rest = (features[700:], targets[700:])
+    assert judge(ladder, model, rest)["metrics"]["r2"] > 0.7
+    before, after = draw.normal(size=(2, 50))
+    low, high = stats.ttest_rel(after, before).confidence_interval()
+    assert paired_change(before, after)[1:] == pytest.approx((low, high))
 
 
 @pytest.mark.slow

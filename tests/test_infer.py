@@ -17,8 +17,10 @@ import isthmus
 from isthmus.cli.main import app
 from isthmus.errors import SettingsError
 from isthmus.folders.model_file import MODEL_FILE, NAME
+from isthmus.jobs.infer import run_inference
 from isthmus.jobs.infer_settings import InferSettings
 from isthmus.jobs.launch import rank_command, rank_environment
+from isthmus.links.agreement import from_root
 from isthmus.models import Perceptron
 
 ENDS = Perceptron(16, (), 3), Perceptron(16, (24,), 3)
@@ -184,6 +186,23 @@ def test_wrong_settings_are_one_line_with_the_key(folder, changes, told):
     with pytest.raises(SettingsError, match=told) as caught:
         InferSettings.from_toml(write(folder, **changes))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.ranks(2)
+def test_a_regression_is_not_asked_for_classes(comm, shared_folder):
+    def make():
+        kept(shared_folder / "model", Perceptron(16, (4,), 1))
+        arrays, table = MODEL_FILE.read(shared_folder / "model" / NAME)
+        table["model"]["arguments"] = {"inputs": 16, "hidden": [4], "loss": "mse"}
+        MODEL_FILE.write(shared_folder / "model" / NAME, arrays, table)
+        isthmus.pack_shards({"x": np.zeros((4, 16), "f4")}, shared_folder / "requests", 1)
+        (shared_folder / "cluster.toml").write_text(tomli_w.dumps(cluster_of(1, 1)))
+        models, answers = {"edge": "model", "cloud": "model"}, {"mode": "edge"}
+        write(shared_folder, models=models, answers=answers)
+
+    from_root(comm, make)
+    with pytest.raises(SettingsError, match="model: is a regression, and answers are classes"):
+        run_inference(comm, shared_folder / "infer.toml")
 
 
 def test_a_cascade_without_a_validation_set_is_told(folder):

@@ -12,7 +12,7 @@ from isthmus.errors import ModelError
 from isthmus.jobs.schedule import plan_tasks, run_file, unshared_pipes
 
 GRAPH = {
-    "cluster": {"file": "cluster.toml", "links": "paced"},
+    "cluster": {"file": "cluster.toml", "links": "paced", "compute": "paced"},
     "method": "link_aware",
     "task": [
         {"name": "camera", "seconds": 0.03, "pinned": "site1", "function": "my_tasks:camera"},
@@ -68,6 +68,8 @@ def test_tasks_run_as_planned_and_get_what_was_passed_on(comm, desk):
     assert json.loads((desk / "out/schedule.json").read_text())["tasks"] == table["tasks"]
     for task in table["tasks"]:
         assert task["measured_start_seconds"] >= task["start_seconds"] - 0.001
+        took = task["measured_end_seconds"] - task["measured_start_seconds"]
+        assert took >= task["end_seconds"] - task["start_seconds"] - 0.001  # `detect` is done at once
     words = {"short": "gives 9 bytes for task detect, and the graph says 400,000", "raises": "KeyError"}
     for name, wrong in words.items():
         comm.Barrier()

@@ -16,7 +16,7 @@ from isthmus.folders.trained_model import TrainedModel
 from isthmus.inference.ladder import Ladder, Rung, Student, paired_change
 from isthmus.inference.narrowing import WIDTHS, narrowed
 from isthmus.inference.tuning import Distilled, tuned
-from isthmus.models.losses import CrossEntropy
+from isthmus.models.losses import Loss
 from isthmus.models.scoring import ROWS, scores_of
 from isthmus.quantities import real, whole
 from isthmus.shards.shard_file import ShardSet
@@ -46,11 +46,11 @@ def compress(
     seed: int = 0,
     tell: Callable[[str], Any] = lambda line: None,
 ) -> Ladder:
-    """Return a Ladder of smaller models than a classifier; its `best` is the smallest that passes.
+    """Return a Ladder of smaller models than a trained one; its `best` is the smallest that passes.
 
-    One passes where, at a lower bound, its accuracy on `validation` is no more than `accuracy_loss`
-    below the model's; that any passes which should not happens in 5 of 100 ladders at most. One process
-    works; the same seed gives the same bits.
+    One passes where, at a lower bound, its accuracy on `validation`, or r2 of a regression, is no more
+    than `accuracy_loss` below the model's; that any passes which should not happens in 5 of 100 ladders
+    at most. One process works; the same seed gives the same bits.
     model, parameters: what `load_model` gives, or a built-in model. weights: some of "float32", "int8",
     "int4", and "pruned", a quarter of the entries in int8. keep: shares of the units of inner layers, in
     (0, 1]. validation, training: a packed set, its folder, or (features, targets). training: what
@@ -74,13 +74,13 @@ def compress(
     }
     trained = model if isinstance(model, TrainedModel) else None
     inner = _inner(model)
-    if "accuracy" not in inner.loss.metrics:
-        raise SettingsError("the model is no classifier that accuracy judges; only such are compressed")
+    if not {"accuracy", "r2"} & {*inner.loss.metrics}:
+        raise SettingsError("the model is judged by neither accuracy nor r2; only such are compressed")
     parameters = np.asarray(parameters, np.float32)
     if parameters.shape != (inner.size,) or not np.isfinite(parameters).all():
         raise SettingsError(f"the parameters are not {inner.size} finite numbers; train the model again")
-    if teacher and not (type(inner) in WIDTHS and isinstance(inner.loss, CrossEntropy)):
-        raise SettingsError("a teacher is for built-in models of cross_entropy; leave it out")
+    if teacher and type(inner) not in WIDTHS:
+        raise SettingsError("a teacher is for built-in models; leave it out")
     if teacher and training is None:
         raise SettingsError("a teacher needs training samples; name the folder of some")
     with threadpool_limits(_threads(model)):
@@ -114,7 +114,7 @@ def compress(
 
 
 def judge(ladder: Ladder, model: Any, samples: Samples) -> dict[str, Any]:
-    """Return what samples say of the best rung: its metrics, and the change of the accuracy.
+    """Return what samples say of the best rung: its metrics, and the change of accuracy or r2.
 
     model: what was compressed. For a set that chose nothing, once: after a choice by it, it says too
     much.
@@ -123,7 +123,7 @@ def judge(ladder: Ladder, model: Any, samples: Samples) -> dict[str, Any]:
         features, targets = _samples(model, samples)
         scores = [_scores(rung.student, features) for rung in (ladder.rungs[0], ladder.best)]
         _inner(model).set_buffers(ladder.rungs[0].student.buffers)
-    before, after = (each.argmax(axis=1) == targets for each in scores)
+    before, after = (_merits(model.loss, each, targets) for each in scores)
     change, low, high = paired_change(before, after)
     metrics = model.loss.metrics_of(model.loss.sums(scores[1], targets))
     return {"metrics": metrics, "samples": len(targets), "change": change, "low": low, "high": high}
@@ -141,7 +141,7 @@ class _Workshop:
     validation: tuple[np.ndarray, np.ndarray]
     learning: tuple[np.ndarray, np.ndarray] | None
     lesson: np.ndarray | None
-    from_teacher: Distilled | None
+    from_teacher: Loss | None
     epochs: int
     seed: int
     tell: Callable[[str], Any]
@@ -172,9 +172,9 @@ class _Workshop:
         arrays = [stored[name].wire if name in stored else tensors[name] for name in tensors]
         nbytes = sum(each.nbytes for each in (*arrays, *student.buffers.values()))
         features, targets = self.validation
-        right = _scores(student, features).argmax(axis=1) == targets
-        rung = Rung(form, student, stored, nbytes, right)
-        self.tell(f"{rung.name}: accuracy {100 * rung.accuracy:.2f} %")
+        merits = _merits(student.model.loss, _scores(student, features), targets)
+        rung = Rung(form, student, stored, nbytes, merits)
+        self.tell(f"{rung.name}: {rung.metric} {100 * rung.accuracy:.2f} %")
         return rung
 
     def seconds_per_sample(self, rungs):
@@ -211,7 +211,7 @@ def _judged(rungs, seconds, accuracy_loss):
     chains = {(rung.weights, rung.student.taught): True for rung in rungs[1:]}  # whether all have passed
     judged = []
     for rung, took in zip(rungs, seconds):
-        change, low, high = paired_change(rungs[0].right, rung.right, RISK / max(len(chains), 1))
+        change, low, high = paired_change(rungs[0].merits, rung.merits, RISK / max(len(chains), 1))
         chain = rung.weights, rung.student.taught
         verdict = "passes" if low >= -accuracy_loss else "loses" if high < -accuracy_loss else "open"
         if rung is rungs[0]:
@@ -229,6 +229,17 @@ def _judged(rungs, seconds, accuracy_loss):
 def _scores(student, features):
     student.model.set_buffers(student.buffers)
     return scores_of(student.model, student.parameters, features)
+
+
+def _merits(loss, scores, targets):
+    """Return what each sample says for a model: see Rung. ShardError where targets do not vary."""
+    if "accuracy" in loss.metrics:
+        return scores.argmax(axis=1) == targets
+    targets = np.asarray(targets, np.float64).reshape(scores.shape)
+    about = ((targets - targets.mean(axis=0)) ** 2).sum() / len(targets)
+    if not about:
+        raise ShardError("all targets are alike, so that r2 says nothing; take other samples")
+    return 1 - ((scores - targets) ** 2).sum(axis=1) / about
 
 
 def _largest(student):
@@ -275,7 +286,10 @@ def _samples(model, given):
 
 
 def _lesson(model, training, teacher, temperature):
-    """Return the training targets with a teacher's scores, and the loss for them; None of no teacher."""
+    """Return the training targets with a teacher's scores, and the loss for them; None of no teacher.
+
+    Of a regression they are means of both: half the squared error of each has the same slope.
+    """
     if teacher is None:
         return None, None
     features, targets = _samples(teacher[0], training)
@@ -283,8 +297,10 @@ def _lesson(model, training, teacher, temperature):
     if scores.shape[1] != model.outputs:
         raise SettingsError(
             f"the teacher has {scores.shape[1]} outputs, the model {model.outputs}; take one of the "
-            "same classes"
+            "same kind"
         )
+    if "accuracy" not in model.loss.metrics:
+        return ((targets.reshape(scores.shape) + scores) / 2).astype(np.float32), model.loss
     return np.column_stack([targets, scores]).astype(np.float32), Distilled(temperature)
 
 

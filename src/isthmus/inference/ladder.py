@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import stdtrit
 
 from isthmus.folders.model_file import NAME, Kept, write_model
 from isthmus.folders.stored_weights import StoredWeights
@@ -37,16 +38,18 @@ class Rung:
     """A model on the ladder.
 
     weights: "float32", or how they are stored. student: it as it answers, out of what is stored. nbytes:
-    of all that is stored. right: bool[samples] of the validation set. change: of the accuracy, with its
-    bounds. seconds_per_sample: on this machine, the least of a few rounds. verdict: "as it was",
-    "passes", "loses", or "open" where the samples are too few to say.
+    of all that is stored. merits: a number for each sample of the validation set, whose mean is what the
+    model is judged by: bool, whether it is right, or of a regression 1 - its squared error over the
+    targets' variance. change: of the mean, with its bounds. seconds_per_sample: on this machine, the
+    least of a few rounds. verdict: "as it was", "passes", "loses", or "open" where the samples are too
+    few to say.
     """
 
     weights: str
     student: Student
     stored: dict[str, StoredWeights]
     nbytes: int
-    right: npt.NDArray[np.bool_]
+    merits: npt.NDArray[np.bool_] | npt.NDArray[np.float64]
     change: float = 0.0
     low: float = 0.0
     high: float = 0.0
@@ -60,9 +63,14 @@ class Rung:
         return f"{units}{self.weights}{', taught' if self.student.taught else ''}"
 
     @property
+    def metric(self) -> str:
+        """What it is judged by: "accuracy", or "r2" of a regression."""
+        return "accuracy" if self.merits.dtype == bool else "r2"
+
+    @property
     def accuracy(self) -> float:
-        """The share of the validation set that it is right on."""
-        return float(self.right.mean())
+        """The share of the validation set that it is right on; of a regression r2, what it explains."""
+        return float(self.merits.mean())
 
     @property
     def passes(self) -> bool:
@@ -71,8 +79,8 @@ class Rung:
 
     def to_json(self) -> dict[str, Any]:
         """Return what is told of it."""
-        names = ("name", "weights", "nbytes", "accuracy", "change", "low", "high", "seconds_per_sample")
-        told = {name: getattr(self, name) for name in (*names, "verdict")}
+        names = ("name", "weights", "nbytes", "change", "low", "high", "seconds_per_sample", "verdict")
+        told = {name: getattr(self, name) for name in names} | {self.metric: self.accuracy}
         return told | {"keep": self.student.keep, "taught": self.student.taught}
 
 
@@ -90,7 +98,7 @@ class Ladder:
 
     @property
     def best(self) -> Rung:
-        """The smallest rung that passes; of two that are as small the one that is right more often."""
+        """The smallest rung that passes; of two that are as small the one of the higher metric."""
         passing = (each for each in self.rungs if each.passes)
         return min(passing, key=lambda rung: (rung.nbytes, -rung.accuracy))
 
@@ -128,15 +136,23 @@ class Ladder:
 
 
 def paired_change(
-    before: npt.NDArray[np.bool_], after: npt.NDArray[np.bool_], beyond: float = 0.025
+    before: npt.NDArray[Any], after: npt.NDArray[Any], beyond: float = 0.025
 ) -> tuple[float, float, float]:
-    """Return how much more often `after` is right than `before`, and two bounds of that.
+    """Return how much more the mean of `after` is than that of `before`, and two bounds of that.
 
-    beyond: how often the truth may be below the lower one, and above the upper one. Both are of the same
-    samples, and only those count on which they differ; half a sample more is taken of either kind, so
-    that the bounds of small counts hold (Agresti and Min 2005, Statistics in Medicine 24: 729).
+    before, after: the merits of two models on the same samples. beyond: how often the truth may be below
+    the lower bound, and above the upper one. Of bool only those count on which both differ; half a
+    sample more is taken of either kind, so that the bounds of small counts hold (Agresti and Min 2005,
+    Statistics in Medicine 24: 729). Of other numbers the bounds are Student's, of the differences.
     """
-    gained, lost, samples = np.sum(after & ~before), np.sum(before & ~after), len(before)
+    samples = len(before)
+    if before.dtype != bool:
+        change = after - before
+        middle = float(change.mean())
+        spread = float(change.std(ddof=1)) if samples > 1 else math.inf
+        half = spread / math.sqrt(samples) * float(stdtrit(max(samples - 1, 1), 1 - beyond))
+        return middle, middle - half, middle + half
+    gained, lost = np.sum(after & ~before), np.sum(before & ~after)
     middle = (gained - lost) / (samples + 2)
     spread = (gained + lost + 1) / (samples + 2) - middle**2
     half = NormalDist().inv_cdf(1 - beyond) * math.sqrt(spread / (samples + 2))

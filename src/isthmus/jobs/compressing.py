@@ -10,7 +10,7 @@ from isthmus.inference.compressing import compress, judge
 from isthmus.shards.shard_file import ShardSet
 from isthmus.terminal import table_of
 
-COLUMNS = ("model", "bytes", "smaller", "accuracy", "change [bounds], points", "us a sample", "verdict")
+COLUMNS = ("model", "bytes", "smaller", "{}", "change [bounds], points", "us a sample", "verdict")
 
 
 def compress_run(
@@ -81,13 +81,14 @@ def compress_run(
 def compression_words(made):
     """Return what people read of the table: the ladder, what was left out, and what was kept."""
     whole = made["rungs"][0]["nbytes"]
+    metric = "accuracy" if "accuracy" in made["rungs"][0] else "r2"
     rows = [
         (
             (
                 rung["name"],
                 f"{rung['nbytes']:,}",
                 f"{whole / rung['nbytes']:.1f} x",
-                f"{100 * rung['accuracy']:.2f} %",
+                f"{100 * rung[metric]:.2f} %",
                 _points(rung),
                 f"{1e6 * rung['seconds_per_sample']:.1f}",
                 rung["verdict"],
@@ -96,14 +97,17 @@ def compression_words(made):
         )
         for rung in made["rungs"]
     ]
-    columns = [(title, "right" if 0 < place < 6 else "left") for place, title in enumerate(COLUMNS)]
+    columns = [
+        (title.format(metric), "right" if 0 < place < 6 else "left")
+        for place, title in enumerate(COLUMNS)
+    ]
     kept = (
         f"{made['folder']}: {made['best']}; a file of {made['file_nbytes']:,} bytes, the run's has "
         f"{made['run_file_nbytes']:,}"
     )
     test = made.get("test")
     said = [
-        f"on the test set, which chose nothing: accuracy {100 * test['metrics']['accuracy']:.2f} %, "
+        f"on the test set, which chose nothing: {metric} {100 * test['metrics'][metric]:.2f} %, "
         f"changed by {_points(test)} points"
         for _ in [test] * bool(test)
     ]

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from isthmus.cluster.cluster import Cluster
-from isthmus.errors import ShardError
+from isthmus.errors import SettingsError, ShardError
 from isthmus.files import check_folder, replacing, write_text
 from isthmus.inference.forward import digest_of, joined, parts_of
 from isthmus.inference.halves import halves_of
@@ -72,6 +72,11 @@ class _Job:
         models = settings.models
         self.edge = shared_model(self.world, models.edge, models.best)
         self.cloud = shared_model(self.world, models.cloud, models.best)
+        for folder, model in ((models.edge, self.edge), (models.cloud, self.cloud)):
+            if "r2" in model.loss.metrics:
+                raise SettingsError(
+                    f"{folder}: is a regression, and answers are classes; ask it with `isthmus predict`"
+                )
         self.edge_ranks = [
             rank
             for rank, index in enumerate(tiers.cluster.site_of_rank)

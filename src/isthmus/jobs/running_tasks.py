@@ -15,12 +15,13 @@ from isthmus.models.own_code import OwnCode
 SECONDS_BETWEEN_LOOKS = 0.0005
 
 
-def run_tasks(tiers, graph, schedule, functions):
+def run_tasks(tiers, graph, schedule, functions, paced=False):
     """Run all tasks; return float64[tasks, 2], their starts and ends since the first could. Collective.
 
     functions[task](inputs) gets {name: uint8 array} and gives what it passes on, an array or bytes of
     the length that the graph says, or {name: such} where it has several readers; a function that is None
-    waits as long as was planned. Raises ModelError on a rank whose function raises or gives others.
+    waits as long as was planned. paced: functions do so too, once they are done. Raises ModelError on a
+    rank whose function raises or gives others.
     """
     world, rank_of, names = tiers.world, schedule.rank_of, graph.names
     require(
@@ -46,12 +47,16 @@ def run_tasks(tiers, graph, schedule, functions):
         for task in (task for task in order if rank_of[task] == world.rank):
             inputs = {names[source]: mail.wait(edge) for source, edge in graph.inputs[task]}
             times[task, 0] = time.monotonic() - begin
+            planned_seconds = schedule.end[task] - schedule.start[task]
             if functions[task] is None:
-                time.sleep(schedule.end[task] - schedule.start[task])
+                time.sleep(planned_seconds)
                 given = {names[a]: np.zeros(int(graph.nbytes[e]), np.uint8) for a, e in outputs[task]}
             else:
                 with OwnCode().running(f"task {names[task]}"):
                     given = functions[task](inputs)
+                if paced:
+                    done = time.monotonic() - begin - times[task, 0]
+                    time.sleep(max(0.0, planned_seconds - done))
             times[task, 1] = time.monotonic() - begin
             for after, edge in outputs[task]:
                 made = _bytes_of(given, names[task], names[after], int(graph.nbytes[edge]))

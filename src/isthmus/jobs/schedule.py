@@ -24,10 +24,14 @@ Place = int | str
 
 
 class ClusterPart(FrozenModel):
-    """Where tasks run. links: "paced" holds messages to the rates of the file, on one machine."""
+    """Where tasks run. links: "paced" holds messages to the rates of the file, on one machine.
+
+    compute: "paced" has a task with a function take as long as was planned, where that is longer.
+    """
 
     file: Path
     links: Literal["real", "paced"] = "real"
+    compute: Literal["real", "paced"] = "real"
 
 
 class TaskTable(FrozenModel):
@@ -268,9 +272,12 @@ def run_file(comm, path, method=None, compare=False, output=None, tell=print):
                     f"paced, messages of several ranks to several others on {', '.join(pipes)} do not "
                     "wait for each other; on real links they do"
                 )
+        held = made.file.cluster.compute == "paced"
+        if held:
+            tell("computing is paced: a task takes as long as was planned, or longer")
         if None in functions:
             tell("tasks without a function wait as long as was planned, and send zeros")
-        times = run_tasks(tiers.paced() if paced else tiers, made.graph, schedule, functions)
+        times = run_tasks(tiers.paced() if paced else tiers, made.graph, schedule, functions, held)
         table = with_measured(table, times)
         if output is not None:
             table = from_root(comm, lambda: write_schedule(output, table))
