@@ -1,11 +1,13 @@
 """How loops are compiled: by Numba, which keeps what it has compiled where there is a place for it."""
 
+import hashlib
 import os
 import warnings
 from functools import cached_property, partial
+from pathlib import Path
 
 from numba import config, njit
-from numba.core.caching import FunctionCache
+from numba.core.caching import FunctionCache, IndexDataCacheFile
 from numba.core.ccallback import CFunc
 from numba.core.sigutils import normalize_signature
 
@@ -66,6 +68,11 @@ class _Cache(FunctionCache):
 
     versions = ()
 
+    def __init__(self, loop):
+        super().__init__(loop)
+        locator = self._impl.locator
+        self._cache_file = _Files(self._cache_path, self._impl.filename_base, locator.get_source_stamp())
+
     def _index_key(self, sig, codegen):
         return *super()._index_key(sig, codegen), *self.versions
 
@@ -93,6 +100,44 @@ class _Cache(FunctionCache):
     def _do_without(self, problem):
         self.disable()
         _warn(problem)
+
+
+class _Files(IndexDataCacheFile):
+    """What was compiled, each in a file that is named after all that it was compiled from.
+
+    Numba numbers its files and keeps an index of them, which it writes first: a process that starts
+    between the two reads what an older source or another signature has left under that number. Ranks
+    that compile at once do.
+    """
+
+    def __init__(self, cache_path, filename_base, source_stamp):
+        super().__init__(cache_path, filename_base, source_stamp)
+        self._base = f"{filename_base}.{_digest(source_stamp, self._version)}"
+        self._others = f"{filename_base}.*.nbc"
+
+    def flush(self):
+        """Nothing to do: a file that cannot be read is written anew."""
+
+    def save(self, key, data):
+        name = self._name(key)
+        self._save_data(name, (key, data))
+        for path in Path(self._cache_path).glob(self._others):  # of other sources
+            if not path.name.startswith(self._base):
+                path.unlink(missing_ok=True)
+
+    def load(self, key):
+        try:
+            found, data = self._load_data(self._name(key))
+        except FileNotFoundError:
+            return None
+        return data if found == key else None
+
+    def _name(self, key):
+        return f"{self._base}.{_digest(key)}.nbc"
+
+
+def _digest(*parts):
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
 def _version(path):

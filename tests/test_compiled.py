@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import warnings
+from functools import partial
 
 import numpy as np
 import pytest
@@ -71,14 +72,37 @@ def test_a_cache_that_cannot_be_written_in_is_done_without(tmp_path, monkeypatch
 def test_a_damaged_cache_is_written_anew(tmp_path, monkeypatch):
     monkeypatch.setattr("numba.config.CACHE_DIR", str(tmp_path))
     compiled(doubled)(np.float32(2))
-    indices = list(tmp_path.rglob("*.nbi"))
-    assert indices
-    for path in indices:
+    kept = list(tmp_path.rglob("*.nbc"))
+    assert kept
+    for path in kept:
         path.write_bytes(b"x")
     assert compiled(doubled)(np.float32(2)) == 4
     again = compiled(doubled)
     assert again(np.float32(2)) == 4
     assert sum(again.stats.cache_hits.values()) == 1
+
+
+def test_ranks_that_compile_at_once_read_what_they_asked_for_or_nothing(tmp_path):
+    """Whatever the order in which their files are written: never another signature's or source's."""
+    files = partial(module._Files, str(tmp_path), "loop-1.py311")
+    files(("old", 9)).save("one", "old one")
+    (tmp_path / "loop-10.py311.0123456789abcdef.0123456789abcdef.nbc").write_text("another loop's")
+    first, second = files(("new", 9)), files(("new", 9))
+    assert first.load("one") is None and second.load("two") is None
+    for now, then in ((first, second), (second, first)):
+        with pytest.MonkeyPatch.context() as patch:
+            write = now._save_data
+
+            def while_the_other_saves(name, data):
+                then.save("two", "new two")
+                assert then.load("one") in (None, "new one")
+                write(name, data)
+
+            patch.setattr(now, "_save_data", while_the_other_saves)
+            now.save("one", "new one")
+        for each in (now, then):
+            assert (each.load("one"), each.load("two")) == ("new one", "new two")
+    assert len(list(tmp_path.glob("*.nbc"))) == 3  # of the old source nothing is left
 
 
 def test_every_loop_is_compiled_in_one_way(repository):
