@@ -82,26 +82,24 @@ def test_a_damaged_cache_is_written_anew(tmp_path, monkeypatch):
     assert sum(again.stats.cache_hits.values()) == 1
 
 
-def test_ranks_that_compile_at_once_read_what_they_asked_for_or_nothing(tmp_path):
+def test_ranks_that_compile_at_once_read_what_they_asked_for_or_nothing(tmp_path, monkeypatch):
     """Whatever the order in which their files are written: never another signature's or source's."""
     files = partial(module._Files, str(tmp_path), "loop-1.py311")
     files(("old", 9)).save("one", "old one")
     (tmp_path / "loop-10.py311.0123456789abcdef.0123456789abcdef.nbc").write_text("another loop's")
     first, second = files(("new", 9)), files(("new", 9))
-    assert first.load("one") is None and second.load("two") is None
-    for now, then in ((first, second), (second, first)):
-        with pytest.MonkeyPatch.context() as patch:
-            write = now._save_data
+    assert [first.load("one"), second.load("two")] == [None, None]
+    write = first._save_data
 
-            def while_the_other_saves(name, data):
-                then.save("two", "new two")
-                assert then.load("one") in (None, "new one")
-                write(name, data)
+    def write_after_the_other(name, data):
+        second.save("two", "new two")
+        assert second.load("one") is None
+        write(name, data)
 
-            patch.setattr(now, "_save_data", while_the_other_saves)
-            now.save("one", "new one")
-        for each in (now, then):
-            assert (each.load("one"), each.load("two")) == ("new one", "new two")
+    monkeypatch.setattr(first, "_save_data", write_after_the_other)
+    first.save("one", "new one")
+    for each in (first, second):
+        assert [each.load("one"), each.load("two")] == ["new one", "new two"]
     assert len(list(tmp_path.glob("*.nbc"))) == 3  # of the old source nothing is left
 
 
