@@ -52,7 +52,7 @@ def test_keys_are_their_owners_alone_from_the_first_byte(tmp_path, monkeypatch):
     private, public = key_paths(tmp_path / "keys", "edge")
     modes = [path.stat().st_mode & 0o777 for path in (private.parent, private, public)]
     assert modes == [0o700, 0o600, 0o644]
-    assert public.read_text() == f"{line}\n"
+    assert public.read_text().splitlines()[0] == line
     assert read_private(tmp_path / "keys", "edge").public_key().public_bytes_raw() == key_bytes(line)
     assert check_keys(tmp_path / "keys") == [
         {"site": "edge", "private": True, "fingerprint": fingerprint(key_bytes(line))}

@@ -127,6 +127,12 @@ class SiteError(IsthmusError):
     exit_code = 20
 
 
+class PolicyError(IsthmusError):
+    """What the policy of a set of shards forbids, or a policy that is not what its origin has signed."""
+
+    exit_code = 21
+
+
 EXIT_CODES = {kind.__name__: kind.exit_code for kind in IsthmusError.__subclasses__()}
 """Exit code by class name: how an error keeps its kind when one rank tells it to the others."""
 

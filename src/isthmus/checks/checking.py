@@ -145,7 +145,7 @@ def _data_and_plan(job, settings, cluster):
     if model is None:
         return found
     for name, folder in (("data train", settings.data.train), ("data test", settings.data.test)):
-        found += run.data(job, name, folder, model, settings.data.scale)
+        found += run.data(job, name, folder, model, settings.data.scale, settings.security.keys)
     free = job.from_all(machine.memory_nbytes())
     seen = job.from_all(found[0].status == "PASS")
     broken = job.from_all(any(finding.status == "FAIL" for finding in found))

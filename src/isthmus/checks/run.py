@@ -118,12 +118,13 @@ def model(job, settings):
     return made if all(job.from_all(made is not None)) else None, [finding]
 
 
-def data(job, name, folder, model, scale="auto"):
+def data(job, name, folder, model, scale="auto", keys=None):
     """Return the findings on a folder of shards as this rank sees it, those of all ranks in mind.
 
-    Collective. Ranks that do not see the folder get their shards from those that do.
+    keys: of the settings' [security]. Collective. Ranks that do not see the folder get their shards from
+    those that do.
     """
-    digest, mine = _folder(name, folder, model, scale)
+    digest, mine = _folder(name, folder, model, scale, keys)
     seen = job.from_all(Path(folder).is_dir())
     digests = job.from_all(digest)
     if not any(seen):
@@ -155,15 +156,23 @@ def data(job, name, folder, model, scale="auto"):
     return [mine]
 
 
-def _folder(name, folder, model, scale):
+def _folder(name, folder, model, scale, keys):
     """Return (digest of the manifest, finding) of a folder of shards; None twice if it is not there."""
     if not Path(folder).is_dir():
         return None, None
     digest = None
     try:
-        shards = ShardSet.open(folder)
+        here = keys is not None and keys.expanduser().is_dir()
+        shards = ShardSet.open(folder, keys if here else None)
         digest = hashlib.sha256(shards.manifest.model_dump_json().encode()).hexdigest()
         check_shapes(model, shards, scale)
+        if shards.manifest.signatures is not None and keys is not None and not here:
+            return digest, warned(
+                name,
+                f"{folder}: has a policy, and {keys} with the keys to verify it is not on this host",
+                "nothing, where each site's leader has it",
+            )
+        _ = shards.readers  # raises where a policy is there, and no keys
         _check_files(shards)
     except IsthmusError as problem:
         return digest, refused(name, problem)
@@ -182,7 +191,7 @@ def _folder(name, folder, model, scale):
 
 
 def _check_files(shards):
-    """Raise ShardError for a file that is not there, or a first shard that is damaged.
+    """Raise ShardError for a file that is not there, or where the first that may be read is damaged.
 
     The other files are listed, not read: `ShardSet.verify` compares all checksums.
     """
@@ -193,9 +202,10 @@ def _check_files(shards):
             f"{shards.folder}: {len(missing)} of {len(shards.names)} shards are missing, "
             f"{missing[0]} first; copy them here, or pack the data again"
         )
-    for name in shards.arrays if shards.names else ():
-        for _ in shards.pieces(0, name):
-            pass
+    for number in list(shards.readable)[:1]:
+        for name in shards.arrays:
+            for _ in shards.pieces(number, name):
+                pass
 
 
 def plan(job, settings, cluster, free_nbytes):
@@ -204,7 +214,9 @@ def plan(job, settings, cluster, free_nbytes):
     free_nbytes: of memory, seen by each rank of the job; None where it is not told.
     """
     try:
-        shards = client_shards(settings, ShardSet.open(settings.data.train), cluster.size)
+        shards = client_shards(
+            settings, ShardSet.open(settings.data.train, settings.security.keys), cluster.size
+        )
         settings, _ = choose(settings, cluster)
         cluster, _ = arrange(settings, cluster)
         _, _, chosen = settled_plan(settings, cluster, shards)

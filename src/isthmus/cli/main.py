@@ -35,7 +35,7 @@ app = Verbs(
     add_completion=False,
     rich_markup_mode="rich",
     help="Train one model over machines on both sides of a narrow link: plan, run, check.",
-    epilog="Exit codes: 0 done, 2 wrong arguments, 3 to 20 by cause, 130 interrupted; a page for "
+    epilog="Exit codes: 0 done, 2 wrong arguments, 3 to 21 by cause, 130 interrupted; a page for "
     "each is in docs/errors.",
 )
 app.add_typer(bench, name="bench")

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from isthmus.cli.arguments import AsJson, number
+from isthmus.cli.keys import KEYS
 
 OWNERS = "clients"
 """What the array of --clients is called while it is read."""
@@ -62,6 +63,26 @@ def pack(
             help="How, by classes in the last array: iid, dirichlet:ALPHA, classes_each:CLASSES.",
         ),
     ] = "iid",
+    origin: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SITE", help="The site where the samples were born; its key signs who may read them."
+        ),
+    ] = None,
+    readers: Annotated[
+        str | None,
+        typer.Option(metavar="SITE,SITE", help="Sites that may read them; else the origin alone."),
+    ] = None,
+    policy: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="A TOML file that says both, and of some shards others."),
+    ] = None,
+    keys: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Where the origin's key lies, and the readers' .pub.")
+    ] = KEYS,
+    sealed: Annotated[
+        bool, typer.Option("--sealed", metavar="", help="Encrypt the files for the readers alone.")
+    ] = False,
     as_json: AsJson = False,
 ):
     """Turn arrays into a folder of HDF5 shards with checksums."""
@@ -81,6 +102,9 @@ def pack(
         raise typer.BadParameter(
             f"must be a share below 1, not {validation:g}", param_hint="--validation"
         )
+    rules = _policy_of(policy, origin, readers)
+    if sealed and rules is None:
+        raise typer.BadParameter("goes with --origin SITE or --policy", param_hint="--sealed")
     several = int(clients) if clients and clients.isdecimal() else None
     chosen = _split_of(several, split)
     if clients and several is None:
@@ -103,8 +127,31 @@ def pack(
             validation=validation,
             clients=several if owners is None else owners,
             split=chosen,
+            policy=rules,
+            keys=keys,
+            sealed=sealed,
         )
     context.obj.answer(as_json, packed_table(packed), packed_words(packed), folder)
+
+
+def _policy_of(path, origin, readers):
+    """Return the Policy that the options tell, None where they tell none."""
+    from isthmus.errors import PolicyError
+    from isthmus.shards.policy import Policy
+    from isthmus.toml_files import read_toml
+
+    if path is not None and (origin or readers):
+        raise typer.BadParameter("goes without --origin and --readers", param_hint="--policy")
+    if path is not None:
+        return Policy.of(read_toml(path, PolicyError), path)
+    if origin is None:
+        if readers:
+            raise typer.BadParameter(
+                "goes with --origin SITE, whose key signs it", param_hint="--readers"
+            )
+        return None
+    names = [name.strip() for name in readers.split(",")] if readers else None
+    return Policy.of({"origin": origin} | ({"readers": names} if names else {}), "--origin, --readers")
 
 
 def _split_of(several, text):

@@ -15,6 +15,14 @@ Best = Annotated[
         "--best", metavar="", help="The parameters that the validation set liked best, not the last."
     ),
 ]
+Keys = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER",
+        help="Where the key of a site lies that may read shards with a policy.",
+        show_default=False,
+    ),
+]
 
 
 def _output(*suffixes, text):
@@ -40,13 +48,14 @@ def evaluate(
         ),
     ] = None,
     best: Best = False,
+    keys: Keys = None,
     as_json: AsJson = False,
 ):
     """Judge a run's model on a set of samples (alone or under mpirun)."""
     from isthmus.folders.metrics import metrics_in_words
     from isthmus.jobs.using import evaluate_run
 
-    made = evaluate_run(context.obj.world(), run, shards, best=best, tell=context.obj.tell)
+    made = evaluate_run(context.obj.world(), run, shards, best=best, keys=keys, tell=context.obj.tell)
     context.obj.answer(
         as_json,
         made,
@@ -75,12 +84,13 @@ def predict(
         ),
     ],
     best: Best = False,
+    keys: Keys = None,
     as_json: AsJson = False,
 ):
     """Say what a run's model takes samples for (alone or under mpirun)."""
     from isthmus.jobs.using import predict_run
 
-    made = predict_run(context.obj.world(), run, features, output, best=best)
+    made = predict_run(context.obj.world(), run, features, output, best=best, keys=keys)
     context.obj.answer(as_json, made, f"{output}: predictions of {made['samples']:,} samples", output)
 
 
@@ -155,6 +165,7 @@ def compress(
     epochs: Annotated[int, number("Of learning on, of what was cut.", at_least=1)] = 12,
     seed: Annotated[int, number("Of the order in which they learn.", at_least=0)] = 0,
     best: Best = False,
+    keys: Keys = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", metavar="", help="Replace a smaller model.")
     ] = False,
@@ -172,6 +183,7 @@ def compress(
             output,
             validation=validation,
             best=best,
+            keys=keys,
             teacher=teacher,
             overwrite=overwrite,
             tell=context.obj.tell,

@@ -74,7 +74,7 @@ class AnswerPlans:
     def _validation(self):
         """Return features and targets of the validation set; SettingsError if a model learnt from it."""
         validation = self.settings.answers.validation
-        shards = ShardSet.open(validation)
+        shards = ShardSet.open(validation, self.settings.security.keys)
         for model, _ in self.models:
             model.check_shards(shards)
             if shards.digest == model.table["data"].get("train", {}).get("sha256"):

@@ -19,6 +19,7 @@ def compress_run(
     *,
     validation=None,
     best=False,
+    keys=None,
     teacher=None,
     overwrite=False,
     tell=lambda line: None,
@@ -27,7 +28,8 @@ def compress_run(
     """Write the smallest model that passes to `output`, a folder; return the table that tells of all.
 
     run, teacher: folders of runs. output: None for the folder "compressed" in that of the run.
-    validation: the folder of a set; None for the run's own. chosen: further arguments of `compress`.
+    validation: the folder of a set; None for the run's own. keys: of a site that may read sets with a
+    policy, its folder. chosen: further arguments of `compress`.
     Raises SettingsError where the run has no validation set, OutputError where there is a model already.
     """
     (trained, parameters), sealed = load_model(run, best), was_sealed(run)
@@ -42,10 +44,12 @@ def compress_run(
         raise SettingsError(
             f"{run}: had no validation set; name samples that it has not learnt from with --validation"
         )
-    validation, sets = ShardSet.open(validation), trained.table["data"]
+    validation, sets = ShardSet.open(validation, keys), trained.table["data"]
     if validation.digest == sets.get("train", {}).get("sha256"):
         raise SettingsError(f"{validation.folder}: the run has learnt from these samples; name others")
-    training = Path(folders["train"]) if Path(folders.get("train", "")).is_dir() else None
+    training = None
+    if Path(folders.get("train", "")).is_dir():
+        training = ShardSet.open(folders["train"], keys)
     if training is None:
         tell("the training set is not there: no model is tuned, and there is no teacher")
     check_folder(output, "name another folder")
@@ -60,7 +64,8 @@ def compress_run(
     )
     said = {"validation": judge(ladder, trained, validation)}
     test = Path(folders.get("test", "nowhere"))
-    if test.is_dir() and ShardSet.open(test).digest == sets.get("test", {}).get("sha256"):
+    test = ShardSet.open(test, keys) if test.is_dir() else None
+    if test is not None and test.digest == sets.get("test", {}).get("sha256"):
         said["test"] = judge(ladder, trained, test)
     metrics = {name: each["metrics"] for name, each in said.items()}
     path = ladder.write(output, metrics, sealed)

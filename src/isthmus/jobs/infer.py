@@ -92,9 +92,9 @@ class _Job:
         if not self.asks or self.settings.requests is None:
             return None, None
         wanted = self.settings.requests
-        features, targets = features_of(wanted.data), None
+        features, targets = features_of(wanted.data, self.settings.security.keys), None
         if Path(wanted.data).is_dir():
-            shards = ShardSet.open(wanted.data)
+            shards = ShardSet.open(wanted.data, self.settings.security.keys)
             if len(shards.arrays) == 2:
                 name = list(shards.arrays)[1]
                 targets = np.concatenate(

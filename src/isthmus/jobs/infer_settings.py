@@ -97,6 +97,12 @@ class AnswersPart(FrozenModel):
         return (self.dispatch,) if isinstance(self.dispatch, str) else self.dispatch
 
 
+class KeysPart(FrozenModel):
+    """keys: the folder with the key of a site that may read shards with a policy, on a rank's host."""
+
+    keys: Path | None = None
+
+
 class InferSettings(FrozenModel):
     """A file of `isthmus infer`, with paths as they are seen from its folder."""
 
@@ -104,6 +110,7 @@ class InferSettings(FrozenModel):
     models: ModelsPart
     requests: RequestsPart | None = None
     answers: AnswersPart = AnswersPart()
+    security: KeysPart = KeysPart()
     output: Path = Path("runs/inference")
 
     @classmethod
@@ -143,6 +150,7 @@ class InferSettings(FrozenModel):
                 "requests": settings.requests
                 and settings.requests.model_copy(update={"data": str(absolute(settings.requests.data))}),
                 "answers": answers.model_copy(update={"validation": absolute(answers.validation)}),
+                "security": KeysPart(keys=absolute(settings.security.keys)),
                 "output": absolute(settings.output),
             }
         )

@@ -33,7 +33,9 @@ def make_plan(settings_path, cluster_path=None):
     cluster = settings.read_cluster()
     settings, _ = choose(settings, cluster)
     cluster, tree = arrange(settings, cluster)
-    shards = client_shards(settings, ShardSet.open(settings.data.train), cluster.size)
+    shards = client_shards(
+        settings, ShardSet.open(settings.data.train, settings.security.keys), cluster.size
+    )
     settings, rounds, chosen = settled_plan(settings, cluster, shards)
     advice = round_advice(chosen, settings, cluster, workload_of(settings, shards))
     advice += _advice(chosen, settings, cluster, shards)

@@ -22,6 +22,8 @@ from isthmus.links.tiers import tiers_of_rank_0
 from isthmus.planning.plan import Plan
 from isthmus.shards.batches import LocalSamples
 from isthmus.shards.cache import ShardCache
+from isthmus.shards.manifest import Manifest
+from isthmus.shards.policy import admitted
 from isthmus.shards.scattering import scatter_shards
 from isthmus.shards.shard_file import ShardSet
 from isthmus.testbed import on_testbed
@@ -150,13 +152,16 @@ def place_data(tiers, settings, tell):
     folders = {"train": settings.data.train, "test": settings.data.test}
     if settings.data.validation is not None:
         folders["validation"] = settings.data.validation
-    placed = {"train": (train, plan)}
+    placed, keys = {"train": (train, plan)}, settings.security.keys
     for name in [name for name in folders if name != "train"]:
-        shards, seen = open_where_seen(tiers.world, folders[name])
+        shards, seen = open_where_seen(tiers, folders[name], keys)
         together(tiers.world, lambda shards=shards: check_shapes(model, shards, settings.data.scale))
         placed[name] = shards, _plan_of_evaluation(tiers, settings, shards, seen)
     cache = together(tiers.world, lambda: cache_of(settings.data, tiers.world.rank))
-    sets = {name: scatter_shards(tiers, *each, cache=cache) for name, each in placed.items()}
+    sets = {name: scatter_shards(tiers, *each, cache=cache, keys=keys) for name, each in placed.items()}
+    sealed = [name for name, local in sets.items() if local.manifest.sealed]
+    if cache is not None and sealed:
+        tell(f"cache: nothing is kept of what is sealed: {', '.join(sealed)}")
     scale = scale_of(tiers, settings, sets["train"], tell)
     for name, folder in folders.items():
         sets[name].scale = scale
@@ -178,21 +183,35 @@ def open_train(tiers, settings):
 
     The first rank that sees the set splits it. Collective.
     """
-    train, seen = open_where_seen(tiers.world, settings.data.train)
+    keys = settings.security.keys
+    train, seen = open_where_seen(tiers, settings.data.train, keys)
     if not settings.clients.splits_anew:
         return train, seen
     folder = from_root(
         tiers.world, lambda: str(client_shards(settings, train, tiers.cluster.size).folder), seen
     )
-    return open_where_seen(tiers.world, folder)
+    return open_where_seen(tiers, folder, keys)
+
+
+class Judging(NamedTuple):
+    """Shards that nothing is learnt from, as a plan asks of them: no limits but their set's policy."""
+
+    samples: tuple[int, ...]
+    nbytes: tuple[int, ...]
+    readers: tuple[frozenset[str], ...] | None
+    names: tuple[str, ...]
+
+    @classmethod
+    def of(cls, shards):
+        return cls(shards.samples, (0,) * len(shards.samples), shards.readers, shards.names)
 
 
 def _plan_of_evaluation(tiers, settings, shards, seen):
-    """Return the plan of a set that nothing is learnt from: it has no limits."""
+    """Return the plan of a set that nothing is learnt from: it has no limits but the set's policy."""
     return Plan.from_dict(
         from_root(
             tiers.world,
-            lambda: plan_run(settings, tiers.cluster, shards.samples, limits={}).to_dict(),
+            lambda: plan_run(settings, tiers.cluster, Judging.of(shards), limits={}).to_dict(),
             seen,
         )
     )
@@ -232,8 +251,12 @@ def check_targets(model, local, folder):
         raise ShardError(f"{folder}: targets {name!r} {wrong}")
 
 
-def open_where_seen(world, folder):
-    """Return the ShardSet in `folder`, None on a rank that does not see it, and the first that does."""
+def open_where_seen(tiers, folder, keys=None):
+    """Return the ShardSet in `folder`, None on a rank that does not see it, and the first that does.
+
+    keys: where each site's leader has the keys with which the policy of a set is verified. Collective.
+    """
+    world = tiers.world
     shards = together(world, lambda: ShardSet.open(folder) if Path(folder).is_dir() else None)
     seen = gather_json(world, shards is not None)
     require(
@@ -243,7 +266,17 @@ def open_where_seen(world, folder):
         f"{folder}: no rank sees this folder; pack the data with "
         "`isthmus pack`, or mend the path under [data] in the settings",
     )
-    return shards, seen.index(True)
+    first = seen.index(True)
+    table = from_root(world, lambda: _with_policy(shards.manifest), first)
+    if table is not None:
+        access = admitted(tiers, Manifest.of(table, folder), folder, keys)
+        shards = shards and ShardSet(folder, shards.manifest, access)
+    return shards, first
+
+
+def _with_policy(manifest):
+    """Return the manifest as JSON; None where it has no policy."""
+    return None if manifest.signatures is None else manifest.model_dump(mode="json")
 
 
 def hold_seconds(tiers, settings):

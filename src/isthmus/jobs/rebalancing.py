@@ -81,7 +81,7 @@ class Rebalancing:
             plan, local = self.settings.plan, self.training.local
             self._planner = Replanner(
                 self.tiers.cluster,
-                ShardSet(self.settings.data.train, local.manifest),
+                ShardSet(self.settings.data.train, local.manifest, local.access),
                 self.settings.workload(),
                 objective=plan.objective,
                 pinned=plan.pinned,

@@ -183,7 +183,9 @@ def _shards(settings, cluster):
     """Return the ShardSet that a run learns from; None where its data are not here."""
     if not settings.data.train.is_dir():
         return None
-    return client_shards(settings, ShardSet.open(settings.data.train), cluster.size)
+    return client_shards(
+        settings, ShardSet.open(settings.data.train, settings.security.keys), cluster.size
+    )
 
 
 def _settled(settings, cluster, shards):

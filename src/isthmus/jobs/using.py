@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from mpi4py import MPI
 
-from isthmus.errors import SecurityError, ShardError
+from isthmus.errors import PolicyError, SecurityError, ShardError
 from isthmus.files import replacing, write_text
 from isthmus.folders.model_file import model_content, was_sealed
 from isthmus.folders.trained_model import trained_model
@@ -49,14 +49,15 @@ def shared_model(comm, run, best=False):
     return together(comm, lambda: trained_model(run, buffer.tobytes(), best))
 
 
-def evaluate_run(comm, run, folder=None, *, best=False, tell=lambda line: None):
+def evaluate_run(comm, run, folder=None, *, best=False, keys=None, tell=lambda line: None):
     """Return what the model of a run says of the shards in `folder`, a table for people and programs.
 
-    folder: None for the set that the run was tested on. Collective; the table is the same on every rank.
+    folder: None for the set that the run was tested on. keys: the folder with the key of a site that may
+    read it, where it has a policy. Collective; the table is the same on every rank.
     """
     trained = shared_model(comm, run, best)
     folder = Path(folder if folder is not None else trained.table["folders"]["test"])
-    shards = together(comm, lambda: ShardSet.open(folder) if folder.is_dir() else None)
+    shards = together(comm, lambda: ShardSet.open(folder, keys) if folder.is_dir() else None)
     readers = _readers(comm, shards is not None, folder)
     digest = from_root(comm, lambda: shards.digest, readers[0])
     if digest != trained.table["data"]["test"]["sha256"]:
@@ -68,7 +69,7 @@ def evaluate_run(comm, run, folder=None, *, best=False, tell=lambda line: None):
             trained.check_shards(shards)
             mine = range(readers.index(comm.rank), len(shards.samples), len(readers))
             own = [trained.sums_of(shards, number).tolist() for number in mine]
-    except ShardError as caught:
+    except (ShardError, PolicyError, SecurityError) as caught:
         problem = caught
     raise_first(comm, problem)
     told = gather_json(comm, own)
@@ -96,10 +97,11 @@ def require_same_set(shards, digest):
         )
 
 
-def predict_run(comm, run, source, output, *, best=False):
+def predict_run(comm, run, source, output, *, best=False, keys=None):
     """Write what the model of a run takes the samples in `source` for to the file `output`. Collective.
 
     source: a file of arrays, FILE or FILE:MEMBER, or a folder of shards, whose first array is taken.
+    keys: as in `evaluate_run`.
     output: .npy holds predictions, .npz `predictions` and `scores`, .csv a line a sample. The table
     that is returned says how many there were.
     """
@@ -109,8 +111,9 @@ def predict_run(comm, run, source, output, *, best=False):
     scores, problem = np.empty((0, trained.model.outputs), np.float32), None
     try:
         if comm.rank in readers:
-            scores = _own_scores(trained, source, readers.index(comm.rank), len(readers))
-    except ShardError as caught:
+            features = features_of(source, keys)
+            scores = _own_scores(trained, source, features, readers.index(comm.rank), len(readers))
+    except (ShardError, PolicyError, SecurityError) as caught:
         problem = caught
     raise_first(comm, problem)
     parts = gather_rows(comm, scores)
@@ -133,20 +136,22 @@ def predict_run(comm, run, source, output, *, best=False):
     return from_root(comm, write)
 
 
-def features_of(source):
-    """Return the features in `source`, FILE or FILE:MEMBER, or of a folder of shards the first array."""
+def features_of(source, keys=None):
+    """Return the features in `source`, FILE or FILE:MEMBER, or of a folder of shards the first array.
+
+    keys: as in `evaluate_run`.
+    """
     if not Path(source).is_dir():
         return read_arrays({"features": source})["features"]
-    shards = ShardSet.open(source)
+    shards = ShardSet.open(source, keys)
     name = next(iter(shards.arrays))
     return np.concatenate(
         [np.concatenate(list(shards.pieces(number, name))) for number in range(len(shards.samples))]
     )
 
 
-def _own_scores(trained, source, place, places):
-    """Return the scores of part `place` of `places` of the samples in `source`, in blocks of ROWS."""
-    features = features_of(source)
+def _own_scores(trained, source, features, place, places):
+    """Return the scores of part `place` of `places` of `features`, which `source` has, by ROWS."""
     try:
         trained.check_features(features)
         blocks = part_bounds(-(-len(features) // ROWS), places)

@@ -164,6 +164,11 @@ class _Replay:
                 f"--steps {self.first}:{self.last}: {self.folder / 'checkpoint.h5'} is of step "
                 f"{table['step']}; begin there, or at 0"
             )
+        if "sealed" in table:
+            raise SettingsError(
+                f"--steps {self.first}:{self.last}: {self.folder / 'checkpoint.h5'} has residuals, "
+                "which are sealed for their sites; begin at 0"
+            )
         holders = table["holder_of_rank"]
         return [
             {name: arrays[f"{name}/{of[rank]}"] for name, of in holders.items()}
@@ -185,7 +190,8 @@ class _Replay:
             tiers = tiers_in_process(table, cluster, rank)
             settings = _as_it_was(self.run, self.folder)  # with a model that no other rank has
             model = shared_model(tiers.world, settings)
-            local = scatter_shards(tiers, open_train(tiers, settings)[0], plan)
+            keys = settings.security.keys
+            local = scatter_shards(tiers, open_train(tiers, settings)[0], plan, keys=keys)
             if anew:
                 self.scale = scale_of(tiers, settings, local, QUIET.tell)
             local.scale = self.scale

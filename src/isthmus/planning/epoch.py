@@ -7,14 +7,14 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from isthmus.errors import PlanError
+from isthmus.errors import PlanError, PolicyError
 from isthmus.planning.programme.problem import Pipes, Prices
 from isthmus.quantities import real, whole
 from isthmus.timing.time_model import Workload, steps_per_epoch
 
 
 class Shards(Protocol):
-    """What a plan asks of shards: numbers alone."""
+    """What a plan asks of shards: numbers alone. A set with a policy has `readers` and `names` too."""
 
     @property
     def samples(self) -> Sequence[int]:
@@ -33,10 +33,14 @@ class Epoch:
     workload: Workload
     samples: np.ndarray  # float64[shards]
     nbytes: np.ndarray  # float64[shards]
+    readers: Sequence[frozenset[str]] | None = None  # of each shard, by the set's policy
+    names: Sequence[str] = ()  # of their files, where there is a policy
 
     @classmethod
     def of(cls, cluster, shards_or_counts, workload):
         """Return the Epoch of a ShardSet, or of the samples of each shard."""
+        readers = getattr(shards_or_counts, "readers", None)
+        names = () if readers is None else shards_or_counts.names
         if hasattr(shards_or_counts, "samples"):
             samples, nbytes = (
                 np.array(column, float) for column in (shards_or_counts.samples, shards_or_counts.nbytes)
@@ -49,7 +53,7 @@ class Epoch:
                     f"samples of shard {shard} must be a number and not negative, not {samples[shard]}"
                 )
             nbytes = samples * workload.sample_nbytes
-        return cls(cluster, workload, samples, nbytes)
+        return cls(cluster, workload, samples, nbytes, readers, names)
 
     @cached_property
     def steps(self):
@@ -72,13 +76,65 @@ class Epoch:
         return self.steps * self.of_rank("fixed_seconds")
 
     def limits(self, pinned=None, forbidden=None, least_samples=0):
-        """Return keyword arguments of `allocate_shards` and of `make_problem`."""
+        """Return keyword arguments of `allocate_shards` and of `make_problem`.
+
+        PolicyError where they, or the cluster, leave a shard no rank that its policy lets read it.
+        """
+        of_shard, places = allowed_ranks(self.cluster, pinned or {}, forbidden or {}, self.samples.size)
+        if self.readers is not None:
+            of_shard, places = self._of_readers(of_shard, places)
         return {
             "storage": self.of_rank("storage_nbytes"),
             "storage_sizes": self.nbytes,
-            "allowed": allowed_ranks(self.cluster, pinned or {}, forbidden or {}, self.samples.size),
+            "allowed": (of_shard, places),
             "least": least_of_ranks(self.cluster, least_samples),
         }
+
+    def _of_readers(self, of_shard, places):
+        """Return what `allowed_ranks` does, without what policies forbid."""
+        cluster, sites = self.cluster, np.array(self.cluster.site_of_rank)
+        rows, known, row_of = [], {}, np.zeros_like(of_shard)
+        for shard, readers in enumerate(self.readers):
+            key = int(of_shard[shard]), readers
+            if key not in known:
+                may = [site for site, name in enumerate(cluster.names) if name in readers]
+                row = places[key[0]] & np.isin(sites, may)
+                if not row.any():
+                    raise PolicyError(self._told(shard, places[key[0]]))
+                known[key] = len(rows)
+                rows.append(row)
+            row_of[shard] = known[key]
+        return row_of, np.array(rows).reshape(-1, cluster.size)
+
+    def _told(self, shard, wanted):
+        """Return why a shard may be nowhere. wanted: bool[ranks], where the settings would have it."""
+        cluster = self.cluster
+        where = dict.fromkeys(
+            cluster.names[cluster.site_of_rank[rank]] for rank in np.flatnonzero(wanted)
+        )
+        readers = sorted(self.readers[shard])
+        if {*readers}.isdisjoint(cluster.names):
+            cure = f"the cluster has the sites {', '.join(cluster.names)}; name one of them so"
+        else:
+            cure = f"the limits leave it {' and '.join(where) or 'no site'}; pin it where it may be read"
+        return (
+            f"no plan: {self.names[shard]} (shard {shard}) may be read by {' and '.join(readers)} "
+            f"alone, says its policy, and {cure}, or have it packed with more --readers"
+        )
+
+    def complaint(self):
+        """Return what to say of shards that not every rank may read; None where there are none."""
+        everyone = {*self.cluster.names}
+        bound = [shard for shard, readers in enumerate(self.readers or ()) if not readers >= everyone]
+        if not bound:
+            return None
+        first = bound[0]
+        more = f" and {len(bound) - 1} more" if len(bound) > 1 else ""
+        return (
+            f"policies let only {' and '.join(sorted(self.readers[first]))} read {self.names[first]} "
+            f"(shard {first}){more}: give those sites what they lack, or have the shards packed with "
+            "more --readers"
+        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -112,7 +112,8 @@ def plan_shards(
 ) -> Plan:
     """Return the Plan that makes an epoch of `workload` on `cluster` shortest.
 
-    shards_or_counts: a ShardSet, or the samples of each shard.
+    shards_or_counts: a ShardSet, or the samples of each shard. What a set's policy forbids no limit
+        and no objective allows.
     objective: a name of `objectives.OBJECTIVES`, which tell what they leave out.
     pinned: {shard: site that must hold it}.
     forbidden: {shard: site, or sites, that must not}.
@@ -124,7 +125,8 @@ def plan_shards(
         share of it. None: staging is told, not counted.
     then, nodes: as in `allocate_shards`.
 
-    Raises PlanError where no plan satisfies the limits, or a site does not exist.
+    Raises PlanError where no plan satisfies the limits, or a site does not exist; PolicyError where they
+    leave a shard no rank that its policy lets read it.
     """
     nodes = whole("nodes", nodes, 1)
     aim = make_objective(objective, real("alpha", alpha)).on(cluster)
@@ -155,7 +157,12 @@ def plan_shards(
     exchange = aim.exchange(cluster, workload, epoch.steps, even_seconds) or Exchange(
         cluster, workload, 0
     )
-    placed = exchange.place(allocate)
+    try:
+        placed = exchange.place(allocate)
+    except PlanError as problem:
+        if (bound := epoch.complaint()) is None:
+            raise
+        raise PlanError(f"{problem}; {bound}") from None
     time_alone = len(aim.terms) == 1 and staged_epochs is None
     return replace(
         _told(objective, epoch, staging, exchange, placed, time_alone),

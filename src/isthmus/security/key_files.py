@@ -1,7 +1,9 @@
 """A site's keys in files: SITE.key, which its owner alone may read, and SITE.pub, which others get."""
 
+import base64
 import os
 import re
+import resource
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -12,14 +14,17 @@ from typing import TYPE_CHECKING, Any
 from isthmus.cures import explained
 from isthmus.errors import SecurityError
 from isthmus.extras import how_to_install
-from isthmus.security.public_keys import fingerprint, key_bytes, key_line
+from isthmus.security.public_keys import KEY_NBYTES, fingerprint, key_bytes, key_line
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 Folder = str | PathLike[str]
 MOST_NBYTES = 4096
 """Of a file that can be a key."""
+SEALING = "# isthmus-x25519 "
+"""What a line of SITE.pub begins with that OpenSSH passes over: the key to seal files for."""
 
 
 def library() -> Any:
@@ -75,7 +80,7 @@ def make_keys(folder: Folder, site: str, replace: bool = False) -> str:
         Path(folder).mkdir(mode=0o700, parents=True, exist_ok=True)
     check_place(folder)
     _write(private_path, text, 0o600, replace)
-    _write(public_path, f"{line}\n".encode(), 0o644, replace)
+    _write(public_path, f"{line}\n{sealing_line(private, site)}\n".encode(), 0o644, replace)
     return line
 
 
@@ -133,15 +138,74 @@ def read_public(folder: Folder, site: str) -> bytes | None:
     """Return the 32 bytes of the public key of `site`; None where `folder` does not have it."""
     _, path = key_paths(folder, site)
     try:
-        line = path.read_bytes()[:MOST_NBYTES].decode("ascii", "replace")
+        text = path.read_bytes()[:MOST_NBYTES].decode("ascii", "replace")
     except FileNotFoundError:
         return None
     except OSError as problem:
         raise SecurityError(f"{path}: {explained(problem, elsewhere='bring it there again')}") from None
     try:
-        return key_bytes(line)
+        return key_bytes(text.partition("\n")[0])
     except ValueError as problem:
         raise SecurityError(f"{path}: {problem}; bring the site's .pub there again") from None
+
+
+def read_sealing(folder: Folder, site: str) -> bytes:
+    """Return the 32 bytes of the X25519 key for which files are sealed to `site`, from its SITE.pub.
+
+    SecurityError where the file does not have it, or the site's own key has not signed it.
+    """
+    _, path = key_paths(folder, site)
+    public = read_public(folder, site)
+    if public is None:
+        raise SecurityError(
+            f"{path}: no such file; bring it there from site {site!r}, by a way that you trust"
+        )
+    text = path.read_bytes()[:MOST_NBYTES].decode("ascii", "replace")
+    line = next((line for line in text.splitlines()[1:] if line.startswith(SEALING)), "")
+    told = b""
+    with suppress(ValueError):
+        told = base64.b64decode(line.removeprefix(SEALING).split(" ")[0], validate=True)
+    if not told:
+        raise SecurityError(
+            f"{path}: has no key to seal files for; it is of an earlier version: make others with "
+            f"`isthmus keys rotate {site}`, where the private key is"
+        )
+    key, signature = told[:KEY_NBYTES], told[KEY_NBYTES:]
+    try:
+        library().asymmetric.ed25519.Ed25519PublicKey.from_public_bytes(public).verify(
+            signature, _sealing_statement(key, site)
+        )
+    except SecurityError:
+        raise
+    except Exception:  # InvalidSignature, or no point of the curve
+        raise SecurityError(
+            f"{path}: the key to seal files for is not signed by the site's own; bring the site's .pub "
+            "there again"
+        ) from None
+    return key
+
+
+def sealing_line(private: "Ed25519PrivateKey", site: str) -> str:
+    """Return what follows the public key of `site` in SITE.pub: the key to seal files for, signed."""
+    key = sealing_private(private).public_key().public_bytes_raw()
+    told = base64.b64encode(key + private.sign(_sealing_statement(key, site))).decode()
+    return f"{SEALING}{told} {site}"
+
+
+def sealing_private(private: "Ed25519PrivateKey") -> "X25519PrivateKey":
+    """Return the X25519 key that opens what is sealed for a site, derived from its own.
+
+    A process that has it leaves no core file.
+    """
+    primitives = library()
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+    derivation = primitives.kdf.hkdf.HKDF(primitives.hashes.SHA256(), 32, b"", b"isthmus x25519 1")
+    secret = derivation.derive(private.private_bytes_raw())
+    return primitives.asymmetric.x25519.X25519PrivateKey.from_private_bytes(secret)
+
+
+def _sealing_statement(key, site):
+    return b"isthmus x25519 1\0" + key + site.encode()
 
 
 def check_place(folder: Folder) -> None:

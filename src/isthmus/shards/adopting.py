@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from isthmus.links.agreement import gather_json, together
+from isthmus.links.agreement import gather_json, ranks_where, together
 from isthmus.shards.batches import LocalSamples
+from isthmus.shards.policy import able_to_hold
 from isthmus.shards.scattering import places_of, room_for, scatter_shards
 from isthmus.shards.shard_file import ShardSet
 
@@ -36,7 +37,8 @@ def adopt_shards(
 ) -> Adopted:
     """Give shards that no rank holds to those that are done soonest, read by who sees `folder`.
 
-    rates: samples per second of each rank. may_hold(shard, rank): whether it may have that. Collective.
+    rates: samples per second of each rank. may_hold(shard, rank): whether it may have that; what a set's
+    policy forbids nobody may. Collective.
     """
     world, manifest = tiers.world, local.manifest
     assert manifest is not None
@@ -45,10 +47,12 @@ def adopt_shards(
     orphans = sorted({*range(len(samples))} - {shard for each in held for shard in each})
     shards = together(world, lambda: _seen(folder, manifest))
     given: list[list[int]] = [[] for _ in held]
-    if any(gather_json(world, shards is not None)):
+    seeing = ranks_where(world, shards is not None)
+    if seeing:
         load = np.array([sum(samples[shard] for shard in each) for each in held], float)
         for shard in sorted(orphans, key=lambda shard: (-samples[shard], shard)):
-            ranks = [rank for rank in range(world.size) if may_hold(shard, rank)]
+            able = able_to_hold(tiers, manifest, shard, seeing)
+            ranks = [rank for rank in able if may_hold(shard, rank)]
             if ranks:
                 rank = min(ranks, key=lambda rank: ((load[rank] + samples[shard]) / rates[rank], rank))
                 load[rank] += samples[shard]
@@ -56,7 +60,7 @@ def adopt_shards(
     found = [sorted(each) for each in given]
     never = sorted({*orphans} - {shard for each in found for shard in each})
     if any(found):
-        adopted = scatter_shards(tiers, shards, _Orphans(found))
+        adopted = scatter_shards(tiers, shards, _Orphans(found), access=local.access)
         local = merged(local, adopted)
     return Adopted(local, [sorted([*old, *new]) for old, new in zip(held, found)], never)
 
@@ -70,7 +74,7 @@ def merged(local: LocalSamples, adopted: LocalSamples) -> LocalSamples:
         for key, rows in places_of(part.manifest, part.shards, part.arrays).items():
             places[key][:] = rows
     received = local.received_nbytes + adopted.received_nbytes
-    return LocalSamples(arrays, received, mine, local.manifest, local.scale)
+    return LocalSamples(arrays, received, mine, local.manifest, local.scale, local.access)
 
 
 def _seen(folder, manifest):

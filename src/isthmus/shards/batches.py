@@ -11,6 +11,7 @@ from isthmus.vectors import part_bounds
 
 if TYPE_CHECKING:  # a manifest is checked by what not every machine has
     from isthmus.shards.manifest import Manifest
+    from isthmus.shards.policy import Access
     from isthmus.shards.scale import Scale
 
 
@@ -29,7 +30,8 @@ class LocalSamples:
     arrays: name -> array with one row a sample, in the manifest's order; `samples` may be 0.
     received_nbytes: bytes that came over MPI rather than from this rank's own disk. shards: which they
     are, in the order of the rows; manifest: of the set that they are from. scale: what batches bring
-    the features, the first of the arrays, to; None: as they are.
+    the features, the first of the arrays, to; None: as they are. access: what this rank may read of the
+    set, where that has a policy.
     """
 
     def __init__(
@@ -39,9 +41,10 @@ class LocalSamples:
         shards: tuple[int, ...] = (),
         manifest: "Manifest | None" = None,
         scale: "Scale | None" = None,
+        access: "Access | None" = None,
     ):
         self.arrays, self.received_nbytes = arrays, received_nbytes
-        self.shards, self.manifest, self.scale = shards, manifest, scale
+        self.shards, self.manifest, self.scale, self.access = shards, manifest, scale, access
         self.samples: int = len(next(iter(arrays.values())))
 
     @property

@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from isthmus.cures import explained
-from isthmus.errors import ShardError
+from isthmus.errors import PolicyError, ShardError
 from isthmus.files import open_plain, write_text
 from isthmus.json_text import dumps
 from isthmus.toml_files import FrozenModel, check_table
@@ -22,6 +22,9 @@ DTYPES = r"[<>|=]?[iufb]\d*|\?|u?int\d+|float\d+|bool"
 MOST_NBYTES = 1 << 60
 Count = Annotated[int, Field(ge=0, le=2**40)]
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+Site = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
+Wrapped = Annotated[str, Field(pattern="^[0-9a-f]{160}$")]
+Signature = Annotated[str, Field(pattern="^[0-9a-f]{128}$")]
 
 
 class Array(FrozenModel):
@@ -53,6 +56,9 @@ class Shard(FrozenModel):
     where that holds no class numbers, and in sets that were packed before this was counted.
     clients: how many samples, one after another, are of each of the clients that the shard holds; None
     where the set was not split into clients.
+    origin, readers: the site where the samples were born, and those that may read them; None in a set
+    without a policy. sealed: the file's key, wrapped for each reader; arrays_sha256 are then HMACs under
+    it. None: the file is not sealed.
     """
 
     file: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*\.h5$")]
@@ -61,13 +67,17 @@ class Shard(FrozenModel):
     arrays_sha256: dict[str, Digest]
     samples_of_class: dict[Count, Count] | None = None
     clients: tuple[Annotated[int, Field(ge=1, le=2**40)], ...] | None = None
+    origin: Site | None = None
+    readers: Annotated[tuple[Site, ...], Field(min_length=1)] | None = None
+    sealed: dict[Site, Wrapped] | None = None
 
 
 class Manifest(FrozenModel):
     """All of a folder: the arrays in their order, and the shards in theirs.
 
     class_names: of the classes 0, 1, ..., where they have names. set_apart: whether these samples were
-    taken out of the set in the folder above, for validation.
+    taken out of the set in the folder above, for validation. signatures: of the policy, by each origin
+    for all of the set; None where there is no policy.
     """
 
     format: Literal["isthmus shards"] = "isthmus shards"
@@ -76,6 +86,7 @@ class Manifest(FrozenModel):
     shards: tuple[Shard, ...]
     class_names: tuple[str, ...] | None = None
     set_apart: bool | None = None
+    signatures: dict[Site, Signature] | None = None
 
     @field_validator("arrays")
     @classmethod
@@ -95,6 +106,19 @@ class Manifest(FrozenModel):
             for shard in self.shards
         ]
         return hashlib.sha256(dumps([arrays, shards]).encode()).hexdigest()
+
+    @property
+    def sealed(self) -> bool:
+        """Whether the files are sealed."""
+        return any(shard.sealed is not None for shard in self.shards)
+
+    @property
+    def statement(self) -> bytes:
+        """What origins sign: all that stands here but signatures, and files' names, which may change."""
+        told = self.model_dump(
+            mode="json", exclude_none=True, exclude={"signatures": True, "shards": {"__all__": {"file"}}}
+        )
+        return b"isthmus policy 1\0" + hashlib.sha256(dumps(told).encode()).digest()
 
     @property
     def samples_of_class(self) -> dict[int, int] | None:
@@ -130,6 +154,7 @@ class Manifest(FrozenModel):
         sample = sum(array.sample_nbytes for array in manifest.arrays.values())
         if sum(shard.samples for shard in manifest.shards) * sample > MOST_NBYTES:
             raise ShardError(f"{source}: claims more bytes than there are anywhere; pack the data again")
+        _check_policy(manifest, source)
         for shard in manifest.shards:
             if shard.arrays_sha256.keys() != manifest.arrays.keys():
                 raise ShardError(
@@ -175,6 +200,25 @@ class Manifest(FrozenModel):
     def write(self, folder: str | PathLike[str]) -> None:
         """Write the manifest into `folder`, in the place of another."""
         write_text(Path(folder, NAME), self.text)
+
+
+def _check_policy(manifest, source):
+    """Raise PolicyError where some shards have a policy and others none, or an origin has not signed."""
+    signed, origins = manifest.signatures, {shard.origin for shard in manifest.shards}
+    whole = all((shard.readers is None) == (signed is None) for shard in manifest.shards)
+    whole &= all(
+        shard.sealed is None or shard.sealed.keys() == {*(shard.readers or ())}
+        for shard in manifest.shards
+    )
+    if (
+        not whole
+        or (signed is not None and origins != signed.keys())
+        or (not signed and origins - {None})
+    ):
+        raise PolicyError(
+            f"{source}: has a part of a policy: each shard has an origin, which has signed, and "
+            "readers, for whom it is sealed if it is, or none has; pack the data again where it was born"
+        )
 
 
 def _table(pairs, source):

@@ -8,10 +8,11 @@ from contextlib import contextmanager, suppress
 from isthmus.cures import explained
 from isthmus.errors import OutputError, ShardError
 from isthmus.files import open_plain
+from isthmus.security.at_rest import HEAD
 from isthmus.shards.manifest import NAME, Manifest
 
 SHARD = re.compile(r"shard-\d{5,}(\.new)*\.h5")
-START = b"\x89HDF\r\n\x1a\n\x03"  # of HDF5 files in the format of version 1.10
+STARTS = (b"\x89HDF\r\n\x1a\n\x03", HEAD)  # of HDF5 files in the format of version 1.10, or sealed
 
 
 def use_plain_names(folder):
@@ -95,7 +96,7 @@ def _is_shard(path):
         return False
     try:
         with open_plain(path) as file:
-            return file.read(len(START)) == START
+            return file.read(max(map(len, STARTS))).startswith(STARTS)
     except OSError:
         return False
 

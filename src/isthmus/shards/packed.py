@@ -18,7 +18,7 @@ def packed_table(packed):
 def packed_words(packed):
     """Return the lines that tell of the ShardSet `packed`."""
     apart = set_apart_from(packed.folder)
-    lines = [_size(packed), *_classes(packed), *_clients(packed)]
+    lines = [_size(packed), *_classes(packed), *_clients(packed), *_readers(packed)]
     if apart is not None:
         lines.append(f"{_size(apart)}: name it under [data] validation")
         lines += _lacking(packed, apart)
@@ -36,6 +36,8 @@ def _table(packed):
         "samples_of_class": classes and {str(kind): number for kind, number in classes.items()},
         "class_names": names and list(names),
         "samples_of_client": _sizes(packed),
+        "sealed": packed.manifest.sealed,
+        "readers": [shard.readers and list(shard.readers) for shard in packed.manifest.shards],
     }
 
 
@@ -82,6 +84,17 @@ def _clients(packed):
     if sizes is None:
         return []
     return [f"{len(sizes)} clients of {min(sizes)} to {max(sizes)} samples, each whole in a shard"]
+
+
+def _readers(packed):
+    """Return a line for each kind of shards with a policy: who may read so many of them."""
+    kinds, sealed = {}, ", sealed," if packed.manifest.sealed else ""
+    for shard in packed.manifest.shards if packed.manifest.signatures else ():
+        kinds.setdefault((shard.origin, shard.readers), []).append(shard)
+    return [
+        f"{len(shards)} shards{sealed} for {' and '.join(readers)} alone to read, signed by {origin}"
+        for (origin, readers), shards in kinds.items()
+    ]
 
 
 def _sizes(packed):

@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from isthmus.errors import ShardError
+from isthmus.errors import PolicyError, ShardError
 from isthmus.files import check_folder, remove_leftovers, replacing
 from isthmus.quantities import whole
+from isthmus.security.at_rest import FileKey, new_key
 from isthmus.shards.clients import ByOwner, client_order, shard_bounds, split_of
 from isthmus.shards.manifest import NAME, NUMBERS, Manifest
 from isthmus.shards.order import packing_order, set_apart
@@ -25,6 +26,7 @@ from isthmus.shards.pack_folder import (
     use_plain_names,
 )
 from isthmus.shards.parts import ClassCounts, Part
+from isthmus.shards.policy import Policy
 from isthmus.shards.rows import Rows
 from isthmus.shards.shard_file import ShardSet, write_shard
 from isthmus.vectors import part_bounds
@@ -46,6 +48,9 @@ def pack_shards(
     validation: float = 0.0,
     clients: int | npt.ArrayLike | Rows | None = None,
     split: Any = "iid",
+    policy: Policy | Mapping[str, Any] | None = None,
+    keys: str | os.PathLike[str] = "keys",
+    sealed: bool = False,
 ) -> ShardSet:
     """Pack `arrays`, name -> array with one row a sample, into `shards` HDF5 files in `folder`.
 
@@ -63,12 +68,17 @@ def pack_shards(
     {"kind": "dirichlet", "alpha": 0.1, "seed": 0}. Each is rows of one shard; there are no more shards
     than clients, who are numbered anew from 0, in the order of their numbers. Not of what is set apart.
 
+    policy: the site where the samples were born, and those that may read them, {"origin": "edge",
+    "readers": ["edge"]}, and of some shards others: "shards": [{"numbers": [0], "readers": ["cloud"]}].
+    It is signed with each origin's private key, which lies in the folder `keys`. sealed: files are
+    encrypted for the readers, whose .pub lie there.
+
     Held in memory at a time are at most two shards, and the order: see `packing_order`. Arrays may be
     larger than memory: np.load(FILE, mmap_mode="r"), or what `open_arrays` gives.
 
     Returns the ShardSet. Raises ShardError for arrays that do not fit each other, and for a folder that
-    holds another packed set unless `overwrite`; OutputError if it cannot be written, and then all is as
-    it was.
+    holds another packed set unless `overwrite`; PolicyError or SecurityError for a policy that cannot be
+    signed; OutputError if it cannot be written, and then all is as it was.
     """
     folder, shards = Path(folder), whole("shards", shards)
     columns = {name: _checked(name, values) for name, values in arrays.items()}
@@ -88,12 +98,23 @@ def pack_shards(
     sets = [NewSet(folder, 0, kept, shards, sizes)]
     if apart:
         sets.append(NewSet(folder / VALIDATION, kept, apart, max(1, shards * apart // kept)))
+    publics: dict[str, bytes] = {}
+    if policy is not None:
+        policy = policy if isinstance(policy, Policy) else Policy.of(policy, "policy")
+        policy.check(keys, shards, apart > 0)
+        publics = policy.publics(keys) if sealed else {}
+    elif sealed:
+        raise PolicyError("to seal shards takes a policy, which says for whom; give an origin")
     with _new_sets(sets, overwrite) as names_of:
-        manifests = [
-            _write(new, names, columns, order, compression) for new, names in zip(sets, names_of)
-        ]
+        manifests = []
+        for new, names in zip(sets, names_of):
+            file_keys = [FileKey(new_key()) for _ in names] if sealed else None
+            manifest = _write(new, names, columns, order, compression, file_keys)
+            if policy is not None:
+                manifest = policy.signed(manifest, keys, file_keys, publics)
+            manifests.append(manifest)
         _switch(sets, manifests)
-    return ShardSet.open(folder)
+    return ShardSet.open(folder, None if policy is None else keys)
 
 
 class NewSet(NamedTuple):
@@ -133,19 +154,23 @@ def _by_client(columns, order, samples, kept, clients, split):
     return np.concatenate([order[:kept][mixed], order[kept:]]), sizes
 
 
-def _write(new, names, columns, order, compression):
-    """Write the files of a set, and return its Manifest, which is written later."""
+def _write(new, names, columns, order, compression, file_keys):
+    """Write the files of a set, and return its Manifest, which is written later.
+
+    file_keys: with which they are sealed; None where they are not.
+    """
     entries, classes = [], ClassCounts(list(columns.values())[-1])
-    for file, (first, last, clients) in zip(names, new.parts()):
+    for number, (file, (first, last, clients)) in enumerate(zip(names, new.parts())):
         parts = {name: Part(values, first, last, order) for name, values in columns.items()}
         counted = classes.of_shard()
         list(parts.values())[-1].look = counted
-        digest, of_arrays = write_shard(new.folder / file, parts, compression)
+        key = file_keys and file_keys[number]
+        digest, of_arrays = write_shard(new.folder / file, parts, compression, key)
         entries.append(
             {"file": file, "samples": last - first, "sha256": digest, "arrays_sha256": of_arrays}
             | ({} if clients is None else {"clients": clients})
         )
-    if classes.found is not None:
+    if classes.found is not None and file_keys is None:  # who has no key is not told of classes either
         for entry, counted in zip(entries, classes.found):
             entry["samples_of_class"] = dict(sorted(counted.items()))
     named = getattr(list(columns.values())[-1], "classes", None)

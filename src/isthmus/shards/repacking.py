@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from isthmus.cures import explained
-from isthmus.errors import OutputError
+from isthmus.errors import OutputError, PolicyError
 from isthmus.files import check_folder
 from isthmus.shards.manifest import NAME
 from isthmus.shards.packing import pack_shards
@@ -22,8 +22,14 @@ def split_into_clients(
 
     A set that is there already is taken as it is: the folder's name tells the set and its split.
     clients, split: as in `pack_shards`. All samples go through a file beside `folder` once. Raises
-    ShardError for what cannot be split, OutputError where nothing can be written.
+    ShardError for what cannot be split, OutputError where nothing can be written, PolicyError for a set
+    with a policy, which would be lost.
     """
+    if shards.manifest.signatures is not None:
+        raise PolicyError(
+            f"{shards.folder}: has a policy, and a run that splits it into clients would pack it "
+            "without one; pack it with `isthmus pack --clients` where it was born"
+        )
     if not (folder / NAME).exists():
         check_folder(folder.parent, "name another run.folder")
         try:

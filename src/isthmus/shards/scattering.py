@@ -1,18 +1,26 @@
 """Shards to ranks, by plan: from a rank's own disk where it can, over MPI where it must."""
 
-import hashlib
 from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from os import PathLike
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from isthmus.errors import ShardError
+from isthmus.errors import PolicyError, ShardError
 from isthmus.links.agreement import broadcast_json, gather_json, require, together
 from isthmus.shards.batches import LocalSamples
 from isthmus.shards.cache import ShardCache, rows_of
 from isthmus.shards.manifest import Manifest
+from isthmus.shards.policy import (
+    Access,
+    admitted,
+    check_crossing,
+    check_places,
+    digest_of,
+    readers_among,
+)
 from isthmus.shards.shard_file import PIECE_NBYTES, ShardSet, rows_of_piece
 
 if TYPE_CHECKING:
@@ -46,6 +54,9 @@ def scatter_shards(
     plan: Placement,
     piece_nbytes: int = PIECE_NBYTES,
     cache: ShardCache | None = None,
+    *,
+    keys: str | PathLike[str] | None = None,
+    access: Access | None = None,
 ) -> LocalSamples:
     """Return this rank's LocalSamples, verified on arrival. Collective over `tiers.world`.
 
@@ -55,7 +66,11 @@ def scatter_shards(
     array compared with the manifest's digest on both sides. A rank without shards gets arrays of no
     rows.
     cache: where a rank that does not see the folder keeps what it gets, on every rank or on none: what
-    it has there, or another rank of its site, comes from there. Raises ShardError on every rank alike.
+    it has there, or another rank of its site, comes from there. Nothing of a sealed set is kept.
+    Raises ShardError on every rank alike.
+    keys: of a set with a policy, the folder of keys on each site's leader's host. Only ranks of sites
+    that may read a shard read it, send it and get it; PolicyError on every rank alike where the plan, or
+    who sees the folder, asks for anything else. access: what `admitted` gave this rank; None: ask it.
     """
     world = tiers.world
     sees = gather_json(world, shards is not None)
@@ -68,28 +83,34 @@ def scatter_shards(
     table = broadcast_json(world, shards and shards.manifest.model_dump(mode="json"), sees.index(True))
     manifest = Manifest.of(table, "manifest")
     together(world, lambda: _check_plan(manifest, shards, plan, world.size))
+    access = access or admitted(tiers, manifest, "manifest" if shards is None else shards.folder, keys)
+    together(world, lambda: check_places(tiers, manifest, plan.shards_of_rank, "the plan"))
+    if shards is not None:
+        shards = ShardSet(shards.folder, manifest, access)
     mine = plan.shards_of_rank[world.rank]
     arrays = together(world, lambda: room_for(manifest, mine))
     places = places_of(manifest, mine, arrays)
     held: list[list[int]] = [[] for _ in sees]
+    if manifest.sealed:
+        cache = None
     if cache is not None:
         together(world, lambda: cache.check(manifest))
         held = gather_json(
             world, [] if sees[world.rank] else _held(tiers, cache, manifest, plan, places)
         )
-    deliveries = [
-        delivery
-        for delivery in _deliveries(plan, sees, held, tiers.cluster.site_of_rank)
-        if world.rank in (delivery.source, delivery.target)
-    ]
+    everything = together(world, lambda: list(_deliveries(tiers.cluster, manifest, plan, sees, held)))
+    coming = {each.shard: each.source for each in everything if each.target == world.rank}
+    coming = {shard: source for shard, source in coming.items() if source is not None}
+    together(world, lambda: check_crossing(tiers, manifest, coming, world.rank))
+    deliveries = [each for each in everything if world.rank in (each.source, each.target)]
     received = together(
-        world, lambda: _deliver(world, shards, cache, manifest, deliveries, places, piece_nbytes)
+        world, lambda: _deliver(world, shards, cache, manifest, access, deliveries, places, piece_nbytes)
     )
     if cache is not None and not sees[world.rank]:
         for shard in mine:
             if shard not in held[world.rank]:
                 cache.keep(manifest, shard, places)
-    return LocalSamples(arrays, received, tuple(mine), manifest)
+    return LocalSamples(arrays, received, tuple(mine), manifest, access=access)
 
 
 def _held(tiers, cache, manifest, plan, places):
@@ -103,7 +124,7 @@ def _held(tiers, cache, manifest, plan, places):
     return found
 
 
-def _deliver(world, shards, cache, manifest, deliveries, places, piece_nbytes):
+def _deliver(world, shards, cache, manifest, access, deliveries, places, piece_nbytes):
     """Carry out this rank's share of the deliveries, in the order that all ranks have in common;
     return the bytes that came over MPI.
 
@@ -118,8 +139,8 @@ def _deliver(world, shards, cache, manifest, deliveries, places, piece_nbytes):
                 reader = _Cache(cache, manifest) if delivery.cached else shards
                 _send(world, reader, delivery, piece_nbytes)
             else:
-                received += _receive(world, manifest, delivery, places, piece_nbytes)
-        except ShardError as caught:
+                received += _receive(world, manifest, access, delivery, places, piece_nbytes)
+        except (ShardError, PolicyError) as caught:
             problem = problem or caught
     if problem is not None:
         raise problem
@@ -182,7 +203,7 @@ def _send(world, shards, delivery, piece_nbytes):
                     world.Send(np.ones(1, np.uint8), delivery.target)
                     sent = world.Isend(piece.reshape(-1).view(np.uint8), delivery.target), piece
                 world.Send(np.ones(1, np.uint8), delivery.target)
-    except ShardError:
+    except (ShardError, PolicyError):
         world.Send(np.zeros(1, np.uint8), delivery.target)
         raise
     finally:
@@ -190,7 +211,7 @@ def _send(world, shards, delivery, piece_nbytes):
             sent[0].Wait()
 
 
-def _receive(world, manifest, delivery, places, piece_nbytes):
+def _receive(world, manifest, access, delivery, places, piece_nbytes):
     """Receive a shard's arrays straight into their places; return their bytes.
 
     What arrives wrong is told after all that is on its way has come; a sender that has failed sends
@@ -198,7 +219,8 @@ def _receive(world, manifest, delivery, places, piece_nbytes):
     """
     shard, changed, received = manifest.shards[delivery.shard], [], 0
     for name in manifest.arrays:
-        digest, well, first = hashlib.sha256(), np.zeros(1, np.uint8), 0
+        digest = digest_of(manifest, access, delivery.shard, name)
+        well, first = np.zeros(1, np.uint8), 0
         for rows in [*_sizes(manifest, delivery.shard, name, piece_nbytes), 0]:
             world.Recv(well, delivery.source)
             if not well[0]:
@@ -229,25 +251,29 @@ def _sizes(manifest, shard, name, piece_nbytes):
     return [min(rows, samples - first) for first in range(0, samples, rows)]
 
 
-def _deliveries(plan, sees, held, site_of_rank):
+def _deliveries(cluster, manifest, plan, sees, held):
     """Yield every delivery, in one order for all ranks; readers take turns in sending.
 
     held: the shards that each rank has in its cache: what the target has is no delivery, and what
-    another rank of its site has is from there.
+    another rank of its site has is from there. Only ranks of sites that may read a shard send it:
+    PolicyError where none of them sees the folder.
     """
-    readers = [rank for rank, can in enumerate(sees) if can]
-    turn = 0
+    site_of_rank = cluster.site_of_rank
+    turn = -1
     for target, shards in enumerate(plan.shards_of_rank):
-        source = None
-        if not sees[target]:
-            source, turn = readers[turn % len(readers)], turn + 1
+        turn += not sees[target]
         mates = [rank for rank, site in enumerate(site_of_rank) if site == site_of_rank[target]]
         for shard in shards:
             if shard in held[target]:
                 continue
-            mate = next((rank for rank in mates if source is not None and shard in held[rank]), None)
+            if sees[target]:
+                yield Delivery(shard, None, target)
+                continue
+            mate = next((rank for rank in mates if shard in held[rank]), None)
             if mate is None:
-                yield Delivery(shard, source, target)
+                able = [rank for rank, can in enumerate(sees) if can]
+                able = readers_among(cluster, manifest, shard, able, target)
+                yield Delivery(shard, able[turn % len(able)], target)
             else:
                 yield Delivery(shard, mate, target, cached=True)
 

@@ -3,19 +3,22 @@
 import hashlib
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from isthmus.cures import explained
 from isthmus.errors import ShardError
-from isthmus.files import open_plain, write_bytes
+from isthmus.files import open_plain, replacing
 from isthmus.hdf5_files import hdf5_bytes
+from isthmus.security.at_rest import DamagedError
 from isthmus.shards.claims import check_claim
 from isthmus.shards.manifest import Array, Manifest, Shard
+from isthmus.shards.policy import Access, access_of, digest_of
 
 if TYPE_CHECKING:  # read by whoever opens a file
     import h5py
@@ -27,21 +30,32 @@ FILTERS = {1: "gzip", 2: "shuffle", 3: "fletcher32", 32004: "lz4", 32015: "zstd"
 """HDF5 filters that a shard may have; a file that asks for another is refused."""
 
 
+FETCH = "fetch the file again, or pack the data again"
+
+
 class ShardSet:
     """A folder of shards, as its manifest tells it.
 
     names, samples, nbytes: tuples with one entry a shard: file name, samples, and bytes of the
     decoded arrays (what a rank holds in memory, and what travels). arrays: name -> (shape of a
-    sample, dtype), in the order in which batches give them.
+    sample, dtype), in the order in which batches give them. access: what this process may read of a set
+    with a policy; None where that has not been verified, or there is none.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], manifest: Manifest):
-        self.folder, self.manifest = Path(folder), manifest
+    def __init__(self, folder: str | os.PathLike[str], manifest: Manifest, access: Access | None = None):
+        self.folder, self.manifest, self.access = Path(folder), manifest, access
 
     @classmethod
-    def open(cls, folder: str | os.PathLike[str]) -> Self:
-        """Open a packed folder; ShardError if it has no manifest or a wrong one."""
-        return cls(folder, Manifest.read(folder))
+    def open(cls, folder: str | os.PathLike[str], keys: str | os.PathLike[str] | None = None) -> Self:
+        """Open a packed folder; ShardError if it has no manifest or a wrong one.
+
+        keys: the folder of keys with which the set's policy is verified, where it has one: PolicyError
+        if that is not what its origins have signed. Without, nothing is read of a set with a policy.
+        """
+        manifest = Manifest.read(folder)
+        if manifest.signatures is None or keys is None:
+            return cls(folder, manifest)
+        return cls(folder, manifest, access_of(manifest, folder, keys))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -55,6 +69,26 @@ class ShardSet:
     def nbytes(self) -> tuple[int, ...]:
         sample = sum(array.sample_nbytes for array in self.manifest.arrays.values())
         return tuple(shard.samples * sample for shard in self.manifest.shards)
+
+    @property
+    def readers(self) -> tuple[frozenset[str], ...] | None:
+        """The sites that may read each shard; None where the set has no policy.
+
+        SecurityError where its policy has not been verified.
+        """
+        if self.manifest.signatures is None:
+            return None
+        if self.access is None:
+            access_of(self.manifest, self.folder, None)
+        return tuple(frozenset(shard.readers or ()) for shard in self.manifest.shards)
+
+    @property
+    def readable(self) -> Iterator[int]:
+        """The numbers of the shards that this process may read."""
+        manifest, access = self.manifest, self.access
+        for number in range(len(manifest.shards)):
+            if manifest.signatures is None or (access and access.may_read(manifest, number)):
+                yield number
 
     @property
     def packed_nbytes(self) -> int:
@@ -98,23 +132,44 @@ class ShardSet:
     def opened(self, number: int) -> "Iterator[OpenShard]":
         """Give shard `number` as an OpenShard; ShardError unless its file is what the manifest says.
 
-        HDF5 sees no byte of a file before the digest of all of them is the manifest's.
+        HDF5 sees no byte of a file before the digest of all of them is the manifest's. PolicyError where
+        this process may not read it.
         """
         import h5py
 
-        with self._whole(number) as plain:
-            shard, stored = self.manifest.shards[number], os.fstat(plain.fileno()).st_size
+        if self.manifest.signatures is not None:
+            access = self.access or access_of(self.manifest, self.folder, None)
+            access.require(self.manifest, number, self.folder / self.names[number])
+        shard, path = self.manifest.shards[number], str(self.folder / self.names[number])
+        with self._whole(number) if shard.sealed is None else self._unsealed(number) as plain:
+            stored = plain.seek(0, os.SEEK_END)
             sample = sum(array.sample_nbytes for array in self.manifest.arrays.values())
-            check_claim(plain.name, shard.samples * sample, stored)
+            check_claim(path, shard.samples * sample, stored)
             try:
                 file = h5py.File(plain, "r")
             except OSError as problem:
                 raise ShardError(
-                    f"{plain.name}: cannot be opened as HDF5: "
-                    f"{explained(problem, 'pack the data again')}"
+                    f"{path}: cannot be opened as HDF5: {explained(problem, 'pack the data again')}"
                 ) from None
             with file:
-                yield OpenShard(file, plain.name, shard, self.manifest.arrays, stored)
+                digest_of_array = partial(digest_of, self.manifest, self.access, number)
+                yield OpenShard(file, path, shard, self.manifest.arrays, stored, digest_of_array)
+
+    def _unsealed(self, number):
+        """Return the content of the sealed file of shard `number`, in memory alone.
+
+        Its segments tell what the SHA-256 of the file would: the key is one that its origin has signed.
+        """
+        path = self.folder / self.names[number]
+        try:
+            with open_plain(path) as file:
+                return self.access.file_keys[number].open(file, os.fstat(file.fileno()).st_size)
+        except OSError as problem:
+            raise ShardError(f"{path}: cannot be read: {explained(problem, FETCH)}") from None
+        except DamagedError as problem:
+            raise ShardError(
+                f"{path}: {problem}: the file is cut, damaged or of another set; {FETCH}"
+            ) from None
 
     def _whole(self, number):
         """Return the open file of shard `number`, which has the SHA-256 that the manifest says."""
@@ -124,8 +179,7 @@ class ShardSet:
             file = open_plain(path)
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as problem:
-            fetch = "fetch the file again, or pack the data again"
-            raise ShardError(f"{path}: cannot be read: {explained(problem, fetch)}") from None
+            raise ShardError(f"{path}: cannot be read: {explained(problem, FETCH)}") from None
         if digest != shard.sha256:
             file.close()
             raise ShardError(
@@ -139,15 +193,21 @@ class OpenShard:
     """One shard's file, whole as a file: its arrays piece by piece, against the manifest's digests."""
 
     def __init__(
-        self, file: "h5py.File", path: str, shard: Shard, arrays: dict[str, Array], stored_nbytes: int
+        self,
+        file: "h5py.File",
+        path: str,
+        shard: Shard,
+        arrays: dict[str, Array],
+        stored_nbytes: int,
+        digest_of_array: Callable[[str], Any],
     ):
         self.file, self.path, self.shard, self.arrays = file, path, shard, arrays
-        self.stored_nbytes = stored_nbytes
+        self.stored_nbytes, self.digest_of_array = stored_nbytes, digest_of_array
 
     def pieces(self, name: str, piece_nbytes: int = PIECE_NBYTES) -> Iterator[np.ndarray]:
         """Yield the rows of array `name` as `ShardSet.pieces` does."""
         array, samples = self.arrays[name], self.shard.samples
-        digest, rows = hashlib.sha256(), rows_of_piece(array, piece_nbytes)
+        digest, rows = self.digest_of_array(name), rows_of_piece(array, piece_nbytes)
         try:
             dataset = self._dataset(name, (samples, *array.shape), np.dtype(array.dtype))
             for first in range(0, samples, rows):
@@ -196,12 +256,13 @@ def rows_of_piece(array, piece_nbytes):
     return max(1, piece_nbytes // max(array.sample_nbytes, 1))
 
 
-def write_shard(path, parts, compression):
+def write_shard(path, parts, compression, file_key=None):
     """Write one shard file whole or not at all; return its SHA-256 and those of its arrays.
 
     parts: name -> Part. The same rows, the same bytes. Held at a time: the file, twice, and a piece.
+    file_key: what the file is sealed with; the digests of arrays are then HMACs, and no bytes the same.
     """
-    digests = {name: hashlib.sha256() for name in parts}
+    digests = {name: file_key.digest(name) if file_key else hashlib.sha256() for name in parts}
 
     def fill(file):
         for name, part in parts.items():
@@ -222,10 +283,12 @@ def write_shard(path, parts, compression):
                     dataset[first : first + len(piece)] = piece
 
     content = hdf5_bytes(fill, sum(part.samples * part.sample_nbytes for part in parts.values()))
-    write_bytes(path, content)
-    return hashlib.sha256(content).hexdigest(), {
-        name: digest.hexdigest() for name, digest in digests.items()
-    }
+    whole = hashlib.sha256()
+    with replacing(path) as beside, open(beside, "wb") as file:
+        for piece in [content] if file_key is None else file_key.seal(content):
+            whole.update(piece)
+            file.write(piece)
+    return whole.hexdigest(), {name: digest.hexdigest() for name, digest in digests.items()}
 
 
 def _filters(compression):
