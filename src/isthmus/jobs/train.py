@@ -34,6 +34,7 @@ from isthmus.recovery.faults import Faults
 from isthmus.recovery.handover import adapted
 from isthmus.spare import if_possible
 from isthmus.training import checkpoint
+from isthmus.training.residuals import ResidualSeal
 from isthmus.training.validation import Validation
 from isthmus.watching.journal import Journal
 from isthmus.watching.links import counted_links
@@ -101,6 +102,7 @@ class Job:
         self.leads = tiers.world.rank == tiers.home
         self.path = path
         self.record = Recording(tiers, settings.security, path)
+        self.seal = ResidualSeal.of(tiers, settings.security.keys_of_links)
         folder = RunFolder(path, self.record.chained) if self.leads else None
         self.account = Account(tiers, settings, plan, training, folder, journal.tell)
         self.agree, self.within_duties = None, False  # where the run goes on without ranks that die
@@ -327,7 +329,7 @@ class Job:
         if self.validation is not None:
             notes, arrays = notes | {"validation": self.validation.to_json()}, self.validation.arrays()
         path = self.path / "checkpoint.h5"
-        checkpoint.write_checkpoint(path, self.training, self.identity, notes, arrays)
+        checkpoint.write_checkpoint(path, self.training, self.identity, notes, arrays, self.seal)
         self.journal.checkpoint = self.training.state.step
         self.record.state(self.account.folder, self.training.state.step)
         self.tell(f"step {self.training.state.step}: checkpoint written")
@@ -338,16 +340,15 @@ class Job:
         arrays = {} if self.validation is None else self.validation.arrays()
         adapt = partial(adapted, now=loads(dumps(self.identity)))
         path = self.path / "checkpoint.h5"
-        notes = checkpoint.read_checkpoint(path, self.training, self.identity, arrays, adapt)
+        notes = checkpoint.read_checkpoint(path, self.training, self.identity, arrays, adapt, self.seal)
         if self.validation is not None:
             self.validation.load(notes["validation"])
         require(
             world,
             state.step <= recipe.total_steps,
             CheckpointError,
-            f"{self.path / 'checkpoint.h5'}: is of step {state.step}, and training.epochs = "
-            f"{recipe.epochs} ends at step {recipe.total_steps}; give "
-            f"{-(-state.step // recipe.steps)} epochs or more",
+            f"{path}: is of step {state.step}, and training.epochs = {recipe.epochs} ends at step "
+            f"{recipe.total_steps}; give {-(-state.step // recipe.steps)} epochs or more",
         )
         last = state.step == recipe.total_steps or self.ends_early
         found = together(

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from isthmus.devices import to_host
+from isthmus.training.residuals import MEMORY
 
 if TYPE_CHECKING:
     from isthmus.training.loop import Training
 
-MEMORY, SENT = "/memory", "/sent_to_sites"
+SENT = "/sent_to_sites"
 
 
 def came_from(before: Sequence[Sequence[Any]], now: Sequence[Sequence[Any]]) -> list[int | None]:
