@@ -1,11 +1,11 @@
 """The report of a stream of requests: predicted beside measured, and rules of dispatch side by side."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 
 from isthmus.errors import SettingsError
+from isthmus.json_text import loads
 from isthmus.pages.answer_words import activations_in_words
 from isthmus.pages.page import chart, legend_above, milliseconds, relative, write_page
 from isthmus.picture_style import COLOURS, DASHES, HATCHES
@@ -22,7 +22,7 @@ def write_answers_report(folder):
     """
     path = Path(folder) / SUMMARY
     try:
-        made = json.loads(path.read_text(encoding="utf-8"))
+        made = loads(path.read_text(encoding="utf-8"))
         values = {"made": made, "headline": _headline(made), "rules": _rules(made)}
         values |= {"terms": _terms(made), "words": _words(made), "pictures": _pictures(made)}
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
