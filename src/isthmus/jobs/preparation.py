@@ -20,10 +20,10 @@ from isthmus.jobs.sites import with_own_paths
 from isthmus.links.agreement import from_root, gather_json, require, together
 from isthmus.links.tiers import tiers_of_rank_0
 from isthmus.planning.plan import Plan
+from isthmus.shards.access import admitted
 from isthmus.shards.batches import LocalSamples
 from isthmus.shards.cache import ShardCache
 from isthmus.shards.manifest import Manifest
-from isthmus.shards.policy import admitted
 from isthmus.shards.scattering import scatter_shards
 from isthmus.shards.shard_file import ShardSet
 from isthmus.testbed import on_testbed

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from isthmus.links.agreement import gather_json, ranks_where, together
+from isthmus.shards.access import able_to_hold
 from isthmus.shards.batches import LocalSamples
-from isthmus.shards.policy import able_to_hold
 from isthmus.shards.scattering import places_of, room_for, scatter_shards
 from isthmus.shards.shard_file import ShardSet
 

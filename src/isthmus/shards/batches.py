@@ -10,8 +10,8 @@ from isthmus.quantities import whole
 from isthmus.vectors import part_bounds
 
 if TYPE_CHECKING:  # a manifest is checked by what not every machine has
+    from isthmus.shards.access import Access
     from isthmus.shards.manifest import Manifest
-    from isthmus.shards.policy import Access
     from isthmus.shards.scale import Scale
 
 

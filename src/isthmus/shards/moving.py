@@ -4,8 +4,8 @@ import numpy as np
 
 from isthmus.errors import ShardError
 from isthmus.links.agreement import together
+from isthmus.shards.access import check_crossing, check_places, digest_of
 from isthmus.shards.batches import LocalSamples
-from isthmus.shards.policy import check_crossing, check_places, digest_of
 from isthmus.shards.scattering import PIECE_NBYTES, places_of, room_for
 from isthmus.shards.shard_file import rows_of_piece
 

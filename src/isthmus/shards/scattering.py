@@ -10,10 +10,7 @@ import numpy as np
 
 from isthmus.errors import PolicyError, ShardError
 from isthmus.links.agreement import broadcast_json, gather_json, require, together
-from isthmus.shards.batches import LocalSamples
-from isthmus.shards.cache import ShardCache, rows_of
-from isthmus.shards.manifest import Manifest
-from isthmus.shards.policy import (
+from isthmus.shards.access import (
     Access,
     admitted,
     check_crossing,
@@ -21,6 +18,9 @@ from isthmus.shards.policy import (
     digest_of,
     readers_among,
 )
+from isthmus.shards.batches import LocalSamples
+from isthmus.shards.cache import ShardCache, rows_of
+from isthmus.shards.manifest import Manifest
 from isthmus.shards.shard_file import PIECE_NBYTES, ShardSet, rows_of_piece
 
 if TYPE_CHECKING:

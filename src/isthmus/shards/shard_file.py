@@ -16,9 +16,9 @@ from isthmus.errors import ShardError
 from isthmus.files import open_plain, replacing
 from isthmus.hdf5_files import hdf5_bytes
 from isthmus.security.at_rest import DamagedError
+from isthmus.shards.access import Access, access_of, digest_of
 from isthmus.shards.claims import check_claim
 from isthmus.shards.manifest import Array, Manifest, Shard
-from isthmus.shards.policy import Access, access_of, digest_of
 
 if TYPE_CHECKING:  # read by whoever opens a file
     import h5py
