@@ -11,12 +11,19 @@ import tomli_w
 from clusters import cluster_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mpi4py import MPI
+from test_rebalancing import lab as run_lab
 
 import isthmus
 from isthmus.cli.main import main
 from isthmus.errors import PlanError, PolicyError, SecurityError
+from isthmus.jobs import preparation
 from isthmus.jobs.preparation import place_data
 from isthmus.jobs.settings import RunSettings
+from isthmus.jobs.train import train
+from isthmus.jobs.using import evaluate_run
+from isthmus.jobs.verifying import verify_steps
+from isthmus.links.agreement import from_root, gather_json
 from isthmus.links.in_process import in_threads, tiers_in_process
 from isthmus.planning.programme.objectives import OBJECTIVES
 from isthmus.planning.replanning import Replanner
@@ -25,6 +32,7 @@ from isthmus.shards.adopting import adopt_shards
 from isthmus.shards.cache import ShardCache
 from isthmus.shards.moving import move_shards
 from isthmus.shards.repacking import split_into_clients
+from isthmus.training.checkpoint_file import CHECKPOINT
 
 pytest.importorskip("cryptography")
 
@@ -140,6 +148,10 @@ def test_a_policy_is_verified_by_the_key_that_is_known_and_no_other(lab, tmp_pat
     shutil.copy(lab / "keys" / "site1.pub", keys)
     shards = isthmus.ShardSet.open(lab / "some", keys=keys)  # who may plan, and read nothing
     assert (len(shards.readers), list(shards.readable)) == (SHARDS, [])
+    allowed = shards.allowed(isthmus.Cluster(cluster_of(2, 1)))
+    assert allowed == {number: [0, 1, 2] if number < 3 else [2] for number in range(SHARDS)}
+    placed = isthmus.allocate_shards(shards.samples, [1.0, 1.0, 9.0], allowed=allowed).rank_of_shard
+    assert all(rank in allowed[number] for number, rank in enumerate(placed))
     with pytest.raises(PolicyError, match="has a policy, and a run that splits it"):
         split_into_clients(shards, tmp_path / "clients", 3, None, 2)
 
@@ -316,3 +328,65 @@ def test_the_sets_of_a_run_are_placed_where_they_were_born(tmp_path):
         placed_data(plan={"pinned": {"0": "site0"}}, **keys)
     with pytest.raises(SecurityError, match="name the folder of keys"):
         placed_data()
+
+
+def pack_again(folder, keys):
+    """Pack the sets of a run anew, sealed, for site1 alone but for half of the training shards."""
+    for site in ("site0", "site1"):
+        make_keys(keys, site)
+    half = {"numbers": [*range(30)], "readers": ["site0", "site1"]}
+    for part, policy in (("train", EDGE | {"shards": [half]}), ("test", EDGE)):
+        shards = isthmus.ShardSet.open(folder / part)
+        whole = [shards.read(number) for number in range(len(shards.samples))]
+        columns = {name: np.concatenate([each[name] for each in whole]) for name in shards.arrays}
+        more = {"overwrite": True, "policy": policy, "keys": keys, "sealed": True}
+        isthmus.pack_shards(columns, folder / part, len(whole), **more)
+
+
+@pytest.mark.slow
+@pytest.mark.ranks(4)
+def test_a_run_keeps_its_training_and_test_shards_and_residuals(comm, shared_folder, monkeypatch):
+    """The edge sees the folder, and what the cloud may read comes to it over a sealed link."""
+    path = run_lab(comm, shared_folder, plan={"replan": False}, cluster={"compute": "real"})
+    text = path.read_text() + '\n[security]\nlink = "sealed"\nkeys = "keys"\n'
+    from_root(comm, lambda: pack_again(shared_folder / "data", shared_folder / "keys"))
+    from_root(comm, lambda: path.write_text(text) and None)
+
+    class Blind(type(path)):
+        def is_dir(self):
+            return False
+
+    def train_where(sees, **more):
+        with monkeypatch.context() as blind:
+            if not sees:
+                blind.setattr(preparation, "Path", Blind)
+            return train(comm, path, lambda *told: None, **more)
+
+    kept = []
+    really = preparation.scatter_shards
+
+    def scatter(*arguments, **more):
+        kept.append(really(*arguments, **more))
+        return kept[-1]
+
+    monkeypatch.setattr(preparation, "scatter_shards", scatter)
+    summary = train_where(comm.rank >= 2, name="mine")
+    of_rank = gather_json(comm, [list(local.shards) for local in kept])
+    assert [other for _, other in of_rank[:2]] == [[], []]
+    cloud = [*of_rank[0][0], *of_rank[1][0]]
+    assert len(cloud) > 10
+    assert max(cloud) < 30
+    assert sorted([*cloud, *of_rank[2][0], *of_rank[3][0]]) == [*range(60)]
+    again = train_where(comm.rank >= 2, resume=shared_folder / "runs/mine")
+    assert again["parameter_hash"] == summary["parameter_hash"]
+    with pytest.raises(PolicyError, match=r"of those that do, 'site0', none may read it, says 'site1'"):
+        train_where(comm.rank < 2, name="other")
+    if comm.rank:
+        return
+    _, table = CHECKPOINT.read(shared_folder / "runs/mine/checkpoint.h5")
+    assert len(table["sealed"]) == 2  # one a site
+    assert verify_steps(shared_folder / "runs/mine")["parameter_hash"] == summary["parameter_hash"]
+    with pytest.raises(SecurityError, match="name the folder of keys"):
+        evaluate_run(MPI.COMM_SELF, shared_folder / "runs/mine")
+    found = evaluate_run(MPI.COMM_SELF, shared_folder / "runs/mine", keys=shared_folder / "keys")
+    assert found["samples"] == 60

@@ -1,8 +1,7 @@
 """Bytes at rest that only some sites can open: keys of files wrapped for sites, and content in segments.
 
-A file has a key of its own, which is wrapped for each site that may open it, much as HPKE (RFC 9180)
-does: an X25519 key pair for this once, HKDF-SHA256 of what it shares with the site's key, and
-AES-256-GCM. Content is AES-256-GCM in segments, by STREAM (Hoang et al. 2015,
+A file has a key of its own, which is wrapped for each site that may open it, by HPKE (RFC 9180) with
+X25519, HKDF-SHA256 and AES-256-GCM. Content is AES-256-GCM in segments, by STREAM (Hoang et al. 2015,
 doi:10.1007/978-3-662-47989-6_24) as age has it: the nonce is a segment's number and whether it is the
 last, so that none can be left out, put elsewhere or cut off. All primitives are those of `cryptography`.
 """
@@ -20,7 +19,6 @@ KEY_NBYTES, TAG_NBYTES = 32, 16
 SEGMENT_NBYTES = 1 << 18
 HEAD = b"isthmus sealed 1"
 """What a sealed file begins with."""
-WRAPPED_NBYTES = 2 * KEY_NBYTES + TAG_NBYTES
 
 
 class DamagedError(Exception):
@@ -40,24 +38,16 @@ def derived(secret: bytes, info: bytes, salt: bytes = b"") -> bytes:
 
 def wrap(key: bytes, site: str, public: bytes, purpose: bytes) -> bytes:
     """Return `key` so that only `site`, whose X25519 public key is `public`, gets it back; 80 bytes."""
-    x25519 = library().asymmetric.x25519
-    once = x25519.X25519PrivateKey.generate()
-    shared = once.exchange(x25519.X25519PublicKey.from_public_bytes(public))
-    sender = once.public_key().public_bytes_raw()
-    info = _wrapping(site, purpose)
-    return sender + _aead(derived(shared, info, sender + public)).encrypt(bytes(12), key, info)
+    theirs = library().asymmetric.x25519.X25519PublicKey.from_public_bytes(public)
+    return _suite().encrypt(key, theirs, _wrapping(site, purpose))
 
 
 def unwrap(wrapped: bytes, site: str, private: Any, purpose: bytes) -> bytes:
     """Return the key that was wrapped for `site`, whose X25519 key is `private`; else DamagedError."""
     from cryptography.exceptions import InvalidTag
 
-    x25519 = library().asymmetric.x25519
-    sender, info = wrapped[:KEY_NBYTES], _wrapping(site, purpose)
     try:
-        shared = private.exchange(x25519.X25519PublicKey.from_public_bytes(sender))
-        key = derived(shared, info, sender + private.public_key().public_bytes_raw())
-        return _aead(key).decrypt(bytes(12), wrapped[KEY_NBYTES:], info)
+        return _suite().decrypt(wrapped, private, _wrapping(site, purpose))
     except (InvalidTag, ValueError):
         raise DamagedError("is wrapped for another key") from None
 
@@ -137,6 +127,12 @@ def _nonce(number, last):
 
 def _aead(key):
     return library().ciphers.aead.AESGCM(key)
+
+
+def _suite():
+    from cryptography.hazmat.primitives import hpke
+
+    return hpke.Suite(hpke.KEM.X25519, hpke.KDF.HKDF_SHA256, hpke.AEAD.AES_256_GCM)
 
 
 def _wrapping(site, purpose):

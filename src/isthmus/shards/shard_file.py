@@ -23,6 +23,8 @@ from isthmus.shards.manifest import Array, Manifest, Shard
 if TYPE_CHECKING:  # read by whoever opens a file
     import h5py
 
+    from isthmus.cluster.cluster import Cluster
+
 CHUNK_NBYTES = 256 * 1024
 PIECE_NBYTES = 4 << 20
 """Bytes that are read, or sent, at a time: a rank that receives holds its samples and at most two."""
@@ -81,6 +83,17 @@ class ShardSet:
         if self.access is None:
             access_of(self.manifest, self.folder, None)
         return tuple(frozenset(shard.readers or ()) for shard in self.manifest.shards)
+
+    def allowed(self, cluster: "Cluster") -> dict[int, list[int]] | None:
+        """Return {shard: ranks that may hold it} for `allocate_shards`; None where there is no policy."""
+        readers = self.readers
+        if readers is None:
+            return None
+        names = [cluster.names[site] for site in cluster.site_of_rank]
+        return {
+            number: [rank for rank, name in enumerate(names) if name in sites]
+            for number, sites in enumerate(readers)
+        }
 
     @property
     def readable(self) -> Iterator[int]:
