@@ -85,7 +85,7 @@ class ShardSet:
         return tuple(frozenset(shard.readers or ()) for shard in self.manifest.shards)
 
     def allowed(self, cluster: "Cluster") -> dict[int, list[int]] | None:
-        """Return {shard: ranks that may hold it} for `allocate_shards`; None where there is no policy."""
+        """Return {shard: ranks that may hold it} for `allocate_shards`; None if there is no policy."""
         readers = self.readers
         if readers is None:
             return None
