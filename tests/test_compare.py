@@ -12,7 +12,8 @@ from isthmus.cli import main as cli
 from isthmus.errors import SettingsError
 from isthmus.pages.compare import compare, differences
 from isthmus.pages.comparison_pictures import look
-from isthmus.pages.comparison_words import comparison_table, fastest, parameter_words
+from isthmus.pages.comparison_words import comparison_table, facts, fastest, parameter_words
+from isthmus.pages.report import write_report
 from isthmus.picture_style import HATCHES
 
 
@@ -198,3 +199,56 @@ def test_a_run_is_the_fastest_only_beyond_the_spread_of_steps(medians, quartiles
 def test_what_is_not_finite_is_null_in_an_answer(capsys):
     cli.answer(True, {"loss": np.float32("nan"), "steps": np.int64(3), "most": [float("inf")]}, "")
     assert capsys.readouterr().out == '{"loss": null, "steps": 3, "most": [null]}\n'
+
+
+def test_a_report_and_a_comparison_tell_who_could_read_what_and_what_is_told_of_samples(tmp_path):
+    folders = [write_run(tmp_path / name) for name in ("plain", "private", "masked", "robust")]
+    changes = [
+        {},
+        {"security": {"link": "sealed", "record": "signed"}},
+        {"security": {"link": "sealed"}, "privacy": {"secure_sum": "reveal", "bits": 8}},
+        {"allreduce": {"algorithm": "hierarchical", "compressor": None, "combine": "median"}},
+    ]
+    for folder, change in zip(folders, changes):
+        table = json.loads((folder / "run.json").read_text())
+        table["settings"] |= change
+        if folder.name == "private":
+            table["privacy"] = {
+                "unit": "sample",
+                "epsilon": 2.98,
+                "delta": 1e-5,
+                "accountant": "pld",
+                "conversion": "never too small",
+                "epsilon_by_rdp": 3.4,
+                "adjacency": "add or remove one sample",
+                "sampling": "Poisson",
+                "sampling_probability": 0.064,
+                "steps": 234,
+                "noise": 1.62,
+                "clip": 0.5,
+                "epsilon_of_all_runs": 4.5,
+                "budget": 8.0,
+            }
+        (folder / "run.json").write_text(json.dumps(table))
+    pages = ["".join(Page(write_report(folder).read_text()).shown) for folder in folders]
+    assert "were clear: who reads packets" in pages[0]
+    assert "epsilon" not in pages[0]
+    assert "by the site that takes it: site0 that of site1; site1 that of site0." in pages[0]
+    for part in (
+        "were sealed",
+        "epsilon 2.98 at delta 1e-05 (pld: never too small; by Renyi divergences 3.4)",
+        "add or remove one sample",
+        "Poisson, with probability 0.064 in each of 234 steps; noise 1.62, clip 0.5",
+        "4.5 of a budget of 8",
+        "The record is signed",
+    ):
+        assert part in pages[1], part
+    assert "(“reveal”, 8 bits an entry): site0, the hub, read their sum" in pages[2]
+    assert "made the “median” of them" in pages[3]
+    told = compare(folders)
+    rows = dict(facts(told["runs"]))
+    assert rows["epsilon"] == ["–", "2.98 at 1e-05, pld", "–", "–"]
+    assert rows["links"] == ["clear", "sealed", "sealed", "clear"]
+    assert rows["sums"] == ["sum", "sum", "masked, 8 bits", "median"]
+    assert json.loads(json.dumps(told)) == told
+    assert not {"epsilon", "sums", "links"} & set(dict(facts(told["runs"][:1])))

@@ -13,6 +13,7 @@ from isthmus.json_text import dumps
 from isthmus.pages.comparison_pictures import draw_comparison
 from isthmus.pages.comparison_words import best, facts, in_words, link_rows, parameter_words, term_rows
 from isthmus.pages.page import write_page
+from isthmus.pages.protection import protection_of
 
 LETTERS = "ABCDEFGHIJKL"  # what runs are called on the page; curves of more could not be told apart
 NOT_COMPARED = ("run.folder", "run.report_every")  # change nothing that a run comes to
@@ -93,6 +94,7 @@ def outcome(letter, run):
             for name, each, other in run.terms
         },
         "links": run.summary["links"],
+        "protection": protection_of(run),
         "link_nbytes": run.link_nbytes,
         "parameter_hash": run.summary["parameter_hash"],
     }

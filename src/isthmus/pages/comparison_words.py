@@ -5,6 +5,7 @@ import math
 from isthmus.folders.metrics import HIGHER_IS_BETTER, judged_by, metric_in_words
 from isthmus.json_text import dumps
 from isthmus.pages.page import milliseconds, relative
+from isthmus.pages.protection import protection_rows
 from isthmus.terminal import table_of
 
 
@@ -122,6 +123,7 @@ def facts(runs):
                 else "differ"
             ),
         ),
+        *protection_rows(runs),
         row("parameters", lambda run: run["parameter_hash"][:8]),
     ]
 

@@ -15,6 +15,7 @@ from isthmus.pages.exchanges import exchange_table, ways_in_words
 from isthmus.pages.furthest_off import furthest_off
 from isthmus.pages.page import milliseconds, relative, write_page
 from isthmus.pages.participation import participation_words
+from isthmus.pages.protection import protection_words
 from isthmus.pages.timeline import timeline
 
 SENTENCES = 12  # on what more of something would save; more are not read
@@ -40,6 +41,7 @@ def write_report(folder):
         plan_words=[*strategy_words(run), *participation_words(run), *plan_words(run)],
         price_words=price_words(run),
         replica_words=replica_words(run),
+        protection=protection_words(run),
         environment=environment(run),
         settings=dumps(run.settings, indent=2),
         paced=[what for what in ("links", "compute") if run.settings["cluster"][what] == "paced"],
