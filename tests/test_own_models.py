@@ -581,3 +581,74 @@ def test_mean_buffers_are_those_of_all_samples(comm, shared_folder):
     model.set_buffers(means)
     take_stored(model, kept)
     assert model.buffers()["2.num_batches_tracked"] == 3 + comm.rank
+
+
+SAMPLED = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, classes=3):
+        super().__init__()
+        self.first, self.norm, self.last = nn.Linear(8, 12), nn.GroupNorm(3, 12), nn.Linear(12, classes)
+        self.never = nn.Parameter(torch.zeros(2))
+        self.frozen = nn.Parameter(torch.ones(12), requires_grad=False)
+
+    def forward(self, x):
+        return self.last(torch.relu(self.norm(self.first(x)))) * self.frozen[:1]
+
+def half(scores, targets):
+    return nn.functional.cross_entropy(scores, targets, label_smoothing=0.1)
+
+def branches(scores, targets):
+    return scores.mean() if float(scores.sum()) > 0 else scores.sum()
+
+def tokens():
+    return nn.Sequential(nn.Embedding(9, 5), nn.Flatten(), nn.Linear(10, 3))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", ["cross_entropy", "mse", "nets:half"])
+def test_gradients_of_samples_are_clipped_as_if_each_were_alone(tmp_path, loss, monkeypatch):
+    arguments = {"classes": 1} if loss == "mse" else {}
+    model = made(tmp_path, "nets:Net", SAMPLED, loss=loss, arguments=arguments)
+    features, targets = batch(9)
+    features *= np.arange(1, 10)[:, None]
+    if loss == "mse":
+        targets = targets.astype("f4")
+    model.try_out(features, targets)
+    parameters, each = model.initial(1), np.empty((9, model.size), "f4")
+    for number in range(9):
+        model.gradient(parameters, features[[number]], targets[[number]], each[number])
+    norms = np.linalg.norm(each.astype("f8"), axis=1)
+    clip = float(np.median(norms))
+    expected = (each * np.minimum(1, clip / norms)[:, None]).sum(axis=0)
+    found = np.empty(model.size, "f4")
+    monkeypatch.setattr("isthmus.models.torch_samples.NBYTES", 4 * 4 * model.size)  # 4, 4 and 1
+    model.clipped_gradient(parameters, features, targets, clip, found)
+    assert np.abs(found - expected).max() < 2e-5 * np.abs(expected).max() + 1e-6
+    broken = features.copy()
+    broken[3, 5] = np.nan
+    with_it, others = np.empty_like(found), np.arange(9) != 3
+    model.clipped_gradient(parameters, broken, targets, clip, with_it)
+    model.clipped_gradient(parameters, features[others], targets[others], clip, found)
+    assert with_it == pytest.approx(found, abs=1e-5 * float(np.abs(found).max()))
+    model.clipped_gradient(parameters, features[:0], targets[:0], clip, found)
+    assert not found.any()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Converting a tensor")
+def test_where_samples_meet_none_is_clipped_alone(tmp_path):
+    found = np.empty(1000, "f4")
+    model = made(tmp_path)
+    with pytest.raises(ModelError, match="is a BatchNorm1d: .* take GroupNorm"):
+        model.clipped_gradient(model.initial(0), *batch(3), 1.0, found[: model.size])
+    model = made(tmp_path, "nets:Net", SAMPLED, loss="nets:branches")
+    with pytest.raises(ModelError, match=r"nets:branches: .*data-dependent control flow"):
+        model.clipped_gradient(model.initial(0), *batch(3), 1.0, found[: model.size])
+    model = made(tmp_path, "nets:tokens", SAMPLED)
+    tokens = np.arange(8).reshape(4, 2)
+    model.clipped_gradient(model.initial(0), tokens, np.zeros(4, int), 0.1, found[: model.size])
+    assert 0 < np.linalg.norm(found[: model.size]) < 0.4

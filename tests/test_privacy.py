@@ -3,11 +3,13 @@
 import json
 import math
 import tomllib
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tomli_w
+from clusters import cluster_of
 from scipy import stats
 from test_rebalancing import lab, lines_of
 from test_sealed import keys_of
@@ -16,13 +18,25 @@ import isthmus
 from isthmus.errors import SettingsError
 from isthmus.jobs import train as job
 from isthmus.jobs.settings import RunSettings
+from isthmus.links.in_process import in_threads, tiers_in_process
 from isthmus.models import Convolutional, Perceptron
 from isthmus.privacy.accounting import Steps, epsilon_of, noise_for
 from isthmus.privacy.draws import NOISE, SAMPLE, Draws, site_secret
 from isthmus.privacy.ledger import NAME, charge
+from isthmus.privacy.protection import Protection
 from isthmus.security.key_files import make_keys, read_private
+from isthmus.training.clients import Clients
+from isthmus.training.strategies.sums import Sums
 
 pytest.importorskip("dp_accounting")
+
+
+NET = """
+from torch import nn
+
+def net():
+    return nn.Sequential(nn.Linear(16, 8), nn.GroupNorm(2, 8), nn.ReLU(), nn.Linear(8, 3))
+"""
 
 
 def gaussian_delta(epsilon, noise):
@@ -203,6 +217,160 @@ def test_what_would_tell_more_of_samples_is_refused(tmp_path, section, values, w
         RunSettings.from_toml(tmp_path / "run.toml")
 
 
+def protection(secret, rank, **changes):
+    """Return what rank `rank` does for its clients or its site, who all have one secret."""
+    named = {"clip": 0.5, "noise": 2.0, "probability": 0.5, "told": {}} | changes
+    noising = Draws(secret, rank, NOISE)
+    return Protection(sampling=Draws(secret, rank, SAMPLE), noising=noising, **named)
+
+
+def test_of_clients_only_a_noisy_sum_of_clipped_changes_goes_out():
+    size, clients = 50, 12
+    changes = np.random.default_rng(8).normal(size=(clients, size)).astype("f4")
+    changes[4] *= 0.01  # shorter than the clip
+    changes[7] = np.nan
+    changes[9, 3] = 1e30
+    strategy = isthmus.Federated(participants=6)
+    cluster = isthmus.Cluster(cluster_of(1, 1))
+
+    def play(table, rank):
+        mine = np.arange(6) + 6 * rank
+        who = Clients(np.arange(1.0, clients + 1), mine, mine)
+        sums = Sums(
+            tiers_in_process(table, cluster, rank),
+            size,
+            6.0,
+            clients=who,
+            protection=protection(b"s" * 32, rank),
+        )
+        member, parameters = strategy.join(sums, 3), np.ones(size, "f4")
+        member.begin(parameters)
+        for _ in range(3):
+            for client in member.draw():
+                member.visit(client, parameters)
+                parameters -= changes[client]
+                assert member.leave(client, parameters, 1.0)
+            member.after_step(parameters)
+            assert member.finite
+        assert not member.dropped  # nobody is told whose change was not finite
+        return parameters
+
+    first, second = in_threads(2, play)
+    assert first.tobytes() == second.tobytes()
+    kept = np.where(np.isfinite(changes).all(axis=1)[:, None], changes, 0).astype("f8")
+    kept *= np.minimum(1, 0.5 / np.maximum(np.linalg.norm(kept, axis=1), 1e-9))[:, None]
+    expected, drawn = np.ones(size), []
+    for step in range(3):
+        for rank in range(2):
+            draws = protection(b"s" * 32, rank)
+            places = draws.sampling.sampled(step, 6, 0.5)
+            drawn.append(len(places))
+            total = kept[6 * rank + places].sum(axis=0) + 2.0 * 0.5 * draws.noising.noise(step + 1, size)
+            expected -= total / (0.5 * clients)
+    assert len(set(drawn)) > 1  # by chance, and not as many each time
+    assert first == pytest.approx(expected, abs=2e-5)
+
+
+def test_of_a_site_its_noisy_clipped_change_goes_out_from_all_its_ranks_alike():
+    size, cluster = 40, isthmus.Cluster(cluster_of(2, 1))
+    steps = np.random.default_rng(9).normal(size=(2, 4, size)).astype("f4")  # of each site
+
+    def play(table, rank):
+        site = cluster.site_of_rank[rank]
+        kept = protection(b"0" * 31 + b"%d" % site, 2 * site, probability=1.0)
+        sums = Sums(tiers_in_process(table, cluster, rank), size, 1.0 + rank, protection=kept)
+        member, parameters = isthmus.LocalSteps(2).join(sums, 4), np.zeros(size, "f4")
+        member.begin(parameters)
+        for step in steps[site]:
+            parameters -= member.gradients(step)
+            member.after_step(parameters)
+        return parameters
+
+    found = in_threads(3, play)
+    assert len({each.tobytes() for each in found}) == 1
+    expected = np.zeros(size)
+    for number in (2, 4):
+        for site, weight in ((0, 0.5), (1, 0.5)):  # 1 + 2 of the ranks' 6, and 3
+            change = steps[site, number - 2 : number].sum(axis=0, dtype="f8")
+            change *= min(1, 0.5 / np.linalg.norm(change))
+            noise = protection(b"0" * 31 + b"%d" % site, 2 * site).noising.noise(number, size)
+            expected -= weight * (change + noise)
+    assert found[0] == pytest.approx(expected, abs=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "wrong"),
+    [
+        ("strategy", {"kind": "streaming"}, 'needs strategy = "local_steps" or "federated"'),
+        ("strategy", {"kind": "federated", "local": "scaffold"}, "scaffold"),
+        ("strategy", {"kind": "federated", "edge_rounds": 2}, "needs strategy.edge_rounds = 1"),
+        ("strategy", {"kind": "local_steps", "late": 1}, "needs strategy.late = 0"),
+        ("strategy", {"kind": "local_steps", "after": 1}, "needs strategy.after = 0"),
+        ("training", {"momentum": 0.9}, "needs training.optimizer"),
+        ("training", {"on_non_finite": "stop"}, "needs training.on_non_finite"),
+        ("run", {"checkpoint_every": 7}, "needs run.checkpoint_every to be rounds"),
+        ("run", {"trace": True}, "needs run.trace = false"),
+        ("security", {"keys": None}, r"needs \[security\] keys"),
+    ],
+)
+def test_what_would_tell_more_of_sites_is_refused(tmp_path, section, values, wrong):
+    table = tomllib.loads(Path("experiments/fashion_two_sites.toml").read_text())
+    table["security"] = {"keys": "keys"}
+    table["privacy"] = {"unit": "site", "noise": 1.0}
+    table["strategy"] = {"kind": "local_steps", "every": 8}
+    table["training"] |= {"momentum": 0.0, "on_non_finite": "skip"}
+    table["allreduce"].pop("buckets", None)
+    table[section] = values if section == "strategy" else table.get(section, {}) | values
+    for name in [name for name, value in table[section].items() if value is None]:
+        del table[section][name]
+    (tmp_path / "run.toml").write_text(tomli_w.dumps(table))
+    with pytest.raises(SettingsError, match=wrong):
+        RunSettings.from_toml(tmp_path / "run.toml")
+
+
+@pytest.mark.ranks(3)
+@pytest.mark.parametrize("kind", ["federated", "local_steps"])
+def test_a_job_that_tells_little_of_clients_or_sites_learns_and_resumes(comm, shared_folder, kind):
+    path = lab(comm, shared_folder, (2, 1), training={"epochs": 4, "batch_size": 60, "momentum": 0.0})
+    keys_of(comm, shared_folder, "site0", "site1")
+    if comm.rank == 0:
+        table = tomllib.loads(path.read_text())
+        table["plan"]["replan"] = False
+        table["cluster"]["compute"] = "real"
+        table["data"]["scale"] = "none"
+        table["security"] = {"keys": "keys"}
+        table["privacy"] = {"unit": "site", "noise": 0.3, "clip": 1.0, "budget": 1e4}
+        table["training"] |= {"on_non_finite": "skip", "learning_rate": 0.5}
+        table["run"]["checkpoint_every"] = 5
+        table["strategy"] = {"kind": kind} | (
+            {"participants": 0.5} if kind == "federated" else {"every": 5}
+        )
+        if kind == "federated":
+            table["training"]["batch_size"] = 10
+            table["clients"] = {"split": "by_shard", "epochs": 3}
+        path.write_text(tomli_w.dumps(table))
+    comm.Barrier()
+    told = []
+    whole = job.train(comm, path, lambda line, passing=False: told.append(line))
+    again = job.train(comm, path, lambda line, passing=False: None, resume=whole["folder"])
+    assert again["parameter_hash"] == whole["parameter_hash"]
+    if kind == "federated":  # of two sites noise leaves little
+        assert whole["accuracy"] > 0.5
+    if comm.rank == 0:
+        table = json.loads(Path(whole["folder"], "run.json").read_text())["privacy"]
+        unit, sampling = ("client", 0.5) if kind == "federated" else ("site", 1.0)
+        lines = lines_of(whole, "step")
+        rounds = sum(line["exchanged"] for line in lines)
+        assert (table["unit"], table["sampling_probability"], table["steps"]) == (unit, sampling, rounds)
+        expected = isthmus.epsilon(sampling=sampling, noise=0.3, steps=rounds, delta=1e-5)
+        assert table["epsilon"] == pytest.approx(expected)
+        assert table["adjacency"] == f"add or remove one {unit}"
+        spent = isthmus.privacy_spent(shared_folder / "data" / "train", unit=unit)
+        assert len(spent["runs"]) == 1
+        assert not isthmus.privacy_spent(shared_folder / "data" / "train")["runs"]  # of samples
+        assert all(line["loss"] is None and "clients" not in line for line in lines)
+
+
 @pytest.mark.ranks(3)
 def test_a_private_job_learns_tells_epsilon_and_resumes_to_the_same_bits(comm, shared_folder):
     path = lab(comm, shared_folder, (2, 1), training={"epochs": 2, "batch_size": 60})
@@ -250,6 +418,15 @@ def test_a_private_job_learns_tells_epsilon_and_resumes_to_the_same_bits(comm, s
         lines = lines_of(whole, "step")
         assert all(line["loss"] is None for line in lines)
         assert len({line["terms"]["compute"] for line in lines}) <= 6  # of whole reports
+    if find_spec("torch") is not None:
+        if comm.rank == 0:
+            (shared_folder / "nets.py").write_text(NET)
+            table = tomllib.loads(path.read_text()) | {"model": {"kind": "nets:net"}}
+            table["training"]["epochs"] = 3
+            path.write_text(tomli_w.dumps(table))
+        comm.Barrier()
+        own = run()
+        assert own["accuracy"] > 0.5
     write(privacy={"budget": 0.5})
     with pytest.raises(SettingsError, match="of the budget of 0.5"):
         run()

@@ -18,7 +18,7 @@ FLOORS = {
             "errors cures extras registry kinds json_text vectors quantities terminal hdf5_files "
             "segments picture_style spare",
             "files devices mpirun provenance",
-            "toml_files checked_files kernels schedules outer security client staleness",
+            "toml_files checked_files kernels schedules outer security client staleness robust",
             "cluster compression models privacy",
             "links timing",
             "collectives shards planning testbed",

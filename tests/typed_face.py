@@ -181,6 +181,7 @@ def training(cluster: isthmus.Cluster, shards: isthmus.ShardSet, plan: Plan, mod
         assert_type(allreduce(gradient), npt.NDArray[np.float32])
         secret = isthmus.Allreduce(tiers, model.size, secure=isthmus.SecureSum("reveal", bits=16))
         assert_type(secret.tell_left_out(), list[tuple[int, list[int]]])
+        isthmus.Allreduce(tiers, model.size, combine=isthmus.RobustMean("krum", faulty=1))
         assert_type(allreduce.residual, npt.NDArray[np.float32])
         assert_type(allreduce.memory, npt.NDArray[np.float32])
         assert_type(allreduce.sent_nbytes, dict[str, int])

@@ -30,6 +30,7 @@ from .planning.splits import plan_split as plan_split
 from .planning.tasks.schedule import schedule_tasks as schedule_tasks
 from .privacy.accounting import epsilon as epsilon
 from .privacy.ledger import privacy_spent as privacy_spent
+from .robust import RobustMean as RobustMean
 from .shards.packing import pack_shards as pack_shards
 from .shards.scattering import scatter_shards as scatter_shards
 from .shards.shard_file import ShardSet as ShardSet

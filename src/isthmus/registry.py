@@ -9,6 +9,7 @@ class Algorithm:
 
     own: isthmus sends its messages itself; False where MPI does.
     compresses: it takes a compressor; all others send exact float32.
+    apart: somewhere each site's own sum is there, before it is added to those of others.
     relays: ranks of every site add up for others, or may; False where a tree of sites says who does.
     unpaced: why its links cannot be held to the rates of a cluster file; None where they can.
     """
@@ -16,6 +17,7 @@ class Algorithm:
     name: str
     own: bool = True
     compresses: bool = False
+    apart: bool = False
     relays: bool = True
     unpaced: str | None = None
 
@@ -25,6 +27,15 @@ class Algorithm:
             able = " or ".join(f'"{row.name}"' for row in ALGORITHMS.values() if row.compresses)
             raise ValueError(
                 f'algorithm "{self.name}" sends exact float32: a compressor needs algorithm = {able}'
+            )
+
+    def check_apart(self):
+        """Raise ValueError where sums of sites are never there one by one."""
+        if not self.apart:
+            able = " or ".join(f'"{row.name}"' for row in ALGORITHMS.values() if row.apart)
+            raise ValueError(
+                f'algorithm "{self.name}" adds up on the way, and a robust mean is made of each site\'s '
+                f"own sum: it takes algorithm = {able}"
             )
 
     def check_sealed(self):
@@ -71,7 +82,7 @@ ALGORITHMS = {
         Algorithm("ring"),
         Algorithm("tree", unpaced=_SHARED_LINK),
         Algorithm("recursive", unpaced=_SHARED_LINK),
-        Algorithm("hierarchical", compresses=True, relays=False),
+        Algorithm("hierarchical", compresses=True, apart=True, relays=False),
     )
 }
 """By name, in the order in which they are listed and tried."""

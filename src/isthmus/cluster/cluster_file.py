@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from isthmus.cluster.measured import VERSION, Calibration, Coding, SizeTable, Update, line
+from isthmus.cluster.measured import VERSION, Calibration, Coding, Pass, SizeTable, Update, line
 from isthmus.registry import ALGORITHMS
 from isthmus.security.public_keys import key_bytes
 from isthmus.toml_files import FrozenModel
@@ -55,6 +55,7 @@ class Site(FrozenModel):
     host_copy_bytes_per_second: PositiveOrInfinite = math.inf  # from a GPU's memory and to it
     coding: tuple[Coding, ...] = ()
     update: tuple[Update, ...] = ()
+    passes: tuple[Pass, ...] = ()  # over a vector, beside adding and coding it
     python_seconds: NotNegative = 0.0  # of a step: what is neither computing, nor a sum, nor an update
 
     @field_validator("samples_per_second", mode="before")

@@ -118,6 +118,13 @@ class Update(_BySize):
     seconds: tuple[Positive, ...]
 
 
+class Pass(_BySize):
+    """Seconds of what else is done to `nbytes`, in all chunks, as `timing.passes` names it."""
+
+    name: str
+    seconds: tuple[Positive, ...]
+
+
 class Host(FrozenModel):
     """A machine of the job: its ranks, in cluster order, and how many of them it lets work at a time."""
 

@@ -14,6 +14,7 @@ from mpi4py import MPI
 from isthmus.collectives.exchanges import exchange_for
 from isthmus.collectives.given import GivenBucket
 from isthmus.collectives.masked import Secret, SecureSum, site_weight
+from isthmus.collectives.robust_sum import shared_weight
 from isthmus.collectives.warm_up import compile_kernels
 from isthmus.collectives.wishes import Wish, agreed_weights, compressors_of
 from isthmus.compression.chunks import link_chunk_nbytes
@@ -28,6 +29,7 @@ from isthmus.links.stage_clock import StageClock
 from isthmus.links.world import World
 from isthmus.quantities import real
 from isthmus.registry import algorithm_named
+from isthmus.robust import RobustMean
 
 if TYPE_CHECKING:  # cluster files need what not every machine has
     from isthmus.links.tiers import Tiers
@@ -50,6 +52,8 @@ class Allreduce:
     Ranks with a GPU and ranks without one have the same mean, of the same bits.
     secure: a SecureSum: what a site sends is masked, so that the hub learns the sum of the sites alone;
     with "hierarchical", sealed links, three sites at least and no compressor, on CPUs.
+    combine: a RobustMean of sites' own means, which count alike; with "hierarchical" on CPUs, no
+    compressor that leaves entries out, and sites of positive weight.
 
     Making one is collective: ValueError on every rank if any rank disagrees or is wrong
     if the vectors of any cannot be where they shall be. A rank whose vector is of another shape, dtype
@@ -81,21 +85,26 @@ class Allreduce:
         chunk_nbytes: int | None = None,
         like: np.ndarray | None = None,
         secure: SecureSum | None = None,
+        combine: RobustMean | None = None,
     ):
-        world = tiers.world
-        wish = problem = None
+        world, wish, problem = tiers.world, None, None
         if chunk_nbytes is None:
             chunk_nbytes = link_chunk_nbytes(tiers.cluster.links)
         try:
-            wish = Wish.of(size, algorithm, compressor, error_feedback, buckets, chunk_nbytes, secure)
+            wish = Wish.of(
+                size, algorithm, compressor, error_feedback, buckets, chunk_nbytes, secure, combine
+            )
             algorithm_named(algorithm).check_between(tiers.cluster.sites, tiers.sealed)
             if secure is not None:
                 secure.check(tiers)
+            if combine is not None:
+                combine.check_sites(len(tiers.cluster.sites))
         except ValueError as wrong:  # on this rank alone, perhaps
             problem = str(wrong)
         self._tiers = tiers
         weights = agreed_weights(world, weight, wish, problem)
         self.total_weight: float = sum(weights)
+        self._combine, self._whole = combine, shared_weight(combine, tiers, weights)
         self._secret = secure and Secret.of(secure, tiers, weights)
         assert wish is not None  # or this rank has a problem, and all have raised
         self.weigh(weight)
@@ -129,6 +138,7 @@ class Allreduce:
         like the share that it was made with."""
         weights = agreed_weights(self._tiers.world, weight, self._wish)
         self.total_weight = sum(weights)
+        self._whole = shared_weight(self._combine, self._tiers, weights)
         self.weigh(weight)
         if self._secret is not None:
             self._exchange.weight = site_weight(self._tiers, weights)
@@ -140,7 +150,7 @@ class Allreduce:
         compresses, and divide by what comes back for it: the mean, whatever the weights are now. What
         a compressor has kept counts as it was weighted. ValueError for what is no weight.
         """
-        self.share = np.float32(real("weight", weight, least=0) / self.total_weight)
+        self.share = np.float32(real("weight", weight, least=0) / self._whole)
 
     def decay(self, share: float) -> None:
         """Keep that share of the residual for the next vector, between two calls: forget the rest."""
@@ -347,6 +357,7 @@ class Allreduce:
             self.sent_to_sites,
             self._clock,
             self._secret,
+            self._combine,
         )
         compile_kernels(
             residence,

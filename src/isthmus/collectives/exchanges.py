@@ -1,11 +1,15 @@
 """What an allreduce does its sums with: the algorithm, planned for vectors of one size."""
 
+from functools import partial
+
 from mpi4py import MPI
 
+from isthmus.cluster.aggregation_tree import AggregationTree
 from isthmus.collectives.exact import OfMPI
 from isthmus.collectives.masked import Masked
 from isthmus.collectives.recursive import Recursive
 from isthmus.collectives.ring import Ring
+from isthmus.collectives.robust_sum import RobustSum
 from isthmus.collectives.tree import DoubleTree
 from isthmus.compression.dense import Dense
 from isthmus.links.counted import CountedComm
@@ -13,11 +17,11 @@ from isthmus.links.counted import CountedComm
 EXACT = {"ring": Ring, "tree": DoubleTree, "recursive": Recursive}
 
 
-def exchange_for(tiers, wish, compressors, residence, sent_to_sites, clock, secret):
+def exchange_for(tiers, wish, compressors, residence, sent_to_sites, clock, secret, combine):
     """Return the exchange of a `Wish`, for vectors that live in `residence`.
 
     compressors: of each bucket. sent_to_sites: where it counts its bytes. secret: a `Secret` where the
-    sum is one.
+    sum is one. combine: a `RobustMean`, where sites' sums are not added up.
     """
     index, sites = tiers.site_index, len(tiers.cluster.sites)
 
@@ -40,11 +44,14 @@ def exchange_for(tiers, wish, compressors, residence, sent_to_sites, clock, secr
         return Masked(secret, site, leaders, index, tiers, wish, clock, residence)
     from isthmus.collectives.native import planned  # with Numba, which takes its time
 
-    return planned(
+    tree, kind = tiers.cluster.tree, planned
+    if combine is not None:
+        tree, kind = AggregationTree.star(tree.hub, sites), partial(RobustSum, combine)
+    return kind(
         site,
         leaders,
         index,
-        tiers.cluster.tree,
+        tree,
         wish.size,
         [slice(*ends) for ends in wish.buckets],
         [compressor or Dense() for compressor in compressors],

@@ -227,11 +227,19 @@ class Hierarchical:
     def _rise(self, total, key):
         """Add the children's wires to the next chunk, encode it, and send it up, or as the hub down."""
         chunk = self.rising.popleft()
-        summed, part = self._place_of(chunk, total)[chunk.whole], total[chunk.whole]
+        summed = self._place_of(chunk, total)[chunk.whole]
+        if self.children:
+            self._add_up(chunk, summed)
+            self.clock.lap("decode")
+        self._hand_on(chunk, summed, total[chunk.whole], key)
+
+    def _add_up(self, chunk, summed):
+        """Add the children's wires of a chunk to what this site has of it."""
         for child in self.children:
             chunk.compressor.add_decoded(chunk.inboxes[child], summed)
-        if self.children:
-            self.clock.lap("decode")
+
+    def _hand_on(self, chunk, summed, part, key):
+        """Encode what is summed of a chunk, and send it up, or as the hub down."""
         if chunk.plain:
             self._send(chunk, part.view(np.uint8), [self.above])
             self.falling.append(chunk)

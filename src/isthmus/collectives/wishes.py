@@ -11,6 +11,7 @@ from isthmus.links.agreement import gather_json
 from isthmus.links.world import World
 from isthmus.quantities import real, slices, whole
 from isthmus.registry import algorithm_named
+from isthmus.robust import RobustMean
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Wish:
     buckets: tuple[tuple[int, int], ...]
     chunk_nbytes: int
     secure: str | None = None
+    combine: str | None = None
 
     @classmethod
     def of(
@@ -36,6 +38,7 @@ class Wish:
         buckets: Iterable[slice] | None,
         chunk_nbytes: int,
         secure: SecureSum | None = None,
+        combine: RobustMean | None = None,
     ) -> Self:
         """Return the Wish; ValueError where it makes no sense."""
         size, chunk_nbytes = whole("size", size, 0), whole("chunk_nbytes", chunk_nbytes, 1)
@@ -58,6 +61,8 @@ class Wish:
                 )
         if secure is not None and algorithm != "hierarchical":
             raise ValueError(f'a secure sum is made with "hierarchical", not with "{algorithm}"')
+        if combine is not None:
+            _check_robust(algorithm, each, secure)
         end = 0
         for first, last in sorted(buckets):
             if not first == end <= last:
@@ -73,11 +78,25 @@ class Wish:
                     buckets,
                     chunk_nbytes,
                     secure and repr(secure),
+                    combine and repr(combine),
                 )
         raise ValueError(
             f"buckets must cover the {size} entries once, in any order, not "
             f"{[list(ends) for ends in buckets]}"
         )
+
+
+def _check_robust(algorithm, compressors, secure):
+    """Raise ValueError where no robust mean can be made of what is sent."""
+    algorithm_named(algorithm).check_apart()
+    if secure is not None:
+        raise ValueError("a robust mean is made of each site's own sum, which a secure sum hides")
+    for one in compressors:
+        if one is not None and one.sparse:
+            raise ValueError(
+                f"a robust mean takes all entries of each site, and {one!r} leaves most of them out: "
+                "take another compressor, or none"
+            )
 
 
 def compressors_of(
@@ -114,7 +133,7 @@ def agreed_weights(
     if any(other != wishes[0] for other in wishes):
         raise ValueError(
             "ranks ask for different allreduces (size, algorithm, compressor, error "
-            "feedback, buckets, chunk_nbytes, secure sum): "
+            "feedback, buckets, chunk_nbytes, secure sum, robust mean): "
             + "; ".join(
                 f"rank {rank}: {', '.join(map(str, other))}" for rank, other in enumerate(wishes)
             )

@@ -33,6 +33,11 @@ class Compressor(Protocol):
         """Whether all machines write the same wire of one vector, and read the same numbers from it."""
         return True
 
+    @property
+    def sparse(self) -> bool:
+        """Whether a wire leaves out most entries, which are then 0 where it is read."""
+        return False
+
     def wire_nbytes(self, size: int) -> int:
         """Return the bytes of the wire of a vector of `size` entries."""
 

@@ -70,6 +70,10 @@ class TopK(Compressor):
     def grain(self) -> int | None:
         return None if self.bits is None else CHUNK
 
+    @property
+    def sparse(self) -> bool:
+        return True
+
     def entries(self, size: int) -> int:
         """Return how many of `size` entries travel at most."""
         if self.bits is not None:

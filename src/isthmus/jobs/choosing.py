@@ -6,6 +6,7 @@ from dataclasses import fields, replace
 from isthmus.cluster.aggregation_tree import AggregationTree
 from isthmus.compression import COMPRESSORS
 from isthmus.errors import SettingsError
+from isthmus.jobs.combining import check_sites_of_mean
 from isthmus.jobs.privacy_settings import check_sites
 from isthmus.jobs.settings import KindSettings, RunSettings
 from isthmus.planning.rings import plan_ring
@@ -23,11 +24,13 @@ def choose(settings, cluster, joined=False, mpi=True):
     Each candidate is timed with the tree or the ring that `arrange` gives it. Why: a table for run.json
     with `reason` and the candidates, fastest first; None where the settings name an algorithm. A
     compressor that the settings name is kept, whatever its error. Raises SettingsError where the cluster
-    has too few sites for a secure sum, and for an algorithm in which a site would add up that may not.
+    has too few sites for a secure sum or a robust mean, and for an algorithm in which a site would add
+    up that may not.
     joined: sites are jobs of their own, and MPI's own algorithm does not reach beyond one. mpi: whether
     that is tried.
     """
     check_sites(settings, cluster)
+    check_sites_of_mean(settings, cluster)
     wanted = settings.allreduce
     if wanted.algorithm != "auto":
         try:
@@ -91,7 +94,9 @@ def arrange(settings, cluster):
     is used. Raises SettingsError where `plan.tree` names no link.
     """
     if settings.privacy.secure_sum != "off":
-        return _meeting_at_the_hub(cluster)
+        return _meeting_at_the_hub(cluster, "secure sums: all sites", ", and none sees another's part")
+    if settings.allreduce.robust_mean is not None:
+        return _meeting_at_the_hub(cluster, f"combine {settings.allreduce.combine}: all sites", "")
     if len(cluster.sites) < 3 or settings.make_strategy().without_rounds:
         return cluster, None
     workload = settle(settings, cluster)[0].workload()
@@ -114,13 +119,15 @@ def arrange(settings, cluster):
     return (cluster, None) if why is None else (other, why)
 
 
-def _meeting_at_the_hub(cluster):
-    """Return `cluster` with every site below its hub, and why; None where it is so already."""
+def _meeting_at_the_hub(cluster, who, what):
+    """Return `cluster` with every site below its hub, and why; None where it is so already.
+
+    who, what: what is said before and after that they send there.
+    """
     star = AggregationTree.star(cluster.tree.hub, len(cluster.sites))
     if cluster.tree.parents == star.parents:
         return cluster, None
-    hub = cluster.names[star.hub]
-    return cluster.with_tree(star), f"secure sums: all sites send to {hub}, and none sees another's part"
+    return cluster.with_tree(star), f"{who} send to {cluster.names[star.hub]}{what}"
 
 
 def _kind_of(compressor):

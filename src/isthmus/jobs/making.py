@@ -11,7 +11,7 @@ from isthmus.jobs.shared_model import shared_start
 from isthmus.links.agreement import together
 from isthmus.training.loop import Training
 from isthmus.training.playing import ClientTraining
-from isthmus.training.private import PrivateTraining
+from isthmus.training.private import PrivateClientTraining, PrivateTraining, Untold
 from isthmus.training.strategies.sums import Sums
 
 
@@ -27,11 +27,16 @@ def make_training(tiers, settings, model, plan, local, journal, replay=None, res
     clients, rows = None, {}
     if settings.plays_clients:
         clients, rows = make_clients(tiers, settings, plan, local, model)
+    protection = None
+    if settings.privacy.unit is not None:
+        protection = protect(tiers, settings, plan, model, local, state, clients, resume, journal.tell)
+    of_units = protection is not None and settings.privacy.unit == "site"
     sums = Sums(
         tiers,
         model.size,
-        weight=float(local.samples),
+        weight=float(len(rows) if clients and of_units else local.samples),
         clients=clients,
+        protection=protection if of_units else None,
         algorithm=settings.allreduce.algorithm,
         compressor=settings.make_compressor(),
         error_feedback=settings.allreduce.error_feedback,
@@ -39,6 +44,7 @@ def make_training(tiers, settings, model, plan, local, journal, replay=None, res
         chunk_nbytes=settings.allreduce.chunk_nbytes or link_chunk_nbytes(tiers.cluster.links),
         like=state.parameters,
         secure=settings.privacy.sum_of(settings),
+        combine=settings.allreduce.robust_mean,
     )
     member = settings.make_strategy().join(sums, recipe.total_steps)
     member.meet(meetings(recipe))
@@ -46,9 +52,8 @@ def make_training(tiers, settings, model, plan, local, journal, replay=None, res
         replay_arrivals(tiers, settings, plan, local.manifest, member, replay)
     arguments = (tiers, model, local, member, recipe, state)
     held = hold_seconds(tiers, settings), journal.enter
-    if clients:
-        return ClientTraining(*arguments, *held, rows=rows, turn=turn_of(settings))
-    if settings.privacy.unit is not None:
-        protection = protect(tiers, settings, plan, recipe, state, resume, journal.tell)
-        return PrivateTraining(*arguments, *held, protection=protection)
-    return Training(*arguments, *held)
+    named = {"rows": rows, "turn": turn_of(settings)} if clients else {}
+    if protection is None:
+        return (ClientTraining if clients else Training)(*arguments, *held, **named)
+    kind = PrivateClientTraining if clients else Untold if of_units else PrivateTraining
+    return kind(*arguments, *held, protection=protection, **named)

@@ -13,6 +13,7 @@ from isthmus.collectives.alike import sums_alike
 from isthmus.errors import ShardError
 from isthmus.jobs.choosing import arrange, choose
 from isthmus.jobs.clients import client_shards
+from isthmus.jobs.combining import check_samples_of_sites
 from isthmus.jobs.plan import plan_run, settled_plan
 from isthmus.jobs.scaling import given_as, scale_of
 from isthmus.jobs.settings import RunSettings
@@ -142,6 +143,7 @@ def place_data(tiers, settings, tell):
 
     arguments, why, table = from_root(tiers.world, decide, seen)
     plan = Plan.from_dict(table)
+    check_samples_of_sites(settings, tiers.cluster, plan.samples_of_rank)
     if why:
         settings = settings.with_strategy(arguments)
         tell(f"strategy: {why}")

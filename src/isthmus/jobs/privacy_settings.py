@@ -6,7 +6,6 @@ from pydantic import Field, model_validator
 
 from isthmus.compression.fixed_point import FixedPoint
 from isthmus.errors import SettingsError
-from isthmus.models import MODELS
 from isthmus.toml_files import FrozenModel
 
 Positive = Annotated[float, Field(gt=0)]
@@ -19,14 +18,15 @@ class PrivacySettings(FrozenModel):
 
     secure_sum: "repeat", "reveal": the hub learns the sum of all sites, and not what each has sent; the
     two differ in what is done where a site's sum is not finite. bits: of an entry of such sums.
-    unit: "sample": training is differentially private for each sample. epsilon: what it may tell at
+    unit: "sample": training is differentially private for each sample; "site": for each client of a
+    federated strategy, or for each site with local steps. epsilon: what it may tell at
     `delta`; or noise: its deviation over `clip`, the norm to which samples' gradients are scaled down.
     budget: the epsilon that all runs on the set together may tell; None: it is told and not held.
     """
 
     secure_sum: Literal["off", "repeat", "reveal"] = "off"
     bits: Literal[8, 16] = 8
-    unit: Literal["sample"] | None = None
+    unit: Literal["sample", "site"] | None = None
     epsilon: Positive | None = None
     noise: Positive | None = None
     delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
@@ -43,8 +43,12 @@ class PrivacySettings(FrozenModel):
         if self.unit is None and given:
             raise ValueError(f'{given[0]} is of differential privacy: give unit = "sample" too')
         if self.unit is not None and (self.epsilon is None) == (self.noise is None):
-            raise ValueError('unit = "sample" needs either epsilon or noise, and not both')
+            raise ValueError(f'unit = "{self.unit}" needs either epsilon or noise, and not both')
         return self
+
+    def may_stop(self, member):
+        """Whether a checkpoint may be written now: what sites hold between exchanges would be in it."""
+        return self.unit != "site" or member.agreed
 
     @property
     def wires(self):
@@ -68,7 +72,7 @@ class PrivacySettings(FrozenModel):
 def check_privacy(settings):
     """Raise ValueError where a run's settings cannot keep what their [privacy] asks for."""
     if settings.privacy.unit is not None:
-        _check_samples(settings)
+        _check_unit(settings)
     if settings.privacy.secure_sum == "off":
         if settings.privacy.bits != PrivacySettings().bits:
             raise ValueError('privacy.bits is of secure sums: give privacy.secure_sum = "repeat" too')
@@ -95,25 +99,61 @@ def check_privacy(settings):
         )
 
 
-def _check_samples(settings):
-    """Raise ValueError where more would be told of samples than is counted."""
+def _check_unit(settings):
+    """Raise ValueError where more would be told of samples, clients or sites than is counted."""
+    unit = settings.privacy.unit
     needed = (
         (
             settings.security.keys is not None,
             "[security] keys: noise is drawn from a secret of each site",
         ),
-        (settings.strategy.kind == "synchronous", 'strategy = "synchronous"'),
         (settings.allreduce.algorithm == "hierarchical", 'allreduce.algorithm = "hierarchical"'),
-        (
-            hasattr(MODELS.get(settings.model.kind), "clipped_gradient"),
-            f"a model whose gradients are clipped sample by sample: one of {', '.join(MODELS)}",
-        ),
         (not settings.plan.replan, "plan.replan = false: it moves shards by what batches take"),
         (not settings.run.trace, "run.trace = false: spans tell how many samples are in a batch"),
+        *(_needed_of_samples if unit == "sample" else _needed_of_sites)(settings),
     )
     for holds, cure in needed:
         if not holds:
-            raise ValueError(f'privacy.unit = "sample" needs {cure}')
+            raise ValueError(f'privacy.unit = "{unit}" needs {cure}')
+
+
+def _needed_of_samples(settings):
+    return ((settings.strategy.kind == "synchronous", 'strategy = "synchronous"'),)
+
+
+def _needed_of_sites(settings):
+    """Return (whether it holds, what to give) of all without which a site's change would tell more."""
+    strategy, training = settings.make_strategy(), settings.training
+    kind, every = settings.strategy.kind, settings.run.checkpoint_every
+    if kind == "federated":
+        return (
+            (strategy.by == "chance", 'strategy.by = "chance": all clients are as likely'),
+            (strategy.edge_rounds == 1, "strategy.edge_rounds = 1: a client's change goes out once"),
+            (not strategy.local.controls, 'another strategy.local than "scaffold", which sends more'),
+            (settings.clients.available is None, "no clients.available: who is there tells of it"),
+        )
+    rounds = getattr(strategy, "every", None)
+    return (
+        (kind == "local_steps", 'strategy = "local_steps" or "federated"'),
+        (
+            not getattr(strategy, "after", 0),
+            "strategy.after = 0: gradients of single steps are not told",
+        ),
+        (not getattr(strategy, "late", 0), "strategy.late = 0: all that is exchanged is the change"),
+        (
+            training.on_non_finite == "skip",
+            'training.on_non_finite = "skip": the end of a run would tell of a site',
+        ),
+        (
+            (training.optimizer.kind, training.momentum) == ("sgd", 0),
+            'training.optimizer = "sgd" and training.momentum = 0.0: what an optimiser remembers of a '
+            "site would be in checkpoints",
+        ),
+        (
+            every is None or (rounds != "auto" and every % rounds == 0),
+            "run.checkpoint_every to be rounds of strategy.every: else a checkpoint tells of sites",
+        ),
+    )
 
 
 def check_sites(settings, cluster):

@@ -1,4 +1,4 @@
-"""What protects the samples of a run: how much noise, from which secrets, and what it comes to."""
+"""What protects samples, clients or sites: how much noise, from which secrets, what it comes to."""
 
 import secrets
 from pathlib import Path
@@ -14,25 +14,26 @@ from isthmus.links.world import broadcast
 from isthmus.privacy.accounting import Steps, noise_for
 from isthmus.privacy.draws import NOISE, SAMPLE, Draws, site_secret
 from isthmus.privacy.ledger import charge, told
+from isthmus.privacy.protection import Protection
 from isthmus.security.key_files import read_private
-from isthmus.training.private import Protection
 
 
-def protect(tiers, settings, plan, recipe, state, resume, tell):
-    """Return the Protection of this rank's samples. Collective.
+def protect(tiers, settings, plan, model, local, state, clients, resume, tell):
+    """Return the Protection of this rank's samples, of its clients, or of its site. Collective.
 
-    The run is added to the account of its training set before it begins. resume: the folder of the run
-    that it goes on with, whose draws it makes again. SettingsError where all runs together would tell
-    more than the budget.
+    The run is added to the account of its training set before it begins. clients: the Clients of a
+    strategy that has them. resume: the folder of the run that it goes on with, whose draws it makes
+    again. SettingsError where all runs together would tell more than the budget.
     """
     world, privacy = tiers.world, settings.privacy
     require(
         world,
         library_of(state.parameters) is np,
         NoDeviceError,
-        "samples are clipped on CPUs, and a rank's parameters are on a GPU; leave privacy.unit out",
+        "clipping is done on CPUs, and a rank's parameters are on a GPU; leave privacy.unit out",
     )
-    sampling, total = 1 / plan.steps, recipe.total_steps
+    together(world, lambda: _check_model(model, local, state, privacy))
+    unit, sampling, total = _unit(settings, plan, clients)
 
     def decide():
         run = _run_of(resume) if resume else secrets.token_hex(16)
@@ -42,17 +43,19 @@ def protect(tiers, settings, plan, recipe, state, resume, tell):
                 noise = noise_for(privacy.epsilon, sampling=sampling, steps=total, delta=privacy.delta)
             except ValueError as problem:
                 raise SettingsError(f"privacy.epsilon = {privacy.epsilon:g}: {problem}") from None
-        return [run, noise, told([Steps(sampling, noise, total)], privacy.delta)]
+        return [run, noise, told([Steps(sampling, noise, total)], privacy.delta, unit)]
 
     run, noise, table = from_root(world, decide, tiers.home)
     seen = gather_json(world, Path(settings.data.train).is_dir()).index(True)
     steps = Steps(sampling, noise, total)
     spent = from_root(
-        world, lambda: charge(settings.data.train, run, steps, privacy.delta, privacy.budget), seen
+        world, lambda: charge(settings.data.train, run, steps, privacy.delta, privacy.budget, unit), seen
     )
     secret = _secret_of_site(tiers, settings, bytes.fromhex(run))
     mine = tiers.cluster.ranks_of_site(tiers.site_name)
-    holding = [rank for rank in mine if plan.samples_of_rank[rank]]
+    holding = [rank for rank in mine if plan.samples_of_rank[rank]] or [mine[0]]
+    # All ranks of a site give its change, with the same noise; of sums one of them adds it.
+    adds = unit == "site" or holding[0] == world.rank
     table |= {
         "run": run,
         "noise": noise,
@@ -63,17 +66,47 @@ def protect(tiers, settings, plan, recipe, state, resume, tell):
         "budget": privacy.budget,
     }
     tell(
-        f"privacy: epsilon {table['epsilon']:.3g} at delta {privacy.delta:g} for each sample (noise "
-        f"{noise:g}, clip {privacy.clip:g}, {total} steps, each with a sample in {plan.steps}); all "
-        f"runs on this set {spent:.3g}" + (f" of {privacy.budget:g}" if privacy.budget else "")
+        f"privacy: epsilon {table['epsilon']:.3g} at delta {privacy.delta:g} for each {unit} (noise "
+        f"{noise:g}, clip {privacy.clip:g}, {total} times, in each with probability {sampling:.3g}); "
+        f"all runs on this set {spent:.3g}" + (f" of {privacy.budget:g}" if privacy.budget else "")
     )
     return Protection(
         privacy.clip,
         noise,
+        sampling,
         Draws(secret, world.rank, SAMPLE),
-        Draws(secret, world.rank, NOISE) if holding[:1] == [world.rank] else None,
+        Draws(secret, holding[0], NOISE) if adds else None,
         table,
     )
+
+
+def _check_model(model, local, state, privacy):
+    """Raise SettingsError or ModelError for a model that tells more, or of which none is clipped."""
+    if privacy.unit != "sample":
+        if buffers := list(model.buffers()):
+            raise SettingsError(
+                f"[model]: holds {buffers[0]}, a statistic of batches, which privacy.unit does not "
+                "protect; take another normalisation, such as GroupNorm"
+            )
+        return
+    if not hasattr(model, "clipped_gradient"):
+        raise SettingsError(
+            '[model]: privacy.unit = "sample" clips the gradient of each sample, which this model does '
+            "not give: take a built-in model or an nn.Module"
+        )
+    one = local.at(np.arange(min(1, local.samples)))  # what cannot be done is told before it is counted
+    model.clipped_gradient(state.parameters, *one, privacy.clip, np.empty(model.size, np.float32))
+
+
+def _unit(settings, plan, clients):
+    """Return of what is told, with which probability it takes part, and how often."""
+    total = settings.training.epochs * plan.steps
+    if settings.privacy.unit == "sample":
+        return "sample", 1 / plan.steps, total
+    strategy = settings.make_strategy()
+    if clients is not None:
+        return "client", strategy.number_of(clients.count) / clients.count, total
+    return "site", 1.0, sum(1 for _ in strategy.exchanges(total))
 
 
 def told_of_privacy(training):

@@ -5,11 +5,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from isthmus import robust
 from isthmus.cluster.cluster import Cluster
 from isthmus.cluster.cluster_file import NotNegative
 from isthmus.compression import COMPRESSORS
 from isthmus.errors import SettingsError
 from isthmus.jobs.clients import ClientsSettings, check_clients
+from isthmus.jobs.combining import check_combine
 from isthmus.jobs.data_settings import DataSettings
 from isthmus.jobs.kinds import KindSettings
 from isthmus.jobs.own_model import OwnModelSettings
@@ -41,7 +43,10 @@ class ClusterSettings(FrozenModel):
 
 
 class AllreduceSettings(FrozenModel):
-    """How gradients are summed."""
+    """How gradients are summed.
+
+    combine: what is made of the sites' sums; all but "mean" are robust against `faulty` sites.
+    """
 
     algorithm: Literal[*ALGORITHMS, "auto"] = "hierarchical"
     compressor: KindSettings | None = None
@@ -49,6 +54,8 @@ class AllreduceSettings(FrozenModel):
     buckets: Count = 1
     chunk_nbytes: Count | None = None
     largest_error: Annotated[float, Field(ge=0, le=1)] = 1e-4  # of the sum, for "auto"
+    combine: Literal["mean", *robust.HOW] = "mean"
+    faulty: Count = 1
 
     @field_validator("compressor", mode="before")
     @classmethod
@@ -62,6 +69,28 @@ class AllreduceSettings(FrozenModel):
         if self.algorithm in ALGORITHMS:
             ALGORITHMS[self.algorithm].check_compressor(self.compressor)
         return self
+
+    @model_validator(mode="after")
+    def _robust_means_see_each_site(self):
+        if self.combine == "mean":
+            if self.faulty != 1:
+                raise ValueError('faulty is of robust means: give combine = "median" too, or another')
+            return self
+        if self.algorithm == "auto":
+            raise ValueError(f'combine = "{self.combine}" needs algorithm = "hierarchical", not "auto"')
+        ALGORITHMS[self.algorithm].check_apart()
+        chosen = self.compressor
+        if chosen is not None and COMPRESSORS[chosen.kind](**chosen.arguments).sparse:
+            raise ValueError(
+                f'combine = "{self.combine}" takes all entries of each site, and compressor '
+                f'"{chosen.kind}" leaves most of them out: take another, or none'
+            )
+        return self
+
+    @property
+    def robust_mean(self):
+        """The RobustMean over sites; None: it is the mean of all samples."""
+        return None if self.combine == "mean" else robust.RobustMean(self.combine, self.faulty)
 
 
 class OutputSettings(FrozenModel):
@@ -159,6 +188,7 @@ class RunSettings(FrozenModel):
     @model_validator(mode="after")
     def _privacy_can_be_kept(self):
         check_privacy(self)
+        check_combine(self)
         return self
 
     @property
@@ -301,6 +331,10 @@ class RunSettings(FrozenModel):
             chunk_nbytes=self.allreduce.chunk_nbytes,
             algorithm=self.allreduce.algorithm,
             compressor=compressor,
+            combine=self.allreduce.robust_mean,
+            sealed=self.security.link == "sealed",
+            secure=None if self.privacy.secure_sum == "off" else self.privacy.secure_sum,
+            private=self.privacy.unit,
             sample_nbytes=sample_nbytes,
             data_site=self.data.site,
             optimiser=f"{optimiser!r}{' of what is clipped' if clips else ''}",

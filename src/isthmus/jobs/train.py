@@ -204,7 +204,8 @@ class Job:
         ends_epoch = every(recipe.steps)
 
         def ask_to_stop():
-            self.stops = stop.told(self.training.state.step)
+            may = self.settings.privacy.may_stop(member)
+            self.stops = may and stop.told(self.training.state.step)
 
         return [
             Duty("report", lambda step: not self.training.finite, self.account.note_skipped, alone=True),

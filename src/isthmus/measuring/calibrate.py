@@ -35,9 +35,11 @@ from isthmus.measuring.contenders import contenders
 from isthmus.measuring.loop import LoopSeconds, loop_seconds
 from isthmus.measuring.messages import NBYTES, SMALL_ENTRIES, allreduce_seconds, way_seconds
 from isthmus.measuring.mpi_algorithm import allreduce_algorithm
+from isthmus.measuring.passes import pass_table
 from isthmus.registry import ALGORITHMS
 from isthmus.testbed import on_testbed
 from isthmus.timing.fits import fit_link, fit_table, rounded
+from isthmus.timing.passes import passes_of
 from isthmus.timing.time_model import mpi_seconds, predict_allreduce
 from isthmus.training.optimisers import OPTIMISERS
 from isthmus.training.optimisers.of_torch import OfTorch
@@ -72,6 +74,7 @@ def calibrate(comm, settings_path, output, repetitions, tell):
         measure_ranks(tiers, settings, repetitions, table, tell)
         measure_updates(tiers, settings, repetitions, table, tell)
         measure_coding(tiers, settings, repetitions, table, tell)
+        measure_passes(tiers, settings, repetitions, table, tell)
         kind = "emulated" if on_testbed() else settings.cluster.links
         measure_ways(tiers, repetitions, table, kind, tell)
         hosts = hosts_of(tiers.world)
@@ -246,6 +249,23 @@ def coding(compressor, repetitions, library):
         f"{verb}_seconds": [rounded(each) for each in column]
         for verb, column in zip(("encode", "decode"), seconds)
     }
+
+
+def measure_passes(tiers, settings, repetitions, table, tell):
+    """Put into `table` what leaders take for what else the settings have done to a vector."""
+    workload = settings.workload()
+    wanted = dict.fromkeys(each.name for each in passes_of(tiers.cluster, workload, workload.size))
+    if not wanted:
+        return
+    tell(f"measuring {', '.join(wanted)} on the leaders, all leaders at once")
+    leads = tiers.world.rank in {tiers.cluster.ranks_of_site(name)[0] for name in tiers.cluster.names}
+    mine = together(
+        tiers.world,
+        lambda: [pass_table(name, CODING_SECONDS, repetitions) for name in wanted] if leads else [],
+    )
+    found = gather_json(tiers.world, mine)
+    for site in table["site"]:
+        site["passes"] = found[tiers.cluster.ranks_of_site(site["name"])[0]]
 
 
 def measure_ways(tiers, repetitions, table, kind, tell):

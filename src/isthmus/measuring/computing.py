@@ -63,7 +63,7 @@ def add_bytes_per_second(size, repetitions, library=np):
     """Return the rate at which this rank adds float32[size] to another, in bytes of one of them."""
     vector, total = library.asarray(np.ones((2, max(size, 1)), "f4"))
     add = kernels.for_array(total).add
-    return 4 * vector.size / np.median(_seconds_of(lambda: add(vector, total), repetitions, total))
+    return 4 * vector.size / np.median(seconds_of(lambda: add(vector, total), repetitions, total))
 
 
 def busy_share(comm, seconds=BUSY_SECONDS):
@@ -88,7 +88,7 @@ def host_copy_bytes_per_second(repetitions, library=np):
     device, array = the_device(), library.zeros(COPIES_NBYTES, np.uint8)
     buffer = device.page_locked(array.nbytes)
     return min(
-        array.nbytes / np.median(_seconds_of(call, repetitions, array))
+        array.nbytes / np.median(seconds_of(call, repetitions, array))
         for call in (
             lambda: device.copy_out(array, buffer)[1].synchronize(),
             lambda: device.copy_in(buffer, array).synchronize(),
@@ -102,7 +102,7 @@ def memory_bytes_per_second(repetitions):
     return (
         3
         * MEMORY_NBYTES
-        / np.median(_seconds_of(lambda: triad(a, b, np.float32(0.5), c), min(repetitions, 5), a))
+        / np.median(seconds_of(lambda: triad(a, b, np.float32(0.5), c), min(repetitions, 5), a))
     )
 
 
@@ -150,7 +150,7 @@ def _coded_once(compressor, size, seconds, repetitions, library):
             compressor.add_decoded(wire, total[part])
 
     encoding, decoding = (
-        float(np.median(_seconds_of(call, repetitions, total, seconds))) for call in (encode, decode)
+        float(np.median(seconds_of(call, repetitions, total, seconds))) for call in (encode, decode)
     )
     return encoding, decoding / 2
 
@@ -162,14 +162,14 @@ def update_seconds(optimiser, nbytes, seconds, repetitions, library=np):
     arrays = optimiser.begin(parameters.size, parameters)
     return float(
         np.median(
-            _seconds_of(
+            seconds_of(
                 lambda: optimiser.step(parameters, mean, arrays, 1e-3), repetitions, parameters, seconds
             )
         )
     )
 
 
-def _seconds_of(call, repetitions, array, enough_seconds=np.inf):
+def seconds_of(call, repetitions, array, enough_seconds=np.inf):
     """Return float64[n]: seconds that `call()`, which works on `array`, took; compilation left out.
 
     n: `repetitions`, or as many as take `enough_seconds`.

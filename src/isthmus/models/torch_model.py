@@ -134,6 +134,19 @@ class TorchModel(Model):
             self._ready(0)
         return total
 
+    def clipped_gradient(
+        self, parameters: np.ndarray, features: Any, targets: Any, clip: float, gradient: np.ndarray
+    ) -> None:
+        """As that of `FlatModel`. ModelError for a module in which samples meet."""
+        from isthmus.models.torch_samples import add_clipped
+
+        gradient[:] = 0
+        self._bind(parameters)
+        self._set_mode(training=True)
+        batch = self._prepared(features), _targets(targets, self._parameters[0].device)
+        with self.code.running(f"{self.name}: the module, sample by sample (torch.func.vmap)"):
+            add_clipped(self.module, self.name, self.loss, *batch, clip, self._tensors_of(gradient))
+
     def scores(self, parameters: np.ndarray, features: np.ndarray) -> np.ndarray:
         """Return float32[batch, outputs]: what the module gives in evaluation mode."""
         self._bind(parameters)

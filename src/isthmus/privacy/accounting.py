@@ -18,7 +18,6 @@ CONVERSIONS = {
     "rdp": "Renyi divergences by Canonne, Kamath and Steinke 2020 (arXiv:2004.00010), proposition 12",
 }
 """How each accountant comes to epsilon and delta."""
-ADJACENCY, SAMPLING = "add or remove one sample", "Poisson"
 INTERVAL = 5e-4
 """To which privacy losses are rounded up: epsilon is at most 0.1 % more than with the library's 1e-4."""
 MOST_NOISE = 1e6

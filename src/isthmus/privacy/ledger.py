@@ -11,54 +11,61 @@ from isthmus.cures import explained
 from isthmus.errors import OutputError, SettingsError
 from isthmus.files import write_text
 from isthmus.json_text import dumps, loads
-from isthmus.privacy.accounting import ADJACENCY, CONVERSIONS, SAMPLING, Steps, epsilon_of
+from isthmus.privacy.accounting import CONVERSIONS, Steps, epsilon_of
 
 NAME, FORMAT = "privacy_spent.json", 1
 DELTA = 1e-5
 
 
-def told(parts: list[Steps], delta: float) -> dict[str, Any]:
-    """Return what `parts` come to, with all that must be said beside epsilon."""
+def told(parts: list[Steps], delta: float, unit: str = "sample") -> dict[str, Any]:
+    """Return what `parts` come to of one `unit`, with all that must be said beside epsilon."""
     return {
-        "unit": "sample",
+        "unit": unit,
         "epsilon": epsilon_of(parts, delta),
         "delta": delta,
         "accountant": "pld",
         "conversion": CONVERSIONS["pld"],
         "epsilon_by_rdp": epsilon_of(parts, delta, "rdp"),
-        "adjacency": ADJACENCY,
-        "sampling": SAMPLING,
+        "adjacency": f"add or remove one {unit}",
+        "sampling": "Poisson" if any(part.sampling < 1 for part in parts) else "none: all take part",
     }
 
 
-def privacy_spent(folder: str | PathLike[str], delta: float = DELTA) -> dict[str, Any]:
+def privacy_spent(
+    folder: str | PathLike[str], delta: float = DELTA, unit: str = "sample"
+) -> dict[str, Any]:
     """Return what all runs have told of one sample of the packed set in `folder`.
 
     "epsilon" at `delta`, with "accountant", "conversion", "adjacency" and "sampling", "epsilon_by_rdp"
     for comparison, and "runs": of each, the probability of a sample in a step, the noise and the steps.
-    Raises SettingsError where the folder's account cannot be read.
+    unit: "client" and "site": those runs, and what they have told of one of these. Raises SettingsError
+    where the folder's account cannot be read.
     """
-    runs = _read(Path(folder))
-    parts = [Steps(run["sampling"], run["noise"], run["steps"]) for run in runs]
-    return told(parts, delta) | {"runs": runs}
+    runs = [run for run in _read(Path(folder)) if _unit_of(run) == unit]
+    return told(_parts(runs), delta, unit) | {"runs": runs}
 
 
 def charge(
-    folder: str | PathLike[str], run: str, steps: Steps, delta: float, budget: float | None
+    folder: str | PathLike[str],
+    run: str,
+    steps: Steps,
+    delta: float,
+    budget: float | None,
+    unit: str = "sample",
 ) -> float:
     """Add a run to the account of the set in `folder`, before it begins, and return what all come to.
 
-    A run that goes on is there already, and pays for what it has more. SettingsError, and nothing is
-    added, where all together tell more than the epsilon `budget`; OutputError where the account cannot
-    be written.
+    unit: of which the run tells, and those that it is held together with. A run that goes on is there
+    already, and pays for what it has more. SettingsError, and nothing is added, where all together tell
+    more than the epsilon `budget`; OutputError where the account cannot be written.
     """
     path = Path(folder, NAME)
     with _alone(path):
         runs = _read(Path(folder))
         others = [each for each in runs if each["run"] != run]
         before = [each["steps"] for each in runs if each["run"] == run]
-        own = {"run": run, **steps.to_json(), "steps": max([steps.steps, *before])}
-        parts = [Steps(each["sampling"], each["noise"], each["steps"]) for each in [*others, own]]
+        own = {"run": run, **steps.to_json(), "steps": max([steps.steps, *before]), "unit": unit}
+        parts = _parts([each for each in [*others, own] if _unit_of(each) == unit])
         spent = epsilon_of(parts, delta)
         if budget is not None and spent > budget:
             already = epsilon_of(parts[:-1], delta)
@@ -72,6 +79,14 @@ def charge(
     return spent
 
 
+def _parts(runs: list[dict[str, Any]]) -> list[Steps]:
+    return [Steps(run["sampling"], run["noise"], run["steps"]) for run in runs]
+
+
+def _unit_of(run: dict[str, Any]) -> str:
+    return run.get("unit", "sample")
+
+
 def _read(folder: Path) -> list[dict[str, Any]]:
     path = folder / NAME
     try:
@@ -81,6 +96,7 @@ def _read(folder: Path) -> list[dict[str, Any]]:
         for run in table["runs"]:
             Steps(run["sampling"], run["noise"], run["steps"])
             str.encode(run["run"])
+            str.encode(_unit_of(run))
         return table["runs"]
     except FileNotFoundError:
         if not folder.is_dir():

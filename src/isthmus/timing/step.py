@@ -7,6 +7,7 @@ import numpy as np
 
 from isthmus.registry import ALLREDUCE_STAGES
 from isthmus.timing.crossing import Crossing
+from isthmus.timing.passes import pass_terms, private_seconds
 from isthmus.timing.stages import site_sum_terms
 from isthmus.timing.time_model import (
     AllreduceTime,
@@ -83,6 +84,7 @@ def predict_step(cluster, samples_of_rank, workload):
     the time from one step to the next.
     """
     computing = computing_of_site(cluster, samples_of_rank)
+    computing = computing + private_seconds(cluster, workload, samples_of_rank)
     return {"compute": float(computing.max()), **exchange_terms(cluster, computing, workload)}
 
 
@@ -131,6 +133,8 @@ def together_terms(cluster, computing_seconds, workload):
         compressor=workload.compressor,
         chunk_nbytes=workload.chunk_nbytes,
     ).terms
+    for name, seconds in pass_terms(cluster, workload, max(bucket.stop for bucket in buckets)).items():
+        terms[name] += seconds
     if workload.algorithm == "hierarchical":  # all others begin with waiting for it
         terms["links"] = max(0.0, terms["links"] - workload.late_steps * computing_seconds)
     often = workload.exchanges_per_step / share

@@ -18,6 +18,7 @@ from isthmus.compression.compressor import Compressor
 from isthmus.compression.dense import Dense
 from isthmus.quantities import real, slices, whole
 from isthmus.registry import ALLREDUCE_STAGES, algorithm_named
+from isthmus.robust import RobustMean
 from isthmus.timing.formulas import (
     chain_seconds,
     compute_seconds,
@@ -86,6 +87,10 @@ class Workload:
     site_sums_per_step: float = 0.0  # of gradients inside sites alone
     optimiser: str | None = None  # as Python writes it, with all arguments; None: updates take no time
     update_nbytes: float = 0.0  # that an update reads and writes, for where none was measured
+    combine: RobustMean | None = None  # of the sites; None: their sum
+    sealed: bool = False  # what crosses between sites
+    secure: str | None = None  # "repeat" or "reveal" of secure sums; `compressor` is their wires
+    private: str | None = None  # "sample" or "site": of which little may be told
 
     def __post_init__(self):
         counts = {"size": 0, "batch_size": 1} | (

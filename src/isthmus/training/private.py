@@ -1,63 +1,31 @@
-"""Training that tells little of any one sample: sampled by chance, clipped, and with noise (DP-SGD).
+"""Training that tells little of any one sample, client or site: clipped, sampled by chance, with noise.
 
-Abadi et al. 2016 (arXiv:1607.00133). A site's noise is in its sum before that is encoded, so that wires,
-residuals and all that follows are made of what may be told.
+Of samples DP-SGD (Abadi et al. 2016, arXiv:1607.00133), of clients DP-FedAvg (McMahan et al. 2018,
+arXiv:1710.06963). A site's noise is in its sum before that is encoded, so that wires, residuals and all
+that follows are made of what may be told.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from isthmus.privacy.draws import Draws
+from isthmus.privacy.protection import Protection
 from isthmus.training.loop import MEASURED, Training
+from isthmus.training.playing import ClientTraining
 
 TIMES = slice(MEASURED.index("compute"), MEASURED.index("sent_site_nbytes"))
 
 
-@dataclass(frozen=True)
-class Protection:
-    """What a rank does for its samples.
+class Untold(Training):
+    """Training of whose batches nothing is told. See `Training` for the rest.
 
-    clip: the norm to which each sample's gradient is scaled down. noise: its deviation over `clip`.
-    sampling: draws who is in a step. noising: draws the noise of this rank's site; None: another rank
-    of the site does. told: what the whole run may tell of a sample, and by which account.
-    """
-
-    clip: float
-    noise: float
-    sampling: Draws
-    noising: Draws | None
-    told: dict[str, Any]
-
-
-class PrivateTraining(Training):
-    """One rank's part in a job whose model tells little of any one sample. See `Training` for the rest.
-
-    Every sample is in a step with the same probability, one by the steps of an epoch, whoever else is;
-    the sum is divided by how many are expected. The loss of batches is told to nobody, and seconds are
-    means over the steps between two reports, for what a batch takes tells how many are in it.
+    Their loss is told to nobody, and seconds are means over the steps between two reports, for what a
+    batch takes tells how many are in it.
     """
 
     def __init__(self, *arguments, protection: Protection, **named):
         super().__init__(*arguments, **named)
         self.protection = protection
-
-    def _batches_of(self, epoch: int, done: int) -> Iterator[tuple[np.ndarray, ...]]:
-        steps = self.recipe.steps
-        for number in range(epoch * steps + done, (epoch + 1) * steps):
-            yield self.local.at(self.protection.sampling.sampled(number, self.local.samples, 1 / steps))
-
-    def _gradient(self, features, targets, ready):
-        kept, gradient = self.protection, self.gradient
-        self.model.clipped_gradient(self.state.parameters, features, targets, kept.clip, gradient)
-        if kept.noising is not None:
-            noise = kept.noising.noise(self.member.walked, gradient.size)
-            noise *= np.float32(kept.noise * kept.clip)
-            gradient += noise
-        ready(0)
-        return np.nan
 
     def _note(self, loss, samples, measured, before):
         super()._note(np.nan, 0, measured, before)
@@ -68,3 +36,37 @@ class PrivateTraining(Training):
             rows[:, TIMES] = rows[:, TIMES].mean(axis=0)
             self.rows[:] = rows.tolist()
         return super().gather_rows()
+
+
+class PrivateTraining(Untold):
+    """One rank's part in a job whose model tells little of any one sample.
+
+    Every sample is in a step with the same probability, one by the steps of an epoch, whoever else is;
+    the sum is divided by how many are expected.
+    """
+
+    def _batches_of(self, epoch: int, done: int) -> Iterator[tuple[np.ndarray, ...]]:
+        steps, kept = self.recipe.steps, self.protection
+        for number in range(epoch * steps + done, (epoch + 1) * steps):
+            yield self.local.at(kept.sampling.sampled(number, self.local.samples, kept.probability))
+
+    def _gradient(self, features, targets, ready):
+        kept, gradient = self.protection, self.gradient
+        self.model.clipped_gradient(self.state.parameters, features, targets, kept.clip, gradient)
+        kept.add_noise(gradient, self.member.walked)
+        ready(0)
+        return np.nan
+
+
+class PrivateClientTraining(Untold, ClientTraining):
+    """One rank's part in a job whose model tells little of any one client. Who was there, and whose
+    change was not finite, is told to nobody; what its optimiser remembers is forgotten."""
+
+    def _round(self, phase):
+        done = super()._round(phase)
+        for name, array in self.state.optimiser.items():
+            array[...] = self._fresh[name]
+        return done
+
+    def told_of(self, step):
+        return {}

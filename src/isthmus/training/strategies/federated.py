@@ -9,6 +9,7 @@ from isthmus.client import Local, Plain, local_of
 from isthmus.outer import Average, Outer, outer_of
 from isthmus.quantities import real, whole
 from isthmus.training.strategies.client_rounds import Player
+from isthmus.training.strategies.private_rounds import PrivatePlayer
 from isthmus.training.strategies.strategy import Exchange, Strategy
 
 if TYPE_CHECKING:  # plans are made where there is no MPI
@@ -78,6 +79,8 @@ class Federated(Strategy):
             yield Exchange(int(steps), vectors, bucketed=self.edge_rounds == 1)
 
     def join(self, sums: "Sums", steps: float) -> Player:
+        if sums.protection is not None:
+            return PrivatePlayer(sums, self, steps)
         return Player(sums, self, steps)
 
     def number_of(self, clients: int) -> int:

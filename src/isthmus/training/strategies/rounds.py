@@ -50,7 +50,7 @@ class Traveller(Member):
         self, sums: "Sums", strategy: Rounds, steps: float, outer: Outer, fragments: int, after: int
     ):
         self.strategy, self.total_steps = strategy, steps
-        self.outer, self.after = outer, after
+        self.outer, self.after, self.protection = outer, after, sums.protection
         told = sums.arguments
         check_feedback(outer, bool(told.get("compressor") and told.get("error_feedback", True)))
         self.decay = getattr(outer, "decay", None)  # of what wires leave out
@@ -163,7 +163,10 @@ class Traveller(Member):
         self.arrived = False
         if self.decay is not None:
             self.changes[number].decay(self.decay)
-        self.changes[number].start(self.start[part] - parameters[part])
+        change = self.start[part] - parameters[part]
+        if self.protection is not None:  # all ranks of a site do the same, to the bit
+            self.protection.add_noise(self.protection.clipped(change), self.step)
+        self.changes[number].start(change)
 
     def _receive(self, number: int, merged: Callable[..., Any], parameters: Any) -> None:
         """Take the mean of what was sent, move the anchor, and go on from there."""

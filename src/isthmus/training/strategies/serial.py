@@ -195,7 +195,7 @@ class _Sums:
 
     def __init__(self, table, worker, clients):
         self.table, self.worker, self.size = table, worker, table.size
-        self.arguments, self.clients = {}, clients
+        self.arguments, self.clients, self.protection = {}, clients, None
         self.made = 0
 
     def of_all(self, extra=0, **changes):

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from isthmus.collectives.allreduce import Allreduce
+from isthmus.privacy.protection import Protection
 from isthmus.quantities import LEAST_WEIGHT
 from isthmus.training.clients import Clients
 
@@ -14,15 +15,23 @@ class Sums:
     """Makes allreduces of vectors of one size, as a job's settings have them.
 
     tiers: the communicators. size: entries of the parameters. weight: this rank's share; clients: whom
-    it plays, whose weights that is the sum of, for strategies that play clients.
+    it plays, whose weights that is the sum of, for strategies that play clients. protection: what is
+    kept of clients, or of this rank's site; None: nothing.
     arguments: of `Allreduce`, for what crosses sites.
     """
 
     def __init__(
-        self, tiers: "Tiers", size: int, weight: float, clients: Clients | None = None, **arguments: Any
+        self,
+        tiers: "Tiers",
+        size: int,
+        weight: float,
+        clients: Clients | None = None,
+        protection: Protection | None = None,
+        **arguments: Any,
     ):
         self.tiers, self.size, self.arguments = tiers, size, arguments
         self.weight, self.clients = max(weight, LEAST_WEIGHT), clients
+        self.protection = protection
 
     def of_all(self, extra: int = 0, **changes: Any) -> Allreduce:
         """Return the Allreduce over all ranks: what crosses sites is compressed. Collective.
