@@ -140,6 +140,7 @@ class InferSettings(FrozenModel):
         def absolute(each):
             return each and folder / each
 
+        keys = settings.security.keys
         models, answers = settings.models, settings.answers
         return settings.model_copy(
             update={
@@ -150,7 +151,7 @@ class InferSettings(FrozenModel):
                 "requests": settings.requests
                 and settings.requests.model_copy(update={"data": str(absolute(settings.requests.data))}),
                 "answers": answers.model_copy(update={"validation": absolute(answers.validation)}),
-                "security": KeysPart(keys=absolute(settings.security.keys)),
+                "security": KeysPart(keys=absolute(keys and keys.expanduser())),
                 "output": absolute(settings.output),
             }
         )

@@ -9,6 +9,7 @@ last, so that none can be left out, put elsewhere or cut off. All primitives are
 import hmac
 import os
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from hashlib import sha256
 from io import BytesIO
 from typing import Any, BinaryIO
@@ -30,10 +31,10 @@ def new_key() -> bytes:
     return os.urandom(KEY_NBYTES)
 
 
-def derived(secret: bytes, info: bytes, salt: bytes = b"") -> bytes:
-    """Return the 32 bytes that HKDF-SHA256 makes of a secret for one use."""
+def derived(secret: bytes, info: bytes, salt: bytes = b"", nbytes: int = KEY_NBYTES) -> bytes:
+    """Return so many bytes that HKDF-SHA256 makes of a secret for one use."""
     primitives = library()
-    return primitives.kdf.hkdf.HKDF(primitives.hashes.SHA256(), KEY_NBYTES, salt, info).derive(secret)
+    return primitives.kdf.hkdf.HKDF(primitives.hashes.SHA256(), nbytes, salt, info).derive(secret)
 
 
 def wrap(key: bytes, site: str, public: bytes, purpose: bytes) -> bytes:
@@ -64,7 +65,7 @@ class FileKey:
 
     def digest(self, name: str) -> Any:
         """Return an HMAC-SHA256, to be updated, of what is called `name`: another with every key."""
-        return hmac.new(derived(self._key, b"isthmus digests 1"), name.encode() + b"\0", sha256)
+        return hmac.new(self._keys[KEY_NBYTES:], name.encode() + b"\0", sha256)
 
     def wraps(self, publics: Mapping[str, bytes], purpose: bytes) -> dict[str, str]:
         """Return the key wrapped for each site, as hexadecimal text. publics: their X25519 keys."""
@@ -113,8 +114,13 @@ class FileKey:
                     part.release()
         return room
 
+    @cached_property
+    def _keys(self):
+        """The key of the content, and that of digests."""
+        return derived(self._key, b"isthmus file 1", nbytes=2 * KEY_NBYTES)
+
     def _content(self):
-        return _aead(derived(self._key, b"isthmus content 1"))
+        return library().ciphers.aead.AESGCM(self._keys[:KEY_NBYTES])
 
 
 def _segments(nbytes):
@@ -123,10 +129,6 @@ def _segments(nbytes):
 
 def _nonce(number, last):
     return number.to_bytes(11, "big") + bytes([last])
-
-
-def _aead(key):
-    return library().ciphers.aead.AESGCM(key)
 
 
 def _suite():

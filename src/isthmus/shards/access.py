@@ -43,11 +43,12 @@ class Access:
         return not self.sites.isdisjoint(manifest.shards[number].readers or ())
 
     def require(self, manifest: Manifest, number: int, source: Keys) -> None:
-        """Raise PolicyError, which names `source`, where shard `number` may not be read here."""
+        """Raise PolicyError where shard `number` of the set in `source` may not be read here."""
         if not self.may_read(manifest, number):
+            shard = manifest.shards[number]
             raise PolicyError(
-                f"{source}: may be read by {_in_words(manifest.shards[number].readers)} alone, says "
-                f"{manifest.shards[number].origin!r}, where it was born; "
+                f"{source}/{shard.file}: may be read by {_in_words(shard.readers)} alone, says "
+                f"{shard.origin!r}, where it was born; "
                 + (f"this is {_in_words(self.sites)}" if self.sites else "no key of such a site is here")
                 + ": read it there, or have it packed with more --readers"
             )

@@ -152,8 +152,8 @@ class ShardSet:
 
         if self.manifest.signatures is not None:
             access = self.access or access_of(self.manifest, self.folder, None)
-            access.require(self.manifest, number, self.folder / self.names[number])
-        shard, path = self.manifest.shards[number], str(self.folder / self.names[number])
+            access.require(self.manifest, number, self.folder)
+        shard, path = self.manifest.shards[number], str(self.folder / self.manifest.shards[number].file)
         with self._whole(number) if shard.sealed is None else self._unsealed(number) as plain:
             stored = plain.seek(0, os.SEEK_END)
             sample = sum(array.sample_nbytes for array in self.manifest.arrays.values())
@@ -173,7 +173,7 @@ class ShardSet:
 
         Its segments tell what the SHA-256 of the file would: the key is one that its origin has signed.
         """
-        path = self.folder / self.names[number]
+        path = self.folder / self.manifest.shards[number].file
         try:
             with open_plain(path) as file:
                 return self.access.file_keys[number].open(file, os.fstat(file.fileno()).st_size)
