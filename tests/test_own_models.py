@@ -405,7 +405,8 @@ def test_a_run_with_an_own_model_goes_on_to_the_same_bits(comm, shared_folder):
 
     from_root(comm, prepare)
     made = RunSettings.from_toml(folder / "run.toml")
-    of_ranks = compute_fits(comm, made, made.make_model(), 1, np)
+    with isthmus.split_tiers(comm, made.read_cluster()) as tiers:
+        of_ranks = compute_fits(tiers, made, made.make_model(), 1, np)
     assert all(fit.bytes_per_second > 0 for fit in of_ranks)  # as `calibrate` measures them
     go(comm, folder / "run.toml", name="mine")
     whole = go(comm, folder / "more.toml")

@@ -113,7 +113,7 @@ def measure_ranks(tiers, settings, repetitions, table, tell):
         },
     )
     tell("measuring the ranks: gradients of the run's model, all ranks at once")
-    computing = compute_fits(world, settings, model, repetitions, library)
+    computing = compute_fits(tiers, settings, model, repetitions, library)
     paced = settings.cluster.compute == "paced"
     if paced:
         tell("computing is paced: the file keeps the rates of the cluster file")
@@ -183,9 +183,10 @@ def hosts_of(world):
     )
 
 
-def compute_fits(world, settings, model, repetitions, library):
+def compute_fits(tiers, settings, model, repetitions, library):
     """Return a fit of seconds = fixed + samples / rate for each rank."""
-    shards, _ = open_where_seen(world, settings.data.train)
+    world = tiers.world
+    shards, _ = open_where_seen(tiers, settings.data.train, settings.security.keys)
     together(world, lambda: check_shapes(model, shards, settings.data.scale))
     shapes = next(
         shape
