@@ -25,6 +25,8 @@ from isthmus.jobs.using import evaluate_run
 from isthmus.jobs.verifying import verify_steps
 from isthmus.links.agreement import from_root, gather_json
 from isthmus.links.in_process import in_threads, tiers_in_process
+from isthmus.pages.protection import protection_words
+from isthmus.pages.report import write_report
 from isthmus.planning.programme.objectives import OBJECTIVES
 from isthmus.planning.replanning import Replanner
 from isthmus.security.key_files import make_keys
@@ -154,6 +156,24 @@ def test_a_policy_is_verified_by_the_key_that_is_known_and_no_other(lab, tmp_pat
     assert all(rank in allowed[number] for number, rank in enumerate(placed))
     with pytest.raises(PolicyError, match="has a policy, and a run that splits it"):
         split_into_clients(shards, tmp_path / "clients", 3, None, 2)
+
+
+def test_a_run_tells_who_could_read_its_shards(lab):
+    told = isthmus.ShardSet.open(lab / "some").manifest.told()
+    assert told["readers"] == [
+        {"sites": ["site0", "site1"], "shards": 3},
+        {"sites": ["site1"], "shards": 3},
+    ]
+    settings = {"allreduce": {"algorithm": "hierarchical"}, "security": {}}
+    run = SimpleNamespace(
+        cluster=isthmus.Cluster(cluster_of(1, 1)),
+        settings=settings,
+        provenance={"data": {"train": told, "test": {"samples": 1, "sha256": "0"}}},
+    )
+    assert [sentence for sentence in protection_words(run) if "signed" in sentence] == [
+        "Shards were read by those that their origins have signed: train 3 for site0 and site1 alone, "
+        "3 for site1 alone."
+    ]
 
 
 NAMES = ("site0", "site1", "site2")
@@ -385,6 +405,8 @@ def test_a_run_keeps_its_training_and_test_shards_and_residuals(comm, shared_fol
         return
     _, table = CHECKPOINT.read(shared_folder / "runs/mine/checkpoint.h5")
     assert len(table["sealed"]) == 2  # one a site
+    page = write_report(shared_folder / "runs/mine").read_text()
+    assert "train 30 for site0 and site1 alone, 30 for site1 alone, sealed at rest" in page
     assert verify_steps(shared_folder / "runs/mine")["parameter_hash"] == summary["parameter_hash"]
     with pytest.raises(SecurityError, match="name the folder of keys"):
         evaluate_run(MPI.COMM_SELF, shared_folder / "runs/mine")

@@ -96,11 +96,20 @@ class Start(Table):
     until_step: Count
 
 
+class ReadersTold(Table):
+    """How many shards of a set some sites may read alone."""
+
+    sites: list[str]
+    shards: Count
+
+
 class DataTold(Table):
-    """A set of samples that a run had."""
+    """A set of samples that a run had; readers and sealed: where it has a policy."""
 
     samples: Count
     sha256: str
+    readers: NotRequired[list[ReadersTold]]
+    sealed: NotRequired[bool]
 
 
 class ClientsTold(Table):

@@ -5,7 +5,7 @@ def protection_words(run):
     """Return sentences on what was sealed, who could read what, and what is told of samples."""
     words = []
     if len(run.cluster.sites) > 1:
-        words = [_link_words(run), _reader_words(run), _record_words(run)]
+        words = [_link_words(run), _reader_words(run), _shard_words(run), _record_words(run)]
     if told := run.provenance.get("privacy"):
         words.append(privacy_words(told))
     return [sentence for sentence in words if sentence]
@@ -86,6 +86,21 @@ def _reader_words(run):
     robust = allreduce.get("combine", "mean")
     held = "" if robust == "mean" else f" It made the “{robust}” of them, not their sum."
     return f"Each site's own sum was read by the site that takes it: {told}.{held}"
+
+
+def _shard_words(run):
+    """Return which shards only some sites may read, where a set has a policy."""
+    said = []
+    for name, told in run.provenance.get("data", {}).items():
+        kinds = [
+            f"{each['shards']} for {' and '.join(each['sites'])} alone"
+            for each in told.get("readers", [])
+        ]
+        if kinds:
+            said.append(f"{name} {', '.join(kinds)}{', sealed at rest' if told.get('sealed') else ''}")
+    return (
+        f"Shards were read by those that their origins have signed: {'; '.join(said)}." if said else ""
+    )
 
 
 def _record_words(run):

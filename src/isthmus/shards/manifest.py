@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+from collections import Counter
 from os import PathLike
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -139,12 +140,19 @@ class Manifest(FrozenModel):
         return [list(shard.clients or ()) for shard in self.shards]
 
     def told(self) -> dict[str, Any]:
-        """Return what a run says of the samples that it learnt from."""
-        return {
+        """Return what a run says of the samples that it learnt from, and of who may read them."""
+        told: dict[str, Any] = {
             "samples": sum(shard.samples for shard in self.shards),
             "shards": len(self.shards),
             "sha256": self.digest,
         }
+        if self.signatures is not None:
+            kinds = Counter(tuple(sorted(shard.readers or ())) for shard in self.shards)
+            told["readers"] = [
+                {"sites": list(sites), "shards": shards} for sites, shards in sorted(kinds.items())
+            ]
+            told["sealed"] = self.sealed
+        return told
 
     @classmethod
     def of(cls, table: dict[str, Any], source: str | PathLike[str]) -> Self:
