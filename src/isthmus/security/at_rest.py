@@ -92,7 +92,7 @@ class FileKey:
         segments += rest > 0
         if file.read(len(HEAD)) != HEAD or segments < 1 or 0 < rest < TAG_NBYTES:
             raise DamagedError("does not begin or end as a sealed file does")
-        aead, room, held = self._content(), BytesIO(), bytearray(whole)
+        aead, room, held = self._content(), BytesIO(), bytearray(min(whole, nbytes))
         content_nbytes = nbytes - len(HEAD) - segments * TAG_NBYTES
         if content_nbytes:
             room.seek(content_nbytes - 1)
