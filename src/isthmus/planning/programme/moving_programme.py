@@ -167,7 +167,9 @@ class _Warm:
 
     def __init__(self, matrix, inequalities):
         highspy = _highspy()
-        self.inequalities, self.model, self.bound, self.cost = inequalities, highspy.Highs(), None, None
+        with silent():  # it prints who it is when it is made, before it can be told not to
+            self.model = highspy.Highs()
+        self.inequalities, self.bound, self.cost = inequalities, None, None
         self.optimal = highspy.HighsModelStatus.kOptimal
         self.model.setOptionValue("output_flag", False)
         self.model.setOptionValue("threads", 1)
