@@ -289,8 +289,15 @@ def test_up_twice_and_down_twice(bed):
     assert [state.identity(name) for name in sorted(namespaces_here())] == there
     with pytest.raises(EmulationError, match="is up, not that of"):
         testbed.up(cluster(1, 1, latency_seconds=0.5), OURS)
+    with pytest.raises(EmulationError, match="TCP set otherwise"):
+        testbed.up(cluster(1, 1), OURS, tuned=False)
     assert testbed.down(OURS)
     assert not testbed.down(OURS)
+    assert testbed.up(cluster(1, 1), OURS, tuned=False)
+    site = testbed.describe(OURS)["sites"]["site0"]["namespace"]
+    assert "window" not in commands.run("ip", "-n", site, "route")
+    assert not testbed.up(cluster(1, 1), OURS), "any testbed of the cluster will do"
+    assert testbed.down(OURS)
     assert not namespaces_here()
     with pytest.raises(EmulationError, match="none is up"):
         testbed.counters(OURS)

@@ -19,12 +19,20 @@ BedName = Annotated[
 
 
 @testbed.command()
-def up(context: typer.Context, cluster: ClusterFile, name: BedName = "testbed", as_json: AsJson = False):
+def up(
+    context: typer.Context,
+    cluster: ClusterFile,
+    name: BedName = "testbed",
+    untuned: Annotated[
+        bool, typer.Option("--untuned", help="Leave TCP as the machine has it, as where nobody is root.")
+    ] = False,
+    as_json: AsJson = False,
+):
     """Make the cluster's sites and links; nothing to do if they are up."""
     from isthmus.cluster.cluster import Cluster
     from isthmus.testbed import describe, up
 
-    made = up(Cluster.from_toml(cluster), name)
+    made = up(Cluster.from_toml(cluster), name, tuned=False if untuned else None)
     found = describe(name)
     sites = "; ".join(
         f"site {site_name} in {site['namespace']} at {site['address']}"

@@ -34,10 +34,11 @@ CONTROL = "/proc/sys/net/ipv4/tcp_congestion_control"
 NO_IPV6 = [f"/proc/sys/net/ipv6/conf/{which}/disable_ipv6" for which in ("all", "default")]
 
 
-def up(cluster, name=NAME):
+def up(cluster, name=NAME, tuned=None):
     """Make the sites and links of `cluster` on this machine; nothing to do if they are there.
 
-    name: of the testbed; those of other names live beside it and know nothing of each other.
+    name: of the testbed; those of other names live beside it and know nothing of each other. tuned:
+    whether TCP is set as the links want it, or is as the machine has it; None: it is, or as it is there.
 
     Returns whether it made them. What a crash has left is removed first. Needs root. Raises
     EmulationError for what is missing, for a namespace that is somebody else's, and if the testbed
@@ -48,7 +49,11 @@ def up(cluster, name=NAME):
         state = read_state(name)
         if state and is_whole(state):
             if state["cluster"] == cluster.to_table():
-                return False
+                if tuned in (None, state["tuned"]):
+                    return False
+                raise EmulationError(
+                    "testbed: it is up with TCP set otherwise; end it with `isthmus testbed down`"
+                )
             raise EmulationError(
                 f"testbed: that of {state['source']} is up, not that of "
                 f"{cluster.source} as it is now; end it with `isthmus testbed down`"
@@ -68,6 +73,7 @@ def up(cluster, name=NAME):
             "sites": dict(zip(cluster.names, wiring.namespaces)),
             "namespaces": dict.fromkeys(names),
             "latency": None,
+            "tuned": tuned is not False,
         }
         write_state(state)
         try:
@@ -98,6 +104,7 @@ def describe(name=NAME):
         "emulated": True,
         "latency": state["latency"],
         "congestion_control": control,
+        "tuned": state["tuned"],
         "sites": {
             site: {"namespace": namespace, "address": site_address(number)}
             for number, (site, namespace) in enumerate(state["sites"].items(), 1)
@@ -144,14 +151,15 @@ def _make(cluster, state):
         if os.path.exists(NO_IPV6[0]):
             _set(name, "1", NO_IPV6)
     _set(state["wires"], "1", ["/proc/sys/net/ipv4/ip_forward"])
-    wiring = Wiring(cluster, _has_netem(state["wires"]), state["name"])
+    wiring = Wiring(cluster, _has_netem(state["wires"]), state["name"], state["tuned"])
     state["latency"] = wiring.latency
     if wiring.latency == "relay":
         require_tun()
     run("ip", "-n", wiring.wires, "-batch", "-", lines=wiring.wires_lines())
     for number, namespace in zip(wiring.numbers, wiring.namespaces):
         run("ip", "-n", namespace, "-batch", "-", lines=wiring.site_lines(number))
-        _tune(namespace, tcp_settings(cluster))
+        if state["tuned"]:
+            _tune(namespace, tcp_settings(cluster))
     run("tc", "-n", wiring.wires, "-batch", "-", lines=wiring.queue_lines())
     if wiring.latency == "relay":
         state["relay"] = _start_relay(wiring.wires, wiring.relay_table())

@@ -55,7 +55,7 @@ def read_state(name):
         state = loads(path.read_bytes())
         if not isinstance(state, dict):
             raise ValueError("it holds no table")
-        return state | {"name": name}
+        return {"tuned": True} | state | {"name": name}
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as problem:

@@ -75,17 +75,17 @@ class Wiring:
     """The namespaces, pipes and routes of a cluster on one machine.
 
     netem: whether the kernel has it; without it the relay makes latencies. name: of the testbed; all
-    its namespaces begin with `isthmus-NAME-`. Raises ClusterError for what one machine cannot stand in
-    for.
+    its namespaces begin with `isthmus-NAME-`. tuned: whether routes say what `tcp_settings` wants.
+    Raises ClusterError for what one machine cannot stand in for.
     """
 
-    def __init__(self, cluster, netem=False, name=NAME):
+    def __init__(self, cluster, netem=False, name=NAME, tuned=True):
         if len(cluster.sites) > MOST_SITES:
             raise ClusterError(
                 f"{cluster.source}: has {len(cluster.sites)} sites; the testbed takes "
                 f"at most {MOST_SITES}"
             )
-        self.cluster = cluster
+        self.cluster, self.tuned = cluster, tuned
         self.names = _host_names(cluster.sites)
         self.wires = f"isthmus-{name}-wires"
         self.namespaces = [f"isthmus-{name}-site-{site}" for site in self.names]
@@ -162,9 +162,10 @@ class Wiring:
         yield "link set lo up"
         yield f"link set uplink arp off gso_max_segs {self._segments(number)} up"
         yield f"address add {site_address(number)}/24 dev uplink"
-        gateway, settings = f"via 198.18.{number}.1", tcp_settings(self.cluster)
-        yield f"route add default {gateway} {FIRST_WORDS}"
-        for other in self.numbers:
+        gateway = f"via 198.18.{number}.1"
+        yield f"route add default {gateway}{' ' + FIRST_WORDS if self.tuned else ''}"
+        settings = tcp_settings(self.cluster)
+        for other in self.numbers if self.tuned else ():
             ends = self.cluster.names[number - 1], self.cluster.names[other - 1]
             if ends in settings.routes:
                 yield f"route add 198.18.{other}.0/24 {gateway} {settings.routes[ends]}"
