@@ -3,6 +3,7 @@
 import itertools
 import tracemalloc
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,10 +22,13 @@ from isthmus.collectives import (
 )
 from isthmus.collectives.recursive import Recursive
 from isthmus.collectives.ring import Ring
+from isthmus.collectives.trading import AT_ONCE, Flow, trade
 from isthmus.collectives.tree import DoubleTree
+from isthmus.compression.chunks import WIRE_NBYTES
 from isthmus.links.agreement import gather_json
 from isthmus.links.counted import CountedComm
 from isthmus.links.stage_clock import StageClock
+from isthmus.timing.window import SLACK_SECONDS
 
 KINDS = (Ring, DoubleTree, Recursive)
 SIZES = st.one_of(st.integers(0, 40), st.integers(0, 5000), st.integers(15_000, 150_000))
@@ -317,3 +321,34 @@ def test_a_ring_with_an_inbox_makes_no_buffer(comm):
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 100_000
+
+
+class Mirror:
+    """What is sent comes back, in order; it knows how many messages were under way at once."""
+
+    def __init__(self):
+        self.under_way, self.most, self.nbytes = [], 0, []
+
+    def Isend(self, buffer, dest, tag=0):  # noqa: N802
+        self.under_way.append(buffer.copy())
+        self.nbytes.append(buffer.nbytes)
+        self.most = max(self.most, len(self.under_way))
+        return SimpleNamespace(Wait=lambda: None)
+
+    def Irecv(self, buffer, source, tag=0):  # noqa: N802
+        return SimpleNamespace(Wait=lambda: np.copyto(buffer, self.under_way.pop(0)))
+
+
+@pytest.mark.parametrize("adds", [True, False])
+def test_no_more_messages_are_under_way_than_a_flow_lets(adds):
+    cluster = isthmus.Cluster(cluster_of(2, 2, latency_seconds=0.01, bytes_per_second=12.5e6))
+    flow = Flow.between(cluster, 0, 1)
+    window = 12.5e6 * (0.02 + SLACK_SECONDS) + 2 * WIRE_NBYTES
+    assert window / 2 < flow.nbytes * flow.ahead <= window
+    assert Flow.between(cluster, 1, 1) == AT_ONCE
+    for most, (nbytes, ahead) in {3: (400, 3), 10: (400, 99), 1: (None, None)}.items():
+        given, taken, mirror = np.arange(1000, dtype="f4"), np.ones(1000, "f4"), Mirror()
+        flow = Flow(nbytes, ahead)
+        trade(mirror, given, 0, taken, 0, flow, flow, np.empty(2000, "f4") if adds else None)
+        np.testing.assert_array_equal(taken, given + adds)
+        assert (mirror.most, sum(mirror.nbytes)) == (most, given.nbytes)

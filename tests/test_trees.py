@@ -1,6 +1,7 @@
 """Sums over a tree of sites: one wire each way over every edge, the same bits everywhere."""
 
 import hashlib
+import math
 import queue
 import threading
 
@@ -20,6 +21,7 @@ from isthmus.links.counted import CountedComm
 from isthmus.links.on_device import Host
 from isthmus.links.stage_clock import StageClock
 from isthmus.timing.choice import error_of
+from isthmus.timing.window import SLACK_SECONDS, window_nbytes
 
 
 class ThreadComm:
@@ -49,7 +51,7 @@ class Coming:
         self.buffer, self.queue = buffer, queue
 
     def Wait(self):  # noqa: N802
-        self._take(timeout=20)
+        self._take(timeout=200)
 
     def Test(self):  # noqa: N802
         try:
@@ -67,7 +69,9 @@ class Coming:
 class Leaders:
     """The exchanges of all leaders of a tree, one rank a site."""
 
-    def __init__(self, tree, size, compressor, feedback=False, buckets=None, chunk_nbytes=600):
+    def __init__(
+        self, tree, size, compressor, feedback=False, buckets=None, chunk_nbytes=600, window=math.inf
+    ):
         sites = len(tree.parents)
         queues = [[queue.SimpleQueue() for _ in range(sites)] for _ in range(sites)]
         self.sent = np.zeros((sites, sites), np.int64)
@@ -85,11 +89,12 @@ class Leaders:
                 chunk_nbytes,
                 StageClock(None),
                 Host(),
+                window,
             )
             for site in range(sites)
         ]
 
-    def sums(self, vectors, key=0):
+    def sums(self, vectors, key=0, advances=False):
         """Return what each site has for the sum, float32[sites, size]; `vectors` stay as they are."""
         totals, failed = np.array(vectors, "f4"), []
 
@@ -100,7 +105,8 @@ class Leaders:
                 for number, bucket in enumerate(self.buckets):
                     mine = GivenBucket(bucket, [total[bucket].copy()], 1.0)
                     exchange.start(total, number, key, mine)
-                    exchange.advance(total, key)
+                    if advances:
+                        exchange.advance(total, key)
                 exchange.finish(total, key)
             except BaseException as problem:
                 failed.append(problem)
@@ -109,7 +115,7 @@ class Leaders:
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(30)
+            thread.join(300)
             assert not thread.is_alive()
         if failed:
             raise failed[0]
@@ -160,12 +166,13 @@ def test_what_is_given_is_sent_or_kept_over_any_tree_one_wire_each_way(
 ):
     cut = data.draw(st.integers(0, size)) if compressor.grain else size
     buckets = [slice(cut, size), slice(0, cut)] if 0 < cut < size else None
-    leaders = Leaders(tree, size, compressor, feedback=True, buckets=buckets)
+    window = data.draw(st.sampled_from([0, 1300, math.inf]))
+    leaders = Leaders(tree, size, compressor, feedback=True, buckets=buckets, window=window)
     sites = len(tree.parents)
     given_, sent = np.zeros(size), np.zeros(size)
     for step in range(steps):
         vectors = vectors_of(sites, size, step)
-        sums = leaders.sums(vectors, key=step)
+        sums = leaders.sums(vectors, key=step, advances=step == 1)
         assert all(each.tobytes() == sums[0].tobytes() for each in sums)
         given_ += vectors.sum(axis=0, dtype="f8")
         sent += sums[0]
@@ -179,6 +186,60 @@ def test_what_is_given_is_sent_or_kept_over_any_tree_one_wire_each_way(
         for peer, nbytes in exchange.predicted():
             foretold[peer] += nbytes
         np.testing.assert_array_equal(steps * foretold, leaders.sent[site])
+
+
+@pytest.mark.parametrize("tree", [AggregationTree.star(0, 3), AggregationTree((None, None, 1), 0)])
+def test_no_more_is_on_its_way_up_than_the_window_and_a_hub_waits_for_none(tree, monkeypatch):
+    """Chunks of 600 bytes, 60 of them; three fit into the window."""
+    away, rise = {}, Hierarchical._rise
+
+    def watched(exchange, total, key):
+        rise(exchange, total, key)
+        nbytes = sum(chunk.wire_nbytes for chunk in exchange.falling)
+        away[exchange.index] = max(away.get(exchange.index, 0), nbytes)
+
+    monkeypatch.setattr(Hierarchical, "_rise", watched)
+    Leaders(tree, 9000, isthmus.Dense(), window=2399).sums(vectors_of(3, 9000, 0))
+    assert away == {site: 0 if tree.above(site) is None else 1800 for site in range(3)}
+
+
+def test_where_the_caller_does_other_work_all_is_sent_at_once():
+    buckets = [slice(0, 3000), slice(3000, 9000)]
+    star = AggregationTree.star(0, 2)
+    exchange = Leaders(star, 9000, isthmus.Dense(), buckets=buckets, window=2399).exchanges[0]
+    exchange.clock.start()
+    total, away = np.zeros(9000, "f4"), []
+    for number, bucket in enumerate(buckets):  # and nobody answers
+        exchange.start(total, number, 0, GivenBucket(bucket, [total[bucket].copy()], 1.0))
+        away.append(len(exchange.falling))
+    exchange.advance(total, 0)
+    assert [*away, len(exchange.falling)] == [20, 20, 60]
+
+
+def test_a_window_is_what_the_link_carries_while_a_chunk_goes_up_and_comes_down():
+    link = {"latency_seconds": 0.01, "bytes_per_second": 12.5e6}
+    two, star, shared, alone = (
+        isthmus.Cluster(table)
+        for table in (
+            cluster_of(1, 1, **link),
+            cluster_of(1, 1, 1, **link),
+            cluster_of(1, 1, 1, **link, shared="uplink"),
+            cluster_of(2),
+        )
+    )
+    once = 0.01 + 60_000 / 12.5e6
+    whole = pytest.approx(12.5e6 * (2 * once + SLACK_SECONDS))
+    assert [window_nbytes(two, site, 60_000) for site in (0, 1)] == [whole] * 2
+    assert [window_nbytes(star, site, 60_000) for site in (0, 1, 2)] == [math.inf, whole, whole]
+    # Two wires share one rate, each way.
+    crowded = 0.01 + 2 * 60_000 / 12.5e6
+    part = pytest.approx(12.5e6 / 2 * (2 * crowded + SLACK_SECONDS))
+    assert [window_nbytes(shared, site, 60_000) for site in (1, 2)] == [part] * 2
+    assert window_nbytes(alone, 0, 60_000) == math.inf
+    # The last site reaches the one above it over the first: two wires on each link, and two levels.
+    deep = star.with_tree(AggregationTree((None, 0, 1), 0))
+    far = pytest.approx(12.5e6 / 2 * (2 * (0.03 + 2 * 60_000 / 12.5e6) + 2 * SLACK_SECONDS))
+    assert window_nbytes(deep, 1, 60_000) == far
 
 
 def quantisation_bound(tree, vectors, step):

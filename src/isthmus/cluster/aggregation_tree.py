@@ -1,6 +1,6 @@
 """Which site adds up for which: a spanning tree of the sites."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -90,6 +90,20 @@ class AggregationTree:
         if len(self.parents) == 1:
             return 0
         return self.height + 1 + self.retells
+
+    def along(
+        self, seconds: npt.NDArray[np.float64], fold: Callable[..., float]
+    ) -> npt.NDArray[np.float64]:
+        """Return float64[sites]: `fold`, max or sum, of what edges take on the way to the hub; 0 there.
+
+        seconds: float64[sites but the hub], of the edge above each.
+        """
+        of_site = np.insert(seconds, self.hub, 0.0)
+        folded = np.zeros(of_site.size)
+        for site in self.downwards[1:]:
+            parent = self.parents[site]
+            folded[site] = fold((of_site[site], folded[self.hub if parent is None else parent]))
+        return folded
 
     def with_one_at_the_top(self) -> "AggregationTree":
         """Return this tree with its hub's partner as a child of the hub; two sites stay as they are."""

@@ -5,7 +5,7 @@ The one front of all algorithms: `mpi` is MPI's, all others are isthmus' own.
 
 import threading
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,7 @@ from isthmus.collectives.given import GivenBucket
 from isthmus.collectives.masked import Secret, SecureSum, site_weight
 from isthmus.collectives.robust_sum import shared_weight
 from isthmus.collectives.warm_up import compile_kernels
-from isthmus.collectives.wishes import Wish, agreed_weights, compressors_of
+from isthmus.collectives.wishes import Wish, agreed_tag, agreed_weights, compressors_of
 from isthmus.compression.chunks import link_chunk_nbytes
 from isthmus.compression.compressor import Compressor, Vector
 from isthmus.compression.dense import Dense
@@ -73,6 +73,8 @@ class Allreduce:
     total_weight        sum of all ranks' weights, when they were last agreed on
     """
 
+    _made: ClassVar[int] = 0
+
     def __init__(
         self,
         tiers: "Tiers",
@@ -105,6 +107,7 @@ class Allreduce:
         weights = agreed_weights(world, weight, wish, problem)
         self.total_weight: float = sum(weights)
         self._combine, self._whole = combine, shared_weight(combine, tiers, weights)
+        self._tag, Allreduce._made = agreed_tag(world, Allreduce._made)
         self._secret = secure and Secret.of(secure, tiers, weights)
         assert wish is not None  # or this rank has a problem, and all have raised
         self.weigh(weight)
@@ -358,6 +361,7 @@ class Allreduce:
             self._clock,
             self._secret,
             self._combine,
+            self._tag,
         )
         compile_kernels(
             residence,

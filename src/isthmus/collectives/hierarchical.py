@@ -19,19 +19,23 @@ most the sum of all e_s, and the error does not grow with the number of ranks. A
 same bits, because all decode the same wires.
 """
 
-import functools
 import itertools
+import math
 from collections import deque
 
 import numpy as np
 
 from isthmus import kernels
-from isthmus.collectives.chunk import Chunk, Encoded
-from isthmus.collectives.messages import arrived, receiving, sending, sending_nbytes, wait_for
-from isthmus.compression.chunks import chunk_entries, site_chunk_entries
-from isthmus.compression.dense import Dense
+from isthmus.collectives.chunk import cut, length, messages_at_once, stage_entries
+from isthmus.collectives.messages import (
+    arrived,
+    receiving,
+    receiving_ahead,
+    sending,
+    sending_nbytes,
+    wait_for,
+)
 from isthmus.links.comm import message_nbytes
-from isthmus.vectors import chunk_slices
 
 
 class Hierarchical:
@@ -41,7 +45,9 @@ class Hierarchical:
     the vectors live; index: number of this site; tree: the AggregationTree of the sites, which are the
     ranks in `leaders`. buckets: slices that cover
     the vector, in the order in which they are started. compressors: of each bucket. feedback: whether
-    each bucket keeps what its wires do not say. chunk_nbytes: most bytes of a wire.
+    each bucket keeps what its wires do not say. chunk_nbytes: most bytes of a wire. window_nbytes: most
+    bytes that a leader whose caller waits sends up before the first has come back as a sum. tag: of
+    messages to other leaders; sums that are under way at once each have one of their own.
     memory: float32 vector of all that a leader carries from call to call: the residual, the
     compressor's state of each chunk, and both once more for what two leaders at the top encode alike.
     There are two: a call reads the one and writes the other, which takes its place if the sum is finite,
@@ -61,7 +67,10 @@ class Hierarchical:
         chunk_nbytes,
         clock,
         residence,
+        window_nbytes=math.inf,
+        tag=0,
     ):
+        self.tag = tag
         self.site, self.leaders, self.clock, self.residence = site, leaders, clock, residence
         if not all(compressor.portable for compressor in compressors):
             tree = tree.with_one_at_the_top()  # or two machines would encode one sum differently
@@ -74,14 +83,25 @@ class Hierarchical:
         self.peers = [*self.children, *([] if self.above is None else [self.above])]
         self.exchanges = speaks and index in (tree.hub, tree.partner) and self.above is not None
         self.retells = self.exchanges and tree.retells
-        self.buckets, self.memories = self._chunks(size, buckets, compressors, feedback, chunk_nbytes)
-        self.now, self.finite, self.changed = 0, True, False
-        self.size, self.keeps = size, bool(self.peers) and any(feedback)
-        longest = max(
-            (_length(piece) for chunk in itertools.chain(*self.buckets) for piece in chunk.pieces),
-            default=0,
+        self.buckets, self.memories = cut(
+            size,
+            zip(buckets, compressors, feedback),
+            chunk_nbytes,
+            residence,
+            self.peers,
+            last=self.above if self.exchanges or not self.children else None,
+            swaps=self.exchanges and not self.retells,
+            retells=self.retells,
+            window_nbytes=window_nbytes,
         )
-        self.inbox = residence.empty((2, longest), "f4")
+        self.now, self.finite, self.changed, self.awaited = 0, True, False, True
+        self.size, self.keeps = size, bool(self.peers) and any(feedback)
+        chunks = list(itertools.chain(*self.buckets))
+        longest = max((length(piece) for chunk in chunks for piece in chunk.pieces), default=0)
+        self.inbox = residence.empty((2, 0 if self.right is None else longest), "f4")
+        self.stage = residence.empty(stage_entries(chunks), "f4").view(np.uint8)
+        neighbours = [side for side in (self.left, self.right) if side is not None]
+        residence.expect(messages_at_once(chunks, self.peers, neighbours))
         # Chunks that were started and are not finished, in order: they wait for children's wires, then
         # for one from above, and then for being passed down the chain.
         self.rising, self.falling, self.landed = deque(), deque(), deque()
@@ -118,21 +138,21 @@ class Hierarchical:
         the chain before `finish`: until then another sum may be made over the site's communicator, and
         whether a wire has come by now, the ranks below do not know.
         """
-        self.advance(total, key)
+        self.awaited = number + 1 == len(self.buckets)
+        self._take_on(total, key)
         bucket, self.changed = self.buckets[number], False
         for chunk in bucket:
             chunk.sent = []
-            chunk.from_below = self._receiving(chunk, self.children)
-            chunk.from_above = self._receiving(chunk, self.peers[len(self.children) :])
-        arriving = self._receive_ahead([piece for chunk in bucket for piece in chunk.pieces])
+            chunk.from_below = self._receiving(chunk, self.children, total)
+            chunk.from_above = self._receiving(chunk, self.peers[len(self.children) :], total)
+        sizes = [length(piece) for chunk in bucket for piece in chunk.pieces]
+        arriving = receiving_ahead(self.site, self.right, self.inbox, sizes)
         for chunk in bucket:
             summed = self._place_of(chunk, total)
             for piece in chunk.pieces:
                 given.write(summed, piece)
                 if self.right is not None:
-                    request, theirs = next(arriving)
-                    request.Wait()
-                    kernels.for_array(summed).add(theirs, summed[piece])
+                    kernels.for_array(summed).add(next(arriving), summed[piece])
                 if self.left is not None:
                     chunk.sent.append(self.site.Isend(summed[piece], self.left))
             self.clock.lap("reduce")
@@ -140,16 +160,17 @@ class Hierarchical:
                 self.landed.append(chunk)
                 continue
             self.rising.append(chunk)
-            self.advance(total, key)  # what is there is taken on at once: it is in the cache still
+            self._take_on(total, key)  # what is there is taken on at once: it is in the cache still
 
     def advance(self, total, key):
         """Send on what other sites have sent so far, up the tree and down; never wait."""
-        while self.peers and self._advance_chunk(total, key):
-            pass
+        self.awaited = False
+        self._take_on(total, key)
 
     def finish(self, total, key):
         """Take what the other sites sent, pass the result down the chain, and return whether all of it
         is finite: only then has what is kept changed."""
+        self.awaited = True
         while self.rising or self.falling or self.landed:
             if self.landed:
                 self._pass_down(total)
@@ -173,34 +194,24 @@ class Hierarchical:
         for chunk in itertools.chain(*self.buckets):
             for neighbour in (self.left, self.right):
                 for piece in chunk.pieces if neighbour is not None else ():
-                    yield self.index, message_nbytes(self.site, 4 * _length(piece), neighbour)
+                    yield self.index, message_nbytes(self.site, 4 * length(piece), neighbour)
             for peer in self.peers:
                 yield peer, sending_nbytes(self.leaders, chunk.wire_nbytes, 1, peer)
 
-    def _receive_ahead(self, pieces):
-        """Yield the request and the inbox of each piece from the right, one piece ahead."""
-        if self.right is None or not pieces:
-            return
-
-        def receive(number):
-            inbox = self.inbox[number % 2][: pieces[number].stop - pieces[number].start]
-            return self.site.Irecv(inbox, self.right), inbox
-
-        ahead = receive(0)
-        for number in range(1, len(pieces)):
-            # Posting here is safe: the caller has added the inbox that this one re-uses.
-            current, ahead = ahead, receive(number)
-            yield current
-        yield ahead
-
-    def _receiving(self, chunk, peers):
+    def _receiving(self, chunk, peers, total):
         return [
-            request for peer in peers for request in receiving(self.leaders, chunk.inboxes[peer], peer)
+            request
+            for peer in peers
+            for request in receiving(self.leaders, chunk.inbox(peer, total), peer, self.tag)
         ]
+
+    def _take_on(self, total, key):
+        while self.peers and self._advance_chunk(total, key):
+            pass
 
     def _advance_chunk(self, total, key):
         """Take one chunk a stage further, without waiting; return whether there was one."""
-        if self.rising and arrived(self.rising[0].from_below):
+        if self._may_rise() and arrived(self.rising[0].from_below):
             self._rise(total, key)
         elif self.falling and arrived(self.falling[0].from_above):
             if self.falling[0].plain and not arrived(self.falling[0].sent):
@@ -210,9 +221,16 @@ class Hierarchical:
             return False
         return True
 
+    def _may_rise(self):
+        """Whether there is a chunk that may be sent up as far as those before it are concerned.
+
+        Any may where the caller does other work first: links have all that time to carry it.
+        """
+        return self.rising and (len(self.falling) <= self.rising[0].ahead or not self.awaited)
+
     def _wait(self):
         """Return when the next chunk that waits for another site's wire has it."""
-        waiting = [chunk.from_below for chunk in itertools.islice(self.rising, 1)]
+        waiting = [self.rising[0].from_below] if self._may_rise() else []
         waiting += [
             chunk.from_above + (chunk.sent if chunk.plain else [])
             for chunk in itertools.islice(self.falling, 1)
@@ -258,6 +276,9 @@ class Hierarchical:
         below."""
         chunk = self.falling.popleft()
         part, wire = total[chunk.whole], chunk.inboxes[self.above]
+        if wire is None:  # it is where its sum is to be
+            wire = self.stage[: chunk.wire_nbytes]
+            wire[:] = chunk.inbox(self.above, total)
         if chunk.plain:
             chunk.compressor.add_decoded(wire, part)
         elif self.exchanges:
@@ -329,42 +350,5 @@ class Hierarchical:
 
     def _send(self, chunk, wire, peers):
         for peer in peers:
-            chunk.sent += sending(self.leaders, wire, peer)
+            chunk.sent += sending(self.leaders, wire, peer, self.tag)
         self.clock.lap("encode")  # with the handing over, as the time model has it
-
-    def _chunks(self, size, buckets, compressors, feedback, chunk_nbytes):
-        """Return the chunks of each bucket, and the memory in which they keep things."""
-        chunks, states = [], [0]
-        for bucket, compressor, keeps in zip(buckets, compressors, feedback):
-            own, longest = compressor.piece(bucket), _length(bucket)
-            of_link = chunk_entries(own, longest, chunk_nbytes)
-            of_site = site_chunk_entries(own, longest, chunk_nbytes)
-            plain = self.exchanges and not self.retells and own == Dense() and not keeps
-            chunks.append([])
-            for whole in chunk_slices(bucket.start, bucket.stop, of_link):
-                pieces = chunk_slices(whole.start, whole.stop, of_site)
-                nbytes = own.wire_nbytes(_length(whole))
-                room = functools.partial(self.residence.empty, nbytes, np.uint8)
-                inboxes = {peer: room() for peer in self.peers}
-                chunk = Chunk(whole, pieces, own, inboxes, nbytes, plain)
-                if self.peers:
-                    chunk.own = Encoded(None if plain else room())
-                    chunk.told = Encoded(room()) if self.retells else None
-                states.append(own.state_entries(_length(whole)) if self.peers else 0)
-                chunks[-1].append(chunk)
-        kept = size if self.peers and any(feedback) else 0
-        bounds = (kept + np.cumsum(states)).tolist()
-        memories = [self.residence.zeros((1 + self.retells) * bounds[-1], "f4") for _ in range(2)]
-        numbered = ((number, chunk) for number, bucket in enumerate(chunks) for chunk in bucket)
-        for (number, chunk), first, last in zip(numbered, bounds, bounds[1:]):
-            for encoded, begin in zip((chunk.own, chunk.told), (0, bounds[-1])):
-                if encoded is not None:
-                    parts = [memory[begin : begin + bounds[-1]] for memory in memories]
-                    if kept and feedback[number]:
-                        encoded.residuals = tuple(part[chunk.whole] for part in parts)
-                    encoded.states = tuple(part[first:last] for part in parts)
-        return chunks, memories
-
-
-def _length(part):
-    return part.stop - part.start

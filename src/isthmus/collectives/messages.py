@@ -11,9 +11,12 @@ PIECE_NBYTES = 4 * 1024 * 1024
 """Most bytes of a message; a vector that is longer goes in several."""
 
 
-def pieces(vector):
-    """Return the slices of `vector` that are a message each; none of an empty vector."""
-    return chunk_slices(0, vector.size, PIECE_NBYTES // vector.itemsize)
+def pieces(vector, nbytes=None):
+    """Return the slices of `vector` that are a message each; none of an empty vector.
+
+    nbytes: most bytes of one; None: PIECE_NBYTES.
+    """
+    return chunk_slices(0, vector.size, (nbytes or PIECE_NBYTES) // vector.itemsize)
 
 
 def inbox_entries(size):
@@ -21,22 +24,42 @@ def inbox_entries(size):
     return 2 * min(size, PIECE_NBYTES // 4)
 
 
-def sending(comm, vector, target):
+def sending(comm, vector, target, tag=0):
     """Start to send `vector`; return the requests."""
-    return [comm.Isend(vector[piece], target) for piece in pieces(vector)]
+    return [comm.Isend(vector[piece], target, tag) for piece in pieces(vector)]
 
 
-def sending_nbytes(comm, size, itemsize, target):
-    """Return the bytes that `sending` so many entries comes to, with what wrappers add to messages."""
+def sending_nbytes(comm, size, itemsize, target, nbytes=None):
+    """Return the bytes that sending so many entries comes to, with what wrappers add to messages.
+
+    nbytes: most bytes of a message; None: as those of `sending`.
+    """
     return sum(
         message_nbytes(comm, itemsize * (piece.stop - piece.start), target)
-        for piece in chunk_slices(0, size, PIECE_NBYTES // itemsize)
+        for piece in chunk_slices(0, size, (nbytes or PIECE_NBYTES) // itemsize)
     )
 
 
-def receiving(comm, vector, source):
+def receiving(comm, vector, source, tag=0, nbytes=None):
     """Start to overwrite `vector` with what `source` sends; return the requests."""
-    return [comm.Irecv(vector[piece], source) for piece in pieces(vector)]
+    return [comm.Irecv(vector[piece], source, tag) for piece in pieces(vector, nbytes)]
+
+
+def receiving_ahead(comm, source, inbox, sizes):
+    """Yield what `source` sends, vectors of so many entries, each when it is there; the next then comes.
+
+    inbox: [2, entries], whose rows take turns: what was yielded is overwritten two further on.
+    """
+
+    def receive(number):
+        row = inbox[number % 2][: sizes[number]]
+        return comm.Irecv(row, source), row
+
+    ahead = receive(0) if source is not None and sizes else None
+    for number in range(len(sizes) if ahead else 0):
+        (request, row), ahead = ahead, receive(number + 1) if number + 1 < len(sizes) else None
+        request.Wait()
+        yield row
 
 
 def arrived(requests):
@@ -56,22 +79,15 @@ def wait_for_any(requests):
         pass
 
 
-def adding(comm, vector, source, inbox):
+def adding(comm, vector, source, inbox, nbytes=None):
     """Add what `source` sends to `vector`; yield each slice of it that is done.
 
     While one piece is added the next arrives, in the other half of `inbox`.
     """
     half = inbox.size // 2
     inboxes = inbox[:half], inbox[half:]
-    todo = pieces(vector)
-
-    def receive(number):
-        arriving = inboxes[number % 2][: todo[number].stop - todo[number].start]
-        return comm.Irecv(arriving, source), arriving
-
-    ahead = receive(0) if todo else None
-    for number, piece in enumerate(todo):
-        (request, arrived), ahead = ahead, receive(number + 1) if number + 1 < len(todo) else None
-        request.Wait()
-        kernels.for_array(vector).add(arrived, vector[piece])
+    todo = pieces(vector, nbytes)
+    arriving = receiving_ahead(comm, source, inboxes, [piece.stop - piece.start for piece in todo])
+    for piece, came in zip(todo, arriving):
+        kernels.for_array(vector).add(came, vector[piece])
         yield piece

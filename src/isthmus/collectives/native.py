@@ -30,8 +30,8 @@ STAGES = tuple(sorted(TIMED, key=lambda name: getattr(loop, name.upper())))
 class Native(Hierarchical):
     """The sum of float32[size] over all ranks, in place: as `Hierarchical` has it, to the bit."""
 
-    def __init__(self, site, leaders, *given):
-        super().__init__(site, leaders, *given)
+    def __init__(self, *, site, leaders, **plan):
+        super().__init__(site, leaders, **plan)
         chunks = list(itertools.chain(*self.buckets))
         pieces = [(piece.start, piece.stop) for chunk in chunks for piece in chunk.pieces]
         bounds = np.cumsum([0, *map(len, self.buckets)]).tolist()
@@ -58,7 +58,7 @@ class Native(Hierarchical):
             self.exchanges,
             self.retells,
         )
-        plan[loop.SENT : loop.CHECK + 1] = (
+        plan[loop.SENT : loop.STAGE + 1] = (
             self.sent.ctypes.data,
             self.requests.ctypes.data,
             self.requests.shape[1],
@@ -69,8 +69,11 @@ class Native(Hierarchical):
             by_address.add_dense.address,
             by_address.weight.address,
             by_address.check.address,
+            by_address.decode_dense.address,
+            self.stage.ctypes.data,
         )
-        plan[loop.FINITE], plan[loop.PEER_COUNT], plan[loop.PEERS :] = 1, len(self.peers), self.peers
+        plan[loop.FINITE], plan[loop.TAG] = 1, self.tag
+        plan[loop.PEER_COUNT], plan[loop.PEERS :] = len(self.peers), self.peers
         rows = np.array(list(self._rows(chunks)), np.int64)
         self.tables = (
             plan,
@@ -86,12 +89,15 @@ class Native(Hierarchical):
         table = table or [(0, given.part.start, given.part.stop)]
         self.changed = False
         self.plan[loop.SHARE] = given.share.view(np.int32)
+        self.plan[loop.AWAITED] = number + 1 == len(self.buckets)
         self._run(loop.START, total, key, np.array(table), *self.bounds[number])
 
     def advance(self, total, key):
+        self.plan[loop.AWAITED] = 0
         self._run(loop.ADVANCE, total, key)
 
     def finish(self, total, key):
+        self.plan[loop.AWAITED] = 1
         self._run(loop.FINISH, total, key)
         finite, self.plan[loop.FINITE] = bool(self.plan[loop.FINITE]), 1
         return self._ended(finite)
@@ -113,17 +119,16 @@ class Native(Hierarchical):
             encode, decode, add, block = functions_of(chunk.compressor)
             wire_nbytes = chunk.wire_nbytes if chunk.own else 0
             row = [chunk.whole.start, chunk.whole.stop, piece, piece + len(chunk.pieces), wire_nbytes]
-            row += [encode, decode, add, block]
+            row += [chunk.ahead, encode, decode, add, block]
             for encoded in (chunk.own, chunk.told):
                 arrays = (encoded.wire, *encoded.residuals) if encoded else (None,) * 3
                 row += [0 if array is None else array.ctypes.data for array in arrays]
-            yield row + [chunk.inboxes[peer].ctypes.data for peer in self.peers]
+            inboxes = [chunk.inboxes[peer] for peer in self.peers]
+            yield row + [0 if inbox is None else inbox.ctypes.data for inbox in inboxes]
             piece += len(chunk.pieces)
 
 
-def planned(
-    site, leaders, index, tree, size, buckets, compressors, feedback, chunk_nbytes, clock, residence
-):
+def planned(*, site, leaders, compressors, clock, residence, **plan):
     """Return the exchange of `hierarchical`: by compiled code where that can do it."""
     able = (
         type(residence) is Host
@@ -134,7 +139,7 @@ def planned(
     )
     kind = Native if able else Hierarchical
     return kind(
-        site, leaders, index, tree, size, buckets, compressors, feedback, chunk_nbytes, clock, residence
+        site=site, leaders=leaders, compressors=compressors, clock=clock, residence=residence, **plan
     )
 
 

@@ -20,15 +20,16 @@ ISEND, IRECV, TEST, CLOCK, SITE, LEADERS, FLOAT, BYTE, STATUS, ERROR, FLAG = ran
 # what the clock says, when the last lap ended, and the nanoseconds of each stage,
 SECONDS, NANOSECONDS, NOW, REDUCE, LINKS, ENCODE, DECODE, BROADCAST = range(11, 19)
 # this rank's place, its memory, functions for what is no wire, its share, which memory a call reads,
+# whether all was finite so far, the tag between leaders, whether the caller waits for the sum,
 LEFT, RIGHT, ABOVE, CHILDREN, INDEX, KEYS, EXCHANGES, RETELLS = range(19, 27)
 TOTAL, SENT, REQUESTS, REQUEST_NBYTES, SLOTS, PARTS, INBOX, INBOX_NBYTES = range(27, 35)
-ADD, WEIGHT, CHECK, SHARE, TURN, FINITE = range(35, 41)
+ADD, WEIGHT, CHECK, COPY, STAGE, SHARE, TURN, FINITE, TAG, AWAITED = range(35, 45)
 # how many chunks have come how far, and from here on the peers: children, then the one above.
-STARTED, RISEN, FALLEN, PASSED, PEER_COUNT, PEERS = range(41, 47)
+STARTED, RISEN, FALLEN, PASSED, PEER_COUNT, PEERS = range(45, 51)
 # In a row of `rows`: a chunk. Beside a wire stands what is kept of it in both memories, 0 where nothing
-# is; from WIRES on the wire of each peer.
-FIRST, LAST, PIECE, PIECES_END, NBYTES, ENCODER, DECODER, ADDER, BLOCK = range(9)
-OWN, TOLD, WIRES = 9, 12, 15
+# is; from WIRES on the wire of each peer, 0 of one that the chunk of the vector takes in.
+FIRST, LAST, PIECE, PIECES_END, NBYTES, AHEAD, ENCODER, DECODER, ADDER, BLOCK = range(10)
+OWN, TOLD, WIRES = 10, 13, 16
 
 native = compiled(nogil=True, calls=(native_mpi,))
 
@@ -74,7 +75,8 @@ def wait(plan, slot):
 def begin(plan, function, data, count, kind, peer, comm, slot):
     """Begin to send or to receive a message."""
     request = plan[REQUESTS] + slot * plan[REQUEST_NBYTES]
-    code = post(plan[function], data, count, plan[kind], peer, 0, plan[comm], request)
+    tag = plan[TAG] if comm == LEADERS else 0
+    code = post(plan[function], data, count, plan[kind], peer, tag, plan[comm], request)
     if code:
         plan[ERROR] = code
         raise RefusedError
@@ -187,6 +189,9 @@ def fall(plan, rows, key):
     """Leave in the next chunk the sum over all sites, as all leaders have it; tell those below."""
     chunk, children = plan[FALLEN], plan[CHILDREN]
     wire = rows[chunk, WIRES + children]
+    if not wire:  # it is where its sum is to be
+        wire = plan[STAGE]
+        decode_by(plan[COPY], part_of(plan, rows, chunk), wire, (rows[chunk, NBYTES] + 3) // 4, 1)
     if not rows[chunk, OWN]:
         decode(rows, chunk, ADDER, wire, part_of(plan, rows, chunk))
     elif plan[EXCHANGES]:
@@ -207,8 +212,9 @@ def fall(plan, rows, key):
 @native
 def ready(plan, rows):
     """Return what the next chunk is ready for: RISE, FALL, or NOTHING until more has arrived."""
-    children = plan[CHILDREN]
-    if plan[RISEN] < plan[STARTED] and arrived(plan, plan[RISEN], 0, children):
+    children, away = plan[CHILDREN], plan[RISEN] - plan[FALLEN]
+    may_rise = plan[RISEN] < plan[STARTED] and (not plan[AWAITED] or away <= rows[plan[RISEN], AHEAD])
+    if may_rise and arrived(plan, plan[RISEN], 0, children):
         return RISE
     if plan[FALLEN] == plan[RISEN] or not arrived(plan, plan[FALLEN], children, children + 1):
         return NOTHING
@@ -297,7 +303,8 @@ def start(plan, rows, pieces, given, first, last, key):
         pass
     for chunk in range(first, last):
         for place in range(plan[PEER_COUNT]):
-            begin_wire(plan, rows, IRECV, chunk, place, rows[chunk, WIRES + place])
+            inbox = rows[chunk, WIRES + place]
+            begin_wire(plan, rows, IRECV, chunk, place, inbox if inbox else part_of(plan, rows, chunk))
     if first < last and plan[RIGHT] >= 0:
         receive_piece(plan, pieces, rows[first, PIECE])
     for chunk in range(first, last):

@@ -13,14 +13,8 @@ float32[ring_inbox_entries(n, p)] or more; give the same one to every call and n
 import numpy as np
 
 from isthmus.collectives.exact import Exact
-from isthmus.collectives.messages import (
-    adding,
-    inbox_entries,
-    receiving,
-    sending,
-    sending_nbytes,
-    wait_for,
-)
+from isthmus.collectives.messages import adding, inbox_entries, sending, sending_nbytes, wait_for
+from isthmus.collectives.trading import AT_ONCE, trade
 from isthmus.devices import library_of
 from isthmus.links.world import Group
 
@@ -29,20 +23,26 @@ class Ring(Exact):
     """The exact sum of float32[size] over `comm`, on every rank, in place.
 
     ranks: those of `comm` in the order in which they follow one another; None: by their numbers.
+    flow(here, there): the Flow between two sites; None: all at once.
     """
 
-    def __init__(self, comm, site_of_rank, size, clock, empty=np.empty, ranks=None):
+    def __init__(self, comm, site_of_rank, size, clock, empty=np.empty, ranks=None, flow=None):
         self.size, self.clock = size, clock
         order = list(range(comm.size) if ranks is None else ranks)
         self.comm = comm if order == sorted(order) else Group(comm, order)
         self.right = (self.comm.rank + 1) % comm.size
-        self.right_site = site_of_rank[order[self.right]]
+        left, here, self.right_site = (
+            site_of_rank[order[(self.comm.rank + step) % comm.size]] for step in (-1, 0, 1)
+        )
+        self.takes, self.sends = (
+            (flow(left, here), flow(here, self.right_site)) if flow else (AT_ONCE,) * 2
+        )
         self.inbox = empty(inbox_entries(-(-size // comm.size)), "f4")
 
     def __call__(self, total):
-        ring_reduce_scatter(self.comm, total, inbox=self.inbox)
+        ring_reduce_scatter(self.comm, total, inbox=self.inbox, sends=self.sends, takes=self.takes)
         self.clock.lap("reduce")
-        ring_all_gather(self.comm, total)
+        ring_all_gather(self.comm, total, sends=self.sends, takes=self.takes)
         self.clock.lap("broadcast")
 
     def predicted(self):
@@ -50,7 +50,8 @@ class Ring(Exact):
         for step in range(self.comm.size - 1):
             for sent in (self.comm.rank - step - 1, self.comm.rank - step):
                 part = ring_part(self.size, self.comm.size, sent)
-                yield self.right_site, sending_nbytes(self.comm, part.stop - part.start, 4, self.right)
+                entries, most = part.stop - part.start, self.sends.nbytes
+                yield self.right_site, sending_nbytes(self.comm, entries, 4, self.right, most)
 
 
 def ring_part(size, ranks, rank):
@@ -89,37 +90,35 @@ def ring_reduce(comm, vector, root=0, *, inbox=None):
     wait_for(sent)
 
 
-def ring_reduce_scatter(comm, vector, *, inbox=None):
+def ring_reduce_scatter(comm, vector, *, inbox=None, sends=AT_ONCE, takes=AT_ONCE):
     """Leave in part `rank` of `vector` its sum over all ranks, and return that part, a view.
 
     The other parts hold less. A rank sends all parts but its own: (p - 1) / p of 4 n bytes where p
-    divides n. Raises ValueError if `vector` or `inbox` is wrong, before anything is sent. (The first
-    half of Patarasuk and Yuan 2009.)
+    divides n. sends, takes: the Flow to the right, and from the left. Raises ValueError if `vector` or
+    `inbox` is wrong, before anything is sent. (The first half of Patarasuk and Yuan 2009.)
     """
     inbox = _checked(comm, vector, inbox, -(-vector.size // comm.size))
     left, right = _neighbours(comm)
     for step in range(comm.size - 1):  # each part gathers its sum
         outgoing = vector[ring_part(vector.size, comm.size, comm.rank - step - 1)]
         mine = vector[ring_part(vector.size, comm.size, comm.rank - step - 2)]
-        sent = sending(comm, outgoing, right)
-        for _ in adding(comm, mine, left, inbox):
-            pass
-        wait_for(sent)
+        trade(comm, outgoing, right, mine, left, sends, takes, inbox)
     return vector[ring_part(vector.size, comm.size, comm.rank)]
 
 
-def ring_all_gather(comm, vector):
+def ring_all_gather(comm, vector, *, sends=AT_ONCE, takes=AT_ONCE):
     """Overwrite each part of `vector` with that of the rank whose number it has.
 
-    A rank sends all parts but that of its right neighbour. Raises ValueError if `vector` is wrong,
-    before anything is sent. (The second half of Patarasuk and Yuan 2009.)
+    A rank sends all parts but that of its right neighbour. sends, takes: as in `ring_reduce_scatter`.
+    Raises ValueError if `vector` is wrong, before anything is sent. (The second half of Patarasuk and
+    Yuan 2009.)
     """
     _check_vector(vector)
     left, right = _neighbours(comm)
     for step in range(comm.size - 1):  # the finished parts go round
         outgoing = vector[ring_part(vector.size, comm.size, comm.rank - step)]
         arriving = vector[ring_part(vector.size, comm.size, comm.rank - step - 1)]
-        wait_for(receiving(comm, arriving, left) + sending(comm, outgoing, right))
+        trade(comm, outgoing, right, arriving, left, sends, takes)
 
 
 def _neighbours(comm):

@@ -47,8 +47,8 @@ class RobustSum(Hierarchical):
     for vectors that live on a GPU.
     """
 
-    def __init__(self, combine: RobustMean, *given):
-        super().__init__(*given)
+    def __init__(self, combine: RobustMean, **given):
+        super().__init__(**given)
         if not isinstance(self.residence, Host):
             raise NoDeviceError(
                 "robust means are made on CPUs, and a vector is on a GPU; leave combine out"

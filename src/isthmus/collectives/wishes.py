@@ -8,7 +8,7 @@ from isthmus.collectives.masked import SecureSum
 from isthmus.compression.compressor import Compressor
 from isthmus.errors import ranks_in_words
 from isthmus.links.agreement import gather_json
-from isthmus.links.world import World
+from isthmus.links.world import World, maximum
 from isthmus.quantities import real, slices, whole
 from isthmus.registry import algorithm_named
 from isthmus.robust import RobustMean
@@ -110,6 +110,19 @@ def compressors_of(
             f"compressor must be one, or one for each of the {buckets} buckets, not {len(compressor)}"
         )
     return list(compressor)
+
+
+TAGS = 64
+"""Of the allreduces whose leaders' messages may be under way at once, each with one of its own."""
+
+
+def agreed_tag(world: World, made: int) -> tuple[int, int]:
+    """Return the tag of another allreduce, and how many there are with it, on every rank. Collective.
+
+    made: how many this rank has made so far, over these leaders or others.
+    """
+    most = int(maximum(world, [made])[0])
+    return most % TAGS, most + 1
 
 
 def agreed_weights(

@@ -52,6 +52,9 @@ class Host:
     def post(self):
         """Nothing is kept back: MPI has every message."""
 
+    def expect(self, messages):
+        """Messages are sent from where they are made."""
+
     def check(self, vector, size):
         """Raise ValueError unless `vector` is float32[size] and lives here."""
         if library_name(vector) != "numpy":
@@ -88,6 +91,10 @@ class OnDevice:
                 f"{self.device.where()}; copy it there first"
             )
 
+    def expect(self, messages):
+        """Make ready for messages, bytes -> how many of so many may be under way at once."""
+        self.transport.expect(messages)
+
     def post(self, but=0):
         """Hand all messages but the last `but` to MPI, each when it is copied."""
         while len(self.leaving) > but:
@@ -100,6 +107,11 @@ class PageLocked:
     def __init__(self, device):
         self.device = device
         self.free = defaultdict(deque)  # nbytes -> (buffer, event until which it is in use or None)
+
+    def expect(self, messages):
+        """Make buffers for bytes -> how many messages before they are needed, for that takes long."""
+        for nbytes, count in messages.items():
+            self.free[nbytes] += [(self.device.page_locked(nbytes), None) for _ in range(count)]
 
     def outgoing(self, array):
         """Return what MPI sends, an event that the array is made, and one that MPI may have it."""
@@ -137,6 +149,9 @@ class Direct:
 
     def __init__(self, device):
         self.device = device
+
+    def expect(self, messages):
+        pass
 
     def outgoing(self, array):
         moment = self.device.moment()

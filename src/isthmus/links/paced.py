@@ -11,7 +11,7 @@ import numpy as np
 from isthmus.links.comm import Wrapped, message_nbytes
 from isthmus.links.world import TOGETHER
 
-TAG = 77
+TAG = 1024
 
 
 class PacedComm(Wrapped):

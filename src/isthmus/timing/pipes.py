@@ -73,12 +73,7 @@ class Timetable:
             latency, rate = self.cluster.sites[here].network.line(nbytes)
             return nbytes / rate, latency
         links = self._route(here, there)
-        lines = [
-            link.line(self.stream_nbytes)
-            if self.stream_nbytes
-            else link.line(at_once * nbytes, "messages")
-            for link in links
-        ]
+        lines = [link.line(self.stream_nbytes or at_once * nbytes) for link in links]
         whole = nbytes + self.cluster.overhead_nbytes
         return (
             [(link.pipe, whole / rate) for link, (_, rate) in zip(links, lines)],

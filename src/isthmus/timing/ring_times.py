@@ -99,7 +99,7 @@ class RingTimes:
         """Return the latency of a hop, and the rate of a part that it has for itself."""
         if not route:
             return self.cluster.sites[site].network.line(self.part)
-        latency, rate = zip(*(link.line(self.part, "messages") for link in route))
+        latency, rate = zip(*(link.line(self.part) for link in route))
         return sum(latency), self._share * min(rate)
 
     def sustained(self, link, passing):
@@ -107,9 +107,9 @@ class RingTimes:
 
         What a link lets pass at any rate, after a pause, it does once.
         """
-        longest = link.messages.nbytes[-1] if link.messages else math.inf
+        longest = link.streams.nbytes[-1] if link.streams else math.inf
         nbytes = min(self.steps * passing * self.part, longest)
-        return self._share * link.line(nbytes, "messages")[1] / passing
+        return self._share * link.line(nbytes)[1] / passing
 
     @property
     def _share(self):

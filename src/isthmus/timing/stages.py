@@ -41,7 +41,7 @@ class Stages:
         ways = [(float(first.max()), float(each.max())) for first, each in self.ways]
         if len(self.tree.parents) == 2:
             return max(ways)
-        up, down = (self.along(first, sum) for first, _ in self.ways)
+        up, down = (self.tree.along(first, sum) for first, _ in self.ways)
         first, partner = float(up.max() + down.max()), self.tree.partner
         if partner is not None:
             beyond = self.tree.beyond
@@ -52,18 +52,6 @@ class Stages:
                 max(other, own + back) + down[beyond].max() - back,
             )
         return float(first), max(each for _, each in ways)
-
-    def along(self, seconds, fold):
-        """Return float64[sites]: `fold`, max or sum, of what edges take on the way to the hub; 0 there.
-
-        seconds: float64[sites but the hub], of the edge above each.
-        """
-        of_site = np.insert(seconds, self.tree.hub, 0.0)
-        folded = np.zeros(of_site.size)
-        for site in self.tree.downwards[1:]:
-            parent = self.tree.parents[site]
-            folded[site] = fold((of_site[site], folded[self.tree.hub if parent is None else parent]))
-        return folded
 
     @property
     def round_trip_seconds(self):
@@ -78,10 +66,10 @@ class Stages:
             firsts, *halves = (
                 np.where(np.arange(up.size) == edge, 0.0, each) for each in (firsts, *halves)
             )
-        upwards, downwards = (self.along(each, max) for each in halves)
+        upwards, downwards = (self.tree.along(each, max) for each in halves)
         # The sum comes down while the rest goes up: only what is slower than that adds to it.
         behind = np.maximum(0.0, downwards - up.max())
-        below = self.along(firsts, sum) + others * (upwards + behind)
+        below = self.tree.along(firsts, sum) + others * (upwards + behind)
         return below + across * self.tree.beyond
 
     @property
@@ -153,7 +141,7 @@ def stages_of(cluster, tree, work):
         each["decode"] = work.decode * (max(added) + last)
         message_nbytes = work.wire_nbytes + cluster.overhead_nbytes
         wire_nbytes = message_nbytes * work.chunks
-        ways = _crossings(link_routes(cluster, tree), message_nbytes, wire_nbytes)
+        ways = crossings(link_routes(cluster, tree), message_nbytes, wire_nbytes)
         of_leader = [
             encode + decode * (wires + last) for (encode, decode), wires in zip(work.of_site, added)
         ]
@@ -275,7 +263,7 @@ def shared_lines(routes, nbytes):
     return {link: link.line(passing[link.pipe] * nbytes) for route in routes for link in route}
 
 
-def _crossings(ways, wire_nbytes, stream_nbytes):
+def crossings(ways, wire_nbytes, stream_nbytes):
     """Return (first chunk, every other chunk), float64[routes], of each way: up, and down.
 
     A wire is on each route of a way at the same time. Links that share a rate take turns: their bytes

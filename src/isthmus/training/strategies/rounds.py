@@ -167,6 +167,8 @@ class Traveller(Member):
         if self.protection is not None:  # all ranks of a site do the same, to the bit
             self.protection.add_noise(self.protection.clipped(change), self.step)
         self.changes[number].start(change)
+        if self.strategy.late:
+            self.changes[number].advance()  # the links have those steps to carry all of it
 
     def _receive(self, number: int, merged: Callable[..., Any], parameters: Any) -> None:
         """Take the mean of what was sent, move the anchor, and go on from there."""
