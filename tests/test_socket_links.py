@@ -203,7 +203,7 @@ def answer_to(port, words):
 
 def joining(port, site="edge", settings="alike", token=TOKEN, **more):
     me = Introduction(site, settings, token, **more)
-    return join(("127.0.0.1", port), me, 20.0, lambda line: None)
+    return join(("127.0.0.1", port), me, 20.0, lambda line: None)[0]
 
 
 def test_bad_callers_are_told_in_a_line_at_both_ends_and_the_others_go_on(caplog, monkeypatch):

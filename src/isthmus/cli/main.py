@@ -25,7 +25,7 @@ from isthmus.cli.testbed import testbed
 from isthmus.cli.trained import compress, evaluate, export, predict
 from isthmus.cli.verify import verify
 from isthmus.json_text import dumps
-from isthmus.mpirun import speaks
+from isthmus.mpirun import speaks, tolerates_faults
 from isthmus.segments import remove_segments
 from isthmus.spare import if_possible
 from isthmus.terminal import Content, Terminal
@@ -188,7 +188,7 @@ def train(
     )
     terminal.end_drawing()
     folder = summary["folder"]
-    if summary.get("lost_ranks"):
+    if summary.get("lost_ranks") and tolerates_faults():
         comm = comm.Shrink()
     page = None
 

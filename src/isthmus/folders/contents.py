@@ -323,6 +323,13 @@ class LostLine(Line):
     never: list[Count]
 
 
+class JoinedLine(Line):
+    """Ranks that have come back, and how long it took to go on with them."""
+
+    ranks: list[Count]
+    seconds: Seconds
+
+
 class DroppedLine(Line):
     """Clients whose change was not finite, and was left out of their round."""
 
@@ -358,6 +365,7 @@ LINES = {
         "members": MembersLine,
         "samples": SamplesLine,
         "lost": LostLine,
+        "joined": JoinedLine,
         "arrivals": ArrivalsLine,
         "left_out": LeftOutLine,
     }.items()

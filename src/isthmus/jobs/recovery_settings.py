@@ -12,14 +12,15 @@ Count = Annotated[int, Field(ge=1)]
 
 class RecoverySettings(FrozenModel):
     """wait_seconds: for which sites wait for one another before the start. deadline_seconds: a site
-    without a sign of life for so long is gone: frozen, or cut off.
+    without a sign of life for so long is gone: frozen, or cut off; None: half a minute, and with
+    `survive` as long as an unusual step takes, if that is less.
 
     survive: those who are left go on where a rank dies. least_ranks, least_sites: with fewer, the run
     writes a checkpoint and stops.
     """
 
     wait_seconds: Seconds = 300.0
-    deadline_seconds: Seconds = 30.0
+    deadline_seconds: Seconds | None = None
     survive: bool = False
     least_ranks: Count = 1
     least_sites: Count = 1

@@ -1,7 +1,7 @@
 """One site of a run as a job of its own, which listens for the others or calls the one that does."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from hashlib import sha256
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -46,6 +46,7 @@ class SiteJob(NamedTuple):
         from isthmus.links.sites import tiers_of_sites  # which starts MPI
 
         connections = None
+        others_call = ExitStack()  # closed at the end, where sites may come back
 
         def meet():
             nonlocal connections
@@ -55,19 +56,35 @@ class SiteJob(NamedTuple):
             )
             wait_seconds = settings.recovery.wait_seconds
             if not self.listens:
-                connections = join(self.address, me, wait_seconds, tell)
-                return next(iter(connections))
+                connections, generation = join(self.address, me, wait_seconds, tell)
+                return [next(iter(connections)), generation]
             others = [name for name in cluster.names if name != self.site]
-            with Listener(self.address, me, others, tell) as listener:
+            with ExitStack() as stack:
+                listener = stack.enter_context(Listener(self.address, me, others, tell))
                 connections = listener.meet(wait_seconds)
-            return self.site
+                if settings.recovery.survive:
+                    listener.attend()
+                    door.append(listener)
+                    others_call.push(stack.pop_all())
+            return [self.site, None]
 
-        listens = from_root(comm, meet)
-        deadline_seconds = settings.recovery.deadline_seconds if settings else 0.0
-        with tiers_of_sites(
-            comm, cluster, self.site, listens, connections, deadline_seconds, paced, keys
-        ) as tiers:
-            yield tiers
+        door = []
+        with others_call:
+            listens, generation = from_root(comm, meet)
+            deadline_seconds = settings.recovery.deadline_seconds if settings else None
+            with tiers_of_sites(
+                comm,
+                cluster,
+                self.site,
+                listens,
+                connections,
+                deadline_seconds,
+                paced,
+                keys,
+                *door,
+                generation=generation,
+            ) as tiers:
+                yield tiers
 
     @property
     def options(self) -> list[str]:

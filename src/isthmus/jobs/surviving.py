@@ -1,9 +1,11 @@
 """A job that goes on without ranks that die: the step is done again by those who are left.
 
 What all ranks have alike changes only after all have agreed that they have the sum of a step's
-gradients. Where not all do, the ranks that are left make everything else anew: communicators, the tree
-of sites, who looks after whom, the plan for what is left of the epoch. They keep their own samples and
-what they had before the step; shards of the dead are read by whoever is given them.
+gradients; between sites that are jobs of their own it is gone back to where not all have made a step.
+The ranks that are left make everything else anew: communicators, the tree of sites, who looks after
+whom, the plan for what is left of the epoch. They keep their own samples and what they had before the
+step; shards of the dead are read by whoever is given them. A site that comes back is one more change of
+this kind.
 """
 
 import signal
@@ -13,48 +15,72 @@ from dataclasses import replace
 
 import numpy as np
 from mpi4py import MPI
+from threadpoolctl import threadpool_limits
 
-from isthmus.errors import MachineError, SettingsError, StoppedError, ranks_in_words
+from isthmus.cluster.cluster import Cluster
+from isthmus.devices import to_host
+from isthmus.errors import MachineError, SiteError, StoppedError, ranks_in_words
 from isthmus.jobs.making import make_training
+from isthmus.jobs.past import Past
 from isthmus.jobs.resuming import Recalled, recall
-from isthmus.jobs.stopping import StopRequest
-from isthmus.links.agreement import require, together
+from isthmus.jobs.stopping import StopRequest, stopping_on
+from isthmus.links.agreement import from_root, require, together
+from isthmus.links.sites import tiers_of_circle
+from isthmus.links.socket_comm import LostSitesError
+from isthmus.links.switch import PATIENCE_SECONDS
 from isthmus.links.tiers import tiers_in_order
-from isthmus.links.world import all_gather
+from isthmus.links.world import all_gather, barrier, broadcast
 from isthmus.mpirun import Loss, tolerates_faults
-from isthmus.recovery.handover import hand_over
+from isthmus.recovery.faults import Faults
+from isthmus.recovery.handover import arrays_of, hand_over, taken_by_new
 from isthmus.recovery.membership import LostRanksError, Membership, revoke
+from isthmus.recovery.site_membership import SiteMembership
 from isthmus.shards.adopting import adopt_shards
 from isthmus.watching.journal import Journal
+from isthmus.watching.stalls import FEW, deadline
 
+LEAST_SECONDS = 2.0
+"""Without a sign of life, before a site is gone; signs come twice a second."""
+LOOK_SECONDS = 1.0
 HOW = "mpirun --with-ft ulfm -n RANKS isthmus train RUN.toml"
 
 
 class Survival:
-    """Runs a Job, and another one without the dead wherever ranks die. All ranks have one.
+    """Runs a Job, and another one of those who are left, or have come, wherever ranks go or come.
 
-    comm: MPI's, of all ranks. stop: the StopRequest. lock: of the run's folder, where this rank has it.
-    faults: those that are planned for this rank.
+    All ranks have one. comm: MPI's, of this job's ranks. kind: what makes a Job. stop: the StopRequest.
+    lock: of the run's folder, where this rank has it. faults: those that are planned for this rank.
     """
 
-    def __init__(self, comm, job, stop, lock, show, faults):
+    def __init__(self, comm, kind, stop, lock, show, faults, circle=None):
+        self.membership = Membership(comm) if circle is None else SiteMembership(circle)
+        self.kind, self.circle, self.stop, self.lock = kind, circle, stop, lock
+        self.show, self.faults, self.lost = show, faults, 0
+        self.looked_at = 0.0
+        Loss.leaves_at_once = True
+
+    def begin(self, job):
+        """Take up a job that all ranks begin. Collective."""
         require(
             job.tiers.world,
-            tolerates_faults(),
+            tolerates_faults() or (self.circle is not None and job.tiers.site.size == 1),
             MachineError,
             f"recovery.survive needs MPI's fault tolerance: start with `{HOW}`",
         )
-        require(
-            job.tiers.world,
-            not job.tiers.joined,
-            SettingsError,
-            "recovery.survive is for one job of all sites; leave out --site",
-        )
-        self.membership, self.job, self.stop = Membership(comm), job, stop
-        self.lock, self.show, self.lost = lock, show, 0
-        Loss.leaves_at_once = True
-        self.faults = faults
-        self.names = [*range(job.tiers.cluster.size)]  # of the ranks that are left, those at the start
+        if self.circle is not None:
+            self.circle.cluster = job.tiers.cluster
+        self.job, job.done_step = job, job.training.state.step
+        self.ranks = [*range(job.tiers.cluster.size)]  # of the job, by their numbers at the start
+        self.placed = job.members.ledger.parts[-1].shards_of_rank
+        return self
+
+    def come(self, tiers, settings, tell):
+        """Take part in a run that is under way, as the others tell. Collective."""
+        began, change = time.perf_counter(), self.circle.entered
+        self.job, self.ranks = None, []
+        self.job = self._build_on(tiers, change.ranks, settings=settings, tell=tell)
+        self.ranks = change.ranks
+        self._begin_again(began)
 
     def run(self):
         """Make all steps, and return the summary on every rank that is left."""
@@ -62,17 +88,40 @@ class Survival:
             job = self.job
             job.journal.survives = True
             job.agree = job.training.agree = self._agree
-            job.journal.meet = self.faults.meet
+            job.training.undoing.whole_steps = self.circle is not None
+            job.journal.meet = self._meet
             try:
                 self._keep_within_limits(job)
                 job.run(self.stop, self.show)
                 job.within_duties = False
                 summary = job.finish()
                 self.membership.agree()
-            except (MPI.Exception, LostRanksError) as problem:
+            except (MPI.Exception, LostRanksError, LostSitesError) as problem:
                 self._go_on(isinstance(problem, LostRanksError))
                 continue
+            except StoppedError:
+                if self.circle is not None:  # the first to end is not one more that is gone
+                    with suppress(LostSitesError, MPI.Exception):
+                        barrier(job.tiers.world)
+                raise
             return summary | {"lost_ranks": self.lost}
+
+    def _meet(self, moment, step):
+        self.faults.meet(moment, step)
+        if moment == "compute" and self.circle is not None:
+            self.circle.look()
+            switch, looked = self.circle.switch, self.looked_at
+            if switch is not None and not switch.given and time.monotonic() > looked + LOOK_SECONDS:
+                self.looked_at = time.monotonic()
+                switch.deadline_seconds = self._patience(switch.deadline_seconds)
+
+    def _patience(self, usual):
+        """Return for how long a site may give no sign of life; usual: so far, until steps are known."""
+        seconds = [*self.job.journal.progress.seconds.get("step", ())]
+        if len(seconds) < FEW:
+            return usual
+        usual = deadline(seconds, LEAST_SECONDS, self.job.settings.run.stall_deviations)
+        return min(PATIENCE_SECONDS, usual)
 
     def _agree(self):
         self.faults.meet("agree", self.job.training.state.step + 1)
@@ -99,86 +148,145 @@ class Survival:
         """Make another job of the ranks that are left. agreed: whether all know already."""
         began, tiers, before = time.perf_counter(), self.job.tiers, self.job
         revoke([tiers.leaders, tiers.site, tiers.world, tiers.cloud, tiers.edge])
-        if not agreed:
+        if not agreed and self.circle is None:
             with suppress(LostRanksError):
                 self.membership.agree(False)
         before.journal.watch.close()
         before.journal.log.close()
         if before.account.folder is not None:
             before.account.folder.close()
-        self.job = self.membership.rebuild(self._build)
-        gone = [self.names[rank] for rank in self.gone]
-        self.names = [name for name in self.names if name not in gone]
+        old = self.ranks
+        if self.circle is None:
+            self.job, self.ranks = self.membership.rebuild(self._build)
+        else:
+            self.job, self.ranks = self.membership.rebuild(self._point, self._build_of_sites)
+        gone = sorted({*old} - {*self.ranks})
         self.lost += len(gone)
-        Loss.ranks, Loss.speaks = self.lost, self.job.leads
+        if self.circle is None:
+            Loss.ranks, Loss.speaks = self.lost, self.job.leads
+        self._begin_again(began, gone, sorted({*self.ranks} - {*old}))
+
+    def _begin_again(self, began, gone=(), came=()):
+        """Say who is gone and who has come, and have the new job be the one that signals reach."""
+        job = self.job
         signal.signal(signal.SIGUSR1, self.stop.note)
-        self.job.journal.__enter__()
-        seconds = time.perf_counter() - began
-        self.job.account.note("lost", ranks=gone, seconds=seconds, never=self.never)
-        self.job.account.flush()
-        never = f"; nobody can read shards {', '.join(map(str, self.never))}" if self.never else ""
-        self.job.tell(
-            f"step {self.job.training.state.step}: {ranks_in_words(gone)} gone, "
-            f"{self.job.tiers.cluster.size} go on after {seconds:.2f} s{never}"
-        )
+        job.journal.__enter__()
+        seconds, now = time.perf_counter() - began, job.tiers.cluster.size
+        at = f"step {job.training.state.step}"
+        if gone:
+            job.account.note("lost", ranks=gone, seconds=seconds, never=self.never)
+            never = self.never and f"; nobody can read shards {', '.join(map(str, self.never))}"
+            job.tell(
+                f"{at}: {ranks_in_words(gone)} gone, {now} go on after {seconds:.2f} s{never or ''}"
+            )
+        if came:
+            job.account.note("joined", ranks=came, seconds=seconds)
+            job.tell(f"{at}: {ranks_in_words(came)} came back, {now} go on after {seconds:.2f} s")
+        job.account.flush()
 
     def _build(self, comm, made):
-        """Return the job of those who are in `comm`. Collective."""
+        """Return the job of those who are in `comm`, and who they are. Collective."""
         old = self.job
         self.faults.meet("rebuild", old.training.state.step + 1)
         ranks = np.concatenate(all_gather(comm, np.array([old.tiers.world.rank]))).tolist()
         here = sorted(ranks)
-        self.gone = sorted({*range(old.tiers.cluster.size)} - {*here})
-        cluster = old.tiers.cluster.without(self.gone)
+        cluster = old.tiers.cluster.without({*range(old.tiers.cluster.size)} - {*here})
         tiers = tiers_in_order(comm, cluster, [here.index(rank) for rank in ranks], made)
         if old.settings.cluster.links == "paced":
             tiers = tiers.paced()
+        now = [self.ranks[rank] for rank in here]
+        return self._build_on(tiers, now), now
+
+    def _point(self):
+        """Return the last step that this rank has made, and whether what is due after it is done."""
+        step = self.job.training.state.step
+        return step, self.job.done_step == step
+
+    def _build_of_sites(self, change, made):
+        """Return the job of those of a `Decision`, after its step, and who they are. Collective."""
+        old = self.job
+        self.faults.meet("rebuild", old.training.state.step + 1)
+        old.training.undoing.go_back(change.step, change.redo)
+        old.within_duties, old.done_step = change.redo, change.step - change.redo
+        cluster = Cluster(change.cluster, old.tiers.cluster.source)
+        tiers = tiers_of_circle(self.circle, cluster, made)
+        if old.settings.cluster.links == "paced":
+            tiers = tiers.paced()
+        return self._build_on(tiers, change.ranks), change.ranks
+
+    def _build_on(self, tiers, ranks, settings=None, tell=None):
+        """Return the job of `ranks`, by their numbers at the start. Collective.
+
+        settings, tell: of a rank that is new, which has no job yet.
+        """
+        number_of = {rank: number for number, rank in enumerate(self.ranks)}
+        here = [number_of.get(rank) for rank in ranks]
+        past = Past.of(self.job, self.placed) if self.job else None
+        if None in here or past is None:
+            past, here = self._met(tiers, past, here, settings, tell)
         stop = StopRequest(tiers.world, tiers.home)
         stop.signalled = self.stop.signalled
-        journal = Journal(tiers, old.settings.run, old.journal.speak)
+        journal = Journal(tiers, past.settings.run, past.speak)
         try:
-            job = self._job_of(tiers, here, journal)
+            job = self._job_of(tiers, past, ranks, here, journal)
         except BaseException:
             journal.log.close()
             raise
-        self.stop = stop
+        self.stop, self.placed = stop, past.placed
         return job
 
-    def _job_of(self, tiers, here, journal):
-        """Return the job of ranks that were the ranks `here` of the one before."""
-        old, settings, cluster = self.job, self.job.settings, tiers.cluster
+    def _met(self, tiers, past, here, settings, tell):
+        """Return the past and who was which rank before; those who are new are told both. Collective."""
+        world, home = tiers.world, tiers.home
+        if past is not None:  # who is new has heard the settings, as everybody does at the start
+            from_root(world, lambda: past.settings.to_json(), home)
+        told = from_root(world, lambda: past.to_json() | {"here": here}, home)
+        return past or Past.told(tiers, told, settings, tell), told["here"]
+
+    def _job_of(self, tiers, past, ranks, here, journal):
+        """Return the job of `ranks` that were the ranks `here` of the one before."""
+        settings, cluster = past.settings, tiers.cluster
         site_of_rank = [cluster.names[site] for site in cluster.site_of_rank]
         found = adopt_shards(
             tiers,
-            old.training.local,
+            past.local,
             settings.data.train,
             cluster.rates,
             lambda shard, rank: _may_hold(settings.plan, shard, site_of_rank[rank]),
+            {
+                shard: number
+                for number, before in enumerate(here)
+                if before is None
+                for shard in past.placed[ranks[number]]
+            },
         )
         self.never = found.never
         folders = settings.data.model_dump()
         sets = {
             name: adopt_shards(tiers, local, folders[name], cluster.rates).local
-            for name, local in old.sets.items()
+            for name, local in past.sets.items()
         }
-        plan = _plan_of(old.plan, cluster, found, old.training.local.manifest)
+        plan = _plan_of(past.plan, cluster, found, past.local.manifest)
         training = make_training(
-            self.faults.watching(tiers), settings, old.training.model, plan, found.local, journal
+            self.faults.watching(tiers), settings, past.model, plan, found.local, journal
         )
-        hand_over(old.training, training)
-        job = type(old)(tiers, settings, plan, training, sets, journal, old.path)
-        job.within_duties = old.within_duties
-        if job.leads and not old.leads:
-            self.lock.take(old.path)
-        journal.open(old.path)
-        journal.checkpoint = old.journal.checkpoint
-        self._take_up(job, old, found.shards_of_rank, here)
+        own = {name: to_host(array) for name, array in training.arrays().items()}
+        new = taken_by_new(tiers.world, here, past.arrays, own) if None in here else None
+        arrays = arrays_of([past.arrays], 0, own) if new is None else new
+        hand_over(training, past.step, arrays, past.untold)
+        job = self.kind(tiers, settings, plan, training, sets, journal, past.path)
+        job.within_duties, job.done_step = past.redo, past.step - past.redo
+        if job.leads and not past.leads:
+            self.lock.take(past.path)
+        journal.open(past.path)
+        journal.checkpoint = past.checkpoint
+        self._take_up(job, past, found.shards_of_rank, here)
         return job
 
-    def _take_up(self, job, old, shards_of_rank, here):
+    def _take_up(self, job, past, shards_of_rank, here):
         """Go on with what the old job has told, but for what is now done again."""
-        step, (_, told) = job.training.state.step, job.training.untold
-        parts = len(old.members.ledger.parts)
+        step, told = job.training.state.step, job.training.told_step
+        parts = len(past.parts)
 
         def keeps(line):
             nonlocal parts
@@ -187,7 +295,7 @@ class Survival:
                 return parts >= 0
             if line["kind"] == "step":
                 return line["step"] <= told
-            return line["step"] < step + (not old.within_duties)
+            return line["step"] < step + (not past.redo)
 
         found = together(
             job.tiers.world,
@@ -195,18 +303,36 @@ class Survival:
         )
         job.account.take_up(found)
         job.account.count_from(found.sent_nbytes)
-        job.members.ledger = replace(old.members.ledger, parts=[*old.members.ledger.parts])
+        job.members.ledger = replace(job.members.ledger, parts=[*past.parts])
         job.members.note_again(len(found.members))
         job.members.begin(shards_of_rank, came_from=here, resumed=False)
         job.members.take_rest()
         if job.validation is not None:
-            job.validation.load(old.judged if old.within_duties else old.validation.to_json())
+            job.validation.load(past.judged)
             for name, array in job.validation.arrays().items():
-                array[...] = old.validation.arrays()[name]
+                if past.best is not None:
+                    array[...] = past.best[name]
+                if None in here:
+                    broadcast(job.tiers.world, array, job.tiers.home)
         if job.leads:
             job.tiers.cluster.to_toml(job.path / "cluster.toml")
             table = job.plan.to_dict() | {"shards_of_rank": shards_of_rank}
             job.account.folder.write_json("plan.json", table)
+
+
+def come_back(comm, kind, tiers, settings, tell, show):
+    """Take part in a run that is under way, and return its summary. Collective."""
+    with (
+        threadpool_limits(settings.run.threads),
+        stopping_on(signal.SIGUSR1, tiers.world, tiers.home) as stop,
+    ):
+        faults = Faults.of_environment(tiers.circle.endpoint.rank)
+        survival = Survival(comm, kind, stop, None, show, faults, tiers.circle)
+        try:
+            survival.come(tiers, settings, tell)
+        except (LostSitesError, MPI.Exception) as problem:
+            raise SiteError(f"while this site came back: {problem}") from None
+        return survival.run()
 
 
 def _plan_of(plan, cluster, found, manifest):

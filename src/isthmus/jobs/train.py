@@ -27,7 +27,7 @@ from isthmus.jobs.resuming import Recalled, identity_of, recall
 from isthmus.jobs.scaling import commonest_share, no_better_than_one_answer
 from isthmus.jobs.shared_model import shared_model
 from isthmus.jobs.stopping import stopping_on
-from isthmus.jobs.surviving import Survival
+from isthmus.jobs.surviving import Survival, come_back
 from isthmus.json_text import dumps, loads
 from isthmus.links.agreement import broadcast_json, from_root, require, together
 from isthmus.recovery.faults import Faults
@@ -55,41 +55,42 @@ def train(
     StoppedError. part: the SiteJob that this job is; the one that listens has the run's folder.
     show: called on rank 0 with a `watching.pace.Pace` while steps go on; None: nobody watches.
     """
-    with (
-        opened_job(comm, settings_path, cluster, part, tell, bool(replay)) as (settings, tiers),
-        reserved(tiers, settings.run.folder, resume, name) as (resume, lock),
-        threadpool_limits(settings.run.threads),
-        stopping_on(signal.SIGUSR1, tiers.world, tiers.home) as stop,
-        Journal(tiers, settings.run, tell) as journal,
-    ):
-        model = shared_model(tiers.world, settings)
-        settings, why = chosen_allreduce(tiers, settings, journal.tell)
-        tiers, tree = arranged(tiers, settings)
-        if tree:
-            journal.tell(tree)
-        together(tiers.world, settings.make_optimiser)
-        journal.enter("placing data", 0)
-        settings, rounds, plan, local, sets = place_data(tiers, settings, journal.tell)
-        journal.enter("beginning", 0)
-        trace = Trace(tiers) if settings.run.trace else None
-        expected, warning = outlook(settings, tiers.cluster, plan)
-        for told in filter(None, (expected, warning and f"warning: {warning}")):
-            journal.tell(f"strategy: {told}")
-        faults = Faults.of_environment(tiers.world.rank)
-        computing = trace.tiers if trace else faults.watching(tiers)
-        training = make_training(computing, settings, model, plan, local, journal, replay, resume)
-        path = open_folder(tiers, settings, Path(settings_path).stem, resume, name, lock)
-        job = Job(tiers, settings, plan, training, sets, journal, path)
-        told = told_of_privacy(training)
-        chosen = {"choice": why, "rounds": rounds or expected, "tree": tree, **told} | (
-            told_of_clients(training.member) if settings.plays_clients else {}
-        )
-        job.begin(chosen, resume)
-        if settings.recovery.survive:
-            return Survival(comm, job, stop, lock, show, faults).run()
-        with trace.written_to(job.path) if trace else nullcontext():
-            job.run(stop, show)
-        return job.finish()
+    with opened_job(comm, settings_path, cluster, part, tell, bool(replay)) as (settings, tiers):
+        if tiers.circle is not None and tiers.circle.entered is not None:
+            return come_back(comm, Job, tiers, settings, tell, show)
+        with (
+            reserved(tiers, settings.run.folder, resume, name) as (resume, lock),
+            threadpool_limits(settings.run.threads),
+            stopping_on(signal.SIGUSR1, tiers.world, tiers.home) as stop,
+            Journal(tiers, settings.run, tell) as journal,
+        ):
+            model = shared_model(tiers.world, settings)
+            settings, why = chosen_allreduce(tiers, settings, journal.tell)
+            tiers, tree = arranged(tiers, settings)
+            if tree:
+                journal.tell(tree)
+            together(tiers.world, settings.make_optimiser)
+            journal.enter("placing data", 0)
+            settings, rounds, plan, local, sets = place_data(tiers, settings, journal.tell)
+            journal.enter("beginning", 0)
+            trace = Trace(tiers) if settings.run.trace else None
+            expected, warning = outlook(settings, tiers.cluster, plan)
+            for told in filter(None, (expected, warning and f"warning: {warning}")):
+                journal.tell(f"strategy: {told}")
+            faults = Faults.of_environment(tiers.world.rank)
+            computing = trace.tiers if trace else faults.watching(tiers)
+            training = make_training(computing, settings, model, plan, local, journal, replay, resume)
+            path = open_folder(tiers, settings, Path(settings_path).stem, resume, name, lock)
+            job = Job(tiers, settings, plan, training, sets, journal, path)
+            chosen = {"choice": why, "rounds": rounds or expected, "tree": tree}
+            chosen |= told_of_privacy(training)
+            chosen |= told_of_clients(training.member) if settings.plays_clients else {}
+            job.begin(chosen, resume)
+            if settings.recovery.survive:
+                return Survival(comm, Job, stop, lock, show, faults, tiers.circle).begin(job).run()
+            with trace.written_to(job.path) if trace else nullcontext():
+                job.run(stop, show)
+            return job.finish()
 
 
 class Job:
@@ -105,8 +106,8 @@ class Job:
         self.seal = ResidualSeal.of(tiers, settings.security.keys_of_links)
         folder = RunFolder(path, self.record.chained) if self.leads else None
         self.account = Account(tiers, settings, plan, training, folder, journal.tell)
-        self.agree, self.within_duties = None, False  # where the run goes on without ranks that die
-        self.stops = False  # whether the run ends after this step, told by a signal
+        self.agree, self.within_duties, self.judged = None, False, None  # where ranks may die
+        self.done_step, self.stops = 0, False  # the last one with all done; whether it is told to end
         self.rebalancing = Rebalancing(tiers, settings, plan, training)
         self.members = Members(tiers, training, self.account)
         self.data = {"train": training.local.manifest} | {
@@ -182,15 +183,16 @@ class Job:
                 continue
             if self.agree is not None and not self.within_duties:
                 self.within_duties = True
-                training.hold_rows()
-                self.judged = self.validation and self.validation.to_json()
+                training.undoing.hold_rows()
+                self.judged = step, self.validation and self.validation.to_json()
             self.journal.enter(duty.phase, step)
             duty.act()
         if self.within_duties:
             self.account.flush()
             self.agree()
-            training.release_rows()
+            training.undoing.release_rows()
             self.within_duties = False
+        self.done_step = step
 
     @property
     def ends_early(self):
@@ -258,7 +260,7 @@ class Job:
         digest = self._compare_replicas()
         if digest is None:  # it ends between two exchanges: what all ranks hold alike
             digest = sha256(to_host(self.training.anchor)).hexdigest()
-        links = counted_links(self.tiers, self.training.member)
+        links, summary = counted_links(self.tiers, self.training.member), None
         if self.leads:
             self.account.note("replicas", hash=digest)
             summary = self.account.summary(digest, links) | {
@@ -267,8 +269,6 @@ class Job:
             }
             self.account.folder.write_json("summary.json", summary)
             self.account.folder.close()
-        else:
-            summary = None
         self._keep_model()
         self._tell_what_was_not_learnt()
         return broadcast_json(self.tiers.world, summary, self.tiers.home) | {"folder": str(self.path)}

@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 from isthmus.errors import MachineError, SiteError
 from isthmus.extras import how_to_install
 
-DATA, BYE, GONE, ACKNOWLEDGED, AGAIN, ALIVE = range(6)
-"""Kinds of frames. The first three are numbered; what GONE carries says who is gone and why."""
-NUMBERED = (DATA, BYE, GONE)
+DATA, BYE, GONE, ACKNOWLEDGED, AGAIN, ALIVE, MEMBERS = range(7)
+"""Kinds of frames. What GONE carries says who is gone and why; what MEMBERS does, who goes on."""
+NUMBERED = (DATA, BYE, GONE, MEMBERS)
 MARK = b"\xa7\x1c"
 _FIELDS = struct.Struct("!2sBBIIiQQQI")
 _CHECK = struct.Struct("!I")
@@ -194,6 +194,16 @@ class Stream:
             else f"{self.who} has gone: {problem.strerror or problem}"
         )
         return SiteError(f"{why}; see what it says itself, and start all sites again with --resume")
+
+    def forget_callers(self) -> None:
+        """Use no memory of others any more, neither of what is to be sent nor for what is to come."""
+        for frame in self._unconfirmed:
+            if frame.kept:
+                frame.payload, frame.done = bytes(frame.payload), True
+        if self._header is not None and self._into is not None:
+            into = memoryview(bytearray(len(self._into)))
+            into[: self._filled] = self._into[: self._filled]
+            self._into = into
 
     def close(self) -> None:
         self.socket.close()

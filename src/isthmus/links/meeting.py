@@ -63,18 +63,32 @@ def is_loopback(host: str) -> bool:
 
 @dataclass
 class _Caller:
-    """A site that has called: its session, and its connections so far."""
+    """A site that has called: its session, its connections so far, and whether it takes part."""
 
     session: str
     address: str
     connections: dict[str, socket.socket]
+    takes_part: bool = False
 
     @property
     def is_gone(self):
         return any(_closed(each) for each in self.connections.values())
 
+    @property
+    def is_ready(self):
+        """Whether it waits to take part."""
+        return not self.takes_part and len(self.connections) == len(PARTS) and not self.is_gone
+
+    def start(self, words):
+        """Tell it that it takes part; from now on others read and close its connections."""
+        self.takes_part = True
+        for connection in self.connections.values():
+            with suppress(OSError):  # it is found gone when it is waited for
+                say(connection, {"start": True} | words)
+        return self.connections
+
     def close(self):
-        for each in self.connections.values():
+        for each in self.connections.values() if not self.takes_part else ():
             each.close()
 
 
@@ -90,6 +104,8 @@ class Listener:
         self._callers: dict[str, _Caller] = {}
         self._lock = threading.Lock()
         self._free = threading.Semaphore(MOST_AT_ONCE)
+        self._attending: threading.Thread | None = None
+        self._closed = threading.Event()
         self._socket = _server(address)
         self.where = in_words((address[0] or "*", self._socket.getsockname()[1]))
 
@@ -97,7 +113,36 @@ class Listener:
         return self
 
     def __exit__(self, *_):
+        self._closed.set()
+        if self._attending is not None:
+            self._attending.join()
+            self._dismiss("the run has ended")
         self._socket.close()
+
+    def attend(self) -> None:
+        """Take calls until the end, of sites that come back."""
+
+        def act():
+            while not self._closed.is_set():
+                if select.select([self._socket], [], [], SECONDS_BETWEEN_CALLS)[0]:
+                    self._take_call()
+
+        self._attending = threading.Thread(target=act, name="isthmus-listener", daemon=True)
+        self._attending.start()
+
+    @property
+    def ready(self) -> list[str]:
+        """The sites that have called since the others began, and wait to take part."""
+        with self._lock:
+            return sorted(site for site, caller in self._callers.items() if caller.is_ready)
+
+    def take(self, site: str, generation: int) -> dict[str, socket.socket]:
+        """Return the connections of a site that is `ready`, which is told that it takes part.
+
+        generation: how often members have changed before.
+        """
+        with self._lock:
+            return self._callers[site].start({"generation": generation})
 
     def meet(self, wait_seconds: float) -> Connections:
         """Return the connections of all other sites; SiteError if one has not called in time."""
@@ -115,11 +160,7 @@ class Listener:
                 raise SiteError(f"{self.where}: {why}")
             if select.select([self._socket], [], [], SECONDS_BETWEEN_CALLS)[0]:
                 self._take_call()
-        for name in self.others:
-            for connection in self._callers[name].connections.values():
-                with suppress(OSError):  # it is found gone when it is waited for
-                    say(connection, {"start": True})
-        return {name: self._callers[name].connections for name in self.others}
+        return {name: self._callers[name].start({}) for name in self.others}
 
     def _take_call(self):
         with suppress(OSError):  # it has hung up
@@ -189,14 +230,17 @@ class Listener:
     def _dismiss(self, why):
         with self._lock:
             for caller in self._callers.values():
-                for connection in caller.connections.values():
+                for connection in caller.connections.values() if not caller.takes_part else ():
                     refuse(connection, why)
                 caller.close()
 
 
-def join(address: Address, me: Introduction, wait_seconds: float, tell: Tell) -> Connections:
+def join(
+    address: Address, me: Introduction, wait_seconds: float, tell: Tell
+) -> tuple[Connections, int | None]:
     """Call the site that listens, as often as it takes; return the connections to it, and to no other.
 
+    With them, how often members have changed where the others are under way; None where all begin.
     SiteError if nobody answers in time, or who answers refuses this site, or is not who it should be.
     """
     where, end = in_words(address), time.monotonic() + wait_seconds
@@ -207,13 +251,14 @@ def join(address: Address, me: Introduction, wait_seconds: float, tell: Tell) ->
             connections[part] = _call(address, where, end, wait_seconds, tell)
             site = _introduced(connections[part], me, part, where)
         tell(f"site {me.site}: joined site {site} at {where}")
+        generation = None
         for connection in connections.values():
-            _wait_for_start(connection, site, where, end)
+            generation = _wait_for_start(connection, site, where, end).get("generation")
     except BaseException:
         for connection in connections.values():
             connection.close()
         raise
-    return {site: connections}
+    return {site: connections}, generation
 
 
 def _server(address):
@@ -258,12 +303,13 @@ def _introduced(connection, me, part, where):
 
 
 def _wait_for_start(connection, site, where, end):
-    """Return once the site that listens says that all are there."""
+    """Return what the site that listens says once all are there."""
     try:
         _, answer = hear(connection, max(end, time.monotonic()) + SECONDS_TO_GREET)
     except SiteError as problem:
         raise SiteError(f"{where}: site {site!r} {problem}, before all sites had joined") from None
     raise_refused(answer, site)
+    return answer
 
 
 def _closed(connection):

@@ -15,15 +15,15 @@ from mpi4py import MPI
 from isthmus.cluster.cluster import Cluster
 from isthmus.errors import SiteError
 from isthmus.links.agreement import broadcast_json, gather_json, together
+from isthmus.links.circle import Circle
 from isthmus.links.comm import Request
 from isthmus.links.frames import HEADER_NBYTES
 from isthmus.links.greeting import SECONDS_TO_GREET
-from isthmus.links.meeting import Connections
+from isthmus.links.meeting import Connections, Listener
 from isthmus.links.sealed import agree_on_keys
 from isthmus.links.socket_comm import LEADERS, TIER, WORLD, Endpoint, SocketComm
 from isthmus.links.switch import Switch
 from isthmus.links.tiers import Tiers, ready, world_of
-from isthmus.links.world import barrier
 
 _WORD = struct.Struct("!32sI")
 """What a rank tells its leader when it calls: the word that it was told, and its number."""
@@ -66,23 +66,13 @@ class SitesComm:
         """Return MPI's communicator of this site's ranks with `color`: others are not MPI's to reach."""
         return self.comm.Split(color, key)
 
+    def Revoke(self) -> None:  # noqa: N802
+        """Have every rank of this site raise that waits for another one of it."""
+        if self.comm.size > 1:
+            self.comm.Revoke()
+
     def Free(self) -> None:  # noqa: N802
         self.comm.Free()
-
-
-class SitesWorld(SitesComm):
-    """All ranks of all sites; its end is that of the sockets. switch: of this site, on its leader."""
-
-    def __init__(self, comm: MPI.Comm, endpoint: Endpoint, ranks: Sequence[int], switch: Switch | None):
-        super().__init__(comm, endpoint, WORLD, ranks)
-        self.switch = switch
-
-    def Free(self) -> None:  # noqa: N802
-        self.endpoint.finish()
-        barrier(self.comm)
-        if self.switch is not None:
-            self.switch.close()
-        super().Free()
 
 
 @contextmanager
@@ -92,29 +82,56 @@ def tiers_of_sites(
     site: str,
     listens: str,
     connections: Connections | None,
-    deadline_seconds: float,
+    deadline_seconds: float | None,
     paced: bool = False,
     keys: str | PathLike[str] | None = None,
+    door: Listener | None = None,
+    generation: int | None = None,
 ) -> Iterator[Tiers]:
     """Give the tiers of a cluster each of whose sites is a job of its own; `comm` has those of `site`.
 
     listens: the site that the others have called; its first rank is the job's rank 0. connections: what
-    `meeting` gave the first rank of `comm`, None on the others. Collective over all sites. Raises as
-    `tiers_of_rank_0` does.
+    `meeting` gave the first rank of `comm`, None on the others. door: where sites come back, on the
+    first rank of the site that listens. generation: what `meeting.join` gave. Collective over all sites.
+    Raises as `tiers_of_rank_0` does.
     """
-    endpoint, switch = _connected(comm, cluster, site, listens, connections, deadline_seconds)
-    index = cluster.names.index(site)
-    leaders_of = [cluster.ranks_of_site(name)[0] for name in cluster.names]
-    everyone = SitesWorld(comm.Dup(), endpoint, range(cluster.size), switch)
-    own = comm.Dup()
+    circle = _connected(comm, cluster, site, listens, connections, deadline_seconds)
+    circle.door = door
+    if generation is not None:
+        change = circle.enter(generation)
+        with ready(tiers_of_circle(circle, Cluster(change.cluster, cluster.source)), paced) as tiers:
+            yield tiers
+        return
+    tiers = tiers_of_circle(circle, cluster)
+    if keys is not None:
+        tiers = tiers.sealed_by(agree_on_keys(cluster, tiers.world, tiers.site, keys))
+    with ready(tiers, paced) as tiers:
+        yield tiers
+
+
+def tiers_of_circle(circle: Circle, cluster: Cluster, made: list[Any] | None = None) -> Tiers:
+    """Return the tiers of those who take part, `cluster`. Collective over this site.
+
+    made: a list that is given each communicator as soon as there is one.
+    """
+    endpoint, ranks, made = circle.endpoint, circle.ranks, [] if made is None else made
+
+    def dup():
+        made.append(circle.comm.Dup())
+        return made[-1]
+
+    index = cluster.names.index(circle.site)
+    everyone = SitesComm(dup(), endpoint, WORLD, ranks)
+    own = dup()
     leaders: Any = MPI.COMM_NULL
-    if comm.rank == 0:
-        leaders = SocketComm(endpoint, LEADERS, leaders_of)
+    if own.rank == 0:
+        first = [ranks[cluster.ranks_of_site(name)[0]] for name in cluster.names]
+        leaders = SocketComm(endpoint, LEADERS, first)
     tier = cluster.sites[index].tier
-    same = [rank for rank, of in enumerate(cluster.site_of_rank) if cluster.sites[of].tier == tier]
-    mine: Any = SitesComm(comm.Dup(), endpoint, TIER, same)
+    same = [rank for rank, of in zip(ranks, cluster.site_of_rank) if cluster.sites[of].tier == tier]
+    mine: Any = SitesComm(dup(), endpoint, TIER, same)
     cluster = cluster.with_overhead(HEADER_NBYTES)
-    tiers = Tiers(
+    return Tiers(
         cluster,
         world_of(cluster, everyone, own, leaders),
         own,
@@ -122,24 +139,21 @@ def tiers_of_sites(
         cloud=mine if tier == "cloud" else MPI.COMM_NULL,
         edge=mine if tier == "edge" else MPI.COMM_NULL,
         tier=tier,
-        site_name=site,
-        home=cluster.ranks_of_site(listens)[0],
-        joined=True,
+        site_name=circle.site,
+        home=cluster.ranks_of_site(circle.listens)[0],
+        circle=circle,
     )
-    if keys is not None:
-        tiers = tiers.sealed_by(agree_on_keys(cluster, tiers.world, own, keys))
-    with ready(tiers, paced) as tiers:
-        yield tiers
 
 
 def _connected(comm, cluster, site, listens, connections, deadline_seconds):
-    """Return this rank's Endpoint, and on the first rank the Switch of its site, started. Collective."""
+    """Return this rank's Circle, with the Switch of its site, started, on the first rank. Collective."""
     mine = cluster.ranks_of_site(site)
     elsewhere = [rank for rank in range(cluster.size) if rank not in mine]
     rank = mine[comm.rank]
     near = _sockets_to_leader(comm)
     if comm.rank != 0:
-        return Endpoint(rank, [(near, f"the switch of site {site!r}", elsewhere)]), None
+        endpoint = Endpoint(rank, [(near, f"the switch of site {site!r}", elsewhere)])
+        return Circle(site, listens, cluster, comm, endpoint, None, {})
     reached = {
         name: cluster.ranks_of_site(name) if site == listens else elsewhere for name in connections
     }
@@ -156,7 +170,8 @@ def _connected(comm, cluster, site, listens, connections, deadline_seconds):
         deadline_seconds,
     )
     switch.start()
-    return endpoint, switch
+    direct = dict(zip(connections, endpoint.streams))
+    return Circle(site, listens, cluster, comm, endpoint, switch, direct)
 
 
 def _sockets_to_leader(comm):

@@ -9,19 +9,27 @@ import select
 import socket
 import time
 from collections import defaultdict, deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
 
 from isthmus.errors import MachineError, SiteError
-from isthmus.links.frames import BYE, DATA, GONE, HEADER_NBYTES, Header, Outgoing, Stream
+from isthmus.json_text import dumps, loads
+from isthmus.links.frames import BYE, DATA, GONE, HEADER_NBYTES, MEMBERS, Header, Outgoing, Stream
 
 WORLD, LEADERS, TIER = range(3)
 """Channels: messages of one communicator never answer another's."""
+CHANNELS, GENERATIONS = 3, 64
+"""Of one set of members; and how many sets of members have channels of their own, before the first
+ones' are used again."""
 SPIN_SECONDS = 1e-4
 """For which a waiting rank looks again and again: a message of a near rank is there sooner."""
 SECONDS_TO_CLOSE = 5.0
+
+
+class LostSitesError(Exception):
+    """Sites have gone or come while others go on: what all do together is to be done again."""
 
 
 class Endpoint:
@@ -29,6 +37,10 @@ class Endpoint:
 
     rank: in the cluster. peers: (socket, what is at its other end, cluster ranks that it reaches); the
     last one that reaches a rank is not asked where an earlier one does.
+
+    generation: how often members have changed. survives: whether the others go on where one is gone;
+    then whoever waits raises LostSitesError, and so does everything until `renew`. Messages of
+    generations before are dropped, those of the next are kept.
     """
 
     def __init__(self, rank: int, peers: Sequence[tuple[socket.socket, str, Sequence[int]]]):
@@ -39,19 +51,82 @@ class Endpoint:
         self._early: dict[tuple[int, int, int], deque[memoryview]] = defaultdict(deque)
         self._poll = select.poll()
         self._watched: dict[int, int] = {}
+        self.generation, self.survives = 0, False
+        self.sites: Collection[str] = ()  # that take part
+        self.broken: LostSitesError | None = None
+        self.said: deque[tuple[Stream, dict[str, Any]]] = deque()  # of MEMBERS, and not heard yet
+        self._reading: Stream | None = None
         for connection, who, ranks in peers:
-            stream = Stream(connection, who, self._room, self._take)
-            self.streams.append(stream)
-            for each in ranks:
-                self.stream_to.setdefault(each, stream)
+            self.add(connection, who, ranks)
+
+    def add(self, connection: socket.socket, who: str, ranks: Sequence[int]) -> Stream:
+        """Reach ranks that are not reached yet through another connection."""
+        stream = Stream(connection, who, self._room, self._take)
+        self.streams.append(stream)
+        for each in ranks:
+            self.stream_to.setdefault(each, stream)
+        return stream
+
+    def lose(self, stream: Stream) -> None:
+        """Ask no more of a connection whose other end is gone."""
+        if stream in self.streams:
+            self.streams.remove(stream)
+            if self._watched.pop(stream.fileno(), None):
+                self._poll.unregister(stream.fileno())
+            stream.close()
+            self.stream_to = {rank: each for rank, each in self.stream_to.items() if each is not stream}
+
+    def say(self, stream: Stream, words: dict[str, Any]) -> None:
+        """Say something of who goes on; that the other end is gone is noticed later."""
+        with contextlib.suppress(SiteError):
+            stream.send(MEMBERS, 0, self.rank, self.rank, 0, dumps(words).encode())
+
+    def hear(self, wanted: str, seconds: float) -> tuple[Stream, dict[str, Any]] | None:
+        """Return what was said of who goes on that has `wanted`, and by whom; None within `seconds`.
+
+        Whoever is gone is lost. What is for a generation to come is kept until then.
+        """
+        found = self._heard(wanted)
+        if found is None:
+            self.progress(seconds, settling=True)
+            found = self._heard(wanted)
+        return found
+
+    def _heard(self, wanted):
+        found, kept = None, deque()
+        for said in self.said:
+            if found is None and wanted in said[1]:
+                found = said
+            elif found is not None or said[1].get("generation", self.generation) > self.generation:
+                kept.append(said)
+        self.said = kept
+        return found
+
+    def renew(self, generation: int) -> None:
+        """Begin anew with others: forget all messages of those before, and what was wrong."""
+        self.generation, self.broken = generation, None
+        self._posted.clear()
+        for key in [key for key in self._early if self._is_stale(key[0])]:
+            del self._early[key]
+        for stream in self.streams:
+            stream.forget_callers()
+        said, self.said = self.said, deque()
+        for stream, words in said:
+            self._take_words(stream, words)
 
     def send(self, channel: int, buffer: Any, dest: int, tag: int) -> "Sent":
         """Start to send a contiguous array to the cluster rank `dest`."""
-        frame = self.stream_to[dest].send(DATA, channel, self.rank, dest, tag, _bytes(buffer))
+        self.check(dest)
+        stream = self.stream_to[dest]
+        try:
+            frame = stream.send(DATA, channel, self.rank, dest, tag, _bytes(buffer))
+        except SiteError as problem:
+            raise self.gone(stream, problem) from None
         return Sent(self, frame)
 
     def receive(self, channel: int, buffer: Any, source: int, tag: int) -> "Received":
         """Start to receive into a contiguous array from the cluster rank `source`."""
+        self.check(source)
         key = channel, source, tag
         request = Received(self, self.stream_to[source], buffer)
         if self._early[key]:
@@ -60,11 +135,29 @@ class Endpoint:
             self._posted[key].append(request)
         return request
 
-    def progress(self, wait_seconds: float | None = 0.0) -> None:
-        """Take and send on what can be, and wait so long for something; None: without end."""
+    def check(self, rank: int) -> None:
+        """Raise LostSitesError where sites have changed, so that `rank` may not be reached."""
+        if self.broken is None and rank not in self.stream_to:
+            self.broken = LostSitesError(f"rank {rank} is reached no more")
+        if self.broken is not None:
+            raise self.broken
+
+    def gone(self, stream: Stream, problem: SiteError) -> Exception:
+        """Return what is to be raised because the other end of `stream` is gone, as `problem` says."""
+        if not self.survives:
+            return problem
+        self.lose(stream)
+        self.broken = self.broken or LostSitesError(str(problem))
+        return self.broken
+
+    def progress(self, wait_seconds: float | None = 0.0, settling: bool = False) -> None:
+        """Take and send on what can be, and wait so long for something; None: without end.
+
+        settling: whether to go on where sites have changed.
+        """
         end = time.monotonic() + SPIN_SECONDS
         while True:
-            if self._pass():
+            if self._pass(settling):
                 return
             if wait_seconds == 0 or time.monotonic() >= end:
                 break
@@ -79,31 +172,61 @@ class Endpoint:
                 self._watched[number] = events
                 self._poll.register(number, events)
         self._poll.poll(None if wait_seconds is None else 1e3 * wait_seconds)
-        self._pass()
+        self._pass(settling)
 
     def finish(self) -> None:
         """Say good-bye on all sockets; close them once the other ends have had all and said it too."""
         end = time.monotonic() + SECONDS_TO_CLOSE
         with contextlib.suppress(SiteError):  # who has gone has nothing to say
-            for stream in self.streams:
-                stream.send(BYE, 0, self.rank, self.rank, 0, b"")
+            for stream in [*self.streams]:
+                try:
+                    stream.send(BYE, 0, self.rank, self.rank, 0, b"")
+                except SiteError:
+                    if not self.survives:
+                        raise
+                    self.lose(stream)
             while time.monotonic() < end and not all(
                 stream.closed or (stream.ended and stream.confirmed and not stream.writes)
                 for stream in self.streams
             ):
-                self.progress(0.05)
+                self.progress(0.05, settling=self.survives)
         for stream in self.streams:
             stream.close()
 
-    def _pass(self):
+    def _pass(self, settling=False):
         """Read and write all sockets once, without waiting; return whether anything has come."""
         came = False
-        for stream in self.streams:
-            if stream.writes:
-                stream.write()
-            if not stream.closed:
-                came = stream.read() or came
+        for stream in [*self.streams]:
+            self._reading = stream
+            try:
+                if stream.writes:
+                    stream.write()
+                if not stream.closed:
+                    came = stream.read() or came
+            except SiteError as problem:
+                if not self.survives:
+                    raise
+                self.gone(stream, problem)
+                came = True
+        if self.broken is not None and not settling:
+            raise self.broken
         return came
+
+    def _is_stale(self, channel):
+        """Whether messages of this channel are of a generation before."""
+        ahead = (channel // CHANNELS - self.generation) % GENERATIONS
+        return ahead >= GENERATIONS // 2
+
+    def _take_words(self, stream, words):
+        """Keep what is said of who goes on; of this generation, it is a change."""
+        generation = words.get("generation", self.generation)
+        if generation < self.generation or words.get("gone", "") not in ("", *self.sites):
+            return
+        self.said.append((stream, words))
+        if generation == self.generation:
+            self.broken = self.broken or LostSitesError(
+                "another site has gone or come meanwhile; start this site again with the same command"
+            )
 
     def _room(self, header: Header) -> memoryview:
         key = header.channel, header.source, header.tag
@@ -119,7 +242,12 @@ class Endpoint:
             for stream in self.streams:
                 stream.reason = stream.reason or why
             raise self.streams[-1].gone()
+        if header.kind == MEMBERS:
+            self._take_words(self._reading, loads(bytes(view)))
+            return
         key = header.channel, header.source, header.tag
+        if self._is_stale(header.channel):
+            return
         if self._posted[key]:
             self._posted[key].popleft().fill(view)
         else:
@@ -152,7 +280,7 @@ class Received:
     def Wait(self) -> None:  # noqa: N802
         while not self.done:
             if self.stream.closed:
-                raise self.stream.gone()
+                raise self.endpoint.gone(self.stream, self.stream.gone())
             self.endpoint.progress(None)
 
     def Test(self) -> bool:  # noqa: N802
@@ -175,11 +303,12 @@ class Received:
 class SocketComm:
     """Ranks of several jobs, one communicator: a `Comm` whose messages all cross sockets.
 
-    ranks: cluster rank of each rank. channel: no other communicator's.
+    ranks: cluster rank of each rank. channel: no other communicator's of these members.
     """
 
     def __init__(self, endpoint: Endpoint, channel: int, ranks: Sequence[int]):
-        self.endpoint, self.channel, self.ranks = endpoint, channel, ranks
+        self.endpoint, self.ranks = endpoint, ranks
+        self.channel = CHANNELS * (endpoint.generation % GENERATIONS) + channel
         self.rank, self.size = ranks.index(endpoint.rank), len(ranks)
 
     def Isend(self, buffer: Any, dest: int, tag: int = 0) -> Sent:  # noqa: N802
@@ -197,6 +326,9 @@ class SocketComm:
     def overhead_nbytes(self, nbytes: int, dest: int) -> int:
         """Return by how many bytes a message grows: its header."""
         return HEADER_NBYTES
+
+    def Revoke(self) -> None:  # noqa: N802
+        """Nothing: whoever waits for a site that is gone is woken by its sockets."""
 
     def Free(self) -> None:  # noqa: N802
         """Nothing: the sockets are those of all communicators, and are closed with the world."""

@@ -13,6 +13,7 @@ from isthmus.cluster.hosts import is_same_host
 from isthmus.devices import take_device
 from isthmus.errors import ClusterError
 from isthmus.links.agreement import from_root, gather_json, raise_first, ranks_on_host, together
+from isthmus.links.circle import Circle
 from isthmus.links.comm import Comm, innermost, message_nbytes
 from isthmus.links.paced import PacedComm
 from isthmus.links.sealed import SealedComm, agree_on_keys, strangers
@@ -31,8 +32,8 @@ class Tiers:
     leaders. `cloud` and `edge` are COMM_NULL for a rank of the other tier. `home` is the cluster rank
     of the job's own rank 0, which reads settings and writes results. `recorder` notes what this rank
     does, where that is asked for. `sealed`: nobody between the sites can read what crosses; `keys`: what
-    this rank then shares with those of other sites. `joined`: each site is a job of its own,
-    and MPI's collectives end where it does.
+    this rank then shares with those of other sites. `circle`: who takes part, where each site is a job
+    of its own, and MPI's collectives end where it does.
     """
 
     cluster: Cluster
@@ -47,7 +48,12 @@ class Tiers:
     recorder: Recorder | None = None
     sealed: bool = False
     keys: PairKeys | None = field(default=None, repr=False)
-    joined: bool = False
+    circle: Circle | None = field(default=None, repr=False)
+
+    @property
+    def joined(self) -> bool:
+        """Whether each site is a job of its own."""
+        return self.circle is not None
 
     @property
     def site_index(self) -> int:
@@ -146,7 +152,11 @@ class Tiers:
 
     def __exit__(self, error_type: type[BaseException] | None, *_: object) -> None:
         # Free is collective: freeing while one rank unwinds an exception would hang the others.
-        if error_type is None and not _is_revoked(self.world):  # some rank is gone
+        if error_type is not None:
+            return
+        if self.circle is not None:
+            self.circle.close()
+        if not _is_revoked(self):  # some rank is gone
             for comm in (self.leaders, self.cloud, self.edge, self.site, self.world):
                 if comm != MPI.COMM_NULL:
                     innermost(comm).Free()
@@ -180,9 +190,11 @@ def tiers_of_rank_0(
 @contextmanager
 def ready(tiers: Tiers, paced: bool) -> Iterator[Tiers]:
     """Give the tiers once each rank has its device, paced where asked for; free them. Collective."""
+    comes_back = tiers.circle is not None and tiers.circle.endpoint.generation > 0
+    those = tiers.site if comes_back else tiers.world  # the others have theirs
     with tiers:
-        number = number_on_machine(tiers.world, tiers.device)
-        together(tiers.world, lambda: take_device(tiers.device, number))
+        number = number_on_machine(those, tiers.device)
+        together(those, lambda: take_device(tiers.device, number))
         yield tiers.paced() if paced else tiers
 
 
@@ -250,9 +262,11 @@ def tiers_in_order(
     )
 
 
-def _is_revoked(world):
-    """Whether a communicator is of no use any more, since a rank of it has gone."""
-    comm = innermost(world)
+def _is_revoked(tiers):
+    """Whether communicators are of no use any more, since a rank of them has gone."""
+    if tiers.circle is not None:
+        return tiers.circle.endpoint.generation > 0
+    comm = innermost(tiers.world)
     return isinstance(comm, MPI.Comm) and tolerates_faults() and comm.Is_revoked()
 
 

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
 class Faults:
     """What is to happen to one rank, known by its number when the run began.
 
-    planned: tables with `rank`, `step`, counted from 1, `moment`, `number` of a message.
+    planned: tables with `rank`, `step`, counted from 1, `moment`, `number` of a message. With `until`,
+    the path of a file, the rank does not die but waits until that is there.
     """
 
     def __init__(self, planned: Sequence[dict[str, Any]], rank: int):
@@ -36,7 +38,10 @@ class Faults:
             self.step, self.sent = step, 0
         for each in self.planned:
             if each["moment"] == moment and each["step"] == step and each.get("number", 0) <= self.sent:
-                os.kill(os.getpid(), signal.SIGKILL)
+                if "until" not in each:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                while not Path(each["until"]).exists():
+                    time.sleep(0.01)
 
     def watching(self, tiers: "Tiers") -> "Tiers":
         """Return `tiers`, whose messages are counted; as they are where none is planned for."""

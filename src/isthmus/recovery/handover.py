@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from isthmus.devices import to_host
+from isthmus.links.agreement import gather_json
 from isthmus.training.residuals import MEMORY
 
 if TYPE_CHECKING:
@@ -111,15 +111,41 @@ def _lost(arrays, table, sites, holders):
     ]
 
 
-def hand_over(old: "Training", new: "Training") -> None:
-    """Have `new`, with fewer ranks, go on after the last step that all ranks of `old` have ended.
+def taken_by_new(
+    world: Any,
+    here: Sequence[int | None],
+    held: Mapping[str, np.ndarray] | None,
+    wanted: Mapping[str, np.ndarray],
+) -> dict[str, np.ndarray] | None:
+    """Return what a rank that is new goes on from; None on one that was there before. Collective.
 
-    Bytes are counted anew.
+    here: which rank each was before, None for one that is new. held: this one's arrays then. wanted: as
+    it begins now.
     """
-    held = {name: np.array(to_host(array)) for name, array in old.arrays().items()}
-    own = {name: to_host(array) for name, array in new.arrays().items()}
-    new.load(old.state.step, arrays_of([held | old.kept], 0, own))
+    sizes = gather_json(world, {name: array.size for name, array in (held or wanted).items()})
+    rank_of = {before: rank for rank, before in enumerate(here) if before is not None}
+    before = range(max(rank_of) + 1)
+    found = {name: np.zeros_like(array) for name, array in wanted.items()}
+    for new in [rank for rank, before in enumerate(here) if before is None]:
+        for name, entries in sizes[new].items():
+            of = [sizes[rank_of[each]][name] if each in rank_of else -1 for each in before]
+            number = source(name, None, entries, of)
+            if number is None or not entries:
+                continue
+            if world.rank == rank_of[number] and held is not None:
+                world.Send(np.ascontiguousarray(held[name]), new)
+            elif world.rank == new:
+                world.Recv(found[name], rank_of[number])
+    return found if held is None else None
+
+
+def hand_over(new: "Training", step: int, arrays: dict[str, np.ndarray], untold: Any) -> None:
+    """Have `new`, of other ranks than before, go on after `step` from this rank's arrays then.
+
+    untold: as `Undoing.untold` was. Bytes are counted anew.
+    """
+    new.load(step, arrays)
     for each in new.member.sums:
         each.count_anew()
-    rows, told_until = old.untold
-    new.untold = [[*row[:-2], 0, 0] for row in rows], told_until
+    rows, until = untold
+    new.rows, new.told_step = [[*row[:-2], 0, 0] for row in rows], until

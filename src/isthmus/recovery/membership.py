@@ -59,5 +59,5 @@ class Membership:
 def revoke(comms: Iterable[Any]) -> None:
     """Have every rank that waits in one of these communicators raise."""
     for comm in comms:
-        if comm != MPI.COMM_NULL:
+        if comm != MPI.COMM_NULL and comm.size > 1:
             innermost(comm).Revoke()

@@ -1,6 +1,6 @@
 """Shards that nobody holds any more, given to ranks that are left, who keep all that they have."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -34,25 +34,35 @@ def adopt_shards(
     folder: str | Path,
     rates: Sequence[float],
     may_hold: Callable[[int, int], bool] = lambda shard, rank: True,
+    placed: Mapping[int, int] | None = None,
 ) -> Adopted:
     """Give shards that no rank holds to those that are done soonest, read by who sees `folder`.
 
     rates: samples per second of each rank. may_hold(shard, rank): whether it may have that; what a set's
-    policy forbids nobody may. Collective.
+    policy forbids nobody may. placed: which rank some shards belong to; others that hold them give them
+    up. Collective.
     """
     world, manifest = tiers.world, local.manifest
     assert manifest is not None
+    shards = together(world, lambda: _seen(folder, manifest))
+    seeing = ranks_where(world, shards is not None)
+    placed = {
+        shard: rank
+        for shard, rank in (placed or {}).items()
+        if seeing and rank in able_to_hold(tiers, manifest, shard, seeing)
+    }
+    if not placed.keys().isdisjoint(local.shards):
+        local = without(local, placed)
     held = [list(shards) for shards in gather_json(world, list(local.shards))]
     samples = [shard.samples for shard in manifest.shards]
     orphans = sorted({*range(len(samples))} - {shard for each in held for shard in each})
-    shards = together(world, lambda: _seen(folder, manifest))
     given: list[list[int]] = [[] for _ in held]
-    seeing = ranks_where(world, shards is not None)
     if seeing:
         load = np.array([sum(samples[shard] for shard in each) for each in held], float)
         for shard in sorted(orphans, key=lambda shard: (-samples[shard], shard)):
             able = able_to_hold(tiers, manifest, shard, seeing)
             ranks = [rank for rank in able if may_hold(shard, rank)]
+            ranks = [placed[shard]] if shard in placed else ranks
             if ranks:
                 rank = min(ranks, key=lambda rank: ((load[rank] + samples[shard]) / rates[rank], rank))
                 load[rank] += samples[shard]
@@ -75,6 +85,16 @@ def merged(local: LocalSamples, adopted: LocalSamples) -> LocalSamples:
             places[key][:] = rows
     received = local.received_nbytes + adopted.received_nbytes
     return LocalSamples(arrays, received, mine, local.manifest, local.scale, local.access)
+
+
+def without(local: LocalSamples, shards: Collection[int]) -> LocalSamples:
+    """Return the samples of all other shards."""
+    mine = tuple(shard for shard in local.shards if shard not in shards)
+    arrays = room_for(local.manifest, mine)
+    kept = places_of(local.manifest, local.shards, local.arrays)
+    for key, rows in places_of(local.manifest, mine, arrays).items():
+        rows[:] = kept[key]
+    return LocalSamples(arrays, local.received_nbytes, mine, local.manifest, local.scale, local.access)
 
 
 def _seen(folder, manifest):

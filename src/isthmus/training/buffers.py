@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from isthmus.devices import to_host
 from isthmus.links.comm import Comm
 from isthmus.links.means import mean_over_ranks, shares_of
 from isthmus.models.model import Model
@@ -78,3 +79,8 @@ def _unpacked(like: dict[str, np.ndarray], flat_of: dict[str, Any]) -> dict[str,
         firsts[kind] += array.size
         found[name] = flat_of[kind][first : first + array.size].reshape(array.shape)
     return found
+
+
+def copied(arrays):
+    """Return name -> copy of each of `arrays`, on the host."""
+    return {name: np.array(to_host(array)) for name, array in arrays.items()}

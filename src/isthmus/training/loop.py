@@ -33,6 +33,7 @@ from isthmus.training.measured import MEASURED, spread
 from isthmus.training.optimisers.clipping import clipping_factor
 from isthmus.training.recipe import Recipe
 from isthmus.training.strategies.strategy import Member
+from isthmus.training.undoing import Undoing
 
 if TYPE_CHECKING:  # cluster files need what not every machine has
     from isthmus.links.tiers import Tiers
@@ -80,12 +81,11 @@ class Training:
         self.gradient = library_of(state.parameters).zeros(model.size, np.float32)
         self.instruments = Instruments(tiers.recorder, enter)
         self.rows = []  # of the steps since the last `gather_rows`
-        self._gathered = state.step  # the last step that was told
+        self.told_step = state.step  # the last step that was told
         self.finite, self.non_finite_ranks = True, []  # of the last step
         self.rest = None  # what this rank takes of an epoch that began with other ranks
         self.agree = None  # asked before a step changes what all ranks have
-        self.kept = {}  # what a step changes before that, as it was
-        self._held = None
+        self.undoing = Undoing(self)
         member.begin(state.parameters)
 
     def steps(self) -> Iterator[None]:
@@ -125,8 +125,7 @@ class Training:
     def _step(self, features, targets, phase):
         """Compute, sum, update, exchange; return the summed loss of this rank's samples."""
         if self.agree is not None:
-            kept = self._changed_at_once()
-            self.kept = {name: np.array(to_host(array)) for name, array in kept.items()}
+            self.undoing.before_step()
         self.member.before_step(self.state.parameters)
         gradients = self.member.gradients
         self.model.begin_step(self.recipe.seed, self.tiers.world.rank, self.member.walked)
@@ -136,7 +135,7 @@ class Training:
             mean = gradients.finish()
         if self.agree is not None:
             self.agree()
-            self.kept = {}
+            self.undoing.before_update()
         with phase("update"):
             self.finite, self.non_finite_ranks = gradients.finite, []
             if gradients.finite:
@@ -301,7 +300,7 @@ class Training:
         """In how many steps it takes them."""
         return self.recipe.steps - (0 if self.rest is None else self.rest.since)
 
-    def _changed_at_once(self):
+    def changed_at_once(self):
         """Return name -> array of what a step changes while gradients are summed."""
         return {
             **stored(self.model),
@@ -319,7 +318,7 @@ class Training:
 
     def load(self, step, arrays):
         """Go on after `step` from what `arrays` gave, in place."""
-        self.state.step = self._gathered = step
+        self.state.step = self.told_step = step
         set_from_host(self.state.parameters, arrays["parameters"])
         for name, array in self.state.optimiser.items():
             set_from_host(array, arrays[f"optimiser/{name}"])
@@ -331,23 +330,6 @@ class Training:
                 if name.startswith("strategy/")
             }
         )
-
-    def hold_rows(self):
-        """Note what was measured and not told yet, in case a rank dies while it is told."""
-        self._held = [*self.rows], self._gathered
-
-    def release_rows(self):
-        """Forget what `hold_rows` has noted: all of it is told."""
-        self._held = None
-
-    @property
-    def untold(self):
-        """(rows, the last step that was told): what was measured since."""
-        return self._held or ([*self.rows], self._gathered)
-
-    @untold.setter
-    def untold(self, value):
-        self.rows, self._gathered = value
 
     def told_of(self, step):
         """Return what else metrics.jsonl tells of a step, counted from 1, at home."""
@@ -362,6 +344,6 @@ class Training:
         world, home = self.tiers.world, self.tiers.home
         rows = np.array(self.rows, np.float64).reshape(-1, len(MEASURED))
         self.rows.clear()
-        rows, self._gathered = spread(rows, self.state.step - self._gathered), self.state.step
+        rows, self.told_step = spread(rows, self.state.step - self.told_step), self.state.step
         everyone = gather(world, rows, home)
         return None if everyone is None else np.stack(everyone)

@@ -1,0 +1,70 @@
+"""What a step has changed, kept so that it is undone where not all ranks have made it."""
+
+from typing import Any
+
+import numpy as np
+
+from isthmus.training.buffers import copied
+
+
+class Undoing:
+    """Of one rank's Training, `training`, where ranks may go.
+
+    whole_steps: whether the last step may be undone, as not all ranks may have made it; else only what a
+    step changes before all have its sum.
+    """
+
+    def __init__(self, training: Any):
+        self.training, self.whole_steps = training, False
+        self._kept: dict[int, dict[str, np.ndarray]] = {}  # step -> what was changed since, as it was
+        self._held: tuple[list[Any], int, int] | None = None  # (rows, the last step told, the step)
+
+    def before_step(self) -> None:
+        """Keep what a step changes while gradients are summed."""
+        self._kept[self.training.state.step] = copied(self.training.changed_at_once())
+
+    def before_update(self) -> None:
+        """Keep what the update changes, once this rank has the sum.
+
+        All ranks have made the step before, as they have sent their part of this one's sum.
+        """
+        state = self.training.state
+        kept = self._kept.get(state.step, {})
+        self._kept.clear()
+        if self.whole_steps:
+            memory = {f"optimiser/{name}": each for name, each in state.optimiser.items()}
+            self._kept[state.step] = kept | copied({"parameters": state.parameters} | memory)
+
+    def arrays_after(self, step: int) -> dict[str, np.ndarray]:
+        """Return name -> array as it was after `step`, the last one or the one before that."""
+        return copied(self.training.arrays()) | self._kept.get(step, {})
+
+    def hold_rows(self) -> None:
+        """Note what was measured and not told yet, in case a rank goes while it is told."""
+        training = self.training
+        self._held = [*training.rows], training.told_step, training.state.step
+
+    def release_rows(self) -> None:
+        """Forget what `hold_rows` has noted, where all of it is known to be told."""
+        if not self.whole_steps:
+            self._held = None
+
+    @property
+    def untold(self) -> tuple[list[Any], int]:
+        """(rows, the last step that was told): what was measured since."""
+        rows, told, _ = self._held or ([*self.training.rows], self.training.told_step, 0)
+        return rows, told
+
+    def go_back(self, step: int, redo: bool) -> None:
+        """Have the training be where it was after `step`, its last one or the one before that.
+
+        redo: whether it was then, too, that what is due after it had not been done.
+        """
+        training, held = self.training, self._held
+        rows, told = [*training.rows], training.told_step
+        if held is not None and (held[2] > step or (redo and held[2] == step)):
+            rows, told, _ = held
+        training.load(step, self.arrays_after(step))
+        self._kept.clear()
+        self._held = None
+        training.rows, training.told_step = rows[: step - told], told

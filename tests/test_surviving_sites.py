@@ -1,0 +1,157 @@
+"""Sites that are jobs of their own: the others go on where one is gone, and it may come back."""
+
+import json
+import signal
+import subprocess
+import sys
+
+import pytest
+from clusters import cluster_of
+from test_resuming import pack, settings
+from test_site_jobs import end, free_port, said_when
+from test_training import training_of
+
+from isthmus import Int8
+from isthmus.cluster.cluster import Cluster
+from isthmus.folders.reading import read_run
+from isthmus.jobs.launch import rank_environment
+from isthmus.jobs.verifying import verify_steps
+from isthmus.links.in_process import in_threads, tiers_in_process
+from isthmus.links.socket_comm import LostSitesError
+from isthmus.mpirun import mpirun
+from isthmus.recovery.faults import PLAN
+
+pytest.importorskip("crc32c")
+INT8 = {"compressor": {"kind": "int8", "block": 8}}
+
+
+class Sites:
+    """Sites of so many ranks each, in a folder; the first listens."""
+
+    def __init__(self, folder, ranks, faults, pinned=(), **recovery):
+        self.folder, self.ranks, self.where = folder, ranks, f"127.0.0.1:{free_port()}"
+        for name in ("train", "test", "validation"):
+            pack(folder, name)
+        settings(
+            folder,
+            cluster=cluster_of(*ranks),
+            allreduce=INT8,
+            data={"validation": "data/validation"},
+            plan={"pinned": dict(pinned)},
+            recovery={"survive": True, "wait_seconds": 120.0} | recovery,
+        )
+        (folder / "faults.json").write_text(json.dumps(faults))
+        self.jobs = [self.start(number) for number in range(len(ranks))]
+
+    def start(self, number, faults="faults.json"):
+        ranks = self.ranks[number]
+        how = ["--join", self.where] if number else ["--listen", self.where, "--name", "mine"]
+        return subprocess.Popen(
+            ([mpirun(), "--with-ft", "ulfm", "-n", str(ranks)] if ranks > 1 else [])
+            + [sys.executable, "-m", "isthmus", "train", "run.toml", "--site", f"site{number}", *how],
+            env=rank_environment(**({PLAN: str(self.folder / faults)} if faults else {})),
+            cwd=self.folder,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+
+@pytest.mark.parametrize("back", [5, 6])
+def test_who_is_ahead_goes_back_to_the_bits_of_a_step_before(back):
+    """In the middle of step 7: to where it began, or one more, where others have not made step 6."""
+    cluster = Cluster(cluster_of(2, 1))
+
+    def bits(training):
+        return {name: array.tobytes() for name, array in training.arrays().items()}
+
+    def play(table, rank):
+        training = training_of(tiers_in_process(table, cluster, rank), (17, 9, 3), compressor=Int8(8))
+        training.undoing.whole_steps, after = True, {}
+
+        def agree():
+            if training.state.step == 6 and 7 not in after:
+                after[7] = None
+                raise LostSitesError("gone")
+
+        training.agree = agree
+        with pytest.raises(LostSitesError):
+            for _ in training.steps():
+                after[training.state.step] = bits(training)
+        training.undoing.go_back(back, redo=False)
+        assert bits(training) == after[back]
+        assert len(training.rows) == back
+        for _ in training.steps():
+            if training.state.step == 6:
+                assert bits(training) == after[6]
+        return len(training.rows)
+
+    assert in_threads(3, play) == [12, 12, 12]
+
+
+@pytest.mark.slow
+def test_sites_go_and_come_back_and_each_sample_counts_once(tmp_path):
+    back, thaw = tmp_path / "back", tmp_path / "thaw"
+    sites = Sites(
+        tmp_path,
+        (1, 1, 1, 1),
+        [
+            {"rank": 2, "step": 2, "moment": "send", "number": 0},
+            {"rank": 1, "step": 4, "moment": "update"},  # while others have the sum, or have not
+            {"rank": 0, "step": 8, "moment": "compute", "until": str(back)},
+            {"rank": 3, "step": 9, "moment": "compute", "until": str(thaw)},
+        ],
+        pinned={"5": "site2"},  # whose samples nobody else may have
+        deadline_seconds=3.0,
+    )
+    (tmp_path / "later.json").write_text('[{"rank": 1, "step": 10, "moment": "evaluation"}]')
+    assert end(sites.jobs[1])[0] == -9
+    returned = sites.start(1, "later.json")
+    said_when(returned, "joined site site0")
+    back.touch()
+    said = said_when(sites.jobs[0], "step 7: rank 1 came back, 3 go on")
+    sites.jobs[3].send_signal(signal.SIGSTOP)  # which does not come past step 9
+    said += said_when(sites.jobs[0], "rank 3 gone, 2 go on")
+    thaw.touch()
+    sites.jobs[3].send_signal(signal.SIGCONT)
+    code, _, words = end(sites.jobs[3])
+    assert code == 20, words
+    assert words.count("isthmus: ") == 1
+    assert "start this site again with the same command" in words
+    ends = [end(job) for job in (sites.jobs[0], returned, sites.jobs[2])]
+    assert [code for code, _, _ in ends] == [0, -9, -9], ends
+    said += ends[0][2]
+    for words in (
+        "step 1: rank 2 gone, 3 go on",
+        "rank 1 gone, 2 go on",
+        "step 10: rank 1 gone, 1 go on",
+    ):
+        assert words in said, said
+    run = read_run(tmp_path / "runs/mine")
+    assert [line["step"] for line in run.steps] == [*range(1, 11)]
+    counted = [line for line in run.metrics if line["kind"] == "samples"]
+    assert [(line["once"], line["again"]) for line in counted] == [(104, 0), (100, 0)]
+    assert [line["lost"] for line in counted] == [{"5": 16}, {"5": 20}]
+    found = verify_steps(run.folder)
+    assert (found["parameter_hash"], found["epochs"]) == (run.summary["parameter_hash"], [1, 2])
+    assert found["lost"] == 36
+
+
+@pytest.mark.slow
+def test_too_few_sites_write_a_checkpoint_and_all_go_on_from_it(tmp_path):
+    """A rank of a site may die, and the site goes on; with one site left, it stops."""
+    deaths = [
+        {"rank": 1, "step": 2, "moment": "send", "number": 0},
+        {"rank": 2, "step": 3, "moment": "agree"},
+    ]
+    sites = Sites(tmp_path, (2, 1), deaths, least_sites=2)
+    (_, _, said), (code, _, _) = map(end, sites.jobs)
+    assert code == -9
+    assert "step 1: rank 1 gone, 2 go on" in said, said
+    assert said.count("1 ranks at 1 sites are left, and [recovery] asks for 1 at 2") == 1, said
+    ends = [end(job) for job in [sites.start(number, faults=None) for number in range(2)]]
+    assert [code for code, _, _ in ends] == [0, 0], ends
+    run = read_run(tmp_path / "runs/mine")
+    found = verify_steps(run.folder)
+    assert (found["parameter_hash"], found["epochs"]) == (run.summary["parameter_hash"], [1, 2])
