@@ -1,9 +1,10 @@
 """What is read back from a gradient, and what privacy costs: images, accuracy, masks.
 
-    python experiments/privacy.py [SEEDS]
+    python experiments/privacy.py [SEEDS [PART ...]]
 
 One process, the shipped images, and the parts that jobs use: `clipped_gradient`, `Draws`, `FixedPoint`
-and masks. Prints what it finds, and writes it to data/measurements/privacy.jsonl.
+and masks. Prints what it finds, and writes it to data/measurements/privacy.jsonl; with parts named
+(recovery, costs, private, masked, torch, passes) the lines of others stay as they are.
 """
 
 import json
@@ -16,7 +17,9 @@ from pathlib import Path
 import numpy as np
 
 import isthmus
+from isthmus import kernels
 from isthmus.compression.fixed_point import FIRST_RANGE, FixedPoint
+from isthmus.measuring.passes import pass_table
 from isthmus.models import Perceptron
 from isthmus.privacy.accounting import noise_for
 from isthmus.privacy.draws import NOISE, SAMPLE, Draws
@@ -220,6 +223,59 @@ def costs(features, targets, entries=1_000_000):
         yield {"what": "clipping", "batch": batch, "clipped": clipped / plain, "noise": noise / plain}
 
 
+def of_torch(features, targets):
+    """Yield how much longer the clipped gradient of an nn.Module takes than its plain one."""
+    import torch
+
+    from isthmus.models.losses import CrossEntropy
+    from isthmus.models.own_code import OwnCode
+    from isthmus.models.torch_model import TorchModel
+
+    torch.set_num_threads(1)
+
+    def perceptron():
+        nn = torch.nn
+        return nn.Sequential(nn.Flatten(), nn.Linear(784, 128), nn.ReLU(), nn.Linear(128, 10))
+
+    def convolutional():
+        nn = torch.nn
+        return nn.Sequential(
+            nn.Conv2d(1, 8, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 16, 3), nn.ReLU(),
+            nn.MaxPool2d(2), nn.Flatten(), nn.Linear(400, 10),
+        )  # fmt: skip
+
+    for make, shape in ((perceptron, (784,)), (convolutional, (1, 28, 28))):
+        model = TorchModel(make, make.__name__, OwnCode(), CrossEntropy(), shape)
+        parameters, gradient = model.initial(0), np.empty(model.size, "f4")
+        for batch in (64, 256):
+            rows = features[:batch], targets[:batch]
+            plain = timed(partial(model.gradient, parameters, *rows, gradient))
+            clipped = timed(partial(model.clipped_gradient, parameters, *rows, CLIP, gradient))
+            yield {
+                "what": "clipping, torch",
+                "module": make.__name__,
+                "batch": batch,
+                "clipped": clipped / plain,
+                "plain_seconds": plain,
+            }
+
+
+def passes(nbytes=2**20):
+    """Yield what is done to a megabyte beside adding it to another."""
+    vector, total = np.ones((2, nbytes // 4), "f4")
+    adding = timed(lambda: kernels.for_array(total).add(vector, total), 50)
+    for name in ("seal", "mask 8 bits", "fixed point 8 bits", "noise", "median of 5", "krum of 5"):
+        table = pass_table(name, 0.5, 50)
+        seconds = table["seconds"][table["nbytes"].index(nbytes)]
+        yield {
+            "what": "pass",
+            "name": name,
+            "nbytes": nbytes,
+            "seconds": seconds,
+            "adds": seconds / adding,
+        }
+
+
 def timed(act, times=15):
     """Return the median processor seconds of `act`."""
     found = []
@@ -230,21 +286,27 @@ def timed(act, times=15):
     return float(np.median(found))
 
 
-def main():
-    seeds = int(sys.argv[1]) if len(sys.argv) > 1 else 3
+def main(seeds, wanted):
     train, test = loaded("train"), loaded("test")
-    with open(ROOT / "data/measurements/privacy.jsonl", "w") as file:
-        for part in (
-            recovery(*train),
-            costs(*train),
-            private(train, test, seeds),
-            masked(train, test, seeds, 4),
-            masked(train, test, seeds, 8),
-        ):
-            for line in part:
-                print(json.dumps(line), flush=True)
-                file.write(json.dumps(line) + "\n")
+    parts = {
+        "recovery": recovery(*train),
+        "costs": costs(*train),
+        "private": private(train, test, seeds),
+        "masked": (line for sites in (4, 8) for line in masked(train, test, seeds, sites)),
+        "torch": of_torch(*train),
+        "passes": passes(),
+    }
+    file = ROOT / "data/measurements/privacy.jsonl"
+    before = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    found = []
+    for name in wanted or parts:
+        for line in parts[name]:
+            print(json.dumps(line), flush=True)
+            found.append(line)
+    made = {line["what"] for line in found}
+    lines = [*(line for line in before if line["what"] not in made), *found]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 if __name__ == "__main__":
-    main()
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 3, sys.argv[2:])

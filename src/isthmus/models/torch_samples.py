@@ -14,7 +14,7 @@ from isthmus.errors import ModelError
 from isthmus.models.losses import CrossEntropy
 from isthmus.models.own_loss import OwnLoss
 
-NBYTES = 1 << 26
+NBYTES = 1 << 23
 """Of gradients of samples that are made at once."""
 
 
@@ -56,16 +56,15 @@ def add_clipped(
     size = sum(each.numel() for each in trained.values())
     for part in torch.arange(len(targets)).split(max(1, NBYTES // (4 * size))):
         found = of_samples(trained, features[part], targets[part])
-        squares = sum(_rows(each).double().square().sum(dim=1) for each in found.values())
+        rows = [each.reshape(len(part), -1).float() for each in found.values()]
+        squares = sum(torch.linalg.vector_norm(each, dim=1, dtype=torch.float64) ** 2 for each in rows)
         kept = torch.isfinite(squares)
         # A norm is rounded: what it may be too small by is taken off.
-        factors = (clip * (1 - 1e-5) / squares.sqrt().clamp(min=1e-30)).clamp(max=1.0).float()[kept]
-        for total, each in zip(sums, found.values()):
-            total += (factors @ _rows(each)[kept]).view(total.shape)
-
-
-def _rows(gradients: torch.Tensor) -> torch.Tensor:
-    return gradients.reshape(len(gradients), -1).float()
+        factors = (clip * (1 - 1e-5) / squares.sqrt().clamp(min=1e-30)).clamp(max=1.0).float()
+        if not kept.all():
+            factors, rows = factors[kept], [each[kept] for each in rows]
+        for total, each in zip(sums, rows):
+            total += (factors @ each).view(total.shape)
 
 
 def _summed(loss, scores, targets):
