@@ -16,7 +16,7 @@ from isthmus.collectives.given import GivenBucket
 from isthmus.collectives.masked import Secret, SecureSum, site_weight
 from isthmus.collectives.robust_sum import shared_weight
 from isthmus.collectives.warm_up import compile_kernels
-from isthmus.collectives.wishes import Wish, agreed_tag, agreed_weights, compressors_of
+from isthmus.collectives.wishes import Wish, agreed_tag, agreed_weights, check_tiers, compressors_of
 from isthmus.compression.chunks import link_chunk_nbytes
 from isthmus.compression.compressor import Compressor, Vector
 from isthmus.compression.dense import Dense
@@ -28,7 +28,6 @@ from isthmus.links.on_device import Host, residence_of
 from isthmus.links.stage_clock import StageClock
 from isthmus.links.world import World
 from isthmus.quantities import real
-from isthmus.registry import algorithm_named
 from isthmus.robust import RobustMean
 
 if TYPE_CHECKING:  # cluster files need what not every machine has
@@ -96,11 +95,7 @@ class Allreduce:
             wish = Wish.of(
                 size, algorithm, compressor, error_feedback, buckets, chunk_nbytes, secure, combine
             )
-            algorithm_named(algorithm).check_between(tiers.cluster.sites, tiers.sealed)
-            if secure is not None:
-                secure.check(tiers)
-            if combine is not None:
-                combine.check_sites(len(tiers.cluster.sites))
+            check_tiers(tiers, wish.algorithm, secure, combine)
         except ValueError as wrong:  # on this rank alone, perhaps
             problem = str(wrong)
         self._tiers = tiers

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from isthmus.collectives.masked import SecureSum
 from isthmus.compression.compressor import Compressor
@@ -12,6 +12,9 @@ from isthmus.links.world import World, maximum
 from isthmus.quantities import real, slices, whole
 from isthmus.registry import algorithm_named
 from isthmus.robust import RobustMean
+
+if TYPE_CHECKING:  # cluster files need what not every machine has
+    from isthmus.links.tiers import Tiers
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,17 @@ class Wish:
             f"buckets must cover the {size} entries once, in any order, not "
             f"{[list(ends) for ends in buckets]}"
         )
+
+
+def check_tiers(
+    tiers: "Tiers", algorithm: str, secure: SecureSum | None, combine: RobustMean | None
+) -> None:
+    """Raise ValueError where the sites of `tiers`, or their links, are not fit for such sums."""
+    algorithm_named(algorithm).check_between(tiers.cluster.sites, tiers.sealed)
+    if secure is not None:
+        secure.check(tiers)
+    if combine is not None:
+        combine.check_sites(len(tiers.cluster.sites))
 
 
 def _check_robust(algorithm, compressors, secure):
