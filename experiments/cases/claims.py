@@ -102,9 +102,12 @@ def program(script, *arguments, ranks):
 def output_of(command):
     """Return what a command prints; where it fails the case ends with what it said."""
     command = [str(word) for word in command]
-    done = subprocess.run(
-        command, capture_output=True, text=True, env=rank_environment(), timeout=LIMIT_SECONDS
-    )
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, env=rank_environment(), timeout=LIMIT_SECONDS
+        )
+    except subprocess.TimeoutExpired:
+        sys.exit(f"{' '.join(command)}: has not ended after {LIMIT_SECONDS} s")
     if done.returncode:
         sys.exit(f"{' '.join(command)}: ended with {done.returncode}\n{done.stderr}{done.stdout}")
     return done.stdout
