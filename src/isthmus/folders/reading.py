@@ -11,7 +11,8 @@ from isthmus.cluster.cluster import Cluster
 from isthmus.cures import explained
 from isthmus.errors import SettingsError
 from isthmus.files import open_plain
-from isthmus.folders.contents import ANY_LINE, LINES, PlanTable, Provenance, Summary
+from isthmus.folders.contents import PlanTable, Provenance, Summary
+from isthmus.folders.metric_lines import ANY_LINE, LINES
 from isthmus.folders.seals import FormatError, unsealed
 from isthmus.folders.terms import typical_terms
 

@@ -12,8 +12,9 @@ from pydantic import TypeAdapter
 
 from isthmus.cluster.slurm import ask
 from isthmus.errors import SchedulerError, SettingsError
-from isthmus.folders.contents import Count, Line, Measured, Seconds, Table, Training
+from isthmus.folders.contents import Count, Measured, Seconds, Table, Training
 from isthmus.folders.lock import life
+from isthmus.folders.metric_lines import Line
 from isthmus.folders.metrics import judged_by, metric_in_words, metrics_of, number_in_words
 from isthmus.folders.reading import epochs_of, in_words, is_finished, read_table
 from isthmus.folders.seals import FormatError, unsealed
