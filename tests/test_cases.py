@@ -14,7 +14,7 @@ CASES = sorted((ROOT / "experiments/cases").glob("case_*.py"))
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.stem)
 def test_what_a_case_claims_holds(case):
-    for package in ("torch", "sklearn"):
+    for package in ("torch", "sklearn", "skimage"):
         pytest.importorskip(package)
     done = subprocess.run([sys.executable, case], capture_output=True, text=True, timeout=600)
     claims = [json.loads(line) for line in done.stdout.splitlines()]

@@ -21,7 +21,9 @@ from isthmus.jobs.infer import run_inference
 from isthmus.jobs.infer_settings import InferSettings
 from isthmus.jobs.launch import rank_command, rank_environment
 from isthmus.links.agreement import from_root
+from isthmus.links.sealed import TAG_NBYTES
 from isthmus.models import Perceptron
+from isthmus.security.key_files import make_keys
 
 ENDS = Perceptron(16, (), 3), Perceptron(16, (24,), 3)
 
@@ -60,7 +62,7 @@ def write(folder, **changes):
         "output": "out",
     }
     for name, change in changes.items():
-        table[name] = table[name] | change if isinstance(change, dict) else change
+        table[name] = table.get(name, {}) | change if isinstance(change, dict) else change
     (folder / "infer.toml").write_text(tomli_w.dumps(table))
     return folder / "infer.toml"
 
@@ -68,7 +70,10 @@ def write(folder, **changes):
 @pytest.mark.slow
 def test_a_stream_is_answered_as_planned_and_told_with_each_rule(folder):
     rules = ["least_pending", "round_robin"]
-    path = write(folder, answers={"dispatch": rules, "queue_seconds": math.inf})
+    for site in ("site0", "site1"):
+        make_keys(folder / "keys", site)
+    answers = {"dispatch": rules, "queue_seconds": math.inf}
+    path = write(folder, answers=answers, security={"link": "sealed", "keys": "keys"})
     command = rank_command(3, "-m", "isthmus", "infer", path, "--json")
     done = subprocess.run(command, env=rank_environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
@@ -79,9 +84,8 @@ def test_a_stream_is_answered_as_planned_and_told_with_each_rule(folder):
         run = made["runs"][rule]
         assert run["requests"] == 600
         assert run["differing"] == 0 < run["checked"]
-        assert (
-            run["sent_nbytes"] == run["predicted_nbytes"] == 64 * run["from_cloud"] + 32 * run["batches"]
-        )
+        wanted = 64 * run["from_cloud"] + (32 + 2 * TAG_NBYTES) * run["batches"]  # head and content
+        assert run["sent_nbytes"] == run["predicted_nbytes"] == wanted
         assert run["from_cloud"] / 600 == pytest.approx(1 - made["plan"]["share"], abs=0.1)
         assert run["accuracy"] >= made["plan"]["accuracy"] - 0.1
         assert run["predicted"]["mean"] > 0
@@ -176,6 +180,7 @@ def test_programs_beside_an_edge_rank_ask_it_over_http(folder):
         ({"answers": {"dispatch": "any"}}, "answers.dispatch"),
         ({"answers": {"window": 0}}, "answers.window"),
         ({"colour": "red"}, "colour"),
+        ({"security": {"link": "sealed"}}, "security.*needs keys"),
         ({"answers": {"mode": "split", "activations": "int9"}}, "answers.activations.*int8"),
         ({"answers": {"mode": "split", "activations": {"kind": "int8", "block": 0}}}, "block"),
         ({"answers": {"activations": "int8"}}, "answers.activations.*mode 'split' alone"),

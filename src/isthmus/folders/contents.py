@@ -217,5 +217,6 @@ class Summary(Table):
     stopped_early: NotRequired[str | None]
     parameter_hash: str
     dense_link_nbytes: Count
+    received_nbytes: NotRequired[dict[str, Count]]
     links: list[Link]
     step: Step

@@ -89,9 +89,9 @@ class Inference:
         self.batch, self.window = whole("batch", batch, least=1), whole("window", window, least=1)
         if deadline_seconds is not None and real("deadline_seconds", deadline_seconds) <= 0:
             raise ValueError(f"deadline_seconds must be more than 0, not {deadline_seconds}")
-        comm = tiers.world.comm
+        world = tiers.world
         sites, site_of_rank = tiers.cluster.sites, tiers.cluster.site_of_rank
-        tier_of = [sites[site_of_rank[rank]].tier for rank in range(comm.size)]
+        tier_of = [sites[site_of_rank[rank]].tier for rank in range(world.size)]
         self.edge_ranks = [rank for rank, tier in enumerate(tier_of) if tier == "edge"]
         self.cloud_ranks = [rank for rank, tier in enumerate(tier_of) if tier == "cloud"]
         if not self.edge_ranks or (mode != "edge" and not self.cloud_ranks):
@@ -101,11 +101,11 @@ class Inference:
             functions = self._functions(edge, cloud)
         except (PlanError, ValueError) as caught:
             problem = caught
-        raise_first(comm, problem)
+        raise_first(world, problem)
         self.run_edge, self.run_cloud = functions
-        self.sent: npt.NDArray[np.int64] = np.zeros(comm.size, np.int64)
-        self.comm = CountedComm(comm, self.sent, list(range(comm.size)))
-        self.ahead = clock_offsets(comm, clock)[:, 0]
+        self.sent: npt.NDArray[np.int64] = np.zeros(world.size, np.int64)
+        self.comm = CountedComm(world.comm, self.sent, list(range(world.size)))
+        self.ahead = clock_offsets(world, clock)[:, 0]
         self.options = {
             "hedge": hedge,
             "deadline_seconds": deadline_seconds,
@@ -115,7 +115,7 @@ class Inference:
             "dispatch": dispatch,
             "scores": answers == "scores",
         }
-        told = gather_json(comm, [self.mode, repr(activations), self.batch, self.window, answers])
+        told = gather_json(world, [self.mode, repr(activations), self.batch, self.window, answers])
         if any(each != told[0] for each in told):
             raise ValueError("ranks were given different arguments; give all the same")
         self.asking: Asking | None = None

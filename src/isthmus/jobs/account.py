@@ -165,7 +165,7 @@ class Account:
             )
         self.tell(f"epoch {self.training.state.step // self.training.recipe.steps}: {words}")
 
-    def summary(self, digest, links):
+    def summary(self, digest, links, received):
         """Return what the run came to, predicted beside measured."""
         measured, step_seconds = typical_terms(self.measured)
         predicted = {**dict.fromkeys(STAGES, 0.0), **self.plan.terms}
@@ -178,6 +178,7 @@ class Account:
             "emulated": ["links"] if on_testbed() else [],
             **told_metrics(self.evaluated.get("test", {})),
             "parameter_hash": digest,
+            "received_nbytes": received,
             "links": links,
             "dense_link_nbytes": round(ratio * sum(link["sent_nbytes"] for link in links)),
             "terms": [

@@ -40,20 +40,26 @@ def run_inference(comm, path, tell=lambda line: None, door=None):
 
     door: (host, port, seconds) where requests come from outside: see `serve_requests`.
     """
-    settings, table = together(comm, lambda: _read(path, door) if comm.rank == 0 else (None, None))
-    settings = InferSettings.model_validate(
-        broadcast_json(comm, settings and settings.model_dump(mode="json"))
-    )
-    cluster = Cluster(broadcast_json(comm, table), source=settings.cluster.file)
-    with tiers_of_rank_0(comm, cluster, settings.cluster.links == "paced") as tiers:
-        job = _Job(tiers, settings, tell)
+    own, told = together(comm, lambda: _read(path, door) if comm.rank == 0 else (None, None))
+    told = broadcast_json(comm, told)
+    cluster = Cluster(told["sites"], source=told["source"])
+    with tiers_of_rank_0(comm, cluster, told["paced"], told["keys"]) as tiers:
+        table = broadcast_json(tiers.world, own and own.model_dump(mode="json"), tiers.home)
+        job = _Job(tiers, InferSettings.model_validate(table), tell)
         return job.run() if door is None else job.serve(door)
 
 
 def _read(path, door):
+    """Return the settings, and what other ranks are told of them before links are sealed."""
     settings = InferSettings.from_toml(path, serves=door is not None)
     check_folder(settings.output, "name another output")
-    return settings, Cluster.from_toml(settings.cluster.file).to_table()
+    file, keys = settings.cluster.file, settings.security.keys_of_links
+    return settings, {
+        "sites": Cluster.from_toml(file).to_table(),
+        "source": str(file) if keys is None else file.name,
+        "paced": settings.cluster.links == "paced",
+        "keys": keys and str(keys),
+    }
 
 
 def function_of(trained, runtime):
@@ -70,8 +76,10 @@ class _Job:
         if settings.cluster.links == "paced":
             tell("links are paced: held to the rates of the cluster file")
         models = settings.models
-        self.edge = shared_model(self.world, models.edge, models.best)
-        self.cloud = shared_model(self.world, models.cloud, models.best)
+        self.edge, self.cloud = (
+            shared_model(self.world, folder, models.best, tiers.sealed)
+            for folder in (models.edge, models.cloud)
+        )
         for folder, model in ((models.edge, self.edge), (models.cloud, self.cloud)):
             if "r2" in model.loss.metrics:
                 raise SettingsError(

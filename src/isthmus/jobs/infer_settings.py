@@ -10,6 +10,7 @@ from isthmus.errors import SettingsError
 from isthmus.inference.dispatch import DISPATCHES
 from isthmus.inference.inference import MODES
 from isthmus.jobs.kinds import KindSettings
+from isthmus.jobs.security_settings import LinkSecurity
 from isthmus.planning.cascades import MEASURES
 from isthmus.toml_files import FrozenModel, check_table, read_toml
 
@@ -97,20 +98,17 @@ class AnswersPart(FrozenModel):
         return (self.dispatch,) if isinstance(self.dispatch, str) else self.dispatch
 
 
-class KeysPart(FrozenModel):
-    """keys: the folder with the key of a site that may read shards with a policy, on a rank's host."""
-
-    keys: Path | None = None
-
-
 class InferSettings(FrozenModel):
-    """A file of `isthmus infer`, with paths as they are seen from its folder."""
+    """A file of `isthmus infer`, with paths as they are seen from its folder.
+
+    security: its keys are also those of a site that may read shards with a policy, on a rank's host.
+    """
 
     cluster: ClusterPart
     models: ModelsPart
     requests: RequestsPart | None = None
     answers: AnswersPart = AnswersPart()
-    security: KeysPart = KeysPart()
+    security: LinkSecurity = LinkSecurity()
     output: Path = Path("runs/inference")
 
     @classmethod
@@ -140,7 +138,6 @@ class InferSettings(FrozenModel):
         def absolute(each):
             return each and folder / each
 
-        keys = settings.security.keys
         models, answers = settings.models, settings.answers
         return settings.model_copy(
             update={
@@ -151,7 +148,7 @@ class InferSettings(FrozenModel):
                 "requests": settings.requests
                 and settings.requests.model_copy(update={"data": str(absolute(settings.requests.data))}),
                 "answers": answers.model_copy(update={"validation": absolute(answers.validation)}),
-                "security": KeysPart(keys=absolute(keys and keys.expanduser())),
+                "security": settings.security.located(folder),
                 "output": absolute(settings.output),
             }
         )

@@ -9,20 +9,13 @@ from isthmus.errors import SecurityError
 from isthmus.toml_files import FrozenModel
 
 
-class SecuritySettings(FrozenModel):
-    """What is kept from those between the sites.
-
-    link: "sealed": all that crosses between sites is encrypted and cannot be changed unnoticed.
+class LinkSecurity(FrozenModel):
+    """link: "sealed": all that crosses between sites is encrypted and cannot be changed unnoticed.
     keys: the folder of a site's keys, on its leader's own host.
-    token: a file with the secret of those who may join, where sites are jobs of their own.
-    record: "chained": each line of metrics.jsonl has a hash of all before it, and each site keeps the
-    last; "signed": and signs it.
     """
 
     link: Literal["clear", "sealed"] = "clear"
     keys: Path | None = None
-    token: Path | None = None
-    record: Literal["plain", "chained", "signed"] = "plain"
 
     @model_validator(mode="after")
     def _sealing_needs_keys(self):
@@ -31,18 +24,16 @@ class SecuritySettings(FrozenModel):
                 'link = "sealed" needs keys, the folder with the key of a site: `isthmus keys new SITE` '
                 "makes one"
             )
-        if self.record == "signed" and self.keys is None:
-            raise ValueError('record = "signed" needs keys, the folder with the key of a site')
         return self
 
     def located(self, folder):
         """Return these settings with paths taken from `folder`; ~ stays each leader's own home."""
-        paths = {"keys": self.keys, "token": self.token}
+        paths = {name: path for name, path in self if isinstance(path, Path)}
         return self.model_copy(
             update={
                 name: (folder / path).resolve()
                 for name, path in paths.items()
-                if path is not None and path.parts[:1] != ("~",)
+                if path.parts[:1] != ("~",)
             }
         )
 
@@ -50,6 +41,25 @@ class SecuritySettings(FrozenModel):
     def keys_of_links(self):
         """The folder of keys where links are sealed; None where they are clear."""
         return self.keys if self.link == "sealed" else None
+
+
+class SecuritySettings(LinkSecurity):
+    """What is kept from those between the sites.
+
+    link, keys: as in LinkSecurity. token: a file with the secret of those who may join, where sites are
+    jobs of their own.
+    record: "chained": each line of metrics.jsonl has a hash of all before it, and each site keeps the
+    last; "signed": and signs it.
+    """
+
+    token: Path | None = None
+    record: Literal["plain", "chained", "signed"] = "plain"
+
+    @model_validator(mode="after")
+    def _signing_needs_keys(self):
+        if self.record == "signed" and self.keys is None:
+            raise ValueError('record = "signed" needs keys, the folder with the key of a site')
+        return self
 
     def keep_keys_out_of(self, folders, source):
         """Raise SecurityError where keys would lie in what is copied, shown or sent to others.

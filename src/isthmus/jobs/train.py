@@ -37,7 +37,7 @@ from isthmus.training import checkpoint
 from isthmus.training.residuals import ResidualSeal
 from isthmus.training.validation import Validation
 from isthmus.watching.journal import Journal
-from isthmus.watching.links import counted_links
+from isthmus.watching.links import counted_links, received_shards
 from isthmus.watching.pace import Pacer
 from isthmus.watching.trace import Trace
 
@@ -78,7 +78,7 @@ def train(
             for told in filter(None, (expected, warning and f"warning: {warning}")):
                 journal.tell(f"strategy: {told}")
             faults = Faults.of_environment(tiers.world.rank)
-            computing = trace.tiers if trace else faults.watching(tiers)
+            computing, journal.meet = trace.tiers if trace else faults.watching(tiers), faults.meet
             training = make_training(computing, settings, model, plan, local, journal, replay, resume)
             path = open_folder(tiers, settings, Path(settings_path).stem, resume, name, lock)
             job = Job(tiers, settings, plan, training, sets, journal, path)
@@ -257,13 +257,13 @@ class Job:
     def finish(self):
         """Compare replicas, write summary.json, and return it with the folder on every rank."""
         self.journal.enter("end", self.training.state.step)
-        digest = self._compare_replicas()
-        if digest is None:  # it ends between two exchanges: what all ranks hold alike
-            digest = sha256(to_host(self.training.anchor)).hexdigest()
+        # where it ends between two exchanges: what all ranks hold alike
+        digest = self._compare_replicas() or sha256(to_host(self.training.anchor)).hexdigest()
+        received = received_shards(self.tiers, {"train": self.training.local, **self.sets})
         links, summary = counted_links(self.tiers, self.training.member), None
         if self.leads:
             self.account.note("replicas", hash=digest)
-            summary = self.account.summary(digest, links) | {
+            summary = self.account.summary(digest, links, received) | {
                 "best": self.validation and self.validation.best,
                 "stopped_early": self.validation.why_it_ends if self.ends_early else None,
             }

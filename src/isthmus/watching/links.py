@@ -35,6 +35,12 @@ def counted_links(tiers, member):
     ]
 
 
+def received_shards(tiers, sets):
+    """Return name -> bytes of shards that ranks had from others and not from a folder of their own, on
+    every rank, for `sets`, name -> LocalSamples. Collective."""
+    return {name: sum(gather_json(tiers.world, local.received_nbytes)) for name, local in sets.items()}
+
+
 class LinkWatch:
     """Holds what rounds take on the links against what was predicted; kept where the job's rank 0 is.
 
