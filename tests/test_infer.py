@@ -94,7 +94,7 @@ def test_a_stream_is_answered_as_planned_and_told_with_each_rule(folder):
     page = Path(made["report"])
     told = page.read_text()
     page.unlink()
-    for word in (*rules, "Rules of dispatch", "asked of rank 1, site0", made["plan"]["sentences"][0]):
+    for word in (*rules, "Rules of dispatch", "asked site0, rank 1", made["plan"]["sentences"][0]):
         assert word in told
     result = CliRunner().invoke(app, ["report", str(folder / "out")])
     assert result.exit_code == 0
@@ -137,6 +137,14 @@ def test_a_split_sends_coded_activations_and_tells_what_they_change(folder):
         assert told["change"] == pytest.approx(told["accuracy"] - told["float32_accuracy"])
         assert f"activations in {told['kind']}" in (folder / "out/report.html").read_text()
     assert sizes == {"int8": 4 + 4, "int4": 4 + 2 + 2}
+
+    text = path.read_text().replace('split_after = "layer0"', "recent_seconds = 30.0")
+    path.write_text(text)
+    done = subprocess.run(command, env=rank_environment(), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    run = json.loads(done.stdout)["runs"]["least_pending"]
+    assert run["differing"] == 0 < run["checked"]
+    assert run["by_split"] == [0, 0, 0, 100]  # nothing is as slow here as the link
 
 
 @pytest.mark.slow
@@ -181,6 +189,10 @@ def test_programs_beside_an_edge_rank_ask_it_over_http(folder):
         ({"answers": {"window": 0}}, "answers.window"),
         ({"colour": "red"}, "colour"),
         ({"security": {"link": "sealed"}}, "security.*needs keys"),
+        (
+            {"answers": {"mode": "split", "split_after": "layer0", "recent_seconds": 9.0}},
+            "answers.recent_seconds.*leave one out",
+        ),
         ({"answers": {"mode": "split", "activations": "int9"}}, "answers.activations.*int8"),
         ({"answers": {"mode": "split", "activations": {"kind": "int8", "block": 0}}}, "block"),
         ({"answers": {"activations": "int8"}}, "answers.activations.*mode 'split' alone"),

@@ -14,9 +14,10 @@ from test_trained_model import kept
 import isthmus
 from isthmus.errors import PlanError
 from isthmus.inference.dispatch import DISPATCHES
+from isthmus.inference.following import Following
 from isthmus.inference.forward import digest_of, joined, parts_of
 from isthmus.inference.halves import halves_of
-from isthmus.inference.messages import empty_batch, head_of
+from isthmus.inference.messages import empty_batch, head_of, split_of
 from isthmus.models import Convolutional, Perceptron
 
 RANDOM = np.random.default_rng(0)
@@ -185,6 +186,63 @@ def test_a_split_gives_the_whole_models_scores_and_sends_what_its_layers_give(co
 
 
 @pytest.mark.ranks(2)
+def test_a_split_follows_the_link_and_answers_as_the_model_does_whichever_it_is(comm):
+    if comm is None:
+        return
+    table = cluster_of(1, 1, latency_seconds=0.001, bytes_per_second=2e3)
+    quick = cluster_of(1, 1, latency_seconds=0.001, bytes_per_second=1e9)
+    layers = [
+        {"name": "input", "entries": 64, "nbytes": 64, "source_seconds": 0.0, "target_seconds": 0.0}
+    ]
+    for part, seconds in zip(parts_of(*CLOUD), (0.001, 0.05, 0.05)):
+        layers.append(
+            {"name": part.name, "entries": part.entries, "target_seconds": 1e-6}
+            | {"source_seconds": seconds}
+        )
+    options = {"source": "site1", "target": "site0", "activations": isthmus.Int4(block=8)}
+    chain = isthmus.plan_splits(isthmus.Cluster(quick), layers, **options)
+    assert chain.best(1e-9) == 0  # as the plan's file has it, the data is sent
+    with isthmus.split_tiers(comm, isthmus.Cluster(table)) as whole:
+        tiers = whole.paced()
+        told = {"plan": chain, "edge": CLOUD, "cloud": CLOUD, "answers": "scores", "batch": 10}
+        told |= {"activations": options["activations"], "recent_seconds": 1e9}
+        found = ask(tiers, **told, arrivals=np.arange(400) / 400)
+        if found is None:
+            return
+        assert found.split[-1] > 0  # 640 bytes of data took a third of a second
+        assert found.sent_nbytes == found.predicted_nbytes
+        halves = [halves_of(each, parts_of(*CLOUD), told["activations"]) for each in chain.splits]
+        for split in np.unique(found.split):
+            mine = found.split == split
+            first, second = halves[split]
+            np.testing.assert_array_equal(found.answers[mine], second(first(REQUESTS[mine])))
+
+
+def test_a_split_is_chosen_by_what_the_link_carried_lately_and_by_the_file_once_that_is_old():
+    layers = [
+        {"name": "input", "entries": 1000, "nbytes": 1000, "source_seconds": 0.0, "target_seconds": 0.0},
+        {"name": "first", "entries": 25, "source_seconds": 0.1, "target_seconds": 0.001},
+        {"name": "last", "entries": 2, "source_seconds": 0.5, "target_seconds": 0.001},
+    ]
+    cluster = isthmus.Cluster(cluster_of(1, 1, latency_seconds=0.0, bytes_per_second=1e6))
+    chain = isthmus.plan_splits(cluster, layers, source="site1", target="site0")
+    now = [0.0]
+    following = Following(chain, [], 1e-6, 0.0, 30.0, lambda: now[0])
+    assert following.choose() == 0
+    following.note(7, sent=1.0, came=2.0, done=2.5, nbytes=1000)  # 1 kB/s
+    assert following.seconds_per_byte == pytest.approx(1e-3)
+    assert following.choose() == 1
+    following.note(7, sent=2.0, came=2.5, done=3.0, nbytes=1000)  # the cloud was at work until then
+    assert following.seconds_per_byte == pytest.approx(1e-3)
+    following.note(8, sent=2.2, came=22.5, done=23.0, nbytes=1000)  # 20 s behind the one before
+    assert following.seconds_per_byte == pytest.approx(21 / 2000)
+    assert following.choose() == 2
+    now[0] = 31.0
+    assert following.seconds_per_byte == 1e-6
+    assert following.choose() == 0
+
+
+@pytest.mark.ranks(2)
 def test_a_threshold_follows_the_queue_and_wrong_arguments_are_told_on_every_rank(comm):
     if comm is None:
         return
@@ -274,11 +332,13 @@ def test_rules_share_requests_out_as_they_say():
     some.sampled_from(["u1", "i4", "f4", "f8"]),
     some.lists(some.integers(0, 9), max_size=5),
     some.integers(1, 9),
+    some.integers(0, 5000),
 )
-def test_a_head_says_what_follows(dtype, shape, count):
+def test_a_head_says_what_follows(dtype, shape, count, split):
     batch = np.zeros((count, *shape), dtype)
-    made = empty_batch(head_of(batch))
-    assert (made.shape, made.dtype) == (batch.shape, batch.dtype)
+    head = head_of(batch, split)
+    made = empty_batch(head)
+    assert (made.shape, made.dtype, split_of(head)) == (batch.shape, batch.dtype, split)
 
 
 def test_what_a_head_cannot_say_is_refused():

@@ -202,3 +202,31 @@ def test_layers_stay_where_they_take_finite_seconds():
 def test_what_makes_no_sense_is_one_line(layers, options, error, words):
     with pytest.raises(error, match=words):
         isthmus.plan_split(cluster(), layers, **{"source": "site1", "target": "site0"} | options)
+
+
+@given(st.integers(0, 10**6), st.integers(1, 9), st.sampled_from([None, isthmus.Int8(64)]))
+def test_of_all_splits_of_a_chain_the_best_is_that_of_the_same_rates(seed, count, compressor):
+    layers, ends = drawn(seed, count, chain=True), {"source": "site1", "target": "site0"}
+    rates = np.random.default_rng(seed).exponential(3e6, 5) + 1e4
+    every = isthmus.plan_splits(cluster(), layers, **ends, activations=compressor)
+    one = planned(layers, activations=compressor, rates=rates)
+    best = every.best((1 / rates).mean())
+    means = every.seconds_at(rates).mean(axis=0)
+    assert means[best] == pytest.approx(min(means)) == pytest.approx(one.seconds)
+    assert len(every.splits) == count
+    assert [len(split.source_layers) for split in every.splits] == list(range(1, count + 1))
+
+
+def test_all_splits_are_of_chains():
+    data = Layer("data", 0.0, 0.0, 10)
+    with pytest.raises(ValueError, match="must be a chain"):
+        isthmus.plan_splits(
+            cluster(),
+            [data, Layer("a", 1, 1, 1), Layer("b", 1, 1, 1, ["data"])],
+            source="site1",
+            target="site0",
+        )
+    with pytest.raises(PlanError, match="neither end"):
+        isthmus.plan_splits(
+            cluster(), [data, Layer("a", np.inf, np.inf, 1)], source="site1", target="site0"
+        )

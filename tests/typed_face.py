@@ -27,7 +27,7 @@ from isthmus.planning.programme.problem import Pipes, Prices, Problem
 from isthmus.planning.programme.terms import Objective, Term
 from isthmus.planning.single_pass.star import Number, SinglePass
 from isthmus.planning.single_pass.tree import TreePass
-from isthmus.planning.splits import Split
+from isthmus.planning.splits import ChainSplits, Split
 from isthmus.planning.tasks.schedule import Schedule
 from isthmus.shards.batches import LocalSamples
 from isthmus.timing.time_model import AllreduceTime
@@ -136,6 +136,9 @@ def splits(cluster: isthmus.Cluster) -> None:
     made = isthmus.plan_split(cluster, layers, source="edge", target="cloud", rates=[1e6])
     assert_type(made, Split)
     assert_type(made.terms, dict[str, float])
+    every = isthmus.plan_splits(cluster, layers, source="edge", target="cloud")
+    assert_type(every, ChainSplits)
+    assert_type(every.best(1e-6), int)
 
 
 def cascades(cluster: isthmus.Cluster) -> None:

@@ -27,6 +27,7 @@ from .planning.single_pass.tree import TreeNode as TreeNode
 from .planning.single_pass.tree import plan_single_pass_tree as plan_single_pass_tree
 from .planning.splits import Layer as Layer
 from .planning.splits import plan_split as plan_split
+from .planning.splits import plan_splits as plan_splits
 from .planning.tasks.schedule import schedule_tasks as schedule_tasks
 from .privacy.accounting import epsilon as epsilon
 from .privacy.ledger import privacy_spent as privacy_spent

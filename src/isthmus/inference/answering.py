@@ -14,6 +14,7 @@ from isthmus.inference.messages import (
     answers_of,
     empty_batch,
     empty_head,
+    split_of,
 )
 from isthmus.links.comm import Comm
 
@@ -33,7 +34,7 @@ class Asker:
         self.request = self.comm.Irecv(self.head, self.rank, HEAD_TAG)
 
     def take(self):
-        """Return the next batch if it is there, else None; `left` once nothing more comes."""
+        """Return the next batch and its split if it is there, else None; `left` once nothing comes."""
         if self.request is None or not self.request.Test():
             return None
         if self.batch is None:
@@ -43,7 +44,7 @@ class Asker:
             self.batch = empty_batch(self.head)
             self.request = self.comm.Irecv(self.batch, self.rank, BODY_TAG)
             return self.take()
-        batch = self.batch
+        batch = self.batch, split_of(self.head)
         self._await_head()
         return batch
 
@@ -54,11 +55,11 @@ class Asker:
 
 
 def serve(
-    comm: Comm, askers: Sequence[int], run: Run, clock: Callable[[], float], as_scores: bool
+    comm: Comm, askers: Sequence[int], runs: Sequence[Run], clock: Callable[[], float], as_scores: bool
 ) -> int:
     """Answer the batches of the ranks `askers` until each has left; return how many requests there were.
 
-    They are served in turn, a batch each.
+    They are served in turn, a batch each. runs: what is computed, by the number of a batch's split.
     """
     waiting = [Asker(comm, rank) for rank in askers]
     under_way: list = []
@@ -66,11 +67,10 @@ def serve(
     while waiting:
         idle = True
         for asker in waiting:
-            batch = asker.take()
-            if batch is None:
+            if (taken := asker.take()) is None:
                 continue
-            idle, came = False, clock()
-            answers = answers_of(run(batch), as_scores)
+            (batch, split), idle, came = taken, False, clock()
+            answers = answers_of(runs[split](batch), as_scores)
             requests += len(batch)
             head = np.array([came, clock(), answers.shape[1], 0.0])
             under_way.append((comm.Isend(head, asker.rank, ANSWER_HEAD_TAG), head))

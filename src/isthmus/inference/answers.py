@@ -17,6 +17,7 @@ class Answers:
     terms: name -> float64[n], which sum to `seconds`: until the edge had done its part ("edge"; of what
     it answered, all, the others NaN), until it was sent ("wait"), until the cloud had it ("send"), until
     that had done its part, its queue included ("compute"), until the answer was here ("back").
+    split: int[n], the number of the split that it was answered by, 0 where the plan is not ChainSplits.
     sent_nbytes, predicted_nbytes: to cloud ranks, counted and by formula. batches: how many were sent.
     """
 
@@ -26,6 +27,7 @@ class Answers:
     late: npt.NDArray[np.bool_]
     terms: dict[str, npt.NDArray[np.float64]]
     server: npt.NDArray[np.int64]
+    split: npt.NDArray[np.int64]
     sent_nbytes: int
     predicted_nbytes: int
     batches: int

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from isthmus.inference.answers import Answers
 from isthmus.inference.dispatch import DISPATCHES
 from isthmus.inference.feed import Feed
+from isthmus.inference.following import Following
 from isthmus.inference.forward import Run
 from isthmus.inference.messages import HEAD_TAG, empty_head
 from isthmus.inference.stream import Stream
@@ -26,6 +27,7 @@ class Asking:
     edge: what the edge computes of a request first, None for nothing. sends_made: whether that is sent,
     in the place of the request. rest: scores of what `edge` made, by the edge itself, None where it
     cannot. seconds_per_byte: of the slowest link to a server. ahead: float64[ranks], of clocks.
+    following: of a split that follows the link, in the place of `edge` and `rest`.
     """
 
     def __init__(
@@ -48,12 +50,14 @@ class Asking:
         scores: bool,
         clock: Callable[[], float],
         ahead: npt.NDArray[np.float64],
+        following: Following | None = None,
     ):
         self.comm, self.servers, self.plan, self.edge, self.rest = comm, servers, plan, edge, rest
         self.sends_made, self.seconds_per_byte = sends_made, seconds_per_byte
         self.batch, self.window, self.as_scores = batch, window, scores
         self.deadline = math.inf if deadline_seconds is None else deadline_seconds
-        self.hedges = hedge and rest is not None
+        self.following = following
+        self.hedges = hedge and (rest is not None or following is not None)
         self.queue_seconds, self.clock, self.ahead = queue_seconds, clock, ahead
         self.rule = DISPATCHES[dispatch](rates) if servers else None
 

@@ -16,6 +16,7 @@ from isthmus.inference.answers import Answers
 from isthmus.inference.asking import Asking
 from isthmus.inference.dispatch import DISPATCHES
 from isthmus.inference.feed import Feed
+from isthmus.inference.following import Following
 from isthmus.inference.forward import Run, digest_of, joined, parts_of
 from isthmus.inference.halves import halves_of
 from isthmus.links.agreement import gather_json, raise_first
@@ -23,7 +24,7 @@ from isthmus.links.clocks import clock_offsets
 from isthmus.links.counted import CountedComm
 from isthmus.links.tiers import Tiers
 from isthmus.planning.cascades import Cascade
-from isthmus.planning.splits import Split
+from isthmus.planning.splits import ChainSplits, Split
 from isthmus.quantities import real, whole
 
 MODES = ("cascade", "split", "edge", "cloud")
@@ -40,8 +41,9 @@ class Inference:
         gives scores float32[n, outputs]. Both may be given on every rank; an edge rank uses `edge`, a
         cloud rank `cloud`.
     plan: a Cascade: the edge answers what it is sure of. A Split of one model, given as both: the edge
-        computes its first layers, and answers where nothing is sent. "edge" or "cloud": all is answered
-        there.
+        computes its first layers, and answers where nothing is sent. ChainSplits of one: that split
+        which is soonest on average over the link's rates of the last `recent_seconds`. "edge" or
+        "cloud": all is answered there.
     activations: of a Split, the compressor of what crosses the link, as `plan_split` was given it.
     hedge: with a deadline, a request whose answer from the cloud is not there in time is answered by the
         edge model. Without one, under the plan "cloud", the edge computes while it waits, and the first
@@ -63,7 +65,7 @@ class Inference:
         *,
         edge: Any = None,
         cloud: Any = None,
-        plan: Cascade | Split | str = "cloud",
+        plan: Cascade | Split | ChainSplits | str = "cloud",
         activations: Compressor | None = None,
         hedge: bool = True,
         deadline_seconds: float | None = None,
@@ -71,10 +73,12 @@ class Inference:
         window: int = 8,
         dispatch: str = "least_pending",
         queue_seconds: float = 0.05,
+        recent_seconds: float = 30.0,
         answers: str = "classes",
         clock: Callable[[], float] = time.monotonic,
     ):
-        mode = {Cascade: "cascade", Split: "split"}.get(type(plan), plan)
+        named = {Cascade: "cascade", Split: "split", ChainSplits: "split"}
+        mode = named.get(type(plan), plan)
         for name, value, known in (
             ("plan", mode, MODES),
             ("dispatch", dispatch, DISPATCHES),
@@ -96,13 +100,15 @@ class Inference:
         self.cloud_ranks = [rank for rank, tier in enumerate(tier_of) if tier == "cloud"]
         if not self.edge_ranks or (mode != "edge" and not self.cloud_ranks):
             raise ValueError("requests come from an edge site, and a cloud site answers them; name both")
-        problem, functions = None, (None, None)
+        self.recent_seconds = real("recent_seconds", recent_seconds, least=0)
+        problem, functions = None, [(None, None)]
         try:
             functions = self._functions(edge, cloud)
         except (PlanError, ValueError) as caught:
             problem = caught
         raise_first(world, problem)
-        self.run_edge, self.run_cloud = functions
+        self.halves = functions
+        self.run_edge, self.run_cloud = functions[0]
         self.sent: npt.NDArray[np.int64] = np.zeros(world.size, np.int64)
         self.comm = CountedComm(world.comm, self.sent, list(range(world.size)))
         self.ahead = clock_offsets(world, clock)[:, 0]
@@ -120,8 +126,8 @@ class Inference:
             raise ValueError("ranks were given different arguments; give all the same")
         self.asking: Asking | None = None
 
-    def _functions(self, edge: Any, cloud: Any) -> tuple[Run | None, Run | None]:
-        """Return what this rank computes at the edge and in the cloud; None: nothing."""
+    def _functions(self, edge: Any, cloud: Any) -> list[tuple[Run | None, Run | None]]:
+        """Return what is computed at the edge and in the cloud, None for nothing, by each split."""
         if self.mode == "split":
             return self._halves(edge if edge is not None else cloud)
         if isinstance(self.plan, Cascade):
@@ -140,15 +146,16 @@ class Inference:
             if makes[name] is None and self.tiers.world.rank in ranks and self.mode in (name, "cascade"):
                 raise ValueError(f"plan {self.mode!r} needs a model: give {name}=")
         functions = [None if model is None else _function(model) for model in makes.values()]
-        return functions[0], functions[1]
+        return [(functions[0], functions[1])]
 
-    def _halves(self, model: Any) -> tuple[Run | None, Run | None]:
+    def _halves(self, model: Any) -> list[tuple[Run | None, Run | None]]:
+        parts = parts_of(*_pair(model))
+        if isinstance(self.plan, ChainSplits):
+            return [halves_of(split, parts, self.activations) for split in self.plan.splits]
         assert isinstance(self.plan, Split)
-        halves = halves_of(self.plan, parts_of(*_pair(model)), self.activations)
-        if self.plan.target_layers:
-            return halves
-        self.mode = "edge"  # which has all layers, and sends nothing
-        return halves[0], None
+        if not self.plan.target_layers:
+            self.mode = "edge"  # which has all layers, and sends nothing
+        return [halves_of(self.plan, parts, self.activations)]
 
     def __enter__(self) -> Self:
         return self
@@ -168,8 +175,8 @@ class Inference:
             raise ValueError("an edge rank answers requests: call answer")
         if self.mode == "edge":
             return 0
-        assert self.run_cloud is not None
-        return serve(self.comm, self.edge_ranks, self.run_cloud, self.clock, self.options["scores"])
+        runs = [cloud for _, cloud in self.halves]
+        return serve(self.comm, self.edge_ranks, runs, self.clock, self.options["scores"])
 
     def answer(self, features: npt.NDArray[Any], arrivals: npt.ArrayLike | None = None) -> Answers:
         """Answer n requests, and return the Answers in their order.
@@ -200,18 +207,22 @@ class Inference:
 
     def _asking(self) -> Asking:
         if self.asking is None:
-            cluster = self.tiers.cluster
+            cluster, following = self.tiers.cluster, None
+            routes = [
+                cluster.route(self.tiers.site_name, cluster.names[cluster.site_of_rank[rank]])
+                for rank in self.cloud_ranks
+            ]
+            slowest = max(1 / link.bytes_per_second for route in routes for link in route)
+            if isinstance(self.plan, ChainSplits):
+                latency = min(sum(link.latency_seconds for link in route) for route in routes)
+                following = Following(
+                    self.plan, self.halves, slowest, latency, self.recent_seconds, self.clock
+                )
             self.asking = Asking(
                 self.comm,
                 [] if self.mode == "edge" else self.cloud_ranks,
                 [cluster.rates[rank] for rank in self.cloud_ranks],
-                max(
-                    1 / link.bytes_per_second
-                    for rank in self.cloud_ranks
-                    for link in cluster.route(
-                        self.tiers.site_name, cluster.names[cluster.site_of_rank[rank]]
-                    )
-                ),
+                slowest,
                 self.plan if isinstance(self.plan, Cascade) else self.mode,
                 None if self.mode == "cloud" else self.run_edge,
                 *self._rest(),
@@ -219,6 +230,7 @@ class Inference:
                 window=self.window,
                 clock=self.clock,
                 ahead=self.ahead,
+                following=following,
                 **self.options,
             )
         return self.asking

@@ -1,8 +1,9 @@
 """The messages between an edge rank that asks and a cloud rank that answers.
 
-A batch is a head, int32[8], and the requests' bytes: how many, of which shape and dtype, so that no
-state is kept between two. An answer is a head, float64[4], and the answers: when the batch was there,
-when it was done, and how many numbers an answer has. Batches to one rank are answered in their order.
+A batch is a head, int32[8], and the requests' bytes: how many, of which shape and dtype, and by which
+split, so that no state is kept between two. An answer is a head, float64[4], and the answers: when the
+batch was there, when it was done, and how many numbers an answer has. Batches to one rank are answered
+in their order.
 """
 
 from typing import Any
@@ -15,6 +16,7 @@ from isthmus.links.comm import Comm, message_nbytes
 HEAD_TAG, BODY_TAG, ANSWER_HEAD_TAG, ANSWER_TAG = 31, 32, 33, 34
 HEAD_ENTRIES, ANSWER_HEAD_ENTRIES = 8, 4
 MOST_AXES = HEAD_ENTRIES - 3
+AXES = MOST_AXES + 1
 KINDS = "uif"
 
 
@@ -28,8 +30,11 @@ def empty_answer_head() -> npt.NDArray[np.float64]:
     return np.empty(ANSWER_HEAD_ENTRIES)
 
 
-def head_of(requests: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
-    """Return the head of a batch [n, ...]; ValueError for dtypes and shapes that it cannot say."""
+def head_of(requests: npt.NDArray[Any], split: int = 0) -> npt.NDArray[np.int32]:
+    """Return the head of a batch [n, ...]; ValueError for dtypes and shapes that it cannot say.
+
+    split: the number of the split that the batch is of.
+    """
     shape, dtype = requests.shape, requests.dtype
     if dtype.kind not in KINDS or len(shape) > MOST_AXES + 1 or not dtype.isnative:
         raise ValueError(
@@ -39,7 +44,7 @@ def head_of(requests: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
     head = empty_head()
     head[0] = len(requests)
     head[1] = 256 * KINDS.index(dtype.kind) + dtype.itemsize
-    head[2] = len(shape) - 1
+    head[2] = AXES * split + len(shape) - 1
     head[3 : 2 + len(shape)] = shape[1:]
     return head
 
@@ -47,7 +52,13 @@ def head_of(requests: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
 def empty_batch(head: npt.NDArray[np.int32]) -> npt.NDArray[Any]:
     """Return the array that the batch of this head is received into."""
     kind, itemsize = divmod(int(head[1]), 256)
-    return np.empty((head[0], *head[3 : 3 + head[2]]), np.dtype(f"{KINDS[kind]}{itemsize}"))
+    shape = head[3 : 3 + head[2] % AXES]
+    return np.empty((head[0], *shape), np.dtype(f"{KINDS[kind]}{itemsize}"))
+
+
+def split_of(head: npt.NDArray[np.int32]) -> int:
+    """Return the number of the split that the batch of this head is of."""
+    return int(head[2]) // AXES
 
 
 def answers_of(scores: npt.NDArray[np.float32], as_scores: bool) -> npt.NDArray[Any]:

@@ -3,6 +3,7 @@
 import math
 import time
 from collections import deque
+from itertools import groupby
 
 import numpy as np
 
@@ -24,6 +25,8 @@ from isthmus.timing.requests import TERMS
 
 SHARE_OF_QUEUE = 0.25
 """Of the seconds that a request may wait for the link: what one message takes to cross it at most."""
+TURNS = 16
+"""Of which the longest says how much sooner than its deadline a request is answered by the edge."""
 HEDGED_TOGETHER = 8
 """Requests that the edge answers at a time while it waits: few, so that it soon looks at the link."""
 
@@ -31,9 +34,10 @@ HEDGED_TOGETHER = 8
 class Sent:
     """A batch under way: its requests, when it was sent, and the answer that is awaited."""
 
-    def __init__(self, comm: Comm, peer: int, indices, batch, now):
+    def __init__(self, comm: Comm, peer: int, indices, batch, split, now):
         self.comm, self.peer, self.indices, self.at = comm, peer, indices, now
-        self.kept = head_of(batch), batch  # until they have been sent
+        self.nbytes = batch.nbytes
+        self.kept = head_of(batch, split), batch  # until they have been sent
         self.sending = [comm.Isend(self.kept[0], peer, HEAD_TAG), comm.Isend(batch, peer, BODY_TAG)]
         self.head, self.answers = empty_answer_head(), None
         self.request = comm.Irecv(self.head, peer, ANSWER_HEAD_TAG)
@@ -66,7 +70,7 @@ class Stream:
         self.own = [None] * count  # the edge's scores, or what it computed of a split
         self.answers = [None] * count
         self.from_cloud, self.done = np.zeros(count, bool), np.full(count, np.nan)
-        self.server = np.full(count, -1)
+        self.server, self.split = np.full(count, -1), np.zeros(count, np.int64)
         self.terms = {name: np.full(count, np.nan) for name in TERMS}
         self.queue, self.unsure = deque(), deque()  # to be sent; sent, and not yet answered here either
         self.under_way = [deque() for _ in asking.servers]
@@ -74,7 +78,7 @@ class Stream:
         self.pending = np.zeros(len(asking.servers), int)
         self.batches = self.predicted_nbytes = 0
         self.quickest = math.inf  # from decision to answer, of any batch
-        self.own_seconds = 0.0  # that the edge last took to answer what was due
+        self.turns = deque([0.0], maxlen=TURNS)  # seconds of the last that did something
 
     def now(self):
         return self.asking.clock() - self.start
@@ -91,11 +95,14 @@ class Stream:
 
     def go_on(self):
         """Do what there is to do, or rest a little."""
+        began = self.now()
         moved = self.take_answers()
         moved |= self.expire()
         moved |= self.take_new()
         moved |= self.send()
-        if not moved and not self.hedge():
+        if moved:
+            self.turns.append(self.now() - began)
+        elif not self.hedge():
             time.sleep(REST_SECONDS)
 
     @property
@@ -123,16 +130,21 @@ class Stream:
         if first == last:
             return False
         self.come = last
-        if asking.edge is None:
+        edge, split, following = asking.edge, 0, asking.following
+        if following is not None:
+            split = following.choose()
+            edge = following.halves[split][0]
+        self.split[first:last] = split
+        if edge is None:
             self.terms["edge"][first:last] = 0.0
             self.queue.extend(range(first, last))
             return True
-        made = asking.edge(self.features[first:last])
+        made = edge(self.features[first:last])
         now = self.now()
         self.terms["edge"][first:last] = now - self.arrivals[first:last]
-        kept = self._kept(made)
+        kept = self._kept(made, following is not None and not following.sends(split))
         if kept.any():
-            ready = answers_of(asking.rest(made[kept]), asking.as_scores)
+            ready = answers_of(self._rest(split, made[kept]), asking.as_scores)
             for index, answer in zip(first + np.flatnonzero(kept), ready):
                 self._answer(index, answer, False, now)
         for offset in np.flatnonzero(~kept):
@@ -140,11 +152,16 @@ class Stream:
             self.queue.append(first + int(offset))
         return True
 
-    def _kept(self, made):
-        """Return bool[n]: which of the edge's scores it answers by itself."""
+    def _rest(self, split, made):
+        """Return the scores of what the edge has made of requests."""
+        following = self.asking.following
+        return self.asking.rest(made) if following is None else following.rest(split, made)
+
+    def _kept(self, made, alone):
+        """Return bool[n]: which of the edge's scores it answers by itself; all where it is `alone`."""
         plan = self.asking.plan
         if not isinstance(plan, Cascade):
-            return np.full(len(made), plan == "edge")
+            return np.full(len(made), alone or plan == "edge")
         finite = np.isfinite(made).all(1)
         sure = np.full(len(made), -np.inf)
         if finite.any():
@@ -170,11 +187,15 @@ class Stream:
         return self.now() - decided - quickest
 
     def expire(self):
-        """Answer at the edge what the cloud has not answered in time; return whether there was any."""
+        """Answer at the edge what the cloud has not answered in time; return whether there was any.
+
+        What falls due within a turn, as long as the longest of the last ones, is answered now; none is
+        before half its time is over.
+        """
         asking = self.asking
         if not asking.hedges or math.isinf(asking.deadline):
             return False
-        due, now = [], self.now() + self.own_seconds
+        due, now = [], self.now() + min(max(self.turns), asking.deadline / 2)
         for waiting in (self.unsure, self.queue):  # each in order of arrival
             while waiting and self.arrivals[waiting[0]] + asking.deadline <= now:
                 index = waiting.popleft()
@@ -199,13 +220,14 @@ class Stream:
     def _answer_here(self, indices):
         if not indices:
             return
-        own = [self.own[index] for index in indices]
-        made = self.features[indices] if own[0] is None else np.stack(own)
-        began = self.now()
-        ready, now = answers_of(self.asking.rest(made), self.asking.as_scores), self.now()
-        self.own_seconds = now - began
-        for index, answer in zip(indices, ready):
-            self._answer(index, answer, False, now)
+        for split, some in groupby(indices, self.split.__getitem__):
+            several = list(some)
+            own = [self.own[index] for index in several]
+            made = self.features[several] if own[0] is None else np.stack(own)
+            ready = answers_of(self._rest(split, made), self.asking.as_scores)
+            now = self.now()
+            for index, answer in zip(several, ready):
+                self._answer(index, answer, False, now)
 
     # What goes to the cloud.
 
@@ -217,14 +239,18 @@ class Stream:
             return False
         place = asking.rule.choose(free, self.pending)
         first = self.own[self.queue[0]] if asking.sends_made else self.features[0]
-        indices = [self.queue.popleft() for _ in range(min(len(self.queue), self._most(first.nbytes)))]
+        indices, split = [], self.split[self.queue[0]]
+        while (
+            self.queue and self.split[self.queue[0]] == split and len(indices) < self._most(first.nbytes)
+        ):
+            indices.append(self.queue.popleft())
         batch = (
             np.stack([self.own[index] for index in indices])
             if asking.sends_made
             else np.ascontiguousarray(self.features[indices])
         )
         now, peer = self.now(), asking.servers[place]
-        self.under_way[place].append(Sent(asking.comm, peer, indices, batch, now))
+        self.under_way[place].append(Sent(asking.comm, peer, indices, batch, int(split), now))
         self.predicted_nbytes += batch_nbytes(
             asking.comm.comm, len(batch), batch.nbytes // len(batch), peer
         )
@@ -252,6 +278,8 @@ class Stream:
                 here = asking.ahead[asking.comm.rank] - asking.ahead[batch.peer]
                 came, done = batch.head[:2] + here - self.start
                 self.pending[place] -= len(batch.indices)
+                if asking.following is not None:
+                    asking.following.note(batch.peer, batch.at, came, done, batch.nbytes)
                 for index, answer in zip(batch.indices, batch.answers):
                     if self.answers[index] is None:
                         self.terms["send"][index] = came - batch.at
@@ -285,6 +313,7 @@ class Stream:
             late=seconds > self.asking.deadline,
             terms=self.terms,
             server=self.server,
+            split=self.split,
             sent_nbytes=sent_nbytes,
             predicted_nbytes=self.predicted_nbytes,
             batches=self.batches,

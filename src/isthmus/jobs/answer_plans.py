@@ -11,7 +11,7 @@ from isthmus.inference.halves import halves_of
 from isthmus.inference.ladder import paired_change
 from isthmus.inference.messages import ANSWER_HEAD_ENTRIES, HEAD_ENTRIES
 from isthmus.planning.cascades import plan_cascade
-from isthmus.planning.splits import Split, plan_split
+from isthmus.planning.splits import Split, plan_split, plan_splits
 from isthmus.shards.shard_file import ShardSet
 from isthmus.timing.requests import NOTHING, Asker, Seconds, play_requests
 
@@ -28,14 +28,15 @@ class AnswerPlans:
     """The plans for a cluster, two models and what their parts take: `costs`, by rank.
 
     models: (TrainedModel, the function that gives its scores) of the edge and of the cloud. activations:
-    of a split that was planned, what they are coded as, and what that does to accuracy.
+    of a split that was planned, what they are coded as, and what that does to accuracy. chain: the
+    ChainSplits of one that follows the link.
     """
 
     def __init__(self, cluster, settings, models, costs, request_nbytes):
         self.cluster, self.settings, self.models = cluster, settings, models
         self.costs, self.request_nbytes = costs, request_nbytes
         tiers = [cluster.sites[index].tier for index in cluster.site_of_rank]
-        self.activations = None
+        self.activations = self.chain = None
         self.edge_ranks = [rank for rank, tier in enumerate(tiers) if tier == "edge"]
         self.cloud_ranks = [rank for rank, tier in enumerate(tiers) if tier == "cloud"]
 
@@ -108,7 +109,10 @@ class AnswerPlans:
             layers[0] |= {"source_seconds": 0.0, "target_seconds": 0.0}
         names = [cluster.names[cluster.site_of_rank[rank]] for rank in (source, target)]
         activations = answers.compressor
-        plan = plan_split(cluster, layers, source=names[0], target=names[1], activations=activations)
+        ends = {"source": names[0], "target": names[1], "activations": activations}
+        plan = plan_split(cluster, layers, **ends)
+        if answers.recent_seconds:
+            self.chain = plan_splits(cluster, layers, **ends)
         if activations:
             judged = self._judged(plan, activations) if answers.validation else {}
             self.activations = {"kind": answers.activations.kind} | judged

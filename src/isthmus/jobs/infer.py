@@ -18,6 +18,7 @@ from isthmus.inference.inference import Inference
 from isthmus.inference.measuring import measure_layers, seconds_of
 from isthmus.inference.onnx_runtime import onnx_function
 from isthmus.jobs.answer_plans import AnswerPlans, arrivals_of
+from isthmus.jobs.answer_tables import answers_table, prediction_of
 from isthmus.jobs.infer_settings import InferSettings
 from isthmus.jobs.serving import serve_requests
 from isthmus.jobs.using import features_of, shared_model
@@ -27,7 +28,7 @@ from isthmus.links.tiers import tiers_of_rank_0
 from isthmus.links.world import gather_rows
 from isthmus.pages.answers import SUMMARY
 from isthmus.planning.cascades import Cascade
-from isthmus.planning.splits import Split
+from isthmus.planning.splits import ChainSplits, Split
 from isthmus.shards.shard_file import ShardSet
 from isthmus.timing.requests import TERMS
 
@@ -72,7 +73,7 @@ class _Job:
 
     def __init__(self, tiers, settings, tell):
         self.tiers, self.settings, self.tell = tiers, settings, tell
-        self.world, self.asks = tiers.world, tiers.tier == "edge"
+        self.world, self.asks, self.chain = tiers.world, tiers.tier == "edge", None
         if settings.cluster.links == "paced":
             tell("links are paced: held to the rates of the cluster file")
         models = settings.models
@@ -164,11 +165,25 @@ class _Job:
 
         def planned():
             plans = made.plans()
-            split = plans.get("split")
-            return plans, {"split": split and asdict(split), "activations": made.activations}
+            split, chain = plans.get("split"), made.chain
+            return plans, {
+                "split": split and asdict(split),
+                "activations": made.activations,
+                "chain": chain
+                and {
+                    "splits": [asdict(each) for each in chain.splits],
+                    "fixed_seconds": chain.fixed_seconds.tolist(),
+                    "link_nbytes": chain.link_nbytes.tolist(),
+                },
+            }
 
         plans, shared = together(world, lambda: planned() if world.rank == 0 else (None, None))
         shared = broadcast_json(world, shared)
+        if shared["chain"]:
+            self.chain = ChainSplits(
+                tuple(map(_split_of, shared["chain"].pop("splits"))),
+                **{name: np.array(column) for name, column in shared["chain"].items()},
+            )
         if shared["split"]:
             halves = gather_json(world, self._measured_halves(_split_of(shared["split"])))
             for each, took in zip(costs, halves):
@@ -179,12 +194,12 @@ class _Job:
             if self.settings.requests is not None:
                 first = self.settings.answers.rules[0]
                 means = {
-                    each: _predicted(made.predicted(each, plan, first))["mean"]
+                    each: prediction_of(made.predicted(each, plan, first))["mean"]
                     for each, plan in plans.items()
                 }
                 mode = min(means, key=means.__getitem__)
                 rules = self.settings.answers.rules
-                told = {rule: _predicted(made.predicted(mode, plans[mode], rule)) for rule in rules}
+                told = {rule: prediction_of(made.predicted(mode, plans[mode], rule)) for rule in rules}
                 more = {"predicted": told, "considered": means}
             plan = plans[mode]
             plan = plan if isinstance(plan, str) else asdict(plan)
@@ -199,7 +214,8 @@ class _Job:
             self.tiers,
             edge=edge,
             cloud=cloud,
-            plan=plan,
+            plan=self.chain or plan,
+            recent_seconds=answers.recent_seconds or 0.0,
             activations=answers.compressor,
             hedge=answers.hedge,
             deadline_seconds=answers.deadline_seconds,
@@ -245,6 +261,9 @@ class _Job:
                 "sent_nbytes": found.sent_nbytes,
                 "predicted_nbytes": found.predicted_nbytes,
                 "batches": found.batches,
+                "by_split": np.bincount(
+                    found.split, minlength=len(self.chain.splits) if self.chain else 1
+                ).tolist(),
                 "asked": [int((found.server == rank).sum()) for rank in range(self.world.size)],
                 **again,
             },
@@ -261,8 +280,11 @@ class _Job:
         own, whole = (run(features).argmax(1) for run in self.runs)
         wanted = np.where(found.from_cloud[places], whole, own)
         if mode == "split":
-            first, second = self._halves(plan)
-            wanted = second(first(features)).argmax(1)
+            splits = self.chain.splits if self.chain else [plan]
+            for split in np.unique(found.split[places]):
+                mine = found.split[places] == split
+                first, second = self._halves(splits[split])
+                wanted[mine] = second(first(features[mine])).argmax(1)
         return {
             "checked": len(places),
             "differing": int((wanted != given).sum()),
@@ -273,7 +295,7 @@ class _Job:
         """Write what was found into the output folder; return the table. Rank 0's."""
         output, cluster = self.settings.output, self.tiers.cluster
         predicted = chosen.pop("predicted")
-        tables = {rule: _told(predicted[rule], *run) for rule, run in runs.items()}
+        tables = {rule: answers_table(predicted[rule], *run) for rule, run in runs.items()}
         first = next(iter(runs.values()))[0]
         output.mkdir(parents=True, exist_ok=True)
         with replacing(output / "answers.npz") as partial, open(partial, "wb") as file:
@@ -304,24 +326,6 @@ class _Job:
         return made
 
 
-def _told(predicted, rows, told):
-    """Return what one run of the stream came to: `rows` of all requests, what edge ranks told."""
-    from_cloud, seconds, late, right = rows.T[1:5]
-    sums = ("sent_nbytes", "predicted_nbytes", "batches", "checked", "differing", "changed")
-    return {
-        "requests": len(rows),
-        "from_cloud": int(from_cloud.sum()),
-        "late": int(late.sum()),
-        "accuracy": None if np.isnan(right).any() else float(right.mean()),
-        "predicted": predicted,
-        "measured": _spread(seconds)
-        | {name: _mean([rows[:, 5 + place]]) for place, name in enumerate(TERMS)},
-        "percentiles": np.percentile(seconds, range(101)).tolist(),
-        **{name: sum(each[name] for each in told) for name in sums},
-        "asked": np.sum([each["asked"] for each in told], axis=0).tolist(),
-    }
-
-
 def _plan_of(chosen):
     """Return the plan that rank 0 has chosen, as each rank rebuilds it."""
     plan = chosen["plan"]
@@ -338,29 +342,3 @@ def _split_of(table):
 
 def _tuples(table):
     return {name: tuple(value) for name, value in table.items() if isinstance(value, list)}
-
-
-def _predicted(played):
-    """Return what the terms of all edge ranks' requests come to."""
-    spread = _spread(np.concatenate([_totals(terms) for terms in played]))
-    return spread | {name: _mean([terms[name] for terms in played]) for name in TERMS}
-
-
-def _totals(terms):
-    return np.nansum([terms[name] for name in TERMS], axis=0)
-
-
-def _spread(seconds):
-    """Return mean, median and 99th percentile; the requests are never none."""
-    return {
-        "mean": float(seconds.mean()),
-        "p50": float(np.quantile(seconds, 0.5)),
-        "p99": float(np.quantile(seconds, 0.99)),
-    }
-
-
-def _mean(parts):
-    """Return the mean of those that are numbers, 0 where there are none."""
-    values = np.concatenate(parts)
-    values = values[~np.isnan(values)]
-    return float(values.mean()) if len(values) else 0.0

@@ -57,8 +57,9 @@ class AnswersPart(FrozenModel):
 
     mode: "auto" takes, of those that lose no more than `accuracy_loss` of the cloud's accuracy, the one
     that is predicted to be soonest in the mean. validation: a packed set that neither model learnt from.
-    split_after: the last layer of a split at the edge, None where it answers soonest. activations: what
-    crosses the link then: float32 where None, or "int8" or "int4", with their arguments in a table.
+    split_after: the last layer of a split at the edge, None where it answers soonest. recent_seconds: in
+    which the link's rates choose the split anew, None where it stays. activations: what crosses the link
+    then: float32 where None, or "int8" or "int4", with their arguments in a table.
     dispatch: a list runs the stream once with each. most_waiting: requests that a
     server's queue holds.
     """
@@ -68,6 +69,7 @@ class AnswersPart(FrozenModel):
     measure: Literal[*MEASURES] | None = None
     validation: Path | None = None
     split_after: str | None = None
+    recent_seconds: Positive | None = None
     activations: KindSettings | None = None
     batch: Count = 32
     window: Count = 8
@@ -128,11 +130,15 @@ class InferSettings(FrozenModel):
                 f"{path}: answers.validation: mode {settings.answers.mode!r} judges both models on "
                 "samples that neither learnt from; name a packed set"
             )
-        for key in ("activations", "split_after"):
+        for key in ("activations", "split_after", "recent_seconds"):
             if getattr(settings.answers, key) and settings.answers.mode != "split":
                 raise SettingsError(
                     f"{path}: answers.{key}: is of mode 'split' alone; set that mode, or leave it out"
                 )
+        if settings.answers.split_after and settings.answers.recent_seconds:
+            raise SettingsError(
+                f"{path}: answers.recent_seconds: moves the split that split_after holds; leave one out"
+            )
         folder = Path(path).resolve().parent
 
         def absolute(each):

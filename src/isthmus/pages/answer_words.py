@@ -36,11 +36,25 @@ def inference_words(made):
             f"{table['predicted_nbytes']:,}; {table['differing']} of {table['checked']} answers differ "
             "computed again"
         )
+        if len(table["by_split"]) > 1:
+            lines.append(f"{rule}: {splits_in_words(table['by_split'])}")
     if told := activations_in_words(made):
         lines.append(told)
     if not isinstance(made["plan"], str):
         lines += list(made["plan"]["sentences"])
     return [*lines, f"{made['output']}: answers.npz, summary.json"]
+
+
+def splits_in_words(by_split):
+    """Return how many requests were answered by each split of a chain that follows the link."""
+    told = (
+        f"{count:,} with {'nothing' if place == len(by_split) - 1 else f'what layer {place} gives'} sent"
+        if place
+        else f"{count:,} sent as they are"
+        for place, count in enumerate(by_split)
+        if count
+    )
+    return f"as the link's rates were, {', '.join(told)}"
 
 
 def activations_in_words(made):

@@ -102,7 +102,7 @@ def _rules(made):
                 *(f"{run['asked'][rank]:,}" for rank in ranks),
             ]
         )
-    return [*columns, *(f"asked of rank {rank}, {made['sites'][rank]}" for rank in ranks)], rows
+    return [*columns, *(f"asked {made['sites'][rank]}, rank {rank}" for rank in ranks)], rows
 
 
 def _asked_ranks(made):
@@ -138,13 +138,13 @@ def _pictures(made):
                 label=rule,
             )
         axis.set(xlabel="ms from arrival to answer", ylabel="% of the requests", xscale="log")
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_formatter("")
         legend_above(axis, 3)
-    bars = {
-        f"{rule}, {kind}": [1e3 * run[kind][name] for name in TERMS]
-        for rule, run in runs.items()
-        for kind in ("predicted", "measured")
-    }
-    _grouped(charts, "By term, of the requests that have it", TERMS, bars, "ms (means)")
+    first = next(iter(runs.values()))
+    bars = {"predicted": first["predicted"]} | {rule: run["measured"] for rule, run in runs.items()}
+    terms = {label: [1e3 * table[name] for name in TERMS] for label, table in bars.items()}
+    _grouped(charts, "By term, of the requests that have it", TERMS, terms, "ms (means)")
     ranks = _asked_ranks(made)
     if len(ranks) > 1:
         names = [f"rank {rank}" for rank in ranks]
@@ -156,7 +156,7 @@ def _pictures(made):
 def _grouped(charts, title, names, bars, unit):
     """Add a chart of groups of bars: a group for each name, in it a bar for each label."""
     height = 0.8 / len(bars)
-    with chart(charts, title, 1.0 + 0.16 * len(names) * len(bars) + 0.2 * len(bars)) as axis:
+    with chart(charts, title, 1.0 + 0.12 * len(names) * len(bars) + 0.1 * len(bars)) as axis:
         for place, (label, values) in enumerate(bars.items()):
             axis.barh(
                 np.arange(len(names)) - 0.4 + (place + 0.5) * height,

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from isthmus.cluster.cluster import Cluster
 from isthmus.compression.compressor import Compressor
+from isthmus.errors import PlanError
 from isthmus.planning.split_programme import Costs, least_latency, least_period, least_period_of_chain
 from isthmus.planning.tasks.graph import in_order
 from isthmus.quantities import real, whole
@@ -91,26 +92,96 @@ def plan_split(
     integer programme, with its gap. Raises ValueError for numbers and names that make no sense, and
     PlanError where layers that one end cannot run (infinite seconds) leave no split.
     """
-    for name, value, known in (
-        ("objective", objective, ("latency", "period")),
-        ("answer_at", answer_at, ("source", "target")),
-    ):
-        if value not in known:
-            raise ValueError(f"{name} must be {' or '.join(known)}, not {value!r}")
+    _one_of("objective", objective, ("latency", "period"))
+    _one_of("answer_at", answer_at, ("source", "target"))
     made = [each if isinstance(each, Layer) else _layer(each) for each in layers]
     inputs = _inputs(made)
     costs, nbytes = _costs(cluster, made, inputs, (source, target), activations, rates, answer_at)
-    chain = inputs == [[number - 1] if number else [] for number in range(len(made))]
+    latency = objective == "latency"
+    find = least_latency if latency else least_period_of_chain if _is_chain(inputs) else least_period
+    here, bound = find(costs)
+    return _split(costs, nbytes, here, bound, objective, (source, target))
+
+
+@dataclass(frozen=True, eq=False)
+class ChainSplits:
+    """All splits of a chain of layers, for a link whose rate changes while requests are answered.
+
+    splits: that with the data alone at the source first, that with all layers there last, as planned at
+    the rate of the cluster file.
+    fixed_seconds: float64[splits], of a request but for its bytes on the link.
+    link_nbytes: float64[splits], those bytes.
+    """
+
+    splits: tuple[Split, ...]
+    fixed_seconds: npt.NDArray[np.float64]
+    link_nbytes: npt.NDArray[np.float64]
+
+    def seconds_at(self, rates: npt.ArrayLike) -> npt.NDArray[np.float64]:
+        """Return what a request takes, float64[rates, splits], at bytes per second of the link."""
+        return self.fixed_seconds + self.link_nbytes / np.atleast_1d(np.asarray(rates, float))[:, None]
+
+    def best(self, seconds_per_byte: float) -> int:
+        """Return the number of the split that is soonest, by the mean over rates of 1 / rate."""
+        return int((self.fixed_seconds + self.link_nbytes * seconds_per_byte).argmin())
+
+
+def plan_splits(
+    cluster: Cluster,
+    layers: Sequence[Layer | Mapping[str, Any]],
+    *,
+    source: str,
+    target: str,
+    activations: Compressor | None = None,
+    answer_at: str = "source",
+) -> ChainSplits:
+    """Return all splits of a chain, of which the one soonest on average is chosen anew as rates change.
+
+    Arguments are those of `plan_split`, and `best` takes what it would take for the same rates. Raises
+    ValueError for numbers and names that make no sense, and for layers that are no chain; PlanError
+    where layers that one end cannot run leave no split.
+    """
+    _one_of("answer_at", answer_at, ("source", "target"))
+    made = [each if isinstance(each, Layer) else _layer(each) for each in layers]
+    inputs = _inputs(made)
+    if not _is_chain(inputs):
+        raise ValueError(
+            "layers must be a chain, each reading the one before it; plan_split takes graphs"
+        )
+    costs, nbytes = _costs(cluster, made, inputs, (source, target), activations, None, answer_at)
+    costs.bounds(len(made))  # PlanError where a layer can run at neither end
+    splits, fixed, sent = [], [], []
+    for place in range(1, len(made) + 1):
+        here = np.arange(len(made)) < place
+        split = _split(costs, nbytes, here, math.inf, "latency", (source, target))
+        crosses = costs.crossing(here)
+        splits.append(split)
+        fixed.append(split.seconds - float(costs.send[:, crosses].sum()))
+        sent.append(float((nbytes[crosses] + cluster.overhead_nbytes).sum()))
+    if not np.isfinite(fixed).any():
+        raise PlanError("layers that one end cannot run leave no split; give them finite seconds there")
+    return ChainSplits(tuple(splits), np.array(fixed), np.array(sent))
+
+
+def _one_of(name, value, known):
+    if value not in known:
+        raise ValueError(f"{name} must be {' or '.join(known)}, not {value!r}")
+
+
+def _is_chain(inputs):
+    return inputs == [[number - 1] if number else [] for number in range(len(inputs))]
+
+
+def _split(costs, nbytes, here, bound, objective, ends):
+    """Return the Split where the layers with here[layer] are at the source; `bound`: none is sooner."""
+    latency, (source, target) = objective == "latency", ends
 
     def judged(here):
         return sum(costs.latency_terms(here).values()) if latency else costs.period(here)
 
-    latency = objective == "latency"
-    find = least_latency if latency else least_period_of_chain if chain else least_period
-    here, bound = find(costs)
     seconds, terms, sent = judged(here), costs.latency_terms(here), costs.crossing(here)
     others = {
-        "all": judged(np.ones(len(made), bool)),  # at the source
+        "all": judged(np.ones(here.size, bool)),  # at the source
         "data": judged(costs.is_data),
     }
     bound = min(bound, seconds)
