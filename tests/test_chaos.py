@@ -1,13 +1,19 @@
 """Deaths that are planned: from a file or at random, and the sheet that says what came of them."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from clusters import cluster_of
 from test_resuming import pack, settings
 
 from isthmus.errors import SettingsError
-from isthmus.jobs.chaos import chaos_words, planned_faults, play_faults, random_faults
+from isthmus.jobs.chaos import chaos_words, play_faults
+from isthmus.jobs.fault_plans import planned_faults, random_faults
+
+ROOT = Path(__file__).parents[1]
 
 
 def test_deaths_are_planned_by_run(tmp_path):
@@ -55,4 +61,22 @@ def test_a_run_is_held_against_what_is_promised(tmp_path):
     assert row["verified"] == "bits equal, each sample once in 2 epochs"
     assert "rank 0 gone, 1 go on" in row["said"]
     assert json.dumps(made)
-    assert chaos_words(made)[1] == "1 runs: 0 wrong, 0 restarted from a checkpoint"
+    assert chaos_words(made)[1] == "1 runs: 0 wrong, 0 started once more"
+
+
+@pytest.mark.slow
+def test_a_small_campaign_of_kills_finds_nothing_wrong_and_goes_on_where_it_was(tmp_path):
+    for kills in (4, 7):
+        done = subprocess.run(
+            [sys.executable, "experiments/chaos_campaign.py", "--seed", "3", "--kills", str(kills)]
+            + ["-o", str(tmp_path / "rows.jsonl")],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=400,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert [row["run"] for row in rows] == [*range(len(rows))]
+    assert sum(row["happened"] for row in rows) >= 7
+    assert all(row["verified"].startswith("bits equal, each sample once") for row in rows)

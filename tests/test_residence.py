@@ -31,6 +31,7 @@ from isthmus.models import Convolutional, Perceptron
 from isthmus.security.key_files import make_keys
 from isthmus.training.checkpoint import read_checkpoint, write_checkpoint
 from isthmus.training.loop import State, Training
+from isthmus.training.replicas import Replicas
 from isthmus.training.strategies.strategy import Member
 
 SIZE = 6007
@@ -300,14 +301,14 @@ def test_training_ends_with_one_hash_wherever_ranks_compute(comm, gpu, shared_fo
             for _ in training.steps():
                 if run == 1 and training.state.step == 5:
                     write_checkpoint(path, training, {})
-            hashes.append(training.compare_replicas())
+            hashes.append(Replicas(training).compare())
             assert type(training.gradient) is where.ndarray
         elsewhere = np if library is gpu.cupy else gpu.cupy
         resumed = training_of(tiers, elsewhere, isthmus.Int8(8))
         read_checkpoint(path, resumed, {})
         for _ in resumed.steps():
             pass
-        assert hashes == [resumed.compare_replicas()] * 2
+        assert hashes == [Replicas(resumed).compare()] * 2
         assert training.evaluate(training.local) == resumed.evaluate(resumed.local)
 
 

@@ -19,8 +19,9 @@ from isthmus.recovery.faults import PLAN
 
 INT8 = {"compressor": {"kind": "int8", "block": 8}}
 DEATHS = [
-    {"rank": 1, "step": 2, "moment": "send", "number": 0},
-    {"rank": 0, "step": 4, "moment": "agree"},  # which leads the hub, and writes the run's folder
+    {"rank": 2, "step": 3, "moment": "send", "kind": "flip", "bit": 9},  # nobody dies, a message does
+    {"rank": 2, "step": 4, "moment": "send", "number": 0},
+    {"rank": 0, "step": 6, "moment": "agree"},  # which leads the hub, and writes the run's folder
     {"rank": 3, "step": 10, "moment": "evaluation"},  # within what is done after an epoch
 ]
 
@@ -48,12 +49,17 @@ def test_who_is_left_ends_the_run_with_each_sample_once(tmp_path):
         tmp_path,
         cluster=cluster_of(2, 2),
         allreduce=INT8,
-        data={"validation": "data/validation"},
-        recovery={"survive": True},
+        data={"validation": "data/validation", "copies": 2},
+        recovery={"survive": True, "checksums": True, "buddies_every": 1},
     )
     done = launch(tmp_path, 4, DEATHS, "--with-ft", "ulfm")
     assert "Traceback" not in done.stderr
-    for words in ("rank 1 gone, 3 go on", "rank 0 gone, 2 go on", "rank 3 gone, 1 go on"):
+    for words in (
+        "step 2: a message from rank 2 to rank 0 was changed on its way",
+        "rank 2 gone, 3 go on",
+        "rank 0 gone, 2 go on",
+        "rank 3 gone, 1 go on",
+    ):
         assert words in done.stderr, done.stderr
     assert "after 10 steps" in done.stdout
     run = read_run(tmp_path / "runs/mine")
@@ -61,7 +67,11 @@ def test_who_is_left_ends_the_run_with_each_sample_once(tmp_path):
     counted = [line for line in run.metrics if line["kind"] == "samples"]
     assert [(line["once"], line["again"], line["lost"]) for line in counted] == [(120, 0, {})] * 2
     assert sum(line["kind"] == "evaluation" for line in run.metrics) == 2
-    assert [line["ranks"] for line in run.metrics if line["kind"] == "lost"] == [[1], [0], [3]]
+    assert [line["ranks"] for line in run.metrics if line["kind"] == "lost"] == [[], [2], [0], [3]]
+    taken = [line.get("residual_steps") for line in run.metrics if line["kind"] == "members"]
+    assert taken == [None, None, [None, None, 3], [4, None], None]  # 0 dies before its copy of 5 counts
+    assert "copies: 6 of 6 shards on a second rank" in done.stderr
+    assert "bytes of residuals to a second rank inside 2 sites, every 1 steps" in done.stderr
     found = verify_steps(run.folder)
     assert (found["parameter_hash"], found["epochs"]) == (run.summary["parameter_hash"], [1, 2])
 

@@ -96,6 +96,10 @@ class MachineError(IsthmusError):
     exit_code = 15
 
 
+class ChangedMessageError(MachineError):
+    """A message between two sites is not what was sent."""
+
+
 class ModelError(IsthmusError):
     """A user's own model, loss or module is not there, raises, or is not what training needs."""
 

@@ -1,5 +1,6 @@
 """What the verbs' arguments have in common: how they are named, checked and helped with."""
 
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -67,8 +68,10 @@ OtherCluster = Annotated[
 ]
 
 
-def number(text, *names, at_least=None, metavar="NUMBER"):
+def number(text, *names, at_least=None, above=None, metavar="NUMBER"):
     """Return an option that takes a number, which is refused in one line where it is too small.
+
+    above: what a finite number must be more than.
 
     The least value is checked here and told in `text`: a range would be help of 20 columns more.
     """
@@ -76,6 +79,8 @@ def number(text, *names, at_least=None, metavar="NUMBER"):
     def check(value):
         if value is not None and at_least is not None and not value >= at_least:
             raise typer.BadParameter(f"must be at least {at_least}, not {value:g}")
+        if value is not None and above is not None and not above < value < math.inf:
+            raise typer.BadParameter(f"must be a finite number above {above}, not {value:g}")
         return value
 
     return typer.Option(*names, metavar=metavar, help=text, callback=check)

@@ -242,6 +242,13 @@ def simulate(
         int,
         number("Simulate up to so many edge sites, other links and compressors; 0: none.", at_least=0),
     ] = 64,
+    rank_mtbf: Annotated[
+        float | None, number("Hours from one failure of a rank to its next; else none.", above=0)
+    ] = None,
+    site_mtbf: Annotated[float | None, number("The same of a site.", above=0)] = None,
+    checkpoint_seconds: Annotated[float, number("Of writing a checkpoint.", above=0)] = 1.0,
+    restart_seconds: Annotated[float, number("Until a run that has ended goes on.", above=0)] = 60.0,
+    recovery_seconds: Annotated[float, number("Until one that survives goes on.", above=0)] = 1.0,
     cluster: OtherCluster = None,
     seed: Annotated[int, number("Of what is drawn.", at_least=0)] = 0,
     output: Annotated[
@@ -251,8 +258,11 @@ def simulate(
     as_json: AsJson = False,
 ):
     """Simulate steps of a cluster of any size, and how it scales."""
+    from isthmus.jobs.failing import Failing
     from isthmus.jobs.simulate import simulate_file, simulation_words
 
+    fails = rank_mtbf is not None or site_mtbf is not None
+    costs = checkpoint_seconds, restart_seconds, recovery_seconds
     made = simulate_file(
         file,
         steps=steps,
@@ -265,6 +275,7 @@ def simulate(
         edge_sites=edge_sites,
         output=output,
         other_cluster=cluster,
+        failing=Failing(rank_mtbf, site_mtbf, *costs) if fails else None,
     )
     answer(as_json, made, simulation_words(made))
 

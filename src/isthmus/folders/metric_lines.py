@@ -91,6 +91,7 @@ class MembersLine(Line):
     shards_of_rank: list[list[Count]]
     came_from: NotRequired[list[Count | None]]
     resumed: NotRequired[bool]
+    residual_steps: NotRequired[list[Count | None]]
 
 
 class SamplesLine(Line):
@@ -102,11 +103,13 @@ class SamplesLine(Line):
 
 
 class LostLine(Line):
-    """Ranks that died, how long it took to go on without them, and shards that nobody could read."""
+    """Ranks that died, how long it took to go on without them, shards that nobody could read, and when
+    it was noticed, in seconds since 1970."""
 
     ranks: list[Count]
     seconds: Seconds
     never: list[Count]
+    clock: NotRequired[Seconds]
 
 
 class JoinedLine(Line):
@@ -114,6 +117,15 @@ class JoinedLine(Line):
 
     ranks: list[Count]
     seconds: Seconds
+
+
+class RepairedLine(Line):
+    """Ranks whose parameters were others than most ranks', no ranks if no majority tells; after which
+    step that was found, when, in seconds since 1970, and since which step all is made again."""
+
+    ranks: list[Count]
+    found: Count
+    clock: Seconds
 
 
 class DroppedLine(Line):
@@ -152,6 +164,7 @@ LINES = {
         "samples": SamplesLine,
         "lost": LostLine,
         "joined": JoinedLine,
+        "repaired": RepairedLine,
         "arrivals": ArrivalsLine,
         "left_out": LeftOutLine,
     }.items()

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from isthmus.cures import explained
-from isthmus.errors import CheckpointError, OutputError
+from isthmus.errors import CheckpointError, OutputError, ranks_in_words
 from isthmus.files import check_folder, remove_leftovers, replacing, write_text
 from isthmus.folders.chain import BEGINNING, last_hash, linked
 from isthmus.folders.contents import Provenance
@@ -236,6 +236,15 @@ def left_out_sentence(sums, names):
     number, sites = sums[0]
     more = f", and {len(sums) - 1} sums more went on without some" if len(sums) > 1 else ""
     return f"sum {number} went on without {', '.join(names[site] for site in sites)}: not finite{more}"
+
+
+def repaired_sentence(line):
+    """Return what a line of kind "repaired" tells: who had other parameters, and what is done again."""
+    who = f"on {ranks_in_words(line['ranks'])} differ from the others'"
+    return (
+        f"parameters {who if line['ranks'] else 'differ between ranks'}: all go back to step "
+        f"{line['step']}, where they were equal, and make {line['found'] - line['step']} steps again"
+    )
 
 
 def replanned_sentence(line):

@@ -48,11 +48,13 @@ class Planned(Table):
     """What a row tells of plan.json."""
 
     steps: NotRequired[Count]
+    shards_of_rank: NotRequired[list[list[Count]]]
 
 
-class Summed(Planned):
+class Summed(Table):
     """What a row tells of summary.json."""
 
+    steps: NotRequired[Count]
     loss: NotRequired[Measured]
     accuracy: NotRequired[Measured]
     metrics: NotRequired[dict[str, Measured]]
@@ -138,6 +140,8 @@ def describe_run(folder):
         "name": folder.name,
         "state": state,
         "job": submitted.get("job") or run.get("slurm_job"),
+        "ranks": len(plan.get("shards_of_rank", ())),  # now, and when it was started last
+        "ranks_begun": len(run.get("hosts", ())),
         "step": last_step,
         "steps": all_steps,
         "loss": steps[-1].get("loss") if steps else None,
@@ -202,6 +206,7 @@ def status_table(runs, parent):
         ("run", "left"),
         ("state", "left"),
         ("job", "left"),
+        ("ranks", "right"),
         ("step", "right"),
         ("loss", "right"),
         ("test", "right"),
@@ -212,7 +217,8 @@ def status_table(runs, parent):
     shown = [
         number
         for number, (title, _) in enumerate(columns)
-        if title != "job" or any(run["job"] for run in runs)
+        if (title != "job" or any(run["job"] for run in runs))
+        and (title != "ranks" or any(0 < run["ranks"] < run["ranks_begun"] for run in runs))
     ]
     columns = [columns[number] for number in shown]
     rows = [([texts[number] for number in shown], style) for texts, style in rows]
@@ -225,6 +231,7 @@ def _cells(run):
         run["name"],
         run["state"] + (f" since {_minute(run['since'])}" if run["since"] else ""),
         run["job"] or "",
+        f"{run['ranks']}/{run['ranks_begun']}" if run["ranks"] else "",
         f"{run['step']}/{run['steps']}" if run["steps"] else "",
         "" if run["loss"] is None else number_in_words(run["loss"]),
         f"{name} {metric_in_words(name, run['metrics'][name])}" if run["metrics"] else "",

@@ -1,98 +1,48 @@
-"""`isthmus chaos`: a run with ranks that are killed at named moments, held against what was promised.
+"""`isthmus chaos`: a run whose ranks are harmed at named moments, held against what was promised.
 
 Imports no MPI: a process that has initialised MPI must not start mpirun.
 """
 
+import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-import numpy as np
-from pydantic import Field
+from typing import Any
 
 from isthmus.errors import SettingsError
 from isthmus.folders.reading import read_lines
+from isthmus.jobs.fault_plans import Fault
 from isthmus.jobs.launch import rank_environment
-from isthmus.jobs.plan import make_plan
 from isthmus.jobs.settings import RunSettings
 from isthmus.json_text import dumps, loads
-from isthmus.mpirun import mpirun
-from isthmus.recovery.moments import MOMENTS, PLAN
+from isthmus.mpirun import mca_arguments, mpirun
+from isthmus.recovery.moments import HAPPENED, PLAN
 from isthmus.terminal import table_of
-from isthmus.toml_files import FrozenModel, check_table, read_toml
 
-Count = Annotated[int, Field(ge=0)]
 ENDED = "ended"
-
-
-class Fault(FrozenModel):
-    """A rank, by its number in the cluster, that is killed at a moment of a step, counted from 1.
-
-    number: of a message of that step, for "send". run: which of several runs it is for.
-    """
-
-    rank: Count
-    step: Annotated[int, Field(ge=1)]
-    moment: Literal[MOMENTS]
-    number: Count = 0
-    run: Count = 0
-
-    def __str__(self):
-        number = f" {self.number}" if self.moment == "send" else ""
-        return f"rank {self.rank} in {self.moment}{number} of step {self.step}"
-
-
-class Faults(FrozenModel):
-    """The file of `--plan`: [[fault]] tables."""
-
-    fault: Annotated[tuple[Fault, ...], Field(min_length=1)]
-
-
-def planned_faults(path: Path) -> list[list[Fault]]:
-    """Return the faults of each run that the file asks for. Raises SettingsError."""
-    faults = check_table(Faults, read_toml(path, SettingsError), path, SettingsError).fault
-    runs = sorted({each.run for each in faults})
-    return [[each for each in faults if each.run == run] for run in runs]
-
-
-def random_faults(settings_path: Path, runs: int, seed: int) -> list[list[Fault]]:
-    """Return one or two faults for each of so many runs, spread over ranks, steps and moments."""
-    settings = RunSettings.from_toml(settings_path)
-    plan, cluster, _ = make_plan(settings_path)
-    total, draw = plan.steps * settings.training.epochs, np.random.default_rng(seed)
-    moments = [each for each in MOMENTS if each != "rebuild"]
-    if settings.run.checkpoint_every is None:
-        moments.remove("checkpoint")
-    every = {
-        "evaluation": plan.steps,
-        "report": plan.steps,
-        "checkpoint": settings.run.checkpoint_every or 1,
-    }
-    made: list[list[Fault]] = []
-    for number in range(runs):
-        deaths = int(draw.integers(1, 3)) if cluster.size > 2 else 1
-        faults = []
-        for rank in draw.permutation(cluster.size)[:deaths].tolist():
-            moment = moments[int(draw.integers(len(moments)))]
-            stride = min(every.get(moment, 1), total)
-            step = stride * int(draw.integers(1, total // stride + 1))
-            faults.append(Fault(rank=rank, step=step, moment=moment, run=number))
-        if deaths == 2 and draw.random() < 0.3:  # the second dies while the first is done without
-            faults[1] = faults[1].model_copy(update={"step": faults[0].step, "moment": "rebuild"})
-        made.append(faults)
-    return made
+ISTHMUS = (sys.executable, "-m", "isthmus")
+DETECTOR = {"mpi_ft_detector": "true", "mpi_ft_detector_thread": "true"}
+"""Of MPI, by which ranks that are frozen are found; those that are starved of a core as well."""
+SECONDS_TO_END = 10.0
+"""For mpirun, once it is told to, before it is killed."""
 
 
 def play_faults(
-    settings_path: Path, runs: Sequence[Sequence[Fault]], seconds: float, tell: Any
+    settings_path: Path,
+    runs: Sequence[Sequence[Fault]],
+    seconds: float,
+    tell: Any,
+    program: Sequence[str] = ISTHMUS,
 ) -> dict[str, Any]:
     """Run the job once for each list of faults; return a table of what came of each.
 
-    seconds: after which a run counts as hung. tell: called with a line for each run.
+    seconds: after which a run counts as hung. tell: called with a line for each run. program: what is
+    started as `isthmus`.
     """
     settings = RunSettings.from_toml(settings_path)
     size, rows = settings.read_cluster().size, []
@@ -100,93 +50,158 @@ def play_faults(
         if wrong := [each for each in faults if each.rank >= size]:
             raise SettingsError(f"{wrong[0]}: {settings.cluster.file} has ranks 0 to {size - 1}")
         name = f"chaos-{time.strftime('%Y%m%d-%H%M%S')}-{number}"
-        row = _play(settings, settings_path, name, size, faults, seconds)
+        row = _Play(settings, settings_path, name, size, seconds, program).play(faults)
         rows.append(row)
         tell(f"run {number + 1} of {len(runs)}: {row['faults']}: {row['outcome']}, {row['verified']}")
     bad = [row for row in rows if not row["right"]]
     return {"runs": rows, "wrong": len(bad), "restarted": sum(row["restarted"] for row in rows)}
 
 
-def _play(settings, settings_path, name, size, faults, seconds):
-    """Play one run, and its restart from the checkpoint where it has ended before its last step."""
-    folder = settings.run.folder / name
-    with tempfile.TemporaryDirectory() as scratch:
-        plan = Path(scratch, "faults.json")
-        plan.write_text(dumps([each.model_dump() for each in faults]))
-        said = _train(settings, settings_path, name, size, seconds, {PLAN: str(plan)})
-    outcome, restarted = said[0], False
-    if outcome == ENDED and (folder / "checkpoint.h5").exists():
-        restarted = True
-        again = _train(settings, settings_path, name, size, seconds, {})
-        outcome = "restarted from its checkpoint" if again[0] == "finished" else again[0]
-    lines = [line for _, _, line, _ in read_lines(folder / "metrics.jsonl") if line]
-    lost = [line for line in lines if line["kind"] == "lost"]
-    if outcome == "finished" and lost:
-        outcome = "went on"
-    verified = _verified(folder)
-    return {
-        "faults": "; ".join(map(str, faults)),
-        "outcome": outcome,
-        "restarted": restarted,
-        "lost": [rank for line in lost for rank in line["ranks"]],
-        "seconds": [line["seconds"] for line in lost],
-        "verified": verified,
-        "right": verified.startswith("bits equal") and outcome not in ("hung", ENDED),
-        "said": said[1],
-        "folder": str(folder),
-    }
+class _Play:
+    """One run of a job, in its folder `name`."""
 
+    def __init__(self, settings, path, name, size, seconds, program):
+        self.settings, self.path, self.name, self.size = settings, path, name, size
+        self.seconds, self.program = seconds, program
+        self.folder = settings.run.folder / name
 
-def _train(settings, path, name, size, seconds, more):
-    """Return how a run has ended ("finished", "ended" or "hung"), and what it said last."""
-    tolerant = ["--with-ft", "ulfm"] if settings.recovery.survive else []
-    command = [mpirun(), *tolerant, "-n", str(size), sys.executable, "-m", "isthmus"]
-    try:
-        done = subprocess.run(
-            [*command, "train", str(path), "--name", name],
+    def play(self, faults):
+        """Let all that happen; start the run once more where it has ended before its last step."""
+        with tempfile.TemporaryDirectory() as scratch:
+            plan = Path(scratch, "faults.json")
+            plan.write_text(dumps([each.model_dump(exclude_none=True) for each in faults]))
+            freezes = any(each.kind == "freeze" for each in faults)
+            outcome, said = self._train({PLAN: str(plan)}, freezes)
+            ended, happened = time.time(), _read_happened(Path(scratch, HAPPENED))
+        restarted = outcome == ENDED
+        if restarted:
+            kept = (self.folder / "checkpoint.h5").exists()
+            again, _ = self._train({}, False)
+            outcome = f"restarted{' from its checkpoint' * kept}" if again == "finished" else again
+        lines = [line for _, _, line, _ in read_lines(self.folder / "metrics.jsonl") if line]
+        lost = [line for line in lines if line["kind"] == "lost"]
+        if outcome == "finished" and any(line["ranks"] for line in lost):
+            outcome = "went on"
+        elif outcome == "finished" and (lost or any(line["kind"] == "repaired" for line in lines)):
+            outcome = "repaired"
+        verified = self._verified()
+        return {
+            "faults": "; ".join(map(str, faults)),
+            "happened": len(happened),
+            "outcome": outcome,
+            "restarted": restarted,
+            "lost": [rank for line in lost for rank in line["ranks"]],
+            "noticed": [_noticed(each, lines, ended if restarted else None) for each in happened],
+            "seconds": [line["seconds"] for line in lost],
+            "verified": verified,
+            "right": verified.startswith("bits equal") and outcome not in ("hung", ENDED),
+            "said": said,
+            "folder": str(self.folder),
+        }
+
+    def _train(self, more, freezes):
+        """Return how a run has ended ("finished", "ended" or "hung"), and what it said last."""
+        survives = self.settings.recovery.survive
+        tolerant = ["--with-ft", "ulfm"] if survives else []
+        tolerant += mca_arguments(DETECTOR) if survives and freezes else []
+        command = [mpirun(), *tolerant, "-n", str(self.size), *self.program]
+        started = subprocess.Popen(
+            [*command, "train", str(self.path), "--name", self.name],
             env=rank_environment(**more),
             stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        try:
+            _, told = started.communicate(timeout=self.seconds)
+        except subprocess.TimeoutExpired:
+            _end(started)
+            return "hung", ""
+        finished = (self.folder / "summary.json").exists()
+        lines = [
+            line
+            for line in told.splitlines()
+            if line.startswith("isthmus:") or "go on" in line or "go back" in line
+        ]
+        return "finished" if finished else ENDED, "; ".join(lines)
+
+    def _verified(self):
+        """Return what `isthmus verify` finds, in words; it has MPI, which this process must not have."""
+        done = subprocess.run(
+            [*self.program, "verify", str(self.folder), "--json"],
+            env=rank_environment(),
             capture_output=True,
             text=True,
-            timeout=seconds,
         )
+        if done.returncode:
+            said = done.stderr.strip().splitlines()
+            return said[-1].removeprefix("isthmus: ") if said else "wrong"
+        found = loads(done.stdout)["replay"]
+        lost = f", {found['lost']} samples lost as told" if found["lost"] else ""
+        return f"bits equal, each sample once in {len(found['epochs'])} epochs{lost}"
+
+
+def _end(started):
+    """End mpirun and its ranks; what does not end is killed."""
+    started.terminate()
+    try:
+        started.communicate(timeout=SECONDS_TO_END)
     except subprocess.TimeoutExpired:
-        return "hung", ""
-    finished = (settings.run.folder / name / "summary.json").exists()
-    lines = [line for line in done.stderr.splitlines() if line.startswith("isthmus:") or "go on" in line]
-    return "finished" if finished else ENDED, "; ".join(lines)
+        with suppress(ProcessLookupError):
+            os.killpg(started.pid, signal.SIGKILL)
+        started.communicate()
 
 
-def _verified(folder):
-    """Return what `isthmus verify` finds, in words; it has MPI, which this process must not have."""
-    done = subprocess.run(
-        [sys.executable, "-m", "isthmus", "verify", str(folder), "--json"],
-        env=rank_environment(),
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode:
-        return done.stderr.strip().splitlines()[-1].removeprefix("isthmus: ") if done.stderr else "wrong"
-    found = loads(done.stdout)["replay"]
-    lost = f", {found['lost']} samples lost as told" if found["lost"] else ""
-    return f"bits equal, each sample once in {len(found['epochs'])} epochs{lost}"
+def _read_happened(path):
+    """Return the faults that have happened, each with its moment, `clock`."""
+    return [loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def _noticed(fault, lines, ended):
+    """Return after how many seconds a fault was noticed; None where it was not.
+
+    lines: of metrics.jsonl. ended: when the run ended because of it; None where it did not.
+    """
+    clocks = [
+        line["clock"]
+        for line in lines
+        if line["kind"] in ("lost", "repaired") and line["clock"] >= fault["clock"]
+    ]
+    if ended is not None:
+        clocks.append(ended)
+    return min(clocks) - fault["clock"] if clocks else None
 
 
 def chaos_words(made):
     """Return the sheet to print, and its sum."""
+
+    def of(seconds):
+        return ", ".join("-" if each is None else f"{each:.2f}" for each in seconds) or "-"
+
     rows = [
         (
             (
                 row["faults"],
                 row["outcome"],
-                ", ".join(f"{seconds:.2f}" for seconds in row["seconds"]) or "-",
+                of(row["noticed"]),
+                of(row["seconds"]),
                 row["verified"],
+                row["said"] or "-",
             ),
             "" if row["right"] else "red",
         )
         for row in made["runs"]
     ]
-    columns = ("fault", "outcome", "recovered after, s", "played again")
+    columns = (
+        "fault",
+        "outcome",
+        "noticed after, s",
+        "recovered after, s",
+        "played again",
+        "what the run said",
+    )
     table = table_of([(column, "left") for column in columns], rows)
-    counts = f"{made['wrong']} wrong, {made['restarted']} restarted from a checkpoint"
+    counts = f"{made['wrong']} wrong, {made['restarted']} started once more"
     return [table, f"{len(made['runs'])} runs: {counts}"]

@@ -22,6 +22,7 @@ class DataSettings(FrozenModel):
 
     cache, cache_nbytes: a folder on each rank's own disk for shards that it gets from others, of at most
     so many bytes a rank: the next job reads them there. None: nothing is kept.
+    copies: 2: each shard is on a second rank as well, for when the first is gone.
     scale: "auto": features of floats are standardised by the training shards' means and deviations.
     """
 
@@ -29,6 +30,7 @@ class DataSettings(FrozenModel):
     test: Path
     validation: Path | None = None
     scale: Literal["auto", "none"] | ScaleSettings = "auto"
+    copies: Literal[1, 2] = 1
     cache: Path | None = None
     cache_nbytes: Annotated[int, Field(ge=1)] = 1 << 34
     site: str | None = None  # where the shards lie before they are brought to the ranks

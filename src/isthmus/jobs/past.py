@@ -1,6 +1,6 @@
 """What a job of other ranks than before goes on from, and how a rank that is new is told of it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,8 @@ class Past:
     placed: the shards of each rank of the whole cluster, by its numbers on sockets. step: the last one
     that counts; redo: whether what is due after it is to be done again. untold: as `Undoing.untold`.
     judged: the validation set's notes, None where there is none; best: its arrays. arrays: this rank's,
-    None where it is new. leads, speak: whether it has written the run's folder, and what prints lines.
+    None where it is new; copies: of its leader's residual, as it was after `copied_step`. leads, speak:
+    whether it has written the run's folder, and what prints lines.
     """
 
     settings: Any
@@ -44,6 +45,8 @@ class Past:
     speak: Any
     arrays: dict[str, np.ndarray] | None = None
     best: dict[str, np.ndarray] | None = None
+    copies: dict[str, np.ndarray] = field(default_factory=dict)
+    copied_step: int | None = None
 
     @classmethod
     def of(cls, job: Any, placed: list[list[int]]) -> "Past":
@@ -70,6 +73,8 @@ class Past:
             speak=job.journal.speak,
             arrays=training.undoing.arrays_after(step),
             best=validation and validation.arrays(),
+            copies=job.buddies.copies,
+            copied_step=job.buddies.step,
         )
 
     def to_json(self) -> dict[str, Any]:

@@ -19,11 +19,14 @@ from isthmus.jobs.scaling import given_as, scale_of
 from isthmus.jobs.settings import RunSettings
 from isthmus.jobs.sites import with_own_paths
 from isthmus.links.agreement import from_root, gather_json, require, together
+from isthmus.links.checksummed import checksummed
+from isthmus.links.frames import checksum
 from isthmus.links.tiers import tiers_of_rank_0
 from isthmus.planning.plan import Plan
 from isthmus.shards.access import admitted
 from isthmus.shards.batches import LocalSamples
 from isthmus.shards.cache import ShardCache
+from isthmus.shards.copies import copy_shards
 from isthmus.shards.manifest import Manifest
 from isthmus.shards.scattering import scatter_shards
 from isthmus.shards.shard_file import ShardSet
@@ -82,6 +85,17 @@ def opened_job(comm, path, cluster=None, part=None, tell=None, replays=False):
         if part is not None:
             table = with_own_paths(table, from_root(comm, lambda: own.to_json()))
         yield RunSettings.from_json(table, path), tiers
+
+
+def checked(tiers, settings):
+    """Return the tiers with checksums of what crosses between sites, where asked for. Collective.
+
+    Sockets between sites have them already.
+    """
+    if not settings.recovery.checksums or tiers.joined:
+        return tiers
+    together(tiers.world, checksum)
+    return checksummed(tiers)
 
 
 def chosen_allreduce(tiers, settings, tell):
@@ -161,6 +175,12 @@ def place_data(tiers, settings, tell):
         placed[name] = shards, _plan_of_evaluation(tiers, settings, shards, seen)
     cache = together(tiers.world, lambda: cache_of(settings.data, tiers.world.rank))
     sets = {name: scatter_shards(tiers, *each, cache=cache, keys=keys) for name, each in placed.items()}
+    if settings.data.copies > 1:
+        names = [tiers.cluster.names[site] for site in tiers.cluster.site_of_rank]
+        sets["train"].copies, told = copy_shards(
+            tiers, train, sets["train"], lambda shard, rank: may_hold(settings.plan, shard, names[rank])
+        )
+        tell(told)
     sealed = [name for name, local in sets.items() if local.manifest.sealed]
     if cache is not None and sealed:
         tell(f"cache: nothing is kept of what is sealed: {', '.join(sealed)}")
@@ -279,6 +299,14 @@ def open_where_seen(tiers, folder, keys=None):
 def _with_policy(manifest):
     """Return the manifest as JSON; None where it has no policy."""
     return None if manifest.signatures is None else manifest.model_dump(mode="json")
+
+
+def may_hold(limits, shard, site):
+    """Whether a plan's limits let a shard be at a site."""
+    barred = limits.forbidden.get(shard, ())
+    return limits.pinned.get(shard, site) == site and site not in (
+        (barred,) if isinstance(barred, str) else barred
+    )
 
 
 def hold_seconds(tiers, settings):

@@ -15,20 +15,33 @@ class RecoverySettings(FrozenModel):
     without a sign of life for so long is gone: frozen, or cut off; None: half a minute, and with
     `survive` as long as an unusual step takes, if that is less.
 
-    survive: those who are left go on where a rank dies. least_ranks, least_sites: with fewer, the run
-    writes a checkpoint and stops.
+    checksums: messages between sites go with a CRC32C. survive: those who are left go on where a rank
+    dies. buddies_every: steps from one copy of each leader's residual, to who leads after it, to the
+    next; None: there are none. least_ranks, least_sites: with fewer, the run writes a checkpoint and
+    stops.
     """
 
     wait_seconds: Seconds = 300.0
     deadline_seconds: Seconds | None = None
+    checksums: bool = False
     survive: bool = False
+    buddies_every: Count | None = None
     least_ranks: Count = 1
     least_sites: Count = 1
 
 
 def check_recovery(settings):
-    """Raise ValueError where a run with these settings could not go on without a rank."""
+    """Raise ValueError where a run with these settings could not go on without a rank, or where what
+    crosses between sites could not be checked."""
+    if settings.recovery.checksums and settings.allreduce.algorithm == "mpi":
+        raise ValueError("recovery.checksums needs an algorithm of isthmus' own")
+    if settings.recovery.checksums and settings.security.link != "clear":
+        raise ValueError("recovery.checksums is for clear links; sealed ones find what has changed")
     if not settings.recovery.survive:
+        if settings.data.copies > 1:
+            raise ValueError("data.copies = 2 needs recovery.survive = true")
+        if settings.recovery.buddies_every is not None:
+            raise ValueError("recovery.buddies_every needs recovery.survive = true")
         return
     wrong = {
         'strategy = "synchronous"': settings.strategy.kind != "synchronous",

@@ -23,7 +23,7 @@ def identity_of(settings, cluster, plan, data):
         "optimizer": {"kind": optimizer} | settings.training.make_optimiser().arguments
     }
     training.pop("momentum")  # told there
-    training.pop("stop_after")
+    training.pop("stop_after"), training.pop("on_replica")
     if training["schedule"] == "constant":  # then more epochs change nothing that was
         training = {key: value for key, value in training.items() if key != "epochs"}
     return {

@@ -20,7 +20,7 @@ from isthmus.jobs.privacy_settings import PrivacySettings, check_privacy
 from isthmus.jobs.recovery_settings import RecoverySettings, check_recovery
 from isthmus.jobs.security_settings import SecuritySettings
 from isthmus.jobs.slurm.settings import SlurmSettings
-from isthmus.jobs.training_settings import TrainingSettings
+from isthmus.jobs.training_settings import TrainingSettings, check_replicas
 from isthmus.models import MODELS
 from isthmus.models.own_code import is_own
 from isthmus.registry import ALGORITHMS
@@ -178,6 +178,7 @@ class RunSettings(FrozenModel):
     @model_validator(mode="after")
     def _others_can_go_on(self):
         check_recovery(self)
+        check_replicas(self)
         return self
 
     @model_validator(mode="after")
@@ -355,6 +356,6 @@ class RunSettings(FrozenModel):
             checkpoint_every=self.run.checkpoint_every,
             report_every=self.run.report_every,
             optimiser=self.make_optimiser(),
-            **self.training.model_dump(exclude={"batch_size", "optimizer", "momentum"})
+            **self.training.model_dump(exclude={"batch_size", "optimizer", "momentum", "on_replica"})
             | self.privacy.of_recipe,
         )

@@ -12,6 +12,7 @@ from isthmus.files import write_bytes, write_text
 from isthmus.folders.reading import read_metrics
 from isthmus.jobs.choosing import arrange, choose, settle
 from isthmus.jobs.clients import client_shards
+from isthmus.jobs.failing import failure_words
 from isthmus.jobs.plan import plan_run, settled_plan, workload_of
 from isthmus.jobs.settings import RunSettings
 from isthmus.json_text import dumps
@@ -39,6 +40,7 @@ def simulate_file(
     edge_sites,
     output,
     other_cluster=None,
+    failing=None,
 ):
     """Simulate a cluster file or a run's, and how it scales; return a dict of all results.
 
@@ -46,7 +48,8 @@ def simulate_file(
     stragglers: the coefficient of variation of a rank's computing, or the folder of a run from whose
     steps factors are drawn. size, batch_size: of a step, None takes the run's. edge_sites: the most
     to try; 0 leaves scaling out. output: a folder for the pictures and the numbers, or None.
-    other_cluster: a cluster file to take instead of the run's.
+    other_cluster: a cluster file to take instead of the run's. failing: how often ranks and sites fail,
+    and what that takes, a `Failing`; None leaves it out.
     """
     cluster, workload, strategy = _cluster_and_workload(path, other_cluster, size, batch_size)
     options = {
@@ -79,6 +82,8 @@ def simulate_file(
             "int8_stops_paying_at": stops,
             "answer": int8_in_words(stops, edge_sites, cluster),
         }
+    if failing is not None:
+        table["failures"] = failing.told(made.ranks, len(cluster.sites), made.step_seconds)
     if output is not None:
         table["output"] = _write(Path(output), table)
     return table
@@ -146,6 +151,7 @@ def simulation_words(table):
         else []
     )
     lines += [table["scaling"]["answer"]] if "scaling" in table else []
+    lines += failure_words(table["failures"]) if "failures" in table else []
     if table["strategy"]:
         lines.append(
             f"that is of sites that all wait for each other with equal shares; {table['strategy']}"

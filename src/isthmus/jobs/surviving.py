@@ -11,31 +11,34 @@ this kind.
 import signal
 import time
 from contextlib import suppress
-from dataclasses import replace
 
 import numpy as np
 from mpi4py import MPI
 from threadpoolctl import threadpool_limits
 
 from isthmus.cluster.cluster import Cluster
-from isthmus.devices import to_host
-from isthmus.errors import MachineError, SiteError, StoppedError, ranks_in_words
-from isthmus.jobs.making import make_training
+from isthmus.errors import (
+    ChangedMessageError,
+    MachineError,
+    SettingsError,
+    SiteError,
+    StoppedError,
+    ranks_in_words,
+)
 from isthmus.jobs.past import Past
-from isthmus.jobs.resuming import Recalled, recall
+from isthmus.jobs.preparation import checked
 from isthmus.jobs.stopping import StopRequest, stopping_on
-from isthmus.links.agreement import from_root, require, together
+from isthmus.jobs.succeeding import next_job
+from isthmus.links.agreement import from_root, gather_json, require
 from isthmus.links.sites import tiers_of_circle
 from isthmus.links.socket_comm import LostSitesError
 from isthmus.links.switch import PATIENCE_SECONDS
 from isthmus.links.tiers import tiers_in_order
-from isthmus.links.world import all_gather, barrier, broadcast
+from isthmus.links.world import all_gather, barrier
 from isthmus.mpirun import Loss, tolerates_faults
 from isthmus.recovery.faults import Faults
-from isthmus.recovery.handover import arrays_of, hand_over, taken_by_new
 from isthmus.recovery.membership import LostRanksError, Membership, revoke
 from isthmus.recovery.site_membership import SiteMembership
-from isthmus.shards.adopting import adopt_shards
 from isthmus.watching.journal import Journal
 from isthmus.watching.stalls import FEW, deadline
 
@@ -56,7 +59,7 @@ class Survival:
         self.membership = Membership(comm) if circle is None else SiteMembership(circle)
         self.kind, self.circle, self.stop, self.lock = kind, circle, stop, lock
         self.show, self.faults, self.lost = show, faults, 0
-        self.looked_at = 0.0
+        self.looked_at, self.changed, self.words = 0.0, "", []
         Loss.leaves_at_once = True
 
     def begin(self, job):
@@ -68,11 +71,28 @@ class Survival:
             f"recovery.survive needs MPI's fault tolerance: start with `{HOW}`",
         )
         if self.circle is not None:
+            require(
+                job.tiers.world,
+                not needs_one_job(job.settings),
+                SettingsError,
+                f"{', '.join(needs_one_job(job.settings))}: where ranks survive, for one job of all "
+                "sites; leave that out, or --site",
+            )
             self.circle.cluster = job.tiers.cluster
+        self._tell_of_buddies(job)
         self.job, job.done_step = job, job.training.state.step
         self.ranks = [*range(job.tiers.cluster.size)]  # of the job, by their numbers at the start
         self.placed = job.members.ledger.parts[-1].shards_of_rank
         return self
+
+    def _tell_of_buddies(self, job):
+        every = job.settings.recovery.buddies_every
+        if every is not None:
+            each = [nbytes for nbytes in gather_json(job.tiers.world, job.buddies.nbytes) if nbytes]
+            job.tell(
+                f"buddies: {sum(each):,} bytes of residuals to a second rank inside {len(each)} sites, "
+                f"every {every} steps"
+            )
 
     def come(self, tiers, settings, tell):
         """Take part in a run that is under way, as the others tell. Collective."""
@@ -80,7 +100,7 @@ class Survival:
         self.job, self.ranks = None, []
         self.job = self._build_on(tiers, change.ranks, settings=settings, tell=tell)
         self.ranks = change.ranks
-        self._begin_again(began)
+        self._begin_again(began, time.time())
 
     def run(self):
         """Make all steps, and return the summary on every rank that is left."""
@@ -89,6 +109,7 @@ class Survival:
             job.journal.survives = True
             job.agree = job.training.agree = self._agree
             job.training.undoing.whole_steps = self.circle is not None
+            self.faults.of(job.training)
             job.journal.meet = self._meet
             try:
                 self._keep_within_limits(job)
@@ -96,7 +117,8 @@ class Survival:
                 job.within_duties = False
                 summary = job.finish()
                 self.membership.agree()
-            except (MPI.Exception, LostRanksError, LostSitesError) as problem:
+            except (MPI.Exception, LostRanksError, LostSitesError, ChangedMessageError) as problem:
+                self.changed = str(problem) if isinstance(problem, ChangedMessageError) else ""
                 self._go_on(isinstance(problem, LostRanksError))
                 continue
             except StoppedError:
@@ -145,8 +167,11 @@ class Survival:
         raise error
 
     def _go_on(self, agreed):
-        """Make another job of the ranks that are left. agreed: whether all know already."""
-        began, tiers, before = time.perf_counter(), self.job.tiers, self.job
+        """Make another job of the ranks that are left, all of them where a message was changed.
+
+        agreed: whether all know already.
+        """
+        began, clock, tiers, before = time.perf_counter(), time.time(), self.job.tiers, self.job
         revoke([tiers.leaders, tiers.site, tiers.world, tiers.cloud, tiers.edge])
         if not agreed and self.circle is None:
             with suppress(LostRanksError):
@@ -164,21 +189,19 @@ class Survival:
         self.lost += len(gone)
         if self.circle is None:
             Loss.ranks, Loss.speaks = self.lost, self.job.leads
-        self._begin_again(began, gone, sorted({*self.ranks} - {*old}))
+        self._begin_again(began, clock, gone, sorted({*self.ranks} - {*old}))
 
-    def _begin_again(self, began, gone=(), came=()):
-        """Say who is gone and who has come, and have the new job be the one that signals reach."""
+    def _begin_again(self, began, clock, gone=(), came=()):
+        """Say what was wrong and who has come, and have the new job be the one that signals reach."""
         job = self.job
         signal.signal(signal.SIGUSR1, self.stop.note)
         job.journal.__enter__()
         seconds, now = time.perf_counter() - began, job.tiers.cluster.size
         at = f"step {job.training.state.step}"
-        if gone:
-            job.account.note("lost", ranks=gone, seconds=seconds, never=self.never)
+        if wrong := [*self.words, *([f"{ranks_in_words(gone)} gone"] if gone else [])]:
+            job.account.note("lost", ranks=[*gone], seconds=seconds, never=self.never, clock=clock)
             never = self.never and f"; nobody can read shards {', '.join(map(str, self.never))}"
-            job.tell(
-                f"{at}: {ranks_in_words(gone)} gone, {now} go on after {seconds:.2f} s{never or ''}"
-            )
+            job.tell(f"{at}: {'; '.join(wrong)}, {now} go on after {seconds:.2f} s{never or ''}")
         if came:
             job.account.note("joined", ranks=came, seconds=seconds)
             job.tell(f"{at}: {ranks_in_words(came)} came back, {now} go on after {seconds:.2f} s")
@@ -194,6 +217,7 @@ class Survival:
         tiers = tiers_in_order(comm, cluster, [here.index(rank) for rank in ranks], made)
         if old.settings.cluster.links == "paced":
             tiers = tiers.paced()
+        self.words = [each for each in gather_json(tiers.world, self.changed) if each]
         now = [self.ranks[rank] for rank in here]
         return self._build_on(tiers, now), now
 
@@ -224,11 +248,12 @@ class Survival:
         past = Past.of(self.job, self.placed) if self.job else None
         if None in here or past is None:
             past, here = self._met(tiers, past, here, settings, tell)
+        tiers = checked(self.faults.watching(tiers), past.settings)
         stop = StopRequest(tiers.world, tiers.home)
         stop.signalled = self.stop.signalled
         journal = Journal(tiers, past.settings.run, past.speak)
         try:
-            job = self._job_of(tiers, past, ranks, here, journal)
+            job, self.never = next_job(self.kind, tiers, past, ranks, here, journal, self.lock)
         except BaseException:
             journal.log.close()
             raise
@@ -242,82 +267,6 @@ class Survival:
             from_root(world, lambda: past.settings.to_json(), home)
         told = from_root(world, lambda: past.to_json() | {"here": here}, home)
         return past or Past.told(tiers, told, settings, tell), told["here"]
-
-    def _job_of(self, tiers, past, ranks, here, journal):
-        """Return the job of `ranks` that were the ranks `here` of the one before."""
-        settings, cluster = past.settings, tiers.cluster
-        site_of_rank = [cluster.names[site] for site in cluster.site_of_rank]
-        found = adopt_shards(
-            tiers,
-            past.local,
-            settings.data.train,
-            cluster.rates,
-            lambda shard, rank: _may_hold(settings.plan, shard, site_of_rank[rank]),
-            {
-                shard: number
-                for number, before in enumerate(here)
-                if before is None
-                for shard in past.placed[ranks[number]]
-            },
-        )
-        self.never = found.never
-        folders = settings.data.model_dump()
-        sets = {
-            name: adopt_shards(tiers, local, folders[name], cluster.rates).local
-            for name, local in past.sets.items()
-        }
-        plan = _plan_of(past.plan, cluster, found, past.local.manifest)
-        training = make_training(
-            self.faults.watching(tiers), settings, past.model, plan, found.local, journal
-        )
-        own = {name: to_host(array) for name, array in training.arrays().items()}
-        new = taken_by_new(tiers.world, here, past.arrays, own) if None in here else None
-        arrays = arrays_of([past.arrays], 0, own) if new is None else new
-        hand_over(training, past.step, arrays, past.untold)
-        job = self.kind(tiers, settings, plan, training, sets, journal, past.path)
-        job.within_duties, job.done_step = past.redo, past.step - past.redo
-        if job.leads and not past.leads:
-            self.lock.take(past.path)
-        journal.open(past.path)
-        journal.checkpoint = past.checkpoint
-        self._take_up(job, past, found.shards_of_rank, here)
-        return job
-
-    def _take_up(self, job, past, shards_of_rank, here):
-        """Go on with what the old job has told, but for what is now done again."""
-        step, told = job.training.state.step, job.training.told_step
-        parts = len(past.parts)
-
-        def keeps(line):
-            nonlocal parts
-            if line["kind"] == "members":
-                parts -= 1
-                return parts >= 0
-            if line["kind"] == "step":
-                return line["step"] <= told
-            return line["step"] < step + (not past.redo)
-
-        found = together(
-            job.tiers.world,
-            lambda: recall(job.account.folder, step, False, keeps) if job.leads else Recalled(),
-        )
-        job.account.take_up(found)
-        job.account.count_from(found.sent_nbytes)
-        job.members.ledger = replace(job.members.ledger, parts=[*past.parts])
-        job.members.note_again(len(found.members))
-        job.members.begin(shards_of_rank, came_from=here, resumed=False)
-        job.members.take_rest()
-        if job.validation is not None:
-            job.validation.load(past.judged)
-            for name, array in job.validation.arrays().items():
-                if past.best is not None:
-                    array[...] = past.best[name]
-                if None in here:
-                    broadcast(job.tiers.world, array, job.tiers.home)
-        if job.leads:
-            job.tiers.cluster.to_toml(job.path / "cluster.toml")
-            table = job.plan.to_dict() | {"shards_of_rank": shards_of_rank}
-            job.account.folder.write_json("plan.json", table)
 
 
 def come_back(comm, kind, tiers, settings, tell, show):
@@ -335,21 +284,11 @@ def come_back(comm, kind, tiers, settings, tell, show):
         return survival.run()
 
 
-def _plan_of(plan, cluster, found, manifest):
-    """Return the plan with the shards where they are now; those that nobody has count as rank 0's."""
-    ranks, samples = np.zeros(len(manifest.shards), int), []
-    for rank, shards in enumerate(found.shards_of_rank):
-        ranks[shards] = rank
-        samples.append(sum(manifest.shards[shard].samples for shard in shards))
-    seconds = [held / rate / plan.steps for held, rate in zip(samples, cluster.rates)]
-    return replace(
-        plan, rank_of_shard=ranks, samples_of_rank=tuple(samples), seconds_of_rank=tuple(seconds)
-    )
-
-
-def _may_hold(limits, shard, site):
-    """Whether a plan's limits let a shard be at a site."""
-    barred = limits.forbidden.get(shard, ())
-    return limits.pinned.get(shard, site) == site and site not in (
-        (barred,) if isinstance(barred, str) else barred
-    )
+def needs_one_job(settings):
+    """Return what of the settings only ranks of one mpirun can do while they survive."""
+    asked = {
+        "recovery.buddies_every": settings.recovery.buddies_every is not None,
+        "data.copies": settings.data.copies > 1,
+        "training.on_replica": settings.training.on_replica == "repair",
+    }
+    return [name for name, is_asked in asked.items() if is_asked]

@@ -29,6 +29,7 @@ class TrainingSettings(FrozenModel):
     seed: Annotated[int, Field(ge=0)] = 0
     on_non_finite: Literal["stop", "skip"] = "stop"
     compare_replicas_every: Count = 50
+    on_replica: Literal["stop", "repair"] = "stop"  # that differs from the others
     stop_after: Count | None = None  # epochs that the validation set finds no better
 
     @field_validator("optimizer", mode="before")
@@ -75,3 +76,15 @@ class TrainingSettings(FrozenModel):
     def make_optimiser(self):
         momentum = {} if self.momentum is None else {"momentum": self.momentum}
         return optimiser_of(self.optimizer.kind, self.optimizer.arguments | momentum)
+
+
+def check_replicas(settings):
+    """Raise ValueError where ranks that differ could not make the same steps again."""
+    if settings.training.on_replica != "repair":
+        return
+    wrong = {
+        'strategy = "synchronous"': settings.strategy.kind != "synchronous",
+        "no [privacy]": settings.privacy.secure_sum != "off" or settings.privacy.unit is not None,
+    }
+    if needs := [cure for cure, is_wrong in wrong.items() if is_wrong]:
+        raise ValueError(f'training.on_replica = "repair" needs {", ".join(needs)}')

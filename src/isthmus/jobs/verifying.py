@@ -20,7 +20,7 @@ from isthmus.jobs.scaling import scale_of
 from isthmus.jobs.settings import RunSettings
 from isthmus.jobs.shared_model import shared_model
 from isthmus.links.in_process import in_threads, tiers_in_process
-from isthmus.recovery.handover import arrays_of
+from isthmus.recovery.handover import MEMORY, arrays_of
 from isthmus.recovery.ledger import Ledger, Part
 from isthmus.shards.scattering import scatter_shards
 from isthmus.training.checkpoint_file import CHECKPOINT
@@ -123,6 +123,19 @@ def _told_hashes(run, folder):
     return told
 
 
+def _after(step):
+    """Return what comes before the name of a residual as it was after a step."""
+    return f"after {step}: "
+
+
+def _leader_before(part, before, rank):
+    """Return whose residual, by numbers of the part before, a rank begins with; None: not another's."""
+    if part.residual_steps is None or part.residual_steps[rank] is None:
+        return None
+    cluster, came = Cluster(before[-1].cluster, "metrics.jsonl"), part.came_from[rank]
+    return cluster.ranks_of_site(cluster.names[cluster.site_of_rank[came]])[0]
+
+
 @dataclass
 class _Replay:
     """Some steps of a run, part by part; hashes: of the parameters after the steps `wanted`."""
@@ -154,7 +167,9 @@ class _Replay:
             if self.ledger is not None:
                 self.ledger.add(part)
             if part.first < self.last:
-                held = self._play_part(part, end, held, parts[:number], number == begin)
+                after = parts[number + 1].residual_steps if number + 1 < len(parts) else None
+                wanted = {step for step in after or () if step is not None}
+                held = self._play_part(part, end, held, parts[:number], number == begin, wanted)
 
     def _checkpoint(self):
         """Return the arrays of each rank as the checkpoint has them."""
@@ -175,8 +190,11 @@ class _Replay:
             for rank in range(table["identity"]["ranks"])
         ]
 
-    def _play_part(self, part, end, held, before, as_it_is):
-        """Play steps of one set of ranks until step `end`; return the arrays of each then."""
+    def _play_part(self, part, end, held, before, as_it_is, wanted):
+        """Play steps of one set of ranks until step `end`; return the arrays of each then.
+
+        wanted: steps after which ranks of the next part have a residual from; it is returned as well.
+        """
         cluster = Cluster(part.cluster, self.folder / "metrics.jsonl")
         start = max(part.first, self.first)
         anew = as_it_is or part.resumed
@@ -203,35 +221,63 @@ class _Replay:
                 samples = [shard.samples for shard in local.manifest.shards]
                 self.ledger = Ledger(samples, recipe.steps, recipe.seed, [*before, part])
             if held is not None:
-                self._take_up(training, part, start, held[rank] if as_it_is else held, rank)
+                leader = _leader_before(part, before, rank)
+                self._take_up(training, part, start, held[rank] if as_it_is else held, rank, leader)
             self._count(training, part, rank)
-            return self._steps(training, end, rank)
+            return self._steps(training, end, rank, wanted)
 
         return in_threads(cluster.size, play)
 
-    def _take_up(self, training, part, start, held, rank):
-        """Go on from the arrays `held` of this rank, or a list of those of each rank before."""
+    def _take_up(self, training, part, start, held, rank, leader):
+        """Go on from the arrays `held` of this rank, or a list of those of each rank before.
+
+        leader: the rank before whose residual this one begins with, None for its own.
+        """
         if isinstance(held, dict):
             training.load(start, held)
         elif part.came_from is None:
             training.load(start, held[rank])
         else:
             own = {name: to_host(array) for name, array in training.arrays().items()}
-            training.load(start, arrays_of(held, part.came_from[rank], own))
+            arrays = arrays_of(held, part.came_from[rank], own)
+            if leader is not None:
+                residuals = self._residuals(held[leader], part.residual_steps[rank])
+                arrays |= {name: each for name, each in residuals.items() if each.size == own[name].size}
+            training.load(start, arrays)
         if (rest := self.ledger.rest_of(rank)) is not None:
             training.take(training.local, rest)
 
-    def _steps(self, training, end, rank):
-        """Make steps until `end`; return the arrays then."""
+    def _residuals(self, arrays, step):
+        """Return the residuals that a rank had after `step`, from what `_steps` gave."""
+        after = _after(step)
+        found = {
+            name.removeprefix(after): array for name, array in arrays.items() if name.startswith(after)
+        }
+        if not found:
+            raise SettingsError(
+                f"--steps {self.first}:{self.last}: a leader's residual of step {step} is wanted, which "
+                f"is not in the checkpoint of step {self.first}; begin at 0"
+            )
+        return found
+
+    def _steps(self, training, end, rank, wanted):
+        """Make steps until `end`; return the arrays then, and residuals after the steps `wanted`."""
+        residuals = {}
         for _ in training.steps() if training.state.step < end else ():
             step = training.state.step
             if rank == 0 and step in self.wanted:
                 agreed = training.member.agreed
                 held = training.state.parameters if agreed else training.anchor
                 self.hashes[step] = sha256(to_host(held)).hexdigest()
+            if step in wanted:
+                residuals |= {
+                    f"{_after(step)}{name}": np.array(to_host(array))
+                    for name, array in training.arrays().items()
+                    if name.endswith(MEMORY)
+                }
             if step >= end:
                 break
-        return {name: np.array(to_host(array)) for name, array in training.arrays().items()}
+        return residuals | {name: np.array(to_host(array)) for name, array in training.arrays().items()}
 
     def _count(self, training, part, rank):
         """Have every sample that this rank takes be counted, by epoch."""

@@ -8,11 +8,12 @@ import numpy as np
 from isthmus.folders.metrics import judged_by, metric_in_words, metrics_of
 from isthmus.folders.pacing import not_held_in
 from isthmus.folders.reading import read_run
-from isthmus.folders.record import replanned_sentence
+from isthmus.folders.record import repaired_sentence, replanned_sentence
 from isthmus.json_text import dumps
 from isthmus.pages import pictures
 from isthmus.pages.exchanges import exchange_table, ways_in_words
 from isthmus.pages.furthest_off import furthest_off
+from isthmus.pages.membership import lost_sentence, member_rows
 from isthmus.pages.page import milliseconds, relative, write_page
 from isthmus.pages.participation import participation_words
 from isthmus.pages.protection import protection_words
@@ -38,6 +39,7 @@ def write_report(folder):
         links=link_rows(run),
         ranks=rank_rows(run),
         events=events(run),
+        members=member_rows(run),
         plan_words=[*strategy_words(run), *participation_words(run), *plan_words(run)],
         price_words=price_words(run),
         replica_words=replica_words(run),
@@ -286,6 +288,8 @@ def events(run):
             f"{line['action']}"
         ),
         "replanned": lambda line: f"step {line['step']}: {replanned_sentence(line)}",
+        "lost": lambda line: f"step {line['step']}: {lost_sentence(line)}",
+        "repaired": lambda line: f"step {line['found']}: {repaired_sentence(line)}",
         "stopped": lambda line: f"stopped by a signal after step {line['step']}",
         "resumed": lambda line: f"resumed after step {line['step']}",
     }

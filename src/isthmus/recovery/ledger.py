@@ -22,7 +22,8 @@ class Part:
 
     cluster: the table of a cluster file, with the tree of sites. shards_of_rank: of its ranks.
     came_from: which rank of the part before each was, None for one that is new; None: they are the same.
-    resumed: whether all began anew, with the arrays of a checkpoint.
+    resumed: whether all began anew, with the arrays of a checkpoint. residual_steps: of each rank, after
+    which step the one that led its site had the residual that it begins with; None: its own, or none.
     """
 
     first: int
@@ -30,11 +31,12 @@ class Part:
     shards_of_rank: Sequence[Sequence[int]]
     came_from: Sequence[int | None] | None = None
     resumed: bool = False
+    residual_steps: Sequence[int | None] | None = None
 
     @classmethod
     def of_line(cls, line: dict[str, Any]) -> Self:
         """Return what a line of kind "members" of metrics.jsonl tells."""
-        more = {name: line[name] for name in ("came_from", "resumed") if name in line}
+        more = {name: line[name] for name in ("came_from", "resumed", "residual_steps") if name in line}
         return cls(line["step"], line["cluster"], line["shards_of_rank"], **more)
 
     def told(self) -> dict[str, Any]:
@@ -42,6 +44,8 @@ class Part:
         told = {"step": self.first, "cluster": self.cluster, "shards_of_rank": self.shards_of_rank}
         if self.came_from is not None:
             told |= {"came_from": self.came_from, "resumed": self.resumed}
+        if self.residual_steps is not None:
+            told |= {"residual_steps": self.residual_steps}
         return told
 
 

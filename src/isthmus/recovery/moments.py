@@ -1,15 +1,20 @@
-"""When a rank may be killed on purpose, and where a run looks for that. Imports no MPI."""
+"""When a rank may be harmed on purpose, and where a run looks for that. Imports no MPI."""
 
 PLAN = "ISTHMUS_FAULTS"
 """The variable of the environment that names the file with a run's faults, a JSON list of tables."""
+HAPPENED = "happened.jsonl"
+"""The file beside that one to which ranks add a line as a fault happens."""
+KINDS = ("kill", "stop", "freeze", "flip", "full", "torn")
 MOMENTS = (
     "compute",
     "send",
     "allreduce",
     "agree",
     "update",
+    "replicas",
     "report",
     "evaluation",
+    "buddies",
     "checkpoint",
     "rebuild",
 )

@@ -9,6 +9,7 @@ import numpy as np
 from isthmus.links.agreement import gather_json, ranks_where, together
 from isthmus.shards.access import able_to_hold
 from isthmus.shards.batches import LocalSamples
+from isthmus.shards.copies import some_of
 from isthmus.shards.scattering import places_of, room_for, scatter_shards
 from isthmus.shards.shard_file import ShardSet
 
@@ -36,7 +37,8 @@ def adopt_shards(
     may_hold: Callable[[int, int], bool] = lambda shard, rank: True,
     placed: Mapping[int, int] | None = None,
 ) -> Adopted:
-    """Give shards that no rank holds to those that are done soonest, read by who sees `folder`.
+    """Give shards that no rank holds to who has a copy, else to those that are done soonest, read by who
+    sees `folder`.
 
     rates: samples per second of each rank. may_hold(shard, rank): whether it may have that; what a set's
     policy forbids nobody may. placed: which rank some shards belong to; others that hold them give them
@@ -56,6 +58,9 @@ def adopt_shards(
     held = [list(shards) for shards in gather_json(world, list(local.shards))]
     samples = [shard.samples for shard in manifest.shards]
     orphans = sorted({*range(len(samples))} - {shard for each in held for shard in each})
+    local, copied = _with_copies(world, local, orphans)
+    held = [sorted([*old, *new]) for old, new in zip(held, copied)]
+    orphans = sorted({*orphans} - {shard for each in copied for shard in each})
     given: list[list[int]] = [[] for _ in held]
     if seeing:
         load = np.array([sum(samples[shard] for shard in each) for each in held], float)
@@ -71,8 +76,27 @@ def adopt_shards(
     never = sorted({*orphans} - {shard for each in found for shard in each})
     if any(found):
         adopted = scatter_shards(tiers, shards, _Orphans(found), access=local.access)
-        local = merged(local, adopted)
+        copies, local = local.copies, merged(local, adopted)
+        local.copies = copies
     return Adopted(local, [sorted([*old, *new]) for old, new in zip(held, found)], never)
+
+
+def _with_copies(world, local, orphans):
+    """Return this rank's samples with its copies of `orphans`, and the shards that each rank so has.
+
+    The first that has a copy takes it. Collective.
+    """
+    copies = local.copies
+    there = gather_json(world, [] if copies is None else list(copies.shards))
+    given: list[list[int]] = [[] for _ in there]
+    for shard in orphans:
+        ranks = [rank for rank, shards in enumerate(there) if shard in shards]
+        if ranks:
+            given[ranks[0]].append(shard)
+    if mine := given[world.rank]:
+        local = merged(local, some_of(copies, mine))
+        local.copies = some_of(copies, [shard for shard in copies.shards if shard not in mine])
+    return local, given
 
 
 def merged(local: LocalSamples, adopted: LocalSamples) -> LocalSamples:

@@ -46,6 +46,7 @@ class LocalSamples:
         self.arrays, self.received_nbytes = arrays, received_nbytes
         self.shards, self.manifest, self.scale, self.access = shards, manifest, scale, access
         self.samples: int = len(next(iter(arrays.values())))
+        self.copies: LocalSamples | None = None  # of what other ranks hold, for when they are gone
 
     @property
     def nbytes(self) -> int:

@@ -9,7 +9,6 @@ times K / D_i with weight D_i / D, so that every sample counts alike in an epoch
 D_i / K is not whole.
 """
 
-import hashlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,10 +17,10 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from isthmus import kernels
-from isthmus.devices import library_of, out_of_memory, set_from_host, synchronise, to_host
-from isthmus.errors import NonFiniteError, ReplicaError
+from isthmus.devices import library_of, out_of_memory, set_from_host, synchronise
+from isthmus.errors import NonFiniteError
 from isthmus.links.agreement import ranks_where
-from isthmus.links.world import all_gather, gather
+from isthmus.links.world import gather
 from isthmus.models.model import Model
 from isthmus.registry import ALLREDUCE_STAGES
 from isthmus.shards.batches import LocalSamples
@@ -251,22 +250,6 @@ class Training:
             else self.member.gradients.overflow
         )
 
-    def compare_replicas(self):
-        """Return the parameters' SHA-256; ReplicaError on every rank if it differs on any."""
-        digest = hashlib.sha256(to_host(self.state.parameters)).digest()
-        world = self.tiers.world
-        everyone = all_gather(world, np.frombuffer(digest, np.uint8))
-        other = [rank for rank in range(world.size) if everyone[rank].tobytes() != everyone[0].tobytes()]
-        if other:
-            error = ReplicaError(
-                f"step {self.state.step}: parameters on ranks {other} differ from "
-                "rank 0's; check these machines' memory and library versions, and "
-                "resume from the last checkpoint"
-            )
-            error.everywhere, error.ranks = True, other
-            raise error
-        return digest.hex()
-
     @property
     def anchor(self):
         """The parameters that all ranks hold alike: those of their last exchange."""
@@ -330,6 +313,13 @@ class Training:
                 if name.startswith("strategy/")
             }
         )
+
+    def go_back(self, step, arrays):
+        """Go on after `step` once more; what was measured of later steps is forgotten."""
+        rows, told = self.rows[: len(self.rows) - (self.state.step - step)], self.told_step
+        self.load(step, arrays)
+        self.rows, self.told_step = rows, told
+        self.undoing.forget()
 
     def told_of(self, step):
         """Return what else metrics.jsonl tells of a step, counted from 1, at home."""

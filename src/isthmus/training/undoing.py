@@ -49,6 +49,11 @@ class Undoing:
         if not self.whole_steps:
             self._held = None
 
+    def forget(self) -> None:
+        """Keep nothing: the training is where it was once before."""
+        self._kept.clear()
+        self._held = None
+
     @property
     def untold(self) -> tuple[list[Any], int]:
         """(rows, the last step that was told): what was measured since."""
@@ -65,6 +70,5 @@ class Undoing:
         if held is not None and (held[2] > step or (redo and held[2] == step)):
             rows, told, _ = held
         training.load(step, self.arrays_after(step))
-        self._kept.clear()
-        self._held = None
+        self.forget()
         training.rows, training.told_step = rows[: step - told], told

@@ -22,6 +22,7 @@ PHASES = (
     "report",
     "evaluation",
     "rebalancing",
+    "buddies",
     "signals",
     "checkpoint",
     "end",

@@ -1,0 +1,107 @@
+"""The job that goes on where ranks have gone or come: its shards, its arrays, and what it takes up."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from isthmus.devices import to_host
+from isthmus.jobs.making import make_training
+from isthmus.jobs.preparation import may_hold
+from isthmus.jobs.resuming import Recalled, recall
+from isthmus.links.agreement import gather_json, together
+from isthmus.links.world import broadcast
+from isthmus.recovery.handover import arrays_of, hand_over, taken_by_new, taken_over
+from isthmus.shards.adopting import adopt_shards
+
+
+def next_job(kind, tiers, past, ranks, here, journal, lock):
+    """Return a job of `ranks` that were the ranks `here` of the one before, and the shards that nobody
+    can read. Collective.
+
+    kind: what makes a Job. lock: of the run's folder, which who leads now takes.
+    """
+    settings, cluster = past.settings, tiers.cluster
+    site_of_rank = [cluster.names[site] for site in cluster.site_of_rank]
+    found = adopt_shards(
+        tiers,
+        past.local,
+        settings.data.train,
+        cluster.rates,
+        lambda shard, rank: may_hold(settings.plan, shard, site_of_rank[rank]),
+        {
+            shard: number
+            for number, before in enumerate(here)
+            if before is None
+            for shard in past.placed[ranks[number]]
+        },
+    )
+    folders = settings.data.model_dump()
+    sets = {
+        name: adopt_shards(tiers, local, folders[name], cluster.rates).local
+        for name, local in past.sets.items()
+    }
+    plan = _plan_of(past.plan, cluster, found, past.local.manifest)
+    training = make_training(tiers, settings, past.model, plan, found.local, journal)
+    own = {name: to_host(array) for name, array in training.arrays().items()}
+    new = taken_by_new(tiers.world, here, past.arrays, own) if None in here else None
+    taken = taken_over(past.copies, past.arrays, own) if new is None else {}
+    arrays = arrays_of([past.arrays | taken], 0, own) if new is None else new
+    hand_over(training, past.step, arrays, past.untold)
+    job = kind(tiers, settings, plan, training, sets, journal, past.path)
+    job.within_duties, job.done_step = past.redo, past.step - past.redo
+    if job.leads and not past.leads:
+        lock.take(past.path)
+    journal.open(past.path)
+    journal.checkpoint = past.checkpoint
+    steps = gather_json(tiers.world, past.copied_step if taken else None)
+    _take_up(job, past, found.shards_of_rank, here, steps if any(steps) else None)
+    return job, found.never
+
+
+def _take_up(job, past, shards_of_rank, here, residual_steps):
+    """Go on with what the old job has told, but for what is now done again."""
+    step, told = job.training.state.step, job.training.told_step
+    parts = len(past.parts)
+
+    def keeps(line):
+        nonlocal parts
+        if line["kind"] == "members":
+            parts -= 1
+            return parts >= 0
+        if line["kind"] == "step":
+            return line["step"] <= told
+        return line["step"] < step + (not past.redo)
+
+    found = together(
+        job.tiers.world,
+        lambda: recall(job.account.folder, step, False, keeps) if job.leads else Recalled(),
+    )
+    job.account.take_up(found)
+    job.account.count_from(found.sent_nbytes)
+    job.members.ledger = replace(job.members.ledger, parts=[*past.parts])
+    job.members.note_again(len(found.members))
+    job.members.begin(shards_of_rank, came_from=here, resumed=False, residual_steps=residual_steps)
+    job.members.take_rest()
+    if job.validation is not None:
+        job.validation.load(past.judged)
+        for name, array in job.validation.arrays().items():
+            if past.best is not None:
+                array[...] = past.best[name]
+            if None in here:
+                broadcast(job.tiers.world, array, job.tiers.home)
+    if job.leads:
+        job.tiers.cluster.to_toml(job.path / "cluster.toml")
+        table = job.plan.to_dict() | {"shards_of_rank": shards_of_rank}
+        job.account.folder.write_json("plan.json", table)
+
+
+def _plan_of(plan, cluster, found, manifest):
+    """Return the plan with the shards where they are now; those that nobody has count as rank 0's."""
+    ranks, samples = np.zeros(len(manifest.shards), int), []
+    for rank, shards in enumerate(found.shards_of_rank):
+        ranks[shards] = rank
+        samples.append(sum(manifest.shards[shard].samples for shard in shards))
+    seconds = [held / rate / plan.steps for held, rate in zip(samples, cluster.rates)]
+    return replace(
+        plan, rank_of_shard=ranks, samples_of_rank=tuple(samples), seconds_of_rank=tuple(seconds)
+    )

@@ -1,0 +1,49 @@
+"""Who took part in a run when, and what each loss and each return has cost."""
+
+import statistics
+
+from isthmus.errors import ranks_in_words
+
+
+def lost_sentence(line):
+    """Return what a line of kind "lost" tells: who is gone, and what that took."""
+    never = ", ".join(map(str, line["never"]))
+    if not line["ranks"]:
+        return f"a message was changed on its way, the step was made again after {line['seconds']:.2f} s"
+    return (
+        f"{ranks_in_words(line['ranks'])} gone, the others went on after {line['seconds']:.2f} s"
+        + f"; nobody could read shards {never}" * bool(never)
+    )
+
+
+def member_rows(run):
+    """Return (steps, ranks of each site, shards held, what the change has cost) of each set of members,
+    where there were several; else nothing.
+
+    The cost: seconds from noticing to going on, and the median of a step then and before.
+    """
+    lines = [line for line in run.metrics if line["kind"] == "members"]
+    ends = [*(line["step"] for line in lines[1:]), run.steps[-1]["step"] if run.steps else 0]
+    rows, before = [], None
+    for line, end in zip(lines, ends):
+        taken = [step["step_seconds"] for step in run.steps if line["step"] < step["step"] <= end]
+        if not taken:  # others were gone before a step was made
+            continue
+        usual = statistics.median(taken)
+        sites = ", ".join(f"{site['name']} {site['ranks']}" for site in line["cluster"]["site"])
+        shards = sum(map(len, line["shards_of_rank"]))
+        costs = "; ".join(_costs(run, line, usual, before))
+        rows.append((f"{line['step'] + 1:,} to {end:,}", sites, shards, costs))
+        before = usual
+    return rows if len(rows) > 1 else []
+
+
+def _costs(run, line, usual, before):
+    """Yield what it has cost that members are others from this line on."""
+    for lost in run.metrics:
+        if lost["kind"] == "lost" and lost["step"] == line["step"]:
+            yield lost_sentence(lost)
+    if line.get("resumed"):
+        yield "resumed with other ranks"
+    if before is not None:
+        yield f"a step {1e3 * usual:.1f} ms, {1e3 * before:.1f} ms before"
