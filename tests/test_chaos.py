@@ -66,9 +66,9 @@ def test_a_run_is_held_against_what_is_promised(tmp_path):
 
 @pytest.mark.slow
 def test_a_small_campaign_of_kills_finds_nothing_wrong_and_goes_on_where_it_was(tmp_path):
-    for kills in (4, 7):
+    for _ in range(2):  # the second finds nothing left to do
         done = subprocess.run(
-            [sys.executable, "experiments/chaos_campaign.py", "--seed", "3", "--kills", str(kills)]
+            [sys.executable, "experiments/chaos_campaign.py", "--seed", "3", "--kills", "5"]
             + ["-o", str(tmp_path / "rows.jsonl")],
             cwd=ROOT,
             capture_output=True,
@@ -78,5 +78,5 @@ def test_a_small_campaign_of_kills_finds_nothing_wrong_and_goes_on_where_it_was(
         assert done.returncode == 0, done.stdout + done.stderr
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
     assert [row["run"] for row in rows] == [*range(len(rows))]
-    assert sum(row["happened"] for row in rows) >= 7
+    assert sum(row["happened"] for row in rows) in (5, 6)
     assert all(row["verified"].startswith("bits equal, each sample once") for row in rows)
