@@ -60,7 +60,6 @@ class Survival:
         self.kind, self.circle, self.stop, self.lock = kind, circle, stop, lock
         self.show, self.faults, self.lost = show, faults, 0
         self.looked_at, self.changed, self.words = 0.0, "", []
-        Loss.leaves_at_once = True
 
     def begin(self, job):
         """Take up a job that all ranks begin. Collective."""
@@ -79,6 +78,7 @@ class Survival:
                 "sites; leave that out, or --site",
             )
             self.circle.cluster = job.tiers.cluster
+        Loss.leaves_at_once = True
         self._tell_of_buddies(job)
         self.job, job.done_step = job, job.training.state.step
         self.ranks = [*range(job.tiers.cluster.size)]  # of the job, by their numbers at the start
@@ -97,6 +97,7 @@ class Survival:
     def come(self, tiers, settings, tell):
         """Take part in a run that is under way, as the others tell. Collective."""
         began, change = time.perf_counter(), self.circle.entered
+        Loss.leaves_at_once = True
         self.job, self.ranks = None, []
         self.job = self._build_on(tiers, change.ranks, settings=settings, tell=tell)
         self.ranks = change.ranks
