@@ -114,8 +114,8 @@ def other_set(lab):
         f"""\
 import isthmus.shards.shard_file as module
 first = module.ShardSet.open.__func__
-module.ShardSet.open = classmethod(lambda kind, folder: first(
-    kind, {str(lab / "other")!r} if str(folder).endswith("train") else folder))""",
+module.ShardSet.open = classmethod(lambda kind, folder, *keys: first(
+    kind, {str(lab / "other")!r} if str(folder).endswith("train") else folder, *keys))""",
         [2],
     )(lab)
 

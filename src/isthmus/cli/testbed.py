@@ -24,7 +24,10 @@ def up(
     cluster: ClusterFile,
     name: BedName = "testbed",
     untuned: Annotated[
-        bool, typer.Option("--untuned", help="Leave TCP as the machine has it, as where nobody is root.")
+        bool,
+        typer.Option(
+            "--untuned", metavar="", help="Leave TCP as the machine has it, as where nobody is root."
+        ),
     ] = False,
     as_json: AsJson = False,
 ):
