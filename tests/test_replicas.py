@@ -10,7 +10,7 @@ from test_resuming import go, pack, settings
 from test_training import training_of
 
 import isthmus
-from isthmus.errors import ChangedMessageError, ReplicaError, SettingsError
+from isthmus.errors import ReplicaError, SealError, SettingsError
 from isthmus.folders.reading import read_run
 from isthmus.jobs.settings import RunSettings
 from isthmus.jobs.verifying import verify_steps
@@ -162,7 +162,7 @@ def test_a_message_that_was_changed_is_refused(comm):
             leaders.Send(np.arange(9.0), 1)
             leaders.Send(np.arange(9.0), 1)
             return
-        with pytest.raises(ChangedMessageError, match="from rank 0 to rank 1 was changed on its way"):
+        with pytest.raises(SealError, match="from rank 0 to rank 1 was changed on its way"):
             leaders.Recv(np.empty(9), 0)
         came = np.empty(9)
         leaders.Recv(came, 0)

@@ -96,10 +96,6 @@ class MachineError(IsthmusError):
     exit_code = 15
 
 
-class ChangedMessageError(MachineError):
-    """A message between two sites is not what was sent."""
-
-
 class ModelError(IsthmusError):
     """A user's own model, loss or module is not there, raises, or is not what training needs."""
 
@@ -113,8 +109,8 @@ class SecurityError(IsthmusError):
 
 
 class SealError(IsthmusError):
-    """A sealed message does not open. Nothing more is agreed on over such links: the rank that finds it
-    ends the job."""
+    """A message between sites is not what was sent. Nothing more is agreed on over links that are sealed:
+    the rank that finds it ends the job."""
 
     exit_code = 18
 

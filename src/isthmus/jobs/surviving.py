@@ -18,8 +18,8 @@ from threadpoolctl import threadpool_limits
 
 from isthmus.cluster.cluster import Cluster
 from isthmus.errors import (
-    ChangedMessageError,
     MachineError,
+    SealError,
     SettingsError,
     SiteError,
     StoppedError,
@@ -118,15 +118,18 @@ class Survival:
                 job.within_duties = False
                 summary = job.finish()
                 self.membership.agree()
-            except (MPI.Exception, LostRanksError, LostSitesError, ChangedMessageError) as problem:
-                self.changed = str(problem) if isinstance(problem, ChangedMessageError) else ""
-                self._go_on(isinstance(problem, LostRanksError))
-                continue
             except StoppedError:
                 if self.circle is not None:  # the first to end is not one more that is gone
                     with suppress(LostSitesError, MPI.Exception):
                         barrier(job.tiers.world)
                 raise
+            except Exception as problem:
+                changed = isinstance(problem, SealError)
+                if not changed and not self.membership.may_be_of_a_loss(problem):
+                    raise
+                self.changed = str(problem) if changed else ""
+                self._go_on(isinstance(problem, LostRanksError))
+                continue
             return summary | {"lost_ranks": self.lost}
 
     def _meet(self, moment, step):

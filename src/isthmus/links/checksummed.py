@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from isthmus.errors import ChangedMessageError
+from isthmus.errors import SealError
 from isthmus.links.comm import Comm, Request, Wrapped
 from isthmus.links.frames import checksum
 from isthmus.links.sealed import strangers
@@ -49,7 +49,7 @@ class ChecksummedComm(Wrapped):
         def take() -> None:
             plain = came[:-CHECK_NBYTES]
             if (self.crc32c(plain),) != _CHECK.unpack_from(came, buffer.nbytes):
-                raise ChangedMessageError(
+                raise SealError(
                     f"a message from rank {self.ranks[source]} to rank {self.ranks[self.rank]} was "
                     "changed on its way; look at what lies between, and at the memory of both"
                 )

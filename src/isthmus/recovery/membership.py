@@ -32,6 +32,20 @@ class Membership:
         if not all_well:
             raise LostRanksError
 
+    def may_be_of_a_loss(self, problem: Exception) -> bool:
+        """Whether an error may come from a rank that is gone.
+
+        Of a message that a rank was sending as it died MPI may say nothing, and there is no data then:
+        what is made of that ends in errors of any kind.
+        """
+        if isinstance(problem, (MPI.Exception, LostRanksError)):
+            return True
+        gone = self.comm.Get_failed()
+        try:
+            return gone.Get_size() > 0
+        finally:
+            gone.Free()
+
     def rebuild(self, build: Callable[[MPI.Comm, list[Any]], Any]) -> Any:
         """Return what `build(comm, made)` gives on every rank that is left, on which all agree.
 
@@ -45,7 +59,9 @@ class Membership:
             result, well = None, True
             try:
                 result = build(self.comm, made)
-            except (MPI.Exception, LostRanksError):
+            except Exception as problem:
+                if not self.may_be_of_a_loss(problem):
+                    raise
                 well = False
                 revoke([*made, self.comm])
             try:

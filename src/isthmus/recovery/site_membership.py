@@ -26,6 +26,10 @@ class SiteMembership:
     def agree(self, well: bool = True) -> None:
         """Nothing: see above."""
 
+    def may_be_of_a_loss(self, problem: Exception) -> bool:
+        """Whether an error may come from a site, or a rank of this one, that is gone."""
+        return isinstance(problem, (MPI.Exception, LostSitesError))
+
     def rebuild(
         self, point: Callable[[], tuple[int, bool]], build: Callable[[Decision, list[Any]], Any]
     ) -> Any:
@@ -41,5 +45,6 @@ class SiteMembership:
             made = []
             try:
                 return build(self.circle.settle(*point()), made)
-            except (MPI.Exception, LostSitesError):
-                continue
+            except Exception as problem:
+                if not self.may_be_of_a_loss(problem):
+                    raise
