@@ -109,8 +109,8 @@ class SecurityError(IsthmusError):
 
 
 class SealError(IsthmusError):
-    """A message between sites is not what was sent. Nothing more is agreed on over links that are sealed:
-    the rank that finds it ends the job."""
+    """A message between sites is not what was sent. Nothing more is agreed on over such links: the rank
+    that finds it ends the job."""
 
     exit_code = 18
 
