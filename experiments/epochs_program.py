@@ -20,6 +20,7 @@ if __name__ == "__main__":
     from isthmus.models import Perceptron
     from isthmus.training.loop import State, Training
     from isthmus.training.recipe import Recipe
+    from isthmus.training.replicas import Replicas
     from isthmus.training.strategies.strategy import Member
 
     def time_plans(tiers, task):
@@ -47,7 +48,7 @@ if __name__ == "__main__":
                 "epoch_seconds": seconds / task["epochs"],
                 "staging_seconds": staging,
                 "samples_of_rank": samples_of(tiers.world, local.samples),
-                "parameter_hash": training.compare_replicas(),
+                "parameter_hash": Replicas(training).compare(),
             }
 
     def scatter(tiers, shards, shards_of_rank):

@@ -142,6 +142,7 @@ def check_training(world, cupy, tell, hidden=128):
     from isthmus.shards.batches import LocalSamples
     from isthmus.training.loop import State, Training
     from isthmus.training.recipe import Recipe
+    from isthmus.training.replicas import Replicas
     from isthmus.training.strategies.strategy import Member
 
     model, recipe = Perceptron(784, (hidden,), 10), Recipe(epochs=2, steps=20, learning_rate=0.1)
@@ -161,7 +162,7 @@ def check_training(world, cupy, tell, hidden=128):
         try:
             for _ in training.steps():
                 pass
-            tell(f"training with a GPU on ranks {on_gpu}: {training.compare_replicas()[:16]} on all")
+            tell(f"training with a GPU on ranks {on_gpu}: {Replicas(training).compare()[:16]} on all")
         except ReplicaError as problem:
             wrong.append(f"training with a GPU on ranks {on_gpu}: {problem}")
             tell(wrong[-1])
