@@ -88,7 +88,7 @@ def _with_copies(world, local, orphans):
     """
     copies = local.copies
     there = gather_json(world, [] if copies is None else list(copies.shards))
-    given: list[list[int]] = [[] for _ in there]
+    given = [[] for _ in there]
     for shard in orphans:
         ranks = [rank for rank, shards in enumerate(there) if shard in shards]
         if ranks:
