@@ -28,10 +28,11 @@ def window_nbytes(cluster, site, chunk_nbytes):
     """Return the most bytes that a site's leader sends up before the first have come back as a sum.
 
     What the link above it carries while a chunk of `chunk_nbytes` goes up the tree and the sum comes
-    down, and SLACK_SECONDS more a level. Infinite for a hub that is alone at the top: it waits for all.
+    down, and SLACK_SECONDS more a level. Infinite for a hub that is alone at the top, which waits for
+    all, and where nothing is told of links.
     """
     tree = cluster.tree
-    if len(tree.parents) == 1 or tree.above(site) is None:
+    if not cluster.links or tree.above(site) is None:
         return math.inf
     nbytes = chunk_nbytes + cluster.overhead_nbytes
     ways = crossings(link_routes(cluster, tree), nbytes, nbytes)
@@ -46,7 +47,10 @@ def window_nbytes(cluster, site, chunk_nbytes):
 
 def way_nbytes(cluster, here, there, chunk_nbytes):
     """Return the most bytes that a rank of one site sends one of another, by number, before as many have
-    come to it: what the way carries while a chunk goes there and one comes back, and SLACK_SECONDS."""
+    come to it: what the way carries while a chunk goes there and one comes back, and SLACK_SECONDS.
+    Infinite where nothing is told of links."""
+    if not cluster.links:
+        return math.inf
     names = cluster.names
     way, back = (cluster.route(names[a], names[b]) for a, b in ((here, there), (there, here)))
     rate = min(link.bytes_per_second for link in way)
