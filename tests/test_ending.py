@@ -162,19 +162,34 @@ def test_of_the_ranks_that_are_told_to_end_one_speaks_and_says_why(changes, word
     assert all(word in lines[0] for word in words or ()), lines
 
 
-def test_a_process_that_comes_to_no_handler_is_ended_by_another_thread():
-    """And where Python does come to it, `Interrupted` passes through what catches exceptions."""
-    slow = (
-        "import ctypes, os, signal, threading; from isthmus.watching.interruption import Watchman\n"
-        "threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()\n"
-        "lock, library = ctypes.create_string_buffer(64), ctypes.CDLL(None)\n"
-        "with Watchman(lambda number, raised: print(number, raised, flush=True), lambda: False):\n"
-        "    [library.pthread_mutex_lock(lock) for _ in range(2)]\n"
-    )
+WAITS = """
+import ctypes, os, signal, sys, threading, time
+from isthmus.watching.interruption import Watchman
+
+for seconds, number in ((0.2, signal.SIGTERM), (0.4, signal.SIGCONT)):
+    threading.Timer(seconds, os.kill, (os.getpid(), number)).start()
+lock, library = ctypes.create_string_buffer(64), ctypes.CDLL(None)
+until, part = divmod(time.time_ns() + int(1e9 * float(sys.argv[1])), 10**9)
+library.pthread_mutex_lock(lock)
+with Watchman(lambda number, raised: print(number, raised, flush=True), lambda: True):
+    try:
+        library.pthread_mutex_timedlock(lock, (ctypes.c_long * 2)(until, part))
+    finally:
+        time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("seconds", [60, 0.8])
+def test_a_process_that_comes_to_no_handler_is_ended_by_another_thread(seconds):
+    """Nor does it say more where it comes to one later, or more signals follow."""
     began = time.monotonic()
-    done = subprocess.run([sys.executable, "-c", slow], capture_output=True, timeout=60)
-    assert (done.returncode, done.stdout) == (130, b"15 False\n")
+    command = [sys.executable, "-c", WAITS, str(seconds)]
+    done = subprocess.run(command, capture_output=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (130, b"15 False\n", b"")
     assert time.monotonic() - began < 30
+
+
+def test_an_interruption_passes_through_what_catches_exceptions():
     before = signal.getsignal(signal.SIGTERM)
     with Watchman(lambda number, raised: None, lambda: False):
         with pytest.raises(Interrupted):

@@ -56,8 +56,9 @@ class Watchman:
         os.close(self._signals)
         for number, handler in self._before.items():
             signal.signal(number, handler)
-        if not self.raised.is_set():  # else the thread waits for the end of the process
+        if not self.raised.is_set():  # else the thread waits for the end, and more signals may come
             self._thread.join()
+            os.close(self._pipe)
 
     def say(self, number, raised=True):
         """Say the last words, unless the other thread has begun to."""
@@ -71,15 +72,12 @@ class Watchman:
         raise Interrupted(number)
 
     def _watch(self):
-        try:
-            number = None
-            while number not in SIGNALS and not (number == FIRST_SIGN and ranks_are_gone()):
-                told = os.read(self._pipe, 1)
-                if not told:
-                    return
-                number = told[0]
-        finally:
-            os.close(self._pipe)
+        number = None
+        while number not in SIGNALS and not (number == FIRST_SIGN and ranks_are_gone()):
+            told = os.read(self._pipe, 1)
+            if not told:
+                return
+            number = told[0]
         note_ending(signalled=True)
         began = time.monotonic()
         if ranks_are_gone() or not self.raised.wait(SECONDS_TO_SPEAK):
