@@ -284,7 +284,7 @@ def test_after_abort_seconds_the_rank_that_tells_a_stall_ends_the_job_and_else_a
         (
             0,
             "step 7 stalls: 5.1 s, run.abort_seconds are over; late: <1> in compute of "
-            "step 7; <0,2> in allreduce",
+            "step 7; <0,2> in allreduce; look at these hosts, or allow for more with run.abort_seconds",
             [1],
         )
     ]

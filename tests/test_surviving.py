@@ -77,6 +77,27 @@ def test_who_is_left_ends_the_run_with_each_sample_once(tmp_path):
 
 
 @pytest.mark.slow
+def test_those_who_are_left_end_in_words_where_one_of_them_does_not_come_on(tmp_path):
+    for name in ("train", "test"):
+        pack(tmp_path, name)
+    settings(
+        tmp_path,
+        cluster=cluster_of(1, 2),
+        recovery={"survive": True},
+        run={"checkpoint_every": 2, "abort_seconds": 8.0},
+    )
+    deaths = [
+        {"rank": 2, "step": 4, "moment": "allreduce"},
+        {"rank": 1, "step": 4, "moment": "rebuild", "kind": "stop", "seconds": 10.0},
+    ]
+    done = launch(tmp_path, 3, deaths, "--with-ft", "ulfm")
+    told = done.stderr.partition("isthmus: ")[2]
+    assert told.startswith("rank 2: those who are left have not made another job within 8 s of a loss")
+    assert "last checkpoint, of step 2" in told
+    assert done.returncode == 15 or "1 go on" in told  # who stood still, where it finds itself alone
+
+
+@pytest.mark.slow
 def test_mpi_without_fault_tolerance_is_named_with_what_to_start(tmp_path):
     for name in ("train", "test"):
         pack(tmp_path, name)

@@ -9,6 +9,7 @@ this kind.
 """
 
 import signal
+import threading
 import time
 from contextlib import suppress
 
@@ -40,7 +41,8 @@ from isthmus.recovery.faults import Faults
 from isthmus.recovery.membership import LostRanksError, Membership, revoke
 from isthmus.recovery.site_membership import SiteMembership
 from isthmus.watching.journal import Journal
-from isthmus.watching.stalls import FEW, deadline
+from isthmus.watching.progress import BEFORE_STEPS
+from isthmus.watching.stalls import FEW, FIRST_SECONDS, deadline
 
 LEAST_SECONDS = 2.0
 """Without a sign of life, before a site is gone; signs come twice a second."""
@@ -83,6 +85,8 @@ class Survival:
         self.job, job.done_step = job, job.training.state.step
         self.ranks = [*range(job.tiers.cluster.size)]  # of the job, by their numbers at the start
         self.placed = job.members.ledger.parts[-1].shards_of_rank
+        took = job.journal.progress.seconds
+        self._expect(job, sum(sum(took.get(phase, ())) for phase in BEFORE_STEPS))
         return self
 
     def _tell_of_buddies(self, job):
@@ -101,6 +105,7 @@ class Survival:
         self.job, self.ranks = None, []
         self.job = self._build_on(tiers, change.ranks, settings=settings, tell=tell)
         self.ranks = change.ranks
+        self._expect(self.job, time.perf_counter() - began)
         self._begin_again(began, time.time())
 
     def run(self):
@@ -184,16 +189,32 @@ class Survival:
         before.journal.log.close()
         if before.account.folder is not None:
             before.account.folder.close()
-        old = self.ranks
-        if self.circle is None:
-            self.job, self.ranks = self.membership.rebuild(self._build)
-        else:
-            self.job, self.ranks = self.membership.rebuild(self._point, self._build_of_sites)
+        old, timer = self.ranks, threading.Timer(self.patience_seconds, self._give_up)
+        timer.daemon = True
+        timer.start()
+        try:
+            if self.circle is None:
+                self.job, self.ranks = self.membership.rebuild(self._build)
+            else:
+                self.job, self.ranks = self.membership.rebuild(self._point, self._build_of_sites)
+        finally:
+            timer.cancel()
         gone = sorted({*old} - {*self.ranks})
         self.lost += len(gone)
         if self.circle is None:
             Loss.ranks, Loss.speaks = self.lost, self.job.leads
         self._begin_again(began, clock, gone, sorted({*self.ranks} - {*old}))
+
+    def _give_up(self):
+        self.job.journal.give_up(
+            f"those who are left have not made another job within {self.patience_seconds:.0f} s of a "
+            "loss: one of them stalls, or MPI itself fails; look at their hosts"
+        )
+
+    def _expect(self, job, seconds):
+        """Note how long it may take to make another job, where a beginning has taken `seconds`."""
+        usual = max(FIRST_SECONDS, 2 * seconds)
+        self.patience_seconds = job.settings.run.abort_seconds or usual
 
     def _begin_again(self, began, clock, gone=(), came=()):
         """Say what was wrong and who has come, and have the new job be the one that signals reach."""

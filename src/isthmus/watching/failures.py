@@ -21,7 +21,6 @@ LOST_LINE = (
     "kernel's out-of-memory killer"
 )
 STALL = "a step that does not end"
-STALL_CURE = "look at these hosts, or allow for more with run.abort_seconds"
 REPORT = "run again with `isthmus --debug ...` and report the traceback"
 
 
@@ -195,7 +194,7 @@ def stalled_lines(line, ranks, place):
         rank: {
             "kind": STALL,
             "code": MachineError.exit_code,
-            "line": f"{line}; {STALL_CURE}",
+            "line": line,
             "source": "",
             "step": place.step,
             "phase": place.phase,

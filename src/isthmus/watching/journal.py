@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from isthmus.watching.failures import Place, lost_lines, name_ranks, stalled_lin
 from isthmus.watching.interruption import Interrupted
 from isthmus.watching.progress import FAILS, SIGNALLED, Progress
 from isthmus.watching.rank_log import RankLog
-from isthmus.watching.stalls import Watch
+from isthmus.watching.stalls import SECONDS_OF_OTHERS, Watch
 
 log = logging.getLogger("isthmus")
 
@@ -84,8 +85,19 @@ class Journal:
         if self.survives and line is None:  # the others go on without those that are gone
             return
         place = self.place()
+        self._end(lost_lines(place) if line is None else stalled_lines(line, ranks, place))
+
+    def give_up(self, line):
+        """End the job of the ranks that are left, from another thread; the first of a host tells why."""
+        place = self.place()
+        if place.rank == min({*place.seen} - place.gone.keys()):
+            self._end(stalled_lines(line, [*place.gone] or [place.rank], place))
+        time.sleep(SECONDS_OF_OTHERS)
+        self._end([])
+
+    def _end(self, lines):
         self.progress.note_ending(signalled=False)
-        for each in lost_lines(place) if line is None else stalled_lines(line, ranks, place):
+        for each in lines:
             log.warning(each)
         sys.stderr.flush()
         os._exit(MachineError.exit_code)  # the main thread waits inside MPI; mpirun ends the others

@@ -32,6 +32,7 @@ LOOK_SECONDS = 0.25
 FIRST_SECONDS = 60.0
 FEW = 5
 SECONDS_OF_OTHERS = 2.0  # for mpirun to end a job that has lost a rank, and for the rank that speaks
+CURE = "look at these hosts, or allow for more with run.abort_seconds"
 log = logging.getLogger("isthmus")
 
 
@@ -116,7 +117,7 @@ class Watch(threading.Thread):
         if over > (0.0 if self._tells(late) else SECONDS_OF_OTHERS):
             self.abandon(
                 f"{self._what()} stalls: {waited:.1f} s, run.abort_seconds are over; "
-                f"{self._account(rows, late, now, self.abort_seconds / 2)}",
+                f"{self._account(rows, late, now, self.abort_seconds / 2)}; {CURE}",
                 [self.progress.ranks[row] for row in late] or self.progress.ranks,
             )
 
