@@ -2,6 +2,8 @@
 
 import hashlib
 import itertools
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -156,6 +158,28 @@ def test_compiled_code_and_python_understand_each_other_and_it_is_used_where_it_
         assert type(today._exchange) is Hierarchical
         assert today(vector).tobytes() == expected.tobytes()
         native_mpi.addresses.cache_clear()
+
+
+@pytest.mark.ranks(2)
+def test_a_thread_that_waits_leaves_the_core_to_what_computes(comm):
+    """Its bits are those of the main thread; where the other rank is late, it hardly runs meanwhile."""
+    vector, seconds = np.random.default_rng(comm.rank).normal(size=50_000).astype("f4"), 0.4
+    with isthmus.split_tiers(comm, isthmus.Cluster(cluster_of(1, 1))) as tiers:
+        first, second = (isthmus.Allreduce(tiers, vector.size, compressor=isthmus.Int8()) for _ in "ab")
+        expected = [first(vector).tobytes() for _ in range(2)]
+
+        def sum_up():
+            second.start(vector)
+            before = time.thread_time()
+            return second.finish().tobytes(), time.thread_time() - before
+
+        with ThreadPoolExecutor(1) as beside:
+            for step, wanted in enumerate(expected):
+                if step == comm.rank:
+                    time.sleep(seconds)
+                mean, busy_seconds = beside.submit(sum_up).result()
+                assert mean == wanted
+                assert step == comm.rank or busy_seconds < seconds / 4
 
 
 @pytest.mark.ranks(2)

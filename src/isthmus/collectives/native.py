@@ -5,6 +5,7 @@ nothing is traced, and each compressor has functions in `isthmus.compression.by_
 """
 
 import itertools
+import threading
 
 import numpy as np
 from mpi4py import MPI
@@ -42,7 +43,7 @@ class Native(Hierarchical):
         self.requests = native_mpi.no_requests(slots + 2 * len(pieces) + 3)
         self.status, self.sent = native_mpi.room_for_status(), site.sent
         plan = self.plan = np.zeros(loop.PEERS + len(self.peers), np.int64)
-        plan[: loop.CLOCK + 1] = native_mpi.addresses()
+        plan[: loop.SLEEP + 1] = native_mpi.addresses()
         plan[loop.SITE] = native_mpi.handle(innermost(site))
         plan[loop.LEADERS] = 0 if leaders is None else native_mpi.handle(innermost(leaders))
         plan[loop.FLOAT], plan[loop.BYTE] = map(native_mpi.handle, (MPI.FLOAT, MPI.BYTE))
@@ -105,6 +106,7 @@ class Native(Hierarchical):
     def _run(self, what, total, key, given=NONE_GIVEN, first=0, last=0):
         plan = self.plan
         plan[loop.TURN] = self.now
+        plan[loop.BESIDE] = threading.get_ident() != threading.main_thread().ident
         plan[loop.NOW], plan[LAPS] = 1e9 * self.clock.last, 0
         try:
             loop.exchange(what, *self.tables, total, given, first, last, key)

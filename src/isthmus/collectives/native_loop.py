@@ -10,26 +10,30 @@ compressors is one of `isthmus.compression.by_address`.
 from isthmus.collectives.messages import PIECE_NBYTES
 from isthmus.kernels.compiled import compiled
 from isthmus.links import native_mpi
-from isthmus.links.native_mpi import ask, decode_by, encode_by, post, read_clock
+from isthmus.links.native_mpi import ask, decode_by, encode_by, post, read_clock, sleep
 
 START, ADVANCE, FINISH = range(3)
 NOTHING, RISE, FALL = range(3)
 
 # In `plan`: MPI's functions and handles, and where it puts what it says,
-ISEND, IRECV, TEST, CLOCK, SITE, LEADERS, FLOAT, BYTE, STATUS, ERROR, FLAG = range(11)
+ISEND, IRECV, TEST, CLOCK, SLEEP, SITE, LEADERS, FLOAT, BYTE, STATUS, ERROR, FLAG = range(12)
 # what the clock says, when the last lap ended, and the nanoseconds of each stage,
-SECONDS, NANOSECONDS, NOW, REDUCE, LINKS, ENCODE, DECODE, BROADCAST = range(11, 19)
+SECONDS, NANOSECONDS, NOW, REDUCE, LINKS, ENCODE, DECODE, BROADCAST = range(12, 20)
 # this rank's place, its memory, functions for what is no wire, its share, which memory a call reads,
 # whether all was finite so far, the tag between leaders, whether the caller waits for the sum,
-LEFT, RIGHT, ABOVE, CHILDREN, INDEX, KEYS, EXCHANGES, RETELLS = range(19, 27)
-TOTAL, SENT, REQUESTS, REQUEST_NBYTES, SLOTS, PARTS, INBOX, INBOX_NBYTES = range(27, 35)
-ADD, WEIGHT, CHECK, COPY, STAGE, SHARE, TURN, FINITE, TAG, AWAITED = range(35, 45)
+LEFT, RIGHT, ABOVE, CHILDREN, INDEX, KEYS, EXCHANGES, RETELLS = range(20, 28)
+TOTAL, SENT, REQUESTS, REQUEST_NBYTES, SLOTS, PARTS, INBOX, INBOX_NBYTES = range(28, 36)
+ADD, WEIGHT, CHECK, COPY, STAGE, SHARE, TURN, FINITE, TAG, AWAITED = range(36, 46)
+# whether the main thread computes meanwhile, and how long this one sleeps,
+BESIDE, NAP_SECONDS, NAP_NANOSECONDS = range(46, 49)
 # how many chunks have come how far, and from here on the peers: children, then the one above.
-STARTED, RISEN, FALLEN, PASSED, PEER_COUNT, PEERS = range(45, 51)
+STARTED, RISEN, FALLEN, PASSED, PEER_COUNT, PEERS = range(49, 55)
 # In a row of `rows`: a chunk. Beside a wire stands what is kept of it in both memories, 0 where nothing
 # is; from WIRES on the wire of each peer, 0 of one that the chunk of the vector takes in.
 FIRST, LAST, PIECE, PIECES_END, NBYTES, AHEAD, ENCODER, DECODER, ADDER, BLOCK = range(10)
 OWN, TOLD, WIRES = 10, 13, 16
+
+PATIENCE, LONGEST_NAP = 50_000, 1_000_000  # nanoseconds
 
 native = compiled(nogil=True, calls=(native_mpi,))
 
@@ -45,10 +49,16 @@ def at(array, place):
 
 
 @native
+def clock(plan):
+    """Return what the clock says, in nanoseconds."""
+    read_clock(plan[CLOCK], 1, at(plan, SECONDS))  # CLOCK_MONOTONIC
+    return 1_000_000_000 * plan[SECONDS] + plan[NANOSECONDS]
+
+
+@native
 def lap(plan, stage):
     """Give the time since the last lap to a stage."""
-    read_clock(plan[CLOCK], 1, at(plan, SECONDS))  # CLOCK_MONOTONIC
-    now = 1_000_000_000 * plan[SECONDS] + plan[NANOSECONDS]
+    now = clock(plan)
     plan[stage] += now - plan[NOW]
     plan[NOW] = now
 
@@ -65,10 +75,24 @@ def done(plan, slot):
 
 
 @native
+def rest(plan):
+    """Leave the core to a thread that computes, where there is one, while nothing comes.
+
+    For an eighth of the time since the last lap: what comes is found that much later at most.
+    """
+    if not plan[BESIDE]:  # then MPI gives way to others, where it knows that it should
+        return
+    waited = clock(plan) - plan[NOW]
+    if waited > PATIENCE:
+        plan[NAP_NANOSECONDS] = min(waited // 8, LONGEST_NAP)
+        sleep(plan[SLEEP], at(plan, NAP_SECONDS), 0)
+
+
+@native
 def wait(plan, slot):
     """Return when a message is done."""
-    while not done(plan, slot):  # and MPI gives way to others, where it knows that it should
-        pass
+    while not done(plan, slot):
+        rest(plan)
 
 
 @native
@@ -330,7 +354,7 @@ def finish(plan, rows, pieces, key):
             pass_down(plan, rows, pieces)
         elif not advance(plan, rows, key):
             while ready(plan, rows) == NOTHING:
-                pass
+                rest(plan)
             lap(plan, LINKS)
     for slot in range(piece_slot(plan, len(pieces), 0)):
         wait(plan, slot)

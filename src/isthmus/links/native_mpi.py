@@ -13,7 +13,7 @@ from llvmlite import ir
 from numba import config, types
 from numba.extending import intrinsic
 
-FUNCTIONS = ("MPI_Isend", "MPI_Irecv", "MPI_Test", "clock_gettime")
+FUNCTIONS = ("MPI_Isend", "MPI_Irecv", "MPI_Test", "clock_gettime", "nanosleep")
 NUMBER, WORD = ir.IntType(32), ir.IntType(64)  # what C takes: an int; a pointer or a handle
 
 
@@ -93,6 +93,12 @@ def ask(_, function, request, flag, status):
 def read_clock(_, function, clock, where):
     """Call clock_gettime."""
     return _call([NUMBER, WORD])
+
+
+@intrinsic
+def sleep(_, function, how_long, left):
+    """Call nanosleep."""
+    return _call([WORD, WORD])
 
 
 @intrinsic
