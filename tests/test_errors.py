@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from clusters import cluster_of
 from test_cli import RUN, command, pack_lab, with_changes, write
+from test_files import largest_file
 
 import isthmus
 from isthmus import errors
@@ -31,6 +32,7 @@ from isthmus.watching.failures import (
 )
 from isthmus.watching.links import LinkWatch
 from isthmus.watching.progress import OF_STEP, PHASES, Progress, late_rows
+from isthmus.watching.rank_log import RankLog
 from isthmus.watching.stalls import FIRST_SECONDS, SECONDS_OF_OTHERS, Watch, deadline
 
 HOSTS, SITES, TIERS = (
@@ -495,3 +497,12 @@ def test_a_rank_that_is_late_is_named_with_its_phase_while_it_is(lab):
     log = (folder / "logs/rank0002.log").read_text()
     assert "this rank is at" in log
     assert "sitecustomize.py" in log
+
+
+def test_a_log_on_a_full_disk_costs_lines_and_nothing_else(tmp_path):
+    kept = RankLog(0)
+    kept.open(tmp_path)
+    with largest_file(50):
+        logging.getLogger("isthmus").info("a line that is longer than what may be written")
+        kept.close()
+    assert 0 < kept.path.stat().st_size <= 50

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 from clusters import cluster_of
+from mpi4py import MPI
 from test_resuming import pack, settings
 
 from isthmus.cluster.cluster import Cluster
@@ -16,6 +17,7 @@ from isthmus.jobs.settings import RunSettings
 from isthmus.jobs.verifying import verify_steps
 from isthmus.mpirun import mpirun
 from isthmus.recovery.faults import PLAN
+from isthmus.recovery.membership import AnotherFailsError, Membership
 
 INT8 = {"compressor": {"kind": "int8", "block": 8}}
 DEATHS = [
@@ -95,6 +97,45 @@ def test_those_who_are_left_end_in_words_where_one_of_them_does_not_come_on(tmp_
     assert told.startswith("rank 2: those who are left have not made another job within 8 s of a loss")
     assert "last checkpoint, of step 2" in told
     assert done.returncode == 15 or "1 go on" in told  # who stood still, where it finds itself alone
+
+
+class Left:
+    """A communicator of which so many are left whenever it is asked, and one says that it fails."""
+
+    def __init__(self, sizes, fails):
+        self.size, *self.sizes = sizes
+        self.fails = fails
+
+    def Shrink(self):  # noqa: N802
+        return Left(self.sizes, self.fails)
+
+    def Set_errhandler(self, handler):  # noqa: N802
+        pass
+
+    def Agree(self, well):  # noqa: N802
+        if self.fails == "dies" and len(self.sizes) == 1:
+            raise MPI.Exception(MPI.ERR_OTHER)
+        return int(well and self.fails is not True)
+
+
+@pytest.mark.parametrize("own", [KeyError("x"), SettingsError("x"), MPI.Exception(MPI.ERR_OTHER)])
+@pytest.mark.parametrize("sizes", [(4, 3), (4, 4), (4, 4, 3)])
+@pytest.mark.parametrize("others", ["well", "dies", "fails"])
+def test_what_a_rank_raises_is_its_own_where_nobody_is_gone(own, sizes, others):
+    if (len(sizes) == 3) != (others == "dies"):
+        return
+    membership = Membership(Left(sizes, others if others == "dies" else others == "fails"))
+    raised = None
+    try:
+        membership.leave_out_the_gone(own, [])
+    except Exception as problem:
+        raised = problem
+    nobody_is_gone = sizes[-1] == 4
+    if nobody_is_gone and not isinstance(own, MPI.Exception):
+        assert raised is own
+    else:
+        assert isinstance(raised, AnotherFailsError) == (nobody_is_gone and others == "fails")
+    assert membership.comm.size == sizes[-1]
 
 
 @pytest.mark.slow

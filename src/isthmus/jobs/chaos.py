@@ -76,7 +76,8 @@ class _Play:
         restarted = outcome == ENDED
         if restarted:
             kept = (self.folder / "checkpoint.h5").exists()
-            again, _ = self._train({}, False)
+            again, said_again = self._train({}, False)
+            said = "; again: ".join(filter(None, (said, said_again)))
             outcome = f"restarted{' from its checkpoint' * kept}" if again == "finished" else again
         lines = [line for _, _, line, _ in read_lines(self.folder / "metrics.jsonl") if line]
         lost = [line for line in lines if line["kind"] == "lost"]

@@ -38,7 +38,7 @@ from isthmus.links.tiers import tiers_in_order
 from isthmus.links.world import all_gather, barrier
 from isthmus.mpirun import Loss, tolerates_faults
 from isthmus.recovery.faults import Faults
-from isthmus.recovery.membership import LostRanksError, Membership, revoke
+from isthmus.recovery.membership import AnotherFailsError, Membership
 from isthmus.recovery.site_membership import SiteMembership
 from isthmus.watching.journal import Journal
 from isthmus.watching.progress import BEFORE_STEPS
@@ -129,11 +129,8 @@ class Survival:
                         barrier(job.tiers.world)
                 raise
             except Exception as problem:
-                changed = isinstance(problem, SealError)
-                if not changed and not self.membership.may_be_of_a_loss(problem):
-                    raise
-                self.changed = str(problem) if changed else ""
-                self._go_on(isinstance(problem, LostRanksError))
+                self.changed = str(problem) if isinstance(problem, SealError) else ""
+                self._go_on(problem)
                 continue
             return summary | {"lost_ranks": self.lost}
 
@@ -175,28 +172,29 @@ class Survival:
         error.everywhere = True
         raise error
 
-    def _go_on(self, agreed):
+    def _go_on(self, problem):
         """Make another job of the ranks that are left, all of them where a message was changed.
 
-        agreed: whether all know already.
+        problem: what this rank has raised; what is no loss is raised again.
         """
-        began, clock, tiers, before = time.perf_counter(), time.time(), self.job.tiers, self.job
-        revoke([tiers.leaders, tiers.site, tiers.world, tiers.cloud, tiers.edge])
-        if not agreed and self.circle is None:
-            with suppress(LostRanksError):
-                self.membership.agree(False)
-        before.journal.watch.close()
-        before.journal.log.close()
-        if before.account.folder is not None:
-            before.account.folder.close()
-        old, timer = self.ranks, threading.Timer(self.patience_seconds, self._give_up)
+        began, clock, before, old = time.perf_counter(), time.time(), self.job, self.ranks
+        tiers, journal = before.tiers, before.journal
+        waiting = [tiers.leaders, tiers.site, tiers.world, tiers.cloud, tiers.edge]
+        timer = threading.Timer(self.patience_seconds, journal.give_up, [self._not_in_time()])
         timer.daemon = True
         timer.start()
         try:
+            self.membership.leave_out_the_gone(problem, waiting)
+            journal.watch.close()
+            journal.log.close()
+            if before.account.folder is not None:
+                before.account.folder.close()
             if self.circle is None:
                 self.job, self.ranks = self.membership.rebuild(self._build)
             else:
                 self.job, self.ranks = self.membership.rebuild(self._point, self._build_of_sites)
+        except AnotherFailsError:
+            journal.leave_to_another()
         finally:
             timer.cancel()
         gone = sorted({*old} - {*self.ranks})
@@ -205,8 +203,8 @@ class Survival:
             Loss.ranks, Loss.speaks = self.lost, self.job.leads
         self._begin_again(began, clock, gone, sorted({*self.ranks} - {*old}))
 
-    def _give_up(self):
-        self.job.journal.give_up(
+    def _not_in_time(self):
+        return (
             f"those who are left have not made another job within {self.patience_seconds:.0f} s of a "
             "loss: one of them stalls, or MPI itself fails; look at their hosts"
         )

@@ -6,15 +6,21 @@ those that are left make a communicator without the dead, and build all else ane
 """
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any
 
 from mpi4py import MPI
 
+from isthmus.errors import SealError
 from isthmus.links.comm import innermost
 
 
 class LostRanksError(Exception):
     """Not all ranks have done what was to be done; some are gone."""
+
+
+class AnotherFailsError(Exception):
+    """Another rank has raised what is no loss: it tells that, and the job ends."""
 
 
 class Membership:
@@ -32,19 +38,36 @@ class Membership:
         if not all_well:
             raise LostRanksError
 
-    def may_be_of_a_loss(self, problem: Exception) -> bool:
-        """Whether an error may come from a rank that is gone.
+    def leave_out_the_gone(self, problem: Exception, comms: Iterable[Any]) -> None:
+        """Go on without those that are gone. Collective over those that are left.
 
-        Of a message that a rank was sending as it died MPI may say nothing, and there is no data then:
-        what is made of that ends in errors of any kind.
+        problem: what this rank has raised, of any kind: of a message that a rank was sending as it died
+        MPI may say nothing, and there is no data then. Where nobody is gone, what is not of MPI nor of a
+        changed message is raised again, and AnotherFailsError on ranks that have no such problem.
+        comms: in which others may wait.
         """
-        if isinstance(problem, (MPI.Exception, LostRanksError)):
-            return True
-        gone = self.comm.Get_failed()
-        try:
-            return gone.Get_size() > 0
-        finally:
-            gone.Free()
+        revoke(comms)
+        if not isinstance(problem, LostRanksError):
+            with suppress(LostRanksError):
+                self.agree(False)
+        self._leave_out_the_gone(problem)
+
+    def _leave_out_the_gone(self, problem):
+        """Do so where all know already that something is wrong; problem: None on ranks without one."""
+        fails = not (problem is None or isinstance(problem, (MPI.Exception, LostRanksError, SealError)))
+        while True:
+            before = self.comm.size
+            self.comm = self.comm.Shrink()
+            self.comm.Set_errhandler(MPI.ERRORS_RETURN)
+            if self.comm.size < before:
+                return
+            try:
+                somebody_fails = self.comm.Agree(int(not fails)) != 1
+            except MPI.Exception:  # who has died meanwhile is left out the next time
+                continue
+            if not somebody_fails:
+                return
+            raise problem if fails else AnotherFailsError
 
     def rebuild(self, build: Callable[[MPI.Comm, list[Any]], Any]) -> Any:
         """Return what `build(comm, made)` gives on every rank that is left, on which all agree.
@@ -53,21 +76,18 @@ class Membership:
         rank less, where one dies meanwhile.
         """
         while True:
-            self.comm = self.comm.Shrink()
-            self.comm.Set_errhandler(MPI.ERRORS_RETURN)
             made: list[Any] = []
-            result, well = None, True
+            result, problem = None, None
             try:
                 result = build(self.comm, made)
-            except Exception as problem:
-                if not self.may_be_of_a_loss(problem):
-                    raise
-                well = False
+            except Exception as caught:
+                problem = caught
                 revoke([*made, self.comm])
             try:
-                self.agree(well)
+                self.agree(problem is None)
             except LostRanksError:
                 revoke([*made, self.comm])
+                self._leave_out_the_gone(problem)
                 continue
             return result
 

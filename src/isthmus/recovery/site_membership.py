@@ -6,14 +6,18 @@ back (`Undoing.go_back`). Only ranks of one site are woken by MPI, for which it 
 tolerance.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from mpi4py import MPI
 
+from isthmus.errors import SealError
 from isthmus.links.circle import Circle, Decision
 from isthmus.links.socket_comm import LostSitesError
 from isthmus.recovery.membership import revoke
+
+OF_A_LOSS = (MPI.Exception, LostSitesError, SealError)
+"""What a site that is gone, or a rank of this one, or a message that was changed, leads to."""
 
 
 class SiteMembership:
@@ -26,9 +30,11 @@ class SiteMembership:
     def agree(self, well: bool = True) -> None:
         """Nothing: see above."""
 
-    def may_be_of_a_loss(self, problem: Exception) -> bool:
-        """Whether an error may come from a site, or a rank of this one, that is gone."""
-        return isinstance(problem, (MPI.Exception, LostSitesError))
+    def leave_out_the_gone(self, problem: Exception, comms: Iterable[Any]) -> None:
+        """Wake who waits in `comms`; `rebuild` asks who is gone. Raise what is no loss of a site."""
+        if not isinstance(problem, OF_A_LOSS):
+            raise problem
+        revoke(comms)
 
     def rebuild(
         self, point: Callable[[], tuple[int, bool]], build: Callable[[Decision, list[Any]], Any]
@@ -46,5 +52,5 @@ class SiteMembership:
             try:
                 return build(self.circle.settle(*point()), made)
             except Exception as problem:
-                if not self.may_be_of_a_loss(problem):
+                if not isinstance(problem, OF_A_LOSS):
                     raise

@@ -14,7 +14,7 @@ from isthmus.errors import MachineError, StoppedError
 from isthmus.links.agreement import gather_json
 from isthmus.testbed.launch import RUN_NOTE
 from isthmus.watching import interruption
-from isthmus.watching.failures import Place, lost_lines, name_ranks, stalled_lines
+from isthmus.watching.failures import SECONDS_FOR_THE_FIRST, Place, lost_lines, name_ranks, stalled_lines
 from isthmus.watching.interruption import Interrupted
 from isthmus.watching.progress import FAILS, SIGNALLED, Progress
 from isthmus.watching.rank_log import RankLog
@@ -93,6 +93,11 @@ class Journal:
         if place.rank == min({*place.seen} - place.gone.keys()):
             self._end(stalled_lines(line, [*place.gone] or [place.rank], place))
         time.sleep(SECONDS_OF_OTHERS)
+        self._end([])
+
+    def leave_to_another(self):
+        """End this rank because another one fails, once that one has had the time to tell it."""
+        time.sleep(SECONDS_FOR_THE_FIRST)
         self._end([])
 
     def _end(self, lines):

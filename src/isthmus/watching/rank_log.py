@@ -1,6 +1,7 @@
 """Each rank's own log in the folder of its run: `logs/rank0003.log`, by Python's logging."""
 
 import logging
+from contextlib import suppress
 from logging.handlers import MemoryHandler
 
 from isthmus.watching.failures import log_path
@@ -56,3 +57,7 @@ class _Quiet(logging.FileHandler):
 
     def handleError(self, record):  # noqa: N802
         pass
+
+    def close(self):
+        with suppress(OSError):
+            super().close()
