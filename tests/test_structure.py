@@ -221,6 +221,15 @@ def test_importing_isthmus_loads_nothing_heavy():
     assert done.stdout.split() == []
 
 
+def test_a_process_loads_of_scipy_what_it_computes_with():
+    """Scipy's parts take a second to import, in each rank of each job: they are where they are used."""
+    for path in (ROOT / "src").rglob("*.py"):
+        for node in ast.parse(path.read_text()).body:
+            named = [node.module] if isinstance(node, ast.ImportFrom) else getattr(node, "names", [])
+            named = [getattr(each, "name", each) for each in named]
+            assert not any(str(name).split(".")[0] == "scipy" for name in named), f"{path}:{node.lineno}"
+
+
 def test_planning_runs_without_mpi(tmp_path):
     """On a laptop: a plan must not initialise MPI."""
     done = python(

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import stdtrit
 
 from isthmus.folders.model_file import NAME, Kept, write_model
 from isthmus.folders.stored_weights import StoredWeights
@@ -147,6 +146,8 @@ def paired_change(
     """
     samples = len(before)
     if before.dtype != bool:
+        from scipy.special import stdtrit
+
         change = after - before
         middle = float(change.mean())
         spread = float(change.std(ddof=1)) if samples > 1 else math.inf

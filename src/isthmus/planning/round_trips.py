@@ -3,7 +3,6 @@
 import math
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from isthmus.kernels.compiled import compiled
 
@@ -39,6 +38,8 @@ def least_round_trip(lengths):
     steps = max(8, min(BOUND_STEPS, POINTS_SQUARED // points**2))
     bound = float(_raise_bound(np.minimum(lengths, lengths.T), steps))
     if not np.array_equal(lengths, lengths.T):
+        from scipy.optimize import linear_sum_assignment
+
         bound = max(bound, float(lengths[linear_sum_assignment(lengths)].sum()))
     return max(0.0, bound)
 

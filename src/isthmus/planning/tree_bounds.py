@@ -1,8 +1,6 @@
 """What no tree of many sites beats: how far sites are apart, the slowest link, and both at once."""
 
 import numpy as np
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import dijkstra
 
 from isthmus.timing.tree_times import shortest
 
@@ -69,6 +67,9 @@ def far_apart(sites, ends, latency):
 
     What one sends reaches the other on some way in any tree, so none is faster.
     """
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import dijkstra
+
     graph = coo_matrix((latency + 1e-12, ends.T), (sites, sites)).tocsr()
     one = int(np.argmax(dijkstra(graph, indices=0)))
     away = dijkstra(graph, indices=one)

@@ -3,8 +3,6 @@
 import itertools
 
 import numpy as np
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import dijkstra
 
 from isthmus.cluster.aggregation_tree import AggregationTree
 from isthmus.planning.tree_bounds import far_apart, least_by_tops, narrowest
@@ -314,6 +312,9 @@ class _Likely:
 
     def _shortest_tree(self, hub, allowed):
         """Return the tree of shortest ways from `hub` over allowed links, None if it reaches nobody."""
+        from scipy.sparse import coo_matrix
+        from scipy.sparse.csgraph import dijkstra
+
         ok = allowed & self.relays[self.ends[:, 0]]
         if any(parent is not None for parent in self.told):
             ok &= np.array([self.told[b] in (None, a) for a, b in self.ends.tolist()])
