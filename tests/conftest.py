@@ -20,6 +20,10 @@ import pytest
 hypothesis.settings.register_profile("isthmus", deadline=None, derandomize="CI" in os.environ)
 hypothesis.settings.load_profile("isthmus")
 
+# Tests start many processes: each would compile all that it imports where byte code is not kept.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
 INSIDE = "ISTHMUS_TEST_RANKS"
 OUTCOMES = "ISTHMUS_TEST_OUTCOMES"
 SECONDS_FOR_ALL = 600
