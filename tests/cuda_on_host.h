@@ -5,6 +5,7 @@
 // is an error: `launch` returns it. Thread blocks run one after the other, so shared memory is static,
 // and filled with junk before each. Kernels take pointers and integers only, each passed as a word.
 #include <math.h>
+#include <setjmp.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -30,7 +31,8 @@ static Place threadIdx, blockIdx, blockDim, gridDim;
 namespace host {
 enum State { READY, AT_WARP, AT_BLOCK, DONE };
 const int MOST = 1024, STACK = 64 * 1024;
-static ucontext_t scheduler, contexts[MOST];
+static jmp_buf scheduler, places[MOST];
+static bool begun[MOST];
 static char* stacks;
 static State states[MOST];
 static uint64_t slots[2][MOST];
@@ -40,20 +42,39 @@ typedef void (*Kernel)(int64_t, ...);
 static void (*kernel)();
 static int64_t words[16];
 
+// Stacks are changed by longjmp: swapcontext asks the system for the signal mask each time.
 static void wait(State state)
 {
     states[thread] = state;
-    swapcontext(&contexts[thread], &scheduler);
+    if (!_setjmp(places[thread])) _longjmp(scheduler, 1);
 }
 
-static void run_thread()
+static void run_kernel()
 {
     typedef void (*Full)(int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t,
                          int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t);
     ((Full)kernel)(words[0], words[1], words[2], words[3], words[4], words[5], words[6], words[7],
                    words[8], words[9], words[10], words[11], words[12], words[13], words[14], words[15]);
-    states[thread] = DONE;
-    swapcontext(&contexts[thread], &scheduler);
+}
+
+// A coroutine runs one kernel after another.
+static void run_thread()
+{
+    for (;;) run_kernel(), wait(DONE);
+}
+
+static void resume()
+{
+    if (_setjmp(scheduler)) return;
+    if (begun[thread]) _longjmp(places[thread], 1);
+    begun[thread] = true;
+    ucontext_t context;
+    getcontext(&context);
+    context.uc_stack.ss_sp = stacks + (size_t)thread * STACK;
+    context.uc_stack.ss_size = STACK;
+    context.uc_link = nullptr;
+    makecontext(&context, run_thread, 0);
+    setcontext(&context);
 }
 
 // Give a number to the other lanes of the warp and return where theirs are.
@@ -78,14 +99,7 @@ static int release(int first, int last, State state)
 
 static int run_block(int threads)
 {
-    for (int i = 0; i < threads; i++) {
-        getcontext(&contexts[i]);
-        contexts[i].uc_stack.ss_sp = stacks + (size_t)i * STACK;
-        contexts[i].uc_stack.ss_size = STACK;
-        contexts[i].uc_link = nullptr;
-        makecontext(&contexts[i], run_thread, 0);
-        states[i] = READY, turns[i] = 0;
-    }
+    for (int i = 0; i < threads; i++) states[i] = READY, turns[i] = 0;
     for (bool moved = true; moved;) {
         moved = false;
         for (int warp = 0; warp < threads; warp += 32)
@@ -94,7 +108,7 @@ static int run_block(int threads)
                     if (states[thread] == READY) {
                         threadIdx.x = thread;
                         moved = true;
-                        swapcontext(&scheduler, &contexts[thread]);
+                        resume();
                     }
                 released = release(warp, warp + 32, AT_WARP);
                 if (released < 0) return 1;
@@ -116,7 +130,10 @@ extern "C" int launch(void (*kernel)(), unsigned blocks, unsigned threads, const
     gridDim.x = blocks, blockDim.x = threads;
     for (unsigned block = 0; block < blocks; block++) {
         blockIdx.x = block;
-        if (const int error = host::run_block(threads)) return error;
+        if (const int error = host::run_block(threads)) {
+            std::fill(host::begun, host::begun + host::MOST, false);  // those that wait never go on
+            return error;
+        }
     }
     return 0;
 }
