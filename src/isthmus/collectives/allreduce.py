@@ -125,6 +125,9 @@ class Allreduce:
 
     def __call__(self, vector: Given) -> Vector:
         """Return the weighted mean of all ranks' float32[size] `vector` as a new array."""
+        if len(self.buckets) == 1:
+            self._start([vector])
+            return self.finish()
         self._begin(vector)
         self._attempt(self._residence.check, vector, self.size)
         for bucket in self.buckets:
@@ -164,6 +167,10 @@ class Allreduce:
         too many. On a GPU, the kernels that make the bucket may still be running. Any thread may call
         this, one at a time; MachineError where MPI was started for one alone.
         """
+        self._start(bucket if isinstance(bucket, list | tuple) else [bucket])
+
+    def _start(self, pieces: Sequence[Any]) -> None:
+        """Send the next bucket on its way, given as the arrays that it is made of."""
         if self._started == len(self.buckets):
             raise ValueError(f"all {self._started} buckets are started; call finish")
         if threading.get_ident() != self._thread and MPI.Query_thread() < MPI.THREAD_SERIALIZED:
@@ -171,7 +178,6 @@ class Allreduce:
                 "MPI was started for one thread alone, and a gradient is sent from another; leave "
                 'mpi4py.rc.thread_level as it is, or set it to "serialized"'
             )
-        pieces: Any = bucket if isinstance(bucket, list | tuple) else [bucket]
         self._begin(pieces[0] if pieces else None)
         self._clock.resume()
         part = self.buckets[self._started]

@@ -41,6 +41,8 @@ class Native(Hierarchical):
         parts = -(-max(wires, default=0) // PIECE_NBYTES)
         slots = 2 * len(chunks) * len(self.peers) * parts
         self.requests = native_mpi.no_requests(slots + 2 * len(pieces) + 3)
+        self.share = np.empty(1, "f4")
+        self.share_bits = self.share.view("i4")
         self.status, self.sent = native_mpi.room_for_status(), site.sent
         plan = self.plan = np.zeros(loop.PEERS + len(self.peers), np.int64)
         plan[: loop.SLEEP + 1] = native_mpi.addresses()
@@ -86,10 +88,11 @@ class Native(Hierarchical):
     def start(self, total, number, key, given):
         pieces = [np.ascontiguousarray(piece) for piece in given.pieces]
         bounds = itertools.pairwise(given.bounds)
-        table = [(piece.ctypes.data, *ends) for piece, ends in zip(pieces, bounds)]
+        table = [(MPI.Get_address(piece), *ends) for piece, ends in zip(pieces, bounds)]
         table = table or [(0, given.part.start, given.part.stop)]
         self.changed = False
-        self.plan[loop.SHARE] = given.share.view(np.int32)
+        self.share[0] = given.share
+        self.plan[loop.SHARE] = self.share_bits[0]
         self.plan[loop.AWAITED] = number + 1 == len(self.buckets)
         self._run(loop.START, total, key, np.array(table), *self.bounds[number])
 
