@@ -60,7 +60,7 @@ def instances(draw):
 
 @pytest.mark.slow
 @given(instances())
-@settings(max_examples=500)
+@settings(max_examples=200)
 def test_small_plans_equal_brute_force(instance):
     sizes, seconds, fixed, storage, allowed = instance
     best = brute_force(*instance)
@@ -79,9 +79,10 @@ def test_small_plans_equal_brute_force(instance):
 
 
 @pytest.mark.slow
-@given(st.integers(0, 30), st.sampled_from([(300, 30, 900), (120, 40, 1), (500, 7, 50)]))
-@settings(max_examples=15)
-def test_large_plans_are_within_their_bounds(seed, shape):
+@pytest.mark.parametrize("shape", [(300, 30, 900), (120, 40, 1), (500, 7, 50)])
+@given(seed=st.integers(0, 30))
+@settings(max_examples=2)
+def test_large_plans_are_within_their_bounds(shape, seed):
     """Every shard once, no rank over its storage, seconds at least the bound, the gap small."""
     shards, ranks, spread = shape
     draw = np.random.default_rng(seed)

@@ -91,7 +91,7 @@ def cases(draw):
 
 @pytest.mark.slow
 @given(cases())
-@settings(max_examples=500)
+@settings(max_examples=200)
 def test_small_plans_with_every_limit_equal_brute_force(case):
     """The objective first, then the bytes moved, then the imbalance."""
     sizes, pace, limits, objective = case

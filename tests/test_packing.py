@@ -417,8 +417,8 @@ print(peak - before, max(packed.nbytes))
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["x.npy", "x.npz", "x.h5"])
 def test_a_file_of_many_times_the_memory_is_packed_in_that_of_two_shards(tmp_path, name):
-    """537 MB of noise in 10 shards of 48 MB, mixed, and a share of it set apart."""
-    values = np.random.default_rng(0).integers(0, 255, (8192, 65536), dtype="u1")
+    """268 MB of noise in 10 shards of 24 MB, mixed, and a share of it set apart."""
+    values = np.random.default_rng(0).integers(0, 255, (4096, 65536), dtype="u1")
     if name == "x.npy":
         np.save(tmp_path / name, values)
     elif name == "x.npz":
@@ -431,7 +431,7 @@ def test_a_file_of_many_times_the_memory_is_packed_in_that_of_two_shards(tmp_pat
     )
     assert done.returncode == 0, done.stderr
     peak, shard = map(int, done.stdout.split())
-    assert peak < 2 * shard + (40 << 20), f"{peak / 1e6:.1f} MB, a shard has {shard / 1e6:.1f} MB"
+    assert peak < 2 * shard + (46 << 20), f"{peak / 1e6:.1f} MB, a shard has {shard / 1e6:.1f} MB"
     rows = {row.tobytes() for row in values}
     packed = isthmus.ShardSet.open(tmp_path / "set")
     assert all(row.tobytes() in rows for row in packed.read(5)["x"])
