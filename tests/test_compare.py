@@ -201,6 +201,7 @@ def test_what_is_not_finite_is_null_in_an_answer(capsys):
     assert capsys.readouterr().out == '{"loss": null, "steps": 3, "most": [null]}\n'
 
 
+@pytest.mark.slow
 def test_a_report_and_a_comparison_tell_who_could_read_what_and_what_is_told_of_samples(tmp_path):
     folders = [write_run(tmp_path / name) for name in ("plain", "private", "masked", "robust")]
     changes = [

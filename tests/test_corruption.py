@@ -17,6 +17,7 @@ def corruption(repository, monkeypatch):
     return importlib.import_module("corruption")
 
 
+@pytest.mark.slow
 def test_a_damaged_file_gives_equal_results_or_one_line(corruption):
     for kind in corruption.KINDS:
         counted, failures = corruption.campaign(kind, CASES[kind], seed=1)

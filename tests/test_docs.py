@@ -283,6 +283,7 @@ def test_every_key_of_a_cluster_is_told(table):
     assert set(sections(ROOT / "docs/settings.md")[f"[[{table}]]"]) == set(known)
 
 
+@pytest.mark.slow
 def test_the_api_pages_build_without_a_warning(tmp_path):
     """Every public name with its text; MPI is not started."""
     import isthmus

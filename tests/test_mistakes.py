@@ -481,6 +481,7 @@ def test_a_run_that_ends_early_is_told_once_with_what_became_of_it(
     comm.Barrier()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ranks", "arguments", "code", "words"),
     [

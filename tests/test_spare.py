@@ -58,6 +58,7 @@ def test_a_stream_that_is_closed_is_none(monkeypatch, capsys):
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["module://nowhere.at_all", "no such thing"])
 def test_no_window_is_asked_for_where_pictures_are_drawn(backend):
     done = subprocess.run(

@@ -1,6 +1,7 @@
 """The house: floors, packaging, what an import loads, and what files must not say."""
 
 import ast
+import functools
 import os
 import re
 import subprocess
@@ -38,6 +39,18 @@ LOWEST = ("errors", "cures", "extras")  # that the lowest floor itself may use
 MODULES = sorted([*(ROOT / "src/isthmus").rglob("*.py"), *(ROOT / "kernels").rglob("*.py")])
 
 
+@functools.cache
+def tree_of(path):
+    """Return the syntax tree of a source, which most tests here look at."""
+    return ast.parse(path.read_text())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def trees_are_let_go():
+    yield
+    tree_of.cache_clear()
+
+
 def room_of(path):
     """Return the folder or module of the package that a file is in; None for the package itself."""
     if path.is_relative_to(ROOT / "kernels"):
@@ -49,7 +62,7 @@ def room_of(path):
 
 def rooms_imported(path):
     """Yield (line, room) of every import of isthmus in a file, late ones included."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: {node.lineno}: imports are absolute"
             modules = [
@@ -93,7 +106,7 @@ def name_of(path):
 
 def files_imported(path, files):
     """Yield the modules among `files` that a file imports, late imports included."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.ImportFrom):
             for alias in node.names:
                 whole = f"{node.module}.{alias.name}"
@@ -116,7 +129,7 @@ def test_no_files_import_each_other_in_a_circle():
 def test_public_classes_of_the_planner_have_names_of_their_own():
     seen = {}
     for path in (ROOT / "src/isthmus/planning").glob("*.py"):
-        for node in ast.parse(path.read_text()).body:
+        for node in tree_of(path).body:
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 assert seen.setdefault(node.name, path) == path, f"{node.name}: {path}"
 
@@ -124,7 +137,7 @@ def test_public_classes_of_the_planner_have_names_of_their_own():
 def test_sentences_of_the_planner_have_one_colon_at_most():
     """A list inside a list is read twice; a field or an argument has a line of its own."""
     for path in (ROOT / "src/isthmus/planning").glob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(tree_of(path)):
             if (
                 isinstance(node, ast.Expr)
                 and isinstance(node.value, ast.Constant)
@@ -155,7 +168,7 @@ def test_json_is_written_and_read_in_one_place():
     users = {
         path.name
         for path in MODULES
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in ast.walk(tree_of(path))
         if isinstance(node, ast.Import) and "json" in [alias.name for alias in node.names]
     }
     assert users <= {"json_text.py", "manifest.py", "agreement.py", "tun_relay.py"}
@@ -164,7 +177,7 @@ def test_json_is_written_and_read_in_one_place():
 def test_nothing_is_pickled():
     """No lower-case MPI calls, no pickle, no NumPy object files."""
     for path in MODULES:
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(tree_of(path)):
             if isinstance(node, ast.Attribute):
                 assert node.attr not in (
                     "allgather",
@@ -204,7 +217,7 @@ def test_every_function_and_class_that_is_public_has_a_docstring_or_is_told_by_i
     for path in MODULES:
         if path.name in told_elsewhere:
             continue
-        for node in ast.parse(path.read_text()).body:
+        for node in tree_of(path).body:
             if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
                 assert ast.get_docstring(node), f"{path}:{node.lineno}: {node.name}"
 
@@ -224,7 +237,7 @@ def test_importing_isthmus_loads_nothing_heavy():
 def test_a_process_loads_of_scipy_what_it_computes_with():
     """Scipy's parts take a second to import, in each rank of each job: they are where they are used."""
     for path in (ROOT / "src").rglob("*.py"):
-        for node in ast.parse(path.read_text()).body:
+        for node in tree_of(path).body:
             named = [node.module] if isinstance(node, ast.ImportFrom) else getattr(node, "names", [])
             named = [getattr(each, "name", each) for each in named]
             assert not any(str(name).split(".")[0] == "scipy" for name in named), f"{path}:{node.lineno}"

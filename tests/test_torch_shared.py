@@ -488,6 +488,7 @@ def test_own_samples_come_as_tensors_in_the_order_of_the_seed(comm, tiers):
     assert sizes == {32}
 
 
+@pytest.mark.slow
 def test_torch_is_loaded_when_it_is_asked_for_and_named_where_it_is_missing():
     program = (
         "import sys, isthmus; print('torch' in sys.modules); isthmus.torch; "
