@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import isthmus
-from isthmus.timing.flows import FlowNetwork, _fill_one, max_min_rates
+from isthmus.timing.flow_loops import fill_one
+from isthmus.timing.flows import FlowNetwork, max_min_rates
 from isthmus.timing.simulation import Stragglers, simulate
 from isthmus.timing.step import computed_share, predict_step
 from isthmus.timing.time_model import Workload, overlapped_seconds
@@ -103,7 +104,7 @@ def test_a_fast_path_gives_what_going_event_by_event_gives(network, nbytes):
 def test_one_pipe_is_shared_by_rising_cap_as_by_filling(caps, capacity, data):
     caps, rates = np.array(caps), np.zeros(len(caps))
     active = np.array(data.draw(st.lists(st.booleans(), min_size=caps.size, max_size=caps.size)))
-    _fill_one(capacity, caps, np.argsort(caps), active, active.sum(), rates)
+    fill_one(capacity, caps, np.argsort(caps), active, active.sum(), rates)
     np.testing.assert_allclose(
         rates[active], max_min_rates([[0]] * active.sum(), [capacity], caps[active]), rtol=1e-9
     )

@@ -35,12 +35,12 @@ def infer(
     as_json: AsJson = False,
 ):
     """Answer requests at the edge and in the cloud (under mpirun)."""
+    comm, door = context.obj.world(), None if serve is None else (host, serve, seconds)
     from isthmus.jobs.infer import run_inference
     from isthmus.links.agreement import from_root
     from isthmus.pages.answer_words import inference_words
     from isthmus.pages.answers import write_answers_report
 
-    comm, door = context.obj.world(), None if serve is None else (host, serve, seconds)
     made, page = run_inference(comm, settings, context.obj.tell, door), None
     if output := made.get("output"):
         page = from_root(

@@ -24,6 +24,7 @@ from isthmus.cli.sites import Joins, Listens, SiteName, site_job
 from isthmus.cli.testbed import testbed
 from isthmus.cli.trained import compress, evaluate, export, predict
 from isthmus.cli.verify import verify
+from isthmus.fabric import leave_out_fabric
 from isthmus.json_text import dumps
 from isthmus.mpirun import speaks, tolerates_faults
 from isthmus.segments import remove_segments
@@ -113,9 +114,10 @@ def calibrate(
     as_json: AsJson = False,
 ):
     """Measure ranks and links (under mpirun); write a cluster file."""
+    comm = world()
     from isthmus.measuring.calibrate import calibrate
 
-    table = calibrate(world(), run, output, repetitions, tell)
+    table = calibrate(comm, run, output, repetitions, tell)
     answer(as_json, table, f"{output}: written; name it under [cluster] file in {run}", output)
 
 
@@ -174,13 +176,12 @@ def train(
     as_json: AsJson = False,
 ):
     """Plan, scatter and train (under mpirun); leave a folder with a report."""
+    part = site_job(site, listen, join, resume or name)
+    comm = world()
     from isthmus.folders.metrics import outcome_in_words
     from isthmus.jobs.train import train
     from isthmus.links.agreement import from_root
-    from isthmus.pages.report import write_report
 
-    part = site_job(site, listen, join, resume or name)
-    comm = world()
     terminal.columns = from_root(comm, lambda: columns_of_terminal(progress))
     show = partial(draw_bar, terminal) if terminal.columns else None
     summary = train(
@@ -194,6 +195,8 @@ def train(
 
     def draw():  # the others are not told where: this would go past sealed links
         nonlocal page
+        from isthmus.pages.report import write_report
+
         page = if_possible(
             lambda: str(write_report(folder)),
             "the report",
@@ -332,9 +335,11 @@ def after_mpirun(code, folder):
 
 
 def world():
-    """Return COMM_WORLD: the one place where the library is told of it."""
-    if "mpi4py.MPI" not in sys.modules and os.environ.get("OMPI_COMM_WORLD_LOCAL_RANK", "0") == "0":
-        remove_segments()
+    """Return COMM_WORLD: the one place where the library is told of it, before anything imports MPI."""
+    if "mpi4py.MPI" not in sys.modules:
+        leave_out_fabric()
+        if os.environ.get("OMPI_COMM_WORLD_LOCAL_RANK", "0") == "0":
+            remove_segments()
     from mpi4py import MPI
 
     return MPI.COMM_WORLD

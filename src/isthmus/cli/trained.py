@@ -52,10 +52,11 @@ def evaluate(
     as_json: AsJson = False,
 ):
     """Judge a run's model on a set of samples (alone or under mpirun)."""
+    comm = context.obj.world()
     from isthmus.folders.metrics import metrics_in_words
     from isthmus.jobs.using import evaluate_run
 
-    made = evaluate_run(context.obj.world(), run, shards, best=best, keys=keys, tell=context.obj.tell)
+    made = evaluate_run(comm, run, shards, best=best, keys=keys, tell=context.obj.tell)
     context.obj.answer(
         as_json,
         made,
@@ -88,9 +89,10 @@ def predict(
     as_json: AsJson = False,
 ):
     """Say what a run's model takes samples for (alone or under mpirun)."""
+    comm = context.obj.world()
     from isthmus.jobs.using import predict_run
 
-    made = predict_run(context.obj.world(), run, features, output, best=best, keys=keys)
+    made = predict_run(comm, run, features, output, best=best, keys=keys)
     context.obj.answer(as_json, made, f"{output}: predictions of {made['samples']:,} samples", output)
 
 

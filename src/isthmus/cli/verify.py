@@ -39,6 +39,7 @@ def verify(
             words[0] += f"; {', '.join(made['sites'])} kept the hash of the first {made['kept_lines']}"
         words[0] += ", signed" if keys is not None else "; --keys holds it against signatures"
     if not record:
+        context.obj.world()  # which starts MPI
         from isthmus.jobs.verifying import replay_words, verify_steps
 
         played = verify_steps(run, _steps(steps))

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from isthmus.planning.prices import price_of
-from isthmus.planning.round_trips import least_round_trip, shorten
 from isthmus.quantities import whole
 from isthmus.registry import ALGORITHMS
 from isthmus.timing.ring_times import RingTimes
@@ -139,6 +138,8 @@ LOOKED_UP = 64
 
 def _best_of_likely(costs):
     """Return the best order found for many sites, and the seconds that no order beats."""
+    from isthmus.planning.round_trips import shorten  # with Numba, which takes its time
+
     times, sites = costs.times, costs.sites
     alone, each, price = _pairs(costs)
     bound = _least_seconds(times, alone, each)
@@ -225,6 +226,8 @@ def _least_seconds(times, alone, each):
     Parts go round but for two hops, twice, and what is left out is at most twice the mean of all hops.
     A way round has two neighbours for each site, one behind it and one ahead.
     """
+    from isthmus.planning.round_trips import least_round_trip  # with Numba, which takes its time
+
     inside = 0.0
     for number, site in enumerate(times.cluster.sites):
         if site.ranks > 1:
