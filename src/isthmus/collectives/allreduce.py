@@ -126,8 +126,7 @@ class Allreduce:
     def __call__(self, vector: Given) -> Vector:
         """Return the weighted mean of all ranks' float32[size] `vector` as a new array."""
         if len(self.buckets) == 1:
-            self._start([vector])
-            return self.finish()
+            return self._of_one_bucket(vector)
         self._begin(vector)
         self._attempt(self._residence.check, vector, self.size)
         for bucket in self.buckets:
@@ -173,16 +172,10 @@ class Allreduce:
         """Send the next bucket on its way, given as the arrays that it is made of."""
         if self._started == len(self.buckets):
             raise ValueError(f"all {self._started} buckets are started; call finish")
-        if threading.get_ident() != self._thread and MPI.Query_thread() < MPI.THREAD_SERIALIZED:
-            raise MachineError(
-                "MPI was started for one thread alone, and a gradient is sent from another; leave "
-                'mpi4py.rc.thread_level as it is, or set it to "serialized"'
-            )
+        self._check_thread()
         self._begin(pieces[0] if pieces else None)
         self._clock.resume()
-        part = self.buckets[self._started]
-        self._attempt(self._check, pieces, part.stop - part.start)
-        given = GivenBucket(part, [] if self._problem else pieces, self.share)
+        given = self._checked(pieces)
         with MEMORY:
             self._exchange.start(self._mean, self._started, self.calls, given)
             self._residence.post()
@@ -214,10 +207,27 @@ class Allreduce:
                 f"{self._started} of {len(self.buckets)} buckets are started; start all of "
                 "them before finish"
             )
-        mean, problem = self._mean, self._problem
         self._clock.resume()
         with MEMORY:
-            self.finite = self._exchange.finish(mean, self.calls)
+            self.finite = self._exchange.finish(self._mean, self.calls)
+        return self._ended()
+
+    def _of_one_bucket(self, vector):
+        """Return the mean of a vector that is one bucket: by one call of compiled code, if it can be."""
+        self._check_thread()
+        self._begin(vector)
+        whole = getattr(self._exchange, "whole", None)
+        if whole is None or self._started:
+            self._start([vector])
+            return self.finish()
+        given = self._checked([vector])
+        with MEMORY:
+            self.finite = whole(self._mean, self.calls, given)
+        return self._ended()
+
+    def _ended(self):
+        """Return the mean that is made, or raise what was wrong, on every rank; the next may follow."""
+        mean, problem = self._mean, self._problem
         self.calls += 1
         self._mean, self._started, self._problem = None, 0, None
         if self.finite and (missing := getattr(self._exchange, "missing", None)):
@@ -330,6 +340,20 @@ class Allreduce:
                 self._settle(residence)
             self._settled = True
         self._mean = self._residence.empty(self.size, "f4")
+
+    def _check_thread(self):
+        """Raise MachineError unless MPI may be called from this thread."""
+        if threading.get_ident() != self._thread and MPI.Query_thread() < MPI.THREAD_SERIALIZED:
+            raise MachineError(
+                "MPI was started for one thread alone, and a gradient is sent from another; leave "
+                'mpi4py.rc.thread_level as it is, or set it to "serialized"'
+            )
+
+    def _checked(self, pieces):
+        """Return the next bucket, made of `pieces` if they are right."""
+        part = self.buckets[self._started]
+        self._attempt(self._check, pieces, part.stop - part.start)
+        return GivenBucket(part, [] if self._problem else pieces, self.share)
 
     def _check(self, pieces, size):
         """Raise ValueError unless `pieces` make a bucket of `size` entries that kernels take."""

@@ -86,6 +86,14 @@ class Native(Hierarchical):
         self._run(loop.ADVANCE, np.empty(0, "f4"), 0)  # compiled before it is needed
 
     def start(self, total, number, key, given):
+        self._start(loop.START, total, number, key, given)
+
+    def whole(self, total, key, given):
+        """Start the one bucket and finish; return what `finish` does."""
+        self._start(loop.WHOLE, total, 0, key, given)
+        return self._finished()
+
+    def _start(self, what, total, number, key, given):
         pieces = [np.ascontiguousarray(piece) for piece in given.pieces]
         bounds = itertools.pairwise(given.bounds)
         table = [(MPI.Get_address(piece), *ends) for piece, ends in zip(pieces, bounds)]
@@ -94,7 +102,7 @@ class Native(Hierarchical):
         self.share[0] = given.share
         self.plan[loop.SHARE] = self.share_bits[0]
         self.plan[loop.AWAITED] = number + 1 == len(self.buckets)
-        self._run(loop.START, total, key, np.array(table), *self.bounds[number])
+        self._run(what, total, key, np.array(table), *self.bounds[number])
 
     def advance(self, total, key):
         self.plan[loop.AWAITED] = 0
@@ -103,6 +111,9 @@ class Native(Hierarchical):
     def finish(self, total, key):
         self.plan[loop.AWAITED] = 1
         self._run(loop.FINISH, total, key)
+        return self._finished()
+
+    def _finished(self):
         finite, self.plan[loop.FINITE] = bool(self.plan[loop.FINITE]), 1
         return self._ended(finite)
 

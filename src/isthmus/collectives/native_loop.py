@@ -12,7 +12,7 @@ from isthmus.kernels.compiled import compiled
 from isthmus.links import native_mpi
 from isthmus.links.native_mpi import ask, decode_by, encode_by, post, read_clock, sleep
 
-START, ADVANCE, FINISH = range(3)
+START, ADVANCE, FINISH, WHOLE = range(4)
 NOTHING, RISE, FALL = range(3)
 
 # In `plan`: MPI's functions and handles, and where it puts what it says,
@@ -364,12 +364,13 @@ def finish(plan, rows, pieces, key):
 
 @native
 def exchange(what, plan, rows, pieces, total, given, first, last, key):
-    """START chunks number `first` to `last` of float32 `total`, ADVANCE those under way, or FINISH."""
+    """START chunks number `first` to `last` of float32 `total`, ADVANCE those under way, FINISH, or do
+    the WHOLE: START and FINISH."""
     plan[TOTAL] = total.ctypes.data
-    if what == START:
+    if what in (START, WHOLE):
         start(plan, rows, pieces, given, first, last, key)
-    elif what == FINISH:
+    if what in (FINISH, WHOLE):
         finish(plan, rows, pieces, key)
-    else:
+    if what == ADVANCE:
         while advance(plan, rows, key):
             pass
