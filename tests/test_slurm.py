@@ -379,7 +379,7 @@ def test_a_heterogeneous_job_from_sbatch_to_its_result(desk, limited, whole):
 
 @pytest.mark.slow
 def test_a_job_that_is_told_to_stop_comes_back_with_the_same_bits(desk, whole):
-    job = desk.submit("told", {"cluster.links": "paced"}, latency_seconds=0.02)
+    job = desk.submit("told", {"cluster.links": "paced"}, latency_seconds=0.01)
     wait_until(lambda: run_of(desk.folder, f"told-{job}")["step"] > 0, 60)
     desk.ask("scancel", "--signal=TERM", "--batch", job)
     summary = desk.finish("told", job, 60)
