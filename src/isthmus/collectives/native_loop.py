@@ -76,10 +76,8 @@ def done(plan, slot):
 
 @native
 def rest(plan):
-    """Leave the core to a thread that computes, where there is one, while nothing comes.
-
-    For an eighth of the time since the last lap: what comes is found that much later at most.
-    """
+    """While nothing comes, leave the core to a thread that computes, where there is one: an eighth of
+    the time since the last lap, so that what comes is found that much later at most."""
     if not plan[BESIDE]:  # then MPI gives way to others, where it knows that it should
         return
     waited = clock(plan) - plan[NOW]
@@ -139,8 +137,7 @@ def send_wire(plan, rows, chunk, wire, first, last):
 
 @native
 def arrived(plan, chunk, first, last, way=0):
-    """Return at once whether the wires of a chunk from peers number `first` to `last` are there, or, way
-    1, have left for them."""
+    """Return at once whether wires of peers number `first` to `last` are there, or, way 1, have left."""
     for place in range(first, last):
         slot = wire_slot(plan, chunk, place, way)
         for part in range(plan[PARTS]):
@@ -304,10 +301,8 @@ def write_given(plan, given, data, first, last):
 
 @native
 def reduce(plan, pieces, given, piece, data, end):
-    """Sum a piece at `data` over this rank and those to its right, and pass it to the left.
-
-    end: past the last piece of the bucket.
-    """
+    """Sum a piece at `data` over this rank and those to its right, and pass it to the left. end: past
+    the last piece of the bucket."""
     first, last = pieces[piece]
     write_given(plan, given, data, first, last)
     if plan[RIGHT] >= 0:
@@ -321,8 +316,7 @@ def reduce(plan, pieces, given, piece, data, end):
 
 @native
 def start(plan, rows, pieces, given, first, last, key):
-    """Reduce chunks to the leader, who sends on those that have their children's wires; nothing goes
-    down the chain yet."""
+    """Reduce chunks to the leader, who sends on those with their children's wires; none goes down."""
     while advance(plan, rows, key):
         pass
     for chunk in range(first, last):
