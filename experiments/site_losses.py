@@ -2,9 +2,10 @@
 
     python experiments/site_losses.py
 
-Four sites of a rank each on this machine, jobs of their own, learn clothes. Seconds are counted from the
-signal, or from the start of the process that comes back, to the line in which the hub says so; lines are
-printed as JSON, the last one with medians.
+Four sites of a rank each on this machine, jobs of their own, learn clothes; two may be the hub, and in
+the end each of them in turn is killed as it is. Seconds are counted from the signal, or from the start
+of the process that comes back, to the line in which the hub says so; lines are printed as JSON, the
+last one with medians.
 """
 
 import json
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +23,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 TIMES = 5
 SITE = '[[site]]\nname = "{}"\ntier = "{}"\nranks = 1\nsamples_per_second = 20000.0\n'
-LINK = '[[link]]\nbetween = ["cloud", "{}"]\nlatency_seconds = 1e-4\nbytes_per_second = 1e8\n'
+LINK = '[[link]]\nbetween = ["{}", "{}"]\nlatency_seconds = 1e-4\nbytes_per_second = 1e8\n'
 RUN = """
 [cluster]
 file = "sites.toml"
@@ -42,64 +44,79 @@ survive = true
 folder = "runs"
 report_every = 50
 """
-EDGES = ("north", "south", "east")
+HUBS, EDGES = ("cloud", "north"), ("north", "south", "east")
 
 
-class Hub:
-    """The site that listens, and what it says."""
+class Sites:
+    """The jobs, the name of the present hub, and what it says."""
 
-    def __init__(self, folder, address):
-        self.folder, self.address = folder, address
-        self.job = self.start("cloud", "--listen")
+    def __init__(self, folder):
+        self.folder, self.hub = folder, HUBS[0]
+        with ExitStack() as stack:
+            servers = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in HUBS]
+            self.addresses = [f"127.0.0.1:{server.getsockname()[1]}" for server in servers]
+        self.jobs = {name: self.start(name) for name in (HUBS[0], *EDGES)}
 
-    def start(self, site, how="--join"):
-        """Start a site; the lines of all but the hub go nowhere."""
+    def start(self, site):
+        """Start a site; the lines of those that are never the hub go nowhere."""
+        how = []
+        for name, address in zip(HUBS, self.addresses):
+            how += ["--listen" if name == site else "--join", address]
         return subprocess.Popen(
-            [sys.executable, "-m", "isthmus", "train", "run.toml", "--site", site, how, self.address],
+            [sys.executable, "-m", "isthmus", "train", "run.toml", "--site", site, *how],
             cwd=self.folder,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE if how == "--listen" else subprocess.DEVNULL,
+            stderr=subprocess.PIPE if site in HUBS else subprocess.DEVNULL,
             text=True,
         )
 
-    def seconds_until(self, words, began):
+    def seconds_until(self, words, began=0.0):
         """Return the seconds from `began` until the hub says `words`."""
-        for line in self.job.stderr:
+        for line in self.jobs[self.hub].stderr:
             if words in line:
                 return time.monotonic() - began
         raise SystemExit(f"the hub has ended, and has not said {words!r}")
 
+    def lose(self, name, how):
+        """Return the seconds until the others go on without a site, and until it takes part again."""
+        self.seconds_until("step ")
+        self.seconds_until("step ")
+        if name == self.hub:
+            self.hub = next(each for each in HUBS if each != name)
+        began = time.monotonic()
+        self.jobs[name].send_signal(how)
+        seconds = [self.seconds_until(" gone, ", began)]
+        self.jobs[name].kill()
+        self.jobs[name].wait()
+        began = time.monotonic()
+        self.jobs[name] = self.start(name)
+        return [*seconds, self.seconds_until(" came back, ", began)]
+
 
 def main():
-    """Have sites die, come back and freeze in turn."""
-    seconds = {"death": [], "freeze": [], "return": []}
+    """Have sites die, come back and freeze in turn, and then hubs die."""
+    seconds = {"death": [], "freeze": [], "hub's death": [], "return": []}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        sites = [SITE.format("cloud", "cloud"), *(SITE.format(name, "edge") for name in EDGES)]
-        (folder / "sites.toml").write_text("".join([*sites, *(LINK.format(name) for name in EDGES)]))
+        pairs = [(hub, name) for hub in HUBS for name in EDGES if hub != name]
+        tables = [SITE.format("cloud", "cloud"), *(SITE.format(name, "edge") for name in EDGES)]
+        (folder / "sites.toml").write_text("".join([*tables, *(LINK.format(*pair) for pair in pairs)]))
         (folder / "run.toml").write_text(RUN.format(data=ROOT / "data/fashion_mnist"))
-        with socket.create_server(("127.0.0.1", 0)) as server:
-            address = f"127.0.0.1:{server.getsockname()[1]}"
-        hub = Hub(folder, address)
-        jobs = {name: hub.start(name) for name in EDGES}
+        sites = Sites(folder)
         try:
-            for number in range(2 * TIMES):
-                hub.seconds_until("step ", 0.0)
-                hub.seconds_until("step ", 0.0)
-                name = EDGES[number % len(EDGES)]
-                how = ("death", "freeze")[number % 2]
-                began = time.monotonic()
-                jobs[name].send_signal(signal.SIGKILL if how == "death" else signal.SIGSTOP)
-                seconds[how].append(hub.seconds_until(" gone, ", began))
-                jobs[name].kill()
-                jobs[name].wait()
-                began = time.monotonic()
-                jobs[name] = hub.start(name)
-                seconds["return"].append(hub.seconds_until(" came back, ", began))
-                print(json.dumps({how: seconds[how][-1], "return": seconds["return"][-1]}), flush=True)
+            for number in range(3 * TIMES):
+                if number < 2 * TIMES:
+                    how, name = ("death", "freeze")[number % 2], EDGES[number % len(EDGES)]
+                else:
+                    how, name = "hub's death", sites.hub
+                kind = signal.SIGSTOP if how == "freeze" else signal.SIGKILL
+                gone, back = sites.lose(name, kind)
+                seconds[how].append(gone)
+                seconds["return"].append(back)
+                print(json.dumps({how: gone, "return": back}), flush=True)
         finally:
-            for job in (hub.job, *jobs.values()):
+            for job in sites.jobs.values():
                 job.kill()
                 job.wait()
     print(json.dumps({how: float(np.median(each)) for how, each in seconds.items()}))

@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 import typer
+from clusters import cluster_of
 from test_rebalancing import lab
 from test_sealed import Alone, sealed_lab
 
 from isthmus.cli.sites import site_job
+from isthmus.cluster.cluster import Cluster
 from isthmus.errors import ClusterError, SecurityError, SettingsError
 from isthmus.jobs.launch import rank_command, rank_environment
 from isthmus.jobs.settings import RunSettings
@@ -79,8 +81,9 @@ def summary_of(out):
 def test_one_site_of_a_run_is_submitted_as_a_plain_job(repository, monkeypatch):
     monkeypatch.chdir(repository)
     scripts = {}
-    for site, listens in (("cloud", True), ("edge", False)):
-        part = SiteJob(site, ("cloud.org", 7000), listens)
+    where = ("cloud.org", 7000)
+    for part in (SiteJob("cloud", where), SiteJob("edge", None, (where,))):
+        site = part.site
         scripts[site] = script = script_of_run(Path("slurm/two_sites.toml"), part=part)
         assert f"\n#SBATCH --job-name=two_sites-{site}\n" in script
         assert f"\n#SBATCH --partition={site}\n" in script
@@ -89,29 +92,35 @@ def test_one_site_of_a_run_is_submitted_as_a_plain_job(repository, monkeypatch):
     assert "\noptions=(--site cloud --listen cloud.org:7000)\nnamed=(--name " in scripts["cloud"]
     assert "\noptions=(--site edge --join cloud.org:7000)\nnamed=()\n" in scripts["edge"]
     with pytest.raises(ClusterError, match="has no site 'egde'; --site is one of cloud, edge"):
-        script_of_run(Path("slurm/two_sites.toml"), part=SiteJob("egde", ("h", 1), False))
+        script_of_run(Path("slurm/two_sites.toml"), part=SiteJob("egde", None, (("h", 1),)))
 
 
 def test_options_that_do_not_fit_are_refused(tmp_path):
     assert site_job(None, None, None, "runs/x") is None
-    assert site_job("edge", None, "[::1]:70", None).options == ["--site", "edge", "--join", "[::1]:70"]
+    words = ["--site", "edge", "--listen", "h:1", "--join", "[::1]:70", "--join", "h:70"]
+    assert site_job("edge", "h:1", ["[::1]:70", "h:70"], None).options == words
     for wrong, why in (
         (("edge", None, None, None), "--listen HOST:PORT on one site"),
         ((None, "h:1", None, None), "--listen HOST:PORT on one site"),
-        (("edge", "h:1", "h:1", None), "--listen HOST:PORT on one site"),
-        (("edge", None, "7000", None), "'7000' is no HOST:PORT"),
-        (("edge", None, "h:1", "runs/x"), "the site that listens has the run's folder"),
+        (("edge", "h:1", ["h:2", "h:1"], None), "h:1 is where this site listens; --join names other"),
+        (("edge", None, ["h:1", "h:2", "h:1"], None), "h:1 is given twice; leave one out"),
+        (("edge", None, ["7000"], None), "'7000' is no HOST:PORT"),
+        (("edge", None, ["h:1"], "runs/x"), "the site that listens has the run's folder"),
     ):
         with pytest.raises(typer.BadParameter, match=why):
             site_job(*wrong)
     path = lab(Alone(), tmp_path, (1, 1), **STILL)
     settings = RunSettings.from_toml(path)
     cluster = settings.read_cluster()
-    part = SiteJob("site0", ("0.0.0.0", 1), listens=True)
+    part = SiteJob("site0", ("0.0.0.0", 1))
     with pytest.raises(SecurityError, match=r"--listen 0.0.0.0:1: .* set security.token"):
         part._admission(settings)
     with pytest.raises(ClusterError, match="'site0' has 1 ranks, this job has 2; start it with mpirun"):
         part._check(settings, cluster, 2)
+    part = SiteJob("site1", ("127.0.0.1", 1), (("127.0.0.1", 2),))
+    with pytest.raises(ClusterError, match="'site1' may be the next hub, and has no link .* 'site2'"):
+        part._check(settings, Cluster(cluster_of(1, 1, 1)), 1)
+    part = SiteJob("site0", ("127.0.0.1", 2))
     mpi = settings.allreduce.model_copy(update={"algorithm": "mpi"})
     with pytest.raises(SettingsError, match='"mpi" reaches no further than one mpirun'):
         part._check(settings.model_copy(update={"allreduce": mpi}), cluster, 1)

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from isthmus.errors import SecurityError, SiteError
-from isthmus.links import meeting
 from isthmus.links.frames import AGAIN, DATA, HEADER_NBYTES, Stream
-from isthmus.links.greeting import MARK, Introduction, hear, say
-from isthmus.links.meeting import Listener, address_of, is_loopback, join
+from isthmus.links.greeting import MARK, Introduction, hear, introduce, say
+from isthmus.links.joining import join
+from isthmus.links.meeting import Listener, address_of, is_loopback
 from isthmus.links.socket_comm import LEADERS, Endpoint, SocketComm
 from isthmus.links.switch import Switch
 from isthmus.security.admission import SiteKeys, Token, read_token
@@ -203,7 +203,7 @@ def answer_to(port, words):
 
 def joining(port, site="edge", settings="alike", token=TOKEN, **more):
     me = Introduction(site, settings, token, **more)
-    return join(("127.0.0.1", port), me, 20.0, lambda line: None)[0]
+    return join([("127.0.0.1", port)], me, 20.0, lambda line: None)[0]
 
 
 def test_bad_callers_are_told_in_a_line_at_both_ends_and_the_others_go_on(caplog, monkeypatch):
@@ -274,7 +274,7 @@ def test_who_comes_late_or_leaves_again_is_told_of_and_a_port_in_use(caplog):
     with listening("edge", "far") as (port, met, _):
         me = Introduction("edge", "alike", TOKEN)
         connection = caller(port)
-        meeting.introduce(connection, me, "leaders")
+        introduce(connection, me, "leaders")
         connection.close()
         while not any("has gone again before the start" in each.getMessage() for each in caplog.records):
             time.sleep(0.01)
@@ -285,7 +285,7 @@ def test_who_comes_late_or_leaves_again_is_told_of_and_a_port_in_use(caplog):
         port = deaf.getsockname()[1]
     me = Introduction("edge", "alike", TOKEN)
     with pytest.raises(SiteError, match=f"127.0.0.1:{port}: nobody answers there for 0.1 s"):
-        join(("127.0.0.1", port), me, 0.1, lambda line: None)
+        join([("127.0.0.1", port)], me, 0.1, lambda line: None)
 
 
 def test_who_calls_is_not_fooled_by_one_who_listens_without_the_token():

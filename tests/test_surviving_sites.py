@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+from itertools import combinations
 
 import pytest
 from clusters import cluster_of
@@ -26,15 +27,21 @@ INT8 = {"compressor": {"kind": "int8", "block": 8}}
 
 
 class Sites:
-    """Sites of so many ranks each, in a folder; the first listens."""
+    """Sites of so many ranks each, in a folder; the first listens, or the first few."""
 
-    def __init__(self, folder, ranks, faults, pinned=(), **recovery):
-        self.folder, self.ranks, self.where = folder, ranks, f"127.0.0.1:{free_port()}"
+    def __init__(self, folder, ranks, faults, pinned=(), listen=1, **recovery):
+        self.folder, self.ranks = folder, ranks
+        self.where = [f"127.0.0.1:{free_port()}" for _ in range(listen)]
         for name in ("train", "test", "validation"):
             pack(folder, name)
+        cluster = cluster_of(*ranks)
+        for one, other in combinations(range(1, len(ranks)), 2):  # who may be the hub has links to all
+            if one < listen:
+                link = {"latency_seconds": 0.001, "bytes_per_second": 1e8}
+                cluster["link"].append({"between": [f"site{one}", f"site{other}"]} | link)
         settings(
             folder,
-            cluster=cluster_of(*ranks),
+            cluster=cluster,
             allreduce=INT8,
             data={"validation": "data/validation"},
             plan={"pinned": dict(pinned)},
@@ -45,7 +52,9 @@ class Sites:
 
     def start(self, number, faults="faults.json"):
         ranks = self.ranks[number]
-        how = ["--join", self.where] if number else ["--listen", self.where, "--name", "mine"]
+        how = [] if number else ["--name", "mine"]
+        for each, where in enumerate(self.where):
+            how += ["--listen" if each == number else "--join", where]
         return subprocess.Popen(
             ([mpirun(), "--with-ft", "ulfm", "-n", str(ranks)] if ranks > 1 else [])
             + [sys.executable, "-m", "isthmus", "train", "run.toml", "--site", f"site{number}", *how],

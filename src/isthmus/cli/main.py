@@ -203,7 +203,7 @@ def train(
             f"make it with `{shlex.join(['isthmus', 'report', folder])}`",
         )
 
-    if part is None or part.listens:  # else the run's folder is elsewhere
+    if summary.pop("is_here"):
         from_root(comm, draw)
     answer(
         as_json,

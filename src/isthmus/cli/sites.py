@@ -14,28 +14,31 @@ SiteName = Annotated[
     ),
 ]
 Listens = Annotated[
-    str | None,
-    typer.Option("--listen", metavar="HOST:PORT", help="Where this --site waits for all others."),
+    str | None, typer.Option("--listen", metavar="HOST:PORT", help="Where others call this --site.")
 ]
 Joins = Annotated[
-    str | None,
-    typer.Option("--join", metavar="HOST:PORT", help="Where this --site calls the one that waits."),
+    list[str] | None,
+    typer.Option(
+        "--join", metavar="HOST:PORT", help="Where this --site calls one that listens; once for each."
+    ),
 ]
 
 
-def site_job(site: str | None, listen: str | None, join: str | None, folder: object) -> "SiteJob | None":
+def site_job(
+    site: str | None, listen: str | None, join: list[str] | None, folder: object
+) -> "SiteJob | None":
     """Return what the options say; None where all sites are one job. BadParameter if they do not fit.
 
     folder: what --resume or --name says.
     """
-    if site is None and listen is None and join is None:
+    if site is None and listen is None and not join:
         return None
-    if site is None or (listen is None) == (join is None):
+    if site is None or (listen is None and not join):
         raise typer.BadParameter(
-            "goes with --listen HOST:PORT on one site, and --join HOST:PORT on all others",
+            "goes with --listen HOST:PORT on one site, or more, and --join HOST:PORT on all others",
             param_hint="--site",
         )
-    if join is not None and folder is not None:
+    if listen is None and folder is not None:
         raise typer.BadParameter(
             "go with --listen: the site that listens has the run's folder; leave them out here",
             param_hint="--resume and --name",
@@ -43,7 +46,19 @@ def site_job(site: str | None, listen: str | None, join: str | None, folder: obj
     from isthmus.jobs.sites import SiteJob
     from isthmus.links.meeting import address_of
 
-    try:
-        return SiteJob(site, address_of(listen or join or ""), listens=listen is not None)
-    except ValueError as problem:
-        raise typer.BadParameter(str(problem), param_hint="--listen" if listen else "--join") from None
+    def address(text, option):
+        try:
+            return address_of(text)
+        except ValueError as problem:
+            raise typer.BadParameter(str(problem), param_hint=option) from None
+
+    listens = listen and address(listen, "--listen")
+    calls = tuple(address(each, "--join") for each in join or ())
+    for each, text in zip(calls, join or ()):
+        if calls.count(each) > 1:
+            raise typer.BadParameter(f"{text} is given twice; leave one out", param_hint="--join")
+        if each == listens:
+            raise typer.BadParameter(
+                f"{text} is where this site listens; --join names other sites", param_hint="--join"
+            )
+    return SiteJob(site, listens or None, calls)

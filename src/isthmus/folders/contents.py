@@ -143,6 +143,7 @@ class Provenance(Table):
     data: NotRequired[dict[str, DataTold]]
     resumed: NotRequired[str]
     earlier: NotRequired[list[Start]]
+    succeeds: NotRequired[str]
 
 
 class Prices(Table):

@@ -69,31 +69,31 @@ class Job:
         run.json.
         """
 
-        def write_down():
-            table = provenance(
-                self.settings,
-                self.journal.hosts,
-                MPI.Get_library_version().strip("\0"),
-                self.training.model.size,
-                {name: manifest.told() for name, manifest in self.data.items()},
-            )
-            self.account.folder.write_documents(
-                table | chosen,
-                self.tiers.cluster,
-                self.plan,
-                self.training.state.step if resume else None,
-            )
-
         self.journal.open(self.path)
         if resume:
             self._resume()
-        from_root(self.tiers.world, write_down, self.tiers.home)
+        step = self.training.state.step if resume else None
+        from_root(self.tiers.world, lambda: self.write_down(chosen, step), self.tiers.home)
         if resume:
             self.account.note("resumed")
         else:
             self.members.begin(self.plan.shards_of_rank)
         self.record.state(self.account.folder, self.training.state.step)
         self.tell(f"run folder: {self.path}")
+
+    def write_down(self, more, step=None):
+        """Write run.json, with `more` in it, cluster.toml and plan.json, on the job's rank 0.
+
+        step: as `RunFolder.write_documents` has it.
+        """
+        table = provenance(
+            self.settings,
+            self.journal.hosts,
+            MPI.Get_library_version().strip("\0"),
+            self.training.model.size,
+            {name: manifest.told() for name, manifest in self.data.items()},
+        )
+        self.account.folder.write_documents(table | more, self.tiers.cluster, self.plan, step)
 
     def run(self, stop, show=None):
         """Make every step, and do after it what is due.
@@ -202,7 +202,14 @@ class Job:
             self.account.folder.close()
         self._keep_model()
         self._tell_what_was_not_learnt()
-        return broadcast_json(self.tiers.world, summary, self.tiers.home) | {"folder": str(self.path)}
+        told = broadcast_json(self.tiers.world, summary, self.tiers.home)
+        return told | {"folder": str(self.path), "is_here": self.is_here}
+
+    @property
+    def is_here(self):
+        """Whether the run's folder is with this job, and not with that of another site."""
+        tiers = self.tiers
+        return not tiers.joined or tiers.home in tiers.cluster.ranks_of_site(tiers.site_name)
 
     def _tell_what_was_not_learnt(self):
         """Say so where a model is no better than the commonest class, or than the mean target."""

@@ -77,6 +77,14 @@ class Members:
 
     def note_samples(self):
         """Write how often the samples of the epoch that has ended were taken."""
+        self._note_samples(self.training.state.step // self.training.recipe.steps - 1)
+
+    def note_samples_until(self, step):
+        """Write that of all epochs that have ended by `step`, told elsewhere by the hub before."""
+        steps = self.training.recipe.steps
+        for epoch in range(step // steps):
+            self._note_samples(epoch, step=(epoch + 1) * steps, epoch=epoch)
+
+    def _note_samples(self, number, **when):
         if self.counts and self.account.folder is not None:
-            epoch = self.training.state.step // self.training.recipe.steps - 1
-            self.account.note("samples", **self.ledger.account(epoch))
+            self.account.note("samples", **when, **self.ledger.account(number))

@@ -10,7 +10,9 @@ from isthmus.json_text import dumps
 from isthmus.links.agreement import from_root
 from isthmus.links.frames import checksum
 from isthmus.links.greeting import Introduction
-from isthmus.links.meeting import Address, Listener, in_words, is_loopback, join
+from isthmus.links.joining import join, join_one_under_way
+from isthmus.links.meeting import Address, Listener, in_words, is_loopback
+from isthmus.links.quorum import Quorum
 from isthmus.registry import ALGORITHMS
 from isthmus.security.admission import SiteKeys, Token, read_token
 
@@ -23,6 +25,7 @@ PATHS = {
     "model": ("folder",),
     "security": ("keys", "token"),
     "clients": ("speeds", "available"),
+    "run": ("folder",),
 }
 """Of the settings, the paths, which each site has of its own."""
 OTHERWISE = ("run", "slurm", "recovery")
@@ -30,11 +33,15 @@ OTHERWISE = ("run", "slurm", "recovery")
 
 
 class SiteJob(NamedTuple):
-    """This job's site, and the address where it listens or that it calls."""
+    """This job's site, the address where it listens, and those that it calls."""
 
     site: str
-    address: Address
-    listens: bool
+    listen: Address | None = None
+    join: tuple[Address, ...] = ()
+
+    def begins(self, cluster) -> bool:
+        """Whether the others join this site at the start, and it has the run's folder."""
+        return self.listen is not None and (not self.join or self.site == cluster.names[0])
 
     @contextmanager
     def tiers(self, comm, settings, cluster, paced, keys, tell, replays) -> "Iterator[Tiers]":
@@ -44,31 +51,42 @@ class SiteJob(NamedTuple):
         of progress there. replays: whether this run replays another; then all sites do.
         """
         from isthmus.links.sites import tiers_of_sites  # which starts MPI
+        from isthmus.links.succession import Succession
 
-        connections = None
+        connections = door = succession = None
         others_call = ExitStack()  # closed at the end, where sites may come back
 
         def meet():
-            nonlocal connections
+            nonlocal connections, door, succession
             self._check(settings, cluster, comm.size)
             me = Introduction(
-                self.site, digest_of(settings, cluster, replays), self._admission(settings)
+                self.site,
+                digest_of(settings, cluster, replays),
+                self._admission(settings),
+                listens=self.listen is not None,
+                calls=len(self.join),
             )
-            wait_seconds = settings.recovery.wait_seconds
-            if not self.listens:
-                connections, generation = join(self.address, me, wait_seconds, tell)
-                return [next(iter(connections)), generation]
-            others = [name for name in cluster.names if name != self.site]
             with ExitStack() as stack:
-                listener = stack.enter_context(Listener(self.address, me, others, tell))
-                connections = listener.meet(wait_seconds)
-                if settings.recovery.survive:
+                listener = self._listener(me, cluster, tell, stack)
+                joined = None
+                if listener is None or not listener.is_hub:
+                    joined = join(self.join, me, settings.recovery.wait_seconds, tell)
+                else:
+                    connections, joined = self._met(listener, me, settings.recovery, tell)
+                if joined is not None:
+                    connections = joined.connections
+                words = listener.words if joined is None else joined.words
+                is_hub = joined is None and settings.recovery.survive
+                if listener is not None and (is_hub or words["quorum"]):
+                    listener.words, door = {"quorum": words["quorum"]}, listener
                     listener.attend()
-                    door.append(listener)
                     others_call.push(stack.pop_all())
-            return [self.site, None]
+            if words["quorum"]:
+                quorum = Quorum({site.name: site.ranks for site in cluster.sites})
+                succession = Succession(quorum, me, self.join, door, joined)
+            hub = self.site if joined is None else joined.site
+            return [hub, words.get("generation")]
 
-        door = []
         with others_call:
             listens, generation = from_root(comm, meet)
             deadline_seconds = settings.recovery.deadline_seconds if settings else None
@@ -81,15 +99,47 @@ class SiteJob(NamedTuple):
                 deadline_seconds,
                 paced,
                 keys,
-                *door,
-                generation=generation,
+                door,
+                generation,
+                succession,
             ) as tiers:
                 yield tiers
+
+    def _listener(self, me, cluster, tell, stack):
+        """Return where others call this site, until `stack` is closed; None where they do not."""
+        if self.listen is None:
+            return None
+        others = [name for name in cluster.names if name != self.site]
+        before = cluster.names[: cluster.names.index(self.site)]
+        begins = self.begins(cluster)
+        listener = stack.enter_context(Listener(self.listen, me, others, tell, before, begins))
+        if self.join:
+            listener.attend()
+        return listener
+
+    def _met(self, listener, me, recovery, tell):
+        """Return the connections of all others, or who is the hub of a run that is under way."""
+        joined = None
+
+        def elsewhere():
+            nonlocal joined
+            joined = join_one_under_way(self.join, me, recovery.wait_seconds, tell)
+            if joined is not None:
+                listener.is_hub = False
+                listener.dismiss(f"site {joined.site!r} is the hub", elsewhere=True)
+            return joined is not None
+
+        if self.join and elsewhere():
+            return None, joined
+        look = elsewhere if self.join else lambda: False
+        return listener.meet(recovery.wait_seconds, recovery.survive, look), joined
 
     @property
     def options(self) -> list[str]:
         """The words of `isthmus train` that say this."""
-        return ["--site", self.site, "--listen" if self.listens else "--join", in_words(self.address)]
+        listen = [] if self.listen is None else ["--listen", in_words(self.listen)]
+        join = [word for address in self.join for word in ("--join", in_words(address))]
+        return ["--site", self.site, *listen, *join]
 
     def check_name(self, cluster):
         """Raise ClusterError unless the cluster has this site."""
@@ -108,6 +158,14 @@ class SiteJob(NamedTuple):
                 f"{cluster.source}: site {self.site!r} has {wanted} ranks, this job has {ranks}; start "
                 f"it with mpirun -n {wanted}, or change `ranks` of the site"
             )
+        if self.listen is not None and self.join:  # it may be the hub of any others
+            for name in cluster.names:
+                if name != self.site and len(cluster.route(self.site, name)) > 1:
+                    raise ClusterError(
+                        f"{cluster.source}: site {self.site!r} may be the next hub, and has no link of "
+                        f'its own to site {name!r}; add a [[link]] with between = ["{self.site}", '
+                        f'"{name}"], or leave out --listen'
+                    )
         algorithm = ALGORITHMS.get(settings.allreduce.algorithm)
         if algorithm is not None and not algorithm.own:
             able = ", ".join(f'"{row.name}"' for row in ALGORITHMS.values() if row.own)
@@ -123,9 +181,9 @@ class SiteJob(NamedTuple):
             return SiteKeys(security.keys_of_links.expanduser(), self.site)
         if security.token is not None:
             return read_token(security.token)
-        if self.listens and not is_loopback(self.address[0]):
+        if self.listen is not None and not is_loopback(self.listen[0]):
             raise SecurityError(
-                f"--listen {in_words(self.address)}: not only this host can call there, and "
+                f"--listen {in_words(self.listen)}: not only this host can call there, and "
                 "nothing says who may join; set security.token, or security.link and keys"
             )
         return Token(b"")
@@ -136,6 +194,8 @@ def digest_of(settings, cluster, replays):
     table = settings.to_json()
     table = {section: values for section, values in table.items() if section not in OTHERWISE}
     for section, names in PATHS.items():
+        if section in OTHERWISE:
+            continue
         table[section] = {key: value for key, value in table[section].items() if key not in names}
     return sha256(dumps([table, cluster.to_table(), replays]).encode()).hexdigest()
 

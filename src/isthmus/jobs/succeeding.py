@@ -1,14 +1,16 @@
 """The job that goes on where ranks have gone or come: its shards, its arrays, and what it takes up."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
 from isthmus.devices import to_host
+from isthmus.folders.record import RunFolder, let_in
 from isthmus.jobs.making import make_training
 from isthmus.jobs.preparation import may_hold
 from isthmus.jobs.resuming import Recalled, recall
-from isthmus.links.agreement import gather_json, together
+from isthmus.links.agreement import from_root, gather_json, together
 from isthmus.links.world import broadcast
 from isthmus.recovery.handover import arrays_of, hand_over, taken_by_new, taken_over
 from isthmus.shards.adopting import adopt_shards
@@ -47,15 +49,35 @@ def next_job(kind, tiers, past, ranks, here, journal, lock):
     taken = taken_over(past.copies, past.arrays, own) if new is None else {}
     arrays = arrays_of([past.arrays | taken], 0, own) if new is None else new
     hand_over(training, past.step, arrays, past.untold)
-    job = kind(tiers, settings, plan, training, sets, journal, past.path)
+    path = _folder(tiers, past, lock)
+    job = kind(tiers, settings, plan, training, sets, journal, path)
     job.within_duties, job.done_step = past.redo, past.step - past.redo
-    if job.leads and not past.leads:
-        lock.take(past.path)
-    journal.open(past.path)
-    journal.checkpoint = past.checkpoint
+    journal.open(path)
+    journal.checkpoint = past.checkpoint if path == past.path else None
     steps = gather_json(tiers.world, past.copied_step if taken else None)
     _take_up(job, past, found.shards_of_rank, here, steps if any(steps) else None)
     return job, found.never
+
+
+def _folder(tiers, past, lock):
+    """Return the run's folder: as before, or one of its own where the hub is new. Collective."""
+    leads = tiers.world.rank == tiers.home
+    if not tiers.joined:
+        if leads and not past.leads:
+            lock.take(past.path)
+        return past.path
+
+    def make():
+        if past.leads:
+            return str(past.path)
+        if lock.path is None:  # else it was made for another job, which a loss has cut short
+            run = past.settings.run
+            folder = RunFolder.create(run.folder, f"{past.path.name}-{tiers.site_name}")
+            lock.take(folder.path)
+            let_in(folder.path, run.mode)
+        return str(lock.path.parent)
+
+    return Path(from_root(tiers.world, make, tiers.home))
 
 
 def _take_up(job, past, shards_of_rank, here, residual_steps):
@@ -72,6 +94,9 @@ def _take_up(job, past, shards_of_rank, here, residual_steps):
             return line["step"] <= told
         return line["step"] < step + (not past.redo)
 
+    if job.leads and job.path != past.path:
+        job.write_down({"succeeds": str(past.path)})
+        job.account.folder.metrics.touch()
     found = together(
         job.tiers.world,
         lambda: recall(job.account.folder, step, False, keeps) if job.leads else Recalled(),
@@ -80,6 +105,8 @@ def _take_up(job, past, shards_of_rank, here, residual_steps):
     job.account.count_from(found.sent_nbytes)
     job.members.ledger = replace(job.members.ledger, parts=[*past.parts])
     job.members.note_again(len(found.members))
+    if not found.members:  # the folder is a new one
+        job.members.note_samples_until(step - past.redo)
     job.members.begin(shards_of_rank, came_from=here, resumed=False, residual_steps=residual_steps)
     job.members.take_rest()
     if job.validation is not None:

@@ -26,6 +26,7 @@ from isthmus.errors import (
     StoppedError,
     ranks_in_words,
 )
+from isthmus.folders.lock import FolderLock
 from isthmus.jobs.past import Past
 from isthmus.jobs.preparation import checked
 from isthmus.jobs.stopping import StopRequest, stopping_on
@@ -61,7 +62,7 @@ class Survival:
         self.membership = Membership(comm) if circle is None else SiteMembership(circle)
         self.kind, self.circle, self.stop, self.lock = kind, circle, stop, lock
         self.show, self.faults, self.lost = show, faults, 0
-        self.looked_at, self.changed, self.words = 0.0, "", []
+        self.looked_at, self.changed, self.words, self.succeeds = 0.0, "", [], False
 
     def begin(self, job):
         """Take up a job that all ranks begin. Collective."""
@@ -119,6 +120,8 @@ class Survival:
             job.journal.meet = self._meet
             try:
                 self._keep_within_limits(job)
+                if self.succeeds and not job.within_duties:
+                    job.write_checkpoint()  # the one before may be where nobody sees it
                 job.run(self.stop, self.show)
                 job.within_duties = False
                 summary = job.finish()
@@ -158,16 +161,21 @@ class Survival:
     def _keep_within_limits(self, job):
         """Write a checkpoint and stop, where too few are left."""
         limits, cluster = job.settings.recovery, job.tiers.cluster
-        if not self.lost or (
-            cluster.size >= limits.least_ranks and len(cluster.sites) >= limits.least_sites
-        ):
+        fewer = cluster.size < limits.least_ranks or len(cluster.sites) < limits.least_sites
+        minority = self.circle is not None and self.circle.stops
+        if not minority and not (self.lost and fewer):
             return
         job.write_checkpoint()
         self.membership.agree()
+        left = f"{cluster.size} ranks at {len(cluster.sites)} sites are left"
+        resume = f"`isthmus train RUN.toml --resume {job.path}`"
         error = StoppedError(
-            f"{cluster.size} ranks at {len(cluster.sites)} sites are left, and [recovery] asks for "
-            f"{limits.least_ranks} at {limits.least_sites}; go on with `isthmus train RUN.toml --resume "
-            f"{job.path}`"
+            f"{left}, which is no majority of the {self.circle.cluster.size} of the cluster file; where "
+            "the others go on, start again with the same command; if they do not, all go on with "
+            f"{resume}"
+            if minority
+            else f"{left}, and [recovery] asks for {limits.least_ranks} at {limits.least_sites}; go on "
+            f"with {resume}"
         )
         error.everywhere = True
         raise error
@@ -212,6 +220,8 @@ class Survival:
     def _expect(self, job, seconds):
         """Note how long it may take to make another job, where a beginning has taken `seconds`."""
         usual = max(FIRST_SECONDS, 2 * seconds)
+        if self.circle is not None:  # another hub may have to be found first
+            usual += 2 * (job.settings.recovery.deadline_seconds or PATIENCE_SECONDS)
         self.patience_seconds = job.settings.run.abort_seconds or usual
 
     def _begin_again(self, began, clock, gone=(), came=()):
@@ -277,6 +287,7 @@ class Survival:
         journal = Journal(tiers, past.settings.run, past.speak)
         try:
             job, self.never = next_job(self.kind, tiers, past, ranks, here, journal, self.lock)
+            self.succeeds = job.path != past.path
         except BaseException:
             journal.log.close()
             raise
@@ -297,9 +308,10 @@ def come_back(comm, kind, tiers, settings, tell, show):
     with (
         threadpool_limits(settings.run.threads),
         stopping_on(signal.SIGUSR1, tiers.world, tiers.home) as stop,
+        FolderLock() as lock,
     ):
         faults = Faults.of_environment(tiers.circle.endpoint.rank)
-        survival = Survival(comm, kind, stop, None, show, faults, tiers.circle)
+        survival = Survival(comm, kind, stop, lock, show, faults, tiers.circle)
         try:
             survival.come(tiers, settings, tell)
         except (LostSitesError, MPI.Exception) as problem:

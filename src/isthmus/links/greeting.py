@@ -22,7 +22,7 @@ from isthmus.errors import IsthmusError, SiteError
 from isthmus.json_text import dumps, loads
 from isthmus.security.admission import Admission
 
-PROTOCOL = 1
+PROTOCOL = 2
 MARK = b"isthmus\0"
 MOST_NBYTES = 4096
 SECONDS_TO_GREET = 10.0
@@ -33,14 +33,26 @@ _LENGTH = struct.Struct("!I")
 
 @dataclass(frozen=True)
 class Introduction:
-    """What a site says of itself. settings: a digest of what all sites must have alike."""
+    """What a site says of itself. settings: a digest of what all sites must have alike.
+
+    listens: whether it may be the next hub. calls: how many addresses it knows. vote: where the hub of a
+    run under way is gone, what `succession` tells who would be the next.
+    """
 
     site: str
     settings: str
     admission: Admission
     version: str = isthmus.__version__
+    listens: bool = False
+    calls: int = 0
+    vote: dict[str, Any] | None = None
     session: str = field(default_factory=lambda: secrets.token_hex(16))
     """Tells connections of one job apart from those of another that says to be the same site."""
+
+    @property
+    def start(self) -> str:
+        """Tells this start of the site from others, in few letters."""
+        return start_of(self.session)
 
     def hello(self, part: str) -> bytes:
         """Return the first words, with a nonce of their own."""
@@ -52,9 +64,17 @@ class Introduction:
                 "part": part,
                 "session": self.session,
                 "settings": self.settings,
+                "listens": self.listens,
+                "calls": self.calls,
+                "vote": self.vote,
                 "nonce": secrets.token_hex(32),
             }
         ).encode()
+
+
+def start_of(session: str) -> str:
+    """Return the few letters for a session of `Introduction`."""
+    return session[:8]
 
 
 def say(connection: socket.socket, words: bytes | dict[str, Any]) -> None:
@@ -82,6 +102,14 @@ def hear(connection: socket.socket, end: float) -> tuple[bytes, dict[str, Any]]:
     return text, table
 
 
+class RefusedError(Exception):
+    """The site that was called does not take this one."""
+
+
+class ElsewhereError(Exception):
+    """The site that was called is not the hub, now."""
+
+
 def greet(connection: socket.socket, me: Introduction) -> dict[str, Any]:
     """Hear who calls, and answer; return the hello. SiteError for whom this site does not take.
 
@@ -90,7 +118,11 @@ def greet(connection: socket.socket, me: Introduction) -> dict[str, Any]:
     end = time.monotonic() + SECONDS_TO_GREET
     theirs, hello = hear(connection, end)
     wanted = {"site", "part", "session", "settings", "nonce", "version"}
-    if not all(isinstance(hello.get(key), str) for key in wanted) or hello["part"] not in PARTS:
+    if (
+        not all(isinstance(hello.get(key), str) for key in wanted)
+        or hello["part"] not in PARTS
+        or not isinstance(hello.get("vote"), dict | None)
+    ):
         raise SiteError("says what is no hello of isthmus")
     mine = me.hello(hello["part"])
     say(connection, mine)
@@ -109,17 +141,23 @@ def admit(connection: socket.socket, me: Introduction, hello: dict[str, Any]) ->
     say(connection, {"proof": me.admission.prove(b"listens\0" + hello["said"]).hex()})
 
 
-def refuse(connection: socket.socket, why: str) -> None:
-    """Tell the other end why it is not taken, if it still listens."""
+def refuse(connection: socket.socket, why: str, elsewhere: bool = False) -> None:
+    """Tell the other end why it is not taken, if it still listens; elsewhere: by this site, now."""
     try:
-        say(connection, {"refused": why})
+        say(connection, {"refused": why} | ({"elsewhere": True} if elsewhere else {}))
     except OSError:
         return
 
 
-def introduce(connection: socket.socket, me: Introduction, part: str) -> str:
-    """Say who calls; return the name of the site that listens. SiteError where either refuses."""
-    end = time.monotonic() + SECONDS_TO_GREET
+def introduce(
+    connection: socket.socket, me: Introduction, part: str, seconds: float | None = None
+) -> str:
+    """Say who calls; return the name of the site that listens. SiteError where one is not who it
+    should be, and as `raise_refused` does.
+
+    seconds: for which it is waited for, if not SECONDS_TO_GREET.
+    """
+    end = time.monotonic() + (SECONDS_TO_GREET if seconds is None else seconds)
     mine = me.hello(part)
     say(connection, mine)
     theirs, hello = hear(connection, end)
@@ -138,9 +176,11 @@ def introduce(connection: socket.socket, me: Introduction, part: str) -> str:
 
 
 def raise_refused(answer: dict[str, Any], site: str) -> None:
-    """Raise SiteError where an answer of `site` is a refusal."""
+    """Raise RefusedError where an answer of `site` is a refusal, ElsewhereError where others are to be
+    asked."""
     if "refused" in answer:
-        raise SiteError(f"site {site!r} refuses this one: {str(answer['refused'])[:500]}")
+        kind = ElsewhereError if answer.get("elsewhere") is True else RefusedError
+        raise kind(f"site {site!r} refuses this one: {str(answer['refused'])[:500]}")
 
 
 def other_version(me: Introduction, hello: dict[str, Any]) -> str | None:

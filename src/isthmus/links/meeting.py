@@ -1,4 +1,4 @@
-"""How the jobs of the sites find one another: one listens, all others call it, in any order."""
+"""How the jobs of the sites find one another: the hub listens, all others call it, in any order."""
 
 import ipaddress
 import logging
@@ -13,22 +13,10 @@ from typing import Any
 
 from isthmus.errors import SiteError
 from isthmus.links.frames import make_quick
-from isthmus.links.greeting import (
-    PARTS,
-    SECONDS_TO_GREET,
-    Introduction,
-    admit,
-    greet,
-    hear,
-    introduce,
-    raise_refused,
-    refuse,
-    say,
-)
+from isthmus.links.greeting import PARTS, Introduction, admit, greet, refuse, say, start_of
 
 log = logging.getLogger("isthmus")
 SECONDS_BETWEEN_CALLS = 0.25
-SECONDS_OF_A_CALL = 10.0
 MOST_AT_ONCE = 64
 """Callers who are greeted at one time."""
 
@@ -63,9 +51,9 @@ def is_loopback(host: str) -> bool:
 
 @dataclass
 class _Caller:
-    """A site that has called: its session, its connections so far, and whether it takes part."""
+    """A site that has called: its hello, its connections so far, and whether it takes part."""
 
-    session: str
+    hello: dict[str, Any]
     address: str
     connections: dict[str, socket.socket]
     takes_part: bool = False
@@ -96,11 +84,24 @@ class Listener:
     """Where other sites call; kept by `with`. SiteError where one cannot listen there.
 
     others: the names of the sites that are to join. Whoever else calls is told of in one line, and
-    nobody waits for it.
+    nobody waits for it. before: those of them that are the next hub before this one is. is_hub: whether
+    sites join here. gathers: whether those whose hub is gone vote here. members: (site, start) of those
+    who take part, once they have changed. words: what all are told when they take part.
     """
 
-    def __init__(self, address: Address, me: Introduction, others: Collection[str], tell: Tell):
+    def __init__(
+        self,
+        address: Address,
+        me: Introduction,
+        others: Collection[str],
+        tell: Tell,
+        before: Collection[str] = (),
+        is_hub: bool = True,
+    ):
         self.me, self.others, self.tell = me, list(others), tell
+        self.before, self.is_hub, self.gathers = before, is_hub, False
+        self.members: Collection[tuple[str, str]] = ()
+        self.words: dict[str, Any] = {}
         self._callers: dict[str, _Caller] = {}
         self._lock = threading.Lock()
         self._free = threading.Semaphore(MOST_AT_ONCE)
@@ -116,11 +117,13 @@ class Listener:
         self._closed.set()
         if self._attending is not None:
             self._attending.join()
-            self._dismiss("the run has ended")
+            self.dismiss("the run has ended")
         self._socket.close()
 
     def attend(self) -> None:
-        """Take calls until the end, of sites that come back."""
+        """Take calls until the end, of sites that come back, too."""
+        if self._attending is not None:
+            return
 
         def act():
             while not self._closed.is_set():
@@ -133,8 +136,20 @@ class Listener:
     @property
     def ready(self) -> list[str]:
         """The sites that have called since the others began, and wait to take part."""
+        return sorted(site for site, hello in self._waiting().items() if hello["vote"] is None)
+
+    @property
+    def votes(self) -> dict[str, dict[str, Any]]:
+        """Site -> what it says whose hub is gone, and which votes here."""
+        return {site: hello["vote"] for site, hello in self._waiting().items() if hello["vote"]}
+
+    def _waiting(self):
         with self._lock:
-            return sorted(site for site, caller in self._callers.items() if caller.is_ready)
+            return {site: caller.hello for site, caller in self._callers.items() if caller.is_ready}
+
+    def hello_of(self, site: str) -> dict[str, Any]:
+        """Return what a site has said of itself that has called last."""
+        return self._callers[site].hello
 
     def take(self, site: str, generation: int) -> dict[str, socket.socket]:
         """Return the connections of a site that is `ready`, which is told that it takes part.
@@ -142,10 +157,16 @@ class Listener:
         generation: how often members have changed before.
         """
         with self._lock:
-            return self._callers[site].start({"generation": generation})
+            return self._callers[site].start({"generation": generation} | self.words)
 
-    def meet(self, wait_seconds: float) -> Connections:
-        """Return the connections of all other sites; SiteError if one has not called in time."""
+    def meet(
+        self, wait_seconds: float, survives: bool = False, elsewhere: Callable[[], bool] = lambda: False
+    ) -> Connections | None:
+        """Return the connections of all other sites; SiteError if one has not called in time.
+
+        survives: whether the others go on where one is gone, this one too if another one listens.
+        elsewhere: asked now and then whether the run is under way under another hub; None then.
+        """
         end = time.monotonic() + wait_seconds
         self.tell(f"site {self.me.site}: waits at {self.where} for {', '.join(self.others)}")
         while missing := self._missing():
@@ -156,11 +177,23 @@ class Listener:
                     f"start `isthmus train RUN.toml --site {missing[0]} --join HOST:{port}` there, or "
                     "give recovery.wait_seconds more"
                 )
-                self._dismiss(why)
+                self.dismiss(why)
                 raise SiteError(f"{self.where}: {why}")
-            if select.select([self._socket], [], [], SECONDS_BETWEEN_CALLS)[0]:
+            if self._attending is not None:
+                time.sleep(SECONDS_BETWEEN_CALLS)
+            elif select.select([self._socket], [], [], SECONDS_BETWEEN_CALLS)[0]:
                 self._take_call()
-        return {name: self._callers[name].start({}) for name in self.others}
+            if elsewhere():
+                return None
+        hellos = {name: self._callers[name].hello for name in self.others}
+        self.words = {"quorum": survives and any(each["listens"] for each in hellos.values())}
+        for name, hello in hellos.items():
+            if self.words["quorum"] and not hello["listens"] and hello["calls"] == 1:
+                self.tell(
+                    f"site {name}: has one address to --join, and ends where the hub is gone; give it "
+                    "that of another site that listens as well"
+                )
+        return {name: self._callers[name].start(self.words) for name in self.others}
 
     def _take_call(self):
         with suppress(OSError):  # it has hung up
@@ -177,14 +210,18 @@ class Listener:
             make_quick(connection)
             hello = greet(connection, self.me)
             with self._lock:
+                if why := self._not_here(hello):
+                    refuse(connection, why, elsewhere=True)
+                    connection.close()
+                    return
                 if why := self._complaint(hello):
                     refuse(connection, why)
                     raise SiteError(f"site {hello['site']!r} is refused: {why}")
                 admit(connection, self.me, hello)
                 connection.setblocking(False)
-                caller = self._callers.setdefault(hello["site"], _Caller(hello["session"], address, {}))
+                caller = self._callers.setdefault(hello["site"], _Caller(hello, address, {}))
                 caller.connections[hello["part"]] = connection
-            if len(caller.connections) == len(PARTS):
+            if hello["vote"] is None and len(caller.connections) == len(PARTS):
                 self.tell(f"site {hello['site']}: joined from {address}")
         except SiteError as problem:
             log.warning(f"{self.where}: caller {address}: {problem}; others are still waited for")
@@ -194,6 +231,16 @@ class Listener:
             connection.close()
         finally:
             self._free.release()
+
+    def _not_here(self, hello):
+        """Return why a site is to ask others, and may ask again; None if it is not to."""
+        site, votes = hello["site"], hello["vote"] is not None
+        if not (self.gathers if votes else self.is_hub):
+            left_out = votes and self.members and (site, start_of(hello["session"])) not in self.members
+            return None if left_out else f"site {self.me.site!r} is not the hub"
+        if votes and hello["listens"] and site in self.before:
+            return f"site {site!r} is the hub before site {self.me.site!r} is"
+        return None
 
     def _complaint(self, hello):
         """Return why a site that has proven itself is not taken; None if it is."""
@@ -205,9 +252,15 @@ class Listener:
             return f"the cluster file has no site {site!r}; it has {known}"
         if hello["settings"] != self.me.settings:
             return "its settings or cluster file are not those of this run; copy both files there"
+        if hello["vote"] is not None and not self.gathers:
+            return "the others go on without it; start it again with the same command"
         caller = self._callers.get(site)
-        if caller is not None and caller.session != hello["session"]:
-            if not caller.is_gone:
+        if caller is not None and (
+            caller.takes_part
+            or caller.hello["session"] != hello["session"]
+            or caller.hello["vote"] != hello["vote"]
+        ):
+            if not caller.is_gone and caller.hello["session"] != hello["session"]:
                 return f"two sites of one name, {site!r}: one has joined from {caller.address}"
             self._forget(site)
         return None
@@ -227,38 +280,14 @@ class Listener:
     def _forget(self, site):
         self._callers.pop(site).close()
 
-    def _dismiss(self, why):
+    def dismiss(self, why: str, elsewhere: bool = False) -> None:
+        """Tell all who wait to take part why they do not; elsewhere: here, now."""
         with self._lock:
-            for caller in self._callers.values():
-                for connection in caller.connections.values() if not caller.takes_part else ():
-                    refuse(connection, why)
-                caller.close()
-
-
-def join(
-    address: Address, me: Introduction, wait_seconds: float, tell: Tell
-) -> tuple[Connections, int | None]:
-    """Call the site that listens, as often as it takes; return the connections to it, and to no other.
-
-    With them, how often members have changed where the others are under way; None where all begin.
-    SiteError if nobody answers in time, or who answers refuses this site, or is not who it should be.
-    """
-    where, end = in_words(address), time.monotonic() + wait_seconds
-    connections: dict[str, socket.socket] = {}
-    site = ""
-    try:
-        for part in PARTS:
-            connections[part] = _call(address, where, end, wait_seconds, tell)
-            site = _introduced(connections[part], me, part, where)
-        tell(f"site {me.site}: joined site {site} at {where}")
-        generation = None
-        for connection in connections.values():
-            generation = _wait_for_start(connection, site, where, end).get("generation")
-    except BaseException:
-        for connection in connections.values():
-            connection.close()
-        raise
-    return {site: connections}, generation
+            for site, caller in [*self._callers.items()]:
+                if not caller.takes_part:
+                    for connection in caller.connections.values():
+                        refuse(connection, why, elsewhere)
+                    self._forget(site)
 
 
 def _server(address):
@@ -271,45 +300,6 @@ def _server(address):
             f"{in_words(address)}: cannot listen there: {problem.strerror}; end what has the port, or "
             "give --listen another address of this host"
         ) from None
-
-
-def _call(address, where, end, wait_seconds, tell):
-    """Return a connection to who listens, who may not be there yet."""
-    told = False
-    while True:
-        try:
-            return socket.create_connection(address, timeout=SECONDS_OF_A_CALL)
-        except OSError as problem:
-            if time.monotonic() > end:
-                raise SiteError(
-                    f"{where}: nobody answers there for {wait_seconds:g} s "
-                    f"({problem.strerror or problem}); start the site that listens, with --listen, or "
-                    "look at the address and at firewalls"
-                ) from None
-        if not told:
-            tell(f"waiting for {where} to answer")
-            told = True
-        time.sleep(SECONDS_BETWEEN_CALLS)
-
-
-def _introduced(connection, me, part, where):
-    try:
-        make_quick(connection)
-        return introduce(connection, me, part)
-    except SiteError as problem:
-        raise SiteError(f"{where}: {problem}") from None
-    except OSError as problem:
-        raise SiteError(f"{where}: closed the connection: {problem.strerror}") from None
-
-
-def _wait_for_start(connection, site, where, end):
-    """Return what the site that listens says once all are there."""
-    try:
-        _, answer = hear(connection, max(end, time.monotonic()) + SECONDS_TO_GREET)
-    except SiteError as problem:
-        raise SiteError(f"{where}: site {site!r} {problem}, before all sites had joined") from None
-    raise_refused(answer, site)
-    return answer
 
 
 def _closed(connection):

@@ -22,6 +22,7 @@ from isthmus.links.greeting import SECONDS_TO_GREET
 from isthmus.links.meeting import Connections, Listener
 from isthmus.links.sealed import agree_on_keys
 from isthmus.links.socket_comm import LEADERS, TIER, WORLD, Endpoint, SocketComm
+from isthmus.links.succession import Succession
 from isthmus.links.switch import Switch
 from isthmus.links.tiers import Tiers, ready, world_of
 
@@ -87,16 +88,18 @@ def tiers_of_sites(
     keys: str | PathLike[str] | None = None,
     door: Listener | None = None,
     generation: int | None = None,
+    succession: Succession | None = None,
 ) -> Iterator[Tiers]:
     """Give the tiers of a cluster each of whose sites is a job of its own; `comm` has those of `site`.
 
     listens: the site that the others have called; its first rank is the job's rank 0. connections: what
-    `meeting` gave the first rank of `comm`, None on the others. door: where sites come back, on the
-    first rank of the site that listens. generation: what `meeting.join` gave. Collective over all sites.
+    `jobs.sites` gave the first rank of `comm`, None on the others. door: where sites come back, on the
+    first rank of a site that listens. generation: where others are under way, how often members have
+    changed. succession: on first ranks, where the hub may be another one. Collective over all sites.
     Raises as `tiers_of_rank_0` does.
     """
     circle = _connected(comm, cluster, site, listens, connections, deadline_seconds)
-    circle.door = door
+    circle.door, circle.succession = door, succession
     if generation is not None:
         change = circle.enter(generation)
         with ready(tiers_of_circle(circle, Cluster(change.cluster, cluster.source)), paced) as tiers:

@@ -9,7 +9,7 @@ import select
 import socket
 import time
 from collections import defaultdict, deque
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -66,6 +66,10 @@ class Endpoint:
         for each in ranks:
             self.stream_to.setdefault(each, stream)
         return stream
+
+    def reach(self, ranks: Iterable[int], stream: Stream) -> None:
+        """Reach ranks through this connection from now on."""
+        self.stream_to.update(dict.fromkeys(ranks, stream))
 
     def lose(self, stream: Stream) -> None:
         """Ask no more of a connection whose other end is gone."""

@@ -41,7 +41,7 @@ def submit_run(run, cluster_path=None, part=None):
     job = told.strip().partition(";")[0]
     name = job_name(run, part)
     log = str(parent / f"{name}-{job}.log")
-    if part is not None and not part.listens:
+    if part is not None and not part.begins(settings.read_cluster()):
         return {"job": job, "folder": None, "log": log}
     folder = parent / f"{name}-{job}"
     write_text(folder / "job.sbatch", script)
@@ -65,7 +65,7 @@ def job_script(settings, run, cluster_path, part=None):
     """Return the script: one component of the job a site, then what is alike for all runs."""
     options = ["--cluster", os.path.relpath(cluster_path)] if cluster_path else []
     options += part.options if part is not None else []
-    joins = part is not None and not part.listens
+    joins = part is not None and not part.begins(settings.read_cluster())
     values = {
         "run_file": shlex.quote(os.path.relpath(run)),
         "threads": str(settings.run.threads),
