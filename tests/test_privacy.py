@@ -172,6 +172,8 @@ def test_a_budget_is_held_over_all_runs_of_a_set(tmp_path):
     assert charge(tmp_path, "aa", steps, 1e-5, budget=1.2 * one) == pytest.approx(one)
     assert charge(tmp_path, "aa", steps, 1e-5, budget=1.2 * one) == pytest.approx(one)  # it goes on
     before = (tmp_path / NAME).read_bytes()
+    with pytest.raises(SettingsError, match=r"its steps with noise 1\.0, not 5\.0; go on"):
+        charge(tmp_path, "aa", Steps(0.1, 5.0, 50), 1e-5, budget=None)
     with pytest.raises(SettingsError, match=r"have told epsilon .* with this one it is"):
         charge(tmp_path, "bb", steps, 1e-5, budget=1.2 * one)
     assert (tmp_path / NAME).read_bytes() == before

@@ -57,14 +57,24 @@ def charge(
 
     unit: of which the run tells, and those that it is held together with. A run that goes on is there
     already, and pays for what it has more. SettingsError, and nothing is added, where all together tell
-    more than the epsilon `budget`; OutputError where the account cannot be written.
+    more than the epsilon `budget`, or a run that goes on has other noise than what it has told with;
+    OutputError where the account cannot be written.
     """
     path = Path(folder, NAME)
     with _alone(path):
         runs = _read(Path(folder))
         others = [each for each in runs if each["run"] != run]
-        before = [each["steps"] for each in runs if each["run"] == run]
-        own = {"run": run, **steps.to_json(), "steps": max([steps.steps, *before]), "unit": unit}
+        before = [each for each in runs if each["run"] == run]
+        own = {"run": run, **steps.to_json(), "unit": unit}
+        for each in before:
+            told = {"sampling": each["sampling"], "noise": each["noise"], "unit": _unit_of(each)}
+            if changed := [name for name, value in told.items() if value != own[name]]:
+                name = changed[0]
+                raise SettingsError(
+                    f"{path}: this run has made its steps with {name} {told[name]}, not {own[name]}; go "
+                    "on with the settings that it began with, or start a new run"
+                )
+            own["steps"] = max(own["steps"], each["steps"])
         parts = _parts([each for each in [*others, own] if _unit_of(each) == unit])
         spent = epsilon_of(parts, delta)
         if budget is not None and spent > budget:
