@@ -344,7 +344,7 @@ def test_tokens_are_their_owners_alone(tmp_path):
 def test_addresses():
     assert address_of("cloud.example.org:7000") == ("cloud.example.org", 7000)
     assert address_of("[::1]:80") == ("::1", 80)
-    for wrong in ("cloud", "cloud:", "cloud:x", "cloud:0", "cloud:70000"):
+    for wrong in ("cloud", "cloud:", "cloud:x", "cloud:0", "cloud:70000", "a..b:7000"):
         with pytest.raises(ValueError, match="is no HOST:PORT"):
             address_of(wrong)
     assert is_loopback("127.0.0.1")

@@ -29,9 +29,14 @@ Connections = dict[str, dict[str, socket.socket]]
 def address_of(text: str) -> Address:
     """Return the host and the port in "HOST:PORT", of an IPv6 address in brackets; ValueError if not."""
     host, colon, port = text.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    try:
+        host.encode("idna")
+    except UnicodeError:  # else it would be raised wherever the name is looked up
+        colon = ""
     if not colon or not port.isdecimal() or not 0 < int(port) < 65536:
         raise ValueError(f"{text!r} is no HOST:PORT, as in cloud.example.org:7000")
-    return host.removeprefix("[").removesuffix("]"), int(port)
+    return host, int(port)
 
 
 def in_words(address: Address) -> str:
