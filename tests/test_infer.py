@@ -222,6 +222,15 @@ def test_a_regression_is_not_asked_for_classes(comm, shared_folder):
         run_inference(comm, shared_folder / "infer.toml")
 
 
+@pytest.mark.parametrize(
+    "options",
+    [["--seconds", "5"], ["--host", "0.0.0.0"], ["--serve", "0", "--seconds", "nan"]],
+    ids=" ".join,
+)
+def test_how_it_is_served_is_no_option_that_does_nothing(options):
+    assert CliRunner().invoke(app, ["infer", "none.toml", *options]).exit_code == 2
+
+
 def test_a_cascade_without_a_validation_set_is_told(folder):
     path = write(folder)
     path.write_text(path.read_text().replace('validation = "validation"\n', ""))

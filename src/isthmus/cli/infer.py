@@ -6,8 +6,10 @@ from typing import Annotated
 
 import typer
 
-from isthmus.cli.arguments import AsJson
+from isthmus.cli.arguments import AsJson, number
 from isthmus.spare import if_possible
+
+LOOPBACK = "127.0.0.1"
 
 
 def infer(
@@ -25,16 +27,16 @@ def infer(
     ] = None,
     host: Annotated[
         str, typer.Option(metavar="ADDRESS", help="With --serve: where it listens.")
-    ] = "127.0.0.1",
+    ] = LOOPBACK,
     seconds: Annotated[
-        float | None,
-        typer.Option(
-            metavar="NUMBER", help="With --serve: for how long; else until stopped.", show_default=False
-        ),
+        float | None, number("With --serve: for how long; else until stopped.", above=0)
     ] = None,
     as_json: AsJson = False,
 ):
     """Answer requests at the edge and in the cloud (under mpirun)."""
+    for name, given in {"--host": host != LOOPBACK, "--seconds": seconds is not None}.items():
+        if given and serve is None:
+            raise typer.BadParameter("goes with --serve PORT", param_hint=name)
     comm, door = context.obj.world(), None if serve is None else (host, serve, seconds)
     from isthmus.jobs.infer import run_inference
     from isthmus.links.agreement import from_root

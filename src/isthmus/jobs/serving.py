@@ -27,9 +27,10 @@ def serve_requests(inference, world, door, most_waiting, sample, tell):
         own = port and port + place.index(world.rank)
         try:
             return Front(feed, host=host, port=own)
-        except OSError as problem:
+        except (OSError, UnicodeError, OverflowError) as problem:  # no name of a host, or no port
+            why = getattr(problem, "strerror", problem)
             raise SettingsError(
-                f"--serve: {host}:{own} cannot be listened at ({problem.strerror}); give another port"
+                f"--serve: {host}:{own} cannot be listened at ({why}); give another port or --host"
             ) from None
 
     front = together(world, open_front)
@@ -40,7 +41,7 @@ def serve_requests(inference, world, door, most_waiting, sample, tell):
     else:
         with front:
             if seconds is not None:
-                closing = threading.Timer(seconds, front.feed.close)
+                closing = threading.Timer(min(seconds, threading.TIMEOUT_MAX), front.feed.close)
                 closing.daemon = True
                 closing.start()
             inference.answer_feed(front.feed)
