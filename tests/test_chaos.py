@@ -1,6 +1,7 @@
 """Deaths that are planned: from a file or at random, and the sheet that says what came of them."""
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -80,3 +81,27 @@ def test_a_small_campaign_of_kills_finds_nothing_wrong_and_goes_on_where_it_was(
     assert [row["run"] for row in rows] == [*range(len(rows))]
     assert sum(row["happened"] for row in rows) in (5, 6)
     assert all(row["verified"].startswith("bits equal, each sample once") for row in rows)
+
+
+def test_what_was_started_ends_where_chaos_is_interrupted(tmp_path, monkeypatch):
+    for name in ("train", "test"):
+        pack(tmp_path, name)
+    path = settings(tmp_path, cluster=cluster_of(1), run={"folder": str(tmp_path / "runs")})
+    fault = tmp_path / "faults.toml"
+    fault.write_text('[[fault]]\nrank = 0\nstep = 7\nmoment = "allreduce"\n')
+    started, wait = [], subprocess.Popen.communicate
+
+    def interrupted(process, *arguments, **named):
+        started.append(process)
+        if len(started) == 1:
+            raise KeyboardInterrupt
+        return wait(process, *arguments, **named)
+
+    monkeypatch.setattr(subprocess.Popen, "communicate", interrupted)
+    forever = tmp_path / "mpirun"
+    forever.write_text("#!/bin/sh\nexec sleep 60\n")
+    forever.chmod(0o700)
+    monkeypatch.setattr("isthmus.jobs.chaos.mpirun", lambda: str(forever))
+    with pytest.raises(KeyboardInterrupt):
+        play_faults(path, planned_faults(fault), 60.0, print)
+    assert started[0].returncode == -signal.SIGTERM

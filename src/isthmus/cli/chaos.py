@@ -23,7 +23,7 @@ def chaos(
         str, typer.Option(metavar="KIND,...", help=f"Of faults at random: {', '.join(KINDS)}.")
     ] = "kill",
     seed: Annotated[int, number("Of what is drawn.", at_least=0)] = 0,
-    seconds: Annotated[float, number("After which a run counts as hung.", at_least=1)] = 600.0,
+    seconds: Annotated[float, number("After which a run counts as hung.", above=0)] = 600.0,
     as_json: AsJson = False,
 ):
     """Harm ranks of a run at named moments; play it again: each sample once, same bits?"""

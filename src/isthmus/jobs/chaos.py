@@ -120,6 +120,9 @@ class _Play:
         except subprocess.TimeoutExpired:
             _end(started)
             return "hung", ""
+        except BaseException:  # Ctrl-C, which reaches no process of another session
+            _end(started)
+            raise
         finished = (self.folder / "summary.json").exists()
         lines = [
             line
