@@ -31,7 +31,7 @@ def test_two_hubs_die_in_turn_and_each_sample_counts_once(tmp_path):
     assert "rank 0 gone, 2 go on" in second, second
     assert "rank 0 came back, 3 go on" in second, second
     assert "step 9: rank 1 gone, 2 go on" in first, first
-    (folder,) = (tmp_path / "runs").glob("mine-site1-*-site0-*")
+    (folder,) = (tmp_path / "runs").glob("mine-site0-*")
     assert f"report: {folder}" in out
     run = read_run(folder)
     assert run.provenance["succeeds"].startswith(str(tmp_path / "runs/mine-site1-"))

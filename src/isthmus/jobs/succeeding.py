@@ -1,5 +1,6 @@
 """The job that goes on where ranks have gone or come: its shards, its arrays, and what it takes up."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -72,7 +73,9 @@ def _folder(tiers, past, lock):
             return str(past.path)
         if lock.path is None:  # else it was made for another job, which a loss has cut short
             run = past.settings.run
-            folder = RunFolder.create(run.folder, f"{past.path.name}-{tiers.site_name}")
+            sites = "|".join(map(re.escape, tiers.circle.cluster.names))
+            name = re.sub(rf"-({sites})-\d{{8}}-\d{{6}}(-\d+)?$", "", past.path.name)
+            folder = RunFolder.create(run.folder, f"{name}-{tiers.site_name}")
             lock.take(folder.path)
             let_in(folder.path, run.mode)
         return str(lock.path.parent)
