@@ -9,6 +9,7 @@ from pathlib import Path
 from numba import config, njit
 from numba.core.caching import FunctionCache, IndexDataCacheFile
 from numba.core.ccallback import CFunc
+from numba.core.runtime import rtsys
 from numba.core.sigutils import normalize_signature
 
 from isthmus.cures import cure_of, reason_of
@@ -76,9 +77,13 @@ class _Cache(FunctionCache):
     def _index_key(self, sig, codegen):
         return *super()._index_key(sig, codegen), *self.versions
 
-    def load_overload(self, *arguments):
+    def load_overload(self, signature, target):
+        """As Numba's own, but for what it needs to compile, which takes it half a second to load: it
+        does so where there is nothing to be found here."""
         try:
-            return super().load_overload(*arguments)
+            rtsys.initialize(target)
+            with self._guard_against_spurious_io_errors():
+                return self._load_overload(signature, target)
         except OSError as problem:
             self._do_without(problem)
         except Exception:  # what unpickling a damaged file raises: it is written anew

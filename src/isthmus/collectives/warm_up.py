@@ -1,6 +1,14 @@
 """Kernels compiled before they are needed: no compiler is part of the first allreduce."""
 
+import numpy as np
+
 from isthmus import kernels
+from isthmus.links.on_device import Host
+
+
+def load_kernels():
+    """Load Numba and the kernels that every allreduce needs, before anybody waits for this rank."""
+    compile_kernels(Host(), np.float32(1), [], keeps=False)
 
 
 def compile_kernels(residence, share, compressor_of_bucket, keeps):

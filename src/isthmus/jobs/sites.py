@@ -5,6 +5,7 @@ from contextlib import ExitStack, contextmanager
 from hashlib import sha256
 from typing import TYPE_CHECKING, NamedTuple
 
+from isthmus.collectives.warm_up import load_kernels
 from isthmus.errors import ClusterError, SecurityError, SettingsError
 from isthmus.json_text import dumps
 from isthmus.links.agreement import from_root
@@ -88,6 +89,8 @@ class SiteJob(NamedTuple):
             return [hub, words.get("generation")]
 
         with others_call:
+            if self.join:  # sites to which this one comes back stand still from its call on
+                load_kernels()
             listens, generation = from_root(comm, meet)
             deadline_seconds = settings.recovery.deadline_seconds if settings else None
             with tiers_of_sites(
