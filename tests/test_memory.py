@@ -39,7 +39,9 @@ def test_an_allreduce_holds_at_most_three_vectors_and_can_be_undone(comm):
         before = allreduce.memory.copy()
         means = []
         for _ in range(2):
+            read = allreduce.memory
             means.append(allreduce(vectors[0]))
+            assert (read == before).all()  # what a call remembers it writes elsewhere
             assert (allreduce.memory != before).any()
             allreduce.undo()
             assert (allreduce.memory == before).all()

@@ -67,9 +67,12 @@ class Sites:
         )
 
 
-@pytest.mark.parametrize("back", [5, 6])
-def test_who_is_ahead_goes_back_to_the_bits_of_a_step_before(back):
-    """In the middle of step 7: to where it began, or one more, where others have not made step 6."""
+@pytest.mark.parametrize(("back", "whole"), [(5, True), (6, True), (6, False)])
+def test_who_is_ahead_goes_back_to_the_bits_of_a_step_before(back, whole):
+    """In the middle of step 7: to where it began, or one more, where others have not made step 6.
+
+    That takes copies of whole steps; without them it goes back to where its step began alone.
+    """
     cluster = Cluster(cluster_of(2, 1))
 
     def bits(training):
@@ -77,7 +80,7 @@ def test_who_is_ahead_goes_back_to_the_bits_of_a_step_before(back):
 
     def play(table, rank):
         training = training_of(tiers_in_process(table, cluster, rank), (17, 9, 3), compressor=Int8(8))
-        training.undoing.whole_steps, after = True, {}
+        training.undoing.whole_steps, after = whole, {}
 
         def agree():
             if training.state.step == 6 and 7 not in after:

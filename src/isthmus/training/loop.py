@@ -290,6 +290,10 @@ class Training:
             **{f"strategy/{name}": array for name, array in self.member.state().items()},
         }
 
+    def remembered_by_sums(self):
+        """Return name -> array of `changed_at_once`: what sums remember, as `Member.memories` has it."""
+        return {f"strategy/{name}": array for name, array in self.member.memories().items()}
+
     def arrays(self):
         """Return name -> array of this rank: all that the next steps depend on, but for the samples."""
         return {

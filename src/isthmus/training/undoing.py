@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from isthmus.devices import to_host
 from isthmus.training.buffers import copied
 
 
@@ -17,11 +18,21 @@ class Undoing:
     def __init__(self, training: Any):
         self.training, self.whole_steps = training, False
         self._kept: dict[int, dict[str, np.ndarray]] = {}  # step -> what was changed since, as it was
+        self._spare: dict[str, np.ndarray] = {}  # copies that nobody needs any more
         self._held: tuple[list[Any], int, int] | None = None  # (rows, the last step told, the step)
 
     def before_step(self) -> None:
-        """Keep what a step changes while gradients are summed."""
-        self._kept[self.training.state.step] = copied(self.training.changed_at_once())
+        """Keep what a step changes while gradients are summed.
+
+        What sums remember needs no copy while one step alone may be undone: a sum writes elsewhere than
+        where it reads.
+        """
+        changed = self.training.changed_at_once()
+        kept: dict[str, np.ndarray] = {}
+        if not self.whole_steps:
+            kept = self.training.remembered_by_sums()
+            changed = {name: array for name, array in changed.items() if name not in kept}
+        self._kept[self.training.state.step] = kept | self._copied(changed)
 
     def before_update(self) -> None:
         """Keep what the update changes, once this rank has the sum.
@@ -29,15 +40,28 @@ class Undoing:
         All ranks have made the step before, as they have sent their part of this one's sum.
         """
         state = self.training.state
-        kept = self._kept.get(state.step, {})
-        self._kept.clear()
+        kept = self._kept.pop(state.step, {})
         if self.whole_steps:
+            for each in self._kept.values():
+                self._spare |= each
             memory = {f"optimiser/{name}": each for name, each in state.optimiser.items()}
-            self._kept[state.step] = kept | copied({"parameters": state.parameters} | memory)
+            kept |= self._copied({"parameters": state.parameters} | memory)
+        self._kept = {state.step: kept} if self.whole_steps else {}
 
     def arrays_after(self, step: int) -> dict[str, np.ndarray]:
         """Return name -> array as it was after `step`, the last one or the one before that."""
-        return copied(self.training.arrays()) | self._kept.get(step, {})
+        return copied(self.training.arrays() | self._kept.get(step, {}))
+
+    def _copied(self, arrays: dict[str, Any]) -> dict[str, np.ndarray]:
+        """Return name -> copy of each of `arrays`, on the host, in memory of older ones that fit."""
+        made = {}
+        for name, array in arrays.items():
+            spare, own = self._spare.pop(name, None), to_host(array)
+            if spare is None or (spare.shape, spare.dtype) != (own.shape, own.dtype):
+                spare = np.empty_like(own)
+            np.copyto(spare, own)
+            made[name] = spare
+        return made
 
     def hold_rows(self) -> None:
         """Note what was measured and not told yet, in case a rank goes while it is told."""

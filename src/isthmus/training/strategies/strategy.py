@@ -186,6 +186,13 @@ class Member:
             named |= {f"sums/{number}/{name}": array for name, array in each.state().items()}
         return named
 
+    def memories(self) -> dict[str, Any]:
+        """Return name -> array of `state`: what each sum remembers.
+
+        The next one reads it and writes elsewhere; only the one after that writes there.
+        """
+        return {f"sums/{number}/memory": each.memory for number, each in enumerate(self.sums)}
+
     def load(self, state: dict[str, Any]) -> None:
         """Go on from what `state` gave, in place."""
         self.step, self.agreed = int(state["step"][0]), bool(state["agreed"][0])
