@@ -6,6 +6,7 @@ from clusters import cluster_of
 
 import isthmus
 from isthmus.errors import ShardError
+from isthmus.jobs.resuming import until_checkpoint
 from isthmus.links.agreement import from_root, gather_json, together
 from isthmus.links.in_process import in_threads, tiers_in_process
 from isthmus.recovery.ledger import Ledger, Part
@@ -98,3 +99,11 @@ def test_a_thread_that_fails_ends_the_others():
 
     with pytest.raises(ShardError, match="wrong"):
         in_threads(3, lambda table, rank: together(tiers_in_process(table, cluster, rank).world, wrong))
+
+
+def test_who_came_or_went_after_a_checkpoint_and_before_the_next_step_is_not_of_it():
+    kinds = ["members", "step", "members", "lost", "evaluation", "members", "lost", "joined", "step"]
+    steps = [0, 3, 3, 3, 3, 3, 3, 3, 4]  # the checkpoint is written after the evaluation
+    lines = [{"kind": kind, "step": step} for kind, step in zip(kinds, steps, strict=True)]
+    assert [*map(until_checkpoint(3, 2), lines)] == [True] * 5 + [False] * 4
+    assert [*map(until_checkpoint(3, None), lines)] == [True] * 8 + [False]

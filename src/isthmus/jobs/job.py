@@ -17,7 +17,7 @@ from isthmus.jobs.members import Members
 from isthmus.jobs.protecting import identity_of_privacy
 from isthmus.jobs.rebalancing import Rebalancing
 from isthmus.jobs.recording import Recording
-from isthmus.jobs.resuming import Recalled, identity_of, recall
+from isthmus.jobs.resuming import Recalled, identity_of, recall, until_checkpoint
 from isthmus.jobs.scaling import commonest_share, no_better_than_one_answer
 from isthmus.json_text import dumps, loads
 from isthmus.links.agreement import broadcast_json, from_root, require, together
@@ -264,7 +264,7 @@ class Job:
 
     def write_checkpoint(self):
         self.report()  # the curves of what leads to a checkpoint are on the disk before it is
-        notes, arrays = self.rebalancing.to_json(), {}
+        notes, arrays = self.rebalancing.to_json() | {"parts": len(self.members.ledger.parts)}, {}
         if self.validation is not None:
             notes, arrays = notes | {"validation": self.validation.to_json()}, self.validation.arrays()
         path = self.path / "checkpoint.h5"
@@ -290,8 +290,10 @@ class Job:
             f"{recipe.total_steps}; give {-(-state.step // recipe.steps)} epochs or more",
         )
         last = state.step == recipe.total_steps or self.ends_early
+        kept = until_checkpoint(state.step, notes.get("parts"))
         found = together(
-            world, lambda: recall(self.account.folder, state.step, last) if self.leads else Recalled()
+            world,
+            lambda: recall(self.account.folder, state.step, last, kept) if self.leads else Recalled(),
         )
         self.account.take_up(found)
         self.members.take_up(found.members, self.plan.shards_of_rank)

@@ -46,6 +46,8 @@ def identity_of(settings, cluster, plan, data):
     }
 
 
+CHANGES = ("members", "lost", "joined")
+"""Kinds of lines of metrics.jsonl that tell of other ranks than before."""
 SETS = {"evaluation": "test", "validation": "validation"}
 """Kind of a line of metrics.jsonl -> the set whose metrics it tells."""
 
@@ -69,10 +71,28 @@ class Recalled:
     told: str | None = None
 
 
-def recall(folder, step, last, keeps=None):
-    """Return what is Recalled up to `step`; steps after it are dropped from the RunFolder's metrics.
+def until_checkpoint(step, parts):
+    """Return whether a line was there as the checkpoint of `step` was written, asked in their order.
 
-    keeps: as `RunFolder.cut_back` has it.
+    parts: of the ledger then; ranks may have changed after it, and before the next step was made.
+    None: of a version that does not tell.
+    """
+    left = parts
+
+    def keeps(line):
+        nonlocal left
+        if left is not None and line["kind"] == "members":
+            left -= 1
+        changed = left is not None and left < 0 and line["kind"] in CHANGES
+        return line["step"] <= step and not changed
+
+    return keeps
+
+
+def recall(folder, step, last, keeps):
+    """Return what is Recalled of the lines that the RunFolder's metrics keep; the others are dropped.
+
+    keeps: as `RunFolder.cut_back` has it. step: the last one that is made.
 
     last: whether no step is left to be made. Raises CheckpointError if so, and the metrics do not tell
     of those that were.
