@@ -3,12 +3,14 @@
     python experiments/chaos_campaign.py [--kills N] [--seed S] [--minutes M] [-o FILE]
     python experiments/chaos_campaign.py --plain ...           # each run started as a user would
     python experiments/chaos_campaign.py --served SOCKET ...   # by a `warm_ranks.py serve` that is there
+    python experiments/chaos_campaign.py --sites ...           # each site a job of its own
 
 A run has 3 to 6 ranks at two or three sites, and a case depends on (S, its number) alone: how many
 ranks, the compressor, who is killed, when. All of `isthmus train` runs there (not the report's page), in
-ranks that fork from a process that has imported everything, or from Python's start (--plain). Each
-run is played again by `isthmus verify`: bits, and how often each sample was taken. A run that
-has ended is started once more, and must then be right. Results are added, a line a run, to
+ranks that fork from a process that has imported everything, or from Python's start (--plain). With
+--sites ranks are killed, stopped and frozen, links are cut, closed and slowed, bits flip on them, and
+sites come back. Each run is played again by `isthmus verify`: bits, and how often each sample was taken.
+A run that has ended is started once more, and must then be right. Results are added, a line a run, to
 data/measurements/chaos_campaign.jsonl (or FILE), where the next start goes on. Exit code 1 if a run
 was wrong.
 """
@@ -29,12 +31,16 @@ from study import code
 import isthmus
 from isthmus.jobs.chaos import ISTHMUS, play_faults
 from isthmus.jobs.fault_plans import random_faults
+from isthmus.jobs.site_fault_plans import random_site_faults
 from isthmus.json_text import dumps, loads
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE.parent / "data/measurements/chaos_campaign.jsonl"
 SITES = ((2, 1), (1, 1, 1), (2, 2), (3, 1), (2, 2, 1), (3, 2), (3, 2, 1), (2, 2, 2))
 COMPRESSORS = (None, {"kind": "int8", "block": 8}, {"kind": "top_k", "ratio": 0.1})
+SITES_APART = ((1, 1), (1, 1, 1), (1, 1, 1, 1), (2, 1, 1), (1, 2, 1))
+KINDS_APART = ("kill", "kill", "kill", "stop", "freeze", "cut", "cut", "close", "slow", "flip")
+RECOVERY_APART = {"deadline_seconds": 3.0, "wait_seconds": 60.0}
 SECONDS = 120.0
 """After which a run counts as hung; one takes about a second of a core."""
 
@@ -45,10 +51,12 @@ def main():
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--minutes", type=float, default=1e9)
     parser.add_argument("--plain", action="store_true")
+    parser.add_argument("--sites", action="store_true")
     parser.add_argument("--served", type=Path)
     parser.add_argument("-o", "--output", type=Path, default=RESULTS)
     asked = parser.parse_args()
     until, mode = time.monotonic() + 60 * asked.minutes, "plain" if asked.plain else "forked"
+    mode = "sites" if asked.sites else mode
     made = [row for row in read(asked.output) if (row["mode"], row["seed"]) == (mode, asked.seed)]
 
     def left():
@@ -61,8 +69,8 @@ def main():
         prepare(Path(scratch))
         with plain() if asked.plain else warm(Path(scratch), asked.served) as program:
             while left():
-                row = play(Path(scratch), len(made), asked.seed, program) | {"mode": mode}
-                made.append(row | code() | {"date": time.strftime("%Y-%m-%dT%H:%M:%S")})
+                row = play(Path(scratch), len(made), asked.seed, program, asked.sites)
+                made.append(row | {"mode": mode} | code() | {"date": time.strftime("%Y-%m-%dT%H:%M:%S")})
                 with open(asked.output, "a") as file:
                     file.write(dumps(made[-1]) + "\n")
                 if not row["right"]:
@@ -87,10 +95,13 @@ def prepare(folder):
         isthmus.pack_shards(arrays, folder / "data" / name, 6)
 
 
-def settings(folder, number, seed):
-    """Write the settings and the cluster file of a case; return the settings' path, and its ranks."""
-    draw = np.random.default_rng([seed, number])
-    sites = SITES[int(draw.integers(len(SITES)))]
+def settings(folder, number, seed, apart=False):
+    """Write the settings and the cluster file of a case; return the settings' path, and its ranks.
+
+    apart: whether each site is a job of its own.
+    """
+    draw, choice = np.random.default_rng([seed, number]), SITES_APART if apart else SITES
+    sites = choice[int(draw.integers(len(choice)))]
     compressor = COMPRESSORS[int(draw.integers(len(COMPRESSORS)))]
     fast = {"latency_seconds": 1e-5, "bytes_per_second": 1e9}
     cluster = {
@@ -117,19 +128,22 @@ def settings(folder, number, seed):
         "training": {"epochs": 2, "batch_size": 24},
         "allreduce": {"chunk_nbytes": 128} | ({"compressor": compressor} if compressor else {}),
         "run": {"folder": "runs", "checkpoint_every": 3},
-        "recovery": {"survive": True},
+        "recovery": {"survive": True} | (RECOVERY_APART if apart else {}),
     }
     (folder / "cluster.toml").write_text(tomli_w.dumps(cluster))
     (folder / "run.toml").write_text(tomli_w.dumps(table))
     return folder / "run.toml", list(sites)
 
 
-def play(folder, number, seed, program):
+def play(folder, number, seed, program, apart):
     """Play a case; return its row."""
-    path, sites = settings(folder, number, seed)
-    faults = random_faults(path, 1, seed * 1_000_000 + number)
+    (path, sites), of_run = settings(folder, number, seed, apart), seed * 1_000_000 + number
+    if apart:
+        faults = random_site_faults(path, 1, of_run, KINDS_APART)
+    else:
+        faults = random_faults(path, 1, of_run)
     began = time.monotonic()
-    (row,) = play_faults(path, faults, SECONDS, lambda line: None, program)["runs"]
+    (row,) = play_faults(path, faults, SECONDS, lambda line: None, program, apart)["runs"]
     row |= {"run": number, "seed": seed, "sites": sites, "wall_seconds": time.monotonic() - began}
     row.pop("folder")
     if row["right"]:
@@ -180,7 +194,7 @@ def summary(rows):
         return f"{statistics.median(seconds):.2f} s (95 % {tenth:.2f} s, most {seconds[-1]:.2f} s)"
 
     return (
-        f"{len(rows)} runs, {killed} kills: {sum(not row['right'] for row in rows)} wrong; "
+        f"{len(rows)} runs, {killed} faults: {sum(not row['right'] for row in rows)} wrong; "
         + ", ".join(f"{count} {outcome}" for outcome, count in sorted(outcomes.items()))
         + f"; noticed after {told('noticed')}, went on after {told('seconds')}"
     )

@@ -123,7 +123,7 @@ def run(arguments, environment, folder, streams):
         from isthmus.cli.main import main as isthmus
         from isthmus.mpirun import Loss
 
-        ranks = "OMPI_COMM_WORLD_RANK" in environment
+        ranks = "OMPI_COMM_WORLD_RANK" in environment or "--site" in arguments
         if ranks:
             MPI.Init_thread(MPI.THREAD_MULTIPLE)
         try:

@@ -2,17 +2,24 @@
 
 import json
 import signal
+import socket
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 from clusters import cluster_of
 from test_resuming import pack, settings
 
+from isthmus.cluster.cluster import Cluster
 from isthmus.errors import SettingsError
 from isthmus.jobs.chaos import chaos_words, play_faults
-from isthmus.jobs.fault_plans import planned_faults, random_faults
+from isthmus.jobs.fault_plans import check_faults, planned_faults, random_faults
+from isthmus.jobs.site_fault_plans import random_site_faults
+from isthmus.recovery.moments import KINDS, LINK_KINDS
+from isthmus.recovery.relay import Relay
 
 ROOT = Path(__file__).parents[1]
 
@@ -49,6 +56,107 @@ def test_deaths_at_random_depend_on_the_seed_alone_and_can_happen(tmp_path):
         play_faults(settings(tmp_path, cluster=cluster_of(1)), made, 1.0, print)
 
 
+WRONG = {
+    'rank = 1\nmoment = "send"': "step is of all moments but join",
+    'rank = 1\nstep = 2\nmoment = "join"': "step is of all moments but join",
+    'rank = 1\nstep = 2\nmoment = "send"\nkind = "melt"': "kind",
+    'rank = 1\nstep = 2\nmoment = "send"\nbetween = ["site0", "site1"]': "between is of cut or close or",
+    'rank = 1\nstep = 2\nmoment = "send"\nkind = "cut"': "between is missing, of cut",
+    'rank = 1\nstep = 2\nmoment = "send"\nkind = "slow"\nbetween = ["site0", "site1"]': "bytes_per_sec",
+    'rank = 1\nstep = 2\nmoment = "send"\nkind = "wait"\nback_after = 1': "back_after is of",
+    'rank = 1\nstep = 2\nmoment = "send"\nback_after = -1': "back_after",
+    'rank = 9\nstep = 2\nmoment = "send"': "has ranks 0 to 3",
+    'rank = 1\nstep = 2\nmoment = "send"\nkind = "cut"\nbetween = ["site0", "egde"]': "no site 'egde'",
+    'rank = 1\nstep = 2\nmoment = "send"\nkind = "cut"\nbetween = ["site1", "site2"]': (
+        "site1 and site2 have no connection; each site has one to site0"
+    ),
+    'rank = 0\nstep = 2\nmoment = "send"\nback_after = 1': "with site0, which the others call",
+    'rank = 2\nstep = 2\nmoment = "send"\nback_after = 1': "site1 goes on without that rank; rank 1 is",
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_faults_that_sites_cannot_have_are_refused(tmp_path, wrong):
+    path, cluster = tmp_path / "faults.toml", Cluster(cluster_of(1, 2, 1))
+    path.write_text(f"[[fault]]\n{wrong}\n")
+    with pytest.raises(SettingsError, match=WRONG[wrong]) as caught:
+        for faults in planned_faults(path):
+            check_faults(faults, cluster, sites=True)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_only_sites_know_is_refused_of_one_job(tmp_path):
+    path, cluster = tmp_path / "faults.toml", Cluster(cluster_of(1, 1))
+    for only in (
+        'step = 2\nmoment = "send"\nkind = "cut"\nbetween = ["site0", "site1"]',
+        'step = 2\nmoment = "send"\nback_after = 1',
+        'moment = "join"',
+    ):
+        path.write_text(f"[[fault]]\nrank = 1\n{only}\n")
+        (faults,) = planned_faults(path)
+        check_faults(faults, cluster, sites=True)
+        with pytest.raises(SettingsError, match="jobs of their own know that; add --sites"):
+            check_faults(faults, cluster, sites=False)
+
+
+def test_faults_of_sites_at_random_can_happen(tmp_path):
+    for name in ("train", "test"):
+        pack(tmp_path, name)
+    path, cluster = settings(tmp_path, cluster=cluster_of(1, 2, 1)), Cluster(cluster_of(1, 2, 1))
+    made = random_site_faults(path, 60, 1, (*KINDS, *LINK_KINDS))
+    assert made == random_site_faults(path, 60, 1, (*KINDS, *LINK_KINDS))
+    for faults in made:
+        check_faults(faults, cluster, sites=True)
+    faults = [fault for each in made for fault in each]
+    assert {fault.kind for fault in faults} == {*KINDS, *LINK_KINDS, "wait"}
+    assert {fault.site(cluster) for fault in faults} == {"site0", "site1", "site2"}
+    assert {fault.moment for fault in faults} >= {"join", "send", "agree", "evaluation"}
+    assert any(fault.back_after is not None for fault in faults)
+
+
+def test_a_link_is_cut_closed_and_slowed_and_whole_again():
+    with socket.create_server(("127.0.0.1", 0)) as far:
+        relay = Relay(far.getsockname())
+        with pytest.raises(ConnectionRefusedError):  # before anybody listens there
+            socket.create_connection(relay.address)
+        relay.open()
+        near = socket.create_connection(relay.address)
+        there, _ = far.accept()
+        near.sendall(b"a")
+        assert there.recv(1) == b"a"
+        relay.cut(None)
+        near.sendall(b"b")
+        there.settimeout(0.1)
+        with pytest.raises(TimeoutError):
+            there.recv(1)
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(relay.address)
+        relay.open()
+        there.settimeout(None)
+        assert there.recv(1) == b"b"
+        relay.flip(9)
+        near.sendall(b"ab")
+        assert there.recv(2) == b"a`"
+        relay.slow(1e4, None)
+        sending = threading.Thread(target=near.sendall, args=(bytes(3000),))
+        began = time.monotonic()
+        sending.start()
+        left = 3000
+        while left:
+            left -= len(there.recv(left))
+        sending.join()
+        assert time.monotonic() - began >= 0.25
+        relay.close(0.01)
+        assert near.recv(1) == there.recv(1) == b""
+        while True:  # it answers again
+            try:
+                socket.create_connection(relay.address).close()
+                break
+            except ConnectionRefusedError:
+                time.sleep(0.01)
+        relay.end()
+
+
 @pytest.mark.slow
 def test_a_run_is_held_against_what_is_promised(tmp_path):
     for name in ("train", "test"):
@@ -63,6 +171,68 @@ def test_a_run_is_held_against_what_is_promised(tmp_path):
     assert "rank 0 gone, 1 go on" in row["said"]
     assert json.dumps(made)
     assert chaos_words(made)[1] == "1 runs: 0 wrong, 0 started once more"
+
+
+SITES = """
+[[fault]]          # is killed once more while it comes back
+rank = 2
+step = 2
+moment = "send"
+back_after = 0
+[[fault]]
+rank = 2
+moment = "join"
+number = 2
+back_after = 0
+[[fault]]
+kind = "wait"
+rank = 0
+step = 4
+moment = "compute"
+seconds = 90
+[[fault]]
+kind = "wait"
+rank = 0
+step = 5
+moment = "compute"
+seconds = 90
+[[fault]]          # in the step after a checkpoint
+kind = "cut"
+between = ["site0", "site1"]
+rank = 1
+step = 7
+moment = "compute"
+[[fault]]
+rank = 0
+step = 7
+moment = "rebuild"
+"""
+
+
+@pytest.mark.slow
+def test_sites_that_are_killed_cut_off_and_come_back_keep_what_is_promised(tmp_path):
+    """And all go on from the checkpoint, where the site that listens is gone."""
+    pytest.importorskip("crc32c")
+    for name in ("train", "test"):
+        pack(tmp_path, name)
+    path = settings(
+        tmp_path,
+        cluster=cluster_of(1, 1, 1),
+        recovery={"survive": True, "deadline_seconds": 5.0},
+        run={"folder": str(tmp_path / "runs"), "checkpoint_every": 3},
+    )
+    (tmp_path / "faults.toml").write_text(SITES)
+    faults = planned_faults(tmp_path / "faults.toml")
+    made = play_faults(path, faults, 300.0, lambda line: None, sites=True)
+    (row,) = made["runs"]
+    assert (made["wrong"], row["outcome"]) == (0, "restarted from its checkpoint"), row
+    assert row["verified"] == "bits equal, each sample once in 2 epochs"
+    assert row["happened"] == 6, row
+    assert 2 in row["lost"], row
+    assert 2 in row["came_back"], row
+    assert sorted(each.split()[0] for each in row["ended"]) == ["site0", "site1", *["site2"] * 3]
+    assert {"site0 -9", "site1 20", "site2 20"} <= {*row["ended"]}
+    assert "site2: site 'site0' has gone: it closed the connection" in row["said"]
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from isthmus.cli.arguments import AsJson, RunFile, number
-from isthmus.recovery.moments import KINDS
+from isthmus.recovery.moments import KINDS, LINK_KINDS
 
 
 def chaos(
@@ -20,8 +20,16 @@ def chaos(
     ] = None,
     random: Annotated[int | None, number("Runs with one or two faults at random.", at_least=1)] = None,
     kinds: Annotated[
-        str, typer.Option(metavar="KIND,...", help=f"Of faults at random: {', '.join(KINDS)}.")
+        str,
+        typer.Option(
+            metavar="KIND,...",
+            help=f"Of faults at random: {', '.join(KINDS)}; with --sites {', '.join(LINK_KINDS)} too.",
+        ),
     ] = "kill",
+    sites: Annotated[
+        bool,
+        typer.Option("--sites", metavar="", help="Each site is a job of its own, which may come back."),
+    ] = False,
     seed: Annotated[int, number("Of what is drawn.", at_least=0)] = 0,
     seconds: Annotated[float, number("After which a run counts as hung.", above=0)] = 600.0,
     as_json: AsJson = False,
@@ -29,16 +37,20 @@ def chaos(
     """Harm ranks of a run at named moments; play it again: each sample once, same bits?"""
     from isthmus.jobs.chaos import chaos_words, play_faults
     from isthmus.jobs.fault_plans import planned_faults, random_faults
+    from isthmus.jobs.site_fault_plans import random_site_faults
 
     if (plan is None) == (random is None):
         raise typer.BadParameter("give either --plan or --random", param_hint="--plan")
     wanted = kinds.split(",")
-    if unknown := [each for each in wanted if each not in KINDS]:
+    known = (*KINDS, *LINK_KINDS) if sites else KINDS
+    if unknown := [each for each in wanted if each not in known]:
+        more = f", and {', '.join(LINK_KINDS)} with --sites" if {*unknown} <= {*LINK_KINDS} else ""
         raise typer.BadParameter(
-            f"{', '.join(unknown)}: is none of {', '.join(KINDS)}", param_hint="--kinds"
+            f"{', '.join(unknown)}: is none of {', '.join(known)}{more}", param_hint="--kinds"
         )
-    faults = planned_faults(plan) if plan else random_faults(run, random, seed, wanted)
-    made = play_faults(run, faults, seconds, context.obj.tell)
+    drawn = random_site_faults if sites else random_faults
+    faults = planned_faults(plan) if plan else drawn(run, random, seed, wanted)
+    made = play_faults(run, faults, seconds, context.obj.tell, sites=sites)
     context.obj.answer(as_json, made, chaos_words(made))
     if made["wrong"]:
         raise typer.Exit(19)

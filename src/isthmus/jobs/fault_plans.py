@@ -2,15 +2,16 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
 
+from isthmus.cluster.cluster import Cluster
 from isthmus.errors import SettingsError
 from isthmus.jobs.plan import make_plan
 from isthmus.jobs.settings import RunSettings
-from isthmus.recovery.moments import KINDS, MOMENTS
+from isthmus.recovery.moments import KINDS, LINK_KINDS, MOMENTS
 from isthmus.toml_files import FrozenModel, check_table, read_toml
 
 Count = Annotated[int, Field(ge=0)]
@@ -26,31 +27,75 @@ class Fault(FrozenModel):
     file can be longer than `nbytes` from now on; "torn": the process is killed as it writes a file's
     next byte beyond so many. number: of a message of that step, for "send". run: which of several runs
     it is for.
+
+    Where sites are jobs of their own, what happens as the rank comes there may be to the link `between`
+    two sites: "cut", "close" or "slow", at `bytes_per_second`, for `seconds`, None: for ever, or "flip",
+    of a `bit` of what crosses it next. "wait":
+    the rank waits until sites that are to come back have called, so many seconds at most. A site with
+    `back_after` is started again so many seconds after it has ended. "join": as message `number` is sent
+    while a site comes back, in whichever step.
     """
 
-    kind: Literal[KINDS] = "kill"
+    kind: Literal[(*KINDS, *LINK_KINDS, "wait")] = "kill"
     rank: Count
-    step: Annotated[int, Field(ge=1)]
+    step: Annotated[int, Field(ge=1)] | None = None
     moment: Literal[MOMENTS]
     number: Count = 0
     bit: Count = 0
     seconds: Annotated[float, Field(gt=0)] | None = None
     nbytes: Count = 0
+    between: tuple[str, str] | None = None
+    bytes_per_second: Annotated[float, Field(gt=0)] | None = None
+    back_after: Annotated[float, Field(ge=0)] | None = None
     run: Count = 0
 
     @model_validator(mode="after")
     def _says_nothing_in_vain(self):
-        of = {"number": "send", "bit": "flip", "seconds": "stop freeze", "nbytes": "full torn"}
-        for name in sorted(self.model_fields_set & of.keys()):
+        links = " ".join(LINK_KINDS)
+        of = {
+            "number": "send join",
+            "bit": "flip",
+            "seconds": f"stop freeze wait {links}",
+            "nbytes": "full torn",
+            "between": f"{links} flip",
+            "bytes_per_second": "slow",
+            "back_after": "kill stop freeze torn cut close",
+        }
+        for name, kinds in of.items():
             told = self.moment if name == "number" else self.kind
-            if told not in of[name].split():
-                raise ValueError(f"{name} is of {' or '.join(of[name].split())}, not of {told}")
+            if name in self.model_fields_set and told not in kinds.split():
+                raise ValueError(f"{name} is of {kinds.replace(' ', ' or ')}, not of {told}")
+        for name in ("between", "bytes_per_second"):
+            if self.kind in of[name].replace(" flip", "").split() and getattr(self, name) is None:
+                raise ValueError(f"{name} is missing, of {self.kind}")
+        if (self.step is None) != (self.moment == "join"):
+            raise ValueError("step is of all moments but join, which is of whichever step it is")
         return self
+
+    @property
+    def of_sites(self) -> bool:
+        """Whether it can happen only where sites are jobs of their own."""
+        return (
+            self.kind not in KINDS
+            or self.between is not None
+            or self.moment == "join"
+            or self.back_after is not None
+        )
+
+    def site(self, cluster: Cluster) -> str:
+        """Return the site that is harmed: that which has called, where it is a link."""
+        if self.between is not None:
+            return next(name for name in self.between if name != listening(cluster))
+        return cluster.names[cluster.site_of_rank[self.rank]]
 
     def __str__(self):
         kind = "" if self.kind == "kill" else f"{self.kind} "
-        number = f" {self.number}" if self.moment == "send" else ""
-        return f"{kind}rank {self.rank} in {self.moment}{number} of step {self.step}"
+        if self.between is not None:
+            kind = f"{kind}{'-'.join(self.between)} by "
+        number = f" {self.number}" if self.moment in ("send", "join") else ""
+        step = "" if self.step is None else f" of step {self.step}"
+        back = "" if self.back_after is None else f", back after {self.back_after:g} s"
+        return f"{kind}rank {self.rank} in {self.moment}{number}{step}{back}"
 
 
 class Faults(FrozenModel):
@@ -64,6 +109,48 @@ def planned_faults(path: Path) -> list[list[Fault]]:
     faults = check_table(Faults, read_toml(path, SettingsError), path, SettingsError).fault
     runs = sorted({each.run for each in faults})
     return [[each for each in faults if each.run == run] for run in runs]
+
+
+def listening(cluster: Cluster) -> str:
+    """Return the site that the others call where each is a job of its own."""
+    return cluster.names[cluster.hub]
+
+
+def tables_of(faults: Sequence[Fault]) -> list[dict[str, Any]]:
+    """Return faults as `recovery.faults` has them, each with its number among them as "fault"."""
+    return [
+        each.model_dump(mode="json", exclude_none=True) | {"fault": number}
+        for number, each in enumerate(faults)
+    ]
+
+
+def check_faults(faults: Sequence[Fault], cluster: Cluster, sites: bool) -> None:
+    """Raise SettingsError where faults cannot happen in a cluster, whose sites are jobs of their own."""
+    hub = listening(cluster)
+    for each in faults:
+        if each.rank >= cluster.size:
+            raise SettingsError(f"{each}: {cluster.source} has ranks 0 to {cluster.size - 1}")
+        if each.of_sites and not sites:
+            raise SettingsError(f"{each}: only sites that are jobs of their own know that; add --sites")
+        if unknown := [name for name in each.between or () if name not in cluster.names]:
+            raise SettingsError(
+                f"{each}: {cluster.source} has no site {unknown[0]!r}; it has {', '.join(cluster.names)}"
+            )
+        if each.between is not None and (hub not in each.between or each.between == (hub, hub)):
+            raise SettingsError(
+                f"{each}: {' and '.join(each.between)} have no connection; each site has one to {hub}, "
+                "which the others call"
+            )
+        if each.back_after is None:
+            continue
+        site = each.site(cluster)
+        if site == hub:
+            raise SettingsError(f"{each}: with {hub}, which the others call, all sites end")
+        first = cluster.ranks_of_site(site)[0]
+        if each.between is None and each.rank != first:
+            raise SettingsError(
+                f"{each}: site {site} goes on without that rank; rank {first} is its first"
+            )
 
 
 def random_faults(
@@ -90,7 +177,7 @@ def random_faults(
             moments = [
                 each
                 for each in (WRITES if kind in ("full", "torn") else MOMENTS)
-                if each != "rebuild"
+                if each not in ("rebuild", "join")
                 and (each != "checkpoint" or settings.run.checkpoint_every is not None)
                 and (each != "send" or kind != "flip")
             ]

@@ -11,7 +11,7 @@ this kind.
 import signal
 import threading
 import time
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 
 import numpy as np
 from mpi4py import MPI
@@ -279,18 +279,20 @@ class Survival:
         number_of = {rank: number for number, rank in enumerate(self.ranks)}
         here = [number_of.get(rank) for rank in ranks]
         past = Past.of(self.job, self.placed) if self.job else None
-        if None in here or past is None:
-            past, here = self._met(tiers, past, here, settings, tell)
-        tiers = checked(self.faults.watching(tiers), past.settings)
-        stop = StopRequest(tiers.world, tiers.home)
-        stop.signalled = self.stop.signalled
-        journal = Journal(tiers, past.settings.run, past.speak)
-        try:
-            job, self.never = next_job(self.kind, tiers, past, ranks, here, journal, self.lock)
-            self.succeeds = job.path != past.path
-        except BaseException:
-            journal.log.close()
-            raise
+        tiers = self.faults.watching(tiers)
+        with self.faults.joining() if None in here else nullcontext():
+            if None in here or past is None:
+                past, here = self._met(tiers, past, here, settings, tell)
+            tiers = checked(tiers, past.settings)
+            stop = StopRequest(tiers.world, tiers.home)
+            stop.signalled = self.stop.signalled
+            journal = Journal(tiers, past.settings.run, past.speak)
+            try:
+                job, self.never = next_job(self.kind, tiers, past, ranks, here, journal, self.lock)
+                self.succeeds = job.path != past.path
+            except BaseException:
+                journal.log.close()
+                raise
         self.stop, self.placed = stop, past.placed
         return job
 

@@ -3,9 +3,11 @@
 import os
 import resource
 import signal
+import socket
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -14,7 +16,7 @@ import numpy as np
 from isthmus.devices import set_from_host, to_host
 from isthmus.json_text import dumps, loads
 from isthmus.links.comm import Comm, Request, Wrapped
-from isthmus.recovery.moments import HAPPENED, PLAN
+from isthmus.recovery.moments import CONTROL, HAPPENED, LINK_KINDS, PLAN
 
 if TYPE_CHECKING:
     from isthmus.links.tiers import Tiers
@@ -32,6 +34,7 @@ class Faults:
     def __init__(self, planned: Sequence[dict[str, Any]], rank: int, told: Path | None = None):
         self.planned = [each for each in planned if each["rank"] == rank]
         self.step, self.sent, self.told = 0, 0, told
+        self.sends = "send"  # the moment that messages are of
         self.training: Training | None = None
 
     @classmethod
@@ -53,13 +56,22 @@ class Faults:
             for each in self._due(moment, step):
                 self._happen(each)
 
+    @contextmanager
+    def joining(self) -> Iterator[None]:
+        """Have messages be those by which a site comes back."""
+        self.sends, self.sent = "join", 0
+        try:
+            yield
+        finally:
+            self.sends, self.sent = "send", 0
+
     def sending(self, buffer: Any, crosses: bool) -> Any:
         """Return what is sent in the place of `buffer`, the next message of this step.
 
         crosses: whether it goes to another site; only there bits flip.
         """
-        for each in self._due("send", self.step, crosses):
-            if each.get("kind", "kill") == "flip":
+        for each in self._due(self.sends, self.step, crosses):
+            if each.get("kind", "kill") == "flip" and "between" not in each:
                 self._tell(each)
                 flip(buffer := np.array(to_host(buffer)), each.get("bit", 0))
             else:
@@ -69,7 +81,7 @@ class Faults:
 
     def watching(self, tiers: "Tiers") -> "Tiers":
         """Return `tiers`, whose messages are counted; as they are where none is planned for."""
-        planned = any(each["moment"] == "send" for each in self.planned)
+        planned = any(each["moment"] in ("send", "join") for each in self.planned)
         if not planned:
             return tiers
         here = tiers.cluster.ranks_of_site(tiers.site_name)
@@ -85,8 +97,8 @@ class Faults:
             each
             for each in self.planned
             if each["moment"] == moment
-            and each["step"] == step
-            and (moment != "send" or each.get("number", 0) <= self.sent)
+            and each.get("step", step) == step
+            and (moment not in ("send", "join") or each.get("number", 0) <= self.sent)
             and (crosses or each.get("kind") != "flip")
         ]
         self.planned = [each for each in self.planned if each not in due]
@@ -106,6 +118,12 @@ class Faults:
             nothing = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
             subprocess.Popen(["sh", "-c", then], **nothing)
             os.kill(os.getpid(), signal.SIGSTOP)
+        elif kind in (*LINK_KINDS, "wait") or "between" in fault:
+            assert self.told is not None
+            with socket.socket(socket.AF_UNIX) as control:
+                control.connect(str(self.told.with_name(CONTROL)))
+                control.sendall(dumps(fault).encode() + b"\n")
+                control.recv(1)  # once it has happened
         elif kind == "flip":
             parameters = self.training.state.parameters
             flip(held := np.array(to_host(parameters)), fault.get("bit", 0))

@@ -4,7 +4,12 @@ PLAN = "ISTHMUS_FAULTS"
 """The variable of the environment that names the file with a run's faults, a JSON list of tables."""
 HAPPENED = "happened.jsonl"
 """The file beside that one to which ranks add a line as a fault happens."""
+CONTROL = "control.socket"
+"""The socket beside that one, of who has started the run; ranks ask there for what harms links."""
 KINDS = ("kill", "stop", "freeze", "flip", "full", "torn")
+"""Of faults that happen to a rank."""
+LINK_KINDS = ("cut", "close", "slow")
+"""Of faults that happen to the link of two sites that are jobs of their own."""
 MOMENTS = (
     "compute",
     "send",
@@ -17,7 +22,9 @@ MOMENTS = (
     "buddies",
     "checkpoint",
     "rebuild",
+    "join",
 )
 """When a fault may come. "send": as message `number` of a step is handed over, counted from 0; "agree":
-before all agree on a step, which this rank has reduced; "rebuild": while others are made do without one.
-The others are what a rank's log calls its phases."""
+before all agree on a step, which this rank has reduced; "rebuild": while others are made do without one;
+"join": while a site comes back, as message `number` of that is handed over. The others are what a rank's
+log calls its phases."""
