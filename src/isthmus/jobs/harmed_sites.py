@@ -103,6 +103,11 @@ class _Job:
         return any(": joined site " in line for line in [*self.said])
 
     @property
+    def failed(self):
+        """Whether it has ended, and not well; mpirun that tolerates faults tells code 0 then, too."""
+        return not self.runs and bool(self.process.returncode or self.last_words)
+
+    @property
     def last_words(self):
         return [line for line in self.said if line.startswith("isthmus:")]
 
@@ -203,7 +208,7 @@ class _Run:
         wanted = self._to_come_back()
         for site in wanted.keys() - {job.site for job in running}:
             last = [job for job in self.jobs if job.site == site][-1]
-            if wanted[site] > last.after and last.process.returncode:
+            if wanted[site] > last.after and last.failed:
                 seconds = max(
                     each["back_after"]
                     for each in self.faults
