@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
-from mpi4py import MPI
 
 from isthmus.collectives.exchanges import exchange_for
-from isthmus.collectives.given import GivenBucket
+from isthmus.collectives.given import GivenBucket, check_pieces, check_thread
 from isthmus.collectives.masked import Secret, SecureSum, site_weight
 from isthmus.collectives.robust_sum import shared_weight
 from isthmus.collectives.warm_up import compile_kernels
@@ -22,7 +21,7 @@ from isthmus.compression.compressor import Compressor, Vector
 from isthmus.compression.dense import Dense
 from isthmus.compression.overflow import overflow_in_words
 from isthmus.devices import MemoryFor, set_from_host, to_host
-from isthmus.errors import IsthmusError, MachineError
+from isthmus.errors import IsthmusError
 from isthmus.links.agreement import raise_first
 from isthmus.links.on_device import Host, residence_of
 from isthmus.links.stage_clock import StageClock
@@ -125,13 +124,18 @@ class Allreduce:
 
     def __call__(self, vector: Given) -> Vector:
         """Return the weighted mean of all ranks' float32[size] `vector` as a new array."""
-        if len(self.buckets) == 1:
-            return self._of_one_bucket(vector)
+        check_thread(self._thread)
         self._begin(vector)
-        self._attempt(self._residence.check, vector, self.size)
-        for bucket in self.buckets:
-            self.start(None if self._problem else vector[bucket])
-        return self.finish()
+        whole = getattr(self._exchange, "whole", None) if len(self.buckets) == 1 else None
+        if whole is None or self._started:
+            self._attempt(self._residence.check, vector, self.size)
+            for bucket in self.buckets:
+                self.start(None if self._problem else vector[bucket])
+            return self.finish()
+        given = self._checked([vector])
+        with MEMORY:
+            self.finite = whole(self._mean, self.calls, given)
+        return self._ended()
 
     def reweigh(self, weight: float) -> None:
         """Give this rank another share, not yet normalised, between two calls. Collective, and refused
@@ -166,13 +170,10 @@ class Allreduce:
         too many. On a GPU, the kernels that make the bucket may still be running. Any thread may call
         this, one at a time; MachineError where MPI was started for one alone.
         """
-        self._start(bucket if isinstance(bucket, list | tuple) else [bucket])
-
-    def _start(self, pieces: Sequence[Any]) -> None:
-        """Send the next bucket on its way, given as the arrays that it is made of."""
+        pieces = bucket if isinstance(bucket, list | tuple) else [bucket]
         if self._started == len(self.buckets):
             raise ValueError(f"all {self._started} buckets are started; call finish")
-        self._check_thread()
+        check_thread(self._thread)
         self._begin(pieces[0] if pieces else None)
         self._clock.resume()
         given = self._checked(pieces)
@@ -210,19 +211,6 @@ class Allreduce:
         self._clock.resume()
         with MEMORY:
             self.finite = self._exchange.finish(self._mean, self.calls)
-        return self._ended()
-
-    def _of_one_bucket(self, vector):
-        """Return the mean of a vector that is one bucket: by one call of compiled code, if it can be."""
-        self._check_thread()
-        self._begin(vector)
-        whole = getattr(self._exchange, "whole", None)
-        if whole is None or self._started:
-            self._start([vector])
-            return self.finish()
-        given = self._checked([vector])
-        with MEMORY:
-            self.finite = whole(self._mean, self.calls, given)
         return self._ended()
 
     def _ended(self):
@@ -341,30 +329,11 @@ class Allreduce:
             self._settled = True
         self._mean = self._residence.empty(self.size, "f4")
 
-    def _check_thread(self):
-        """Raise MachineError unless MPI may be called from this thread."""
-        if threading.get_ident() != self._thread and MPI.Query_thread() < MPI.THREAD_SERIALIZED:
-            raise MachineError(
-                "MPI was started for one thread alone, and a gradient is sent from another; leave "
-                'mpi4py.rc.thread_level as it is, or set it to "serialized"'
-            )
-
     def _checked(self, pieces):
         """Return the next bucket, made of `pieces` if they are right."""
         part = self.buckets[self._started]
-        self._attempt(self._check, pieces, part.stop - part.start)
+        self._attempt(check_pieces, self._residence, pieces, part.stop - part.start)
         return GivenBucket(part, [] if self._problem else pieces, self.share)
-
-    def _check(self, pieces, size):
-        """Raise ValueError unless `pieces` make a bucket of `size` entries that kernels take."""
-        if len(pieces) == 1:
-            self._residence.check(pieces[0], size)
-            return
-        for piece in pieces:
-            self._residence.check(piece, getattr(piece, "size", 0))
-        given = sum(piece.size for piece in pieces)
-        if given != size:
-            raise ValueError(f"a bucket's {len(pieces)} pieces hold {given} entries, not {size}")
 
     def _attempt(self, act, *given):
         """Do what may be wrong on this rank alone: then `fail`, so that no rank waits for this one."""

@@ -1,8 +1,12 @@
 """What a rank gives for a bucket of its vector, weighted chunk by chunk as it is used."""
 
+import threading
+
 import numpy as np
+from mpi4py import MPI
 
 from isthmus import kernels
+from isthmus.errors import MachineError
 
 
 class GivenBucket:
@@ -33,3 +37,24 @@ class GivenBucket:
             start, stop = max(first, part.start), min(last, part.stop)
             if start < stop:
                 scale(piece[start - first : stop - first], self.share, total[start:stop])
+
+
+def check_pieces(residence, pieces, size):
+    """Raise ValueError unless `pieces` make a bucket of `size` entries that kernels take."""
+    if len(pieces) == 1:
+        residence.check(pieces[0], size)
+        return
+    for piece in pieces:
+        residence.check(piece, getattr(piece, "size", 0))
+    given = sum(piece.size for piece in pieces)
+    if given != size:
+        raise ValueError(f"a bucket's {len(pieces)} pieces hold {given} entries, not {size}")
+
+
+def check_thread(first):
+    """Raise MachineError unless MPI may be called from this thread; first: the one that has begun."""
+    if threading.get_ident() != first and MPI.Query_thread() < MPI.THREAD_SERIALIZED:
+        raise MachineError(
+            "MPI was started for one thread alone, and a gradient is sent from another; leave "
+            'mpi4py.rc.thread_level as it is, or set it to "serialized"'
+        )
