@@ -153,9 +153,13 @@ def _version(path):
 
 def _warn(problem):
     why = reason_of(problem) if isinstance(problem, OSError) else "no folder for them can be written"
-    warnings.warn(
+    line = (
         f"compiled kernels cannot be kept ({why}): {UNKEPT}; "
-        f"{cure_of(problem, elsewhere=ANOTHER_FOLDER)}",
-        RuntimeWarning,
-        stacklevel=2,
+        f"{cure_of(problem, elsewhere=ANOTHER_FOLDER)}"
     )
+    if line not in _told:  # Python forgets what it has told wherever a library changes its filters
+        _told.add(line)
+        warnings.warn(line, RuntimeWarning, stacklevel=2)
+
+
+_told: set[str] = set()

@@ -62,6 +62,7 @@ def test_a_cache_that_cannot_be_written_in_is_done_without(tmp_path, monkeypatch
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(kernel._cache._cache_file, "_save_data", fail)
+    module._told.clear()
     with pytest.warns(RuntimeWarning, match=cure):
         assert kernel(np.float32(2)) == 4
     with warnings.catch_warnings():
