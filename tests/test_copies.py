@@ -29,7 +29,7 @@ def test_who_has_a_copy_goes_on_where_nobody_sees_the_folder(comm, shared_folder
         of_shard = 20 * (8 * 4 + 1)
         assert told == (
             f"copies: 5 of 6 shards on a second rank, {5 * of_shard:,} bytes, 5 of them at another "
-            f"site; {2 * of_shard:,} bytes came over MPI"
+            f"site; {2 * of_shard:,} bytes came from other ranks"
         )
         assert gather_json(comm, list(local.copies.shards)) == [[4], [5], [0, 1, 2]]
         if comm.rank == 1:  # it is gone, and its copies with it
@@ -43,6 +43,23 @@ def test_who_has_a_copy_goes_on_where_nobody_sees_the_folder(comm, shared_folder
             expected = np.arange(120 * 8, dtype="f4").reshape(120, 8)[rows]
             np.testing.assert_array_equal(found.local.arrays["features"], expected)
             assert found.local.copies.shards == (0, 1)
+        # It comes back: who has its shards gives them up, and what had its copy there gets another one.
+        local = _nothing_of(local) if comm.rank == 1 else found.local
+        found = adopt_shards(
+            tiers, local, shared_folder / "nowhere", [1.0, 1.0, 1.0], placed={2: 1, 3: 1}
+        )
+        assert found.never == [3]
+        assert found.shards_of_rank == [[0, 1], [2], [4, 5]]
+        assert gather_json(comm, list(found.local.shards)) == found.shards_of_rank
+        copies, told = copy_shards(tiers, None, found.local, lambda shard, rank: True)
+        assert gather_json(comm, list(copies.shards)) == [[4], [5], [0, 1, 2]]
+        assert told.startswith(f"copies: 5 of 6 shards on a second rank, {5 * of_shard:,} bytes, 5 of")
+        assert told.endswith(f"; {of_shard:,} bytes came from other ranks")
+        if comm.rank == 1:
+            rows = np.arange(120 * 8, dtype="f4").reshape(120, 8)
+            np.testing.assert_array_equal(found.local.arrays["features"], rows[40:60])
+            np.testing.assert_array_equal(copies.arrays["features"], rows[100:])
+            assert found.local.received_nbytes == of_shard
 
 
 def _nothing_of(local):

@@ -19,7 +19,7 @@ def test_two_hubs_die_in_turn_and_each_sample_counts_once(tmp_path):
         {"rank": 2, "step": 8, "moment": "compute", "until": str(back)},
         {"rank": 1, "step": 10, "moment": "send", "number": 0},
     ]
-    sites = Sites(tmp_path, (1, 1, 1), deaths, listen=2)
+    sites = Sites(tmp_path, (1, 1, 1), deaths, listen=2, buddies_every=1)
     assert end(sites.jobs[0])[0] == -9
     returned = sites.start(0, faults=None)
     said_when(returned, "joined site site1")
@@ -39,6 +39,8 @@ def test_two_hubs_die_in_turn_and_each_sample_counts_once(tmp_path):
     assert steps == [*range(steps[0], 11)]
     counted = [line for line in run.metrics if line["kind"] == "samples"]
     assert [(line["once"], line["again"], line["lost"]) for line in counted] == [(120, 0, {})] * 2
+    begun = [line.get("residual_steps") for line in run.metrics if line["kind"] == "members"]
+    assert begun == [None, None, [3, None, None], None]  # the first hub's, from who led after it
     found = verify_steps(folder)
     assert (found["parameter_hash"], found["epochs"]) == (run.summary["parameter_hash"], [1, 2])
 

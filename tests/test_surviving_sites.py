@@ -20,7 +20,8 @@ from isthmus.jobs.verifying import verify_steps
 from isthmus.links.in_process import in_threads, tiers_in_process
 from isthmus.links.socket_comm import LostSitesError
 from isthmus.mpirun import mpirun
-from isthmus.recovery.faults import PLAN
+from isthmus.recovery.faults import PLAN, flip
+from isthmus.training.replicas import Replicas, WentBackError
 
 pytest.importorskip("crc32c")
 INT8 = {"compressor": {"kind": "int8", "block": 8}}
@@ -29,7 +30,7 @@ INT8 = {"compressor": {"kind": "int8", "block": 8}}
 class Sites:
     """Sites of so many ranks each, in a folder; the first listens, or the first few."""
 
-    def __init__(self, folder, ranks, faults, pinned=(), listen=1, **recovery):
+    def __init__(self, folder, ranks, faults, pinned=(), listen=1, training=None, copies=1, **recovery):
         self.folder, self.ranks = folder, ranks
         self.where = [f"127.0.0.1:{free_port()}" for _ in range(listen)]
         for name in ("train", "test", "validation"):
@@ -43,7 +44,8 @@ class Sites:
             folder,
             cluster=cluster,
             allreduce=INT8,
-            data={"validation": "data/validation"},
+            data={"validation": "data/validation", "copies": copies},
+            training=training or {},
             plan={"pinned": dict(pinned)},
             recovery={"survive": True, "wait_seconds": 120.0} | recovery,
         )
@@ -100,6 +102,105 @@ def test_who_is_ahead_goes_back_to_the_bits_of_a_step_before(back, whole):
         return len(training.rows)
 
     assert in_threads(3, play) == [12, 12, 12]
+
+
+def test_who_had_not_gone_back_to_equal_bits_as_a_site_was_lost_goes_back_to_them():
+    """Where rank 1 differs after step 5, and the others have gone back to step 2 already."""
+    cluster = Cluster(cluster_of(2, 1))
+
+    def bits(training):
+        return {name: array.tobytes() for name, array in training.arrays().items()}
+
+    def play(table, rank):
+        training = training_of(tiers_in_process(table, cluster, rank), (17, 9, 3), compressor=Int8(8))
+        training.undoing.whole_steps, after, replicas = True, {}, Replicas(training, repairs=True)
+        goes_back = False
+
+        def agree():
+            if goes_back and rank == 2:
+                raise LostSitesError("gone")
+
+        training.agree = agree
+        for _ in training.steps():
+            step = training.state.step
+            after[step] = bits(training)
+            if step == 2:
+                replicas.compare_and_keep()
+            if step == 5:
+                break
+        if rank == 1:
+            flip(training.state.parameters, 21)
+        goes_back = True
+        with pytest.raises(LostSitesError if rank == 2 else WentBackError):
+            replicas.compare_and_keep()
+        assert training.state.step == (5 if rank == 2 else 2)
+        assert (replicas.untold.ranks, replicas.untold.found) == ([1], 5)
+        goes_back, kept = False, replicas.kept_before(2)
+        assert (kept is not None) == (rank == 2)
+        training.undoing.go_back(2, False, kept)
+        assert bits(training) == after[2]
+        assert len(training.rows) == 2
+        for _ in training.steps():
+            if training.state.step in (3, 5):
+                assert bits(training) == after[training.state.step]
+        return len(training.rows)
+
+    assert in_threads(3, play) == [12, 12, 12]
+
+
+@pytest.mark.slow
+def test_copies_residuals_and_equal_bits_outlast_sites_that_go_and_come_back(tmp_path):
+    """Nobody sees the samples' folder any more; a site goes while all go back, and comes back."""
+    hidden, back = tmp_path / "hidden", tmp_path / "back"
+    sites = Sites(
+        tmp_path,
+        (1, 1, 1),
+        [
+            {"rank": 0, "step": 2, "moment": "compute", "until": str(hidden)},
+            {"rank": 1, "step": 5, "moment": "compute", "kind": "flip", "bit": 21},
+            {"rank": 2, "step": 6, "moment": "agree"},  # before it goes back from step 5 to step 3
+            {"rank": 0, "step": 7, "moment": "compute", "until": str(back)},
+            {"rank": 1, "step": 10, "moment": "send", "number": 0},
+        ],
+        training={"compare_replicas_every": 3, "on_replica": "repair"},
+        copies=2,
+        buddies_every=1,
+    )
+    flips = [{"rank": 2, "step": 7, "moment": "compute", "kind": "flip", "bit": 21}]
+    (tmp_path / "later.json").write_text(json.dumps(flips))
+    said = said_when(sites.jobs[0], "run folder")
+    (tmp_path / "data/train").rename(tmp_path / "data/away")
+    hidden.touch()
+    assert end(sites.jobs[2])[0] == -9
+    returned = sites.start(2, "later.json")
+    said_when(returned, "joined site site0")
+    back.touch()
+    ends = [end(job) for job in (sites.jobs[0], sites.jobs[1], returned)]
+    assert [code for code, _, _ in ends] == [0, -9, 0], ends
+    said += ends[0][2]
+    (tmp_path / "data/away").rename(tmp_path / "data/train")
+    of_copy = 4 * 51  # a residual is as long as the model
+    for words in (
+        f"buddies: {2 * of_copy} bytes of residuals from 2 sites to another one, every 1 steps",
+        "copies: 6 of 6 shards on a second rank, 3,960 bytes, 6 of them at another site",
+        "all go back to step 3, where they were equal, and make 2 steps again",
+        "step 3: rank 2 gone, 2 go on",
+        "step 6: rank 2 came back, 3 go on",
+        "step 9: parameters on rank 2 differ from the others': all go back to step 6",
+        "step 9: rank 1 gone, 2 go on",
+    ):
+        assert words in said, said
+    assert said.count("copies: 6 of 6 shards on a second rank") == 2, said
+    run = read_run(tmp_path / "runs/mine")
+    assert [line["step"] for line in run.steps] == [*range(1, 11)]
+    counted = [line for line in run.metrics if line["kind"] == "samples"]
+    assert [(line["once"], line["again"], line["lost"]) for line in counted] == [(120, 0, {})] * 2
+    members = [line for line in run.metrics if line["kind"] == "members"]
+    assert [line.get("residual_steps") for line in members] == [None, None, [None, None, 3], None]
+    placed = [line["shards_of_rank"] for line in members]
+    assert placed[2] == placed[0]
+    found = verify_steps(run.folder)
+    assert (found["parameter_hash"], found["epochs"]) == (run.summary["parameter_hash"], [1, 2])
 
 
 @pytest.mark.slow

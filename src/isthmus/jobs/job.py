@@ -45,7 +45,7 @@ class Job:
         folder = RunFolder(path, self.record.chained) if self.leads else None
         self.account = Account(tiers, settings, plan, training, folder, journal.tell)
         self.replicas = Replicas(training, settings.training.on_replica == "repair")
-        self.buddies = Buddies(tiers, training)
+        self.buddies = Buddies(tiers, training, self.seal)
         self.agree, self.within_duties, self.judged = None, False, None  # where ranks may die
         self.done_step, self.stops = 0, False  # the last one with all done; whether it is told to end
         self.rebalancing = Rebalancing(tiers, settings, plan, training)
@@ -129,8 +129,14 @@ class Job:
             raise
 
     def _go_on_from(self, back):
+        """Make steps again, as some rank had other parameters than the others."""
+        self.within_duties, self.done_step = False, self.training.state.step
+        self.buddies.forget_after(self.done_step)
+        self.tell_of_return(back)
+
+    def tell_of_return(self, back):
         """Tell that some rank had other parameters than the others, and that all make steps again."""
-        self.within_duties = False
+        self.replicas.untold = None
         told = {"step": self.training.state.step, "ranks": back.ranks, "found": back.found}
         self.account.note("repaired", **told, clock=time.time())
         self.account.flush()

@@ -1,6 +1,6 @@
 """What a job of other ranks than before goes on from, and how a rank that is new is told of it."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +8,7 @@ import numpy as np
 
 from isthmus.links.tiers import Tiers
 from isthmus.planning.plan import Plan
+from isthmus.recovery.buddies import Copies
 from isthmus.recovery.ledger import Part
 from isthmus.shards.access import admitted
 from isthmus.shards.batches import LocalSamples
@@ -15,6 +16,7 @@ from isthmus.shards.manifest import Manifest
 from isthmus.shards.scale import Scale
 from isthmus.shards.scattering import room_for
 from isthmus.training.measured import MEASURED
+from isthmus.training.replicas import Kept, WentBackError, who_differs
 
 
 @dataclass
@@ -24,8 +26,9 @@ class Past:
     placed: the shards of each rank of the whole cluster, by its numbers on sockets. step: the last one
     that counts; redo: whether what is due after it is to be done again. untold: as `Undoing.untold`.
     judged: the validation set's notes, None where there is none; best: its arrays. arrays: this rank's,
-    None where it is new; copies: of its leader's residual, as it was after `copied_step`. leads, speak:
-    whether it has written the run's folder, and what prints lines.
+    None where it is new; kept: what it goes back to where bits have flipped; copies: of the residuals of
+    others. back: that some have gone back to that, where it is not told yet. leads, speak: whether it
+    has written the run's folder, and what prints lines.
     """
 
     settings: Any
@@ -45,8 +48,9 @@ class Past:
     speak: Any
     arrays: dict[str, np.ndarray] | None = None
     best: dict[str, np.ndarray] | None = None
-    copies: dict[str, np.ndarray] = field(default_factory=dict)
-    copied_step: int | None = None
+    kept: Kept | None = None
+    copies: Copies = field(default_factory=dict)
+    back: WentBackError | None = None
 
     @classmethod
     def of(cls, job: Any, placed: list[list[int]]) -> "Past":
@@ -54,6 +58,7 @@ class Past:
         training, validation = job.training, job.validation
         step = training.state.step
         began = job.within_duties and job.judged is not None and job.judged[0] == step
+        kept = job.replicas.kept
         judged = validation and (job.judged[1] if began else validation.to_json())
         return cls(
             settings=job.settings,
@@ -73,8 +78,30 @@ class Past:
             speak=job.journal.speak,
             arrays=training.undoing.arrays_after(step),
             best=validation and validation.arrays(),
-            copies=job.buddies.copies,
-            copied_step=job.buddies.step,
+            kept=kept,
+            copies=job.buddies.until(step),
+            back=job.replicas.untold if kept is not None and kept.step == step else None,
+        )
+
+    def of_equal_ranks(self, world: Any) -> "Past":
+        """Return this, or what there was after the step before at which all ranks were equal, where
+        they are not now. Collective."""
+        found = who_differs(world, self.step, self.arrays, self.kept)
+        if found is None:
+            return self
+        back, step = found
+        rows, until = self.untold
+        copies = {
+            site: [each for each in copies if each.step <= step] for site, copies in self.copies.items()
+        }
+        return replace(
+            self,
+            step=step,
+            redo=self.redo and step == self.step,
+            untold=(rows[: step - until], until),
+            arrays=self.kept and self.kept.arrays,
+            copies={site: left for site, left in copies.items() if left},
+            back=back,
         )
 
     def to_json(self) -> dict[str, Any]:

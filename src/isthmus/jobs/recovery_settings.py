@@ -16,9 +16,9 @@ class RecoverySettings(FrozenModel):
     `survive` as long as an unusual step takes, if that is less.
 
     checksums: messages between sites go with a CRC32C. survive: those who are left go on where a rank
-    dies. buddies_every: steps from one copy of each leader's residual, to who leads after it, to the
-    next; None: there are none. least_ranks, least_sites: with fewer, the run writes a checkpoint and
-    stops.
+    dies. buddies_every: steps from one copy of each leader's residual, to who leads after it or to
+    another site, to the next; None: there are none. least_ranks, least_sites: with fewer, the run writes
+    a checkpoint and stops.
     """
 
     wait_seconds: Seconds = 300.0

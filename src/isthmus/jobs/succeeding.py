@@ -13,8 +13,9 @@ from isthmus.jobs.preparation import may_hold
 from isthmus.jobs.resuming import Recalled, recall
 from isthmus.links.agreement import from_root, gather_json, together
 from isthmus.links.world import broadcast
-from isthmus.recovery.handover import arrays_of, hand_over, taken_by_new, taken_over
+from isthmus.recovery.handover import arrays_of, hand_over, taken_by_new
 from isthmus.shards.adopting import adopt_shards
+from isthmus.shards.copies import copy_shards
 
 
 def next_job(kind, tiers, past, ranks, here, journal, lock):
@@ -24,13 +25,19 @@ def next_job(kind, tiers, past, ranks, here, journal, lock):
     kind: what makes a Job. lock: of the run's folder, which who leads now takes.
     """
     settings, cluster = past.settings, tiers.cluster
+    if settings.training.on_replica == "repair":
+        past = past.of_equal_ranks(tiers.world)
     site_of_rank = [cluster.names[site] for site in cluster.site_of_rank]
+
+    def may(shard, rank):
+        return may_hold(settings.plan, shard, site_of_rank[rank])
+
     found = adopt_shards(
         tiers,
         past.local,
         settings.data.train,
         cluster.rates,
-        lambda shard, rank: may_hold(settings.plan, shard, site_of_rank[rank]),
+        may,
         {
             shard: number
             for number, before in enumerate(here)
@@ -38,6 +45,9 @@ def next_job(kind, tiers, past, ranks, here, journal, lock):
             for shard in past.placed[ranks[number]]
         },
     )
+    if settings.data.copies > 1 and None in here:
+        found.local.copies, told = copy_shards(tiers, found.shards, found.local, may)
+        journal.tell(told)
     folders = settings.data.model_dump()
     sets = {
         name: adopt_shards(tiers, local, folders[name], cluster.rates).local
@@ -47,16 +57,16 @@ def next_job(kind, tiers, past, ranks, here, journal, lock):
     training = make_training(tiers, settings, past.model, plan, found.local, journal)
     own = {name: to_host(array) for name, array in training.arrays().items()}
     new = taken_by_new(tiers.world, here, past.arrays, own) if None in here else None
-    taken = taken_over(past.copies, past.arrays, own) if new is None else {}
-    arrays = arrays_of([past.arrays | taken], 0, own) if new is None else new
-    hand_over(training, past.step, arrays, past.untold)
+    hand_over(training, past.step, arrays_of([past.arrays], 0, own) if new is None else new, past.untold)
     path = _folder(tiers, past, lock)
     job = kind(tiers, settings, plan, training, sets, journal, path)
+    job.replicas.untold = past.back
     job.within_duties, job.done_step = past.redo, past.step - past.redo
     journal.open(path)
     journal.checkpoint = past.checkpoint if path == past.path else None
-    steps = gather_json(tiers.world, past.copied_step if taken else None)
-    _take_up(job, past, found.shards_of_rank, here, steps if any(steps) else None)
+    steps = gather_json(tiers.world, job.buddies.take_up(past.copies, here, past.arrays))
+    known = any(step is not None for step in steps)
+    _take_up(job, past, found.shards_of_rank, here, steps if known else None)
     return job, found.never
 
 

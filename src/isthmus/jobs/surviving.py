@@ -18,14 +18,7 @@ from mpi4py import MPI
 from threadpoolctl import threadpool_limits
 
 from isthmus.cluster.cluster import Cluster
-from isthmus.errors import (
-    MachineError,
-    SealError,
-    SettingsError,
-    SiteError,
-    StoppedError,
-    ranks_in_words,
-)
+from isthmus.errors import MachineError, SealError, SiteError, StoppedError, ranks_in_words
 from isthmus.folders.lock import FolderLock
 from isthmus.jobs.past import Past
 from isthmus.jobs.preparation import checked
@@ -73,13 +66,6 @@ class Survival:
             f"recovery.survive needs MPI's fault tolerance: start with `{HOW}`",
         )
         if self.circle is not None:
-            require(
-                job.tiers.world,
-                not needs_one_job(job.settings),
-                SettingsError,
-                f"{', '.join(needs_one_job(job.settings))}: where ranks survive, for one job of all "
-                "sites; leave that out, or --site",
-            )
             self.circle.cluster = job.tiers.cluster
         Loss.leaves_at_once = True
         self._tell_of_buddies(job)
@@ -94,10 +80,10 @@ class Survival:
         every = job.settings.recovery.buddies_every
         if every is not None:
             each = [nbytes for nbytes in gather_json(job.tiers.world, job.buddies.nbytes) if nbytes]
-            job.tell(
-                f"buddies: {sum(each):,} bytes of residuals to a second rank inside {len(each)} sites, "
-                f"every {every} steps"
-            )
+            where = f"from {len(each)} sites to another one"
+            if self.circle is None:
+                where = f"to a second rank inside {len(each)} sites"
+            job.tell(f"buddies: {sum(each):,} bytes of residuals {where}, every {every} steps")
 
     def come(self, tiers, settings, tell):
         """Take part in a run that is under way, as the others tell. Collective."""
@@ -231,6 +217,8 @@ class Survival:
         job.journal.__enter__()
         seconds, now = time.perf_counter() - began, job.tiers.cluster.size
         at = f"step {job.training.state.step}"
+        if job.replicas.untold is not None:
+            job.tell_of_return(job.replicas.untold)
         if wrong := [*self.words, *([f"{ranks_in_words(gone)} gone"] if gone else [])]:
             job.account.note("lost", ranks=[*gone], seconds=seconds, never=self.never, clock=clock)
             never = self.never and f"; nobody can read shards {', '.join(map(str, self.never))}"
@@ -263,7 +251,8 @@ class Survival:
         """Return the job of those of a `Decision`, after its step, and who they are. Collective."""
         old = self.job
         self.faults.meet("rebuild", old.training.state.step + 1)
-        old.training.undoing.go_back(change.step, change.redo)
+        kept = old.replicas.kept_before(change.step)
+        old.training.undoing.go_back(change.step, change.redo, kept)
         old.within_duties, old.done_step = change.redo, change.step - change.redo
         cluster = Cluster(change.cluster, old.tiers.cluster.source)
         tiers = tiers_of_circle(self.circle, cluster, made)
@@ -319,13 +308,3 @@ def come_back(comm, kind, tiers, settings, tell, show):
         except (LostSitesError, MPI.Exception) as problem:
             raise SiteError(f"while this site came back: {problem}") from None
         return survival.run()
-
-
-def needs_one_job(settings):
-    """Return what of the settings only ranks of one mpirun can do while they survive."""
-    asked = {
-        "recovery.buddies_every": settings.recovery.buddies_every is not None,
-        "data.copies": settings.data.copies > 1,
-        "training.on_replica": settings.training.on_replica == "repair",
-    }
-    return [name for name, is_asked in asked.items() if is_asked]

@@ -123,17 +123,20 @@ def _told_hashes(run, folder):
     return told
 
 
-def _after(step):
-    """Return what comes before the name of a residual as it was after a step."""
-    return f"after {step}: "
+def _site_of(part, rank):
+    """Return the name of a rank's site."""
+    cluster = Cluster(part.cluster, "metrics.jsonl")
+    return cluster.names[cluster.site_of_rank[rank]]
 
 
-def _leader_before(part, before, rank):
-    """Return whose residual, by numbers of the part before, a rank begins with; None: not another's."""
-    if part.residual_steps is None or part.residual_steps[rank] is None:
-        return None
-    cluster, came = Cluster(before[-1].cluster, "metrics.jsonl"), part.came_from[rank]
-    return cluster.ranks_of_site(cluster.names[cluster.site_of_rank[came]])[0]
+def _residuals_wanted(parts):
+    """Return the (site, step) of all residuals that leaders begin with in the place of their own."""
+    return {
+        (_site_of(part, rank), step)
+        for part in parts
+        for rank, step in enumerate(part.residual_steps or ())
+        if step is not None
+    }
 
 
 @dataclass
@@ -154,6 +157,7 @@ class _Replay:
         ]
         self.arrivals = any(line["kind"] == "arrivals" for line in self.run.metrics)
         self.taken, self.ledger, self.lost, self.scale = {}, None, 0, None
+        self.residuals = dict.fromkeys(_residuals_wanted(parts))
         held, begin = None, 0
         if self.first:
             held = self._checkpoint()
@@ -167,9 +171,7 @@ class _Replay:
             if self.ledger is not None:
                 self.ledger.add(part)
             if part.first < self.last:
-                after = parts[number + 1].residual_steps if number + 1 < len(parts) else None
-                wanted = {step for step in after or () if step is not None}
-                held = self._play_part(part, end, held, parts[:number], number == begin, wanted)
+                held = self._play_part(part, end, held, parts[:number], number == begin)
 
     def _checkpoint(self):
         """Return the arrays of each rank as the checkpoint has them."""
@@ -190,11 +192,8 @@ class _Replay:
             for rank in range(table["identity"]["ranks"])
         ]
 
-    def _play_part(self, part, end, held, before, as_it_is, wanted):
-        """Play steps of one set of ranks until step `end`; return the arrays of each then.
-
-        wanted: steps after which ranks of the next part have a residual from; it is returned as well.
-        """
+    def _play_part(self, part, end, held, before, as_it_is):
+        """Play steps of one set of ranks until step `end`; return the arrays of each then."""
         cluster = Cluster(part.cluster, self.folder / "metrics.jsonl")
         start = max(part.first, self.first)
         anew = as_it_is or part.resumed
@@ -221,18 +220,14 @@ class _Replay:
                 samples = [shard.samples for shard in local.manifest.shards]
                 self.ledger = Ledger(samples, recipe.steps, recipe.seed, [*before, part])
             if held is not None:
-                leader = _leader_before(part, before, rank)
-                self._take_up(training, part, start, held[rank] if as_it_is else held, rank, leader)
+                self._take_up(training, part, start, held[rank] if as_it_is else held, rank)
             self._count(training, part, rank)
-            return self._steps(training, end, rank, wanted)
+            return self._steps(training, end, rank)
 
         return in_threads(cluster.size, play)
 
-    def _take_up(self, training, part, start, held, rank, leader):
-        """Go on from the arrays `held` of this rank, or a list of those of each rank before.
-
-        leader: the rank before whose residual this one begins with, None for its own.
-        """
+    def _take_up(self, training, part, start, held, rank):
+        """Go on from the arrays `held` of this rank, or a list of those of each rank before."""
         if isinstance(held, dict):
             training.load(start, held)
         elif part.came_from is None:
@@ -240,44 +235,46 @@ class _Replay:
         else:
             own = {name: to_host(array) for name, array in training.arrays().items()}
             arrays = arrays_of(held, part.came_from[rank], own)
-            if leader is not None:
-                residuals = self._residuals(held[leader], part.residual_steps[rank])
+            if part.residual_steps is not None and part.residual_steps[rank] is not None:
+                residuals = self._residuals_of(_site_of(part, rank), part.residual_steps[rank])
                 arrays |= {name: each for name, each in residuals.items() if each.size == own[name].size}
             training.load(start, arrays)
         if (rest := self.ledger.rest_of(rank)) is not None:
             training.take(training.local, rest)
 
-    def _residuals(self, arrays, step):
-        """Return the residuals that a rank had after `step`, from what `_steps` gave."""
-        after = _after(step)
-        found = {
-            name.removeprefix(after): array for name, array in arrays.items() if name.startswith(after)
-        }
-        if not found:
+    def _residuals_of(self, site, step):
+        """Return the residuals that a site's leader had after `step`."""
+        found = self.residuals[site, step]
+        if found is None:
             raise SettingsError(
                 f"--steps {self.first}:{self.last}: a leader's residual of step {step} is wanted, which "
                 f"is not in the checkpoint of step {self.first}; begin at 0"
             )
         return found
 
-    def _steps(self, training, end, rank, wanted):
-        """Make steps until `end`; return the arrays then, and residuals after the steps `wanted`."""
-        residuals = {}
+    def _note_residuals(self, training):
+        """Keep what is wanted of this rank's residuals, as they are now."""
+        key = training.tiers.site_name, training.state.step
+        if training.tiers.site.rank == 0 and key in self.residuals:
+            self.residuals[key] = {
+                name: np.array(to_host(array))
+                for name, array in training.arrays().items()
+                if name.endswith(MEMORY)
+            }
+
+    def _steps(self, training, end, rank):
+        """Make steps until `end`; return the arrays then."""
+        self._note_residuals(training)
         for _ in training.steps() if training.state.step < end else ():
             step = training.state.step
             if rank == 0 and step in self.wanted:
                 agreed = training.member.agreed
                 held = training.state.parameters if agreed else training.anchor
                 self.hashes[step] = sha256(to_host(held)).hexdigest()
-            if step in wanted:
-                residuals |= {
-                    f"{_after(step)}{name}": np.array(to_host(array))
-                    for name, array in training.arrays().items()
-                    if name.endswith(MEMORY)
-                }
+            self._note_residuals(training)
             if step >= end:
                 break
-        return residuals | {name: np.array(to_host(array)) for name, array in training.arrays().items()}
+        return {name: np.array(to_host(array)) for name, array in training.arrays().items()}
 
     def _count(self, training, part, rank):
         """Have every sample that this rank takes be counted, by epoch."""

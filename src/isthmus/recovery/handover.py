@@ -139,20 +139,6 @@ def taken_by_new(
     return found if held is None else None
 
 
-def taken_over(
-    copies: Mapping[str, np.ndarray], held: Mapping[str, np.ndarray], own: Mapping[str, np.ndarray]
-) -> dict[str, np.ndarray]:
-    """Return what a rank that now leads its site takes of `copies`, residuals of who led it before.
-
-    held: its arrays as they were. own: as it begins now.
-    """
-    return {
-        name: copy
-        for name, copy in copies.items()
-        if copy.size == own[name].size and copy.size != held[name].size
-    }
-
-
 def hand_over(new: "Training", step: int, arrays: dict[str, np.ndarray], untold: Any) -> None:
     """Have `new`, of other ranks than before, go on after `step` from this rank's arrays then.
 

@@ -1,32 +1,29 @@
 """Shards that nobody holds any more, given to ranks that are left, who keep all that they have."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from isthmus.links.agreement import gather_json, ranks_where, together
-from isthmus.shards.access import able_to_hold
+from isthmus.links.agreement import gather_json, together
 from isthmus.shards.batches import LocalSamples
-from isthmus.shards.copies import some_of
-from isthmus.shards.scattering import places_of, room_for, scatter_shards
+from isthmus.shards.providers import Providers
 from isthmus.shards.shard_file import ShardSet
+from isthmus.shards.subsets import merged, some_of, without
 
 if TYPE_CHECKING:
     from isthmus.links.tiers import Tiers
 
 
 class Adopted(NamedTuple):
-    """A rank's samples, the shards of each rank, and those that nobody could read."""
+    """A rank's samples, the shards of each rank, those that nobody could read, and the set, where this
+    rank sees it."""
 
     local: LocalSamples
     shards_of_rank: list[list[int]]
     never: list[int]
-
-
-class _Orphans(NamedTuple):
-    shards_of_rank: list[list[int]]
+    shards: ShardSet | None
 
 
 def adopt_shards(
@@ -42,43 +39,40 @@ def adopt_shards(
 
     rates: samples per second of each rank. may_hold(shard, rank): whether it may have that; what a set's
     policy forbids nobody may. placed: which rank some shards belong to; others that hold them give them
-    up. Collective.
+    up, and keep them as copies where there are copies: who belongs to a shard reads it, or gets it from
+    them. Collective.
     """
     world, manifest = tiers.world, local.manifest
     assert manifest is not None
     shards = together(world, lambda: _seen(folder, manifest))
-    seeing = ranks_where(world, shards is not None)
-    placed = {
-        shard: rank
-        for shard, rank in (placed or {}).items()
-        if seeing and rank in able_to_hold(tiers, manifest, shard, seeing)
-    }
-    if not placed.keys().isdisjoint(local.shards):
-        local = without(local, placed)
+    providers = Providers(tiers, shards, local)
+    placed = {shard: rank for shard, rank in (placed or {}).items() if rank in providers.able(shard)}
+    if given_up := sorted(placed.keys() & {*local.shards}):
+        copies, kept = local.copies, some_of(local, given_up)
+        local = without(local, given_up)
+        local.copies = None if copies is None else merged(copies, kept)
     held = [list(shards) for shards in gather_json(world, list(local.shards))]
     samples = [shard.samples for shard in manifest.shards]
     orphans = sorted({*range(len(samples))} - {shard for each in held for shard in each})
-    local, copied = _with_copies(world, local, orphans)
+    local, copied = _with_copies(world, local, [shard for shard in orphans if shard not in placed])
     held = [sorted([*old, *new]) for old, new in zip(held, copied)]
     orphans = sorted({*orphans} - {shard for each in copied for shard in each})
-    given: list[list[int]] = [[] for _ in held]
-    if seeing:
-        load = np.array([sum(samples[shard] for shard in each) for each in held], float)
-        for shard in sorted(orphans, key=lambda shard: (-samples[shard], shard)):
-            able = able_to_hold(tiers, manifest, shard, seeing)
-            ranks = [rank for rank in able if may_hold(shard, rank)]
-            ranks = [placed[shard]] if shard in placed else ranks
-            if ranks:
-                rank = min(ranks, key=lambda rank: ((load[rank] + samples[shard]) / rates[rank], rank))
-                load[rank] += samples[shard]
-                given[rank].append(shard)
-    found = [sorted(each) for each in given]
-    never = sorted({*orphans} - {shard for each in found for shard in each})
-    if any(found):
-        adopted = scatter_shards(tiers, shards, _Orphans(found), access=local.access)
+    load = np.array([sum(samples[shard] for shard in each) for each in held], float)
+    given: dict[int, int] = {}
+    for shard in sorted(orphans, key=lambda shard: (-samples[shard], shard)):
+        ranks = [rank for rank in providers.able(shard) if may_hold(shard, rank)]
+        ranks = [placed[shard]] if shard in placed else ranks
+        if ranks:
+            rank = min(ranks, key=lambda rank: ((load[rank] + samples[shard]) / rates[rank], rank))
+            load[rank] += samples[shard]
+            given[shard] = rank
+            held[rank] = sorted([*held[rank], shard])
+    if given:
+        adopted = providers.bring(given)
         copies, local = local.copies, merged(local, adopted)
         local.copies = copies
-    return Adopted(local, [sorted([*old, *new]) for old, new in zip(held, found)], never)
+    never = [shard for shard in orphans if shard not in given]
+    return Adopted(local, held, never, shards)
 
 
 def _with_copies(world, local, orphans):
@@ -97,28 +91,6 @@ def _with_copies(world, local, orphans):
         local = merged(local, some_of(copies, mine))
         local.copies = some_of(copies, [shard for shard in copies.shards if shard not in mine])
     return local, given
-
-
-def merged(local: LocalSamples, adopted: LocalSamples) -> LocalSamples:
-    """Return the samples of both, in the order of their shards."""
-    mine = tuple(sorted([*local.shards, *adopted.shards]))
-    arrays = room_for(local.manifest, mine)
-    places = places_of(local.manifest, mine, arrays)
-    for part in (local, adopted):
-        for key, rows in places_of(part.manifest, part.shards, part.arrays).items():
-            places[key][:] = rows
-    received = local.received_nbytes + adopted.received_nbytes
-    return LocalSamples(arrays, received, mine, local.manifest, local.scale, local.access)
-
-
-def without(local: LocalSamples, shards: Collection[int]) -> LocalSamples:
-    """Return the samples of all other shards."""
-    mine = tuple(shard for shard in local.shards if shard not in shards)
-    arrays = room_for(local.manifest, mine)
-    kept = places_of(local.manifest, local.shards, local.arrays)
-    for key, rows in places_of(local.manifest, mine, arrays).items():
-        rows[:] = kept[key]
-    return LocalSamples(arrays, local.received_nbytes, mine, local.manifest, local.scale, local.access)
 
 
 def _seen(folder, manifest):

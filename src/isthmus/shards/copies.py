@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from isthmus.links.agreement import gather_json, ranks_where
-from isthmus.shards.access import able_to_hold
+from isthmus.links.agreement import gather_json
 from isthmus.shards.batches import LocalSamples
 from isthmus.shards.manifest import Manifest
-from isthmus.shards.scattering import places_of, room_for, scatter_shards
+from isthmus.shards.providers import Providers
 from isthmus.shards.shard_file import ShardSet
+from isthmus.shards.subsets import merged
 
 if TYPE_CHECKING:
     from isthmus.cluster.cluster import Cluster
@@ -41,18 +41,24 @@ def second_ranks(
     shards_of_rank: Sequence[Sequence[int]],
     cluster: "Cluster",
     able: Callable[[int], Sequence[int]],
+    copied: Sequence[Sequence[int]] | None = None,
 ) -> SecondRanks:
-    """Return where copies go: to another site before the same, and there to who has least to hold.
+    """Return where copies are: at another site before the same, and there at who has least to hold.
 
-    able(shard): the ranks that may have it. Nothing beyond a rank's `storage_nbytes` is given to it, and
-    a shard that nobody else may have, or has room for, has no copy.
+    able(shard): the ranks that may have it. copied: the shards of which each rank has a copy already.
+    Nothing beyond a rank's `storage_nbytes` is given to it, and a shard that nobody else may have, or
+    has room for, has no copy.
     """
     of_sample = sum(array.sample_nbytes for array in manifest.arrays.values())
     nbytes = [shard.samples * of_sample for shard in manifest.shards]
-    held = [sum(nbytes[shard] for shard in shards) for shards in shards_of_rank]
+    made = [list(each) for each in copied or [()] * len(shards_of_rank)]
+    held = [
+        sum(nbytes[shard] for shard in [*shards, *more]) for shards, more in zip(shards_of_rank, made)
+    ]
     room = [cluster.sites[site].storage_nbytes for site in cluster.site_of_rank]
-    made: list[list[int]] = [[] for _ in held]
     owners = {shard: rank for rank, shards in enumerate(shards_of_rank) for shard in shards}
+    for shard in {shard for shards in made for shard in shards}:
+        owners.pop(shard, None)
     for shard in sorted(owners, key=lambda shard: (-nbytes[shard], shard)):
         owner, site = owners[shard], cluster.site_of_rank
         ranks = [
@@ -70,34 +76,31 @@ def copy_shards(
 ) -> tuple[LocalSamples, str]:
     """Return this rank's copies of what other ranks hold, and what was done, in words. Collective.
 
-    shards: the set, where this rank sees it. may_hold(shard, rank): whether it may have that.
+    Those that there are already stay, and shards without one get one. shards: the set, where this rank
+    sees it. may_hold(shard, rank): whether it may have that.
     """
-    world, cluster, manifest = tiers.world, tiers.cluster, local.manifest
+    world, cluster, manifest, copies = tiers.world, tiers.cluster, local.manifest, local.copies
     assert manifest is not None
     held = [list(each) for each in gather_json(world, list(local.shards))]
-    seeing = ranks_where(world, shards is not None)
+    there = gather_json(world, [] if copies is None else list(copies.shards))
+    providers = Providers(tiers, shards, local)
     plan = second_ranks(
         manifest,
         held,
         cluster,
-        lambda shard: [
-            rank for rank in able_to_hold(tiers, manifest, shard, seeing) if may_hold(shard, rank)
-        ],
+        lambda shard: [rank for rank in providers.able(shard) if may_hold(shard, rank)],
+        there,
     )
-    copies = scatter_shards(tiers, shards, plan, access=local.access)
-    came = sum(gather_json(world, copies.received_nbytes))
+    new = {
+        shard: rank
+        for rank, shards in enumerate(plan.shards_of_rank)
+        for shard in shards
+        if shard not in there[rank]
+    }
+    made = providers.bring(new)
+    came = sum(gather_json(world, made.received_nbytes))
     owner = np.zeros(len(manifest.shards), int)
     for rank, each in enumerate(held):
         owner[each] = rank
-    return copies, f"{plan.in_words(owner.tolist(), cluster)}; {came:,} bytes came over MPI"
-
-
-def some_of(local: LocalSamples, shards: Sequence[int]) -> LocalSamples:
-    """Return the samples of some of the shards that a rank holds."""
-    wanted, manifest = tuple(sorted(shards)), local.manifest
-    assert manifest is not None
-    arrays = room_for(manifest, wanted)
-    held = places_of(manifest, local.shards, local.arrays)
-    for key, rows in places_of(manifest, wanted, arrays).items():
-        rows[:] = held[key]
-    return LocalSamples(arrays, 0, wanted, manifest, local.scale, local.access)
+    told = f"{plan.in_words(owner.tolist(), cluster)}; {came:,} bytes came from other ranks"
+    return made if copies is None else merged(copies, made), told

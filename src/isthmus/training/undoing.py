@@ -84,15 +84,16 @@ class Undoing:
         rows, told, _ = self._held or ([*self.training.rows], self.training.told_step, 0)
         return rows, told
 
-    def go_back(self, step: int, redo: bool) -> None:
+    def go_back(self, step: int, redo: bool, arrays: dict[str, np.ndarray] | None = None) -> None:
         """Have the training be where it was after `step`, its last one or the one before that.
 
-        redo: whether it was then, too, that what is due after it had not been done.
+        redo: whether it was then, too, that what is due after it had not been done. arrays: as they were
+        after `step`, which may then be any step before; None: those that are kept here.
         """
         training, held = self.training, self._held
         rows, told = [*training.rows], training.told_step
         if held is not None and (held[2] > step or (redo and held[2] == step)):
             rows, told, _ = held
-        training.load(step, self.arrays_after(step))
+        training.load(step, self.arrays_after(step) if arrays is None else arrays)
         self.forget()
         training.rows, training.told_step = rows[: step - told], told
