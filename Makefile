@@ -20,6 +20,14 @@ BASE ?= HEAD~1
 ROUNDS ?= 3
 FACTOR ?= 1.2
 
+# How many tests run beside each other; those that are marked `alone` follow, one after another.
+WORKERS ?= 2
+define pytest_twice
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not alone$(1)"; beside=$$?; \
+	[ $$beside -le 1 ] || exit $$beside; \
+	$(BIN)/python -m pytest -m "alone$(1)" && exit $$beside
+endef
+
 .PHONY: demo test test-fast cases other-mpis lint bench bench-compare bench-html docs data gpu-test gpu-bench clean
 
 demo: $(INSTALLED)
@@ -27,10 +35,10 @@ demo: $(INSTALLED)
 	$(BIN)/mpirun -n 4 $(BIN)/isthmus train experiments/fashion_two_sites.toml --cluster runs/two_sites_here.toml
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(call pytest_twice)
 
 test-fast: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not slow"
+	$(call pytest_twice, and not slow)
 
 cases: $(VENV)/.cases
 	$(BIN)/python experiments/cases

@@ -24,6 +24,10 @@ hypothesis.settings.load_profile("isthmus")
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # others are at work beside this one
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # of BLAS and PyTorch
+    os.environ.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
+
 INSIDE = "ISTHMUS_TEST_RANKS"
 OUTCOMES = "ISTHMUS_TEST_OUTCOMES"
 SECONDS_FOR_ALL = 600
@@ -39,9 +43,11 @@ def ranks_of(item):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_itemcollected(item):
-    """One and two ranks are the fast part's; more are started by `make test` alone."""
-    if (ranks_of(item) or 0) > 2:
-        item.add_marker(pytest.mark.slow)
+    """One and two ranks are the fast part's; more are started by `make test` only."""
+    if (ranks := ranks_of(item)) is not None:
+        item.add_marker(pytest.mark.alone)
+        if ranks > 2:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.hookimpl(trylast=True)

@@ -23,7 +23,7 @@ from isthmus.jobs.launch import mpirun, rank_environment
 from isthmus.kernels import NAMES
 from isthmus.testbed import own_counters
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 ISTHMUS = [sys.executable, "-m", "isthmus"]
 LATENCY_SECONDS, BYTES_PER_SECOND = 0.003, 2e7

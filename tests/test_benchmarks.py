@@ -53,6 +53,7 @@ def make(folder, target, *settings):
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_a_kernel_that_is_twice_as_slow_is_a_regression(clone):
     settings = "BASE=HEAD~1", "BENCH=InCache.*'add'", "ROUNDS=2"
     equal = make(clone, "bench-compare", *settings)

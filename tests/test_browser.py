@@ -15,7 +15,7 @@ from test_report import write_run
 from isthmus.pages.compare import compare
 from isthmus.pages.report import write_report
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 PHONE, SMALL, DESK = 390, 420, 1200  # pixels across
 STEPS = 10_000

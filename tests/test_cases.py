@@ -9,10 +9,16 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 CASES = sorted((ROOT / "experiments/cases").glob("case_*.py"))
+TIMED = ("case_1_distributed_trainer", "case_3_cnn_and_task_graph")
+"""That claim something of seconds."""
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.stem)
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=[pytest.mark.alone] * (case.stem in TIMED)) for case in CASES],
+    ids=lambda case: case.stem,
+)
 def test_what_a_case_claims_holds(case):
     for package in ("torch", "sklearn", "skimage"):
         pytest.importorskip(package)

@@ -239,7 +239,7 @@ def test_sites_that_are_killed_cut_off_and_come_back_keep_what_is_promised(tmp_p
 def test_a_small_campaign_of_kills_finds_nothing_wrong_and_goes_on_where_it_was(tmp_path):
     for _ in range(2):  # the second finds nothing left to do
         done = subprocess.run(
-            [sys.executable, "experiments/chaos_campaign.py", "--seed", "3", "--kills", "5"]
+            [sys.executable, "experiments/chaos_campaign.py", "--seed", "3", "--kills", "3"]
             + ["-o", str(tmp_path / "rows.jsonl")],
             cwd=ROOT,
             capture_output=True,
@@ -249,7 +249,7 @@ def test_a_small_campaign_of_kills_finds_nothing_wrong_and_goes_on_where_it_was(
         assert done.returncode == 0, done.stdout + done.stderr
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
     assert [row["run"] for row in rows] == [*range(len(rows))]
-    assert sum(row["happened"] for row in rows) in (5, 6)
+    assert sum(row["happened"] for row in rows) in (3, 4)
     assert all(row["verified"].startswith("bits equal, each sample once") for row in rows)
 
 

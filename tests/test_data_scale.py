@@ -1,17 +1,17 @@
 """Scaling: the same bits on all ranks and for every placement; what is not learnt is told."""
 
-import json
-
 import numpy as np
 import pytest
 from clusters import cluster_of
-from test_cli import RUN, call, with_changes, write
+from test_cli import RUN, with_changes, write
 
 import isthmus
+from isthmus.cli import main as cli
 from isthmus.errors import SettingsError
 from isthmus.jobs.resuming import identity_of
 from isthmus.jobs.scaling import commonest_share, no_better_than_one_answer, scale_of
 from isthmus.jobs.settings import RunSettings
+from isthmus.jobs.train import train
 from isthmus.links.agreement import from_root
 from isthmus.links.world import all_gather
 from isthmus.shards.batches import LocalSamples
@@ -179,28 +179,37 @@ def test_a_run_that_has_learnt_nothing_is_told_so(metrics, share, words):
 
 
 @pytest.mark.slow
-def test_a_table_in_its_own_units_is_learnt_with_the_default_and_not_without_scaling(tmp_path):
+@pytest.mark.ranks(2)
+def test_a_table_in_its_own_units_is_learnt_with_the_default_and_not_without_scaling(
+    comm, shared_folder
+):
     """Columns such as those of scikit-learn's breast_cancer: from 1e-3 to 1e3 wide."""
     draw = np.random.default_rng(0)
     targets = draw.integers(0, 2, 400)
     widths = 10.0 ** np.linspace(-3, 3, 16)
     features = (draw.normal(size=(400, 16)) + targets[:, None] + 3) * widths
-    for part, rows in (("train", slice(0, 300)), ("test", slice(300, 400))):
-        lines = np.column_stack([features[rows], targets[rows]])
-        np.savetxt(tmp_path / f"{part}.csv", lines, "%.9g", ",")
-        done = call(tmp_path, 0, "pack", f"data/{part}", "-a", f"x={part}.csv", "-a", f"y={part}.csv:17")
-        assert done.returncode == 0, done.stderr
-    changes = {"model.classes": 2, "training.learning_rate": 0.1}
-    write(tmp_path, cluster=cluster_of(1, 1), run=with_changes(RUN, changes))
-    scaled = call(tmp_path, 2, "train", "run.toml", "--json")
-    assert scaled.returncode == 0, scaled.stderr
-    assert "nothing was learnt" not in scaled.stderr
-    summary = json.loads(scaled.stdout)
+
+    def pack():
+        for part, rows in (("train", slice(0, 300)), ("test", slice(300, 400))):
+            file = shared_folder / f"{part}.csv"
+            np.savetxt(file, np.column_stack([features[rows], targets[rows]]), "%.9g", ",")
+            words = ["pack", str(shared_folder / "data" / part), "-a", f"x={file}", "-a", f"y={file}:17"]
+            cli.app(words, standalone_mode=False)
+
+    def trained(scale):
+        """Train by settings with this scale; return the summary, and what this rank told."""
+        changes = {"model.classes": 2, "training.learning_rate": 0.1, "data.scale": scale}
+        run = with_changes(RUN, changes)
+        from_root(comm, lambda: write(shared_folder, cluster=cluster_of(1, 1), run=run))
+        told = []
+        path = shared_folder / "run.toml"
+        return train(comm, path, lambda line, passing=False: told.append(line)), "\n".join(told)
+
+    from_root(comm, pack)
+    summary, told = trained(None)
+    assert "nothing was learnt" not in told
     model, _ = isthmus.load_model(summary["folder"])
     right = model.predict(features[300:].astype("f4")) == targets[300:]
     assert right.mean() == summary["accuracy"] > 0.8
-    write(tmp_path, run=with_changes(RUN, changes | {"data.scale": "none"}))
-    plain = call(tmp_path, 2, "train", "run.toml", "--json")
-    said = [line for line in plain.stderr.splitlines() if "nothing was learnt" in line]
-    assert len(said) == 1, plain.stderr
-    assert sum("and scaling is off" in line for line in plain.stderr.splitlines()) == 1
+    _, told = trained("none")
+    assert told.count("nothing was learnt") == told.count("and scaling is off") == (comm.rank == 0)

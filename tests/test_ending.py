@@ -80,6 +80,7 @@ def lines_of_isthmus(text):
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.parametrize(
     ("who", "number", "code", "words"),
     [

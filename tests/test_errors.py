@@ -428,6 +428,7 @@ def test_links_are_watched_by_the_round_where_most_steps_use_none(caplog):
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_a_link_that_is_slower_than_predicted_is_named_while_the_run_goes_on(lab):
     job = start(
         lab,
@@ -447,6 +448,7 @@ def test_a_link_that_is_slower_than_predicted_is_named_while_the_run_goes_on(lab
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_a_freeze_before_the_first_step_is_ended_with_who_was_late(lab):
     write(lab, run=with_changes(RUN, {"run.abort_seconds": 10}))
     job = start(
@@ -466,6 +468,7 @@ def test_a_freeze_before_the_first_step_is_ended_with_who_was_late(lab):
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_a_rank_that_is_late_is_named_with_its_phase_while_it_is(lab):
     """One stops itself, as a debugger or a scheduler would; later another one computes for long."""
     write(lab, run=with_changes(RUN, {"run.stall_seconds": 1.5}))

@@ -15,6 +15,7 @@ import pytest
 from isthmus import extras
 
 NOT_NEEDED = {".git", ".venv", ".asv", "build", "dist", "runs", "data"}
+NOT_NEEDED |= {".hypothesis", ".mypy_cache", ".ruff_cache"}  # in which other tests write meanwhile
 LOOK = (
     "import isthmus, importlib.resources as r; from isthmus.kernels import cpu; "
     "assert r.files(isthmus).joinpath('py.typed').is_file(); "

@@ -105,7 +105,9 @@ def test_a_job_that_slurm_started_again_is_not_in_two_places(tmp_path, monkeypat
     assert (took(tmp_path) is True) == free
 
 
-@pytest.mark.parametrize(("process", "free"), [(os.getpid(), False), (2**22 + 1, True)])
+@pytest.mark.parametrize(
+    ("process", "free"), [(os.getpid(), False), (2**22 + 1, True)], ids=["own", "none"]
+)
 def test_where_there_are_no_locks_the_process_is_looked_for(tmp_path, monkeypatch, process, free):
     without_locks(monkeypatch)
     left_behind(tmp_path, boot=lock._boot(), process=process)

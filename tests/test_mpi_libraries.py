@@ -15,7 +15,7 @@ from test_cli import ISTHMUS, RUN, call, pack_lab, with_changes, write
 
 from isthmus.checks.mpi import LAUNCHERS
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 FOLDER = Path(sys.prefix, "mpi")
 
 

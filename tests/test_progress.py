@@ -126,6 +126,7 @@ def on_a_screen(folder, *arguments):
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_under_mpirun_a_bar_is_drawn_on_its_terminal_and_gives_way_to_last_words(tmp_path):
     pack_lab(tmp_path)
     with on_a_screen(tmp_path, "train", "run.toml", "--name", "whole") as (process, shown):

@@ -98,6 +98,7 @@ def test_twelve_layers_are_as_short_as_the_shortest():
             assert planned(layers, objective=objective).seconds == pytest.approx(shortest, rel=1e-6)
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(
     ("chain", "objective"), [(False, "latency"), (True, "latency"), (True, "period")]
 )

@@ -135,6 +135,7 @@ def test_lists_of_thirty_tasks_are_nearly_the_best_that_was_found():
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_a_thousand_tasks_take_less_than_a_second():
     work, edges, pins = drawn(0, 1000, 2e5)
     before = time.process_time()

@@ -21,7 +21,7 @@ from isthmus.errors import ClusterError, EmulationError, MachineError
 from isthmus.testbed import commands, launch, namespaces, state
 from isthmus.testbed.wiring import Wiring
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 ISTHMUS = [sys.executable, "-m", "isthmus", "testbed"]
 OURS = f"test{os.getpid()}"  # beside a testbed that somebody has in use

@@ -121,7 +121,7 @@ def chain_of_links(table):
 
 
 @pytest.mark.parametrize(
-    "change", [None, slow_coding, shared_uplink, no_relay, one_told, chain_of_links], ids=str
+    "change", [None, slow_coding, shared_uplink, no_relay, one_told, chain_of_links]
 )
 def test_no_tree_is_faster_than_the_one_that_is_planned(change):
     """Beside every tree of four and five sites, whose times are those of `predict_allreduce`."""
@@ -270,6 +270,7 @@ def regions(sites, count):
     return table
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("table", [cluster_of(*[1] * 1000), regions(1000, 20)], ids=["star", "regions"])
 def test_a_thousand_sites_take_less_than_a_second_and_are_near_the_bound(table):
     cluster = isthmus.Cluster(table)
