@@ -68,8 +68,8 @@ OtherCluster = Annotated[
 ]
 
 
-def number(text, *names, at_least=None, above=None, metavar="NUMBER"):
-    """Return an option that takes a number, which is refused in one line where it is too small.
+def number(text, *names, at_least=None, above=None, at_most=math.inf, metavar="NUMBER"):
+    """Return an option that takes a number, which is refused in one line where it is too small or large.
 
     above: what a finite number must be more than.
 
@@ -81,6 +81,8 @@ def number(text, *names, at_least=None, above=None, metavar="NUMBER"):
             raise typer.BadParameter(f"must be at least {at_least}, not {value:g}")
         if value is not None and above is not None and not above < value < math.inf:
             raise typer.BadParameter(f"must be a finite number above {above}, not {value:g}")
+        if value is not None and value > at_most:
+            raise typer.BadParameter(f"must be at most {at_most:g}, not {value:g}")
         return value
 
     return typer.Option(*names, metavar=metavar, help=text, callback=check)

@@ -31,7 +31,7 @@ def chaos(
         typer.Option("--sites", metavar="", help="Each site is a job of its own, which may come back."),
     ] = False,
     seed: Annotated[int, number("Of what is drawn.", at_least=0)] = 0,
-    seconds: Annotated[float, number("After which a run counts as hung.", above=0)] = 600.0,
+    seconds: Annotated[float, number("After which a run counts as hung.", above=0, at_most=1e6)] = 600.0,
     as_json: AsJson = False,
 ):
     """Harm ranks of a run at named moments; play it again: each sample once, same bits?"""

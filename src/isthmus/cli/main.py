@@ -44,6 +44,7 @@ app.add_typer(testbed, name="testbed")
 app.add_typer(keys, name="keys")
 # Click's ClickException, wherever Typer has it: newer versions bring their own copy of click.
 CommandLineError = typer.BadParameter.__mro__[2]
+span = partial(number, at_least=1e-9, at_most=1e9)  # hours between failures, seconds that they cost
 terminal = Terminal()
 ending = Ending(terminal, lambda: None, lambda: True)  # main() makes the one of this process
 
@@ -246,12 +247,12 @@ def simulate(
         number("Simulate up to so many edge sites, other links and compressors; 0: none.", at_least=0),
     ] = 64,
     rank_mtbf: Annotated[
-        float | None, number("Hours from one failure of a rank to its next; else none.", above=0)
+        float | None, span("Hours from one failure of a rank to its next; else none.")
     ] = None,
-    site_mtbf: Annotated[float | None, number("The same of a site.", above=0)] = None,
-    checkpoint_seconds: Annotated[float, number("Of writing a checkpoint.", above=0)] = 1.0,
-    restart_seconds: Annotated[float, number("Until a run that has ended goes on.", above=0)] = 60.0,
-    recovery_seconds: Annotated[float, number("Until one that survives goes on.", above=0)] = 1.0,
+    site_mtbf: Annotated[float | None, span("The same of a site.")] = None,
+    checkpoint_seconds: Annotated[float, span("Of writing a checkpoint.")] = 1.0,
+    restart_seconds: Annotated[float, span("Until a run that has ended goes on.")] = 60.0,
+    recovery_seconds: Annotated[float, span("Until one that survives goes on.")] = 1.0,
     cluster: OtherCluster = None,
     seed: Annotated[int, number("Of what is drawn.", at_least=0)] = 0,
     output: Annotated[

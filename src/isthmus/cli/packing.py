@@ -105,9 +105,11 @@ def pack(
     rules = _policy_of(policy, origin, readers)
     if sealed and rules is None:
         raise typer.BadParameter("goes with --origin SITE or --policy", param_hint="--sealed")
-    several = int(clients) if clients and clients.isdecimal() else None
+    several = int(clients) if clients and clients.removeprefix("-").isdecimal() else None
     chosen = _split_of(several, split)
-    if clients and several is None:
+    if clients is not None and several is None:
+        if not clients:
+            raise typer.BadParameter("must be a number or a file, not ''", param_hint="--clients")
         if OWNERS in sources:
             raise typer.BadParameter(f"call it otherwise than {OWNERS}", param_hint="--array")
         sources[OWNERS] = clients
@@ -115,7 +117,7 @@ def pack(
         for name, rows in arrays.items():
             if rows.told:
                 context.obj.tell(f"{name}: {rows.told}")
-        owners = arrays.pop(OWNERS) if clients and several is None else None
+        owners = arrays.pop(OWNERS) if clients is not None and several is None else None
         packed = pack_shards(
             arrays,
             folder,
@@ -140,17 +142,21 @@ def _policy_of(path, origin, readers):
     from isthmus.shards.policy import Policy
     from isthmus.toml_files import read_toml
 
-    if path is not None and (origin or readers):
+    if path is not None and (origin is not None or readers is not None):
         raise typer.BadParameter("goes without --origin and --readers", param_hint="--policy")
     if path is not None:
         return Policy.of(read_toml(path, PolicyError), path)
     if origin is None:
-        if readers:
+        if readers is not None:
             raise typer.BadParameter(
                 "goes with --origin SITE, whose key signs it", param_hint="--readers"
             )
         return None
-    names = [name.strip() for name in readers.split(",")] if readers else None
+    names = None if readers is None else [name.strip() for name in readers.split(",")]
+    if names is not None and not all(names):
+        raise typer.BadParameter(
+            f"must be names of sites, as in edge,cloud, not {readers!r}", param_hint="--readers"
+        )
     return Policy.of({"origin": origin} | ({"readers": names} if names else {}), "--origin, --readers")
 
 
@@ -160,8 +166,8 @@ def _split_of(several, text):
 
     if several is None and text != "iid":
         raise typer.BadParameter("goes with --clients NUMBER", param_hint="--split")
-    if several == 0:
-        raise typer.BadParameter("must be at least 1, not 0", param_hint="--clients")
+    if several is not None and several < 1:
+        raise typer.BadParameter(f"must be at least 1, not {several}", param_hint="--clients")
     try:
         return split_of(text)
     except ValueError as problem:

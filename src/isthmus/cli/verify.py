@@ -31,7 +31,7 @@ def verify(
     """Play a run again, serially: same bits, each sample once? Hold its record against its hashes."""
     from isthmus.folders.statements import is_chained, verify_record
 
-    made, words = {"run": str(run)}, []
+    made, words, ends = {"run": str(run)}, [], _steps(steps)
     if record or keys is not None or is_chained(run):
         made |= verify_record(run, keys)
         words.append(f"{run}: {made['lines']} lines are as they were written")
@@ -42,7 +42,7 @@ def verify(
         context.obj.world()  # which starts MPI
         from isthmus.jobs.verifying import replay_words, verify_steps
 
-        played = verify_steps(run, _steps(steps))
+        played = verify_steps(run, ends)
         made |= {"replay": played}
         words.append(replay_words(run, played))
     context.obj.answer(as_json, made, words)
