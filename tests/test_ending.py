@@ -202,6 +202,18 @@ def test_an_interruption_passes_through_what_catches_exceptions():
     assert signal.getsignal(signal.SIGTERM) == before
 
 
+def test_an_interruption_that_comes_in_a_finaliser_is_raised_after_it(capsys):
+    class Closing:
+        def __del__(self):
+            signal.raise_signal(signal.SIGTERM)
+
+    with Watchman(lambda number, raised: None, lambda: False):
+        Closing()
+        with pytest.raises(Interrupted):
+            time.sleep(5)
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize(
     ("files", "code", "ends", "words"),
     [

@@ -7,6 +7,7 @@ which the signal itself wakes, then says the last words and ends the process.
 
 import os
 import signal
+import sys
 import threading
 import time
 
@@ -16,6 +17,8 @@ FIRST_SIGN = signal.SIGCONT
 SECONDS_TO_SPEAK = 0.08
 """For the main thread. mpirun kills ranks a quarter of a second after it has sent them SIGTERM."""
 SECONDS_TO_END = 1.2
+SECONDS_UNTIL_AGAIN = 0.01
+"""After which it is raised anew, where Python could not pass it on."""
 
 
 class Interrupted(BaseException):
@@ -47,11 +50,13 @@ class Watchman:
         self._pipe, self._signals = os.pipe()
         os.set_blocking(self._signals, False)
         self._wakes = signal.set_wakeup_fd(self._signals, warn_on_full_buffer=False)
+        self._usual_hook, sys.unraisablehook = sys.unraisablehook, self._not_raised
         self._thread = threading.Thread(target=self._watch, name="isthmus-signals", daemon=True)
         self._thread.start()
         return self
 
     def __exit__(self, *_):
+        sys.unraisablehook = self._usual_hook
         signal.set_wakeup_fd(self._wakes)
         os.close(self._signals)
         for number, handler in self._before.items():
@@ -70,6 +75,15 @@ class Watchman:
         for each in SIGNALS:  # whoever asks twice means at once
             signal.signal(each, signal.SIG_DFL)
         raise Interrupted(number)
+
+    def _not_raised(self, unraisable):
+        """Raise anew what came in a finaliser or a callback, which can pass nothing on."""
+        if not isinstance(unraisable.exc_value, Interrupted):
+            self._usual_hook(unraisable)
+            return
+        number, main = unraisable.exc_value.number, threading.main_thread().ident
+        signal.signal(number, self._raise)
+        threading.Timer(SECONDS_UNTIL_AGAIN, signal.pthread_kill, (main, number)).start()
 
     def _watch(self):
         number = None
