@@ -129,10 +129,13 @@ class Ending:
         comm = self.world()
         if comm is None and not self.speaks() and code != Interrupted.exit_code:
             code = 0  # a code here would have mpirun end rank 0 before it has told what is wrong
+        if Loss.leaves_at_once and together and not self.speaks():
+            code = 0  # as well
         if code and not together and comm is not None and comm.size > 1:
             sys.stderr.flush()
             time.sleep(0.1)  # what is said on standard error comes before mpirun's own words
-            comm.Abort(code)
+            if not Loss.leaves_at_once:  # after a loss mpirun would give the code 0 for an abort
+                comm.Abort(code)
         if Loss.leaves_at_once:
             for stream in (sys.stdout, sys.stderr):
                 with suppress(OSError):
