@@ -115,17 +115,18 @@ def measure_length(tiers, nbytes, paced):
 
     size = nbytes // 4
     names = [name for name in EXACT if not (paced and ALGORITHMS[name].unpaced)]
-    if "mpi" in names and not sums_alike(tiers, size):
+
+    def choose(error):
+        return choose_allreduce(tiers.cluster, size, largest_error=error, algorithms=names)
+
+    errors = [error for error in ERRORS if choose(error).best.seconds <= LONGEST_SECONDS]
+    if errors and "mpi" in names and not sums_alike(tiers, size):
         names.remove("mpi")
-    choices = {
-        error: choose_allreduce(tiers.cluster, size, largest_error=error, algorithms=names)
-        for error in ERRORS
-    }
+    choices = {error: choose(error) for error in errors}
     timed = {}
     for error, choice in choices.items():
         near = [each for each in choice.candidates if each.error <= error]
-        if choice.best.seconds <= LONGEST_SECONDS:
-            timed |= {each: [] for each in near if each.seconds <= REACH * choice.best.seconds}
+        timed |= {each: [] for each in near if each.seconds <= REACH * choice.best.seconds}
     for _ in range(TURNS):
         for each, seconds in timed.items():
             _, samples = allreduce_seconds(
@@ -150,7 +151,6 @@ def measure_length(tiers, nbytes, paced):
             "ratio": medians[choice.best] / medians[fastest],
         }
         for error, choice in choices.items()
-        if choice.best in medians
         for fastest in [min((each for each in medians if each.error <= error), key=medians.get)]
     ]
 
