@@ -4,15 +4,16 @@
     python experiments/chaos_campaign.py --plain ...           # each run started as a user would
     python experiments/chaos_campaign.py --served SOCKET ...   # by a `warm_ranks.py serve` that is there
     python experiments/chaos_campaign.py --sites ...           # each site a job of its own
+    python experiments/chaos_campaign.py --hubs ...            # and two of them may be the hub
 
 A run has 3 to 6 ranks at two or three sites, and a case depends on (S, its number) alone: how many
 ranks, the compressor, who is killed, when. All of `isthmus train` runs there (not the report's page), in
 ranks that fork from a process that has imported everything, or from Python's start (--plain). With
 --sites ranks are killed, stopped and frozen, links are cut, closed and slowed, bits flip on them, and
-sites come back. Each run is played again by `isthmus verify`: bits, and how often each sample was taken.
-A run that has ended is started once more, and must then be right. Results are added, a line a run, to
-data/measurements/chaos_campaign.jsonl (or FILE), where the next start goes on. Exit code 1 if a run
-was wrong.
+sites come back; with --hubs two of the sites listen. Each run is played again by `isthmus verify`:
+bits, and how often each sample was taken. A run that has ended is started once more, and must then be
+right. Results are added, a line a run, to data/measurements/chaos_campaign.jsonl (or FILE), where the
+next start goes on. Exit code 1 if a run was wrong.
 """
 
 import argparse
@@ -52,11 +53,13 @@ def main():
     parser.add_argument("--minutes", type=float, default=1e9)
     parser.add_argument("--plain", action="store_true")
     parser.add_argument("--sites", action="store_true")
+    parser.add_argument("--hubs", action="store_true")
     parser.add_argument("--served", type=Path)
     parser.add_argument("-o", "--output", type=Path, default=RESULTS)
     asked = parser.parse_args()
     until, mode = time.monotonic() + 60 * asked.minutes, "plain" if asked.plain else "forked"
-    mode = "sites" if asked.sites else mode
+    mode = "hubs" if asked.hubs else "sites" if asked.sites else mode
+    hubs = 2 if asked.hubs else 1 if asked.sites else 0
     made = [row for row in read(asked.output) if (row["mode"], row["seed"]) == (mode, asked.seed)]
 
     def left():
@@ -69,7 +72,7 @@ def main():
         prepare(Path(scratch))
         with plain() if asked.plain else warm(Path(scratch), asked.served) as program:
             while left():
-                row = play(Path(scratch), len(made), asked.seed, program, asked.sites)
+                row = play(Path(scratch), len(made), asked.seed, program, hubs)
                 made.append(row | {"mode": mode} | code() | {"date": time.strftime("%Y-%m-%dT%H:%M:%S")})
                 with open(asked.output, "a") as file:
                     file.write(dumps(made[-1]) + "\n")
@@ -95,12 +98,13 @@ def prepare(folder):
         isthmus.pack_shards(arrays, folder / "data" / name, 6)
 
 
-def settings(folder, number, seed, apart=False):
+def settings(folder, number, seed, hubs=0):
     """Write the settings and the cluster file of a case; return the settings' path, and its ranks.
 
-    apart: whether each site is a job of its own.
+    hubs: of how many sites each may be the hub, where each is a job of its own.
     """
-    draw, choice = np.random.default_rng([seed, number]), SITES_APART if apart else SITES
+    draw = np.random.default_rng([seed, number])
+    choice = [each for each in SITES_APART if len(each) > hubs] if hubs else SITES
     sites = choice[int(draw.integers(len(choice)))]
     compressor = COMPRESSORS[int(draw.integers(len(COMPRESSORS)))]
     fast = {"latency_seconds": 1e-5, "bytes_per_second": 1e9}
@@ -128,22 +132,23 @@ def settings(folder, number, seed, apart=False):
         "training": {"epochs": 2, "batch_size": 24},
         "allreduce": {"chunk_nbytes": 128} | ({"compressor": compressor} if compressor else {}),
         "run": {"folder": "runs", "checkpoint_every": 3},
-        "recovery": {"survive": True} | (RECOVERY_APART if apart else {}),
+        "recovery": {"survive": True} | (RECOVERY_APART if hubs else {}),
     }
     (folder / "cluster.toml").write_text(tomli_w.dumps(cluster))
     (folder / "run.toml").write_text(tomli_w.dumps(table))
     return folder / "run.toml", list(sites)
 
 
-def play(folder, number, seed, program, apart):
+def play(folder, number, seed, program, hubs):
     """Play a case; return its row."""
-    (path, sites), of_run = settings(folder, number, seed, apart), seed * 1_000_000 + number
-    if apart:
-        faults = random_site_faults(path, 1, of_run, KINDS_APART)
+    (path, sites), of_run = settings(folder, number, seed, hubs), seed * 1_000_000 + number
+    listen = [f"site{hub}" for hub in range(hubs)]
+    if listen:
+        faults = random_site_faults(path, 1, of_run, KINDS_APART, listen)
     else:
         faults = random_faults(path, 1, of_run)
     began = time.monotonic()
-    (row,) = play_faults(path, faults, SECONDS, lambda line: None, program, apart)["runs"]
+    (row,) = play_faults(path, faults, SECONDS, lambda line: None, program, listen)["runs"]
     row |= {"run": number, "seed": seed, "sites": sites, "wall_seconds": time.monotonic() - began}
     row.pop("folder")
     if row["right"]:

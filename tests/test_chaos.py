@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from isthmus.recovery.moments import KINDS, LINK_KINDS
 from isthmus.recovery.relay import Relay
 
 ROOT = Path(__file__).parents[1]
+SITE0 = ("site0",)
 
 
 def test_deaths_are_planned_by_run(tmp_path):
@@ -57,8 +59,8 @@ def test_deaths_at_random_depend_on_the_seed_alone_and_can_happen(tmp_path):
 
 
 WRONG = {
-    'rank = 1\nmoment = "send"': "step is of all moments but join",
-    'rank = 1\nstep = 2\nmoment = "join"': "step is of all moments but join",
+    'rank = 1\nmoment = "send"': "step is of all moments but settle and join",
+    'rank = 1\nstep = 2\nmoment = "join"': "step is of all moments but settle and join",
     'rank = 1\nstep = 2\nmoment = "send"\nkind = "melt"': "kind",
     'rank = 1\nstep = 2\nmoment = "send"\nbetween = ["site0", "site1"]': "between is of cut or close or",
     'rank = 1\nstep = 2\nmoment = "send"\nkind = "cut"': "between is missing, of cut",
@@ -81,7 +83,7 @@ def test_faults_that_sites_cannot_have_are_refused(tmp_path, wrong):
     path.write_text(f"[[fault]]\n{wrong}\n")
     with pytest.raises(SettingsError, match=WRONG[wrong]) as caught:
         for faults in planned_faults(path):
-            check_faults(faults, cluster, sites=True)
+            check_faults(faults, cluster, SITE0)
     assert "\n" not in str(caught.value)
 
 
@@ -94,9 +96,9 @@ def test_what_only_sites_know_is_refused_of_one_job(tmp_path):
     ):
         path.write_text(f"[[fault]]\nrank = 1\n{only}\n")
         (faults,) = planned_faults(path)
-        check_faults(faults, cluster, sites=True)
+        check_faults(faults, cluster, SITE0)
         with pytest.raises(SettingsError, match="jobs of their own know that; add --sites"):
-            check_faults(faults, cluster, sites=False)
+            check_faults(faults, cluster)
 
 
 def test_faults_of_sites_at_random_can_happen(tmp_path):
@@ -106,12 +108,21 @@ def test_faults_of_sites_at_random_can_happen(tmp_path):
     made = random_site_faults(path, 60, 1, (*KINDS, *LINK_KINDS))
     assert made == random_site_faults(path, 60, 1, (*KINDS, *LINK_KINDS))
     for faults in made:
-        check_faults(faults, cluster, sites=True)
+        check_faults(faults, cluster, SITE0)
     faults = [fault for each in made for fault in each]
     assert {fault.kind for fault in faults} == {*KINDS, *LINK_KINDS, "wait"}
-    assert {fault.site(cluster) for fault in faults} == {"site0", "site1", "site2"}
+    assert {fault.site(cluster, SITE0) for fault in faults} == {"site0", "site1", "site2"}
     assert {fault.moment for fault in faults} >= {"join", "send", "agree", "evaluation"}
     assert any(fault.back_after is not None for fault in faults)
+    listen = ("site0", "site2")
+    made = random_site_faults(path, 60, 1, (*KINDS, *LINK_KINDS), listen)
+    for each in made:
+        check_faults(each, cluster, listen)
+    faults = [fault for each in made for fault in each]
+    assert {fault.moment for fault in faults} >= {"join", "settle", "compute"}
+    assert {fault.between for fault in faults} >= {("site0", "site2"), ("site2", "site1"), None}
+    back = {fault.site(cluster, listen) for fault in faults if fault.back_after is not None}
+    assert back == {"site0", "site1", "site2"}
 
 
 def test_a_link_is_cut_closed_and_slowed_and_whole_again():
@@ -223,7 +234,7 @@ def test_sites_that_are_killed_cut_off_and_come_back_keep_what_is_promised(tmp_p
     )
     (tmp_path / "faults.toml").write_text(SITES)
     faults = planned_faults(tmp_path / "faults.toml")
-    made = play_faults(path, faults, 300.0, lambda line: None, sites=True)
+    made = play_faults(path, faults, 300.0, lambda line: None, listen=SITE0)
     (row,) = made["runs"]
     assert (made["wrong"], row["outcome"]) == (0, "restarted from its checkpoint"), row
     assert row["verified"] == "bits equal, each sample once in 2 epochs"
@@ -233,6 +244,56 @@ def test_sites_that_are_killed_cut_off_and_come_back_keep_what_is_promised(tmp_p
     assert sorted(each.split()[0] for each in row["ended"]) == ["site0", "site1", *["site2"] * 3]
     assert {"site0 -9", "site1 20", "site2 20"} <= {*row["ended"]}
     assert "site2: site 'site0' has gone: it closed the connection" in row["said"]
+
+
+HUBS = """
+[[fault]]
+rank = 0
+step = 3
+moment = "update"
+[[fault]]          # as it votes for the next hub, which it would have been
+rank = 1
+moment = "settle"
+back_after = 0
+[[fault]]
+kind = "wait"      # for the one that comes back, to the third hub
+rank = 3
+step = 6
+moment = "compute"
+seconds = 90
+[[fault]]          # of two that have met under this hub alone
+kind = "cut"
+between = ["site2", "site4"]
+rank = 6
+step = 8
+moment = "compute"
+"""
+
+
+@pytest.mark.slow
+def test_hubs_that_die_as_they_vote_and_links_of_the_next_that_are_cut(tmp_path):
+    pytest.importorskip("crc32c")
+    for name in ("train", "test"):
+        pack(tmp_path, name)
+    cluster = cluster_of(1, 2, 2, 1, 1)
+    for one, other in combinations(range(1, 5), 2):
+        link = {"latency_seconds": 0.001, "bytes_per_second": 1e8}
+        cluster["link"].append({"between": [f"site{one}", f"site{other}"]} | link)
+    path = settings(
+        tmp_path,
+        cluster=cluster,
+        recovery={"survive": True, "deadline_seconds": 5.0},
+        run={"folder": str(tmp_path / "runs"), "checkpoint_every": 3},
+    )
+    (tmp_path / "faults.toml").write_text(HUBS)
+    faults, listen = planned_faults(tmp_path / "faults.toml"), ("site0", "site1", "site2")
+    made = play_faults(path, faults, 300.0, lambda line: None, listen=listen)
+    (row,) = made["runs"]
+    assert (made["wrong"], row["outcome"], row["happened"]) == (0, "went on", 4), row
+    assert row["verified"] == "bits equal, each sample once in 2 epochs"
+    assert (row["lost"], row["came_back"]) == ([0, 1, 2, 6], [1, 2]), row
+    assert "-site2-" in Path(row["folder"]).name
+    assert {"site0 -9", "site1 20", "site1 0", "site2 0", "site3 0"} <= {*row["ended"]}, row
 
 
 @pytest.mark.slow

@@ -44,48 +44,55 @@ def play_faults(
     seconds: float,
     tell: Any,
     program: Sequence[str] = ISTHMUS,
-    sites: bool = False,
+    listen: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Run the job once for each list of faults; return a table of what came of each.
 
     seconds: after which a run counts as hung. tell: called with a line for each run. program: what is
-    started as `isthmus`. sites: whether each site of the cluster is a job of its own. Raises
-    SettingsError where a fault cannot happen there.
+    started as `isthmus`. listen: the sites that others call, where each site of the cluster is a job of
+    its own, the first hub first; none: they are one job. Raises SettingsError where a fault cannot
+    happen there.
     """
     settings, rows = RunSettings.from_toml(settings_path), []
     cluster = settings.read_cluster()
     for faults in runs:
-        check_faults(faults, cluster, sites)
+        check_faults(faults, cluster, listen)
     for number, faults in enumerate(runs):
         name = f"chaos-{time.strftime('%Y%m%d-%H%M%S')}-{number}"
-        jobs = (SiteJobs if sites else _OneJob)(settings, settings_path, name, program)
-        row = _play(faults, cluster, jobs, settings.run.folder / name, seconds, program)
+        if listen:
+            jobs = SiteJobs(settings, settings_path, name, program, listen)
+        else:
+            jobs = _OneJob(settings, settings_path, name, program)
+        row = _play(faults, cluster, jobs, seconds, program)
         rows.append(row)
         tell(f"run {number + 1} of {len(runs)}: {row['faults']}: {row['outcome']}, {row['verified']}")
     bad = [row for row in rows if not row["right"]]
     return {"runs": rows, "wrong": len(bad), "restarted": sum(row["restarted"] for row in rows)}
 
 
-def _play(faults, cluster, jobs, folder, seconds, program):
+def _play(faults, cluster, jobs, seconds, program):
     """Let all that happen; start the run once more where it has ended before its last step."""
     with tempfile.TemporaryDirectory() as scratch:
         first = jobs.run(faults, Path(scratch), seconds)
         ended, happened = time.time(), read_happened(Path(scratch))
     outcome, wrong, said = first.outcome, [*first.wrong], first.said
     restarted = outcome == ENDED
+    folder = jobs.folders()[-1]
     if restarted:
         kept = (folder / "checkpoint.h5").exists()
         end = time.monotonic() + SECONDS_UNTIL_FREE
         while life(folder)[0] == "running" and time.monotonic() < end:
             time.sleep(SECONDS_BETWEEN_LOOKS)
         with tempfile.TemporaryDirectory() as scratch:
-            again = jobs.run((), Path(scratch), seconds)
+            again = jobs.run((), Path(scratch), seconds, folder)
         said = "; again: ".join(filter(None, (first.said, again.said)))
         outcome = again.outcome
         if outcome == FINISHED:
             outcome = f"restarted{' from its checkpoint' * kept}"
         wrong += again.wrong
-    lines = [line for _, _, line, _ in read_lines(folder / "metrics.jsonl") if line]
+    folders = jobs.folders()
+    folder = folders[-1]
+    lines = [line for each in folders for _, _, line, _ in read_lines(each / "metrics.jsonl") if line]
     lost = [line for line in lines if line["kind"] == "lost"]
     if outcome == FINISHED and any(line["ranks"] for line in lost):
         outcome = "went on"
@@ -100,7 +107,7 @@ def _play(faults, cluster, jobs, folder, seconds, program):
         "lost": [rank for line in lost for rank in line["ranks"]],
         "came_back": [rank for line in lines if line["kind"] == "joined" for rank in line["ranks"]],
         "noticed": [
-            _noticed(faults[each["fault"]], each["clock"], cluster, lines, ended if restarted else None)
+            _noticed(jobs.harmed(faults[each["fault"]]), each, lines, ended if restarted else None)
             for each in happened
             if each["kind"] != "wait"
         ],
@@ -119,7 +126,15 @@ class _OneJob:
     def __init__(self, settings, path, name, program):
         self.settings, self.path, self.name, self.program = settings, path, name, program
 
-    def run(self, faults, scratch, seconds):
+    def folders(self):
+        """Return the run's folder, in a list."""
+        return [self.settings.run.folder / self.name]
+
+    def harmed(self, fault):
+        """Return the ranks that are harmed."""
+        return [fault.rank]
+
+    def run(self, faults, scratch, seconds, folder=None):
         """Run it to its end, so many seconds at most; `scratch` is a folder for what happens."""
         environment, survives = rank_environment(), self.settings.recovery.survive
         if faults:
@@ -172,13 +187,13 @@ def _verified(folder, program):
     return f"bits equal, each sample once in {len(found['epochs'])} epochs{lost}"
 
 
-def _noticed(fault, clock, cluster, lines, ended):
-    """Return after how many seconds a fault was noticed; None where it was not.
+def _noticed(ranks, happened, lines, ended):
+    """Return after how many seconds a fault of `ranks` was noticed; None where it was not.
 
-    clock: when it happened. lines: of metrics.jsonl. ended: when the run ended because of it; None where
-    it did not. That a site which comes back is gone again is in no line.
+    happened: its line. lines: of metrics.jsonl. ended: when the run ended because of it; None where it
+    did not. That a site which comes back is gone again is in no line.
     """
-    ranks = [fault.rank] if fault.between is None else cluster.ranks_of_site(fault.site(cluster))
+    clock = happened["clock"]
 
     def tells(line):
         return line["kind"] == "repaired" or (
@@ -186,7 +201,7 @@ def _noticed(fault, clock, cluster, lines, ended):
         )
 
     told = [line["clock"] for line in lines if tells(line)]
-    if fault.moment == "join" and any(each < clock for each in told):
+    if happened["moment"] == "join" and any(each < clock for each in told):
         return None
     clocks = [each for each in told if each >= clock]
     if ended is not None:

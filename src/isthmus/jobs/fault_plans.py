@@ -11,7 +11,7 @@ from isthmus.cluster.cluster import Cluster
 from isthmus.errors import SettingsError
 from isthmus.jobs.plan import make_plan
 from isthmus.jobs.settings import RunSettings
-from isthmus.recovery.moments import KINDS, LINK_KINDS, MOMENTS
+from isthmus.recovery.moments import ANY_STEP, KINDS, LINK_KINDS, MOMENTS
 from isthmus.toml_files import FrozenModel, check_table, read_toml
 
 Count = Annotated[int, Field(ge=0)]
@@ -32,8 +32,9 @@ class Fault(FrozenModel):
     two sites: "cut", "close" or "slow", at `bytes_per_second`, for `seconds`, None: for ever, or "flip",
     of a `bit` of what crosses it next. "wait":
     the rank waits until sites that are to come back have called, so many seconds at most. A site with
-    `back_after` is started again so many seconds after it has ended. "join": as message `number` is sent
-    while a site comes back, in whichever step.
+    `back_after` is started again so many seconds after it has ended. "settle": as a site has noticed
+    that another one is gone, and "join": as message `number` is sent while a site comes back, in
+    whichever step.
     """
 
     kind: Literal[(*KINDS, *LINK_KINDS, "wait")] = "kill"
@@ -68,8 +69,10 @@ class Fault(FrozenModel):
         for name in ("between", "bytes_per_second"):
             if self.kind in of[name].replace(" flip", "").split() and getattr(self, name) is None:
                 raise ValueError(f"{name} is missing, of {self.kind}")
-        if (self.step is None) != (self.moment == "join"):
-            raise ValueError("step is of all moments but join, which is of whichever step it is")
+        if (self.step is None) != (self.moment in ANY_STEP):
+            raise ValueError(
+                f"step is of all moments but {' and '.join(ANY_STEP)}, which are of whichever step it is"
+            )
         return self
 
     @property
@@ -78,14 +81,18 @@ class Fault(FrozenModel):
         return (
             self.kind not in KINDS
             or self.between is not None
-            or self.moment == "join"
+            or self.moment in ANY_STEP
             or self.back_after is not None
         )
 
-    def site(self, cluster: Cluster) -> str:
-        """Return the site that is harmed: that which has called, where it is a link."""
+    def site(self, cluster: Cluster, listen: Sequence[str]) -> str:
+        """Return the site that is harmed: that which calls, where it is a link.
+
+        listen: the sites that others call, the first hub first.
+        """
         if self.between is not None:
-            return next(name for name in self.between if name != listening(cluster))
+            order = [*listen, *(name for name in cluster.names if name not in listen)]
+            return max(self.between, key=order.index)
         return cluster.names[cluster.site_of_rank[self.rank]]
 
     def __str__(self):
@@ -111,9 +118,23 @@ def planned_faults(path: Path) -> list[list[Fault]]:
     return [[each for each in faults if each.run == run] for run in runs]
 
 
-def listening(cluster: Cluster) -> str:
-    """Return the site that the others call where each is a job of its own."""
-    return cluster.names[cluster.hub]
+def listening(cluster: Cluster, named: Sequence[str] = ()) -> tuple[str, ...]:
+    """Return the sites that others call where each is a job of its own, the first hub first.
+
+    named: as asked for; none: it is the hub of the cluster. Raises SettingsError where these cannot be.
+    """
+    for name in named:
+        if name not in cluster.names:
+            raise SettingsError(
+                f"--listen {name}: {cluster.source} has no such site; it has {', '.join(cluster.names)}"
+            )
+    found = tuple(name for name in cluster.names if name in named)
+    if len(found) > 1 and found[0] != cluster.names[0]:
+        raise SettingsError(
+            f"--listen {' --listen '.join(found)}: of several sites that listen {cluster.names[0]}, the "
+            f"first of {cluster.source}, is one, and the first hub"
+        )
+    return found or (cluster.names[cluster.hub],)
 
 
 def tables_of(faults: Sequence[Fault]) -> list[dict[str, Any]]:
@@ -124,28 +145,32 @@ def tables_of(faults: Sequence[Fault]) -> list[dict[str, Any]]:
     ]
 
 
-def check_faults(faults: Sequence[Fault], cluster: Cluster, sites: bool) -> None:
-    """Raise SettingsError where faults cannot happen in a cluster, whose sites are jobs of their own."""
-    hub = listening(cluster)
+def check_faults(faults: Sequence[Fault], cluster: Cluster, listen: Sequence[str] = ()) -> None:
+    """Raise SettingsError where faults cannot happen in a cluster.
+
+    listen: the sites that others call, where each is a job of its own; none: they are one job.
+    """
     for each in faults:
         if each.rank >= cluster.size:
             raise SettingsError(f"{each}: {cluster.source} has ranks 0 to {cluster.size - 1}")
-        if each.of_sites and not sites:
+        if each.of_sites and not listen:
             raise SettingsError(f"{each}: only sites that are jobs of their own know that; add --sites")
         if unknown := [name for name in each.between or () if name not in cluster.names]:
             raise SettingsError(
                 f"{each}: {cluster.source} has no site {unknown[0]!r}; it has {', '.join(cluster.names)}"
             )
-        if each.between is not None and (hub not in each.between or each.between == (hub, hub)):
+        if each.between is not None and (
+            each.between[0] == each.between[1] or {*each.between}.isdisjoint(listen)
+        ):
             raise SettingsError(
-                f"{each}: {' and '.join(each.between)} have no connection; each site has one to {hub}, "
-                "which the others call"
+                f"{each}: {' and '.join(each.between)} have no connection; each site has one to "
+                f"{', '.join(listen)}, which the others call"
             )
         if each.back_after is None:
             continue
-        site = each.site(cluster)
-        if site == hub:
-            raise SettingsError(f"{each}: with {hub}, which the others call, all sites end")
+        site = each.site(cluster, listen)
+        if (site,) == (*listen,):
+            raise SettingsError(f"{each}: with {site}, which the others call, all sites end")
         first = cluster.ranks_of_site(site)[0]
         if each.between is None and each.rank != first:
             raise SettingsError(
@@ -177,7 +202,7 @@ def random_faults(
             moments = [
                 each
                 for each in (WRITES if kind in ("full", "torn") else MOMENTS)
-                if each not in ("rebuild", "join")
+                if each not in ("rebuild", *ANY_STEP)
                 and (each != "checkpoint" or settings.run.checkpoint_every is not None)
                 and (each != "send" or kind != "flip")
             ]

@@ -3,6 +3,7 @@
 Imports no MPI: a process that has initialised MPI must not start mpirun.
 """
 
+import glob
 import os
 import signal
 import socket
@@ -15,18 +16,21 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from isthmus.jobs.fault_plans import Fault, listening, tables_of
+from isthmus.errors import IsthmusError
+from isthmus.jobs.fault_plans import Fault, tables_of
 from isthmus.jobs.launch import rank_environment
 from isthmus.json_text import dumps, loads
 from isthmus.mpirun import mpirun
 from isthmus.recovery.moments import CONTROL, HAPPENED, PLAN
 from isthmus.recovery.relay import Relay, reserved
+from isthmus.training.checkpoint_file import CHECKPOINT
 
 SECONDS_TO_END = 10.0
 """For a job, once it is told to, before it is killed."""
 SECONDS_TO_WAIT = 20.0
 """For sites that come back, where "wait" does not say."""
 SECONDS_BETWEEN_LOOKS = 0.02
+SUMMARY = "summary.json"
 DEADLY = ("kill", "freeze", "torn")
 FINISHED, ENDED, HUNG = "finished", "ended", "hung"
 
@@ -44,28 +48,55 @@ class Ended(NamedTuple):
 
 
 class SiteJobs:
-    """Starts `isthmus train` at each site of the settings' cluster, as `program`; see `jobs.chaos`."""
+    """Starts `isthmus train` at each site of the settings' cluster, as `program`; see `jobs.chaos`.
 
-    def __init__(self, settings: Any, path: Path, name: str, program: Sequence[str]):
+    listen: the sites that others call, the first hub first.
+    """
+
+    def __init__(
+        self, settings: Any, path: Path, name: str, program: Sequence[str], listen: Sequence[str]
+    ):
         self.settings, self.path, self.name, self.program = settings, path, name, program
-        self.cluster = settings.read_cluster()
+        self.cluster, self.listen = settings.read_cluster(), listen
 
-    def run(self, faults: Sequence[Fault], scratch: Path, seconds: float) -> Ended:
-        """Run all sites to their end, so many seconds at most; `scratch`: a folder for what happens."""
-        run = _Run(self, faults, scratch)
+    def folders(self) -> list[Path]:
+        """Return the run's folders, one of each hub, and last the one that has come furthest."""
+        first = self.settings.run.folder / self.name
+        return sorted([*first.parent.glob(f"{glob.escape(self.name)}-*"), first], key=_progress)
+
+    def harmed(self, fault: Fault) -> Sequence[int]:
+        """Return the ranks that a fault harms."""
+        if fault.between is None:
+            return [fault.rank]
+        return self.cluster.ranks_of_site(fault.site(self.cluster, self.listen))
+
+    def run(
+        self, faults: Sequence[Fault], scratch: Path, seconds: float, folder: Path | None = None
+    ) -> Ended:
+        """Run all sites to their end, so many seconds at most; `scratch`: a folder for what happens.
+
+        folder: of the run to go on with, where there is one.
+        """
+        run = _Run(self, faults, scratch, folder)
         try:
             run.begin()
             return run.ended(seconds)
         finally:
             run.end()
 
-    def command(self, site: str, address: tuple[str, int]) -> list[str]:
-        """Return what starts a site."""
-        hub, ranks = listening(self.cluster), len(self.cluster.ranks_of_site(site))
+    def command(
+        self, site: str, addresses: dict[str, tuple[str, int]], folder: Path | None
+    ) -> list[str]:
+        """Return what starts a site. addresses: hub -> where this site calls it, or listens itself."""
+        ranks = len(self.cluster.ranks_of_site(site))
         tolerant = ["--with-ft", "ulfm"] if self.settings.recovery.survive else []
         start = [mpirun(), *tolerant, "-n", str(ranks)] if ranks > 1 else []
-        how = ["--listen", "{}:{}", "--name", self.name] if site == hub else ["--join", "{}:{}"]
-        how[1] = how[1].format(*address)
+        how = []
+        for hub, (host, port) in addresses.items():
+            how += ["--listen" if site == hub else "--join", f"{host}:{port}"]
+        if site == self.listen[0]:
+            goes_on = folder is not None and folder.name != self.name
+            how += ["--resume", str(folder)] if goes_on else ["--name", self.name]
         return [*start, *self.program, "train", str(self.path), "--site", site, *how]
 
 
@@ -99,13 +130,14 @@ class _Job:
         return self.process.poll() is None
 
     @property
-    def has_called(self):
-        return any(": joined site " in line for line in [*self.said])
+    def takes_part(self):
+        """Whether it was there at the start, or has found the others."""
+        return not self.after or any(": joined site " in line for line in [*self.said])
 
     @property
     def failed(self):
-        """Whether it has ended, and not well; mpirun that tolerates faults tells code 0 then, too."""
-        return not self.runs and bool(self.process.returncode or self.last_words)
+        """Whether it has ended, and not well."""
+        return not self.runs and self.process.returncode != 0
 
     @property
     def last_words(self):
@@ -115,15 +147,17 @@ class _Job:
 class _Run:
     """One run of all sites."""
 
-    def __init__(self, jobs, faults, scratch):
-        self.cluster, self.command, self.scratch = jobs.cluster, jobs.command, scratch
-        self.finished = jobs.settings.run.folder / jobs.name / "summary.json"
+    def __init__(self, jobs, faults, scratch, folder):
+        self.cluster, self.folders, self.scratch = jobs.cluster, jobs.folders, scratch
+        self.command, self.listen, self.folder = jobs.command, jobs.listen, folder
         self.faults = tables_of(faults)
-        self.site_of = [each.site(self.cluster) for each in faults]
-        self.hub = listening(self.cluster)
-        self.place = reserved()  # of the hub
+        self.site_of = [each.site(self.cluster, self.listen) for each in faults]
+        self.places = {hub: reserved() for hub in self.listen}
         self.relays = {
-            site: Relay(self.place.getsockname()) for site in self.cluster.names if site != self.hub
+            (site, hub): Relay(place.getsockname())
+            for hub, place in self.places.items()
+            for site in self.cluster.names
+            if site != hub
         }
         self.jobs: list[_Job] = []
         self.back: Counter[str] = Counter()  # site -> how many of its faults it has come back after
@@ -131,11 +165,13 @@ class _Run:
         self.control = socket.socket(socket.AF_UNIX)
 
     def begin(self):
-        """Start all sites, the one that listens last."""
+        """Start all sites, the first hub last."""
         self.control.bind(str(self.scratch / CONTROL))
         self.control.listen(self.cluster.size)
         threading.Thread(target=self._attend, daemon=True).start()
-        for site in [*self.relays, self.hub]:
+        self._open(self.listen[1:])  # who calls only one waits until that is there
+        first = self.listen[0]
+        for site in [*(name for name in self.cluster.names if name != first), first]:
             self._start(site, 0)
 
     def ended(self, seconds):
@@ -143,12 +179,12 @@ class _Run:
         end, hung = time.monotonic() + seconds, []
         while True:
             running = [job for job in self.jobs if job.runs]
-            if any(job.site == self.hub for job in running):
+            if any(job.site in self.listen and job.takes_part for job in running):
                 self._start_again(running)
             else:
                 self.due.clear()
                 for job in running:
-                    if job.after and not job.has_called:  # nobody answers any more
+                    if not job.takes_part:  # nobody answers any more
                         job.dismissed = True
                         end_job(job.process)
             if not running:
@@ -161,8 +197,10 @@ class _Run:
             end_job(job.process)
         for job in self.jobs:
             job.reader.join(SECONDS_TO_END)
-        outcome = HUNG if hung else FINISHED if self.finished.exists() else ENDED
+        ends = sum((each / SUMMARY).exists() for each in self.folders())
+        outcome = HUNG if hung else FINISHED if ends else ENDED
         wrong = [f"site {job.site} did not end" for job in hung] or self._wrong()
+        wrong += [f"{ends} hubs have ended the run"] if ends > 1 else []
         codes = [f"{job.site} {job.process.returncode}" for job in self.jobs]
         return Ended(outcome, "; ".join(self._said()), wrong, codes)
 
@@ -173,7 +211,8 @@ class _Run:
                 end_job(job.process)
         for each in self.relays.values():
             each.end()
-        self.place.close()
+        for each in self.places.values():
+            each.close()
         with suppress(OSError):
             self.control.shutdown(socket.SHUT_RDWR)  # which wakes who accepts
         self.control.close()
@@ -185,17 +224,24 @@ class _Run:
             plan = self.scratch / f"faults-{len(self.jobs)}.json"
             plan.write_text(dumps([each for each in self.faults if each["fault"] not in past]))
             environment[PLAN] = str(plan)
-        address = self.place.getsockname() if site == self.hub else self.relays[site].address
-        command = self.command(site, address)
+        addresses = {
+            hub: place.getsockname() if site == hub else self.relays[site, hub].address
+            for hub, place in self.places.items()
+        }
+        command = self.command(site, addresses, self.folder)
         self.jobs.append(_Job(site, command, environment, after, self._hear))
 
     def _hear(self, job, line):
         """Take note of what a site says."""
-        if job.site == self.hub and ": waits at " in line:
-            for relay in self.relays.values():
-                relay.open()
+        if job.site == self.listen[0] and ": waits at " in line:
+            self._open([job.site])
         elif job.after and ": joined site " in line:
             self.back[job.site] = job.after
+
+    def _open(self, hubs):
+        for (_, hub), relay in self.relays.items():
+            if hub in hubs:
+                relay.open()
 
     def _to_come_back(self):
         """Return site -> how many of its faults have happened after which it comes back."""
@@ -236,7 +282,9 @@ class _Run:
                 while self._to_come_back() - self.back and time.monotonic() < end:
                     time.sleep(SECONDS_BETWEEN_LOOKS)
             else:
-                self._harm(self.relays[self.site_of[fault["fault"]]], fault, seconds)
+                for ends, relay in self.relays.items():
+                    if {*ends} == {*fault["between"]}:
+                        self._harm(relay, fault, seconds)
             asking.sendall(b"1")
 
     def _harm(self, relay, fault, seconds):
@@ -273,8 +321,18 @@ class _Run:
         for job in self.jobs:
             for line in job.said:
                 told = line.startswith("isthmus:") or "go on" in line or "go back" in line
-                if told and not job.dismissed and (job.site == self.hub or line in job.last_words):
+                hub = job.site in self.listen
+                if told and not job.dismissed and (hub or line in job.last_words):
                     yield f"{job.site}: {line.removeprefix('isthmus: ')}"
+
+
+def _progress(folder):
+    """Return whether a run has ended in this folder, and the step of its checkpoint; -1 without one."""
+    try:
+        step = CHECKPOINT.read(folder / "checkpoint.h5")[1]["step"]
+    except (OSError, IsthmusError):
+        step = -1
+    return (folder / SUMMARY).exists(), step
 
 
 def end_job(process: subprocess.Popen) -> None:

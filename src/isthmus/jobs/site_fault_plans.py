@@ -21,17 +21,29 @@ MOST_MESSAGES = 8
 
 
 def random_site_faults(
-    settings_path: Path, runs: int, seed: int, kinds: Sequence[str] = ("kill",)
+    settings_path: Path,
+    runs: int,
+    seed: int,
+    kinds: Sequence[str] = ("kill",),
+    listen: Sequence[str] = (),
 ) -> list[list[Fault]]:
     """Return what happens to one or two sites in each of so many runs, spread over steps and moments.
 
-    More than half of the sites that are harmed before the last two steps come back, which the site that
-    listens waits for; some of these are killed once more, as they do.
+    listen: the sites that others call, the first hub first. More than half of the sites that are harmed
+    before the last two steps come back, which one that is not harmed waits for; some of these are killed
+    once more, as they do.
     """
     settings = RunSettings.from_toml(settings_path)
     plan, cluster, _ = make_plan(settings_path)
     return [
-        _Draw(np.random.default_rng([seed, number]), cluster, plan.steps, settings, kinds).faults(number)
+        _Draw(
+            np.random.default_rng([seed, number]),
+            cluster,
+            plan.steps,
+            settings,
+            kinds,
+            listen or listening(cluster),
+        ).faults(number)
         for number in range(runs)
     ]
 
@@ -39,24 +51,29 @@ def random_site_faults(
 class _Draw:
     """What is drawn of one run."""
 
-    def __init__(self, draw, cluster, steps, settings, kinds):
-        self.draw, self.cluster, self.kinds = draw, cluster, kinds
+    def __init__(self, draw, cluster, steps, settings, kinds, listen):
+        self.draw, self.cluster, self.kinds, self.listen = draw, cluster, kinds, listen
         self.steps, self.total = steps, steps * settings.training.epochs
-        self.hub = listening(cluster)
+        self.hub = listen[0]
+        self.thaws = ("stop",) if len(listen) > 1 else ()  # and finds that the others have gone on
         self.first = {name: cluster.ranks_of_site(name)[0] for name in cluster.names}
 
     def faults(self, run):
         """Return the Faults."""
-        made, waits = [], set()
+        made, waits, harmed = [], set(), set()
+        votes = len(self.listen) > 1 and self.draw.random() < 0.3
         count = 1 + int(self.draw.integers(2)) if len(self.cluster.names) > 2 else 1
         for site in self._some(self.cluster.names, count):
             fault = self._harm(site)
-            site = Fault(**fault).site(self.cluster)
-            at, first = fault["step"] + 2, self.first[site]
-            ends = fault["kind"] in ("kill", "freeze", "cut", "close") and (
+            site, at = Fault(**fault).site(self.cluster, self.listen), fault["step"] + 2
+            if votes and harmed:  # it dies as it has noticed that the first one is gone
+                fault = {"kind": "kill", "rank": self.first[site], "moment": "settle"}
+            harmed.add(site)
+            first = self.first[site]
+            ends = fault["kind"] in ("kill", "freeze", "cut", "close", *self.thaws) and (
                 "between" in fault or fault["rank"] == first
             )
-            if site != self.hub and ends and at < self.total and self.draw.random() < 0.6:
+            if (site,) != (*self.listen,) and ends and at < self.total and self.draw.random() < 0.6:
                 back = {"back_after": BACK_AFTER_SECONDS}
                 made.append(fault | back | ({"seconds": LONG_SECONDS} if "between" in fault else {}))
                 waits.add(at)
@@ -68,7 +85,10 @@ class _Draw:
                     waits.add(at + 1)
             else:
                 made.append(fault)
-        wait = {"kind": "wait", "rank": self.first[self.hub], "moment": "compute"}
+        waiting = [self.hub, *self.cluster.names]
+        if len(self.listen) > 1:
+            waiting = [name for name in waiting if name not in harmed] or waiting
+        wait = {"kind": "wait", "rank": self.first[waiting[0]], "moment": "compute"}
         made += [wait | {"step": step} for step in sorted(waits)]
         return [Fault(**each, run=run) for each in made]
 
@@ -95,8 +115,9 @@ class _Draw:
         if kind == "slow":
             fault |= {"bytes_per_second": SLOW_BYTES_PER_SECOND, "seconds": SLOW_SECONDS}
         if kind in (*LINK_KINDS, "flip"):
-            other = self._one([each for each in self.cluster.names if each != self.hub])
-            fault["between"] = (self.hub, other if site == self.hub else site)
+            hub = self.hub if len(self.listen) == 1 else self._one(self.listen)
+            other = self._one([each for each in self.cluster.names if each != hub])
+            fault["between"] = (hub, other if site == hub else site)
         return fault
 
     def _one(self, of):

@@ -245,6 +245,7 @@ class Survival:
     def _point(self):
         """Return the last step that this rank has made, and whether what is due after it is done."""
         step = self.job.training.state.step
+        self.faults.meet("settle", step)
         return step, self.job.done_step == step
 
     def _build_of_sites(self, change, made):

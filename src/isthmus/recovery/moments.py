@@ -22,9 +22,13 @@ MOMENTS = (
     "buddies",
     "checkpoint",
     "rebuild",
+    "settle",
     "join",
 )
+ANY_STEP = ("settle", "join")
+"""Moments of whichever step they come in."""
 """When a fault may come. "send": as message `number` of a step is handed over, counted from 0; "agree":
 before all agree on a step, which this rank has reduced; "rebuild": while others are made do without one;
+"settle": as a site has noticed that one is gone, before it says how far it is or votes for a hub;
 "join": while a site comes back, as message `number` of that is handed over. The others are what a rank's
 log calls its phases."""
