@@ -70,7 +70,8 @@ def main():
         return 0 if all(row["right"] for row in made) else 1
     with tempfile.TemporaryDirectory() as scratch:
         prepare(Path(scratch))
-        with plain() if asked.plain else warm(Path(scratch), asked.served) as program:
+        run = compiled(Path(scratch)) if asked.served is None else None
+        with plain() if asked.plain else warm(Path(scratch), asked.served, run) as program:
             while left():
                 row = play(Path(scratch), len(made), asked.seed, program, hubs)
                 made.append(row | {"mode": mode} | code() | {"date": time.strftime("%Y-%m-%dT%H:%M:%S")})
@@ -156,21 +157,24 @@ def play(folder, number, seed, program, hubs):
     return row
 
 
+def compiled(folder):
+    """Return the folder of a run to which nothing happens, after which the kernels are compiled."""
+    path, _ = settings(folder, 0, 0)
+    (row,) = play_faults(path, [[]], 10 * SECONDS, lambda line: None)["runs"]
+    return row["folder"]
+
+
 @contextmanager
-def warm(folder, served):
+def warm(folder, served, run):
     """Give a program that is `isthmus` in a process that was forked from one which has all in memory.
 
-    served: the socket of such a one that is there; None: it is started, and ended.
+    served: the socket of such a one that is there; None: it is started, and ended. run: a run's folder.
     """
     server, place = str(HERE / "warm_ranks.py"), str(served or folder / "socket")
     if served is not None:
         yield (sys.executable, "-IS", server, place)
         return
-    path, _ = settings(folder, 0, 0)
-    (row,) = play_faults(path, [[]], 10 * SECONDS, lambda line: None)["runs"]  # it may compile first
-    forks = subprocess.Popen(
-        [sys.executable, server, "serve", place, row["folder"]], stdout=subprocess.PIPE
-    )
+    forks = subprocess.Popen([sys.executable, server, "serve", place, run], stdout=subprocess.PIPE)
     try:
         assert forks.stdout.readline() == b"ready\n"
         yield (sys.executable, "-IS", server, place)

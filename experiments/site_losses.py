@@ -4,9 +4,9 @@
 
 Four sites of a rank each on this machine, jobs of their own, learn clothes; two may be the hub, and in
 the end each of them in turn is killed as it is. Computing is paced, so that the one that comes back has
-a core, as on a machine of its own; with --real the other three want all there are. Seconds are counted from the signal, or from the start
-of the process that comes back, to the line in which the hub says so; lines are printed as JSON, the
-last one with medians.
+a core, as on a machine of its own; with --real the other three want all there are. Seconds are counted
+from the signal, or from the start of the process that comes back, to the line in which the hub says so;
+lines are printed as JSON, the last one with medians.
 """
 
 import json
