@@ -274,8 +274,7 @@ def test_who_comes_late_or_leaves_again_is_told_of_and_a_port_in_use(caplog):
     with listening("edge", "far") as (port, met, _):
         me = Introduction("edge", "alike", TOKEN)
         connection = caller(port)
-        introduce(connection, me, "leaders")
-        connection.close()
+        introduce(connection, me, "leaders")[1].close()
         while not any("has gone again before the start" in each.getMessage() for each in caplog.records):
             time.sleep(0.01)
         ends = [in_thread(lambda: joining(port)), in_thread(lambda: joining(port, "far"))]
@@ -286,6 +285,35 @@ def test_who_comes_late_or_leaves_again_is_told_of_and_a_port_in_use(caplog):
     me = Introduction("edge", "alike", TOKEN)
     with pytest.raises(SiteError, match=f"127.0.0.1:{port}: nobody answers there for 0.1 s"):
         join([("127.0.0.1", port)], me, 0.1, lambda line: None)
+
+
+def test_silent_callers_keep_no_place_and_who_is_hung_up_on_calls_again(monkeypatch):
+    monkeypatch.setattr("isthmus.links.meeting.MOST_AT_ONCE", 4)
+    with listening("edge") as (port, met, _):
+        silent = [caller(port) for _ in range(12)]
+        end = in_thread(lambda: joining(port))
+        assert sorted(met()) == ["edge"]
+        end()
+        assert silent[0].recv(100) == b""  # it was the first to give way
+        for each in silent:
+            each.close()
+    began, ends = time.monotonic(), threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        server.settimeout(0.05)
+
+        def hang_up():
+            while not ends.is_set():
+                with suppress(TimeoutError):
+                    server.accept()[0].close()
+
+        hung_up = in_thread(hang_up)
+        me = Introduction("edge", "alike", TOKEN)
+        with pytest.raises(SiteError, match=r"nobody answers there for 0.6 s \((closed|Conn|Broken)"):
+            join([("127.0.0.1", port)], me, 0.6, lambda line: None)
+        ends.set()
+        hung_up()
+    assert time.monotonic() - began > 0.6  # it was not the last word
 
 
 def test_who_calls_is_not_fooled_by_one_who_listens_without_the_token():

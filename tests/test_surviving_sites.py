@@ -1,6 +1,7 @@
 """Sites that are jobs of their own: the others go on where one is gone, and it may come back."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from isthmus.links.in_process import in_threads, tiers_in_process
 from isthmus.links.socket_comm import LostSitesError
 from isthmus.mpirun import mpirun
 from isthmus.recovery.faults import PLAN, flip
+from isthmus.security.key_files import make_keys
 from isthmus.training.replicas import Replicas, WentBackError
 
 pytest.importorskip("crc32c")
@@ -28,11 +30,32 @@ INT8 = {"compressor": {"kind": "int8", "block": 8}}
 
 
 class Sites:
-    """Sites of so many ranks each, in a folder; the first listens, or the first few."""
+    """Sites of so many ranks each, in a folder; the first listens, or the first few.
 
-    def __init__(self, folder, ranks, faults, pinned=(), listen=1, training=None, copies=1, **recovery):
-        self.folder, self.ranks = folder, ranks
-        self.where = [f"127.0.0.1:{free_port()}" for _ in range(listen)]
+    sealed: whether links are, and each site has a folder of keys. between: a kind of Relay, through
+    which all call; None: there is none.
+    """
+
+    def __init__(
+        self,
+        folder,
+        ranks,
+        faults,
+        pinned=(),
+        listen=1,
+        training=None,
+        copies=1,
+        sealed=False,
+        between=None,
+        **recovery,
+    ):
+        self.folder, self.ranks, self.files = folder, ranks, ["run.toml"] * len(ranks)
+        places = [("127.0.0.1", free_port()) for _ in range(listen)]
+        self.relays = [between(place) for place in places] if between else []
+        for relay in self.relays:
+            relay.open()
+        calls = [relay.address for relay in self.relays] or places
+        self.where, self.calls = ([f"{host}:{port}" for host, port in each] for each in (places, calls))
         for name in ("train", "test", "validation"):
             pack(folder, name)
         cluster = cluster_of(*ranks)
@@ -40,26 +63,46 @@ class Sites:
             if one < listen:
                 link = {"latency_seconds": 0.001, "bytes_per_second": 1e8}
                 cluster["link"].append({"between": [f"site{one}", f"site{other}"]} | link)
-        settings(
-            folder,
-            cluster=cluster,
-            allreduce=INT8,
-            data={"validation": "data/validation", "copies": copies},
-            training=training or {},
-            plan={"pinned": dict(pinned)},
-            recovery={"survive": True, "wait_seconds": 120.0} | recovery,
-        )
+        sections = {
+            "allreduce": INT8,
+            "data": {"validation": "data/validation", "copies": copies},
+            "training": training or {},
+            "plan": {"pinned": dict(pinned)},
+            "recovery": {"survive": True, "wait_seconds": 120.0} | recovery,
+        }
+        if sealed:
+            self.files = [f"run{number}.toml" for number in range(len(ranks))]
+            for number in range(len(ranks)):
+                self.make_keys(number)
+        for number, name in enumerate(self.files):
+            security = {"security": {"link": "sealed", "keys": f"keys{number}"}} if sealed else {}
+            settings(folder, name=name, cluster=cluster, **sections, **security)
         (folder / "faults.json").write_text(json.dumps(faults))
         self.jobs = [self.start(number) for number in range(len(ranks))]
+
+    def make_keys(self, number, replace=False):
+        """Make the key of a site, and bring it to all others."""
+        make_keys(self.folder / f"keys{number}", f"site{number}", replace)
+        for other in range(len(self.ranks)):
+            self.bring_key(number, other)
+
+    def bring_key(self, number, other):
+        """Bring the public key of a site to another one's folder."""
+        if other != number:
+            folder = self.folder / f"keys{other}"
+            folder.mkdir(mode=0o700, exist_ok=True)
+            shutil.copy(self.folder / f"keys{number}/site{number}.pub", folder)
 
     def start(self, number, faults="faults.json"):
         ranks = self.ranks[number]
         how = [] if number else ["--name", "mine"]
-        for each, where in enumerate(self.where):
-            how += ["--listen" if each == number else "--join", where]
+        for each in range(len(self.where)):
+            listens = each == number
+            how += ["--listen", self.where[each]] if listens else ["--join", self.calls[each]]
         return subprocess.Popen(
             ([mpirun(), "--with-ft", "ulfm", "-n", str(ranks)] if ranks > 1 else [])
-            + [sys.executable, "-m", "isthmus", "train", "run.toml", "--site", f"site{number}", *how],
+            + [sys.executable, "-m", "isthmus", "train", self.files[number]]
+            + ["--site", f"site{number}", *how],
             env=rank_environment(**({PLAN: str(self.folder / faults)} if faults else {})),
             cwd=self.folder,
             stdin=subprocess.DEVNULL,

@@ -110,9 +110,13 @@ class SecurityError(IsthmusError):
 
 class SealError(IsthmusError):
     """A message between sites is not what was sent. Nothing more is agreed on over such links: the rank
-    that finds it ends the job."""
+    that finds it ends the job, or has the step be made again where ranks survive.
+
+    `source` is the cluster rank whose message it is, where that is known.
+    """
 
     exit_code = 18
+    source: int | None = None
 
 
 class RecordError(IsthmusError):
@@ -122,9 +126,13 @@ class RecordError(IsthmusError):
 
 
 class SiteError(IsthmusError):
-    """Another site, a job of its own, cannot be reached, is refused, or has gone."""
+    """Another site, a job of its own, cannot be reached, is refused, or has gone.
+
+    `hung_up`: it has closed the connection in the place of a word.
+    """
 
     exit_code = 20
+    hung_up: bool = False
 
 
 class PolicyError(IsthmusError):

@@ -46,7 +46,6 @@ def check_recovery(settings):
     wrong = {
         'strategy = "synchronous"': settings.strategy.kind != "synchronous",
         "an algorithm of isthmus' own": settings.allreduce.algorithm == "mpi",
-        '[security] link = "clear"': settings.security.link != "clear",
         "no [privacy]": settings.privacy.secure_sum != "off" or settings.privacy.unit is not None,
         "run.trace = false": settings.run.trace,
         "plan.replan = false": settings.plan.replan,

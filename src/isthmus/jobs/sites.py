@@ -16,6 +16,7 @@ from isthmus.links.meeting import Address, Listener, in_words, is_loopback
 from isthmus.links.quorum import Quorum
 from isthmus.registry import ALGORITHMS
 from isthmus.security.admission import SiteKeys, Token, read_token
+from isthmus.security.key_files import read_private
 
 if TYPE_CHECKING:
     from isthmus.links.tiers import Tiers
@@ -176,6 +177,11 @@ class SiteJob(NamedTuple):
                 f'allreduce.algorithm = "{algorithm.name}" reaches no further than one mpirun, and '
                 f"sites are jobs of their own here; use one of {able}"
             )
+        if (keys := settings.security.keys_of_links) is not None:  # before others wait for this site
+            from isthmus.links.sealed import trusted_keys  # which starts MPI
+
+            private = read_private(keys.expanduser(), self.site)
+            trusted_keys(cluster, self.site, private, keys.expanduser(), cluster.names, pinned=True)
 
     def _admission(self, settings):
         """Return what this site proves itself with."""

@@ -18,13 +18,14 @@ from mpi4py import MPI
 from threadpoolctl import threadpool_limits
 
 from isthmus.cluster.cluster import Cluster
-from isthmus.errors import MachineError, SealError, SiteError, StoppedError, ranks_in_words
+from isthmus.errors import MachineError, SiteError, StoppedError, ranks_in_words
 from isthmus.folders.lock import FolderLock
 from isthmus.jobs.past import Past
 from isthmus.jobs.preparation import checked
 from isthmus.jobs.stopping import StopRequest, stopping_on
 from isthmus.jobs.succeeding import next_job
 from isthmus.links.agreement import from_root, gather_json, require
+from isthmus.links.sealed import ranks_without_key
 from isthmus.links.sites import tiers_of_circle
 from isthmus.links.socket_comm import LostSitesError
 from isthmus.links.switch import PATIENCE_SECONDS
@@ -52,10 +53,14 @@ class Survival:
     """
 
     def __init__(self, comm, kind, stop, lock, show, faults, circle=None):
-        self.membership = Membership(comm) if circle is None else SiteMembership(circle)
+
+        def step():
+            return self.job.training.state.step
+
+        self.membership = Membership(comm, step) if circle is None else SiteMembership(circle, step)
         self.kind, self.circle, self.stop, self.lock = kind, circle, stop, lock
         self.show, self.faults, self.lost = show, faults, 0
-        self.looked_at, self.changed, self.words, self.succeeds = 0.0, "", [], False
+        self.looked_at, self.words, self.succeeds = 0.0, [], False
 
     def begin(self, job):
         """Take up a job that all ranks begin. Collective."""
@@ -69,6 +74,7 @@ class Survival:
             self.circle.cluster = job.tiers.cluster
         Loss.leaves_at_once = True
         self._tell_of_buddies(job)
+        self._tell_of_keys(job)
         self.job, job.done_step = job, job.training.state.step
         self.ranks = [*range(job.tiers.cluster.size)]  # of the job, by their numbers at the start
         self.placed = job.members.ledger.parts[-1].shards_of_rank
@@ -84,6 +90,16 @@ class Survival:
             if self.circle is None:
                 where = f"to a second rank inside {len(each)} sites"
             job.tell(f"buddies: {sum(each):,} bytes of residuals {where}, every {every} steps")
+
+    def _tell_of_keys(self, job):
+        keys, tiers = job.settings.security.keys_of_links, job.tiers
+        if keys is None or self.circle is not None:  # there a site is gone with its first rank
+            return
+        if without := ranks_without_key(tiers.world, tiers.site_name, keys):
+            job.tell(
+                f"keys: {ranks_in_words(without)} cannot read the key of their site in {keys}; where "
+                "one of them is to lead it, the run ends"
+            )
 
     def come(self, tiers, settings, tell):
         """Take part in a run that is under way, as the others tell. Collective."""
@@ -118,7 +134,6 @@ class Survival:
                         barrier(job.tiers.world)
                 raise
             except Exception as problem:
-                self.changed = str(problem) if isinstance(problem, SealError) else ""
                 self._go_on(problem)
                 continue
             return summary | {"lost_ranks": self.lost}
@@ -212,7 +227,7 @@ class Survival:
 
     def _begin_again(self, began, clock, gone=(), came=()):
         """Say what was wrong and who has come, and have the new job be the one that signals reach."""
-        job = self.job
+        job, self.membership.changed.words = self.job, ""
         signal.signal(signal.SIGUSR1, self.stop.note)
         job.journal.__enter__()
         seconds, now = time.perf_counter() - began, job.tiers.cluster.size
@@ -236,11 +251,8 @@ class Survival:
         here = sorted(ranks)
         cluster = old.tiers.cluster.without({*range(old.tiers.cluster.size)} - {*here})
         tiers = tiers_in_order(comm, cluster, [here.index(rank) for rank in ranks], made)
-        if old.settings.cluster.links == "paced":
-            tiers = tiers.paced()
-        self.words = [each for each in gather_json(tiers.world, self.changed) if each]
         now = [self.ranks[rank] for rank in here]
-        return self._build_on(tiers, now), now
+        return self._build_on(as_before(tiers, old.settings), now), now
 
     def _point(self):
         """Return the last step that this rank has made, and whether what is due after it is done."""
@@ -256,9 +268,7 @@ class Survival:
         old.training.undoing.go_back(change.step, change.redo, kept)
         old.within_duties, old.done_step = change.redo, change.step - change.redo
         cluster = Cluster(change.cluster, old.tiers.cluster.source)
-        tiers = tiers_of_circle(self.circle, cluster, made)
-        if old.settings.cluster.links == "paced":
-            tiers = tiers.paced()
+        tiers = as_before(tiers_of_circle(self.circle, cluster, made), old.settings)
         return self._build_on(tiers, change.ranks), change.ranks
 
     def _build_on(self, tiers, ranks, settings=None, tell=None):
@@ -273,6 +283,8 @@ class Survival:
         with self.faults.joining() if None in here else nullcontext():
             if None in here or past is None:
                 past, here = self._met(tiers, past, here, settings, tell)
+            changed = gather_json(tiers.world, self.membership.changed.words)
+            self.words = [each for each in changed if each]
             tiers = checked(tiers, past.settings)
             stop = StopRequest(tiers.world, tiers.home)
             stop.signalled = self.stop.signalled
@@ -309,3 +321,10 @@ def come_back(comm, kind, tiers, settings, tell, show):
         except (LostSitesError, MPI.Exception) as problem:
             raise SiteError(f"while this site came back: {problem}") from None
         return survival.run()
+
+
+def as_before(tiers, settings):
+    """Return the tiers of those who are left, sealed and paced as the settings have it. Collective."""
+    keys = settings.security.keys_of_links
+    tiers = tiers if keys is None else tiers.sealed_with(keys)
+    return tiers.paced() if settings.cluster.links == "paced" else tiers

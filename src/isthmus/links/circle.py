@@ -7,7 +7,8 @@ decides, so there is one answer; a site that does not hear it is not among those
 may be the next hub, it decides by the votes of those who are left, as `quorum` has it.
 """
 
-from collections.abc import Sequence
+import time
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,6 +77,7 @@ class Circle:
         self.succession: Succession | None = None
         self.members: list[list[str]] = []  # (site, start), since the last change
         self.taken = self.promised = 0  # the last change, and the highest that was voted for
+        self.came: list[str] = []  # sites that the last change has let in, until all have made their job
         self.stops = False
         self.entered: Decision | None = None  # by which this site came back
         self._to_switch = endpoint.streams[-1]
@@ -146,7 +148,25 @@ class Circle:
         if self.door is not None and self.door.ready:
             raise LostSitesError("a site has come back")
 
+    def part_from(self, sites: Collection[str], seconds: float = 0.0) -> bool:
+        """Leave out sites that live, as the hub's first rank; return whether there are any.
+
+        seconds: for which they may end by themselves first.
+        """
+        here = [site for site in sites if site in self.direct] if self.is_hub else []
+        end = time.monotonic() + seconds
+        while any(map(self._lives, here)) and time.monotonic() < end:
+            self.endpoint.progress(SECONDS_TO_LISTEN, settling=True)
+        for site in here:
+            self._leave_out(site)
+        return bool(here)
+
+    def site_of(self, rank: int) -> str:
+        """Return the site of a rank, by its number among those who take part."""
+        return self.cluster.names[self.cluster.site_of_rank[self.ranks[rank]]]
+
     def _take(self, change):
+        before = self._sites()
         self.ranks, self.listens, self.stops = change.ranks, change.hub, change.stops
         self.members, self.taken = change.members, change.generation
         self.promised = max(self.promised, change.generation)
@@ -154,6 +174,7 @@ class Circle:
             self.door.is_hub = self.is_hub and not change.stops
             self.door.members = {(site, start) for site, start in change.members}
         self.endpoint.sites = [site["name"] for site in change.cluster["site"]]
+        self.came = [site for site in self.endpoint.sites if site not in before]
         self.endpoint.renew(change.generation)
 
     def close(self) -> None:
@@ -212,7 +233,8 @@ class Circle:
         """Return the Decision that the hub tells, as JSON; None where the next hub is to be found."""
         hub = self.direct[self.listens]
         while self._lives(self.listens):
-            if (heard := self.endpoint.hear("ranks", SECONDS_TO_LISTEN)) is not None:
+            heard = self.endpoint.hear("ranks", SECONDS_TO_LISTEN)
+            if heard is not None and heard[0] is hub:  # nobody else decides
                 return heard[1]
         if self.succession is not None:
             return None

@@ -19,6 +19,8 @@ from isthmus.extras import how_to_install
 DATA, BYE, GONE, ACKNOWLEDGED, AGAIN, ALIVE, MEMBERS = range(7)
 """Kinds of frames. What GONE carries says who is gone and why; what MEMBERS does, who goes on."""
 NUMBERED = (DATA, BYE, GONE, MEMBERS)
+VOUCHED = (BYE, GONE, MEMBERS)
+"""What a site says itself, and proves where the connection has a voucher."""
 MARK = b"\xa7\x1c"
 _FIELDS = struct.Struct("!2sBBIIiQQQI")
 _CHECK = struct.Struct("!I")
@@ -77,6 +79,7 @@ class Stream:
         take: Callable[[Header, memoryview], None],
     ):
         self.socket, self.who, self.room, self.take = connection, who, room, take
+        self.voucher = getattr(connection, "voucher", None)  # none inside a site
         self.crc32c = checksum()
         make_quick(connection)
         connection.setblocking(False)
@@ -113,6 +116,8 @@ class Stream:
     def send(self, kind: int, channel: int, source: int, dest: int, tag: int, payload: Any) -> Outgoing:
         """Send a numbered frame; payload: bytes, or a view of them, which stays until it is `done`."""
         head = kind, channel, source, dest, tag
+        if self.voucher is not None and kind in VOUCHED:
+            payload = self.voucher.signed(bytes(payload))
         frame = Outgoing(head, payload, self._next)
         if not frame.kept:
             frame.payload = bytes(payload)
@@ -284,10 +289,19 @@ class Stream:
         # Who has sent a long frame, or its last, waits to hear of it.
         waited_for = header.nbytes > EAGER_NBYTES or header.kind == BYE
         self._came_nbytes += ACKNOWLEDGE_NBYTES if waited_for else header.nbytes
+        if self.voucher is not None and header.kind in VOUCHED:
+            into = self._opened(into)
         if header.kind == BYE:
             self.ended = True
         else:
             self.take(header, into)
+
+    def _opened(self, signed):
+        """Return the words of the other end's site; whoever else says something ends the connection."""
+        try:
+            return memoryview(self.voucher.opened(bytes(signed)))
+        except SiteError as problem:
+            raise SiteError(f"{self.who} {problem}; look at what lies between") from None
 
     def _ask_again(self):
         """Ask for all frames from the next one on, once until that comes."""

@@ -4,10 +4,10 @@
     listens -> joins    hello: version, site, a nonce
     joins  -> listens   proof: of its site, on both hellos
     listens -> joins    proof: of its own site, on the same; or why the other is refused
-    listens -> joins    start, once all sites are there; or why there is none
+    listens -> joins    start, once all sites are there, with a proof; or why there is none
 
 Words are JSON behind a mark and a length, of at most 4 KiB and within ten seconds, so that nobody who
-happens to call keeps others waiting.
+happens to call keeps others waiting. What the two say later of who takes part has a proof as well.
 """
 
 import secrets
@@ -15,20 +15,22 @@ import socket
 import struct
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from hashlib import sha256
+from typing import Any, Self
 
 import isthmus
 from isthmus.errors import IsthmusError, SiteError
 from isthmus.json_text import dumps, loads
 from isthmus.security.admission import Admission
 
-PROTOCOL = 2
+PROTOCOL = 3
 MARK = b"isthmus\0"
 MOST_NBYTES = 4096
 SECONDS_TO_GREET = 10.0
 PARTS = ("leaders", "switch")
 """The connections of two sites: of their leaders, and of their switches for all else."""
-_LENGTH = struct.Struct("!I")
+_LENGTH, _NUMBER = struct.Struct("!I"), struct.Struct("!Q")
+_JOINS, _LISTENS = b"joins\0", b"listens\0"
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,69 @@ def hear(connection: socket.socket, end: float) -> tuple[bytes, dict[str, Any]]:
     return text, table
 
 
+class Voucher:
+    """Proofs that words are of the site at one end of a connection, for the other, and none is missing.
+
+    admission: what this end proves itself with. site: the other. said: what both have said at first.
+    ends: the part of this end, and that of the other.
+    """
+
+    def __init__(self, admission: Admission, site: str, said: bytes, ends: tuple[bytes, bytes]):
+        self.admission, self.site, self.said = admission, site, sha256(said).digest()
+        self.ends, self.numbers = ends, [0, 0]
+
+    def signed(self, words: bytes) -> bytes:
+        """Return the words behind their proof."""
+        proof = self.admission.prove(self._next(0, words))
+        return bytes([len(proof)]) + proof + words
+
+    def opened(self, signed: bytes) -> bytes:
+        """Return the words. SiteError where they are not those that the other end says next."""
+        count = 1 + signed[0] if signed else 0
+        proof, words = signed[1:count], signed[count:]
+        try:
+            if self.admission.holds(self.site, self._next(1, words), proof):
+                return words
+        except (IsthmusError, ValueError):
+            pass
+        raise SiteError("does not prove what it says of who takes part")
+
+    def _next(self, end, words):
+        number, self.numbers[end] = self.numbers[end], self.numbers[end] + 1
+        return b"words\0" + self.ends[end] + self.said + _NUMBER.pack(number) + words
+
+
+class Met(socket.socket):
+    """A connection of two sites that have proven themselves, and its `voucher`."""
+
+    voucher: Voucher
+
+    @classmethod
+    def of(cls, connection: socket.socket, voucher: Voucher) -> Self:
+        """Return one in the place of `connection`, which is closed with it."""
+        seconds = connection.gettimeout()
+        met = cls(fileno=connection.detach())
+        met.settimeout(seconds)
+        met.voucher = voucher
+        return met
+
+    def begin(self, words: dict[str, Any]) -> None:
+        """Tell the other end that it takes part."""
+        say(self, {"start": self.voucher.signed(dumps(words).encode()).hex()})
+
+    def begun(self, end: float) -> dict[str, Any]:
+        """Return what the other end has told by `begin`; end: on `time.monotonic`.
+
+        SiteError where it does not, or not itself; and as `raise_refused` does.
+        """
+        _, answer = hear(self, end)
+        raise_refused(answer, self.voucher.site)
+        try:
+            return loads(self.voucher.opened(bytes.fromhex(str(answer.get("start")))))
+        except ValueError:
+            raise SiteError("says what is no start") from None
+
+
 class RefusedError(Exception):
     """The site that was called does not take this one."""
 
@@ -130,15 +195,17 @@ def greet(connection: socket.socket, me: Introduction) -> dict[str, Any]:
         raise SiteError(wrong)
     _, answer = hear(connection, end)
     said = theirs + b"\0" + mine
-    if not _proven(me.admission, hello["site"], b"joins\0" + said, answer):
+    if not _proven(me.admission, hello["site"], _JOINS + said, answer):
         refuse(connection, "it has another token, or is not known by its key")
         raise SiteError(f"site {hello['site']!r} has another token, or is not known by its key")
     return hello | {"said": said}
 
 
-def admit(connection: socket.socket, me: Introduction, hello: dict[str, Any]) -> None:
-    """Let a site in, and prove to it who this one is."""
-    say(connection, {"proof": me.admission.prove(b"listens\0" + hello["said"]).hex()})
+def admit(connection: socket.socket, me: Introduction, hello: dict[str, Any]) -> Met:
+    """Let a site in, and prove to it who this one is. Return the connection in the place of this one."""
+    said = hello["said"]
+    say(connection, {"proof": me.admission.prove(_LISTENS + said).hex()})
+    return Met.of(connection, Voucher(me.admission, hello["site"], said, (_LISTENS, _JOINS)))
 
 
 def refuse(connection: socket.socket, why: str, elsewhere: bool = False) -> None:
@@ -151,9 +218,9 @@ def refuse(connection: socket.socket, why: str, elsewhere: bool = False) -> None
 
 def introduce(
     connection: socket.socket, me: Introduction, part: str, seconds: float | None = None
-) -> str:
-    """Say who calls; return the name of the site that listens. SiteError where one is not who it
-    should be, and as `raise_refused` does.
+) -> tuple[str, Met]:
+    """Say who calls; return the name of the site that listens, and the connection, in the place of this
+    one. SiteError where one is not who it should be, and as `raise_refused` does.
 
     seconds: for which it is waited for, if not SECONDS_TO_GREET.
     """
@@ -167,12 +234,12 @@ def introduce(
     if wrong := other_version(me, hello):
         raise SiteError(wrong)
     said = mine + b"\0" + theirs
-    say(connection, {"proof": me.admission.prove(b"joins\0" + said).hex()})
+    say(connection, {"proof": me.admission.prove(_JOINS + said).hex()})
     _, answer = hear(connection, end)
     raise_refused(answer, site)
-    if not _proven(me.admission, site, b"listens\0" + said, answer):
+    if not _proven(me.admission, site, _LISTENS + said, answer):
         raise SiteError(f"site {site!r} cannot prove itself: it has another token, or another key")
-    return site
+    return site, Met.of(connection, Voucher(me.admission, site, said, (_JOINS, _LISTENS)))
 
 
 def raise_refused(answer: dict[str, Any], site: str) -> None:
@@ -211,11 +278,18 @@ def _exactly(connection, count, end, mark=b""):
             what = "stops in the middle of a word" if came else "says nothing"
             raise SiteError(f"{what} for {SECONDS_TO_GREET:g} s") from None
         except OSError as problem:
-            raise SiteError(f"closed the connection: {problem.strerror}") from None
+            raise _hung_up(f"closed the connection: {problem.strerror}") from None
+        if not more and came:
+            raise SiteError("closed the connection in the middle of a word")
         if not more:
-            what = "in the middle of a word" if came else "without a word"
-            raise SiteError(f"closed the connection {what}")
+            raise _hung_up("closed the connection without a word")
         came += more
         if mark and not came.startswith(mark[: len(came)]):
             raise SiteError(f"is not isthmus: it begins with {came[:16]!r}")
     return came
+
+
+def _hung_up(why):
+    problem = SiteError(why)
+    problem.hung_up = True
+    return problem

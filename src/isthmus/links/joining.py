@@ -12,10 +12,9 @@ from isthmus.links.greeting import (
     SECONDS_TO_GREET,
     ElsewhereError,
     Introduction,
+    Met,
     RefusedError,
-    hear,
     introduce,
-    raise_refused,
 )
 from isthmus.links.meeting import SECONDS_BETWEEN_CALLS, Address, Connections, Tell, in_words
 
@@ -38,7 +37,7 @@ class Joined(NamedTuple):
 
 
 class SilentError(Exception):
-    """Nobody answers a call, for a reason in words."""
+    """Nobody answers a call, or hangs up in the place of a word, for a reason in words."""
 
 
 NOT_NOW = (SiteError, SilentError, ElsewhereError)
@@ -101,36 +100,34 @@ def join_one_under_way(
     return None
 
 
-def call(address: Address, me: Introduction, seconds: float) -> tuple[str, dict[str, socket.socket]]:
+def call(address: Address, me: Introduction, seconds: float) -> tuple[str, dict[str, Met]]:
     """Return the name of the site that takes this one there, and the connections to it, by PARTS.
 
     seconds: for which an answer is waited for. RefusedError where it is no, NOT_NOW where there is none.
     """
-    where, connections, site = in_words(address), {}, ""
+    where, site = in_words(address), ""
+    connections: dict[str, Any] = {}
     try:
         for part in PARTS:
             connections[part] = _connected(address, seconds)
-            site = _introduced(connections[part], me, part, where, seconds)
+            site, connections[part] = _introduced(connections[part], me, part, where, seconds)
     except BaseException:
         _close(connections)
         raise
     return site, connections
 
 
-def wait_for_start(
-    connections: dict[str, socket.socket], site: str, where: str, end: float
-) -> dict[str, Any]:
+def wait_for_start(connections: dict[str, Met], site: str, where: str, end: float) -> dict[str, Any]:
     """Return what the site that listens says once this one takes part; end: on `time.monotonic`."""
     answer: dict[str, Any] = {}
     try:
         for connection in connections.values():
             try:
-                _, answer = hear(connection, max(end, time.monotonic()) + SECONDS_TO_GREET)
+                answer = connection.begun(max(end, time.monotonic()) + SECONDS_TO_GREET)
             except SiteError as problem:
                 raise SiteError(
                     f"{where}: site {site!r} {problem}, before all sites had joined"
                 ) from None
-            raise_refused(answer, site)
     except BaseException:
         _close(connections)
         raise
@@ -154,6 +151,8 @@ def _introduced(connection, me, part, where, seconds):
         make_quick(connection)
         return introduce(connection, me, part, min(seconds, SECONDS_TO_GREET))
     except (SiteError, RefusedError, ElsewhereError) as problem:
+        if isinstance(problem, SiteError) and problem.hung_up:  # it may have too many callers
+            raise SilentError(str(problem)) from None
         raise type(problem)(f"{where}: {problem}") from None
     except OSError as problem:
-        raise SiteError(f"{where}: closed the connection: {problem.strerror}") from None
+        raise SilentError(problem.strerror or str(problem)) from None

@@ -13,16 +13,16 @@ from typing import Any
 
 from isthmus.errors import SiteError
 from isthmus.links.frames import make_quick
-from isthmus.links.greeting import PARTS, Introduction, admit, greet, refuse, say, start_of
+from isthmus.links.greeting import PARTS, Introduction, Met, admit, greet, refuse, start_of
 
 log = logging.getLogger("isthmus")
 SECONDS_BETWEEN_CALLS = 0.25
 MOST_AT_ONCE = 64
-"""Callers who are greeted at one time."""
+"""Callers who are greeted at one time; the one that has called first gives way to one more."""
 
 Address = tuple[str, int]
 Tell = Callable[[str], Any]
-Connections = dict[str, dict[str, socket.socket]]
+Connections = dict[str, dict[str, Met]]
 """site -> which of PARTS -> the connection to it."""
 
 
@@ -60,7 +60,7 @@ class _Caller:
 
     hello: dict[str, Any]
     address: str
-    connections: dict[str, socket.socket]
+    connections: dict[str, Met]
     takes_part: bool = False
 
     @property
@@ -77,7 +77,7 @@ class _Caller:
         self.takes_part = True
         for connection in self.connections.values():
             with suppress(OSError):  # it is found gone when it is waited for
-                say(connection, {"start": True} | words)
+                connection.begin(words)
         return self.connections
 
     def close(self):
@@ -109,7 +109,8 @@ class Listener:
         self.words: dict[str, Any] = {}
         self._callers: dict[str, _Caller] = {}
         self._lock = threading.Lock()
-        self._free = threading.Semaphore(MOST_AT_ONCE)
+        self._greeted: list[socket.socket] = []  # who have called, and not proven themselves yet
+        self._places = threading.Lock()  # of the list of these
         self._attending: threading.Thread | None = None
         self._closed = threading.Event()
         self._socket = _server(address)
@@ -156,7 +157,7 @@ class Listener:
         """Return what a site has said of itself that has called last."""
         return self._callers[site].hello
 
-    def take(self, site: str, generation: int) -> dict[str, socket.socket]:
+    def take(self, site: str, generation: int) -> dict[str, Met]:
         """Return the connections of a site that is `ready`, which is told that it takes part.
 
         generation: how often members have changed before.
@@ -203,14 +204,16 @@ class Listener:
     def _take_call(self):
         with suppress(OSError):  # it has hung up
             connection, address = self._socket.accept()
-            if not self._free.acquire(blocking=False):
-                connection.close()
-                return
+            with self._places, suppress(OSError):
+                self._greeted.append(connection)
+                if len(self._greeted) > MOST_AT_ONCE:
+                    self._greeted.pop(0).shutdown(socket.SHUT_RDWR)
             threading.Thread(
                 target=self._greet, args=(connection, f"{address[0]}:{address[1]}"), daemon=True
             ).start()
 
-    def _greet(self, connection, address):
+    def _greet(self, called, address):
+        connection = called
         try:
             make_quick(connection)
             hello = greet(connection, self.me)
@@ -222,7 +225,7 @@ class Listener:
                 if why := self._complaint(hello):
                     refuse(connection, why)
                     raise SiteError(f"site {hello['site']!r} is refused: {why}")
-                admit(connection, self.me, hello)
+                connection = admit(connection, self.me, hello)
                 connection.setblocking(False)
                 caller = self._callers.setdefault(hello["site"], _Caller(hello, address, {}))
                 caller.connections[hello["part"]] = connection
@@ -235,7 +238,8 @@ class Listener:
             log.warning(f"{self.where}: caller {address}: has gone: {problem.strerror}")
             connection.close()
         finally:
-            self._free.release()
+            with self._places, suppress(ValueError):  # it has given way
+                self._greeted.remove(called)
 
     def _not_here(self, hello):
         """Return why a site is to ask others, and may ask again; None if it is not to."""

@@ -3,7 +3,8 @@
 A message is 16 bytes longer than what is sent, and that is all. Its nonce is its tag and its number
 among those of that tag, which both ends count, for MPI keeps their order: no counter travels, and none
 is stored. A message that was changed, cut, left out, sent twice, sent by another or meant for another
-does not open. Keys last as long as the tiers, so a run that goes on has others.
+does not open. Keys last as long as the tiers, so a run that goes on has others, as ranks have that go on
+without those that are gone.
 """
 
 import struct
@@ -20,13 +21,13 @@ from mpi4py import MPI
 from isthmus.cluster.cluster import Cluster
 from isthmus.errors import MachineError, SealError, SecurityError
 from isthmus.json_text import dumps
-from isthmus.links.agreement import gather_json, together
+from isthmus.links.agreement import ranks_where, together
 from isthmus.links.comm import Comm, Request, Wrapped
 from isthmus.links.common_clock import machine_name
-from isthmus.links.world import World, all_gather_rows, gather
+from isthmus.links.world import World, all_gather, all_gather_rows
 from isthmus.security.key_files import key_paths, read_private, read_public, sites_in
 from isthmus.security.pair_keys import HELLO, PairKeys, signed, verify
-from isthmus.security.public_keys import key_bytes
+from isthmus.security.public_keys import KEY_NBYTES, key_bytes
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -96,11 +97,25 @@ class SealedComm(Wrapped):
         return _Way(self.keys.key(self.name, *ends, self.ranks[other]), *ends)
 
     def _refused(self, source: int) -> SealError:
-        return SealError(
+        error = SealError(
             f"a message from rank {self.ranks[source]} to rank {self.ranks[self.rank]} does not open: "
             "it was changed on its way, or is not the one that is due; look at what lies between their "
             "sites, and start again"
         )
+        error.source = self.ranks[source]
+        return error
+
+
+def beneath_seal(comm: Comm, wrap: Callable[[Comm], Comm]) -> Comm:
+    """Return `comm` with `wrap` around what is inside its seal, where somebody between the sites would
+    be; around all of it where it has none."""
+    inner = comm
+    while isinstance(inner, Wrapped) and not isinstance(inner, SealedComm):
+        inner = inner.comm
+    if not isinstance(inner, SealedComm):
+        return wrap(comm)
+    inner.comm = wrap(inner.comm)
+    return comm
 
 
 class _Way:
@@ -165,6 +180,8 @@ class _Received:
             if problem.Get_error_class() == MPI.ERR_TRUNCATE:  # longer than what is due
                 raise self.refusal() from None
             raise
+        except MachineError:  # over a socket: of another length
+            raise self.refusal() from None
         if done and self.open_it is not None:
             open_it, self.open_it = self.open_it, None
             open_it()
@@ -176,34 +193,47 @@ def agree_on_keys(
 ) -> PairKeys:
     """Return this rank's keys for messages to ranks of other sites. Collective.
 
-    world, site: MPI's communicators of all ranks and of this rank's site; what is said over them now is
-    in clear, and nothing of it is a secret. A site's leader reads its private key in `folder` on its own
+    world, site: communicators of all ranks and of this rank's site; what is said over them now is in
+    clear, and nothing of it is a secret. A site's leader reads its private key in `folder` on its own
     host, and signs for its site's ranks; it holds the others' signatures against their .pub in that
-    folder. pinned: the cluster's `public_key` is not enough, for it has come over a link. SecurityError
-    on every rank if any leader's folder is not right, or a signature is not a site's.
+    folder. What is signed has the public keys of all ranks in it, which are new, so that nothing said at
+    another time is taken for an answer. pinned: the cluster's `public_key` is not enough, for it has
+    come over a link. SecurityError on every rank if any leader's folder is not right, or a signature is
+    not a site's; SealError where what comes makes no sense.
     """
-    own, folder = together(world, PairKeys), Path(folder).expanduser()
-    context = sha256(dumps(cluster.to_table()).encode()).digest()
-    name = cluster.names[world.site_index]
-    machines = gather_json(world, machine_name())
-    publics = gather(site, np.frombuffer(own.public, np.uint8))
+    try:
+        return _agreed_keys(cluster, world, site, Path(folder).expanduser(), pinned)
+    except (ValueError, TypeError, LookupError) as problem:
+        raise SealError(
+            "what ranks tell one another to agree on keys was changed on its way; look at what lies "
+            "between their sites, and start again"
+        ) from problem
+
+
+def _agreed_keys(cluster, world, site, folder, pinned):
+    own, name = together(world, PairKeys), cluster.names[world.site_index]
+    told = own.public + sha256(machine_name().encode()).digest()
+    of_rank = [row.tobytes() for row in all_gather(world, np.frombuffer(told, np.uint8))]
+    publics, machines = [row[:KEY_NBYTES] for row in of_rank], [row[KEY_NBYTES:] for row in of_rank]
+    context = sha256(b"".join([dumps(cluster.to_table()).encode(), *publics])).digest()
 
     def introduce() -> tuple[list[bytes], dict[str, bytes]]:
-        if publics is None:
+        if site.rank != 0:
             return [], {}
         here = {
-            site
-            for site in cluster.names
-            if machines[cluster.ranks_of_site(site)[0]] == machines[world.rank]
+            cluster.names[number]
+            for number, machine in zip(cluster.site_of_rank, machines)
+            if machine == machines[world.rank]
         }
         private = read_private(folder, name)
         trusted = trusted_keys(cluster, name, private, folder, here, pinned)
-        of_rank = {rank: key.tobytes() for rank, key in zip(cluster.ranks_of_site(name), publics)}
-        return signed(private, context, name, of_rank), trusted
+        own_ranks = {rank: publics[rank] for rank in cluster.ranks_of_site(name)}
+        return signed(private, context, name, own_ranks), trusted
 
     mine, trusted = together(world, introduce)
     rows = np.frombuffer(b"".join(mine), np.uint8).reshape(-1, HELLO.size)
-    hellos = [row.tobytes() for rows in all_gather_rows(world, rows) for row in rows]
+    counts = [len(world.ranks_of_site[site]) * (not place) for site, place in world.place_of_rank]
+    hellos = [row.tobytes() for each in all_gather_rows(world, rows, counts) for row in each]
 
     def meet() -> None:
         for site, key in trusted.items():
@@ -225,7 +255,7 @@ def trusted_keys(
 ) -> dict[str, bytes]:
     """Return site -> public key, as the leader of `site`, whose key is `private`, knows them.
 
-    here: the sites whose leaders are on this machine. SecurityError where a key is not in the folder,
+    here: the sites with ranks on this machine. SecurityError where a key is not in the folder,
     differs from the cluster file's, or where the folder has the private key of a site that is not here.
     """
     for name in sites_in(folder):
@@ -256,6 +286,18 @@ def trusted_keys(
         assert key is not None
         found[other.name] = key
     return found
+
+
+def ranks_without_key(world: World, site: str, folder: str | PathLike[str]) -> list[int]:
+    """Return the ranks that could not lead their site, as its key is not to be had where they are.
+
+    site: this rank's. Collective.
+    """
+    try:
+        found = read_private(Path(folder).expanduser(), site)
+    except SecurityError:
+        found = None
+    return ranks_where(world, found is None)
 
 
 def strangers(cluster: Cluster, site: str) -> set[int]:

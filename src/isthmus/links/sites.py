@@ -20,8 +20,7 @@ from isthmus.links.comm import Request
 from isthmus.links.frames import HEADER_NBYTES
 from isthmus.links.greeting import SECONDS_TO_GREET
 from isthmus.links.meeting import Connections, Listener
-from isthmus.links.sealed import agree_on_keys
-from isthmus.links.socket_comm import LEADERS, TIER, WORLD, Endpoint, SocketComm
+from isthmus.links.socket_comm import LEADERS, TIER, WORLD, Endpoint, LostSitesError, SocketComm
 from isthmus.links.succession import Succession
 from isthmus.links.switch import Switch
 from isthmus.links.tiers import Tiers, ready, world_of
@@ -101,13 +100,13 @@ def tiers_of_sites(
     circle = _connected(comm, cluster, site, listens, connections, deadline_seconds)
     circle.door, circle.succession = door, succession
     if generation is not None:
-        change = circle.enter(generation)
-        with ready(tiers_of_circle(circle, Cluster(change.cluster, cluster.source)), paced) as tiers:
-            yield tiers
-        return
+        cluster = Cluster(circle.enter(generation).cluster, cluster.source)
     tiers = tiers_of_circle(circle, cluster)
     if keys is not None:
-        tiers = tiers.sealed_by(agree_on_keys(cluster, tiers.world, tiers.site, keys))
+        try:
+            tiers = tiers.sealed_with(keys)
+        except LostSitesError as problem:
+            raise SiteError(f"while this site came back: {problem}") from None
     with ready(tiers, paced) as tiers:
         yield tiers
 

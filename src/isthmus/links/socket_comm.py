@@ -279,29 +279,34 @@ class Received:
 
     def __init__(self, endpoint: Endpoint, stream: Stream, buffer: Any):
         self.endpoint, self.stream, self.view = endpoint, stream, _bytes(buffer)
-        self.done = False
+        self.done, self.came_nbytes = False, self.view.nbytes
 
     def Wait(self) -> None:  # noqa: N802
         while not self.done:
             if self.stream.closed:
                 raise self.endpoint.gone(self.stream, self.stream.gone())
             self.endpoint.progress(None)
+        self._check()
 
     def Test(self) -> bool:  # noqa: N802
         if not self.done:
             self.endpoint.progress()
+        if self.done:
+            self._check()
         return self.done
 
     def fill(self, came: memoryview) -> None:
         """Take what has come: it is in its place, or is brought there."""
-        if came is not self.view:
-            if came.nbytes != self.view.nbytes:
-                raise MachineError(
-                    f"a message of {came.nbytes} bytes came over a socket where {self.view.nbytes} were "
-                    "due; start all sites with the same version and settings"
-                )
+        self.came_nbytes, self.done = came.nbytes, True
+        if came is not self.view and came.nbytes == self.view.nbytes:
             self.view[:] = came
-        self.done = True
+
+    def _check(self):
+        if self.came_nbytes != self.view.nbytes:
+            raise MachineError(
+                f"a message of {self.came_nbytes} bytes came over a socket where {self.view.nbytes} "
+                "were due; start all sites with the same version and settings"
+            )
 
 
 class SocketComm:

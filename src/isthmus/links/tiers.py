@@ -119,6 +119,13 @@ class Tiers:
 
         return self.through(wrap)
 
+    def sealed_with(self, folder: str | PathLike[str], pinned: bool = True) -> Self:
+        """Return these tiers sealed under keys that all ranks agree on now, and no two times the same.
+
+        Collective; folder, pinned, and what is raised: as of `agree_on_keys`.
+        """
+        return self.sealed_by(agree_on_keys(self.cluster, self.world, self.site, folder, pinned))
+
     def sealed_by(self, keys: PairKeys) -> Self:
         """Return these tiers with every message between sites sealed; within a site nothing changes."""
         cluster = self.cluster
@@ -225,9 +232,7 @@ def _split(comm, cluster, keys, pinned):
         problem = ValueError("some ranks give `keys` and others do not; give it on all, or on none")
         raise_first(comm, problem)
     tiers = tiers_in_order(comm, cluster, together(comm, lambda: cluster_ranks(cluster, hosts)))
-    if keys is None:
-        return tiers
-    return tiers.sealed_by(agree_on_keys(cluster, tiers.world, tiers.site, keys, pinned))
+    return tiers if keys is None else tiers.sealed_with(keys, pinned)
 
 
 def tiers_in_order(

@@ -103,10 +103,16 @@ def all_gather(comm: Comm, array: np.ndarray) -> list[np.ndarray]:
     return _all_gather(world, np.ascontiguousarray(array), [len(array)] * world.size)
 
 
-def all_gather_rows(comm: Comm, array: np.ndarray) -> list[np.ndarray]:
-    """Return what `all_gather` does, of arrays whose first dimension may differ. Collective."""
+def all_gather_rows(
+    comm: Comm, array: np.ndarray, counts: Sequence[int] | None = None
+) -> list[np.ndarray]:
+    """Return what `all_gather` does, of arrays whose first dimension may differ. Collective.
+
+    counts: what that is on each rank, where all know it.
+    """
     world = World.of(comm)
-    return _all_gather(world, np.ascontiguousarray(array), _counts(world, array))
+    counts = _counts(world, array) if counts is None else counts
+    return _all_gather(world, np.ascontiguousarray(array), counts)
 
 
 def maximum(comm: Comm, numbers: Sequence[float] | np.ndarray) -> np.ndarray:

@@ -16,6 +16,7 @@ import numpy as np
 from isthmus.devices import set_from_host, to_host
 from isthmus.json_text import dumps, loads
 from isthmus.links.comm import Comm, Request, Wrapped
+from isthmus.links.sealed import beneath_seal
 from isthmus.recovery.moments import CONTROL, HAPPENED, LINK_KINDS, PLAN
 
 if TYPE_CHECKING:
@@ -85,9 +86,12 @@ class Faults:
         if not planned:
             return tiers
         here = tiers.cluster.ranks_of_site(tiers.site_name)
-        return tiers.through(
-            lambda comm, ranks: FaultyComm(comm, self, [rank not in here for rank in ranks])
-        )
+
+        def wrap(comm: Comm, ranks: Sequence[int]) -> Comm:
+            crosses = [rank not in here for rank in ranks]
+            return beneath_seal(comm, lambda inner: FaultyComm(inner, self, crosses))
+
+        return tiers.through(wrap)
 
     def _due(self, moment, step, crosses=True):
         """Return what is planned for now; each happens once."""

@@ -23,11 +23,39 @@ class AnotherFailsError(Exception):
     """Another rank has raised what is no loss: it tells that, and the job ends."""
 
 
-class Membership:
-    """What the ranks of `comm`, MPI's, agree on. `comm` is from then on that of those who are left."""
+MOST_CHANGED = 3
+"""Messages that one rank may find changed within two steps, and have them be made again: who changes
+more does so on purpose, or is broken."""
 
-    def __init__(self, comm: MPI.Comm):
-        self.comm = comm
+
+class ChangedMessages:
+    """Those that this rank has found of late. step: gives the last step that it has made."""
+
+    def __init__(self, step: Callable[[], int]):
+        self.step = step
+        self.steps: list[int] = []  # after which they were found
+        self.words = ""  # of the last one, until it is told
+
+    def too_many(self, problem: Exception) -> bool:
+        """Whether `problem` is one more of them than is borne."""
+        if not isinstance(problem, SealError):
+            return False
+        step, self.words = self.step(), str(problem).partition(";")[0]
+        self.steps = [*(each for each in self.steps if each >= step - 1), step]
+        if len(self.steps) <= MOST_CHANGED:
+            return False
+        self.steps.clear()
+        return True
+
+
+class Membership:
+    """What the ranks of `comm`, MPI's, agree on. `comm` is from then on that of those who are left.
+
+    step: gives the last step that this rank has made.
+    """
+
+    def __init__(self, comm: MPI.Comm, step: Callable[[], int]):
+        self.comm, self.changed = comm, ChangedMessages(step)
 
     def agree(self, well: bool = True) -> None:
         """Return on every rank if all say that all is well, or raise LostRanksError on every one."""
@@ -43,7 +71,8 @@ class Membership:
 
         problem: what this rank has raised, of any kind: of a message that a rank was sending as it died
         MPI may say nothing, and there is no data then. Where nobody is gone, what is not of MPI nor of a
-        changed message is raised again, and AnotherFailsError on ranks that have no such problem.
+        changed message, or of one too many, is raised again, and AnotherFailsError on ranks that have no
+        such problem.
         comms: in which others may wait.
         """
         revoke(comms)
@@ -55,6 +84,7 @@ class Membership:
     def _leave_out_the_gone(self, problem):
         """Do so where all know already that something is wrong; problem: None on ranks without one."""
         fails = not (problem is None or isinstance(problem, (MPI.Exception, LostRanksError, SealError)))
+        fails = self.changed.too_many(problem) or fails
         while True:
             before = self.comm.size
             self.comm = self.comm.Shrink()

@@ -6,25 +6,30 @@ back (`Undoing.go_back`). Only ranks of one site are woken by MPI, for which it 
 tolerance.
 """
 
+import logging
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from mpi4py import MPI
 
-from isthmus.errors import SealError
+from isthmus.errors import SealError, SecurityError
 from isthmus.links.circle import Circle, Decision
 from isthmus.links.socket_comm import LostSitesError
-from isthmus.recovery.membership import revoke
+from isthmus.recovery.membership import ChangedMessages, revoke
 
+log = logging.getLogger("isthmus")
 OF_A_LOSS = (MPI.Exception, LostSitesError, SealError)
 """What a site that is gone, or a rank of this one, or a message that was changed, leads to."""
 
+SECONDS_TO_END = 2.0
+"""For a site that has heard why it does not take part."""
+
 
 class SiteMembership:
-    """What the sites of a `Circle` agree on."""
+    """What the sites of a `Circle` agree on. step: gives the last step that this rank has made."""
 
-    def __init__(self, circle: Circle):
-        self.circle = circle
+    def __init__(self, circle: Circle, step: Callable[[], int]):
+        self.circle, self.changed = circle, ChangedMessages(step)
         circle.survive()
 
     def agree(self, well: bool = True) -> None:
@@ -32,9 +37,31 @@ class SiteMembership:
 
     def leave_out_the_gone(self, problem: Exception, comms: Iterable[Any]) -> None:
         """Wake who waits in `comms`; `rebuild` asks who is gone. Raise what is no loss of a site."""
+        self._bear(problem)
+        revoke(comms)
+
+    def _bear(self, problem):
+        """Raise what is no loss of a site, and leads to none; return whether others are to be woken.
+
+        It leads to one where keys could not be agreed on with a site that was let in just now, which all
+        know; and at the hub, where too many messages of a site are changed.
+        """
+        if isinstance(problem, SecurityError) and self.circle.came:
+            self._part_from(self.circle.came, problem, SECONDS_TO_END)
+            return False
         if not isinstance(problem, OF_A_LOSS):
             raise problem
-        revoke(comms)
+        if self.changed.too_many(problem):
+            whose = [] if problem.source is None else [self.circle.site_of(problem.source)]
+            if not self._part_from(whose, problem):
+                raise problem
+        return True
+
+    def _part_from(self, sites, problem, seconds=0.0):
+        parts = self.circle.part_from(sites, seconds)
+        if parts:
+            log.warning(f"site {', '.join(sites)}: is left out: {problem}")
+        return parts
 
     def rebuild(
         self, point: Callable[[], tuple[int, bool]], build: Callable[[Decision, list[Any]], Any]
@@ -45,12 +72,15 @@ class SiteMembership:
         made: as in `Membership.rebuild`. It is called again where sites change meanwhile.
         """
         made: list[Any] = []
+        wakes = True
         while True:
-            self.circle.wake()
+            if wakes:
+                self.circle.wake()
             revoke(made)
             made = []
             try:
-                return build(self.circle.settle(*point()), made)
+                result = build(self.circle.settle(*point()), made)
+                self.circle.came = []
+                return result
             except Exception as problem:
-                if not isinstance(problem, OF_A_LOSS):
-                    raise
+                wakes = self._bear(problem)
