@@ -130,7 +130,10 @@ def ended(lab, who, number, code):
         time.sleep(0.5)  # the others wait for it inside MPI, where no Python comes to a signal
     began = time.monotonic()
     os.kill(job.pid if "mpirun" in str(who) else process_of(folder, rank), number)
-    _, told = job.communicate(timeout=60)
+    try:
+        _, told = job.communicate(timeout=60)
+    finally:
+        job.kill()
     seconds = time.monotonic() - began
     assert job.returncode == code, told
     return told, folder, seconds
