@@ -79,6 +79,7 @@ def test_who_is_left_ends_the_run_with_each_sample_once(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_those_who_are_left_end_in_words_where_one_of_them_does_not_come_on(tmp_path):
     for name in ("train", "test"):
         pack(tmp_path, name)
