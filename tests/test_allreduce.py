@@ -11,7 +11,14 @@ import isthmus
 from isthmus.links.agreement import gather_json
 
 SIZES = (0, 1, 2, 3, 7, 255, 1000, 70_001)
-EXACT = (("mpi", None), ("ring", None), ("tree", None), ("recursive", None), ("hierarchical", None))
+EXACT = (
+    ("mpi", None),
+    ("ring", None),
+    ("tree", None),
+    ("doubling", None),
+    ("recursive", None),
+    ("hierarchical", None),
+)
 LOSSY = (
     isthmus.Dense("float16"),
     isthmus.Dense("bfloat16"),

@@ -63,6 +63,7 @@ def test_what_a_model_calls_ready_does_not_change_any_more(model):
         ("mpi", None),
         ("ring", None),
         ("tree", None),
+        ("doubling", None),
         ("recursive", None),
         ("hierarchical", None),
         ("hierarchical", isthmus.Int8(block=64)),

@@ -157,7 +157,8 @@ def test_what_calibration_has_measured_decides_and_mpi_is_tried_where_it_was():
         table = cluster_of(4, bytes_per_second=1e9)
         return choose_allreduce(calibrated(table, ranks, **contenders), size)
 
-    assert chosen(250).best.algorithm == "mpi"
+    assert chosen(250).best.algorithm == "doubling"
+    assert chosen(250, mpi=[0.5, 1.0]).best.algorithm == "mpi"
     assert "mpi" not in {each.algorithm for each in chosen(250, ranks=3).candidates}  # of other ranks
     assert chosen(250, mpi=[50.0, 1.0]).best.algorithm != "mpi"
     assert chosen(250_000, mpi=[50.0, 0.5]).best.algorithm == "mpi"

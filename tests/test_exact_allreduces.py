@@ -1,4 +1,4 @@
-"""Ring, double tree, halving and doubling: the exact sum of integers, and the bytes of the formula."""
+"""Ring, double tree, doubling, halving: the exact sum of integers, and the bytes of the formula."""
 
 import itertools
 import tracemalloc
@@ -20,6 +20,7 @@ from isthmus.collectives import (
     ring_reduce,
     ring_reduce_scatter,
 )
+from isthmus.collectives.doubling import Doubling
 from isthmus.collectives.recursive import Recursive
 from isthmus.collectives.ring import Ring
 from isthmus.collectives.trading import AT_ONCE, Flow, trade
@@ -30,7 +31,7 @@ from isthmus.links.counted import CountedComm
 from isthmus.links.stage_clock import StageClock
 from isthmus.timing.window import SLACK_SECONDS
 
-KINDS = (Ring, DoubleTree, Recursive)
+KINDS = (Ring, DoubleTree, Doubling, Recursive)
 SIZES = st.one_of(st.integers(0, 40), st.integers(0, 5000), st.integers(15_000, 150_000))
 # All ranks try the same examples, and `together` fails on all or on none: so they shrink as one.
 in_lockstep = settings(
@@ -71,9 +72,11 @@ def exact_sum(comm, size, seed):
 
 def total_nbytes(kind, ranks, size):
     """Bytes that all ranks together send, from the literature."""
+    core = 1 << (ranks.bit_length() - 1)
     if kind is Recursive:
-        core = 1 << (ranks.bit_length() - 1)
         return 4 * size * (2 * (core - 1) + 2 * (ranks - core))
+    if kind is Doubling:
+        return 4 * size * (core * (core.bit_length() - 1) + 2 * (ranks - core))
     return 4 * size * 2 * (ranks - 1)
 
 
@@ -189,7 +192,7 @@ def test_two_chunks_that_arrive_at_a_time_have_each_its_place(comm):
 
 
 @pytest.mark.ranks(3)
-@pytest.mark.parametrize("algorithm", ["ring", "tree", "recursive"])
+@pytest.mark.parametrize("algorithm", ["ring", "tree", "doubling", "recursive"])
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_bad_number_of_one_rank_is_known_on_all(comm, algorithm, bad):
     with isthmus.split_tiers(comm, isthmus.Cluster(cluster_of(2, 1))) as tiers:
@@ -218,7 +221,7 @@ def test_messages_in_a_tree_stay_under_the_eager_limit(comm):
 def test_a_vector_over_the_limit_of_a_message_goes_in_pieces(comm, monkeypatch, limit, size):
     """The limit is lowered here, so that nobody needs 2 GiB to see that it is kept."""
     monkeypatch.setattr(messages, "PIECE_NBYTES", limit)
-    for kind in (Ring, Recursive):
+    for kind in (Ring, Doubling, Recursive):
         spy, vector = SpyComm(comm), integers(comm.rank, size, 0)
         exchange = kind(spy, range(comm.size), size, StageClock())
         exchange(vector)

@@ -15,9 +15,11 @@ from mpi4py import MPI
 from test_allreduce import SpyComm, splits
 
 import isthmus
-from isthmus.collectives import native
+from isthmus.collectives import native, native_doubling
+from isthmus.collectives.doubling import Doubling
 from isthmus.collectives.hierarchical import Hierarchical
 from isthmus.collectives.native import Native
+from isthmus.collectives.native_doubling import NativeDoubling
 from isthmus.links import native_mpi
 from isthmus.links.agreement import gather_json
 
@@ -182,6 +184,67 @@ def test_a_thread_that_waits_leaves_the_core_to_what_computes(comm):
                 mean, busy_seconds = beside.submit(sum_up).result()
                 assert mean == wanted
                 assert step == comm.rank or busy_seconds < seconds / 4
+
+
+def doubled(tiers, size, kind):
+    """Return what three calls of "doubling" give, by compiled code or by Python, and the bytes sent."""
+    with pytest.MonkeyPatch.context() as patch:
+        if kind is Doubling:
+            patch.setattr(native_doubling, "PIECE_NBYTES", -1)
+        allreduce = isthmus.Allreduce(tiers, size, "doubling", weight=1.0 + tiers.world.rank)
+    assert type(allreduce._exchange) is kind
+    said = hashlib.sha256()
+    for step in range(3):
+        vector = np.random.default_rng([step, tiers.world.rank]).normal(size=size).astype("f4")
+        if step == 1 and size > 2 and tiers.world.rank == tiers.world.size - 1:
+            vector[size // 2] = np.inf
+        if step == 2:
+            allreduce.start([vector[: size // 2], vector[size // 2 :]])
+        said.update((allreduce.finish() if step == 2 else allreduce(vector)).tobytes())
+        said.update(bytes([allreduce.finite]))
+        assert allreduce.finite == (step != 1 or size <= 2)
+    assert allreduce.sent_to_sites.tolist() == (3 * allreduce.predicted_to_sites()).tolist()
+    return said.hexdigest(), allreduce.sent_to_sites.tolist()
+
+
+@pytest.mark.ranks(5)
+def test_doubling_by_compiled_code_has_the_bits_of_python_and_goes_together_with_it(comm):
+    with isthmus.split_tiers(comm, isthmus.Cluster(cluster_of(2, 3))) as tiers:
+        for size in (0, 1, 2, 250, 70_001):
+            ours = doubled(tiers, size, NativeDoubling)
+            assert ours == doubled(tiers, size, Doubling)
+            mixed = doubled(tiers, size, (Doubling, NativeDoubling)[comm.rank % 2])
+            assert gather_json(comm, [ours[0], mixed[0]]) == [[ours[0], ours[0]]] * comm.size
+        strange = isthmus.Allreduce(tiers.paced(), 10, "doubling")
+        assert type(strange._exchange) is Doubling
+
+
+@pytest.mark.ranks(2)
+@pytest.mark.parametrize("algorithm", ["doubling", "hierarchical"])
+def test_what_is_not_fit_for_one_compiled_call_has_the_same_bits_without_it(
+    comm, algorithm, monkeypatch
+):
+    plain = np.arange(10, dtype="f4") / 3
+    frozen, strided = plain.copy(), np.repeat(plain, 2)[::2]
+    frozen.flags.writeable = False
+    wrong = np.zeros(10 if comm.rank else 11, "f4")
+    with isthmus.split_tiers(comm, isthmus.Cluster(cluster_of(1, 1))) as tiers:
+        allreduce = isthmus.Allreduce(tiers, 10, algorithm)
+        allreduce(plain)  # the first vector tells where all are
+        at_once, calls = allreduce._at_once, []
+        monkeypatch.setattr(allreduce, "_at_once", lambda *given: calls.append(1) or at_once(*given))
+        expected = allreduce(plain).tobytes()
+        assert calls == [1]
+        one, other = allreduce.stage_seconds, allreduce.total_seconds
+        assert 0 < sum(one.values()) < sum(other.values())
+        with pytest.raises(ValueError, match=r"shape \(10,\)"):
+            allreduce(wrong)
+        with ThreadPoolExecutor(1) as beside:
+            found = [allreduce(strided), allreduce(frozen), beside.submit(allreduce, plain).result()]
+        assert len(calls) == 1 + (comm.rank > 0)
+        found += [allreduce(plain)]
+        assert {mean.tobytes() for mean in found} == {expected}
+        assert allreduce.calls == 7
 
 
 @pytest.mark.ranks(2)

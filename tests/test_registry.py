@@ -64,7 +64,9 @@ def test_benchmarks_over_paced_links_leave_out_what_cannot_be_paced():
 
 
 def test_an_unknown_algorithm_is_told_which_there_are():
-    with pytest.raises(ValueError, match="one of mpi, ring, tree, recursive, hierarchical, not 'star'"):
+    with pytest.raises(
+        ValueError, match="one of mpi, ring, tree, doubling, recursive, hierarchical, not 'star'"
+    ):
         algorithm_named("star")
 
 

@@ -132,7 +132,11 @@ JOBS = [
         for compressor in (None, isthmus.Int8(rounding="stochastic"))
     ),
     ((2, 2), SOME, "late", "hierarchical", isthmus.TopK(0.05, "threshold")),
-    *((*where, algorithm, None) for where in FLAT for algorithm in ("ring", "tree", "recursive", "mpi")),
+    *(
+        (*where, algorithm, None)
+        for where in FLAT
+        for algorithm in ("ring", "tree", "doubling", "recursive", "mpi")
+    ),
 ]
 
 

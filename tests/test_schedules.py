@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isthmus.schedules import TREE_CHUNK_ENTRIES, core_ranks, halvings, trees
+from isthmus.schedules import TREE_CHUNK_ENTRIES, Swap, core_ranks, doublings, halvings, trees
 
 LONG = 4 * TREE_CHUNK_ENTRIES
 
@@ -65,6 +65,35 @@ def test_a_short_vector_goes_along_one_tree():
 )
 def test_what_is_over_a_power_of_two_folds_into_its_neighbour(ranks, core):
     assert core_ranks(ranks) == core
+
+
+@given(st.integers(1, 40))
+def test_doubling_adds_every_rank_once_on_every_rank_in_the_fewest_steps(ranks):
+    """Messages from one rank to another are taken in order."""
+    steps = [list(doublings(ranks, rank)) for rank in range(ranks)]
+    core = 1 << (ranks.bit_length() - 1)
+    assert max(map(len, steps)) <= core.bit_length() - 1 + 2 * (ranks > core)
+    has, under_way = [[rank] for rank in range(ranks)], {}
+    while any(steps):
+        before = sum(map(len, steps))
+        for rank, own in enumerate(steps):
+            if own and own[0].target is not None and (rank, own[0].target) not in under_way:
+                under_way[rank, own[0].target] = list(has[rank])
+        for rank, own in enumerate(steps):
+            if not own:
+                continue
+            step = own[0]
+            came = [] if step.source is None else under_way.get((step.source, rank))
+            if came is None:
+                continue
+            own.pop(0)
+            if step.source is not None:
+                del under_way[step.source, rank]
+                has[rank] = has[rank] + came if step.sums else came
+        assert sum(map(len, steps)) < before, "nobody goes on"
+    assert not under_way
+    assert all(sorted(own) == list(range(ranks)) for own in has)
+    assert doublings(3, 0) == [Swap(1, None), Swap(None, 1, sums=False)]
 
 
 @given(st.integers(0, 6), st.integers(0, 10_000))

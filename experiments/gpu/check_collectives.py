@@ -24,7 +24,9 @@ def exchanges():
     from isthmus.compression.quantized import Int4, Int8
     from isthmus.compression.top_k import TopK
 
-    yield from ((name, None) for name in ("hierarchical", "ring", "tree", "recursive", "mpi"))
+    yield from (
+        (name, None) for name in ("hierarchical", "ring", "tree", "doubling", "recursive", "mpi")
+    )
     for compressor in (
         Dense("bfloat16"),
         Int8(),

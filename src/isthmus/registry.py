@@ -81,6 +81,7 @@ ALGORITHMS = {
         Algorithm("mpi", own=False, unpaced="MPI sends its messages itself"),
         Algorithm("ring"),
         Algorithm("tree", unpaced=_SHARED_LINK),
+        Algorithm("doubling", unpaced=_SHARED_LINK),
         Algorithm("recursive", unpaced=_SHARED_LINK),
         Algorithm("hierarchical", compresses=True, apart=True, relays=False),
     )

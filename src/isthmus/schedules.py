@@ -113,6 +113,31 @@ def core_ranks(ranks):
     return [*range(1, folded, 2), *range(folded, ranks)]
 
 
+@dataclass(frozen=True)
+class Swap:
+    """One step of recursive doubling: the whole vector goes to `target`, that of `source` comes.
+
+    None is nobody. sums: what comes is added; if not, it is the sum, and takes the vector's place.
+    """
+
+    target: int | None
+    source: int | None
+    sums: bool = True
+
+
+def doublings(ranks, rank):
+    """Return the Swaps of `rank`: with the nearest first, then with one twice as far each time."""
+    core = core_ranks(ranks)
+    if rank not in core:
+        return [Swap(rank + 1, None), Swap(None, rank + 1, sums=False)]
+    position, folded = core.index(rank), rank - 1
+    peers = [core[position ^ (1 << bit)] for bit in range(len(core).bit_length() - 1)]
+    steps = [Swap(peer, peer) for peer in peers]
+    if folded < 0 or folded in core:
+        return steps
+    return [Swap(None, folded), *steps, Swap(folded, None, sums=False)]
+
+
 def halvings(core, position, size):
     """Return the Halvings of `core[position]`: half of the vector first, with the nearest rank.
 

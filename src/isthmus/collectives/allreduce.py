@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from isthmus.collectives.exchanges import exchange_for
-from isthmus.collectives.given import GivenBucket, check_pieces, check_thread
+from isthmus.collectives.given import MAIN_THREAD, GivenBucket, check_pieces, check_thread, room_at_once
 from isthmus.collectives.masked import Secret, SecureSum, site_weight
 from isthmus.collectives.robust_sum import shared_weight
 from isthmus.collectives.warm_up import compile_kernels
@@ -124,18 +124,17 @@ class Allreduce:
 
     def __call__(self, vector: Given) -> Vector:
         """Return the weighted mean of all ranks' float32[size] `vector` as a new array."""
+        idle = self._settled and self._mean is None and self._problem is None
+        if self._at_once and idle and (mean := room_at_once(vector, self.size)) is not None:
+            self.finite = self._at_once(mean, vector, self._share_bits, self.calls)
+            self._mean = mean
+            return self._ended()
         check_thread(self._thread)
         self._begin(vector)
-        whole = getattr(self._exchange, "whole", None) if len(self.buckets) == 1 else None
-        if whole is None or self._started:
-            self._attempt(self._residence.check, vector, self.size)
-            for bucket in self.buckets:
-                self.start(None if self._problem else vector[bucket])
-            return self.finish()
-        given = self._checked([vector])
-        with MEMORY:
-            self.finite = whole(self._mean, self.calls, given)
-        return self._ended()
+        self._attempt(self._residence.check, vector, self.size)
+        for bucket in self.buckets:
+            self.start(None if self._problem else vector[bucket])
+        return self.finish()
 
     def reweigh(self, weight: float) -> None:
         """Give this rank another share, not yet normalised, between two calls. Collective, and refused
@@ -155,6 +154,7 @@ class Allreduce:
         a compressor has kept counts as it was weighted. ValueError for what is no weight.
         """
         self.share = np.float32(real("weight", weight, least=0) / self._whole)
+        self._share_bits = int(self.share.view(np.int32))
 
     def decay(self, share: float) -> None:
         """Keep that share of the residual for the next vector, between two calls: forget the rest."""
@@ -366,3 +366,5 @@ class Allreduce:
         if self.memory.size:
             set_from_host(exchange.memory, to_host(self.memory))
         self._residence, self._exchange = residence, exchange
+        able = len(self.buckets) == 1 and self._thread == MAIN_THREAD
+        self._at_once = getattr(exchange, "at_once", None) if able else None

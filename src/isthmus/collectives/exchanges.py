@@ -17,7 +17,14 @@ from isthmus.compression.dense import Dense
 from isthmus.links.counted import CountedComm
 from isthmus.timing.window import window_nbytes
 
-EXACT = {"ring": Ring, "tree": DoubleTree, "recursive": Recursive}
+
+def _doubling(*plan):
+    from isthmus.collectives.native_doubling import planned  # with Numba, which takes its time
+
+    return planned(*plan)
+
+
+EXACT = {"ring": Ring, "tree": DoubleTree, "doubling": _doubling, "recursive": Recursive}
 
 
 def exchange_for(tiers, wish, compressors, residence, sent_to_sites, clock, secret, combine, tag):

@@ -8,6 +8,8 @@ from mpi4py import MPI
 from isthmus import kernels
 from isthmus.errors import MachineError
 
+FLOAT32, MAIN_THREAD = np.dtype(np.float32), threading.main_thread().ident
+
 
 class GivenBucket:
     """A bucket's arrays, in order, and this rank's share of the mean.
@@ -49,6 +51,24 @@ def check_pieces(residence, pieces, size):
     given = sum(piece.size for piece in pieces)
     if given != size:
         raise ValueError(f"a bucket's {len(pieces)} pieces hold {given} entries, not {size}")
+
+
+def room_at_once(vector, size):
+    """Return room for the mean of a `vector` that compiled code takes as it is: in the main thread, and
+    contiguous float32[size] on the host. None: it may be right all the same, or there is no room.
+    """
+    if (
+        threading.get_ident() == MAIN_THREAD
+        and type(vector) is np.ndarray
+        and vector.dtype is FLOAT32
+        and vector.shape == (size,)
+        and vector.flags.carray
+    ):
+        try:
+            return np.empty(size, FLOAT32)
+        except MemoryError:  # which the other ranks must be told
+            pass
+    return None
 
 
 def check_thread(first):

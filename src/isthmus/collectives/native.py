@@ -5,27 +5,19 @@ nothing is traced, and each compressor has functions in `isthmus.compression.by_
 """
 
 import itertools
-import threading
 
 import numpy as np
-from mpi4py import MPI
 
 from isthmus.collectives import native_loop as loop
 from isthmus.collectives.hierarchical import Hierarchical
 from isthmus.collectives.messages import PIECE_NBYTES
+from isthmus.collectives.native_at_once import exchange_at_once
+from isthmus.collectives.native_call import NONE_GIVEN, NativeCall, is_plain
 from isthmus.compression import by_address
 from isthmus.compression.by_address import functions_of
 from isthmus.links import native_mpi
 from isthmus.links.comm import innermost
-from isthmus.links.counted import CountedComm
 from isthmus.links.on_device import Host
-from isthmus.registry import ALLREDUCE_STAGES
-
-LAPS = slice(loop.REDUCE, loop.BROADCAST + 1)
-NONE_GIVEN = np.zeros((0, 3), np.int64)
-TIMED = [name for name in ALLREDUCE_STAGES if hasattr(loop, name.upper())]
-STAGES = tuple(sorted(TIMED, key=lambda name: getattr(loop, name.upper())))
-"""Those that the loop tells, in its order."""
 
 
 class Native(Hierarchical):
@@ -40,16 +32,10 @@ class Native(Hierarchical):
         wires = [chunk.wire_nbytes for chunk in chunks if chunk.own]
         parts = -(-max(wires, default=0) // PIECE_NBYTES)
         slots = 2 * len(chunks) * len(self.peers) * parts
-        self.requests = native_mpi.no_requests(slots + 2 * len(pieces) + 3)
-        self.share = np.empty(1, "f4")
-        self.share_bits = self.share.view("i4")
-        self.status, self.sent = native_mpi.room_for_status(), site.sent
-        plan = self.plan = np.zeros(loop.PEERS + len(self.peers), np.int64)
-        plan[: loop.SLEEP + 1] = native_mpi.addresses()
-        plan[loop.SITE] = native_mpi.handle(innermost(site))
+        places, most = loop.PEERS + len(self.peers), slots + 2 * len(pieces) + 3
+        self.call = NativeCall(places, site, most, self.clock)
+        plan = self.plan = self.call.plan
         plan[loop.LEADERS] = 0 if leaders is None else native_mpi.handle(innermost(leaders))
-        plan[loop.FLOAT], plan[loop.BYTE] = map(native_mpi.handle, (MPI.FLOAT, MPI.BYTE))
-        plan[loop.STATUS] = self.status.ctypes.data
         plan[loop.LEFT : loop.RIGHT + 1] = [
             -1 if side is None else side for side in (self.left, self.right)
         ]
@@ -61,21 +47,14 @@ class Native(Hierarchical):
             self.exchanges,
             self.retells,
         )
-        plan[loop.SENT : loop.STAGE + 1] = (
-            self.sent.ctypes.data,
-            self.requests.ctypes.data,
-            self.requests.shape[1],
+        plan[loop.SLOTS : loop.INBOX_NBYTES + 1] = (
             slots,
             parts,
             self.inbox.ctypes.data,
             self.inbox[0].nbytes,
-            by_address.add_dense.address,
-            by_address.weight.address,
-            by_address.check.address,
-            by_address.decode_dense.address,
-            self.stage.ctypes.data,
         )
-        plan[loop.FINITE], plan[loop.TAG] = 1, self.tag
+        plan[loop.COPY : loop.STAGE + 1] = by_address.decode_dense.address, self.stage.ctypes.data
+        plan[loop.TAG] = self.tag
         plan[loop.PEER_COUNT], plan[loop.PEERS :] = len(self.peers), self.peers
         rows = np.array(list(self._rows(chunks)), np.int64)
         self.tables = (
@@ -83,26 +62,25 @@ class Native(Hierarchical):
             rows.reshape(len(chunks), loop.WIRES + len(self.peers)),
             np.array(pieces, np.int64).reshape(-1, 2),
         )
-        self._run(loop.ADVANCE, np.empty(0, "f4"), 0)  # compiled before it is needed
+        nothing, rows, pieces = np.empty(0, "f4"), *self.tables[1:]
+        self._run(loop.ADVANCE, nothing, 0)  # compiled before it is needed
+        exchange_at_once(plan, rows[:0], pieces[:0], self.call.one, nothing, nothing, 0, 0, 0)
+        self.call.forget()
 
     def start(self, total, number, key, given):
-        self._start(loop.START, total, number, key, given)
-
-    def whole(self, total, key, given):
-        """Start the one bucket and finish; return what `finish` does."""
-        self._start(loop.WHOLE, total, 0, key, given)
-        return self._finished()
-
-    def _start(self, what, total, number, key, given):
-        pieces = [np.ascontiguousarray(piece) for piece in given.pieces]
-        bounds = itertools.pairwise(given.bounds)
-        table = [(MPI.Get_address(piece), *ends) for piece, ends in zip(pieces, bounds)]
-        table = table or [(0, given.part.start, given.part.stop)]
+        table, _arrays = self.call.given(given)
         self.changed = False
-        self.share[0] = given.share
-        self.plan[loop.SHARE] = self.share_bits[0]
         self.plan[loop.AWAITED] = number + 1 == len(self.buckets)
-        self._run(what, total, key, np.array(table), *self.bounds[number])
+        self._run(loop.START, total, key, table, *self.bounds[number])
+
+    def at_once(self, total, vector, share_bits, key):
+        """Start the one bucket and finish, in the main thread; return what `finish` does."""
+        call, self.changed = self.call, False
+        try:
+            finite = exchange_at_once(*self.tables, call.one, total, vector, share_bits, self.now, key)
+        except loop.RefusedError:
+            raise call.refused() from None
+        return self._ended(finite)
 
     def advance(self, total, key):
         self.plan[loop.AWAITED] = 0
@@ -111,22 +89,12 @@ class Native(Hierarchical):
     def finish(self, total, key):
         self.plan[loop.AWAITED] = 1
         self._run(loop.FINISH, total, key)
-        return self._finished()
-
-    def _finished(self):
         finite, self.plan[loop.FINITE] = bool(self.plan[loop.FINITE]), 1
         return self._ended(finite)
 
     def _run(self, what, total, key, given=NONE_GIVEN, first=0, last=0):
-        plan = self.plan
-        plan[loop.TURN] = self.now
-        plan[loop.BESIDE] = threading.get_ident() != threading.main_thread().ident
-        plan[loop.NOW], plan[LAPS] = 1e9 * self.clock.last, 0
-        try:
-            loop.exchange(what, *self.tables, total, given, first, last, key)
-        except loop.RefusedError:
-            raise MPI.Exception(int(plan[loop.ERROR])) from None
-        self.clock.take(STAGES, plan[LAPS].tolist(), int(plan[loop.NOW]))
+        self.plan[loop.TURN] = self.now
+        self.call(loop.exchange, what, *self.tables, total, given, first, last, key)
 
     def _rows(self, chunks):
         """Yield what compiled code knows of each chunk."""
@@ -149,7 +117,7 @@ def planned(*, site, leaders, compressors, clock, residence, **plan):
     able = (
         type(residence) is Host
         and clock.recorder is None
-        and all(_is_plain(comm) for comm in (site, leaders) if comm is not None)
+        and all(is_plain(comm) for comm in (site, leaders) if comm is not None)
         and native_mpi.why_not() is None
         and all(functions_of(each) for each in compressors)
     )
@@ -157,7 +125,3 @@ def planned(*, site, leaders, compressors, clock, residence, **plan):
     return kind(
         site=site, leaders=leaders, compressors=compressors, clock=clock, residence=residence, **plan
     )
-
-
-def _is_plain(comm):
-    return type(comm) is CountedComm and isinstance(comm.comm, MPI.Comm)

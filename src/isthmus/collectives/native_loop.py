@@ -12,7 +12,7 @@ from isthmus.kernels.compiled import compiled
 from isthmus.links import native_mpi
 from isthmus.links.native_mpi import ask, decode_by, encode_by, post, read_clock, sleep
 
-START, ADVANCE, FINISH, WHOLE = range(4)
+START, ADVANCE, FINISH = range(3)
 NOTHING, RISE, FALL = range(3)
 
 # In `plan`: MPI's functions and handles, and where it puts what it says,
@@ -24,10 +24,11 @@ SECONDS, NANOSECONDS, NOW, REDUCE, LINKS, ENCODE, DECODE, BROADCAST = range(12, 
 LEFT, RIGHT, ABOVE, CHILDREN, INDEX, KEYS, EXCHANGES, RETELLS = range(20, 28)
 TOTAL, SENT, REQUESTS, REQUEST_NBYTES, SLOTS, PARTS, INBOX, INBOX_NBYTES = range(28, 36)
 ADD, WEIGHT, CHECK, COPY, STAGE, SHARE, TURN, FINITE, TAG, AWAITED = range(36, 46)
-# whether the main thread computes meanwhile, and how long this one sleeps,
-BESIDE, NAP_SECONDS, NAP_NANOSECONDS = range(46, 49)
+# whether the main thread computes meanwhile, how long this one sleeps, and the nanoseconds of each stage
+# of `native_at_once` of which nobody was told yet,
+BESIDE, NAP_SECONDS, NAP_NANOSECONDS, UNTOLD = range(46, 50)
 # how many chunks have come how far, and from here on the peers: children, then the one above.
-STARTED, RISEN, FALLEN, PASSED, PEER_COUNT, PEERS = range(49, 55)
+STARTED, RISEN, FALLEN, PASSED, PEER_COUNT, PEERS = range(54, 60)
 # In a row of `rows`: a chunk. Beside a wire stands what is kept of it in both memories, 0 where nothing
 # is; from WIRES on the wire of each peer, 0 of one that the chunk of the vector takes in.
 FIRST, LAST, PIECE, PIECES_END, NBYTES, AHEAD, ENCODER, DECODER, ADDER, BLOCK = range(10)
@@ -358,13 +359,12 @@ def finish(plan, rows, pieces, key):
 
 @native
 def exchange(what, plan, rows, pieces, total, given, first, last, key):
-    """START chunks number `first` to `last` of float32 `total`, ADVANCE those under way, FINISH, or do
-    the WHOLE: START and FINISH."""
+    """START chunks number `first` to `last` of float32 `total`, ADVANCE those under way, or FINISH."""
     plan[TOTAL] = total.ctypes.data
-    if what in (START, WHOLE):
+    if what == START:
         start(plan, rows, pieces, given, first, last, key)
-    if what in (FINISH, WHOLE):
+    elif what == FINISH:
         finish(plan, rows, pieces, key)
-    if what == ADVANCE:
+    else:
         while advance(plan, rows, key):
             pass

@@ -13,13 +13,34 @@ class StageClock:
     """
 
     def __init__(self, recorder=None):
-        self.recorder = recorder
-        self.seconds = dict.fromkeys(ALLREDUCE_STAGES, 0.0)
-        self.total = dict.fromkeys(ALLREDUCE_STAGES, 0.0)  # of all calls
+        self.recorder, self.untold = recorder, _nothing
+        self._seconds = dict.fromkeys(ALLREDUCE_STAGES, 0.0)
+        self._total = dict.fromkeys(ALLREDUCE_STAGES, 0.0)
         self.last = 0.0
 
+    @property
+    def seconds(self):
+        """Seconds of the last call, by stage."""
+        self._hear()
+        return self._seconds
+
+    @property
+    def total(self):
+        """Seconds of all calls so far, by stage."""
+        self._hear()
+        return self._total
+
+    def ask(self, untold):
+        """Ask `untold` for what it has counted by itself, when somebody wants to know.
+
+        untold(): stage -> seconds of the last call, and of all since it was last asked; None is nothing.
+        """
+        self._hear()
+        self.untold = untold
+
     def start(self):
-        self.seconds = dict.fromkeys(ALLREDUCE_STAGES, 0.0)
+        self._hear()
+        self._seconds = dict.fromkeys(ALLREDUCE_STAGES, 0.0)
         self.resume()
 
     def resume(self):
@@ -51,6 +72,17 @@ class StageClock:
             self.recorder.span(stage, start, start + seconds)
         self.last += seconds
 
+    def _hear(self):
+        if (told := self.untold()) is not None:
+            last, since = told
+            self._seconds = dict.fromkeys(ALLREDUCE_STAGES, 0.0) | last
+            for stage, each in since.items():
+                self._total[stage] += each
+
     def _give(self, stage, seconds):
-        self.seconds[stage] += seconds
-        self.total[stage] += seconds
+        self._seconds[stage] += seconds
+        self._total[stage] += seconds
+
+
+def _nothing():
+    """Nobody else counts."""

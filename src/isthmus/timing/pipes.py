@@ -1,4 +1,4 @@
-"""The trees and the recursive halving over the true links, message by message.
+"""The trees, recursive doubling and recursive halving over the true links, message by message.
 
 Inside a site a rank sends one message at a time, and receives one at a time, at the rate of the
 site's network; between sites the messages of all ranks take turns on the links that they share.
@@ -155,45 +155,83 @@ def _nbytes(tree, chunk):
     return 4 * (tree.chunks[chunk].stop - tree.chunks[chunk].start)
 
 
+class Steps:
+    """Steps in which each rank sends one message at most: when each rank is `ready` for the next.
+
+    core: the ranks that remain when the others have folded their vectors into a neighbour's.
+    """
+
+    def __init__(self, cluster, add_bytes_per_second):
+        self.cluster, self.add_bytes_per_second = cluster, add_bytes_per_second
+        self.timetable, self.ready = Timetable(cluster), [0.0] * cluster.size
+        self.core = core_ranks(cluster.size)
+        self.folded = sorted(set(range(cluster.size)) - set(self.core))
+
+    def exchange(self, messages, add):
+        """Pass `messages` on, (source, target, bytes); add: to what the targets have."""
+        came, passing = list(self.ready), self.timetable.passing(messages)
+        for source, target, nbytes in sorted(messages, key=lambda message: self.ready[message[0]]):
+            if nbytes:
+                sites = self.cluster.site_of_rank[source], self.cluster.site_of_rank[target]
+                start = self.ready[source]
+                arrival = self.timetable.arrival(source, target, nbytes, start, passing[sites])
+                came[target] = max(came[target], arrival) + (
+                    nbytes / self.add_bytes_per_second if add else 0.0
+                )
+        self.ready = came
+
+    def fold(self, nbytes):
+        """Let what is over a power of two fold vectors of `nbytes` into their neighbours'."""
+        self.exchange([(rank, rank + 1, nbytes) for rank in self.folded], add=True)
+
+    def tell(self, nbytes):
+        """Let those know the sum."""
+        self.exchange([(rank + 1, rank, nbytes) for rank in self.folded], add=False)
+
+
+def doubling_seconds(cluster, size, add_bytes_per_second):
+    """Return the seconds of recursive doubling, folding included, and of telling those that folded.
+
+    On a uniform cluster of 2^k ranks log2(p) (L + n / B) and the additions; else folding takes
+    2 (L + n / B) more, and shared links make the ranks of a site take turns.
+    """
+    steps = Steps(cluster, add_bytes_per_second)
+    core = steps.core
+    steps.fold(4 * size)
+    for bit in range(len(core).bit_length() - 1):
+        pairs = [(rank, core[place ^ (1 << bit)], 4 * size) for place, rank in enumerate(core)]
+        steps.exchange(pairs, add=True)
+    summed = max(steps.ready)
+    steps.tell(4 * size)
+    return summed, max(steps.ready) - summed
+
+
 def halving_seconds(cluster, size, add_bytes_per_second):
     """Return the seconds of recursive halving, folding included, and of the doubling after it.
 
     On a uniform cluster of 2^k ranks 2 log2(p) L + 2 (p - 1) / p n / B and the additions; else the
     folding takes 2 (L + n / B) more, and shared links make the ranks of a site take turns.
     """
-    core = core_ranks(cluster.size)
-    timetable, ready = Timetable(cluster), [0.0] * cluster.size
-    folds = [(rank, rank + 1, 4 * size) for rank in sorted(set(range(cluster.size)) - set(core))]
-    steps = list(zip(*(halvings(core, position, size) for position in range(len(core)))))
-
-    def exchange(messages, add):
-        came, passing = list(ready), timetable.passing(messages)
-        for source, target, nbytes in sorted(messages, key=lambda message: ready[message[0]]):
-            if nbytes:
-                sites = cluster.site_of_rank[source], cluster.site_of_rank[target]
-                arrival = timetable.arrival(source, target, nbytes, ready[source], passing[sites])
-                came[target] = max(came[target], arrival) + (
-                    nbytes / add_bytes_per_second if add else 0.0
-                )
-        ready[:] = came
-
-    exchange(folds, add=True)
-    for step in steps:
-        exchange(
+    steps = Steps(cluster, add_bytes_per_second)
+    core = steps.core
+    halves = list(zip(*(halvings(core, position, size) for position in range(len(core)))))
+    steps.fold(4 * size)
+    for step in halves:
+        steps.exchange(
             [
                 (rank, half.peer, 4 * (half.give.stop - half.give.start))
                 for rank, half in zip(core, step)
             ],
             add=True,
         )
-    halved = max(ready)
-    for step in reversed(steps):
-        exchange(
+    halved = max(steps.ready)
+    for step in reversed(halves):
+        steps.exchange(
             [
                 (rank, half.peer, 4 * (half.keep.stop - half.keep.start))
                 for rank, half in zip(core, step)
             ],
             add=False,
         )
-    exchange([(target, source, nbytes) for source, target, nbytes in folds], add=False)
-    return halved, max(ready) - halved
+    steps.tell(4 * size)
+    return halved, max(steps.ready) - halved

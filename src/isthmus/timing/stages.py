@@ -289,9 +289,12 @@ def copy_seconds_of_exact(cluster, algorithm, nbytes):
     """Return the seconds of the copies in one exact allreduce of `nbytes`, at the slowest site.
 
     A rank copies all that it sends to its host and all that it receives from there: the vector once
-    with MPI's own algorithm, up to twice in a tree, and 2 (p - 1) / p of it otherwise.
+    with MPI's own algorithm, up to twice in a tree, once a step of doubling, and 2 (p - 1) / p of it
+    otherwise.
     """
-    sent = {"mpi": 1, "tree": 2}.get(algorithm, 2 * (1 - 1 / cluster.size))
+    sent = {"mpi": 1, "tree": 2, "doubling": (cluster.size - 1).bit_length()}.get(
+        algorithm, 2 * (1 - 1 / cluster.size)
+    )
     return 2 * sent * nbytes / min(site.host_copy_bytes_per_second for site in cluster.sites)
 
 

@@ -32,7 +32,7 @@ from isthmus.timing.formulas import (
     steps_per_epoch,
     waiting_seconds,
 )
-from isthmus.timing.pipes import halving_seconds, tree_seconds
+from isthmus.timing.pipes import doubling_seconds, halving_seconds, tree_seconds
 from isthmus.timing.ring_times import RingTimes
 from isthmus.timing.stages import (
     Stages,
@@ -154,8 +154,13 @@ def predict_allreduce(
     copies = copy_seconds_of_exact(cluster, algorithm, 4 * size)
     if algorithm == "mpi":
         return AllreduceTime(copy_seconds=copies, links_seconds=_mpi(cluster, 4 * size, adds))
-    two = {"tree": tree_seconds, "recursive": halving_seconds, "ring": _ring}[algorithm]
-    summed, passed_on = two(cluster, size, adds)
+    two = {
+        "ring": _ring,
+        "tree": tree_seconds,
+        "doubling": doubling_seconds,
+        "recursive": halving_seconds,
+    }
+    summed, passed_on = two[algorithm](cluster, size, adds)
     return AllreduceTime(
         reduce_seconds=overhead_seconds(cluster, algorithm) + summed,
         broadcast_seconds=passed_on,
