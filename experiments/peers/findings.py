@@ -6,6 +6,10 @@ from study import head, row
 
 NARROW = {"ranks_of_sites": [2, 2], "bytes_per_second": 12.5e6}  # where the targets are set
 NBYTES = 16_000_000
+SHORT_NBYTES, SHORT_LIMIT, SHORT_RATE = 1_000, 1.2, 125e6
+"""Of a short vector: how many times as long as the fastest exact peer it may take, over links up to so
+many bytes a second."""
+WINS = {"isthmus dense": "isthmus dense", "isthmus auto": 'isthmus with algorithm = "auto", exact,'}
 
 
 class Findings:
@@ -37,6 +41,15 @@ class Findings:
             if (line["cluster"], line["program"], line["nbytes"]) == (cluster, program, nbytes)
         ]
         return statistics.median(seconds) if seconds else None
+
+    def chosen(self, cluster, program, nbytes):
+        """Return which algorithms "auto" has taken, in words; None where the program names one."""
+        found = {
+            line.get("algorithm")
+            for line in self.sums
+            if (line["cluster"], line["program"], line["nbytes"]) == (cluster, program, nbytes)
+        }
+        return " or ".join(sorted(found)) if program == "isthmus auto" and found else None
 
     def best(self, cluster, nbytes, wanted):
         """Return (seconds, name) of the fastest of the programs that `wanted` is true of, or None."""
@@ -97,6 +110,7 @@ def targets(findings):
             "> 1",
             best[0] > dense,
         )
+    yield from short_targets(findings)
     int8, gloo = (findings.seconds(cluster, name, NBYTES) for name in ("isthmus int8", "Gloo float32"))
     if int8 and gloo:
         yield "int8: times faster than Gloo float32", gloo / int8, ">= 5", gloo >= 5 * int8
@@ -121,6 +135,21 @@ def targets(findings):
             )
 
 
+def short_targets(findings):
+    """Yield what is wanted of the shortest vectors, where links are not of the fastest."""
+    for cluster in findings.clusters:
+        rate = next(line["bytes_per_second"] for line in findings.lines if line["cluster"] == cluster)
+        ours = findings.seconds(cluster, "isthmus auto", SHORT_NBYTES)
+        best = findings.best(cluster, SHORT_NBYTES, is_exact_peer)
+        if ours and best and rate <= SHORT_RATE:
+            yield (
+                f"auto: 1 kB, {cluster}, times the seconds of the best exact peer ({best[1]})",
+                ours / best[0],
+                f"<= {SHORT_LIMIT}",
+                ours <= SHORT_LIMIT * best[0],
+            )
+
+
 def tables(findings):
     """Yield the lines of a Markdown text with everything that was found."""
     first = findings.lines[0]
@@ -131,26 +160,9 @@ def tables(findings):
     yield from ["| target | measured | wanted | met |", "| --- | --- | --- | --- |"]
     for what, measured, wanted, met in targets(findings):
         yield f"| {what} | {measured:.2f} | {wanted} | {'yes' if met else '**no**'} |"
-    yield from [
-        "",
-        "## Who wins",
-        "",
-        "How many times faster isthmus dense is than the fastest exact "
-        "peer (Gloo float32, Open MPI); below 1 it loses.",
-        "",
-    ]
-    yield from head("cluster", size_names(findings.sizes))
-    for cluster in findings.clusters:
-        yield row(
-            cluster,
-            [
-                ratio(
-                    findings.best(cluster, nbytes, is_exact_peer),
-                    findings.seconds(cluster, "isthmus dense", nbytes),
-                )
-                for nbytes in findings.sizes
-            ],
-        )
+    yield from ["", "## Who wins"]
+    for ours in findings.programs(findings.sums):
+        yield from winning(findings, ours) if ours in WINS else ()
     for cluster in findings.clusters:
         yield from ["", f"## {cluster}", "", "Milliseconds of an allreduce (median)", ""]
         yield from head("program", size_names(findings.sizes))
@@ -167,6 +179,29 @@ def tables(findings):
                 f"- {line['cluster']}, {line['task']}, {line['program']}: {line['failed']}"
                 for line in findings.failed
             }
+        )
+
+
+def winning(findings, ours):
+    """Yield how a program of isthmus stands beside the fastest exact peer."""
+    yield from [
+        "",
+        f"How many times faster {WINS[ours]} is than the fastest exact peer (Gloo float32, Open MPI); "
+        "below 1 it loses.",
+        "",
+    ]
+    yield from head("cluster", size_names(findings.sizes))
+    for cluster in findings.clusters:
+        yield row(
+            cluster,
+            [
+                ratio(
+                    findings.best(cluster, nbytes, is_exact_peer),
+                    findings.seconds(cluster, ours, nbytes),
+                )
+                + (f" by {chosen}" if (chosen := findings.chosen(cluster, ours, nbytes)) else "")
+                for nbytes in findings.sizes
+            ],
         )
 
 

@@ -1,5 +1,6 @@
 """isthmus: its allreduce on vectors, and its synchronous training."""
 
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,8 +11,11 @@ if __name__ == "__main__":
     from threadpoolctl import threadpool_limits
 
     import isthmus
+    from isthmus.collectives.alike import sums_alike
     from isthmus.compression import COMPRESSORS
     from isthmus.models import Perceptron
+    from isthmus.registry import ALGORITHMS
+    from isthmus.timing.choice import EXACT, choose_allreduce
     from isthmus.training.loop import State, Training
     from isthmus.training.optimisers.sgd import SGD
     from isthmus.training.recipe import Recipe
@@ -31,12 +35,23 @@ if __name__ == "__main__":
             return everyone.tolist()
 
         def reducer(self, entries, weight=1.0):
+            if self.program["algorithm"] == "auto":
+                return isthmus.Allreduce(self.tiers, entries, **self.chosen(entries))
             compressor = dict(self.program["compressor"] or {})
             if compressor:
                 compressor = COMPRESSORS[compressor.pop("kind")](**compressor)
             return isthmus.Allreduce(
                 self.tiers, entries, self.program["algorithm"], compressor or None, weight=weight
             )
+
+        def chosen(self, entries):
+            """Return what "auto" takes for exact sums, MPI's own among them where its bits are equal."""
+            alike = sums_alike(self.tiers, entries)
+            names = [name for name in EXACT if alike or ALGORITHMS[name].own]
+            with warnings.catch_warnings():  # beyond what calibration has measured
+                warnings.simplefilter("ignore", UserWarning)
+                choice = choose_allreduce(self.tiers.cluster, entries, algorithms=names)
+            return {"algorithm": choice.best.algorithm, "chunk_nbytes": choice.best.chunk_nbytes}
 
         def learner(self, task):
             return Learner(self, task)

@@ -50,6 +50,7 @@ def time_allreduce(peer, task):
         _, _, overhead = timed_calls(peer, lambda vector: vector, base, len(seconds))
         yield {
             "nbytes": nbytes,
+            "algorithm": getattr(reduce, "algorithm", None),  # which isthmus' "auto" has chosen
             "seconds": seconds,
             "error": largest_error(peer, total, base),
             "sent_nbytes_of_hosts": [

@@ -24,6 +24,7 @@ LINES = {
     "isthmus ring": ("#0072B2", ":"),
     "isthmus tree": ("#0072B2", "--"),
     "isthmus recursive": ("#0072B2", "-."),
+    "isthmus auto": ("#F0E442", "-"),
     "isthmus mpi": ("#999999", "-"),
     "Gloo float32": ("#E69F00", "-"),
     "Gloo float16": ("#E69F00", "--"),
