@@ -5,15 +5,17 @@
     python experiments/chaos_campaign.py --served SOCKET ...   # by a `warm_ranks.py serve` that is there
     python experiments/chaos_campaign.py --sites ...           # each site a job of its own
     python experiments/chaos_campaign.py --hubs ...            # and two of them may be the hub
+    python experiments/chaos_campaign.py --rounds ...          # local_steps in the place of synchronous
 
 A run has 3 to 6 ranks at two or three sites, and a case depends on (S, its number) alone: how many
 ranks, the compressor, who is killed, when. All of `isthmus train` runs there (not the report's page), in
 ranks that fork from a process that has imported everything, or from Python's start (--plain). With
 --sites ranks are killed, stopped and frozen, links are cut, closed and slowed, bits flip on them, and
-sites come back; with --hubs two of the sites listen. Each run is played again by `isthmus verify`:
-bits, and how often each sample was taken. A run that has ended is started once more, and must then be
-right. Results are added, a line a run, to data/measurements/chaos_campaign.jsonl (or FILE), where the
-next start goes on. Exit code 1 if a run was wrong.
+sites come back; with --hubs two of the sites listen. With --rounds sites exchange after every 2 to 5
+steps. Each run is played again by `isthmus verify`: bits, and how often each sample was taken. A run
+that has ended is started once more, and must then be right. Results are added, a line a run, to
+data/measurements/chaos_campaign.jsonl (or FILE), where the next start goes on. Exit code 1 if a run
+was wrong.
 """
 
 import argparse
@@ -54,11 +56,12 @@ def main():
     parser.add_argument("--plain", action="store_true")
     parser.add_argument("--sites", action="store_true")
     parser.add_argument("--hubs", action="store_true")
+    parser.add_argument("--rounds", action="store_true")
     parser.add_argument("--served", type=Path)
     parser.add_argument("-o", "--output", type=Path, default=RESULTS)
     asked = parser.parse_args()
     until, mode = time.monotonic() + 60 * asked.minutes, "plain" if asked.plain else "forked"
-    mode = "hubs" if asked.hubs else "sites" if asked.sites else mode
+    mode = ("hubs" if asked.hubs else "sites" if asked.sites else mode) + ", rounds" * asked.rounds
     hubs = 2 if asked.hubs else 1 if asked.sites else 0
     made = [row for row in read(asked.output) if (row["mode"], row["seed"]) == (mode, asked.seed)]
 
@@ -73,7 +76,8 @@ def main():
         run = compiled(Path(scratch)) if asked.served is None else None
         with plain() if asked.plain else warm(Path(scratch), asked.served, run) as program:
             while left():
-                row = play(Path(scratch), len(made), asked.seed, program, hubs)
+                case = len(made), asked.seed, program, hubs, asked.rounds
+                row = play(Path(scratch), *case)
                 made.append(row | {"mode": mode} | code() | {"date": time.strftime("%Y-%m-%dT%H:%M:%S")})
                 with open(asked.output, "a") as file:
                     file.write(dumps(made[-1]) + "\n")
@@ -99,10 +103,11 @@ def prepare(folder):
         isthmus.pack_shards(arrays, folder / "data" / name, 6)
 
 
-def settings(folder, number, seed, hubs=0):
+def settings(folder, number, seed, hubs=0, rounds=False):
     """Write the settings and the cluster file of a case; return the settings' path, and its ranks.
 
-    hubs: of how many sites each may be the hub, where each is a job of its own.
+    hubs: of how many sites each may be the hub, where each is a job of its own. rounds: whether sites
+    exchange now and then.
     """
     draw = np.random.default_rng([seed, number])
     choice = [each for each in SITES_APART if len(each) > hubs] if hubs else SITES
@@ -135,15 +140,17 @@ def settings(folder, number, seed, hubs=0):
         "run": {"folder": "runs", "checkpoint_every": 3},
         "recovery": {"survive": True} | (RECOVERY_APART if hubs else {}),
     }
+    if rounds:
+        table["strategy"] = {"kind": "local_steps", "every": int(draw.integers(2, 6))}
     (folder / "cluster.toml").write_text(tomli_w.dumps(cluster))
     (folder / "run.toml").write_text(tomli_w.dumps(table))
     return folder / "run.toml", list(sites)
 
 
-def play(folder, number, seed, program, hubs):
+def play(folder, number, seed, program, hubs, rounds):
     """Play a case; return its row."""
-    (path, sites), of_run = settings(folder, number, seed, hubs), seed * 1_000_000 + number
-    listen = [f"site{hub}" for hub in range(hubs)]
+    path, sites = settings(folder, number, seed, hubs, rounds)
+    of_run, listen = seed * 1_000_000 + number, [f"site{hub}" for hub in range(hubs)]
     if listen:
         faults = random_site_faults(path, 1, of_run, KINDS_APART, listen)
     else:

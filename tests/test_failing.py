@@ -71,5 +71,8 @@ def test_a_report_tells_who_took_part_and_what_a_loss_has_cost():
     assert (
         lost_sentence(run.metrics[1] | {"never": []}) == "rank 1 gone, the others went on after 0.25 s"
     )
+    assert "after 0.25 s; 2 steps were made again; nobody" in lost_sentence(
+        run.metrics[1] | {"undone": 2}
+    )
     run.metrics = run.metrics[:1]
     assert member_rows(run) == []

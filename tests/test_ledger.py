@@ -9,6 +9,7 @@ from isthmus.errors import ShardError
 from isthmus.jobs.resuming import until_checkpoint
 from isthmus.links.agreement import from_root, gather_json, together
 from isthmus.links.in_process import in_threads, tiers_in_process
+from isthmus.recovery.handover import arrays_of, mates
 from isthmus.recovery.ledger import Ledger, Part
 from isthmus.shards.batches import LocalSamples
 
@@ -56,6 +57,17 @@ def test_every_sample_is_taken_once_whoever_comes_and_goes(seed):
         assert (taken[epoch] == 1).all()
         assert (ledger.taken(epoch) == 1).all()  # and the ledger knows it
         assert ledger.account(epoch) == {"once": sum(samples), "again": 0, "lost": {}}
+
+
+def test_a_new_rank_begins_as_the_first_of_its_site():
+    """Sites that exchange now and then have an optimizer each, the same on all of their ranks."""
+    assert mates(["a", "b", "b"], ["a", "b", "b", "b", "c"]) == [0, 1, 1, 1, 0]
+    held = [{"optimiser/m": np.full(2, rank), "buffers/f": np.full(2, rank)} for rank in range(3)]
+    wanted = {name: np.zeros(2) for name in held[0]}
+    for before, mate, of in ((None, 1, 1), (2, 1, 2), (None, 0, 0)):
+        found = arrays_of(held, before, wanted, mate)
+        assert found["optimiser/m"].tolist() == [of] * 2
+        assert found["buffers/f"].tolist() == [0 if before is None else before] * 2
 
 
 def test_samples_that_nobody_could_read_are_told_by_shard():

@@ -1,6 +1,5 @@
 """A run that goes on: with its own data, settings and cluster, or it is refused in words."""
 
-import contextlib
 import json
 
 import numpy as np
@@ -260,12 +259,11 @@ def test_fewer_and_more_ranks_go_on_in_the_middle_of_an_epoch(comm, shared_folde
             settings(
                 folder, name=f"{epochs}.toml", cluster=three, training={"epochs": epochs}, **sections
             )
-        settings(
-            folder,
-            name="local.toml",
-            cluster=cluster_of(2, 1),
-            strategy={"kind": "local_steps", "every": 2},
-        )
+        for name, often in (("midst", 3), ("ends", 4)):
+            every_2 = {"kind": "local_steps", "every": 2}
+            run = {"checkpoint_every": often}
+            settings(folder, name=f"{name}.toml", cluster=cluster_of(1, 1), strategy=every_2, run=run)
+        (folder / "more.toml").write_text(tomli_w.dumps(cluster_of(1, 2)))
         fewer = cluster_of(1, 1)
         fewer["site"][1]["name"], fewer["link"][0]["between"] = "site2", ["site0", "site2"]
         (folder / "fewer.toml").write_text(tomli_w.dumps(fewer))
@@ -277,10 +275,12 @@ def test_fewer_and_more_ranks_go_on_in_the_middle_of_an_epoch(comm, shared_folde
         part = comm.Split(0 if comm.rank < ranks else 1, comm.rank)
         summary = None
         if comm.rank < ranks:
-            with contextlib.suppress(CheckpointError):
+            try:
                 summary = job.train(
                     part, folder / file, lambda line, passing=False: told.append(line), **options
                 )
+            except CheckpointError as problem:
+                summary = str(problem)
         return broadcast_json(comm, summary, 0)
 
     run = folder / "runs/mine"
@@ -289,10 +289,16 @@ def test_fewer_and_more_ranks_go_on_in_the_middle_of_an_epoch(comm, shared_folde
     hashes.append(start(2, "3.toml", resume=run, cluster=folder / "fewer.toml")["parameter_hash"])
     last = start(4, "4.toml", resume=run)  # from step 15, the end of an epoch: two sites, then three
     assert hashes[1] == hashes[2] != hashes[0]
-    assert start(3, "local.toml", name="other", cluster=None)["steps"] == 10
-    assert start(2, "local.toml", resume=folder / "runs/other", cluster=folder / "fewer.toml") is None
+    rounds = {}
+    for name in ("midst", "ends"):  # checkpoints of steps 9 and 8
+        start(2, f"{name}.toml", name=name)
+        others = {"resume": folder / f"runs/{name}", "cluster": folder / "more.toml"}
+        rounds[name] = start(3, f"{name}.toml", **others)
     if comm.rank:
         return
+    assert "checkpoint.h5: step 9 is in the midst of a round" in rounds["midst"]
+    found = verify_steps(folder / "runs/ends")
+    assert (found["parameter_hash"], found["epochs"]) == (rounds["ends"]["parameter_hash"], [1, 2])
     words = [line for line in told if "ranks go on" in line]
     assert words[0].startswith("2 ranks go on, 0 of them new: what is left of the epoch is shared anew")
     assert words[0].endswith("; the residuals of site1 are lost")

@@ -12,6 +12,7 @@ from test_resuming import pack, settings
 from isthmus.cluster.cluster import Cluster
 from isthmus.errors import ClusterError, SettingsError
 from isthmus.folders.reading import read_run
+from isthmus.jobs.duties import at_ends
 from isthmus.jobs.launch import rank_environment
 from isthmus.jobs.settings import RunSettings
 from isthmus.jobs.verifying import verify_steps
@@ -25,6 +26,14 @@ DEATHS = [
     {"rank": 2, "step": 4, "moment": "send", "number": 0},
     {"rank": 0, "step": 6, "moment": "agree"},  # which leads the hub, and writes the run's folder
     {"rank": 3, "step": 10, "moment": "evaluation"},  # within what is done after an epoch
+]
+
+
+DEATHS_IN_ROUNDS = [  # of steps 1 to 3, 4 to 6, 7 to 9, and 10
+    {"rank": 2, "step": 2, "moment": "allreduce"},
+    {"rank": 4, "moment": "rebuild"},  # all of its site, while the others do without the first
+    {"rank": 0, "step": 5, "moment": "evaluation"},  # an epoch ends within a round
+    {"rank": 3, "step": 9, "moment": "agree"},  # all of what was exchanged is there
 ]
 
 
@@ -79,6 +88,46 @@ def test_who_is_left_ends_the_run_with_each_sample_once(tmp_path):
 
 
 @pytest.mark.slow
+def test_those_who_are_left_make_a_round_again(tmp_path):
+    for name in ("train", "test", "validation"):
+        pack(tmp_path, name)
+    settings(
+        tmp_path,
+        cluster=cluster_of(2, 2, 1),
+        strategy={"kind": "local_steps", "every": 3, "outer": "nesterov"},
+        allreduce=INT8,
+        data={"validation": "data/validation", "copies": 2},
+        recovery={"survive": True, "buddies_every": 1},
+    )
+    done = launch(tmp_path, 5, DEATHS_IN_ROUNDS, "--with-ft", "ulfm")
+    assert "Traceback" not in done.stderr
+    for words in (
+        "step 0: ranks 2, 4 gone, 3 go on",
+        "what the optimizer of site2 remembered is lost",
+        "step 3: rank 0 gone, 2 go on",
+        "step 6: rank 3 gone, 1 go on",
+        "; 2 steps are made again; what the optimizer of site1 remembered is lost",
+        "step 6: checkpoint written",  # of every 5 steps: at the end of the round
+    ):
+        assert words in done.stderr, done.stderr
+    assert "step 5: checkpoint" not in done.stderr
+    run = read_run(tmp_path / "runs/mine")
+    assert [line["step"] for line in run.steps] == [*range(1, 11)]
+    counted = [line for line in run.metrics if line["kind"] == "samples"]
+    assert [(line["once"], line["again"], line["lost"]) for line in counted] == [(120, 0, {})] * 2
+    for kind in ("evaluation", "validation"):
+        assert [line["step"] for line in run.metrics if line["kind"] == kind] == [5, 10]
+    lost = [line for line in run.metrics if line["kind"] == "lost"]
+    assert [(line["step"], line["ranks"]) for line in lost] == [(0, [2, 4]), (3, [0]), (6, [3])]
+    assert [line["undone"] for line in lost[1:]] == [2, 2]
+    members = [line for line in run.metrics if line["kind"] == "members"]
+    assert [line.get("residual_steps") for line in members] == [None, None, [3, None], None]
+    found = verify_steps(run.folder)
+    assert (found["parameter_hash"], found["epochs"]) == (run.summary["parameter_hash"], [1, 2])
+
+
+@pytest.mark.slow
+@pytest.mark.alone
 def test_those_who_are_left_end_in_words_where_one_of_them_does_not_come_on(tmp_path):
     for name in ("train", "test"):
         pack(tmp_path, name)
@@ -152,7 +201,8 @@ def test_mpi_without_fault_tolerance_is_named_with_what_to_start(tmp_path):
 @pytest.mark.parametrize(
     ("section", "words"),
     [
-        ({"strategy": {"kind": "local_steps", "every": 2}}, 'strategy = "synchronous"'),
+        ({"strategy": {"kind": "local_steps", "late": 2}}, 'strategy "local_steps" does not say what'),
+        ({"strategy": "streaming"}, 'strategy "streaming" does not say what'),
         ({"allreduce": {"algorithm": "mpi"}}, "an algorithm of isthmus' own"),
         ({"plan": {"replan": True}}, "plan.replan = false"),
     ],
@@ -161,6 +211,13 @@ def test_what_cannot_go_on_without_ranks_is_refused(tmp_path, section, words):
     path = settings(tmp_path, recovery={"survive": True}, **section)
     with pytest.raises(SettingsError, match=words):
         RunSettings.from_toml(path)
+
+
+def test_what_is_due_every_so_many_steps_waits_for_the_end_of_a_round():
+    rounds = at_ends(5, {3, 6, 9, 12, 30, 31})
+    assert [step for step in range(40) if rounds(step)] == [6, 12, 30]
+    assert [step for step in range(12) if at_ends(5, range(1, 12))(step)] == [5, 10]
+    assert not any(map(at_ends(None, {3, 6}), range(12)))
 
 
 def test_a_cluster_without_some_of_its_ranks_is_one():

@@ -11,9 +11,9 @@ import pytest
 from clusters import cluster_of
 from test_resuming import pack, settings
 from test_site_jobs import end, free_port, said_when
-from test_training import training_of
+from test_training import MODEL, RECIPE, samples_of, training_of
 
-from isthmus import Int8
+from isthmus import Int8, LocalSteps
 from isthmus.cluster.cluster import Cluster
 from isthmus.folders.reading import read_run
 from isthmus.jobs.launch import rank_environment
@@ -23,7 +23,10 @@ from isthmus.links.socket_comm import LostSitesError
 from isthmus.mpirun import mpirun
 from isthmus.recovery.faults import PLAN, flip
 from isthmus.security.key_files import make_keys
+from isthmus.training.loop import State, Training
 from isthmus.training.replicas import Replicas, WentBackError
+from isthmus.training.strategies.sums import Sums
+from isthmus.training.validation import Validation
 
 pytest.importorskip("crc32c")
 INT8 = {"compressor": {"kind": "int8", "block": 8}}
@@ -47,6 +50,7 @@ class Sites:
         copies=1,
         sealed=False,
         between=None,
+        strategy="synchronous",
         **recovery,
     ):
         self.folder, self.ranks, self.files = folder, ranks, ["run.toml"] * len(ranks)
@@ -65,6 +69,7 @@ class Sites:
                 cluster["link"].append({"between": [f"site{one}", f"site{other}"]} | link)
         sections = {
             "allreduce": INT8,
+            "strategy": {"kind": strategy} if isinstance(strategy, str) else strategy,
             "data": {"validation": "data/validation", "copies": copies},
             "training": training or {},
             "plan": {"pinned": dict(pinned)},
@@ -242,6 +247,101 @@ def test_copies_residuals_and_equal_bits_outlast_sites_that_go_and_come_back(tmp
     assert [line.get("residual_steps") for line in members] == [None, None, [None, None, 3], None]
     placed = [line["shards_of_rank"] for line in members]
     assert placed[2] == placed[0]
+    found = verify_steps(run.folder)
+    assert (found["parameter_hash"], found["epochs"]) == (run.summary["parameter_hash"], [1, 2])
+
+
+@pytest.mark.parametrize(("back", "whole"), [(6, True), (3, True), (6, False)])
+def test_who_is_ahead_goes_back_to_where_a_round_began(back, whole):
+    """In the midst of steps 7 to 9: to where that round began, or the one before."""
+    cluster = Cluster(cluster_of(2, 1))
+    judged = {"validation": {"accuracy": 0.5}}
+
+    def bits(training):
+        return {name: array.tobytes() for name, array in training.arrays().items()}
+
+    def play(table, rank):
+        tiers = tiers_in_process(table, cluster, rank)
+        after, asked, harm = {}, [], {("compute", 8)}
+
+        def enter(*point):
+            if point in harm:
+                harm.remove(point)
+                raise LostSitesError("gone")
+
+        def made():
+            local = samples_of(rank, (17, 9, 3)[rank])
+            sums = Sums(tiers, MODEL.size, local.samples, compressor=Int8(8))
+            member = LocalSteps(3, outer="nesterov").join(sums, RECIPE.total_steps)
+            state = State.initial(MODEL, RECIPE)
+            return Training(tiers, MODEL, local, member, RECIPE, state, enter=enter)
+
+        training, judge = made(), Validation(MODEL, True)
+        training.undoing.whole_steps, training.undoing.rounds = whole, True
+        training.undoing.judge = judge
+        training.agree = lambda: asked.append(training.state.step + 1)
+        after[0] = bits(training)
+        with pytest.raises(LostSitesError):
+            for _ in training.steps():
+                after[training.state.step] = bits(training)
+                if training.state.step == 5:  # what is told, and judged, within a round
+                    training.gather_rows()
+                    judge.take(5, 1, judged, training.anchor, {})
+        assert training.undoing.step == 6
+        assert len(training.undoing._kept) == 1 + whole  # copies of all that a round changes
+        training.undoing.go_back(back, redo=False)
+        assert bits(training) == after[back]
+        assert (training.told_step, len(training.rows)) == ((5, 1) if back == 6 else (0, 3))
+        assert (judge.best is None) == (back == 3)
+        assert judge.parameters.any() == (back == 6)
+        training.agree = None
+        for _ in training.steps():
+            assert training.state.step not in after or bits(training) == after[training.state.step]
+        plain = made()
+        for _ in plain.steps():
+            pass
+        assert bits(plain) == bits(training)
+        return asked
+
+    assert in_threads(3, play) == [[3, 6]] * 3
+
+
+@pytest.mark.slow
+def test_sites_make_a_round_again_and_come_back_where_one_begins(tmp_path):
+    back = tmp_path / "back"
+    sites = Sites(
+        tmp_path,
+        (1, 1, 1),
+        [
+            {"rank": 2, "step": 2, "moment": "update"},
+            {"rank": 1, "step": 5, "moment": "allreduce"},
+            {"rank": 0, "step": 7, "moment": "compute", "until": str(back)},
+        ],
+        strategy={"kind": "local_steps", "every": 3},
+        deadline_seconds=10.0,
+    )
+    (tmp_path / "later.json").write_text('[{"rank": 1, "step": 9, "moment": "agree"}]')
+    assert end(sites.jobs[1])[0] == -9
+    returned = sites.start(1, "later.json")
+    said_when(returned, "joined site site0")
+    back.touch()
+    code, _, said = end(sites.jobs[0])
+    assert code == 0, said
+    for words in (
+        "step 0: rank 2 gone, 2 go on",
+        "step 3: rank 1 gone, 1 go on",
+        "what the optimizer of site1 remembered is lost",
+        "step 6: rank 1 came back, 2 go on",
+    ):
+        assert words in said, said
+    assert end(returned)[0] == end(sites.jobs[2])[0] == -9
+    run = read_run(tmp_path / "runs/mine")
+    assert [line["step"] for line in run.steps] == [*range(1, 11)]
+    lost = [(line["step"], line["ranks"]) for line in run.metrics if line["kind"] == "lost"]
+    assert lost[:2] == [(0, [2]), (3, [1])]
+    assert lost[2] in [(6, [1]), (9, [1])]  # whether the hub has what it had sent
+    counted = [line for line in run.metrics if line["kind"] == "samples"]
+    assert [(line["once"], line["again"], line["lost"]) for line in counted] == [(120, 0, {})] * 2
     found = verify_steps(run.folder)
     assert (found["parameter_hash"], found["epochs"]) == (run.summary["parameter_hash"], [1, 2])
 

@@ -103,11 +103,12 @@ class SamplesLine(Line):
 
 
 class LostLine(Line):
-    """Ranks that died, how long it took to go on without them, shards that nobody could read, and when
-    it was noticed, in seconds since 1970."""
+    """Ranks that died, how long it took to go on without them, steps that were made and were made again,
+    shards that nobody could read, and when it was noticed, in seconds since 1970."""
 
     ranks: list[Count]
     seconds: Seconds
+    undone: NotRequired[Count]
     never: list[Count]
     clock: NotRequired[Seconds]
 

@@ -22,6 +22,19 @@ def every(steps):
     return lambda step: steps is not None and step % steps == 0
 
 
+def at_ends(steps, ends):
+    """Return a function that tells which of `ends`, of rounds, is the first after every so many steps.
+
+    Where each step is such an end it is the same as `every`.
+    """
+    due, before = set(), 0
+    for end in sorted(ends) if steps is not None else ():
+        if end // steps > before // steps:
+            due.add(end)
+        before = end
+    return due.__contains__
+
+
 def meetings(recipe):
     """Return a function that tells after which steps all ranks have something to do together."""
     return lambda step: every(recipe.steps)(step) or every(recipe.checkpoint_every)(step)
@@ -29,8 +42,15 @@ def meetings(recipe):
 
 def duties_of(job, stop):
     """Return what a Job does after a step, in order: when, and what. stop: the StopRequest."""
-    recipe, member = job.training.recipe, job.training.member
-    ends_epoch = every(recipe.steps)
+    recipe, member, recovery = job.training.recipe, job.training.member, job.settings.recovery
+    ends_epoch, writes = every(recipe.steps), every(recipe.checkpoint_every)
+    if recovery.survive:  # then others may go on from it
+        writes = at_ends(recipe.checkpoint_every, job.account.exchanged)
+
+    def asks(step):
+        """Where ranks may go, they stop where others can go on."""
+        left = step < recipe.total_steps and not job.ends_early
+        return left and (member.agreed or not recovery.survive)
 
     def ask_to_stop():
         may = job.settings.privacy.may_stop(member)
@@ -41,7 +61,7 @@ def duties_of(job, stop):
 
     def compares(step):
         """Where ranks may go back, they do so before anything is told of what they have made."""
-        last = reports(step) or every(recipe.checkpoint_every)(step) or not job.training.finite
+        last = reports(step) or writes(step) or not job.training.finite
         return member.agreed and (
             every(recipe.compare_replicas_every)(step) or (job.replicas.repairs and last)
         )
@@ -57,13 +77,9 @@ def duties_of(job, stop):
             lambda step: job.settings.plan.replan and ends_epoch(step) and not job.ends_early,
             job.rebalance,
         ),
-        Duty("buddies", every(job.settings.recovery.buddies_every), job.buddies.copy),
-        Duty("signals", lambda step: step < recipe.total_steps and not job.ends_early, ask_to_stop),
+        Duty("buddies", at_ends(recovery.buddies_every, job.account.exchanged), job.buddies.copy),
+        Duty("signals", asks, ask_to_stop),
         Duty("replicas", lambda step: job.stops and job.replicas.repairs, job.compare_replicas),
-        Duty(
-            "checkpoint",
-            lambda step: job.stops or every(recipe.checkpoint_every)(step),
-            job.write_checkpoint,
-        ),
+        Duty("checkpoint", lambda step: job.stops or writes(step), job.write_checkpoint),
         Duty("end", lambda step: job.stops, job.stop),
     ]

@@ -29,8 +29,12 @@ class Failing:
     restart_seconds: float
     recovery_seconds: float
 
-    def told(self, ranks, sites, step_seconds):
-        """Return what that comes to for so many ranks and sites, for JSON."""
+    def told(self, ranks, sites, round_seconds):
+        """Return what that comes to for so many ranks and sites, for JSON.
+
+        round_seconds: of what is made again where one fails: a step, or as many as there are between two
+        exchanges.
+        """
         hours = (each and each * HOUR for each in (self.rank_hours, self.site_hours))
         mtbf = failure_seconds(ranks, sites, *hours)
         found = {
@@ -44,7 +48,7 @@ class Failing:
             )
             for name, interval in (("young", young_seconds), ("daly", daly_seconds))
         }
-        ours = surviving(self.recovery_seconds, step_seconds, mtbf)
+        ours = surviving(self.recovery_seconds, round_seconds, mtbf)
         return asdict(self) | {"mtbf_seconds": mtbf, **found, "survive": {"goodput": ours}}
 
 

@@ -46,7 +46,7 @@ class Job:
         self.account = Account(tiers, settings, plan, training, folder, journal.tell)
         self.replicas = Replicas(training, settings.training.on_replica == "repair")
         self.buddies = Buddies(tiers, training, self.seal)
-        self.agree, self.within_duties, self.judged = None, False, None  # where ranks may die
+        self.agree, self.within_duties = None, False  # where ranks may die
         self.done_step, self.stops = 0, False  # the last one with all done; whether it is told to end
         self.rebalancing = Rebalancing(tiers, settings, plan, training)
         self.members = Members(tiers, training, self.account)
@@ -57,6 +57,7 @@ class Job:
         if "validation" in sets:
             keeps = self.leads or settings.recovery.survive  # any rank may be the next that leads
             self.validation = Validation(training.model, keeps, training.recipe.stop_after)
+            training.undoing.judge = self.validation
         self.identity = identity_of(settings, tiers.cluster, plan, self.data)
         self.identity |= identity_of_privacy(settings, tiers.cluster, training)
         if settings.plays_clients:
@@ -143,15 +144,17 @@ class Job:
         self.tell(f"step {back.found}: {repaired_sentence(told)}")
 
     def _do(self, duties):
-        """Do what is due after a step; where ranks may die, all agree that it is done."""
+        """Do what is due after a step; where ranks may die, all agree that it is done.
+
+        Within a round they need not: what is undone is the round.
+        """
         step, training, self.within_duties = self.training.state.step, self.training, False
         for duty in duties:  # whether one is due may depend on those before it
             if not (duty.alone or training.member.together) or not duty.due(step):
                 continue
-            if self.agree is not None and not self.within_duties:
+            if self.agree is not None and training.member.agreed and not self.within_duties:
                 self.within_duties = True
                 training.undoing.hold_rows()
-                self.judged = step, self.validation and self.validation.to_json()
             self.journal.enter(duty.phase, step)
             duty.act()
         if self.within_duties:
@@ -283,8 +286,8 @@ class Job:
         """Take up the state of the checkpoint, and the clock and the curves of what led to it."""
         state, recipe, world = self.training.state, self.training.recipe, self.tiers.world
         arrays = {} if self.validation is None else self.validation.arrays()
-        adapt = partial(adapted, now=loads(dumps(self.identity)))
-        path = self.path / "checkpoint.h5"
+        path, redone = self.path / "checkpoint.h5", self.settings.make_strategy().redone
+        adapt = partial(adapted, now=loads(dumps(self.identity)), redone=redone, path=path)
         notes = checkpoint.read_checkpoint(path, self.training, self.identity, arrays, adapt, self.seal)
         if self.validation is not None:
             self.validation.load(notes["validation"])

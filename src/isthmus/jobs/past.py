@@ -24,7 +24,8 @@ class Past:
     """The job before, as one rank has it.
 
     placed: the shards of each rank of the whole cluster, by its numbers on sockets. step: the last one
-    that counts; redo: whether what is due after it is to be done again. untold: as `Undoing.untold`.
+    that counts; redo: whether what is due after it is to be done again. untold: (rows that were
+    measured and not told, the last step that was).
     judged: the validation set's notes, None where there is none; best: its arrays. arrays: this rank's,
     None where it is new; kept: what it goes back to where bits have flipped; copies: of the residuals of
     others. back: that some have gone back to that, where it is not told yet. leads, speak: whether it
@@ -55,11 +56,9 @@ class Past:
     @classmethod
     def of(cls, job: Any, placed: list[list[int]]) -> "Past":
         """Return that of a rank that was there."""
-        training, validation = job.training, job.validation
-        step = training.state.step
-        began = job.within_duties and job.judged is not None and job.judged[0] == step
-        kept = job.replicas.kept
-        judged = validation and (job.judged[1] if began else validation.to_json())
+        training, undoing = job.training, job.training.undoing
+        step, known, kept = undoing.step, undoing.known, job.replicas.kept
+        judged, best = known.judged or (None, None)
         return cls(
             settings=job.settings,
             plan=job.plan,
@@ -68,7 +67,7 @@ class Past:
             parts=[*job.members.ledger.parts],
             step=step,
             redo=job.within_duties,
-            untold=training.undoing.untold,
+            untold=(known.rows, known.told),
             judged=judged,
             checkpoint=job.journal.checkpoint,
             local=training.local,
@@ -76,8 +75,8 @@ class Past:
             model=training.model,
             leads=job.leads,
             speak=job.journal.speak,
-            arrays=training.undoing.arrays_after(step),
-            best=validation and validation.arrays(),
+            arrays=undoing.arrays_after(step),
+            best=best,
             kept=kept,
             copies=job.buddies.until(step),
             back=job.replicas.untold if kept is not None and kept.step == step else None,

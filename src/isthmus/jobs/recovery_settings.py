@@ -43,8 +43,13 @@ def check_recovery(settings):
         if settings.recovery.buddies_every is not None:
             raise ValueError("recovery.buddies_every needs recovery.survive = true")
         return
+    if settings.make_strategy().redone is None:
+        raise ValueError(
+            f'recovery.survive: strategy "{settings.strategy.kind}" does not say what is made again '
+            "where a rank is gone (`redone` of its class); take "
+            '"synchronous", or "local_steps" with late = 0'
+        )
     wrong = {
-        'strategy = "synchronous"': settings.strategy.kind != "synchronous",
         "an algorithm of isthmus' own": settings.allreduce.algorithm == "mpi",
         "no [privacy]": settings.privacy.secure_sum != "off" or settings.privacy.unit is not None,
         "run.trace = false": settings.run.trace,

@@ -83,7 +83,8 @@ def simulate_file(
             "answer": int8_in_words(stops, edge_sites, cluster),
         }
     if failing is not None:
-        table["failures"] = failing.told(made.ranks, len(cluster.sites), made.step_seconds)
+        round_seconds = options["local_steps"] * made.step_seconds  # what a failure undoes is a round
+        table["failures"] = failing.told(made.ranks, len(cluster.sites), round_seconds)
     if output is not None:
         table["output"] = _write(Path(output), table)
     return table

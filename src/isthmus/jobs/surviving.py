@@ -1,7 +1,8 @@
-"""A job that goes on without ranks that die: the step is done again by those who are left.
+"""A job that goes on without ranks that die: the step is done again by those who are left, or the round.
 
 What all ranks have alike changes only after all have agreed that they have the sum of a step's
-gradients; between sites that are jobs of their own it is gone back to where not all have made a step.
+gradients, or what a round exchanges; between sites that are jobs of their own it is gone back to where
+not all have made a step, or a round. Within a round nobody is asked.
 The ranks that are left make everything else anew: communicators, the tree of sites, who looks after
 whom, the plan for what is left of the epoch. They keep their own samples and what they had before the
 step; shards of the dead are read by whoever is given them. A site that comes back is one more change of
@@ -118,6 +119,7 @@ class Survival:
             job.journal.survives = True
             job.agree = job.training.agree = self._agree
             job.training.undoing.whole_steps = self.circle is not None
+            job.training.undoing.rounds = job.settings.make_strategy().redone == "round"
             self.faults.of(job.training)
             job.journal.meet = self._meet
             try:
@@ -140,8 +142,12 @@ class Survival:
 
     def _meet(self, moment, step):
         self.faults.meet(moment, step)
+        training = self.job.training
+        if moment == "compute" and training.undoing.rounds:  # else all wait for each other in each step
+            self.membership.look(self.job.tiers.world)
         if moment == "compute" and self.circle is not None:
-            self.circle.look()
+            if training.member.agreed:
+                self.circle.look()
             switch, looked = self.circle.switch, self.looked_at
             if switch is not None and not switch.given and time.monotonic() > looked + LOOK_SECONDS:
                 self.looked_at = time.monotonic()
@@ -187,7 +193,7 @@ class Survival:
         problem: what this rank has raised; what is no loss is raised again.
         """
         began, clock, before, old = time.perf_counter(), time.time(), self.job, self.ranks
-        tiers, journal = before.tiers, before.journal
+        tiers, journal, made = before.tiers, before.journal, before.training.state.step
         waiting = [tiers.leaders, tiers.site, tiers.world, tiers.cloud, tiers.edge]
         timer = threading.Timer(self.patience_seconds, journal.give_up, [self._not_in_time()])
         timer.daemon = True
@@ -210,7 +216,15 @@ class Survival:
         self.lost += len(gone)
         if self.circle is None:
             Loss.ranks, Loss.speaks = self.lost, self.job.leads
-        self._begin_again(began, clock, gone, sorted({*self.ranks} - {*old}))
+        sites = [name for name in tiers.cluster.names if name not in self.job.tiers.cluster.names]
+        self._begin_again(
+            began,
+            clock,
+            gone,
+            sorted({*self.ranks} - {*old}),
+            undone=made - self.job.training.state.step,
+            sites=sites if before.training.undoing.rounds else (),
+        )
 
     def _not_in_time(self):
         return (
@@ -225,8 +239,11 @@ class Survival:
             usual += 2 * (job.settings.recovery.deadline_seconds or PATIENCE_SECONDS)
         self.patience_seconds = job.settings.run.abort_seconds or usual
 
-    def _begin_again(self, began, clock, gone=(), came=()):
-        """Say what was wrong and who has come, and have the new job be the one that signals reach."""
+    def _begin_again(self, began, clock, gone=(), came=(), undone=0, sites=()):
+        """Say what was wrong and who has come, and have the new job be the one that signals reach.
+
+        undone: steps that were made and are made again. sites: that are gone, and had an optimizer each.
+        """
         job, self.membership.changed.words = self.job, ""
         signal.signal(signal.SIGUSR1, self.stop.note)
         job.journal.__enter__()
@@ -235,9 +252,16 @@ class Survival:
         if job.replicas.untold is not None:
             job.tell_of_return(job.replicas.untold)
         if wrong := [*self.words, *([f"{ranks_in_words(gone)} gone"] if gone else [])]:
-            job.account.note("lost", ranks=[*gone], seconds=seconds, never=self.never, clock=clock)
-            never = self.never and f"; nobody can read shards {', '.join(map(str, self.never))}"
-            job.tell(f"{at}: {'; '.join(wrong)}, {now} go on after {seconds:.2f} s{never or ''}")
+            values = {"ranks": [*gone], "never": self.never, "undone": undone}
+            job.account.note("lost", **values, seconds=seconds, clock=clock)
+            told = [f"{now} go on after {seconds:.2f} s"]
+            if undone:
+                told.append(f"{undone} step{'s are' if undone > 1 else ' is'} made again")
+            if sites:
+                told.append(f"what the optimizer of {', '.join(sites)} remembered is lost")
+            if self.never:
+                told.append(f"nobody can read shards {', '.join(map(str, self.never))}")
+            job.tell(f"{at}: {'; '.join(wrong)}, {'; '.join(told)}")
         if came:
             job.account.note("joined", ranks=came, seconds=seconds)
             job.tell(f"{at}: {ranks_in_words(came)} came back, {now} go on after {seconds:.2f} s")
@@ -255,10 +279,10 @@ class Survival:
         return self._build_on(as_before(tiers, old.settings), now), now
 
     def _point(self):
-        """Return the last step that this rank has made, and whether what is due after it is done."""
-        step = self.job.training.state.step
-        self.faults.meet("settle", step)
-        return step, self.job.done_step == step
+        """Return after which step this rank can go on, and whether what is due after it is done."""
+        self.faults.meet("settle", self.job.training.state.step)
+        step = self.job.training.undoing.step
+        return step, self.job.done_step >= step
 
     def _build_of_sites(self, change, made):
         """Return the job of those of a `Decision`, after its step, and who they are. Collective."""

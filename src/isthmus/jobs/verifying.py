@@ -20,7 +20,7 @@ from isthmus.jobs.scaling import scale_of
 from isthmus.jobs.settings import RunSettings
 from isthmus.jobs.shared_model import shared_model
 from isthmus.links.in_process import in_threads, tiers_in_process
-from isthmus.recovery.handover import MEMORY, arrays_of
+from isthmus.recovery.handover import MEMORY, arrays_of, mates
 from isthmus.recovery.ledger import Ledger, Part
 from isthmus.shards.scattering import scatter_shards
 from isthmus.training.checkpoint_file import CHECKPOINT
@@ -139,6 +139,14 @@ def _residuals_wanted(parts):
     }
 
 
+def _mate_before(part, before, rank):
+    """Return the rank of the part before as which a new one begins, as `mates` has it."""
+    if not before:
+        return 0
+    clusters = [Cluster(each.cluster, "metrics.jsonl") for each in (before[-1], part)]
+    return mates(*([each.names[site] for site in each.site_of_rank] for each in clusters))[rank]
+
+
 @dataclass
 class _Replay:
     """Some steps of a run, part by part; hashes: of the parameters after the steps `wanted`."""
@@ -220,21 +228,24 @@ class _Replay:
                 samples = [shard.samples for shard in local.manifest.shards]
                 self.ledger = Ledger(samples, recipe.steps, recipe.seed, [*before, part])
             if held is not None:
-                self._take_up(training, part, start, held[rank] if as_it_is else held, rank)
+                self._take_up(training, part, start, held[rank] if as_it_is else held, rank, before)
             self._count(training, part, rank)
             return self._steps(training, end, rank)
 
         return in_threads(cluster.size, play)
 
-    def _take_up(self, training, part, start, held, rank):
-        """Go on from the arrays `held` of this rank, or a list of those of each rank before."""
+    def _take_up(self, training, part, start, held, rank, before):
+        """Go on from the arrays `held` of this rank, or a list of those of each rank before.
+
+        before: the parts before this one.
+        """
         if isinstance(held, dict):
             training.load(start, held)
         elif part.came_from is None:
             training.load(start, held[rank])
         else:
             own = {name: to_host(array) for name, array in training.arrays().items()}
-            arrays = arrays_of(held, part.came_from[rank], own)
+            arrays = arrays_of(held, part.came_from[rank], own, _mate_before(part, before, rank))
             if part.residual_steps is not None and part.residual_steps[rank] is not None:
                 residuals = self._residuals_of(_site_of(part, rank), part.residual_steps[rank])
                 arrays |= {name: each for name, each in residuals.items() if each.size == own[name].size}

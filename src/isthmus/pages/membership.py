@@ -7,11 +7,13 @@ from isthmus.errors import ranks_in_words
 
 def lost_sentence(line):
     """Return what a line of kind "lost" tells: who is gone, and what that took."""
-    never = ", ".join(map(str, line["never"]))
+    never, undone = ", ".join(map(str, line["never"])), line.get("undone", 0)
+    steps = f"{undone} steps were" if undone > 1 else f"{'1' if undone else 'the'} step was"
     if not line["ranks"]:
-        return f"a message was changed on its way, the step was made again after {line['seconds']:.2f} s"
+        return f"a message was changed on its way, {steps} made again after {line['seconds']:.2f} s"
     return (
         f"{ranks_in_words(line['ranks'])} gone, the others went on after {line['seconds']:.2f} s"
+        + f"; {steps} made again" * bool(undone)
         + f"; nobody could read shards {never}" * bool(never)
     )
 

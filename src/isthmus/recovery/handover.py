@@ -1,8 +1,10 @@
 """What ranks go on from where other ranks were before: who has whose arrays.
 
-Parameters and what the optimiser remembers are the same on all ranks. A rank that was there before keeps
-its own buffers and, where it speaks for its site as it did, its residual; the residuals of others are
-lost. One that is new begins with the buffers of the first rank, and with no residual.
+Parameters are the same on all ranks; what the optimiser remembers is so on those of a site, which has
+its own where sites exchange now and then. A rank that was there before keeps all of it, its buffers and,
+where it speaks for its site as it did, its residual; the residuals of others are lost. One that is new
+begins as the first rank of its site, or of all where the site is new, but with the buffers of the first
+of all, and with no residual.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from isthmus.errors import CheckpointError
 from isthmus.links.agreement import gather_json
 from isthmus.training.residuals import MEMORY
 
@@ -32,10 +35,21 @@ def came_from(before: Sequence[Sequence[Any]], now: Sequence[Sequence[Any]]) -> 
     return [rank_of.get(place) for place in places[1]]
 
 
-def source(name: str, before: int | None, entries: int, sizes: Sequence[int]) -> int | None:
+def mates(before: Sequence[str], now: Sequence[str]) -> list[int]:
+    """Return the first rank before of each one's site, or of all where the site is new.
+
+    before, now: the name of each rank's site.
+    """
+    return [before.index(site) if site in before else 0 for site in now]
+
+
+def source(
+    name: str, before: int | None, entries: int, sizes: Sequence[int], mate: int = 0
+) -> int | None:
     """Return of which rank the array `name` is taken; None for zeros.
 
-    before: which rank this one was. entries: that it wants. sizes: entries that each rank had.
+    before: which rank this one was. entries: that it wants. sizes: entries that each rank had. mate: as
+    `mates` has it.
     """
     if name.endswith(SENT):
         return None
@@ -43,19 +57,26 @@ def source(name: str, before: int | None, entries: int, sizes: Sequence[int]) ->
         return before if before is not None and sizes[before] == entries else None
     if name.startswith("buffers/"):
         return 0 if before is None else before
+    of = mate if before is None else before
+    if sizes[of] == entries:
+        return of
     return next((rank for rank, size in enumerate(sizes) if size == entries), None)
 
 
 def arrays_of(
-    held: Sequence[Mapping[str, np.ndarray]], before: int | None, wanted: Mapping[str, np.ndarray]
+    held: Sequence[Mapping[str, np.ndarray]],
+    before: int | None,
+    wanted: Mapping[str, np.ndarray],
+    mate: int = 0,
 ) -> dict[str, np.ndarray]:
     """Return what a rank goes on from, in memory.
 
-    held: name -> array of each rank before. wanted: of this one now, as it began.
+    held: name -> array of each rank before. wanted: of this one now, as it began. mate: as `mates` has
+    it.
     """
     found = {}
     for name, own in wanted.items():
-        of = source(name, before, own.size, [arrays[name].size for arrays in held])
+        of = source(name, before, own.size, [arrays[name].size for arrays in held], mate)
         found[name] = np.zeros_like(own) if of is None else held[of][name]
     return found
 
@@ -65,12 +86,16 @@ def adapted(
     table: dict[str, Any],
     wanted: Sequence[Mapping[str, int]],
     now: dict[str, Any],
+    redone: str | None = "step",
+    path: Any = "checkpoint.h5",
 ) -> dict[str, Any]:
     """Return the table of a checkpoint as the ranks of the run `now` (an identity) go on from it.
 
     As it is where these are the ranks that wrote it, or where they cannot go on from it: other settings
-    than before, no site in common, or a strategy whose ranks hold more than the same parameters. Else
-    the notes tell, as "came_from", which rank each was, and as "lost" whose residuals are lost.
+    than before, no site in common, or a strategy with which no others can. Else the notes tell, as
+    "came_from", which rank each was, and as "lost" whose residuals are lost. redone: as
+    `Strategy.redone` has it. path: of the checkpoint. CheckpointError where it is of the midst of a
+    round.
     """
     before = table["identity"]
     sites = before["sites"][1], now["sites"][1]
@@ -79,16 +104,22 @@ def adapted(
         {key: value for key, value in each.items() if key not in ("ranks", "sites", "plan")}
         for each in (before, now)
     ]
-    alone = now["strategy"]["kind"] == "synchronous" and "clients" not in now
-    if sites[0] == sites[1] or not names[0] & names[1] or same[0] != same[1] or not alone:
+    if sites[0] == sites[1] or not names[0] & names[1] or same[0] != same[1] or redone is None:
         return table
+    if not all(arrays[f"strategy/agreed/{of}"][0] for of in table["holder_of_rank"]["strategy/agreed"]):
+        raise CheckpointError(
+            f"{path}: step {table['step']} is in the midst of a round, where each site has parameters "
+            "of its own: go on with the ranks and sites that wrote it; with recovery.survive = true "
+            "checkpoints are of the end of a round, from which others can go on too"
+        )
     came, holders = came_from(*sites), {}
+    mate = mates(*([name for name, _, ranks in each for _ in range(ranks)] for each in sites))
     for name, of in table["holder_of_rank"].items():
         sizes = [arrays[f"{name}/{holder}"].size for holder in of]
         holders[name] = []
         for rank, each in enumerate(came):
             entries = wanted[rank].get(name, 0)
-            rank_before = source(name, each, entries, sizes)
+            rank_before = source(name, each, entries, sizes, mate[rank])
             if rank_before is None:
                 arrays[f"{name}/zeros{entries}"] = np.zeros(entries, arrays[f"{name}/{of[0]}"].dtype)
             holders[name].append(f"zeros{entries}" if rank_before is None else of[rank_before])
@@ -142,7 +173,7 @@ def taken_by_new(
 def hand_over(new: "Training", step: int, arrays: dict[str, np.ndarray], untold: Any) -> None:
     """Have `new`, of other ranks than before, go on after `step` from this rank's arrays then.
 
-    untold: as `Undoing.untold` was. Bytes are counted anew.
+    untold: (rows that were measured and not told, the last step that was). Bytes are counted anew.
     """
     new.load(step, arrays)
     for each in new.member.sums:

@@ -66,6 +66,12 @@ class Membership:
         if not all_well:
             raise LostRanksError
 
+    def look(self, world: Any) -> None:
+        """Raise MPI.Exception where MPI knows of a rank of `world` that is gone, or of others who found
+        so; nothing is sent."""
+        if world.size > 1:
+            innermost(world).Iprobe()
+
     def leave_out_the_gone(self, problem: Exception, comms: Iterable[Any]) -> None:
         """Go on without those that are gone. Collective over those that are left.
 

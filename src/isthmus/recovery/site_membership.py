@@ -2,8 +2,8 @@
 
 Nobody is asked whether all have the sum of a step: nobody has that of the next one before all have it.
 So where a site goes, those who are left have come at most one step apart, and those who are ahead go
-back (`Undoing.go_back`). Only ranks of one site are woken by MPI, for which it needs its fault
-tolerance.
+back (`Undoing.go_back`). With rounds that is so of what they exchange, and of rounds. Only ranks of one
+site are woken by MPI, for which it needs its fault tolerance.
 """
 
 import logging
@@ -34,6 +34,10 @@ class SiteMembership:
 
     def agree(self, well: bool = True) -> None:
         """Nothing: see above."""
+
+    def look(self, world: Any) -> None:
+        """Raise LostSitesError where others have said that sites change; nothing is sent."""
+        self.circle.endpoint.progress()
 
     def leave_out_the_gone(self, problem: Exception, comms: Iterable[Any]) -> None:
         """Wake who waits in `comms`; `rebuild` asks who is gone. Raise what is no loss of a site."""

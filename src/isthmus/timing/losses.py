@@ -2,7 +2,8 @@
 
 Failures come one after another as if by chance, each rank's and each site's once in its mean time
 between failures (MTBF): those of a cluster come with the sum of their rates. With checkpoints a failure
-costs the start and all that was made since the last one. A run that survives redoes its step.
+costs the start and all that was made since the last one. A run that survives redoes its step, or its
+round.
 """
 
 import math
@@ -61,9 +62,9 @@ def with_checkpoints(
     return Checkpoints(interval_seconds, interval_seconds / taken)
 
 
-def surviving(recovery_seconds: float, step_seconds: float, mtbf_seconds: float) -> float:
-    """Return the seconds of computing that count, of a second, where a failure costs its step alone.
+def surviving(recovery_seconds: float, round_seconds: float, mtbf_seconds: float) -> float:
+    """Return the seconds of computing that count, of a second, where a failure costs its round alone.
 
-    That is a run with a checkpoint after each step that takes no time.
+    That is a run with a checkpoint after each round, which may be a step, that takes no time.
     """
-    return with_checkpoints(step_seconds, 0.0, recovery_seconds, mtbf_seconds).goodput
+    return with_checkpoints(round_seconds, 0.0, recovery_seconds, mtbf_seconds).goodput

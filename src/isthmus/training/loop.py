@@ -83,7 +83,7 @@ class Training:
         self.told_step = state.step  # the last step that was told
         self.finite, self.non_finite_ranks = True, []  # of the last step
         self.rest = None  # what this rank takes of an epoch that began with other ranks
-        self.agree = None  # asked before a step changes what all ranks have
+        self.agree = None  # asked before what all ranks have is another: in a step, or a round
         self.undoing = Undoing(self)
         member.begin(state.parameters)
 
@@ -132,7 +132,7 @@ class Training:
             loss = self._compute(features, targets, gradients)
         with phase("allreduce"):
             mean = gradients.finish()
-        if self.agree is not None:
+        if self.agree is not None and not self.undoing.rounds:
             self.agree()
             self.undoing.before_update()
         with phase("update"):
@@ -143,6 +143,9 @@ class Training:
                 self._refuse_non_finite()
         with phase("allreduce"):
             self.member.after_step(self.state.parameters)
+        if self.agree is not None and self.undoing.rounds and self.member.agreed:
+            self.agree()
+            self.undoing.after_round()
         if not self.member.finite:
             self._refuse_exchange()
         return loss

@@ -43,10 +43,9 @@ class Validation:
             self.epochs_since += 1
             return False
         self.best, self.epochs_since = {"step": step, "epoch": epoch, "metrics": metrics}, 0
-        if self.parameters.size:
-            self.parameters[:] = to_host(parameters)
-            for name, array in self.buffers.items():
-                array[...] = buffers[name]
+        if self.parameters.size:  # others are made: `take_back` may want those before
+            self.parameters = np.array(to_host(parameters))
+            self.buffers = {name: np.array(buffers[name]) for name in self.buffers}
         return True
 
     @property
@@ -78,3 +77,12 @@ class Validation:
     def load(self, notes: dict[str, Any]) -> None:
         """Go on from what `to_json` gave, where `arrays` have been filled."""
         self.best, self.epochs_since = notes["best"], notes["epochs_since"]
+
+    def take_back(self, notes: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
+        """Be what it was when `to_json` and `arrays` gave these."""
+        self.load(notes)
+        self.parameters = arrays["validation/parameters"]
+        self.buffers = {
+            name: arrays[f"validation/buffers/{name}"].reshape(each.shape)
+            for name, each in self.buffers.items()
+        }

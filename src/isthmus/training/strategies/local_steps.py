@@ -81,6 +81,11 @@ class LocalSteps(Strategy):
         return anchor + (here - sent)
 
     @property
+    def redone(self) -> str | None:
+        """The round; with `late` ranks do not have the same parameters before the run's end."""
+        return None if self.late else "round"
+
+    @property
     def leaves_open(self) -> bool:
         return self.every == "auto"
 

@@ -70,6 +70,17 @@ class Strategy(ABC):
         """Raise ValueError where it cannot work on a vector of so many entries sent like that."""
 
     @property
+    def redone(self) -> str | None:
+        """What those who are left make again where a rank is gone.
+
+        "step": the step that was under way; its gradient is summed over all ranks before it changes
+        anything. "round": all steps since `Member.agreed` was true last, as it is after each of the
+        `exchanges`; `Member.state` is then all that decides the steps to come, and what of it sites have
+        of their own they keep. None: nobody says, and the run ends where a rank is gone.
+        """
+        return None
+
+    @property
     def leaves_open(self) -> bool:
         return False
 

@@ -14,6 +14,8 @@ if TYPE_CHECKING:  # plans are made where there is no MPI
 class Synchronous(Strategy):
     """Every step is that of one machine with all ranks' samples: its gradient is summed over all."""
 
+    redone = "step"
+
     def exchanges(self, steps: float) -> Iterator[Exchange]:
         return (Exchange(step, bucketed=True) for step in range(1, int(steps) + 1))
 
