@@ -289,6 +289,7 @@ def test_who_comes_late_or_leaves_again_is_told_of_and_a_port_in_use(caplog):
 
 def test_silent_callers_keep_no_place_and_who_is_hung_up_on_calls_again(monkeypatch):
     monkeypatch.setattr("isthmus.links.meeting.MOST_AT_ONCE", 4)
+    monkeypatch.setattr("isthmus.links.greeting.SECONDS_TO_GREET", 60.0)
     with listening("edge") as (port, met, _):
         silent = [caller(port) for _ in range(12)]
         end = in_thread(lambda: joining(port))
