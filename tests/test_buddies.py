@@ -68,6 +68,27 @@ def test_a_site_that_comes_back_begins_with_the_last_copy_that_counts(sealed):
     assert (played[0][1] == played[3][1]) == (not sealed)
 
 
+@pytest.mark.parametrize("other", [0, 1])
+def test_two_at_the_top_go_on_alike_where_one_of_them_is_led_by_another_rank(other):
+    """They encode one sum, each for the sites below it, with what they remember of it."""
+    table = cluster_of(1, 1, 1, 1) | {"hub": ["site0", "site1"]}
+    table["site"][2]["parent"], table["site"][3]["parent"] = "site0", "site1"
+    table["link"].append(table["link"][0] | {"between": ["site1", "site3"]})
+    cluster = Cluster(table)
+
+    def play(at, rank):
+        training = training_of(tiers_in_process(at, cluster, rank), COUNTS, compressor=Int8(8))
+        for _ in training.steps():
+            if training.state.step == 4:
+                if rank == other:
+                    training.arrays()["strategy/sums/0/memory"][:] = 0
+                training.member.sums[0].begin_anew()
+                assert training.member.sent_nbytes == {"site": 0, "link": 0}
+        return training.state.parameters.tobytes()
+
+    assert len({*in_threads(4, play)}) == 1
+
+
 def test_no_copy_is_made_where_it_could_not_be_used():
     def pairs(table, succession=None):
         cluster = Cluster(table)

@@ -137,8 +137,7 @@ class Allreduce:
         return self.finish()
 
     def reweigh(self, weight: float) -> None:
-        """Give this rank another share, not yet normalised, between two calls. Collective, and refused
-        like the share that it was made with."""
+        """Give this rank another weight between two calls; it is refused as the first is. Collective."""
         weights = agreed_weights(self._tiers.world, weight, self._wish)
         self.total_weight = sum(weights)
         self._whole = shared_weight(self._combine, self._tiers, weights)
@@ -252,8 +251,7 @@ class Allreduce:
         return self._residence.zeros(self.size, "f4") if kept is None else kept
 
     def tell_left_out(self) -> list[tuple[int, list[int]]]:
-        """Return which secure sums went on without which sites since the last call: theirs were not
-        finite."""
+        """Return which secure sums went on without which sites, not finite, since the last call."""
         told, self._left_out = self._left_out, []
         return told
 
@@ -281,8 +279,10 @@ class Allreduce:
         """The ranks whose vectors are summed."""
         return self._tiers.world
 
-    def count_anew(self) -> None:
-        """Forget what was sent with other ranks: bytes are counted from the next call on."""
+    def begin_anew(self) -> None:
+        """Go on alike with other ranks, whatever each has begun with; count bytes anew. Collective."""
+        if self.algorithm == "hierarchical":
+            self._exchange.align()
         self.counted_from = self.calls
         self.sent_to_sites[:] = 0
 

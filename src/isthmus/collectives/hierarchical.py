@@ -189,6 +189,16 @@ class Hierarchical:
         if self.changed:
             self.now, self.changed = 1 - self.now, False
 
+    def align(self):
+        """Have two leaders at the top that encode one sum alike remember the same of it: what the hub
+        does. Collective over all leaders, between two calls."""
+        if self.retells:
+            told = self.memory[self.memory.size // 2 :]
+            if self.index == self.tree.hub:
+                self.leaders.Send(told, self.above, self.tag)
+            else:
+                self.leaders.Recv(told, self.above, self.tag)
+
     def predicted(self):
         """Yield (site, bytes) for every message that this rank sends in one call."""
         for chunk in itertools.chain(*self.buckets):

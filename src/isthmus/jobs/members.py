@@ -29,6 +29,9 @@ class Members:
 
         changed: `came_from` and `resumed` of the Part, where the ranks are others than before.
         """
+        if "came_from" in changed:
+            for each in self.training.member.sums:
+                each.begin_anew()
         cluster, shards = self.tiers.cluster.to_table(), [list(each) for each in shards_of_rank]
         part = Part(self.training.state.step, cluster, shards, **changed)
         self.ledger.add(part)
@@ -63,10 +66,7 @@ class Members:
         notes: those of the checkpoint, as `recovery.handover.adapted` gives them. Returns what is to be
         told.
         """
-        training = self.training
         self.begin(shards_of_rank, came_from=notes["came_from"], resumed=True)
-        for each in training.member.sums:
-            each.count_anew()
         self.take_rest()
         new = sum(before is None for before in notes["came_from"])
         lost = f"; the residuals of {', '.join(notes['lost'])} are lost" if notes["lost"] else ""

@@ -250,6 +250,8 @@ class _Replay:
                 residuals = self._residuals_of(_site_of(part, rank), part.residual_steps[rank])
                 arrays |= {name: each for name, each in residuals.items() if each.size == own[name].size}
             training.load(start, arrays)
+            for each in training.member.sums:
+                each.begin_anew()
         if (rest := self.ledger.rest_of(rank)) is not None:
             training.take(training.local, rest)
 

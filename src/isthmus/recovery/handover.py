@@ -173,10 +173,8 @@ def taken_by_new(
 def hand_over(new: "Training", step: int, arrays: dict[str, np.ndarray], untold: Any) -> None:
     """Have `new`, of other ranks than before, go on after `step` from this rank's arrays then.
 
-    untold: (rows that were measured and not told, the last step that was). Bytes are counted anew.
+    untold: (rows that were measured and not told, the last step that was).
     """
     new.load(step, arrays)
-    for each in new.member.sums:
-        each.count_anew()
     rows, until = untold
     new.rows, new.told_step = [[*row[:-2], 0, 0] for row in rows], until
