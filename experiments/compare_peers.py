@@ -52,18 +52,30 @@ Count = Annotated[int, Field(ge=1)]
 
 
 class ClusterSettings(FrozenModel):
-    """Sites around a hub, and how often to measure there."""
+    """Sites around a hub, or behind one another, and how often to measure there."""
 
     name: str
     ranks_of_sites: tuple[Count, ...]
+    behind: tuple[int, ...] | None = (
+        None  # of each site but the first: the number of that it is linked to
+    )
     bytes_per_second: float
     latency_seconds: float = 0.0
     calls: tuple[Count, ...]
     rounds: int
     seeds: tuple[int, ...] = ()
 
+    @model_validator(mode="after")
+    def _every_site_is_behind_one_before_it(self):
+        if self.behind is not None and (
+            len(self.behind) != len(self.ranks_of_sites) - 1
+            or any(not 0 <= above <= site for site, above in enumerate(self.behind))
+        ):
+            raise ValueError("behind needs, for each site but the first, the number of a site before it")
+        return self
+
     def table(self):
-        """Return the cluster file: all ranks alike, and a link from the hub to each other site."""
+        """Return the cluster file: all ranks alike, and a link to each site from that it is behind."""
         names = ["cloud", *(f"edge{number}" for number in range(1, len(self.ranks_of_sites)))]
         return {
             "site": [
@@ -78,11 +90,11 @@ class ClusterSettings(FrozenModel):
             ],
             "link": [
                 {
-                    "between": ["cloud", name],
+                    "between": [names[above], name],
                     "latency_seconds": self.latency_seconds,
                     "bytes_per_second": self.bytes_per_second,
                 }
-                for name in names[1:]
+                for above, name in zip(self.behind or [0] * (len(names) - 1), names[1:])
             ],
         }
 

@@ -45,11 +45,22 @@ def results_of(study, program, tmp_path, **more):
     return list(map(json.loads, done.stdout.splitlines()))
 
 
+@pytest.mark.parametrize("behind", [(0,), (0, 2), (0, -1), (0, 0, 0)])
+def test_a_site_is_behind_one_that_is_named_before_it(study, behind):
+    with pytest.raises(ValueError, match="behind needs"):
+        study.ClusterSettings(
+            name="x", ranks_of_sites=(1, 1, 1), bytes_per_second=1e6, calls=(1,), rounds=1, behind=behind
+        )
+
+
 def test_the_settings_are_read_and_fit(study, repository):
     settings = study.read_study(repository / "experiments/compare_peers.toml")
     shapes = {(cluster.ranks_of_sites, cluster.bytes_per_second) for cluster in settings.clusters}
     assert shapes >= {(ranks, rate) for ranks in [(2, 2), (2, 2, 2)] for rate in [12.5e6, 125e6]}
     assert len({program.name for program in settings.programs}) == len(settings.programs)
+    chain = next(cluster.table() for cluster in settings.clusters if cluster.behind)
+    ends = [link["between"] for link in chain["link"]]
+    assert ends == [["cloud", "edge1"], ["edge1", "edge2"], ["edge1", "edge3"], ["edge1", "edge4"]]
     short = study.read_study(repository / "experiments/short_vectors.toml")
     named = {program.name: program.model_dump(exclude={"tasks"}) for program in settings.programs}
     for program in short.programs:  # a name is one thing in both
@@ -60,8 +71,8 @@ def test_the_settings_are_read_and_fit(study, repository):
 
 def test_settings_that_do_not_fit_are_refused(study, repository, tmp_path):
     text = (repository / "experiments/compare_peers.toml").read_text()
-    assert "calls = [10, 10, 4, 3, 1]" in text
-    (tmp_path / "short.toml").write_text(text.replace("calls = [10, 10, 4, 3, 1]", "calls = [20]"))
+    assert "calls = [100, 10, 4, 3, 1]" in text
+    (tmp_path / "short.toml").write_text(text.replace("calls = [100, 10, 4, 3, 1]", "calls = [20]"))
     (tmp_path / "nonsense.toml").write_text(text.replace('"basic_linear"', '"fastest"'))
     (tmp_path / "learns.toml").write_text(
         text.replace('tasks = ["allreduce", "train"]', 'algorithm = "auto"\ntasks = ["train"]', 1)

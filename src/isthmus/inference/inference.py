@@ -20,7 +20,7 @@ from isthmus.inference.following import Following
 from isthmus.inference.forward import Run, digest_of, joined, parts_of
 from isthmus.inference.halves import halves_of
 from isthmus.links.agreement import gather_json, raise_first
-from isthmus.links.clocks import clock_offsets
+from isthmus.links.clocks import clock_offsets, ranks_elsewhere
 from isthmus.links.counted import CountedComm
 from isthmus.links.tiers import Tiers
 from isthmus.planning.cascades import Cascade
@@ -111,7 +111,7 @@ class Inference:
         self.run_edge, self.run_cloud = functions[0]
         self.sent: npt.NDArray[np.int64] = np.zeros(world.size, np.int64)
         self.comm = CountedComm(world.comm, self.sent, list(range(world.size)))
-        self.ahead = clock_offsets(world, clock)[:, 0]
+        self.ahead = clock_offsets(world, clock, ranks_elsewhere(world))[:, 0]
         self.options = {
             "hedge": hedge,
             "deadline_seconds": deadline_seconds,

@@ -1,9 +1,14 @@
-"""How far the clocks of ranks are apart, by ping-pong."""
+"""How far the clocks of ranks are apart, by ping-pong; those of one machine read one clock."""
+
+from pathlib import Path
 
 import numpy as np
+from mpi4py import MPI
 
+from isthmus.links.agreement import gather_json
 from isthmus.links.world import TOGETHER, broadcast
 
+BOOT = Path("/proc/sys/kernel/random/boot_id")
 LEAST_ROUNDS, MOST_SECONDS = 5, 0.1  # for each rank; a long link takes few rounds
 CLOSE_SECONDS = 5e-6  # as close as messages on one machine come
 
@@ -23,6 +28,17 @@ def clock_offsets(comm, clock, ranks=None):
             _answer(comm, clock)
     broadcast(comm, offsets)
     return offsets
+
+
+def ranks_elsewhere(comm, machine=None):
+    """Return the ranks whose clock may differ from rank 0's: those on other machines. Collective."""
+    machines = gather_json(comm, machine or machine_name())
+    return [rank for rank in range(comm.size) if machines[rank] != machines[0]]
+
+
+def machine_name():
+    """Return what is the same for two ranks if they are on one machine: they read one clock then."""
+    return BOOT.read_text() if BOOT.exists() else MPI.Get_processor_name()
 
 
 def _compare(comm, rank, clock):

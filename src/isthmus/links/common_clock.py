@@ -6,16 +6,11 @@ for the others' latency on top of its own. Over long links that doubles what a b
 
 import os
 import time
-from pathlib import Path
 
-from mpi4py import MPI
-
-from isthmus.links.agreement import gather_json
-from isthmus.links.clocks import clock_offsets
+from isthmus.links.clocks import clock_offsets, ranks_elsewhere
 from isthmus.links.world import maximum
 
 SPIN_SECONDS = 0.0005  # at the end of a wait, because sleeping is not as exact
-BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
 class CommonClock:
@@ -28,9 +23,8 @@ class CommonClock:
 
     def __init__(self, comm, clock=time.perf_counter, machine=None):
         self.comm, self.clock = comm, clock
-        machines = gather_json(comm, machine or machine_name())
-        others = [rank for rank in range(comm.size) if machines[rank] != machines[0]]
-        self.ahead = clock_offsets(comm, clock, others)[comm.rank, 0]  # seconds, of rank 0's clock
+        elsewhere = ranks_elsewhere(comm, machine)
+        self.ahead = clock_offsets(comm, clock, elsewhere)[comm.rank, 0]  # seconds, of rank 0's clock
         waits = []
         for _ in range(3):
             before = clock()
@@ -53,8 +47,3 @@ class CommonClock:
 
     def _most(self, number):
         return float(maximum(self.comm, [number])[0])
-
-
-def machine_name():
-    """Return what is the same for two ranks if they are on one machine: they read one clock then."""
-    return BOOT.read_text() if BOOT.exists() else MPI.Get_processor_name()

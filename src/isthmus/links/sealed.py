@@ -22,8 +22,8 @@ from isthmus.cluster.cluster import Cluster
 from isthmus.errors import MachineError, SealError, SecurityError
 from isthmus.json_text import dumps
 from isthmus.links.agreement import ranks_where, together
+from isthmus.links.clocks import machine_name
 from isthmus.links.comm import Comm, Request, Wrapped
-from isthmus.links.common_clock import machine_name
 from isthmus.links.world import World, all_gather, all_gather_rows
 from isthmus.security.key_files import key_paths, read_private, read_public, sites_in
 from isthmus.security.pair_keys import HELLO, PairKeys, signed, verify

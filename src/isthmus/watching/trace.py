@@ -8,7 +8,7 @@ import numpy as np
 
 from isthmus.errors import IsthmusError
 from isthmus.links.agreement import from_root
-from isthmus.links.clocks import clock_offsets
+from isthmus.links.clocks import clock_offsets, ranks_elsewhere
 from isthmus.links.traced import Recorder
 from isthmus.links.world import gather_rows, maximum
 from isthmus.spare import if_possible
@@ -60,7 +60,7 @@ class Trace:
         )
 
     def _compare_clocks(self):
-        offsets = clock_offsets(self._world, time.perf_counter)
+        offsets = clock_offsets(self._world, time.perf_counter, ranks_elsewhere(self._world))
         self.comparisons.append((time.perf_counter(), offsets))
 
     def _gather(self):
