@@ -20,12 +20,17 @@ BASE ?= HEAD~1
 ROUNDS ?= 3
 FACTOR ?= 1.2
 
-# How many tests run beside each other; those that are marked `alone` follow, one after another.
+# How many tests run beside each other; those that are marked `alone` follow, one after another. What fails
+# among the first is told, and tried once more with nothing beside it.
 WORKERS ?= 2
 define pytest_twice
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not alone$(1)"; beside=$$?; \
-	[ $$beside -le 1 ] || exit $$beside; \
-	$(BIN)/python -m pytest -m "alone$(1)" && exit $$beside
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not alone$(1)"; ended=$$?; \
+	if [ $$ended = 1 ]; then \
+	  echo "Once more, with nothing beside it, what failed: what passes now goes by the clock, and wants the mark alone"; \
+	  $(BIN)/python -m pytest --last-failed -m "not alone$(1)"; ended=$$?; \
+	fi; \
+	[ $$ended -le 1 ] || exit $$ended; \
+	$(BIN)/python -m pytest -m "alone$(1)" && exit $$ended
 endef
 
 .PHONY: demo test test-fast cases other-mpis lint bench bench-compare bench-html docs data gpu-test gpu-bench clean

@@ -107,7 +107,7 @@ def run_together(ranks, nodeids):
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "outcomes.jsonl")
-        command = rank_command(ranks, "-m", "pytest", "--color=no", *nodeids)
+        command = rank_command(ranks, "-m", "pytest", "--color=no", "-p", "no:cacheprovider", *nodeids)
         try:
             done = subprocess.run(
                 command,
