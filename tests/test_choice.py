@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from test_tree_planning import matrix
 
 import isthmus
+from isthmus.collectives import of_mpi
 from isthmus.collectives.alike import sums_alike
-from isthmus.collectives.exact import OfMPI
+from isthmus.collectives.of_mpi import OfMPI
 from isthmus.compression.chunks import WIRE_NBYTES
 from isthmus.jobs.choosing import arrange, choose
 from isthmus.jobs.preparation import chosen_allreduce
@@ -213,6 +214,7 @@ def test_mpi_is_chosen_only_if_it_gives_all_ranks_the_same_bits(comm, monkeypatc
             plain(self, total)
             total[-1:] *= 1 + 1e-6 * tiers.world.rank
 
+        monkeypatch.setattr(of_mpi, "planned", OfMPI)
         monkeypatch.setattr(OfMPI, "__call__", wrong)
         assert not sums_alike(tiers, 10_001)
         got, why = chosen_allreduce(tiers, settings, told.append)

@@ -5,14 +5,11 @@ Each is made with (comm, site_of_rank, size, clock, empty): a communicator that 
 """
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
-from mpi4py import MPI
 
 from isthmus import kernels
 from isthmus.collectives.given import GivenBucket
-from isthmus.links.comm import Comm
 
 
 class Exact:
@@ -37,30 +34,3 @@ class Exact:
     def predicted(self) -> Iterator[tuple[int, int]]:
         """Yield (number of a site, bytes that a call sends there)."""
         raise NotImplementedError
-
-
-class OfMPI(Exact):
-    """MPI's own Allreduce, whatever algorithm the library picks, to whatever peers."""
-
-    UNKNOWN = -1  # the last place of `sent`: no site's
-
-    def __init__(self, comm: Comm, size: int, sent: np.ndarray, clock: Any):
-        self.allreduce, self.sent, self.clock = _own_allreduce(comm), sent, clock
-        self.site = 0 if sent.size == 2 else self.UNKNOWN
-        self.nbytes = 4 * size if comm.size > 1 else 0
-
-    def __call__(self, total: np.ndarray) -> None:
-        self.sent[self.site] += self.nbytes
-        self.allreduce(MPI.IN_PLACE, total)
-        self.clock.lap("links")
-
-    def predicted(self) -> Iterator[tuple[int, int]]:
-        yield self.site, self.nbytes
-
-
-def _own_allreduce(comm):
-    """Return MPI's Allreduce on `comm`; ValueError where it would go past what wraps the links."""
-    try:
-        return comm.Allreduce
-    except AttributeError as problem:
-        raise ValueError(f'algorithm "mpi" cannot be used on these links: {problem}') from None

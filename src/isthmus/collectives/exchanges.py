@@ -6,7 +6,6 @@ import math
 from mpi4py import MPI
 
 from isthmus.cluster.aggregation_tree import AggregationTree
-from isthmus.collectives.exact import OfMPI
 from isthmus.collectives.masked import Masked
 from isthmus.collectives.recursive import Recursive
 from isthmus.collectives.ring import Ring
@@ -40,7 +39,9 @@ def exchange_for(tiers, wish, compressors, residence, sent_to_sites, clock, secr
         return residence.comm(CountedComm(comm, sent_to_sites, site_of_peer))
 
     if wish.algorithm == "mpi":
-        return OfMPI(residence.comm(tiers.world), wish.size, sent_to_sites, clock)
+        from isthmus.collectives import of_mpi  # with Numba, which takes its time
+
+        return of_mpi.planned(residence.comm(tiers.world), wish.size, sent_to_sites, clock)
     site_of_rank = tiers.cluster.site_of_rank
     if wish.algorithm in EXACT:
         flow = functools.cache(functools.partial(Flow.between, tiers.cluster))

@@ -26,12 +26,18 @@ def addresses():
         raise LookupError("NUMBA_DISABLE_JIT is set")
     if MPI._sizeof(MPI.COMM_SELF) not in (4, 8):
         raise LookupError(f"its handles have {MPI._sizeof(MPI.COMM_SELF)} bytes")
+    return tuple(map(address, FUNCTIONS))
+
+
+def address(name):
+    """Return the address of a function of MPI's or of the system's; LookupError where there is none."""
+    from mpi4py import MPI
+
     try:
-        library, system = ctypes.CDLL(MPI.__file__), ctypes.CDLL(None)
-        found = [getattr(library if name.startswith("MPI") else system, name) for name in FUNCTIONS]
+        found = getattr(ctypes.CDLL(MPI.__file__ if name.startswith("MPI") else None), name)
     except (OSError, AttributeError) as problem:
         raise LookupError(str(problem)) from None
-    return tuple(ctypes.cast(each, ctypes.c_void_p).value for each in found)
+    return ctypes.cast(found, ctypes.c_void_p).value
 
 
 def why_not():
@@ -87,6 +93,12 @@ def post(_, function, buffer, count, datatype, peer, tag, comm, request):
 def ask(_, function, request, flag, status):
     """Call MPI_Test; return the error code."""
     return _call([WORD, WORD, WORD])
+
+
+@intrinsic
+def sum_in_place(_, function, in_place, total, count, datatype, operation, comm):
+    """Call MPI_Allreduce; return the error code."""
+    return _call([WORD, WORD, NUMBER, WORD, WORD, WORD])
 
 
 @intrinsic
