@@ -168,6 +168,10 @@ def test_what_calibration_has_measured_decides_and_mpi_is_tried_where_it_was():
     for size, seconds in ((125_125, 0.75 * ends[0] + 0.125 * ends[1]), (250_000, 0.25 * ends[1])):
         told = {each.name: each.seconds for each in chosen(size, ring=[1.5, 0.25]).candidates}
         assert told["ring"] == pytest.approx(seconds)
+    beyond = isthmus.predict_allreduce(plain, 10**6, algorithm="ring").seconds
+    for factor, seconds in ((0.25, beyond - 0.75 * ends[1]), (1.5, 1.5 * beyond)):
+        told = {each.name: each.seconds for each in chosen(10**6, ring=[1.0, factor]).candidates}
+        assert told["ring"] == pytest.approx(seconds)  # what a burst saves does not grow
 
 
 def test_trees_and_rings_are_planned_before_an_allreduce_is_chosen():

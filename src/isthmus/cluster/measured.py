@@ -94,13 +94,17 @@ class Contender(_BySize):
     factors: tuple[Positive, ...]
 
     def seconds(self, nbytes: int, predicted: Callable[[int], float]) -> float:
-        """Return the seconds of `nbytes`: between two sizes on a line, else by the nearest factor.
+        """Return the seconds of `nbytes`: between two sizes on a line, below all by the nearest factor.
 
-        predicted: bytes -> what the time model says.
+        Beyond all a larger factor than 1 grows with the vector, and what was saved stays as it is: a
+        queue lets the first few messages through at once. predicted: bytes -> what the model says.
         """
         after = bisect_left(self.nbytes, nbytes)
-        if after in (0, len(self.nbytes)):
-            return self.factors[min(after, len(self.factors) - 1)] * predicted(nbytes)
+        if after == 0:
+            return self.factors[0] * predicted(nbytes)
+        if after == len(self.nbytes):
+            saved = (1 - self.factors[-1]) * predicted(self.nbytes[-1])
+            return max(self.factors[-1] * predicted(nbytes), predicted(nbytes) - saved)
         (low, here), (high, there) = (
             (self.nbytes[place], self.factors[place] * predicted(self.nbytes[place]))
             for place in (after - 1, after)
