@@ -240,13 +240,20 @@ def test_calibration_measures_what_may_be_fastest_with_no_larger_error(comm, mon
     table = cluster.to_table()
     table["calibration"] = {"ranks": 2, "contenders": found}
     measured = {each.name: each for each in isthmus.Cluster(table).calibration.contenders}
-    assert measured["hierarchical with Int8(block=256, rounding='nearest')"].nbytes[-1] == 400_000
+    int8 = "hierarchical with Int8(block=256, rounding='nearest')"
+    assert measured[int8].nbytes[-1] == 400_000
     exact = [each for name, each in measured.items() if name in ("hierarchical", "tree")]  # alike here
     assert {4, own, 400_000} == {*exact[0].nbytes, *exact[-1].nbytes}  # of 40 MB all take too long
     assert "mpi" not in measured  # nobody knows what it does
     assert not any("OneBit" in name for name in measured)  # its error is too large
     assert min(min(each.factors) for each in measured.values()) > 0
     again = choose_allreduce(isthmus.Cluster(table), 100_000, largest_error=1e-4)
-    seconds = isthmus.predict_allreduce(cluster, 100_000, algorithm="hierarchical").seconds
-    plain = next(each for each in again.candidates if each.name == "hierarchical")
-    assert plain.seconds == pytest.approx(seconds * measured["hierarchical"].factors[-1], rel=1e-6)
+    chosen = next(each for each in again.candidates if each.name == int8)
+    seconds = isthmus.predict_allreduce(
+        cluster,
+        100_000,
+        algorithm="hierarchical",
+        compressor=chosen.compressor,
+        chunk_nbytes=chosen.chunk_nbytes,
+    ).seconds
+    assert chosen.seconds == pytest.approx(seconds * measured[int8].factors[-1], rel=1e-6)

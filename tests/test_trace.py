@@ -16,7 +16,8 @@ from test_report import write_run
 
 import isthmus
 from isthmus.errors import SettingsError, StoppedError
-from isthmus.links.clocks import clock_offsets
+from isthmus.links import clocks
+from isthmus.links.clocks import clock_offsets, ranks_elsewhere
 from isthmus.links.traced import SENT, Recorder
 from isthmus.models import Perceptron
 from isthmus.pages import timeline as timelines
@@ -163,11 +164,12 @@ def test_a_wire_takes_its_time_on_the_common_clock(comm, shared_folder):
 def test_no_message_is_received_before_it_is_sent(
     comm, shared_folder, monkeypatch, algorithm, compressor, buckets, paced
 ):
-    """Whatever zero each rank's clock has: they are measured to be some seconds apart."""
+    """Whatever zero the clocks of four machines have: they are measured to be some seconds apart."""
     from isthmus.watching import trace, trace_events
 
     noted = []
     monkeypatch.setattr(trace, "write_trace", lambda *given: noted.append(given))
+    monkeypatch.setattr(clocks, "machine_name", lambda: str(comm.rank))
     shift = 3.0 * comm.rank
     right = time.perf_counter
     monkeypatch.setattr(time, "perf_counter", lambda: right() + shift)
@@ -196,6 +198,14 @@ def test_no_message_is_received_before_it_is_sent(
         assert message.expected <= message.receiving[1]
     sent = sum((rows[:, trace_events.KIND] == SENT).sum() for rows in rows_of_rank)
     assert len(received) == (sent if algorithm != "mpi" else 0)
+
+
+@pytest.mark.ranks(3)
+def test_ranks_on_one_machine_have_one_clock(comm):
+    elsewhere = ranks_elsewhere(comm)
+    assert elsewhere == []
+    assert not clock_offsets(comm, lambda: time.time() + comm.rank, elsewhere).any()
+    assert ranks_elsewhere(comm, machine="ab"[comm.rank % 2]) == [1]
 
 
 @pytest.mark.ranks(4)
