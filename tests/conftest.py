@@ -15,9 +15,15 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+from patience import NOT_STARTED, SECONDS
 
 # A shared machine has slow moments; CI tries the same examples each time, people's runs try new ones.
-hypothesis.settings.register_profile("isthmus", deadline=None, derandomize="CI" in os.environ)
+hypothesis.settings.register_profile(
+    "isthmus",
+    deadline=None,
+    derandomize="CI" in os.environ,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
 hypothesis.settings.load_profile("isthmus")
 
 # Tests start many processes: each would compile all that it imports where byte code is not kept.
@@ -30,7 +36,6 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # others are at work beside this one
 
 INSIDE = "ISTHMUS_TEST_RANKS"
 OUTCOMES = "ISTHMUS_TEST_OUTCOMES"
-SECONDS_FOR_ALL = 600
 MOST_JOBS = 5  # for the tests of one rank count
 NOT_ENDED = "not ended"
 _outcomes = {}
@@ -108,18 +113,11 @@ def run_together(ranks, nodeids):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "outcomes.jsonl")
         command = rank_command(ranks, "-m", "pytest", "--color=no", "-p", "no:cacheprovider", *nodeids)
-        try:
-            done = subprocess.run(
-                command,
-                timeout=SECONDS_FOR_ALL,
-                text=True,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                env=rank_environment(**{INSIDE: str(ranks), OUTCOMES: str(path)}),
-            )
-            output, failed = done.stdout, done.returncode != 0
-        except subprocess.TimeoutExpired as late:
-            failed, output = True, f"no end after {SECONDS_FOR_ALL} s\n{(late.stdout or b'').decode()}"
+        environment = rank_environment(**{INSIDE: str(ranks), OUTCOMES: str(path)})
+        for _ in range(3):
+            failed, output = ended(command, environment, path)
+            if NOT_STARTED not in output:
+                break
         lines = path.read_text().splitlines() if path.exists() else []
     found = {}
     for nodeid, outcome, text, seconds in map(json.loads, lines):
@@ -133,6 +131,29 @@ def run_together(ranks, nodeids):
     for nodeid in nodeids:
         unknown = NOT_ENDED, f"was not reached in {ranks} ranks:\n{output}", 0.0
         _outcomes[ranks, nodeid] = found.get(nodeid, unknown)
+
+
+def ended(command, environment, path):
+    """Return (whether a job has failed, its words); it is ended where none of its tests ends for long.
+
+    path: of the file in which each of them notes its outcome.
+    """
+    job = subprocess.Popen(
+        command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment
+    )
+    noted = None
+    try:
+        while True:
+            try:
+                output, _ = job.communicate(timeout=SECONDS)
+                return job.returncode != 0, output
+            except subprocess.TimeoutExpired as late:
+                before, noted = noted, path.stat().st_size if path.exists() else 0
+                if noted == before:
+                    return True, f"no test has ended in {SECONDS} s\n{(late.stdout or b'').decode()}"
+    finally:
+        job.kill()
+        job.wait()
 
 
 def _any_failed(found):

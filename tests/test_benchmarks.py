@@ -48,7 +48,7 @@ def make(folder, target, *settings):
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        timeout=400,
+        timeout=1200,
     )
 
 

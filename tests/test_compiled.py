@@ -2,13 +2,13 @@
 
 import errno
 import os
-import subprocess
 import sys
 import warnings
 from functools import partial
 
 import numpy as np
 import pytest
+from patience import launched
 
 from isthmus.kernels import compiled as module
 from isthmus.kernels.compiled import compiled
@@ -41,13 +41,8 @@ def doubled(vector):
 @pytest.mark.slow
 def test_kernels_are_compiled_where_no_folder_can_be_written_and_that_is_one_warning(tmp_path):
     (tmp_path / "sitecustomize.py").write_text(NO_FOLDER)
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM],
-        text=True,
-        capture_output=True,
-        timeout=120,
-        env=os.environ | {"PYTHONPATH": str(tmp_path)},
-    )
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = launched([sys.executable, "-c", PROGRAM], env=environment)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("compiled kernels cannot be kept") == 1, done.stderr
     assert "set NUMBA_CACHE_DIR" in done.stderr

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+from patience import launched
 from test_docs import FENCED, ROOT, blocks
 
 from isthmus.jobs.launch import rank_command, rank_environment
@@ -72,34 +73,18 @@ def test_one_more_of_each_kind_costs_what_the_page_says_and_works(tmp_path):
     (tmp_path / "example.py").write_text(example)
     places = (tmp_path / "src", ROOT / "tests", tmp_path)
     environment = rank_environment(PYTHONPATH=os.pathsep.join(map(str, places)))
-    done = subprocess.run(
-        rank_command(2, ROOT / "tests/contributed.py", tmp_path),
-        env=environment,
-        text=True,
-        capture_output=True,
-        timeout=240,
-    )
+    done = launched(rank_command(2, ROOT / "tests/contributed.py", tmp_path), env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
-    done = subprocess.run(
-        [sys.executable, "-m", "isthmus", "check", "--json"],
-        env=environment,
-        text=True,
-        capture_output=True,
-        timeout=120,
-        cwd=tmp_path,
-    )
+    checked = [sys.executable, "-m", "isthmus", "check", "--json"]
+    done = launched(checked, env=environment, cwd=tmp_path)
     found = {each["subject"]: each["found"] for each in json.loads(done.stdout)["findings"]}
     assert found["open files"].endswith("at most")
 
 
 def test_what_the_page_adds_passes_the_linter(tmp_path):
     sources = [tmp_path / path for path in extended(tmp_path)]
-    done = subprocess.run(
-        [sys.executable, "-m", "ruff", "check", "--config", ROOT / "pyproject.toml", *sources],
-        text=True,
-        capture_output=True,
-        timeout=60,
-    )
+    ruff = [sys.executable, "-m", "ruff", "check", "--config", ROOT / "pyproject.toml"]
+    done = launched([*ruff, *sources])
     assert done.returncode == 0, done.stdout
 
 

@@ -46,7 +46,7 @@ def test_the_campaign_sees_what_must_not_be(corruption, tmp_path, monkeypatch, c
         corruption.ShardError,
     )
     monkeypatch.setattr(corruption, "KINDS", {"careless": (lambda _: subject, 0)})
-    monkeypatch.setattr(corruption, "HANG_SECONDS", 0.2)
+    monkeypatch.setattr(corruption, "HANG_SECONDS", 0.5)
     assert corruption.main(30, 3) == 30
     printed = capsys.readouterr().out
     for name in ("silent", "traceback", "hang", "crash"):

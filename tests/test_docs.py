@@ -22,6 +22,7 @@ from typing import NamedTuple, get_args
 
 import pytest
 from clusters import cluster_of
+from patience import launched
 
 from isthmus.cluster.cluster import Cluster
 from isthmus.errors import ClusterError
@@ -181,14 +182,8 @@ def test_a_new_compressor_takes_what_the_page_says_and_no_more(tmp_path):
         elif block.language == "sh":
             (words,) = commands(block)
     assert words[:3] == ["python", "-m", "pytest"]
-    done = subprocess.run(
-        [sys.executable, *words[1:]],
-        cwd=tmp_path,
-        text=True,
-        capture_output=True,
-        timeout=120,
-        env={**os.environ, "PYTHONPATH": str(tmp_path / "src")},
-    )
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "src")}
+    done = launched([sys.executable, *words[1:]], cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stdout
     assert int(re.search(r"(\d+) passed", done.stdout)[1]) > 30
 
@@ -288,12 +283,7 @@ def test_the_api_pages_build_without_a_warning(tmp_path):
     """Every public name with its text; MPI is not started."""
     import isthmus
 
-    done = subprocess.run(
-        [sys.executable, "-W", "error::UserWarning", ROOT / "docs/api.py", tmp_path],
-        text=True,
-        capture_output=True,
-        timeout=120,
-    )
+    done = launched([sys.executable, "-W", "error::UserWarning", ROOT / "docs/api.py", tmp_path])
     assert (done.returncode, done.stderr) == (0, "")
     page = (tmp_path / "isthmus.html").read_text()
     for name in isthmus.__all__:

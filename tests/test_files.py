@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 from clusters import cluster_of
+from patience import launched
 from test_cli import RUN, call, pack_lab, with_changes, write
 
 import isthmus
@@ -183,12 +184,7 @@ def disk(tmp_path):
 
 @pytest.mark.slow
 def test_thirty_full_disks_leave_what_was_there(disk, repository):
-    done = subprocess.run(
-        [sys.executable, "-c", FULL_DISKS, repository / "tests", disk],
-        text=True,
-        capture_output=True,
-        timeout=120,
-    )
+    done = launched([sys.executable, "-c", FULL_DISKS, repository / "tests", disk])
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.split() == ["full"] * 30
 

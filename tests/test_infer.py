@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tomli_w
 from clusters import cluster_of
+from patience import SECONDS, launched
 from test_trained_model import kept
 from typer.testing import CliRunner
 
@@ -75,7 +76,7 @@ def test_a_stream_is_answered_as_planned_and_told_with_each_rule(folder):
     answers = {"dispatch": rules, "queue_seconds": math.inf}
     path = write(folder, answers=answers, security={"link": "sealed", "keys": "keys"})
     command = rank_command(3, "-m", "isthmus", "infer", path, "--json")
-    done = subprocess.run(command, env=rank_environment(), capture_output=True, text=True, timeout=300)
+    done = launched(command, env=rank_environment())
     assert done.returncode == 0, done.stderr
     made = json.loads(done.stdout)
     assert made["mode"] == "cascade"
@@ -123,9 +124,7 @@ def test_a_split_sends_coded_activations_and_tells_what_they_change(folder):
         answers |= {"accuracy_loss": 0.2}
         path = write(folder, answers=answers, requests={"per_second": 50.0, "count": 100})
         command = rank_command(2, "-m", "isthmus", "infer", path, "--json")
-        done = subprocess.run(
-            command, env=rank_environment(), capture_output=True, text=True, timeout=300
-        )
+        done = launched(command, env=rank_environment())
         assert done.returncode == 0, done.stderr
         made = json.loads(done.stdout)
         run, told = made["runs"]["least_pending"], made["activations"]
@@ -140,7 +139,7 @@ def test_a_split_sends_coded_activations_and_tells_what_they_change(folder):
 
     text = path.read_text().replace('split_after = "layer0"', "recent_seconds = 30.0")
     path.write_text(text)
-    done = subprocess.run(command, env=rank_environment(), capture_output=True, text=True, timeout=300)
+    done = launched(command, env=rank_environment())
     assert done.returncode == 0, done.stderr
     run = json.loads(done.stdout)["runs"]["least_pending"]
     assert run["differing"] == 0 < run["checked"]
@@ -154,7 +153,7 @@ def test_programs_beside_an_edge_rank_ask_it_over_http(folder):
         path.read_text().partition("[requests]")[0]
         + path.read_text()[path.read_text().index("[answers]") :]
     )
-    command = rank_command(3, "-m", "isthmus", "infer", path, "--serve", 0, "--seconds", 6, "--json")
+    command = rank_command(3, "-m", "isthmus", "infer", path, "--serve", 0, "--seconds", 10, "--json")
     job = subprocess.Popen(
         command, env=rank_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -163,12 +162,12 @@ def test_programs_beside_an_edge_rank_ask_it_over_http(folder):
         address = line.split("http://")[1].split("/")[0]
         x = np.random.default_rng(5).normal(size=(40, 16)).astype("f4")
         table = {"name": "x", "shape": [40, 16], "datatype": "FP32", "data": x.ravel().tolist()}
-        connection = http.client.HTTPConnection(address, timeout=30)
+        connection = http.client.HTTPConnection(address, timeout=SECONDS)
         connection.request("POST", "/v2/models/model/infer", json.dumps({"inputs": [table]}))
         classes, from_cloud = (
             each["data"] for each in json.loads(connection.getresponse().read())["outputs"]
         )
-        out, said = job.communicate(timeout=120)
+        out, said = job.communicate(timeout=SECONDS)
     finally:
         job.kill()
     assert job.returncode == 0, said

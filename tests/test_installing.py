@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
+from patience import launched
 
 from isthmus import extras
 
@@ -59,27 +60,13 @@ def test_the_command_for_a_clone_installs_what_is_imported_beside_it(environment
     """Also in the folder that holds the clone: no empty package of its name is found there first."""
     pip, *words = documented(repository)
     command = [environment / "env/bin" / pip, *words[:1], *(["-e"] if editable else []), *words[1:]]
-    done = subprocess.run(
-        [*command, "--quiet"], cwd=environment / "isthmus", text=True, capture_output=True, timeout=300
-    )
+    done = launched([*command, "--quiet"], cwd=environment / "isthmus", timeout=900)
     assert done.returncode == 0, done.stderr
-    done = subprocess.run(
-        [environment / "env/bin/python", "-c", LOOK],
-        cwd=environment,
-        text=True,
-        capture_output=True,
-        timeout=60,
-    )
+    done = launched([environment / "env/bin/python", "-c", LOOK], cwd=environment)
     assert done.returncode == 0, done.stderr
     home = environment / ("isthmus/src" if editable else "env")
     assert done.stdout.split()[-1].startswith(str(home)), done.stdout
-    done = subprocess.run(
-        [environment / "env/bin/isthmus", "check", "--help"],
-        cwd=environment,
-        text=True,
-        capture_output=True,
-        timeout=60,
-    )
+    done = launched([environment / "env/bin/isthmus", "check", "--help"], cwd=environment)
     assert done.returncode == 0, done.stderr
 
 

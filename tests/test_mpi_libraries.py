@@ -5,12 +5,12 @@ mpi4py loads the library that MPI4PY_LIBMPI names, and takes that of its modules
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from clusters import cluster_of
+from patience import launched
 from test_cli import ISTHMUS, RUN, call, pack_lab, with_changes, write
 
 from isthmus.checks.mpi import LAUNCHERS
@@ -28,9 +28,7 @@ def run(name, folder, *command):
         if not key.startswith(("OMPI_", "PRTE_", "PMIX_"))
     }
     environment |= {"PATH": f"{root}/bin:/usr/bin:/bin", "MPI4PY_LIBMPI": f"{root}/lib/libmpi.so.12"}
-    done = subprocess.run(
-        [*command, "--json"], cwd=folder, env=environment, text=True, capture_output=True, timeout=120
-    )
+    done = launched([*command, "--json"], cwd=folder, env=environment)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 

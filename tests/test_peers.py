@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from patience import launched
 
 from isthmus.errors import SettingsError
 from isthmus.jobs.launch import rank_command, rank_environment
@@ -40,7 +41,7 @@ def results_of(study, program, tmp_path, **more):
     }
     (tmp_path / "task.json").write_text(json.dumps(task))
     command = [*rank_command(3)[:3], *settings.command(tmp_path / "task.json")]
-    done = subprocess.run(command, env=rank_environment(), text=True, capture_output=True, timeout=200)
+    done = launched(command, env=rank_environment())
     assert done.returncode == 0, done.stderr
     return list(map(json.loads, done.stdout.splitlines()))
 

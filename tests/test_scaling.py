@@ -1,13 +1,13 @@
 """More edge sites, other links, other compressors; and the verb that asks for them."""
 
 import json
-import subprocess
 import sys
 
 import numpy as np
 import pytest
 import tomli_w
 from clusters import cluster_of
+from patience import launched
 
 import isthmus
 from isthmus.errors import ClusterError
@@ -31,13 +31,7 @@ def calibrated(*sites, **link):
 
 
 def simulate(folder, *arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "isthmus", "simulate", *map(str, arguments)],
-        cwd=folder,
-        text=True,
-        capture_output=True,
-        timeout=120,
-    )
+    return launched([sys.executable, "-m", "isthmus", "simulate", *arguments], cwd=folder)
 
 
 def test_copies_of_edge_sites_have_the_links_of_what_they_copy():

@@ -1,7 +1,6 @@
 """Sealed links: the same bits, 16 bytes a message more, and nothing that anybody between could use."""
 
 import json
-import subprocess
 import time
 from collections import deque
 from itertools import pairwise
@@ -18,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from mpi4py import MPI
+from patience import launched
 from test_rebalancing import lab
 
 import isthmus
@@ -444,13 +444,8 @@ def test_a_message_that_does_not_open_ends_the_job_with_one_line(tmp_path):
     path = sealed_lab(tmp_path, (2, 2), cluster={"compute": "real"}, plan={"replan": False})
     (tmp_path / "meddle.py").write_text(MEDDLING)
     wire = isthmus.Int8(16).wire_nbytes(16 * 8 + 8 + 8 * 3 + 3)
-    done = subprocess.run(
-        rank_command(4, tmp_path / "meddle.py", 1, wire + TAG_NBYTES, "train", path),
-        env=rank_environment(),
-        text=True,
-        capture_output=True,
-        timeout=120,
-    )
+    command = rank_command(4, tmp_path / "meddle.py", 1, wire + TAG_NBYTES, "train", path)
+    done = launched(command, env=rank_environment())
     assert done.returncode == 18, done.stderr
     said = [line for line in done.stderr.splitlines() if line.startswith("isthmus:")]
     assert len(said) == 1, done.stderr

@@ -61,5 +61,5 @@ def test_a_segment_that_a_process_has_stays_until_it_ends(tmp_path, monkeypatch,
         assert remove_segments(tmp_path) == []
         assert path.exists()
         holder.stdin.close()
-        holder.wait(10)
+        holder.wait(60)
     assert remove_segments(tmp_path) == [path]

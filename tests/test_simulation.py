@@ -137,7 +137,7 @@ def simgrid_finish(**case):
         input=json.dumps(case),
         text=True,
         capture_output=True,
-        timeout=60,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)

@@ -46,7 +46,7 @@ def tiny(tmp_path):
     return {
         "results": str(tmp_path / "results"),
         "place": "paced",
-        "launch_limit_seconds": 60.0,
+        "launch_limit_seconds": 300.0,
         "calibration_repetitions": 2,
         "rounds": 1,
         "plans": ["even", "planned"],

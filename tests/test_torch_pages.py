@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+from patience import launched
 from test_docs import ROOT, blocks
 
 from isthmus.jobs.launch import rank_command, rank_environment
@@ -22,14 +23,8 @@ def changed(page, folder):
 
 
 def run(*arguments):
-    return subprocess.run(
-        rank_command(4, *arguments),
-        cwd=ROOT,
-        env=rank_environment(OMP_NUM_THREADS="1"),
-        text=True,
-        capture_output=True,
-        timeout=300,
-    )
+    environment = rank_environment(OMP_NUM_THREADS="1")
+    return launched(rank_command(4, *arguments), cwd=ROOT, env=environment)
 
 
 @pytest.mark.slow

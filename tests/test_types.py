@@ -160,7 +160,7 @@ def test_a_checker_finds_no_fault_but_a_mistyped_name(repository, tmp_path):
         cwd=repository,
         text=True,
         capture_output=True,
-        timeout=240,
+        timeout=900,
     )
     errors = [line for line in done.stdout.splitlines() if " error: " in line]  # and notes on them
     found = [line.partition("mistyped.py:")[2] for line in errors]

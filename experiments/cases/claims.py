@@ -28,7 +28,7 @@ from isthmus.jobs.launch import mpirun, rank_environment
 
 HERE = Path(__file__).resolve().parent
 RUNS = HERE.parent.parent / "runs/cases"
-LIMIT_SECONDS = 480
+LIMIT_SECONDS = 900
 """Of each program, on a machine with much else to do."""
 
 
