@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from clusters import cluster_of
+from patience import launched, until
 from test_cli import ISTHMUS, RUN, command, pack_lab, with_changes, write
 
 from isthmus.jobs.aftermath import aftermath
@@ -19,7 +20,7 @@ from isthmus.jobs.launch import rank_environment
 from isthmus.watching.failures import Place, interrupted_lines
 from isthmus.watching.interruption import Interrupted, Watchman
 
-SECONDS = 2.0
+SECONDS = 8.0  # on a slow machine; one or two on a quick one
 HERE = Place(
     0,
     21,
@@ -60,14 +61,14 @@ def begun(lab, ranks):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
-    deadline = time.monotonic() + 100
-    while time.monotonic() < deadline and job.poll() is None:
-        made = [path for path in set(lab.glob("runs/*")) - before if (path / "checkpoint.h5").exists()]
-        if made:
-            time.sleep(0.3)  # all ranks take note of it
-            return job, made[0]
-        time.sleep(0.02)
-    raise AssertionError(job.communicate(timeout=10)[1])
+
+    def made():
+        return [path for path in set(lab.glob("runs/*")) - before if (path / "checkpoint.h5").exists()]
+
+    until(lambda: made() or job.poll() is not None)
+    assert made(), job.communicate()[1]
+    time.sleep(0.3)  # all ranks take note of it
+    return job, made()[0]
 
 
 def process_of(folder, rank):
@@ -104,9 +105,9 @@ def lines_of_isthmus(text):
     ],
 )
 def test_a_job_ends_soon_with_one_line_and_its_code(lab, who, number, code, words):
-    for _ in range(3):  # mpirun leaves the others 0.25 s to speak, which on a busy machine is too little
+    for _ in range(5):  # mpirun leaves the others 0.25 s to speak, which on a busy machine is too little
         told, folder, seconds = ended(lab, who, number, code)
-        if lines_of_isthmus(told) and seconds < SECONDS and "no checkpoint" not in told:
+        if len(lines_of_isthmus(told)) == 1 and seconds < SECONDS and "no checkpoint" not in told:
             break
     assert seconds < SECONDS
     assert len(lines_of_isthmus(told)) == 1, told[-3000:]
@@ -131,7 +132,7 @@ def ended(lab, who, number, code):
     began = time.monotonic()
     os.kill(job.pid if "mpirun" in str(who) else process_of(folder, rank), number)
     try:
-        _, told = job.communicate(timeout=60)
+        _, told = job.communicate(timeout=120)
     finally:
         job.kill()
     seconds = time.monotonic() - began
@@ -170,27 +171,24 @@ WAITS = """
 import ctypes, os, signal, sys, threading, time
 from isthmus.watching.interruption import Watchman
 
-for seconds, number in ((0.2, signal.SIGTERM), (0.4, signal.SIGCONT)):
-    threading.Timer(seconds, os.kill, (os.getpid(), number)).start()
 lock, library = ctypes.create_string_buffer(64), ctypes.CDLL(None)
-until, part = divmod(time.time_ns() + int(1e9 * float(sys.argv[1])), 10**9)
 library.pthread_mutex_lock(lock)
 with Watchman(lambda number, raised: print(number, raised, flush=True), lambda: True):
+    for seconds, number in ((0.2, signal.SIGTERM), (0.4, signal.SIGCONT)):
+        threading.Timer(seconds, os.kill, (os.getpid(), number)).start()
+    until, part = divmod(time.time_ns() + int(1e9 * float(sys.argv[1])), 10**9)
     try:
         library.pthread_mutex_timedlock(lock, (ctypes.c_long * 2)(until, part))
     finally:
-        time.sleep(60)
+        time.sleep(1000)
 """
 
 
-@pytest.mark.parametrize("seconds", [60, 0.8])
+@pytest.mark.parametrize("seconds", [1000, 0.8])
 def test_a_process_that_comes_to_no_handler_is_ended_by_another_thread(seconds):
     """Nor does it say more where it comes to one later, or more signals follow."""
-    began = time.monotonic()
-    command = [sys.executable, "-c", WAITS, str(seconds)]
-    done = subprocess.run(command, capture_output=True, timeout=60)
-    assert (done.returncode, done.stdout, done.stderr) == (130, b"15 False\n", b"")
-    assert time.monotonic() - began < 30
+    done = launched([sys.executable, "-c", WAITS, seconds])
+    assert (done.returncode, done.stdout, done.stderr) == (130, "15 False\n", "")
 
 
 def test_an_interruption_passes_through_what_catches_exceptions():
@@ -249,6 +247,6 @@ def test_after_mpirun_a_run_without_a_summary_has_a_line_and_no_code_0(
 @pytest.mark.slow
 @pytest.mark.parametrize("verb", [(), ("bench",), ("testbed",)])
 def test_without_a_verb_there_is_help_and_the_code_of_wrong_arguments(verb):
-    done = subprocess.run([*ISTHMUS, *verb], text=True, capture_output=True, timeout=60)
+    done = launched([*ISTHMUS, *verb])
     assert (done.returncode, done.stderr) == (2, "")
     assert f"Usage: {' '.join(['isthmus', *verb])} " in done.stdout

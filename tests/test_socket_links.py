@@ -5,9 +5,11 @@ import struct
 import threading
 import time
 from contextlib import contextmanager, suppress
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from patience import until
 
 from isthmus.errors import SecurityError, SiteError
 from isthmus.links.frames import AGAIN, DATA, HEADER_NBYTES, Stream
@@ -68,7 +70,7 @@ def in_thread(act):
     thread.start()
 
     def wait():
-        thread.join(30)
+        thread.join(120)
         assert not thread.is_alive(), "no end"
         if "problem" in found:
             raise found["problem"]
@@ -177,7 +179,7 @@ def test_messages_keep_their_order_and_are_taken_by_rank_tag_and_communicator():
 
 
 @contextmanager
-def listening(*others, settings="alike", token=TOKEN, wait_seconds=20.0, caplog=None):
+def listening(*others, settings="alike", token=TOKEN, wait_seconds=60.0):
     """Give (the port, what waits for the connections, lines that were told) of a site that listens."""
     told = []
     me = Introduction("cloud", settings, token)
@@ -187,7 +189,7 @@ def listening(*others, settings="alike", token=TOKEN, wait_seconds=20.0, caplog=
 
 
 def caller(port):
-    return socket.create_connection(("127.0.0.1", port), timeout=10)
+    return socket.create_connection(("127.0.0.1", port), timeout=60)
 
 
 def answer_to(port, words):
@@ -203,12 +205,11 @@ def answer_to(port, words):
 
 def joining(port, site="edge", settings="alike", token=TOKEN, **more):
     me = Introduction(site, settings, token, **more)
-    return join([("127.0.0.1", port)], me, 20.0, lambda line: None)[0]
+    return join([("127.0.0.1", port)], me, 60.0, lambda line: None)[0]
 
 
 def test_bad_callers_are_told_in_a_line_at_both_ends_and_the_others_go_on(caplog, monkeypatch):
-    monkeypatch.setattr("isthmus.links.greeting.SECONDS_TO_GREET", 0.5)
-    with listening("edge", "far") as (port, met, _):
+    with listening("edge", "far") as (port, met, told):
         garbage = (
             (b"GET / HTTP/1.1\r\n\r\n", r"is not isthmus: it begins with b'GET "),
             (b"", "closed the connection without a word"),
@@ -222,12 +223,15 @@ def test_bad_callers_are_told_in_a_line_at_both_ends_and_the_others_go_on(caplog
         )
         for words, _ in garbage:
             assert answer_to(port, words) == b""
-        with caller(port) as silent, caller(port) as slow:
-            with suppress(OSError):  # it is hung up on
-                for letter in MARK:  # a byte now and then is no sign of life
-                    slow.send(bytes([letter]))
-                    time.sleep(0.15)
-            assert silent.recv(100) == b""
+        with monkeypatch.context() as impatient:
+            impatient.setattr("isthmus.links.greeting.SECONDS_TO_GREET", 0.5)
+            with caller(port) as silent, caller(port) as slow:
+                with suppress(OSError):  # it is hung up on
+                    for letter in MARK:  # a byte now and then is no sign of life
+                        slow.send(bytes([letter]))
+                        time.sleep(0.15)
+                assert silent.recv(100) == b""
+                until(lambda: len(caplog.records) >= len(garbage) + 2)
         refused = (
             ({"token": Token(b"another secret of some bytes")}, "another token, or is not known"),
             ({"settings": "others"}, "settings or cluster file are not those of this run"),
@@ -241,9 +245,8 @@ def test_bad_callers_are_told_in_a_line_at_both_ends_and_the_others_go_on(caplog
             assert str(problem.value).startswith(f"127.0.0.1:{port}: ")
             assert "\n" not in str(problem.value)
         first = in_thread(lambda: joining(port))
-        while len(caplog.records) < len(garbage) + 2 + len(refused):
-            time.sleep(0.01)
-        time.sleep(0.3)  # the first edge is in
+        until(lambda: any("site edge: joined from" in line for line in told))
+        until(lambda: len(caplog.records) >= len(garbage) + 2 + len(refused))
         with pytest.raises(SiteError, match="two sites of one name, 'edge': one has joined from 127"):
             joining(port)
         in_thread(lambda: joining(port, "far"))
@@ -252,6 +255,7 @@ def test_bad_callers_are_told_in_a_line_at_both_ends_and_the_others_go_on(caplog
             "far": ["leaders", "switch"],
         }
         assert sorted(first()["cloud"]) == ["leaders", "switch"]
+    until(lambda: len(caplog.records) > len(garbage) + 2 + len(refused))
     lines = [record.getMessage() for record in caplog.records]
     for _, why in (*garbage, *refused):
         assert any(why.replace("b'GET ", "b'GET") in line for line in lines), (why, lines)
@@ -262,12 +266,17 @@ def test_bad_callers_are_told_in_a_line_at_both_ends_and_the_others_go_on(caplog
     assert all("\n" not in line and "secret" not in line for line in lines)
 
 
-def test_who_comes_late_or_leaves_again_is_told_of_and_a_port_in_use(caplog):
-    with listening("edge", "far", wait_seconds=1.0) as (port, met, _):
+def test_who_comes_late_or_leaves_again_is_told_of_and_a_port_in_use(caplog, monkeypatch):
+    passed = [0.0]
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + passed[0])
+    monkeypatch.setattr("isthmus.links.meeting.time", clock)
+    with listening("edge", "far", wait_seconds=900.0) as (port, met, told):
         waiting = in_thread(lambda: joining(port))
-        with pytest.raises(SiteError, match=r"site 'far' did not join within 1 s; .*wait_seconds"):
+        until(lambda: any("site edge: joined from" in line for line in told))
+        passed[0] = 1000.0
+        with pytest.raises(SiteError, match=r"site 'far' did not join within 900 s; .*wait_seconds"):
             met()
-        with pytest.raises(SiteError, match="refuses this one: site 'far' did not join within 1 s"):
+        with pytest.raises(SiteError, match="refuses this one: site 'far' did not join within 900 s"):
             waiting()
         with pytest.raises(SiteError, match=f"127.0.0.1:{port}: cannot listen there: Address already"):
             Listener(("127.0.0.1", port), Introduction("cloud", "", TOKEN), ["edge"], print)
@@ -275,8 +284,7 @@ def test_who_comes_late_or_leaves_again_is_told_of_and_a_port_in_use(caplog):
         me = Introduction("edge", "alike", TOKEN)
         connection = caller(port)
         introduce(connection, me, "leaders")[1].close()
-        while not any("has gone again before the start" in each.getMessage() for each in caplog.records):
-            time.sleep(0.01)
+        until(lambda: any("has gone again before" in each.getMessage() for each in caplog.records))
         ends = [in_thread(lambda: joining(port)), in_thread(lambda: joining(port, "far"))]
         assert sorted(met()) == ["edge", "far"]
         assert [list(end()) for end in ends] == [["cloud"], ["cloud"]]
@@ -323,9 +331,9 @@ def test_who_calls_is_not_fooled_by_one_who_listens_without_the_token():
         end = in_thread(lambda: joining(port))
         connection, _ = server.accept()
         mine = Introduction("cloud", "alike", Token(b"")).hello("leaders")
-        _, hello = hear(connection, time.monotonic() + 5)
+        _, hello = hear(connection, time.monotonic() + 60)
         say(connection, mine)
-        _, answer = hear(connection, time.monotonic() + 5)
+        _, answer = hear(connection, time.monotonic() + 60)
         assert sorted(answer) == ["proof"]  # and the token is nowhere in it
         say(connection, answer)  # sent back as its own
         with pytest.raises(SiteError, match="site 'cloud' cannot prove itself"):
@@ -413,7 +421,7 @@ def switched(deadline_seconds):
 
 
 def test_a_switch_passes_on_and_a_silent_site_wakes_all_who_wait_for_it():
-    ends, switches = switched(deadline_seconds=1.5)
+    ends, switches = switched(deadline_seconds=60.0)
     switches[0].start()
     switches[1].start()
     for source, dest in ((1, 3), (3, 0), (2, 1), (0, 2)):
@@ -432,12 +440,10 @@ def test_a_switch_passes_on_and_a_silent_site_wakes_all_who_wait_for_it():
 
     ends, switches = switched(deadline_seconds=1.5)
     switches[0].start()  # the other site's gives no sign of life, as if it were frozen
-    began = time.monotonic()
-    for rank, source in ((0, 2), (1, 3)):
-        with pytest.raises(SiteError, match=r"site 'site1' has gone: no sign of life for [123] s"):
+    for rank, source in ((0, 2), (1, 3)):  # or there would be no end
+        with pytest.raises(SiteError, match=r"site 'site1' has gone: no sign of life for \d+ s"):
             in_thread(lambda r=rank, s=source: ends[r].Recv(came, s))()
-    assert time.monotonic() - began < 4
-    switches[0].join(5)
+    switches[0].join(60)
     assert not switches[0].is_alive()
 
 
