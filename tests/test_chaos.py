@@ -221,6 +221,7 @@ moment = "rebuild"
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_sites_that_are_killed_cut_off_and_come_back_keep_what_is_promised(tmp_path):
     """And all go on from the checkpoint, where the site that listens is gone."""
     pytest.importorskip("crc32c")
@@ -234,7 +235,7 @@ def test_sites_that_are_killed_cut_off_and_come_back_keep_what_is_promised(tmp_p
     )
     (tmp_path / "faults.toml").write_text(SITES)
     faults = planned_faults(tmp_path / "faults.toml")
-    made = play_faults(path, faults, 300.0, lambda line: None, listen=SITE0)
+    made = play_faults(path, faults, 600.0, lambda line: None, listen=SITE0)
     (row,) = made["runs"]
     assert (made["wrong"], row["outcome"]) == (0, "restarted from its checkpoint"), row
     assert row["verified"] == "bits equal, each sample once in 2 epochs"
@@ -271,6 +272,7 @@ moment = "compute"
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_hubs_that_die_as_they_vote_and_links_of_the_next_that_are_cut(tmp_path):
     pytest.importorskip("crc32c")
     for name in ("train", "test"):
@@ -287,7 +289,7 @@ def test_hubs_that_die_as_they_vote_and_links_of_the_next_that_are_cut(tmp_path)
     )
     (tmp_path / "faults.toml").write_text(HUBS)
     faults, listen = planned_faults(tmp_path / "faults.toml"), ("site0", "site1", "site2")
-    made = play_faults(path, faults, 300.0, lambda line: None, listen=listen)
+    made = play_faults(path, faults, 600.0, lambda line: None, listen=listen)
     (row,) = made["runs"]
     assert (made["wrong"], row["outcome"], row["happened"]) == (0, "went on", 4), row
     assert row["verified"] == "bits equal, each sample once in 2 epochs"
@@ -305,7 +307,7 @@ def test_a_small_campaign_of_kills_finds_nothing_wrong_and_goes_on_where_it_was(
             cwd=ROOT,
             capture_output=True,
             text=True,
-            timeout=400,
+            timeout=900,
         )
         assert done.returncode == 0, done.stdout + done.stderr
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]

@@ -26,6 +26,7 @@ class Heard(Relay):
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_two_hubs_die_in_turn_and_each_sample_counts_once(tmp_path):
     """The first comes back with the same command, and is the hub again once the second is gone.
 
@@ -83,6 +84,7 @@ def test_two_hubs_die_in_turn_and_each_sample_counts_once(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_a_minority_writes_a_checkpoint_and_stops_and_all_go_on_from_it(tmp_path):
     deaths = [
         {"rank": 0, "step": 3, "moment": "send", "number": 0},

@@ -12,11 +12,11 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import pytest
 from clusters import cluster_of
+from patience import SECONDS, launched, until
 from test_cli import ISTHMUS, RUN, call, command, lab, with_changes, write
 
 import isthmus
@@ -252,7 +252,10 @@ def slurm(repository):
     recipe = repository / "slurm/one_machine"
     with tempfile.TemporaryDirectory(prefix="isthmus-slurm-") as folder:
         started = subprocess.run(
-            [recipe / "up.sh", folder, str(free_ports(3))], text=True, capture_output=True, timeout=60
+            [recipe / "up.sh", folder, str(free_ports(3))],
+            text=True,
+            capture_output=True,
+            timeout=SECONDS,
         )
         try:
             assert started.returncode == 0, started.stderr
@@ -271,7 +274,7 @@ def slurm(repository):
                 }
             )
         finally:
-            subprocess.run([recipe / "down.sh", folder], timeout=60)
+            subprocess.run([recipe / "down.sh", folder], timeout=SECONDS)
 
 
 SITES = {"slurm.site.site0.partition": "cloud", "slurm.site.site1.partition": "edge"}
@@ -286,9 +289,7 @@ class Desk:
         self.folder, self.environment = folder, environment
 
     def ask(self, *line):
-        done = subprocess.run(
-            line, cwd=self.folder, env=self.environment, text=True, timeout=60, capture_output=True
-        )
+        done = launched(line, cwd=self.folder, env=self.environment)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -307,10 +308,10 @@ class Desk:
         path = self.folder / "runs" / f"{name}-{job}.log"
         return path.read_text() if path.exists() else ""
 
-    def finish(self, name, job, seconds):
+    def finish(self, name, job):
         """Wait for the end of a job, also of its cleaning up, and return its run's summary."""
         try:
-            wait_until(lambda: not self.ask("squeue", "--noheader", f"--jobs={job}"), seconds, 0.2)
+            until(lambda: not self.ask("squeue", "--noheader", f"--jobs={job}"), pause=0.2)
             return json.loads((self.folder / f"runs/{name}-{job}/summary.json").read_text())
         except (AssertionError, OSError):
             pytest.fail(
@@ -318,13 +319,6 @@ class Desk:
                 f"{self.ask('scontrol', 'show', 'job', job)}",
                 pytrace=False,
             )
-
-
-def wait_until(holds, seconds, pause=0.05):
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, f"not after {seconds} s"
-        time.sleep(pause)
 
 
 def run_of(folder, name):
@@ -366,11 +360,10 @@ def same_bits(one, other):
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_a_heterogeneous_job_from_sbatch_to_its_result(desk, limited, whole):
-    start = time.monotonic()
     job = desk.submit("plain", {"cluster.links": "real"})
-    summary = desk.finish("plain", job, 90)
-    assert time.monotonic() - start < 90
+    summary = desk.finish("plain", job)
     assert same_bits(summary, whole)
     assert desk.run("plain", job)["state"] == "finished"
     assert "report.html" in os.listdir(desk.folder / f"runs/plain-{job}")
@@ -378,11 +371,12 @@ def test_a_heterogeneous_job_from_sbatch_to_its_result(desk, limited, whole):
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_a_job_that_is_told_to_stop_comes_back_with_the_same_bits(desk, whole):
-    job = desk.submit("told", {"cluster.links": "paced"}, latency_seconds=0.01)
-    wait_until(lambda: run_of(desk.folder, f"told-{job}")["step"] > 0, 60)
+    job = desk.submit("told", {"cluster.links": "paced"}, latency_seconds=0.03)
+    until(lambda: run_of(desk.folder, f"told-{job}")["step"] > 0)
     desk.ask("scancel", "--signal=TERM", "--batch", job)
-    summary = desk.finish("told", job, 60)
+    summary = desk.finish("told", job)
     assert same_bits(summary, whole)
     log = desk.log("told", job)
     assert "TERM: told to stop" in log
@@ -390,19 +384,20 @@ def test_a_job_that_is_told_to_stop_comes_back_with_the_same_bits(desk, whole):
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_a_job_that_is_cancelled_stays_cancelled(desk):
     job = desk.submit(
         "cancelled", {"cluster.links": "paced", "run.checkpoint_every": 5}, latency_seconds=0.1
     )
-    wait_until(lambda: (desk.folder / f"runs/cancelled-{job}/checkpoint.h5").exists(), 60)
+    until((desk.folder / f"runs/cancelled-{job}/checkpoint.h5").exists)
     desk.ask("scancel", job)
-    wait_until(lambda: desk.run("cancelled", job)["state"] == "cancelled", 30, 0.5)
-    processes = subprocess.run(["ps", "-eo", "args"], text=True, stdout=subprocess.PIPE).stdout
-    assert f"cancelled-{job}" not in processes
+    until(lambda: desk.run("cancelled", job)["state"] == "cancelled", pause=0.5)
+    until(lambda: f"cancelled-{job}" not in desk.ask("ps", "-eo", "args"), "its processes end")
     assert "back into the queue" not in desk.log("cancelled", job)
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_a_job_sees_its_cluster_and_one_site_needs_no_groups(desk):
     job = desk.submit("alone", {"cluster.links": "real", "sites": (1,), "slurm.site.site1": None})
     script = (
@@ -412,24 +407,17 @@ def test_a_job_sees_its_cluster_and_one_site_needs_no_groups(desk):
     )
     (desk.folder / "see.sbatch").write_text(script)
     desk.ask("sbatch", "see.sbatch")
-    wait_until((desk.folder / "seen.toml").exists, 60)
+    until((desk.folder / "seen.toml").exists)
     cluster = isthmus.Cluster.from_toml(desk.folder / "seen.toml")
     assert [(site.name, site.tier, site.ranks) for site in cluster.sites] == [
         ("cloud", "cloud", 1),
         ("edge", "edge", 1),
     ]
-    assert desk.finish("alone", job, 60)["steps"] == 300
+    assert desk.finish("alone", job)["steps"] == 300
 
 
 def test_without_slurm_submit_says_so_in_one_line(lab):
-    done = subprocess.run(
-        [*ISTHMUS, "submit", "run.toml"],
-        cwd=lab,
-        text=True,
-        capture_output=True,
-        env=rank_environment(PATH="/nowhere"),
-        timeout=60,
-    )
+    done = launched([*ISTHMUS, "submit", "run.toml"], cwd=lab, env=rank_environment(PATH="/nowhere"))
     assert done.returncode == 13
     assert done.stderr == "isthmus: sbatch is not found; run this where Slurm's commands are\n"
 
@@ -476,7 +464,7 @@ def test_a_signal_has_a_run_write_its_checkpoint_and_its_name_goes_on(data, whol
     monkeypatch.setenv("OMPI_MCA_mpi_yield_when_idle", "1")
     write(
         data,
-        cluster=cluster_of(1, 1, latency_seconds=0.02),
+        cluster=cluster_of(1, 1, latency_seconds=0.05),
         run=with_changes(TABLE, {"cluster.links": "paced"}),
     )
     process = subprocess.Popen(
@@ -486,9 +474,9 @@ def test_a_signal_has_a_run_write_its_checkpoint_and_its_name_goes_on(data, whol
         env=rank_environment(),
         stderr=subprocess.PIPE,
     )
-    wait_until(lambda: run_of(data, "again")["step"] > 0, 60)
+    until(lambda: run_of(data, "again")["step"] > 0)
     process.send_signal(signal.SIGUSR1)
-    _, told = process.communicate(timeout=60)
+    _, told = process.communicate(timeout=SECONDS)
     assert process.returncode == 14, told
     assert told.count("stopped by a signal after step") == 1
     stopped = run_of(data, "again")
@@ -503,8 +491,9 @@ def test_a_signal_has_a_run_write_its_checkpoint_and_its_name_goes_on(data, whol
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_a_job_that_hits_its_time_limit_comes_back_with_the_same_bits(desk, limited, whole):
-    summary = desk.finish("limited", limited, 120)
+    summary = desk.finish("limited", limited)
     log = desk.log("limited", limited)
     assert "USR1: the time is nearly over" in log
     assert "back into the queue" in log

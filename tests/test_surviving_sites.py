@@ -197,6 +197,7 @@ def test_who_had_not_gone_back_to_equal_bits_as_a_site_was_lost_goes_back_to_the
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_copies_residuals_and_equal_bits_outlast_sites_that_go_and_come_back(tmp_path):
     """Nobody sees the samples' folder any more; a site goes while all go back, and comes back."""
     hidden, back = tmp_path / "hidden", tmp_path / "back"
@@ -307,6 +308,7 @@ def test_who_is_ahead_goes_back_to_where_a_round_began(back, whole):
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_sites_make_a_round_again_and_come_back_where_one_begins(tmp_path):
     back = tmp_path / "back"
     sites = Sites(
@@ -347,6 +349,7 @@ def test_sites_make_a_round_again_and_come_back_where_one_begins(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_sites_go_and_come_back_and_each_sample_counts_once(tmp_path):
     back, thaw = tmp_path / "back", tmp_path / "thaw"
     sites = Sites(
@@ -359,7 +362,7 @@ def test_sites_go_and_come_back_and_each_sample_counts_once(tmp_path):
             {"rank": 3, "step": 9, "moment": "compute", "until": str(thaw)},
         ],
         pinned={"5": "site2"},  # whose samples nobody else may have
-        deadline_seconds=3.0,
+        deadline_seconds=6.0,
     )
     (tmp_path / "later.json").write_text('[{"rank": 1, "step": 10, "moment": "evaluation"}]')
     assert end(sites.jobs[1])[0] == -9
@@ -395,6 +398,7 @@ def test_sites_go_and_come_back_and_each_sample_counts_once(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_too_few_sites_write_a_checkpoint_and_all_go_on_from_it(tmp_path):
     """A rank of a site may die, and the site goes on; with one site left, it stops."""
     deaths = [
