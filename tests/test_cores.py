@@ -129,7 +129,10 @@ def test_calibration_counts_the_cores_that_ranks_have_when_all_are_busy(comm):
     os.sched_setaffinity(0, {min(allowed)})
     try:
         with isthmus.split_tiers(comm, isthmus.Cluster(cluster_of(1, 1))) as tiers:
-            (host,) = hosts_of(tiers.world)
+            for _ in range(5):  # a rank may begin late, and have the core for itself then
+                (host,) = hosts_of(tiers.world)
+                if host.cores <= 1.1:
+                    break
     finally:
         os.sched_setaffinity(0, allowed)
     assert host.ranks == (0, 1)

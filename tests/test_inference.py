@@ -106,7 +106,7 @@ def test_a_slow_cloud_costs_no_more_than_the_deadline_and_a_broken_answer_is_tol
         return
 
     def slow(features):
-        time.sleep(1.5)
+        time.sleep(3)
         return offline(CLOUD, features)
 
     def broken(features):
@@ -126,9 +126,9 @@ def test_a_slow_cloud_costs_no_more_than_the_deadline_and_a_broken_answer_is_tol
             assert not hedged.from_cloud.any()
             np.testing.assert_array_equal(hedged.answers, offline(EDGE).argmax(1))
         assert late.seconds.min() > 0.05
-        assert late.seconds.max() < 1.2
+        assert late.seconds.max() < 2.5
         assert waits.from_cloud.all()
-        assert waits.seconds.min() > 1.5
+        assert waits.seconds.min() > 3
         np.testing.assert_array_equal(lost.answers < 0, np.arange(400) % 2 == 0)
 
 
@@ -246,16 +246,16 @@ def test_a_split_is_chosen_by_what_the_link_carried_lately_and_by_the_file_once_
 def test_a_threshold_follows_the_queue_and_wrong_arguments_are_told_on_every_rank(comm):
     if comm is None:
         return
-    slow = cluster_of(1, 1, latency_seconds=0.001, bytes_per_second=64 * 200.0)
+    slow = cluster_of(1, 1, latency_seconds=0.001, bytes_per_second=64 * 40.0)
     with isthmus.split_tiers(comm, isthmus.Cluster(slow)) as whole:
         tiers = whole.paced()
-        arrivals = np.arange(400) / 800.0  # four times what the link carries
+        arrivals = np.arange(400) / 160.0  # four times what the link carries
         plan = cascade(tiers, 0.0)
         assert plan.share == 0.0
-        found = ask(tiers, plan=plan, edge=EDGE, cloud=CLOUD, queue_seconds=0.05, arrivals=arrivals)
+        found = ask(tiers, plan=plan, edge=EDGE, cloud=CLOUD, queue_seconds=0.25, arrivals=arrivals)
         if found is not None:
             assert 0.05 < found.from_cloud.mean() < 0.6
-            assert np.quantile(found.seconds, 0.99) < 0.4  # all sent would end 1.5 s late
+            assert np.quantile(found.seconds, 0.99) < 4  # all sent would end 7.5 s late
         other = dataclasses.replace(plan, edge_model=digest_of(*CLOUD))
         for problem, text, options in (
             (PlanError, "plan the cascade again", {"plan": other, "edge": EDGE, "cloud": CLOUD}),

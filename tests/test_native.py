@@ -168,7 +168,7 @@ def test_compiled_code_and_python_understand_each_other_and_it_is_used_where_it_
 @pytest.mark.ranks(2)
 def test_a_thread_that_waits_leaves_the_core_to_what_computes(comm):
     """Its bits are those of the main thread; where the other rank is late, it hardly runs meanwhile."""
-    vector, seconds = np.random.default_rng(comm.rank).normal(size=50_000).astype("f4"), 0.4
+    vector, seconds = np.random.default_rng(comm.rank).normal(size=50_000).astype("f4"), 1.0
     with isthmus.split_tiers(comm, isthmus.Cluster(cluster_of(1, 1))) as tiers:
         first, second = (isthmus.Allreduce(tiers, vector.size, compressor=isthmus.Int8()) for _ in "ab")
         expected = [first(vector).tobytes() for _ in range(2)]

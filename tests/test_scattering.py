@@ -1,7 +1,6 @@
 """Scattering: every rank gets its own samples, wherever the files are, or all get one error."""
 
 import os
-import time
 import tracemalloc
 from types import SimpleNamespace
 
@@ -10,6 +9,7 @@ import hdf5plugin  # noqa: F401
 import numpy as np
 import pytest
 from clusters import cluster_of
+from patience import quickest
 
 import isthmus
 from isthmus.errors import ShardError
@@ -256,10 +256,8 @@ def test_moving_over_paced_links_takes_what_is_predicted(comm, shared_folder):
         new[[0, 4, 2, 3]] = 2, 2, 1, 2
         plan = SimpleNamespace(shards_of_rank=[np.flatnonzero(old == rank) for rank in range(4)])
         local = isthmus.scatter_shards(tiers, shards, plan)
-        comm.Barrier()
-        start = time.perf_counter()
-        move_shards(tiers, local, old, new)
-        seconds = time.perf_counter() - start
-    predicted = moving_seconds(tiers.cluster, shards.nbytes, old, new)
-    assert predicted == pytest.approx(0.04 + 3 * shards.nbytes[0] / 2e4)
-    assert 0.9 * predicted < seconds < 1.25 * predicted + 0.1
+        predicted = moving_seconds(tiers.cluster, shards.nbytes, old, new)
+        assert predicted == pytest.approx(0.04 + 3 * shards.nbytes[0] / 2e4)
+        most = 1.25 * predicted + 0.1
+        seconds = quickest(comm, lambda: move_shards(tiers, local, old, new), most)
+        assert 0.9 * predicted < seconds < most

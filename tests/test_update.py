@@ -114,10 +114,10 @@ def test_plans_and_simulations_take_as_much_longer_as_updates_take(objective):
 
 
 class Slow(SGD):
-    """Takes 20 ms more a step."""
+    """Takes 100 ms more a step."""
 
     def step(self, *arguments):
-        time.sleep(0.02)
+        time.sleep(0.1)
         super().step(*arguments)
 
 
@@ -126,6 +126,6 @@ def test_the_loop_itself_says_what_updates_and_python_take(comm):
     from isthmus.measuring.loop import loop_seconds
 
     fast, slow = (loop_seconds(1000, kind(), 1.0, 5) for kind in (SGD, Slow))
-    assert slow.update >= 0.02 > fast.update > 0
-    assert 0 < slow.python < 0.02
-    assert 0 < slow.compute < 0.02
+    assert slow.update >= 0.1 > fast.update > 0
+    assert 0 < slow.python < 0.1
+    assert 0 < slow.compute < 0.1
