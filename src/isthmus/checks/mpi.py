@@ -28,7 +28,7 @@ def launcher_on_path():
     if path is None:
         return None, ""
     try:
-        done = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=5)
+        done = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.TimeoutExpired) as problem:
         return path, f"does not answer ({problem})"
     lines = (done.stdout + done.stderr).strip().splitlines() or ["says nothing of its version"]
