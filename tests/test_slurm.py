@@ -271,6 +271,7 @@ def slurm(repository):
                     "COLUMNS": "200",
                     "TMPDIR": tempfile.gettempdir(),
                     "NUMBA_CACHE_DIR": f"{tempfile.gettempdir()}/isthmus-tests-numba-{os.getuid()}",
+                    "NUMBA_CACHE_LOCATOR_CLASSES": "InTreeCacheLocator",  # what is compiled already
                 }
             )
         finally:
