@@ -146,9 +146,9 @@ def _digest(*parts):
 
 
 def _version(path):
-    """Return what changes when a file is edited, as Numba asks of the loop's own."""
+    """Return what changes when a file is edited, and not when it is copied, as Numba's own does."""
     found = os.stat(path)
-    return path, found.st_mtime, found.st_size
+    return found.st_mtime, found.st_size
 
 
 def _warn(problem):

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 from patience import launched
-from test_docs import FENCED, ROOT, blocks
+from test_docs import FENCED, ROOT, UNFINISHED, blocks
 
 from isthmus.jobs.launch import rank_command, rank_environment
 
@@ -18,13 +18,8 @@ PAGE = ROOT / "CONTRIBUTING.md"
 
 def extended(folder):
     """Make a copy of the sources with what the page adds; return path -> "new", or lines added."""
-    shutil.copytree(
-        ROOT / "src",
-        folder / "src",
-        symlinks=True,
-        ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"),
-    )
-    (folder / "kernels").symlink_to(ROOT / "kernels")  # with what is compiled already
+    shutil.copytree(ROOT / "src", folder / "src", symlinks=True, ignore=UNFINISHED)
+    (folder / "kernels").symlink_to(ROOT / "kernels")
     files = {}
     for block in blocks(PAGE):
         if block.word:

@@ -37,6 +37,8 @@ PAGES = [
     ROOT / "CHANGELOG.md",
 ]
 FENCED = re.compile(r"^```(?P<words>.*)\n(?P<text>(?:.*\n)*?)```$", re.M)
+UNFINISHED = shutil.ignore_patterns("*.egg-info", "*.pyc.*", "*.tmp.*")
+"""What a copy of the sources goes without; what Python and Numba have compiled goes along."""
 ALONE = SimpleNamespace(rank=0, size=1, Barrier=lambda: None)
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
@@ -155,15 +157,9 @@ def run_isthmus(words, comm, capsys):
 @pytest.mark.slow
 def test_a_new_compressor_takes_what_the_page_says_and_no_more(tmp_path):
     """The page's files and changes in a copy of the sources, under the library's own tests."""
-    for folder, place in (("src", "src"), ("tests", "tests"), ("kernels", "src/isthmus/kernels")):
-        with contextlib.suppress(OSError):
-            (tmp_path / place).unlink()
-        shutil.copytree(
-            ROOT / folder,
-            tmp_path / place,
-            symlinks=True,
-            ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"),
-        )
+    for folder in ("src", "tests"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, symlinks=True, ignore=UNFINISHED)
+    (tmp_path / "kernels").symlink_to(ROOT / "kernels")
     places = {"two_bit.py": "src/isthmus/compression", "test_two_bit.py": "tests"}
     for block in blocks(ROOT / "docs/add_a_compressor.md"):
         if block.word in places:
