@@ -429,7 +429,7 @@ def test_a_gradient_that_cannot_be_sent_is_told_on_all_ranks_and_the_next_is_rig
     assert bits_agree(comm, model)
 
 
-@pytest.mark.ranks(4)
+@pytest.mark.ranks(2)
 def test_compiled_modules_other_threads_and_checkpointed_segments(comm, tiers):
     from torch.utils.checkpoint import checkpoint
 
