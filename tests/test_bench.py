@@ -24,7 +24,7 @@ from isthmus.jobs.launch import mpirun, rank_environment
 from isthmus.kernels import NAMES
 from isthmus.testbed import own_counters
 
-pytestmark = [pytest.mark.slow, pytest.mark.alone]
+pytestmark = pytest.mark.slow
 
 ISTHMUS = [sys.executable, "-m", "isthmus"]
 LATENCY_SECONDS, BYTES_PER_SECOND = 0.003, 2e7
@@ -180,6 +180,7 @@ def test_mpi_s_own_allreduce_is_measured_on_real_links(lab):
     ]  # MPI does not tell to whom it sends
 
 
+@pytest.mark.alone
 def test_links_are_measured_beside_what_the_file_says(lab):
     done = call(
         lab,

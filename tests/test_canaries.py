@@ -20,7 +20,7 @@ from isthmus import testbed
 from isthmus.security.key_files import make_keys
 from isthmus.testbed import commands
 
-pytestmark = [pytest.mark.slow, pytest.mark.alone]
+pytestmark = pytest.mark.slow
 
 OF_DATA = b"can>ary=min?ers>"  # four float32 between 0.06 and 1
 OF_SETTINGS = b"the-canary-of-settings"

@@ -22,7 +22,7 @@ from isthmus.errors import ClusterError, EmulationError, MachineError
 from isthmus.testbed import commands, launch, namespaces, state
 from isthmus.testbed.wiring import Wiring
 
-pytestmark = [pytest.mark.slow, pytest.mark.alone]
+pytestmark = pytest.mark.slow
 
 ISTHMUS = [sys.executable, "-m", "isthmus", "testbed"]
 OURS = f"test{os.getpid()}"  # beside a testbed that somebody has in use
@@ -228,6 +228,7 @@ def test_what_is_missing_is_said_exactly(monkeypatch):
 # --- what it does, as root
 
 
+@pytest.mark.alone
 def test_latency_and_rate_of_each_direction_are_those_of_the_file(bed):
     """Never faster; a busy machine may be late."""
     table = cluster_of(1, 1)
@@ -254,6 +255,7 @@ def test_latency_and_rate_of_each_direction_are_those_of_the_file(bed):
         assert testbed.counters(OURS) == after, "what ranks of a site say passes no link"
 
 
+@pytest.mark.alone
 def test_links_that_share_share_their_rate_and_hops_add_up(bed):
     testbed.up(three_sites(), OURS)
     with serving("site0", "site2"):
@@ -268,6 +270,7 @@ def test_links_that_share_share_their_rate_and_hops_add_up(bed):
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_one_stream_fills_a_long_link(bed):
     """1 Gbit/s and 100 ms there and back; with Linux's usual 4 MB for a sender it is 40 MB/s at most."""
     testbed.up(cluster(1, 1, latency_seconds=0.05, bytes_per_second=1.25e8), OURS)
@@ -278,6 +281,7 @@ def test_one_stream_fills_a_long_link(bed):
         assert max(rates) >= 4.5e7
 
 
+@pytest.mark.alone
 def test_a_link_without_latency_needs_no_relay(bed):
     assert testbed.up(cluster(1, 1, latency_seconds=0.0, bytes_per_second=5e6), OURS)
     assert testbed.describe(OURS)["latency"] == "none"
@@ -438,6 +442,7 @@ def results_in(folder):
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.parametrize(("ranks", "interleaved"), [(1, False), (2, False), (2, True)])
 def test_interfaces_see_the_bytes_that_are_counted(bed, tmp_path, ranks, interleaved):
     """Over the cut, whatever the ranks and their order: the wire, and headers of a few per cent."""
@@ -482,6 +487,7 @@ def test_interfaces_see_the_bytes_that_are_counted(bed, tmp_path, ranks, interle
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_a_region_sends_one_wire_over_its_uplink(bed, tmp_path, repository):
     """Of itself and three edges, as it is counted and as the cloud's interface sees it."""
     study, size = repository / "experiments/region.py", 250_000
@@ -508,6 +514,7 @@ def test_a_region_sends_one_wire_over_its_uplink(bed, tmp_path, repository):
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.parametrize("sites", [2, 3])
 def test_up_to_64_kib_cross_once_each_way(bed, tmp_path, sites):
     """Sites that exchange directly cross once, a star twice; no wait for a window or an answer."""
@@ -546,6 +553,7 @@ def test_up_to_64_kib_cross_once_each_way(bed, tmp_path, sites):
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_the_trees_of_a_link_do_not_wait_for_each_other(bed, tmp_path):
     """Two ranks that are each other's parents: in turns, a chunk took a round trip, twice the time."""
     table = cluster_of(2, 2, latency_seconds=0.01, bytes_per_second=1.25e7)
