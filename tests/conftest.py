@@ -63,6 +63,12 @@ def pytest_collection_modifyitems(config, items):
         items.sort(key=lambda item: ranks_of(item) or 0)
 
 
+def pytest_sessionstart(session):
+    """Where workers are to be at work, compile what ranks need; each rank of their first jobs would."""
+    if session.config.getoption("numprocesses", None):
+        subprocess.Popen([sys.executable, Path(__file__).with_name("compile_first.py")])
+
+
 @pytest.fixture
 def comm():
     """COMM_WORLD in the ranks; None in the launcher, which sets fixtures up too."""
