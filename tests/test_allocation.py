@@ -1,6 +1,7 @@
 """Plans: optimal where that can be enumerated, bounded where it cannot, and every limit obeyed."""
 
 import itertools
+import json
 import math
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 import isthmus
 from isthmus.errors import PlanError
+from isthmus.jobs.plan import held_as
 from isthmus.planning.plan import Plan
 
 SIZES, SECONDS = (6, 5, 4, 3, 3, 2, 1), (1 / 3, 3 / 4, 3 / 2)
@@ -205,12 +207,22 @@ def test_storage_is_counted_in_bytes():
 
 
 def test_a_plan_survives_json_and_its_hash_is_that_of_the_placement():
-    import json
-
     plan = isthmus.plan_shards(CLUSTER, [10] * 20, isthmus.Workload(size=500, batch_size=20))
     again = Plan.from_dict(json.loads(json.dumps(plan.to_dict())))
     assert again.shards_of_rank == plan.shards_of_rank
     assert again.hash == plan.hash == plan.to_dict()["hash"]
+
+
+@pytest.mark.parametrize("nobodys", [0, 7, 19])
+def test_a_plan_may_leave_shards_to_nobody(nobodys):
+    plan = isthmus.plan_shards(CLUSTER, [10] * 20, isthmus.Workload(size=500, batch_size=20))
+    placed = [[shard for shard in shards if shard != nobodys] for shards in plan.shards_of_rank]
+    held = held_as(plan, placed, [10] * 20, CLUSTER.rates)
+    assert [*map(list, held.shards_of_rank)] == placed
+    assert sum(held.samples_of_rank) == 190
+    again = Plan.from_dict(json.loads(json.dumps(held.to_dict())))
+    assert again.shards_of_rank == held.shards_of_rank
+    assert again.hash == held.hash != plan.hash
 
 
 def test_more_rate_on_a_link_is_worth_what_the_model_says():

@@ -9,7 +9,7 @@ from isthmus.errors import ShardError
 from isthmus.jobs.resuming import until_checkpoint
 from isthmus.links.agreement import from_root, gather_json, together
 from isthmus.links.in_process import in_threads, tiers_in_process
-from isthmus.recovery.handover import arrays_of, mates
+from isthmus.recovery.handover import adapted, arrays_of, mates
 from isthmus.recovery.ledger import Ledger, Part
 from isthmus.shards.batches import LocalSamples
 
@@ -76,6 +76,25 @@ def test_samples_that_nobody_could_read_are_told_by_shard():
     ledger.add(Part(7, {}, [[0, 1], []]))  # shard 2 went with its rank, after two steps of the epoch
     assert ledger.account(0) == {"once": 60, "again": 0, "lost": {}}
     assert ledger.account(1) == {"once": 42, "again": 0, "lost": {"2": 18}}
+    assert ledger.never == [2]
+
+
+def test_the_same_ranks_go_on_from_a_checkpoint_with_other_shards_where_that_may_be():
+    def identity(placement):
+        sites = [["a", "cloud", 1], ["b", "edge", 1]]
+        return {"ranks": 2, "sites": [0, sites], "plan": {"hash": placement}, "training": {}}
+
+    holders = {"parameters": [0, 0], "gradients/memory": [0, 1], "strategy/agreed": [0, 0]}
+    table = {"step": 4, "identity": identity("h"), "notes": {"parts": 1}, "holder_of_rank": holders}
+    entries = {"parameters": 3, "gradients/memory": 3, "strategy/agreed": 1}
+    arrays = {f"{name}/{rank}": np.ones(count) for name, count in entries.items() for rank in (0, 1)}
+    wanted = [entries] * 2
+    assert adapted(arrays, table, wanted, identity("h"), placed_anew=True) is table
+    assert adapted(arrays, table, wanted, identity("g")) is table
+    found = adapted(arrays, table, wanted, identity("g"), placed_anew=True)
+    assert found["holder_of_rank"] == holders
+    assert found["notes"] == {"parts": 1, "came_from": [0, 1], "lost": []}
+    assert found["identity"]["plan"] == {"hash": "g"}
 
 
 @pytest.mark.parametrize("compressor", [None, isthmus.Int8(64), isthmus.TopK(0.1)])

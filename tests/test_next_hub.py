@@ -7,6 +7,7 @@ from test_site_jobs import end, said_when
 from test_surviving_sites import Sites
 
 from isthmus.folders.reading import read_run
+from isthmus.folders.status import describe_run
 from isthmus.jobs.verifying import verify_steps
 from isthmus.recovery.relay import Relay
 
@@ -79,6 +80,34 @@ def test_two_hubs_die_in_turn_and_each_sample_counts_once(tmp_path):
     assert [(line["once"], line["again"], line["lost"]) for line in counted] == [(120, 0, {})] * 2
     begun = [line.get("residual_steps") for line in run.metrics if line["kind"] == "members"]
     assert [*filter(None, begun)] == [[3, None, None]]  # the first hub's, from who led after it
+    found = verify_steps(folder)
+    assert (found["parameter_hash"], found["epochs"]) == (run.summary["parameter_hash"], [1, 2])
+
+
+@pytest.mark.slow
+@pytest.mark.alone
+def test_a_late_site_is_the_next_hub_once_it_has_come(tmp_path):
+    back = tmp_path / "back"
+    faults = [
+        {"rank": 0, "step": 4, "moment": "compute", "until": str(back)},
+        {"rank": 0, "step": 8, "moment": "update"},
+    ]
+    late = {"late": [1], "wait_seconds": 3.0}
+    sites = Sites(tmp_path, (1, 1, 1), faults, listen=2, pinned={"5": "site1"}, **late)
+    said = said_when(sites.jobs[0], "while site1 is not there, nobody can read shards 5")
+    assert "site site0: begins without site1" in said, said
+    came = sites.start(1)
+    said_when(came, "joined site site0")
+    back.touch()
+    (code, _, words), (other, _, _), (third, _, second) = map(end, (*sites.jobs, came))
+    assert (code, other, third) == (-9, 0, 0), (said, words, second)
+    assert "step 3: rank 1 came late, 3 go on" in words, words
+    assert "rank 0 gone, 2 go on" in second, second
+    (folder,) = (tmp_path / "runs").glob("mine-site1-*")
+    run, row = read_run(folder), describe_run(folder)
+    assert (row["ranks"], row["ranks_in_all"]) == (2, 3)
+    counted = [line for line in run.metrics if line["kind"] == "samples"]
+    assert [(line["once"], line["again"], line["lost"]) for line in counted] == [(120, 0, {})] * 2
     found = verify_steps(folder)
     assert (found["parameter_hash"], found["epochs"]) == (run.summary["parameter_hash"], [1, 2])
 

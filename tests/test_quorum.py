@@ -50,29 +50,33 @@ class Model:
     A site that has died, is frozen or cut off does nothing more for as long as that is so, and another
     start of it may come; what it has sent may still arrive. So neither has events of its own: all
     orders in which the others go on are there. numbers, steps: where a history ends. starts: a second
-    one of each of these sites may come.
+    one of each of these sites may come. late: sites without which the others begin, and which may come.
     """
 
     go_on = staticmethod(those_who_go_on)
     may_vote = staticmethod(may_vote)
     may_let_in = staticmethod(may_let_in)
 
-    def __init__(self, ranks, numbers, steps, starts=()):
+    def __init__(self, ranks, numbers, steps, starts=(), late=()):
         self.sites = {f"site{number}": each for number, each in enumerate(ranks)}
         self.quorum, self.numbers, self.steps = Quorum(self.sites), numbers, steps
-        self.starts = [*starts]
+        self.starts, self.late = [*starts], [*late]
 
     def begin(self):
         everyone = [(site, "1") for site in self.sites] + [(site, "2") for site in self.starts]
-        count = len(self.sites)
+        there = [
+            number
+            for number, (site, start) in enumerate(everyone)
+            if start == "1" and site not in self.late
+        ]
         return State(
             tuple(
-                Process(Vote(site, start, 0 if start == "1" else -1, frozenset(), 0), ())
-                for site, start in everyone
+                Process(Vote(site, start, 0 if number in there else -1, frozenset(), 0), ())
+                for number, (site, start) in enumerate(everyone)
             ),
-            ((0, Change(0, frozenset(range(count)), None, ())),),
+            ((0, Change(0, frozenset(there), None, ())),),
             (),
-            tuple(((0, each), 0) for each in range(count)),
+            tuple(((0, each), 0) for each in there),
             (),
         )
 
@@ -168,7 +172,7 @@ class Model:
             assert each.made[: len(begin)] == begin, f"{each.made} and {begin}"
             assert len(each.made) <= len(begin) + 1, f"{each.made} is two steps ahead of {begin}"
         here = {vote.site for vote in stay}
-        before = {site for site, _ in stay[0].members} or {*self.sites}
+        before = {site for site, _ in stay[0].members} or {*self.sites} - {*self.late}
         open_to = self.may_let_in([process.vote.taken for _, process in votes], before, here)
         comes = [
             each
@@ -211,24 +215,26 @@ class Model:
 
 
 @pytest.mark.parametrize(
-    ("ranks", "numbers", "steps", "starts"),
+    ("ranks", "numbers", "steps", "starts", "late"),
     [
-        ((2, 1, 1), 2, 1, []),
-        ((1, 1, 1), 2, 1, ["site2"]),
-        ((1, 1, 1, 1), 1, 2, []),
-        pytest.param((1, 1, 1, 1, 1), 1, 1, [], marks=pytest.mark.slow),
+        ((2, 1, 1), 2, 1, [], []),
+        ((1, 1, 1), 2, 1, ["site2"], []),
+        ((1, 1, 1), 2, 1, [], ["site2"]),
+        ((1, 1, 1, 1), 1, 2, [], []),
+        pytest.param((1, 1, 1, 1, 1), 1, 1, [], [], marks=pytest.mark.slow),
     ],
 )
-def test_in_no_order_of_events_are_there_two_histories(ranks, numbers, steps, starts):
-    """And there are some in which the others go on without the first hub, and let another start in."""
-    found = Model(ranks, numbers, steps, starts).look_at_all()
+def test_in_no_order_of_events_are_there_two_histories(ranks, numbers, steps, starts, late):
+    """And there are some in which the others go on without the first hub, and let another start in, or
+    one that was late."""
+    found = Model(ranks, numbers, steps, starts, late).look_at_all()
     made = {process.made for state in found for process in state.processes}
     assert max(map(len, made)) == steps
     assert any(set(range(1, numbers + 1)) <= {*each} for each in made) or steps < numbers
     hubs = {change.hub for state in found for _, change in state.changes}
     assert {*range(len(ranks))} <= hubs
     new = {change.new for state in found for _, change in state.changes} - {None}
-    assert len(new) == len(starts)
+    assert len(new) == len(starts) + len(late)
 
 
 class HalfIsEnough(Model):

@@ -19,8 +19,9 @@ from isthmus.cli.sites import site_job
 from isthmus.cluster.cluster import Cluster
 from isthmus.errors import ClusterError, SecurityError, SettingsError
 from isthmus.jobs.launch import rank_command, rank_environment
+from isthmus.jobs.recovery_settings import RecoverySettings
 from isthmus.jobs.settings import RunSettings
-from isthmus.jobs.sites import SiteJob, digest_of
+from isthmus.jobs.sites import SiteJob, digest_of, may_begin_alone
 from isthmus.jobs.slurm.submit import script_of_run
 from isthmus.links.frames import HEADER_NBYTES
 from isthmus.links.sealed import TAG_NBYTES
@@ -98,6 +99,25 @@ def test_one_site_of_a_run_is_submitted_as_a_plain_job(repository, monkeypatch):
     assert "\noptions=(--site edge --join cloud.org:7000)\nnamed=()\n" in scripts["edge"]
     with pytest.raises(ClusterError, match="has no site 'egde'; --site is one of cloud, edge"):
         script_of_run(Path("slurm/two_sites.toml"), part=SiteJob("egde", None, (("h", 1),)))
+
+
+@pytest.mark.parametrize(
+    ("ranks", "sites", "limits", "may"),
+    [
+        ((2, 1, 1), "0", {}, True),  # half, and the first of the file
+        ((2, 1, 1), "0", {"least_sites": 2}, False),
+        ((2, 1, 1), "01", {"least_sites": 2}, True),
+        ((2, 1, 1), "01", {"least_ranks": 4}, False),
+        ((1, 1, 1), "0", {}, False),
+        ((1, 1, 1), "02", {}, True),
+        ((1, 2, 2), "12", {}, False),  # the majority, with no link of its own
+        ((1, 2, 2), "02", {}, True),
+    ],
+)
+def test_the_majority_may_begin_without_the_others(ranks, sites, limits, may):
+    recovery = RecoverySettings(survive=True, **limits)
+    there = [f"site{number}" for number in sites]
+    assert may_begin_alone(there, Cluster(cluster_of(*ranks)), recovery) == may
 
 
 def test_options_that_do_not_fit_are_refused(tmp_path):

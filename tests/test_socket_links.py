@@ -5,6 +5,7 @@ import struct
 import threading
 import time
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -264,6 +265,46 @@ def test_bad_callers_are_told_in_a_line_at_both_ends_and_the_others_go_on(caplog
     assert sum("two sites of one name, 'edge'" in line for line in lines) == 1
     assert len(lines) == len(garbage) + 2 + len(refused) + 1  # each once
     assert all("\n" not in line and "secret" not in line for line in lines)
+
+
+@pytest.mark.alone
+def test_those_who_may_begin_do_without_a_site_that_is_late_which_may_come_later():
+    told, asked = [], []
+    me = Introduction("cloud", "alike", TOKEN, calls=1)
+
+    def may_begin(sites):
+        asked.append(sites)
+        return True
+
+    with Listener(("127.0.0.1", 0), me, ["edge", "far"], told.append) as listener:
+        port = listener._socket.getsockname()[1]
+        met = in_thread(lambda: listener.meet(3.0, survives=True, may_begin=may_begin))
+        other = Introduction("edge", "alike", TOKEN)
+        joined = join([("127.0.0.1", port)], other, 20.0, lambda line: None)
+        assert [*met()] == ["edge"]
+        assert asked == [["cloud", "edge"]]
+        # far may listen, as this one's --join says: then the majority decides from the start
+        assert joined.words == {"quorum": True, "late": ["far"]}
+        listener.attend()
+        listener.words = {"quorum": True}
+        late = in_thread(lambda: join([("127.0.0.1", port)], replace(other, site="far"), 20.0, print))
+        until(lambda: listener.ready == ["far"])
+        listener.take("far", 3)
+        assert late().words == {"quorum": True, "generation": 3}
+
+
+@pytest.mark.alone
+def test_who_has_called_for_long_waits_for_others_as_long_as_the_hub_does(monkeypatch):
+    monkeypatch.setattr("isthmus.links.joining.SECONDS_TO_GREET", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        where = server.getsockname()
+    called = in_thread(lambda: join([where], Introduction("edge", "", TOKEN), 6.0, lambda line: None))
+    time.sleep(4.0)
+    with Listener(
+        where, Introduction("cloud", "", TOKEN), ["edge", "far"], lambda line: None
+    ) as listener:
+        assert [*listener.meet(4.0, survives=True, may_begin=lambda sites: True)] == ["edge"]
+        assert called().words["late"] == ["far"]
 
 
 def test_who_comes_late_or_leaves_again_is_told_of_and_a_port_in_use(caplog, monkeypatch):

@@ -21,6 +21,7 @@ from isthmus.jobs.verifying import verify_steps
 from isthmus.links.in_process import in_threads, tiers_in_process
 from isthmus.links.socket_comm import LostSitesError
 from isthmus.mpirun import mpirun
+from isthmus.pages.membership import member_rows
 from isthmus.recovery.faults import PLAN, flip
 from isthmus.security.key_files import make_keys
 from isthmus.training.loop import State, Training
@@ -36,7 +37,8 @@ class Sites:
     """Sites of so many ranks each, in a folder; the first listens, or the first few.
 
     sealed: whether links are, and each site has a folder of keys. between: a kind of Relay, through
-    which all call; None: there is none.
+    which all call; None: there is none. late: sites that are not started, and for which the hub alone
+    waits no longer than `wait_seconds`.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class Sites:
         sealed=False,
         between=None,
         strategy="synchronous",
+        late=(),
         **recovery,
     ):
         self.folder, self.ranks, self.files = folder, ranks, ["run.toml"] * len(ranks)
@@ -79,11 +82,17 @@ class Sites:
             self.files = [f"run{number}.toml" for number in range(len(ranks))]
             for number in range(len(ranks)):
                 self.make_keys(number)
+        if late:
+            self.files[1:] = ["others.toml"] * (len(ranks) - 1)
         for number, name in enumerate(self.files):
             security = {"security": {"link": "sealed", "keys": f"keys{number}"}} if sealed else {}
             settings(folder, name=name, cluster=cluster, **sections, **security)
+            sections["recovery"] = sections["recovery"] | {"wait_seconds": 120.0}
         (folder / "faults.json").write_text(json.dumps(faults))
-        self.jobs = [self.start(number) for number in range(len(ranks))]
+        if late:
+            self.jobs = self.begin([number for number in range(len(ranks)) if number not in late])
+        else:
+            self.jobs = [self.start(number) for number in range(len(ranks))]
 
     def make_keys(self, number, replace=False):
         """Make the key of a site, and bring it to all others."""
@@ -97,6 +106,13 @@ class Sites:
             folder = self.folder / f"keys{other}"
             folder.mkdir(mode=0o700, exist_ok=True)
             shutil.copy(self.folder / f"keys{number}/site{number}.pub", folder)
+
+    def begin(self, numbers, faults="faults.json"):
+        """Start some of the sites, and the hub once the others call it; return their jobs, its first."""
+        jobs = [self.start(number, faults) for number in numbers if number]
+        for job in jobs:
+            said_when(job, "waiting for")
+        return [self.start(0, faults), *jobs]
 
     def start(self, number, faults="faults.json"):
         ranks = self.ranks[number]
@@ -415,3 +431,55 @@ def test_too_few_sites_write_a_checkpoint_and_all_go_on_from_it(tmp_path):
     run = read_run(tmp_path / "runs/mine")
     found = verify_steps(run.folder)
     assert (found["parameter_hash"], found["epochs"]) == (run.summary["parameter_hash"], [1, 2])
+
+
+@pytest.mark.slow
+def test_the_majority_begins_without_a_late_site_and_another_time_without_another(tmp_path):
+    """First one that alone may have a shard is late, and the hub dies; then another is, and comes."""
+    back = tmp_path / "back"
+    deaths = [{"rank": 0, "step": 7, "moment": "compute"}]
+    late = {"late": [2], "wait_seconds": 3.0}
+    sites = Sites(tmp_path, (1, 2, 1), deaths, pinned={"5": "site2"}, **late)
+    (code, _, said), (_, _, words) = map(end, sites.jobs)
+    assert code == -9, said
+    without = "begins without site2, which did not join in time"
+    assert f"site site0: {without}" in said, said
+    assert f"site site1: {without}" in words, words
+    assert "while site2 is not there, nobody can read shards 5" in said, said
+    hold = [{"rank": 0, "step": 8, "moment": "compute", "until": str(back)}]
+    (tmp_path / "later.json").write_text(json.dumps(hold))
+    jobs = sites.begin([0, 2], "later.json")
+    said = said_when(jobs[0], "resumed at step 5")
+    returned = sites.start(1, faults=None)
+    said_when(returned, "joined site site0")
+    back.touch()
+    ends = [end(job) for job in (*jobs, returned)]
+    assert [code for code, _, _ in ends] == [0, 0, 0], ends
+    said += ends[0][2]
+    assert "site site0: begins without site1" in said, said
+    assert "step 7: ranks 1-2 came back, 4 go on" in said, said
+    run = read_run(tmp_path / "runs/mine")
+    assert [line["step"] for line in run.steps] == [*range(1, 11)]
+    told = [line for line in run.metrics if line["kind"] == "late"]
+    assert [(line["step"], line["sites"], line["never"]) for line in told] == [
+        (0, ["site2"], [5]),
+        (5, ["site1"], []),
+    ]
+    members = [line for line in run.metrics if line["kind"] == "members"]
+    assert [(line["step"], line.get("came_from")) for line in members] == [
+        (0, None),
+        (5, [0, None]),
+        (7, [0, None, None, 1]),
+    ]
+    counted = [line for line in run.metrics if line["kind"] == "samples"]
+    assert [(line["once"], line["lost"]) for line in counted] == [(100, {"5": 20}), (120, {})]
+    rows = member_rows(run)
+    assert [row[:3] for row in rows] == [
+        ("1 to 5", "site0 1, site1 2", 5),
+        ("6 to 7", "site0 1, site2 1", 6),
+        ("8 to 10", "site0 1, site1 2, site2 1", 6),
+    ]
+    assert rows[0][3] == "site2 absent from the start: not there after 3 s; nobody could read shards 5"
+    found = verify_steps(run.folder)
+    assert (found["parameter_hash"], found["epochs"]) == (run.summary["parameter_hash"], [1, 2])
+    assert found["lost"] == 20

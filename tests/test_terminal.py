@@ -57,7 +57,7 @@ def test_tables_of_verbs_take_names_with_brackets(capsys):
     runs = [
         dict.fromkeys(("job", "loss", "problem", "started", "since", "seconds_left"))
         | {"name": site, "state": "[/]", "step": 1, "steps": 2, "metrics": {site: 0.5}}
-        | {"ranks": 1, "ranks_begun": 2}
+        | {"ranks": 1, "ranks_in_all": 2}
     ]
     for part in (*plan_table(plan, cluster, ["set [plan] x"]), *status_table(runs, ".")):
         Terminal().result(part)

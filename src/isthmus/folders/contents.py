@@ -125,6 +125,7 @@ class Provenance(Table):
 
     settings: Settings
     hosts: list[str]
+    ranks: NotRequired[Count]
     started: str
     model_size: Count
     version: NotRequired[str]

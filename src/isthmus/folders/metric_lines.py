@@ -120,6 +120,15 @@ class JoinedLine(Line):
     seconds: Seconds
 
 
+class LateLine(Line):
+    """Sites that were not there after so many seconds, as the others began, and shards that nobody could
+    read then."""
+
+    sites: list[str]
+    seconds: Seconds
+    never: list[Count]
+
+
 class RepairedLine(Line):
     """Ranks whose parameters were others than most ranks', no ranks if no majority tells; after which
     step that was found, when, in seconds since 1970, and since which step all is made again."""
@@ -165,6 +174,7 @@ LINES = {
         "samples": SamplesLine,
         "lost": LostLine,
         "joined": JoinedLine,
+        "late": LateLine,
         "repaired": RepairedLine,
         "arrivals": ArrivalsLine,
         "left_out": LeftOutLine,

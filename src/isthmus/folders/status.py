@@ -42,6 +42,7 @@ class Made(Table):
     slurm_job: NotRequired[str | None]
     started: NotRequired[str]
     hosts: NotRequired[list[str]]
+    ranks: NotRequired[Count]
 
 
 class Planned(Table):
@@ -141,7 +142,7 @@ def describe_run(folder):
         "state": state,
         "job": submitted.get("job") or run.get("slurm_job"),
         "ranks": len(plan.get("shards_of_rank", ())),  # now, and when it was started last
-        "ranks_begun": len(run.get("hosts", ())),
+        "ranks_in_all": run.get("ranks", len(run.get("hosts", ()))),
         "step": last_step,
         "steps": all_steps,
         "loss": steps[-1].get("loss") if steps else None,
@@ -218,7 +219,7 @@ def status_table(runs, parent):
         number
         for number, (title, _) in enumerate(columns)
         if (title != "job" or any(run["job"] for run in runs))
-        and (title != "ranks" or any(0 < run["ranks"] < run["ranks_begun"] for run in runs))
+        and (title != "ranks" or any(0 < run["ranks"] < run["ranks_in_all"] for run in runs))
     ]
     columns = [columns[number] for number in shown]
     rows = [([texts[number] for number in shown], style) for texts, style in rows]
@@ -231,7 +232,7 @@ def _cells(run):
         run["name"],
         run["state"] + (f" since {_minute(run['since'])}" if run["since"] else ""),
         run["job"] or "",
-        f"{run['ranks']}/{run['ranks_begun']}" if run["ranks"] else "",
+        f"{run['ranks']}/{run['ranks_in_all']}" if run["ranks"] else "",
         f"{run['step']}/{run['steps']}" if run["steps"] else "",
         "" if run["loss"] is None else number_in_words(run["loss"]),
         f"{name} {metric_in_words(name, run['metrics'][name])}" if run["metrics"] else "",

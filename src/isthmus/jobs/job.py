@@ -94,6 +94,7 @@ class Job:
             self.training.model.size,
             {name: manifest.told() for name, manifest in self.data.items()},
         )
+        more = {"ranks": self.tiers.whole.size} | more
         self.account.folder.write_documents(table | more, self.tiers.cluster, self.plan, step)
 
     def run(self, stop, show=None):
@@ -287,7 +288,9 @@ class Job:
         state, recipe, world = self.training.state, self.training.recipe, self.tiers.world
         arrays = {} if self.validation is None else self.validation.arrays()
         path, redone = self.path / "checkpoint.h5", self.settings.make_strategy().redone
-        adapt = partial(adapted, now=loads(dumps(self.identity)), redone=redone, path=path)
+        anew = not self.tiers.is_whole  # where shards are then depends on who went before whom
+        now = loads(dumps(self.identity))
+        adapt = partial(adapted, now=now, redone=redone, path=path, placed_anew=anew)
         notes = checkpoint.read_checkpoint(path, self.training, self.identity, arrays, adapt, self.seal)
         if self.validation is not None:
             self.validation.load(notes["validation"])

@@ -42,6 +42,18 @@ class Members:
         for part in self.ledger.parts[found:]:
             self._note(part)
 
+    def note_late(self, sites, seconds):
+        """Write, and tell, that sites were not there after so many seconds, and others began."""
+        self.account.note("late", sites=sites, seconds=seconds, never=self.ledger.never)
+        self.account.flush()
+        for words in self.unread():
+            self.account.tell(f"while {', '.join(sites)} is not there, {words}")
+
+    def unread(self):
+        """Return what is to be told of shards that nobody can read: a sentence in a list, or nothing."""
+        never = ", ".join(map(str, self.ledger.never))
+        return [f"nobody can read shards {never}"] if never else []
+
     def _note(self, part):
         epoch = part.first // self.training.recipe.steps
         self.account.note("members", epoch=epoch, **part.told())

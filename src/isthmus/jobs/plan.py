@@ -97,6 +97,21 @@ def plan_run(settings, cluster, shards, limits=None):
     return plan
 
 
+def held_as(plan, shards_of_rank, samples, rates):
+    """Return the plan with shards where they are, some perhaps nowhere; what it predicts stays.
+
+    samples: of each shard. rates: samples per second of each rank.
+    """
+    ranks, held = np.full(len(samples), -1), []
+    for rank, shards in enumerate(shards_of_rank):
+        ranks[[*shards]] = rank
+        held.append(sum(samples[shard] for shard in shards))
+    seconds = [each / rate / plan.steps for each, rate in zip(held, rates)]
+    return replace(
+        plan, rank_of_shard=ranks, samples_of_rank=tuple(held), seconds_of_rank=tuple(seconds)
+    )
+
+
 def workload_of(settings, shards):
     """Return what an epoch of `shards` asks: with clients a step is a round, of the samples of some."""
     workload = settings.workload()

@@ -1,8 +1,10 @@
 """What all ranks do before the first step: settings, communicators, the plan, the data."""
 
+from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +16,7 @@ from isthmus.errors import ShardError
 from isthmus.jobs.choosing import arrange, choose
 from isthmus.jobs.clients import client_shards
 from isthmus.jobs.combining import check_samples_of_sites
-from isthmus.jobs.plan import plan_run, settled_plan
+from isthmus.jobs.plan import held_as, plan_run, settled_plan
 from isthmus.jobs.scaling import given_as, scale_of
 from isthmus.jobs.settings import RunSettings
 from isthmus.jobs.sites import with_own_paths
@@ -24,6 +26,7 @@ from isthmus.links.frames import checksum
 from isthmus.links.tiers import tiers_of_rank_0
 from isthmus.planning.plan import Plan
 from isthmus.shards.access import admitted
+from isthmus.shards.adopting import adopt_shards
 from isthmus.shards.batches import LocalSamples
 from isthmus.shards.cache import ShardCache
 from isthmus.shards.copies import copy_shards
@@ -37,7 +40,8 @@ class Placed(NamedTuple):
     """The data of a run on its ranks, and what was decided on the way.
 
     settings: with nothing left open. why: that of the strategy's rounds; None where they were given.
-    sets: "test", and "validation" where the settings name one.
+    sets: "test", and "validation" where the settings name one. shards_of_rank: as planned for the whole
+    cluster; `plan` has those of sites that are not there elsewhere.
     """
 
     settings: RunSettings
@@ -45,6 +49,7 @@ class Placed(NamedTuple):
     plan: Plan
     local: LocalSamples  # this rank's samples to learn from
     sets: dict[str, LocalSamples]
+    shards_of_rank: Sequence[Sequence[int]]
 
 
 @contextmanager
@@ -108,7 +113,7 @@ def chosen_allreduce(tiers, settings, tell):
 
     def chosen(mpi):
         told, why = from_root(
-            world, lambda: _as_json(choose(settings, tiers.cluster, tiers.joined, mpi)), home
+            world, lambda: _as_json(choose(settings, tiers.whole, tiers.joined, mpi)), home
         )
         return settings.with_allreduce(told), why
 
@@ -129,20 +134,26 @@ def _as_json(found):
 def arranged(tiers, settings):
     """Return the tiers with the tree, or the ring, of sites that is planned, and why. Collective.
 
-    None: they are those of the file and of its routes.
+    None: they are those of the file and of its routes. What is planned is for all sites, and used once
+    all are there.
     """
+    whole = tiers.whole
 
     def plan():
-        cluster, why = arrange(settings, tiers.cluster)
+        cluster, why = arrange(settings, whole)
         return [cluster.tree.hub, cluster.tree.parents, cluster.ring, why]
 
     hub, parents, ring, why = from_root(tiers.world, plan, tiers.home)
     if why is None:
         return tiers, None
-    cluster = tiers.cluster
-    if ring != list(cluster.ring):
-        return replace(tiers, cluster=cluster.with_ring(ring)), why
-    return replace(tiers, cluster=cluster.with_tree(AggregationTree(tuple(parents), hub))), why
+    if ring != list(whole.ring):
+        cluster = whole.with_ring(ring)
+    else:
+        cluster = whole.with_tree(AggregationTree(tuple(parents), hub))
+    if not tiers.is_whole:
+        tiers.circle.cluster = cluster
+        return tiers, f"{why}, once all sites are there"
+    return replace(tiers, cluster=cluster), why
 
 
 def place_data(tiers, settings, tell):
@@ -152,12 +163,12 @@ def place_data(tiers, settings, tell):
     together(tiers.world, lambda: check_shapes(model, train, settings.data.scale))
 
     def decide():
-        settled, why, plan = settled_plan(settings, tiers.cluster, train)
+        settled, why, plan = settled_plan(settings, tiers.whole, train)
         return [settled.strategy.arguments, why, plan.to_dict()]
 
     arguments, why, table = from_root(tiers.world, decide, seen)
     plan = Plan.from_dict(table)
-    check_samples_of_sites(settings, tiers.cluster, plan.samples_of_rank)
+    check_samples_of_sites(settings, tiers.whole, plan.samples_of_rank)
     if why:
         settings = settings.with_strategy(arguments)
         tell(f"strategy: {why}")
@@ -173,13 +184,19 @@ def place_data(tiers, settings, tell):
         shards, seen = open_where_seen(tiers, folders[name], keys)
         together(tiers.world, lambda shards=shards: check_shapes(model, shards, settings.data.scale))
         placed[name] = shards, _plan_of_evaluation(tiers, settings, shards, seen)
-    cache = together(tiers.world, lambda: cache_of(settings.data, tiers.world.rank))
-    sets = {name: scatter_shards(tiers, *each, cache=cache, keys=keys) for name, each in placed.items()}
+    number = tiers.numbers[tiers.world.rank]
+    cache = together(tiers.world, lambda: cache_of(settings.data, number))
+    names = [tiers.cluster.names[site] for site in tiers.cluster.site_of_rank]
+
+    def may(shard, rank):
+        return may_hold(settings.plan, shard, names[rank])
+
+    limits, sets, plans = {"train": may}, {}, {}
+    for name, each in placed.items():
+        limit = limits.get(name, lambda shard, rank: True)
+        sets[name], plans[name] = _scattered(tiers, *each, folders[name], limit, cache, keys)
     if settings.data.copies > 1:
-        names = [tiers.cluster.names[site] for site in tiers.cluster.site_of_rank]
-        sets["train"].copies, told = copy_shards(
-            tiers, train, sets["train"], lambda shard, rank: may_hold(settings.plan, shard, names[rank])
-        )
+        sets["train"].copies, told = copy_shards(tiers, train, sets["train"], may)
         tell(told)
     sealed = [name for name, local in sets.items() if local.manifest.sealed]
     if cache is not None and sealed:
@@ -190,7 +207,23 @@ def place_data(tiers, settings, tell):
         together(
             tiers.world, lambda local=sets[name], folder=folder: check_targets(model, local, folder)
         )
-    return Placed(settings, why, plan, sets.pop("train"), sets)
+    return Placed(settings, why, plans["train"], sets.pop("train"), sets, plan.shards_of_rank)
+
+
+def _scattered(tiers, shards, plan, folder, may, cache, keys):
+    """Return this rank's samples of a set, and the plan with its shards where they are. Collective.
+
+    plan: for the whole cluster. Shards of sites that are not there go to others, as those of sites that
+    are gone do. may(shard, rank): whether it may have that.
+    """
+    if tiers.is_whole:
+        return scatter_shards(tiers, shards, plan, cache=cache, keys=keys), plan
+    here = SimpleNamespace(shards_of_rank=[plan.shards_of_rank[each] for each in tiers.numbers])
+    local = scatter_shards(tiers, shards, here, cache=cache, keys=keys)
+    rates = tiers.cluster.rates
+    found = adopt_shards(tiers, local, folder, rates, may)
+    samples = [shard.samples for shard in local.manifest.shards]
+    return found.local, held_as(plan, found.shards_of_rank, samples, rates)
 
 
 def cache_of(data, rank):
@@ -233,7 +266,7 @@ def _plan_of_evaluation(tiers, settings, shards, seen):
     return Plan.from_dict(
         from_root(
             tiers.world,
-            lambda: plan_run(settings, tiers.cluster, Judging.of(shards), limits={}).to_dict(),
+            lambda: plan_run(settings, tiers.whole, Judging.of(shards), limits={}).to_dict(),
             seen,
         )
     )

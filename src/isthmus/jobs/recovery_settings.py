@@ -11,9 +11,10 @@ Count = Annotated[int, Field(ge=1)]
 
 
 class RecoverySettings(FrozenModel):
-    """wait_seconds: for which sites wait for one another before the start. deadline_seconds: a site
-    without a sign of life for so long is gone: frozen, or cut off; None: half a minute, and with
-    `survive` as long as an unusual step takes, if that is less.
+    """wait_seconds: for which sites wait for one another before the start; with `survive` those who are
+    there then begin, if they are the majority. deadline_seconds: a site without a sign of life for so
+    long is gone: frozen, or cut off; None: half a minute, and with `survive` as long as an unusual step
+    takes, if that is less.
 
     checksums: messages between sites go with a CRC32C. survive: those who are left go on where a rank
     dies. buddies_every: steps from one copy of each leader's residual, to who leads after it or to

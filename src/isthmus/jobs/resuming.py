@@ -46,7 +46,7 @@ def identity_of(settings, cluster, plan, data):
     }
 
 
-CHANGES = ("members", "lost", "joined")
+CHANGES = ("members", "lost", "joined", "late")
 """Kinds of lines of metrics.jsonl that tell of other ranks than before."""
 SETS = {"evaluation": "test", "validation": "validation"}
 """Kind of a line of metrics.jsonl -> the set whose metrics it tells."""

@@ -74,25 +74,28 @@ class SiteJob(NamedTuple):
                 if listener is None or not listener.is_hub:
                     joined = join(self.join, me, settings.recovery.wait_seconds, tell)
                 else:
-                    connections, joined = self._met(listener, me, settings.recovery, tell)
+                    connections, joined = self._met(listener, me, settings.recovery, cluster, tell)
                 if joined is not None:
                     connections = joined.connections
                 words = listener.words if joined is None else joined.words
+                if late := words.get("late", []):
+                    tell(
+                        f"site {self.site}: begins without {', '.join(late)}, which did not join in time"
+                    )
                 is_hub = joined is None and settings.recovery.survive
                 if listener is not None and (is_hub or words["quorum"]):
                     listener.words, door = {"quorum": words["quorum"]}, listener
                     listener.attend()
                     others_call.push(stack.pop_all())
             if words["quorum"]:
-                quorum = Quorum({site.name: site.ranks for site in cluster.sites})
-                succession = Succession(quorum, me, self.join, door, joined)
+                succession = Succession(quorum_of(cluster), me, self.join, door, joined)
             hub = self.site if joined is None else joined.site
-            return [hub, words.get("generation")]
+            return [hub, words.get("generation"), late]
 
         with others_call:
             if self.join:  # sites to which this one comes back stand still from its call on
                 load_kernels()
-            listens, generation = from_root(comm, meet)
+            listens, generation, late = from_root(comm, meet)
             deadline_seconds = settings.recovery.deadline_seconds if settings else None
             with tiers_of_sites(
                 comm,
@@ -106,6 +109,7 @@ class SiteJob(NamedTuple):
                 door,
                 generation,
                 succession,
+                late,
             ) as tiers:
                 yield tiers
 
@@ -121,9 +125,12 @@ class SiteJob(NamedTuple):
             listener.attend()
         return listener
 
-    def _met(self, listener, me, recovery, tell):
-        """Return the connections of all others, or who is the hub of a run that is under way."""
+    def _met(self, listener, me, recovery, cluster, tell):
+        """Return the connections of all others that are there, or who is the hub of a run under way."""
         joined = None
+
+        def may_begin(sites):
+            return recovery.survive and may_begin_alone(sites, cluster, recovery)
 
         def elsewhere():
             nonlocal joined
@@ -136,7 +143,7 @@ class SiteJob(NamedTuple):
         if self.join and elsewhere():
             return None, joined
         look = elsewhere if self.join else lambda: False
-        return listener.meet(recovery.wait_seconds, recovery.survive, look), joined
+        return listener.meet(recovery.wait_seconds, recovery.survive, look, may_begin), joined
 
     @property
     def options(self) -> list[str]:
@@ -196,6 +203,25 @@ class SiteJob(NamedTuple):
                 "nothing says who may join; set security.token, or security.link and keys"
             )
         return Token(b"")
+
+
+def quorum_of(cluster):
+    """Return the Quorum of the sites of a cluster file."""
+    return Quorum({site.name: site.ranks for site in cluster.sites})
+
+
+def may_begin_alone(sites, cluster, recovery):
+    """Whether some sites of a cluster may begin without the others: never less than the majority.
+
+    Else others, in whose reach these are not, could begin as well.
+    """
+    gone = {rank for name in cluster.names if name not in sites for rank in cluster.ranks_of_site(name)}
+    try:
+        left = cluster.without(gone)
+    except ClusterError:  # they do not reach one another
+        return False
+    enough = left.size >= recovery.least_ranks and len(sites) >= recovery.least_sites
+    return enough and quorum_of(cluster).is_reached(sites)
 
 
 def digest_of(settings, cluster, replays):

@@ -4,11 +4,10 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from isthmus.devices import to_host
 from isthmus.folders.record import RunFolder, let_in
 from isthmus.jobs.making import make_training
+from isthmus.jobs.plan import held_as
 from isthmus.jobs.preparation import may_hold
 from isthmus.jobs.resuming import Recalled, recall
 from isthmus.links.agreement import from_root, gather_json, together
@@ -19,8 +18,7 @@ from isthmus.shards.copies import copy_shards
 
 
 def next_job(kind, tiers, past, ranks, here, journal, lock):
-    """Return a job of `ranks` that were the ranks `here` of the one before, and the shards that nobody
-    can read. Collective.
+    """Return a job of `ranks` that were the ranks `here` of the one before. Collective.
 
     kind: what makes a Job. lock: of the run's folder, which who leads now takes.
     """
@@ -53,7 +51,8 @@ def next_job(kind, tiers, past, ranks, here, journal, lock):
         name: adopt_shards(tiers, local, folders[name], cluster.rates).local
         for name, local in past.sets.items()
     }
-    plan = _plan_of(past.plan, cluster, found, past.local.manifest)
+    samples = [shard.samples for shard in past.local.manifest.shards]
+    plan = held_as(past.plan, found.shards_of_rank, samples, cluster.rates)
     training = make_training(tiers, settings, past.model, plan, found.local, journal)
     own = {name: to_host(array) for name, array in training.arrays().items()}
     new = taken_by_new(tiers.world, here, past.arrays, own) if None in here else None
@@ -67,7 +66,7 @@ def next_job(kind, tiers, past, ranks, here, journal, lock):
     steps = gather_json(tiers.world, job.buddies.take_up(past.copies, here, past.arrays))
     known = any(step is not None for step in steps)
     _take_up(job, past, found.shards_of_rank, here, steps if known else None)
-    return job, found.never
+    return job
 
 
 def _folder(tiers, past, lock):
@@ -131,17 +130,4 @@ def _take_up(job, past, shards_of_rank, here, residual_steps):
                 broadcast(job.tiers.world, array, job.tiers.home)
     if job.leads:
         job.tiers.cluster.to_toml(job.path / "cluster.toml")
-        table = job.plan.to_dict() | {"shards_of_rank": shards_of_rank}
-        job.account.folder.write_json("plan.json", table)
-
-
-def _plan_of(plan, cluster, found, manifest):
-    """Return the plan with the shards where they are now; those that nobody has count as rank 0's."""
-    ranks, samples = np.zeros(len(manifest.shards), int), []
-    for rank, shards in enumerate(found.shards_of_rank):
-        ranks[shards] = rank
-        samples.append(sum(manifest.shards[shard].samples for shard in shards))
-    seconds = [held / rate / plan.steps for held, rate in zip(samples, cluster.rates)]
-    return replace(
-        plan, rank_of_shard=ranks, samples_of_rank=tuple(samples), seconds_of_rank=tuple(seconds)
-    )
+        job.account.folder.write_json("plan.json", job.plan.to_dict())

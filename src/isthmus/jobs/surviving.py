@@ -63,8 +63,11 @@ class Survival:
         self.show, self.faults, self.lost = show, faults, 0
         self.looked_at, self.words, self.succeeds = 0.0, [], False
 
-    def begin(self, job):
-        """Take up a job that all ranks begin. Collective."""
+    def begin(self, job, placed):
+        """Take up a job that all ranks begin, or those of sites that are not late. Collective.
+
+        placed: the shards of each rank of the whole cluster, as planned.
+        """
         require(
             job.tiers.world,
             tolerates_faults() or (self.circle is not None and job.tiers.site.size == 1),
@@ -72,13 +75,15 @@ class Survival:
             f"recovery.survive needs MPI's fault tolerance: start with `{HOW}`",
         )
         if self.circle is not None:
-            self.circle.cluster = job.tiers.cluster
+            self.circle.cluster = job.tiers.whole
         Loss.leaves_at_once = True
         self._tell_of_buddies(job)
         self._tell_of_keys(job)
         self.job, job.done_step = job, job.training.state.step
-        self.ranks = [*range(job.tiers.cluster.size)]  # of the job, by their numbers at the start
-        self.placed = job.members.ledger.parts[-1].shards_of_rank
+        self.ranks = [*job.tiers.numbers]  # of the job, by their numbers in the whole cluster
+        self.placed = placed
+        if self.circle is not None and self.circle.absent:
+            job.members.note_late(self.circle.absent, job.settings.recovery.wait_seconds)
         took = job.journal.progress.seconds
         self._expect(job, sum(sum(took.get(phase, ())) for phase in BEFORE_STEPS))
         return self
@@ -252,20 +257,29 @@ class Survival:
         if job.replicas.untold is not None:
             job.tell_of_return(job.replicas.untold)
         if wrong := [*self.words, *([f"{ranks_in_words(gone)} gone"] if gone else [])]:
-            values = {"ranks": [*gone], "never": self.never, "undone": undone}
+            values = {"ranks": [*gone], "never": job.members.ledger.never, "undone": undone}
             job.account.note("lost", **values, seconds=seconds, clock=clock)
             told = [f"{now} go on after {seconds:.2f} s"]
             if undone:
                 told.append(f"{undone} step{'s are' if undone > 1 else ' is'} made again")
             if sites:
                 told.append(f"what the optimizer of {', '.join(sites)} remembered is lost")
-            if self.never:
-                told.append(f"nobody can read shards {', '.join(map(str, self.never))}")
+            told += job.members.unread()
             job.tell(f"{at}: {'; '.join(wrong)}, {'; '.join(told)}")
         if came:
             job.account.note("joined", ranks=came, seconds=seconds)
-            job.tell(f"{at}: {ranks_in_words(came)} came back, {now} go on after {seconds:.2f} s")
+            job.tell(f"{at}: {self._how_they_came(came)}, {now} go on after {seconds:.2f} s")
         job.account.flush()
+
+    def _how_they_came(self, ranks):
+        """Return which of these ranks came back, and which are there for the first time, in words."""
+        cluster, parts = self.circle.cluster, self.job.members.ledger.parts[:-1]
+        known = {site["name"] for part in parts for site in part.cluster["site"]}
+        back = [rank for rank in ranks if cluster.names[cluster.site_of_rank[rank]] in known]
+        hows = {"back": back, "late": [rank for rank in ranks if rank not in back]}
+        return " and ".join(
+            f"{ranks_in_words(those)} came {how}" for how, those in hows.items() if those
+        )
 
     def _build(self, comm, made):
         """Return the job of those who are in `comm`, and who they are. Collective."""
@@ -314,7 +328,7 @@ class Survival:
             stop.signalled = self.stop.signalled
             journal = Journal(tiers, past.settings.run, past.speak)
             try:
-                job, self.never = next_job(self.kind, tiers, past, ranks, here, journal, self.lock)
+                job = next_job(self.kind, tiers, past, ranks, here, journal, self.lock)
                 self.succeeds = job.path != past.path
             except BaseException:
                 journal.log.close()

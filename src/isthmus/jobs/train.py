@@ -44,7 +44,7 @@ def train(
             stopping_on(signal.SIGUSR1, tiers.world, tiers.home) as stop,
             Journal(tiers, settings.run, tell) as journal,
         ):
-            faults = Faults.of_environment(tiers.world.rank)
+            faults = Faults.of_environment(tiers.numbers[tiers.world.rank])
             tiers = checked(faults.watching(tiers), settings)
             model = shared_model(tiers.world, settings)
             settings, why = chosen_allreduce(tiers, settings, journal.tell)
@@ -53,7 +53,7 @@ def train(
                 journal.tell(tree)
             together(tiers.world, settings.make_optimiser)
             journal.enter("placing data", 0)
-            settings, rounds, plan, local, sets = place_data(tiers, settings, journal.tell)
+            settings, rounds, plan, local, sets, placed = place_data(tiers, settings, journal.tell)
             journal.enter("beginning", 0)
             trace = Trace(tiers) if settings.run.trace else None
             expected, warning = outlook(settings, tiers.cluster, plan)
@@ -73,7 +73,8 @@ def train(
             chosen |= told_of_clients(training.member) if settings.plays_clients else {}
             job.begin(chosen, resume)
             if settings.recovery.survive:
-                return Survival(comm, Job, stop, lock, show, faults, tiers.circle).begin(job).run()
+                survival = Survival(comm, Job, stop, lock, show, faults, tiers.circle)
+                return survival.begin(job, placed).run()
             with trace.written_to(job.path) if trace else nullcontext():
                 job.run(stop, show)
             return job.finish()

@@ -55,9 +55,10 @@ class Circle:
 
     site, listens: this site, and the hub, by name. cluster: the first one, whose numbers of ranks stay
     what they are on sockets. comm: MPI's, of this site's ranks that are left. direct: site -> the
-    leader's stream to its leader; empty off the leaders, and of an edge the hub alone. ranks: those who
-    take part. door: where sites come back, on the leader of one that listens. succession: on leaders,
-    where the hub may be another one; else None. stops: whether too few are left.
+    leader's stream to its leader; empty off the leaders, and of an edge the hub alone. late: sites
+    without which the others begin. ranks: those who take part. door: where sites come back, on the
+    leader of one that listens. succession: on leaders, where the hub may be another one; else None.
+    stops: whether too few are left.
     """
 
     def __init__(
@@ -69,10 +70,13 @@ class Circle:
         endpoint: Endpoint,
         switch: Switch | None,
         direct: dict[str, Stream],
+        late: Collection[str] = (),
     ):
         self.site, self.listens, self.cluster, self.comm = site, listens, cluster, comm
         self.endpoint, self.switch, self.direct = endpoint, switch, direct
-        self.ranks: Sequence[int] = range(cluster.size)
+        self.ranks: Sequence[int] = [
+            rank for rank, index in enumerate(cluster.site_of_rank) if cluster.names[index] not in late
+        ]
         self.door: Listener | None = None
         self.succession: Succession | None = None
         self.members: list[list[str]] = []  # (site, start), since the last change
@@ -81,7 +85,13 @@ class Circle:
         self.stops = False
         self.entered: Decision | None = None  # by which this site came back
         self._to_switch = endpoint.streams[-1]
-        self.endpoint.sites = cluster.names
+        self.endpoint.sites = self._sites()
+
+    @property
+    def absent(self) -> list[str]:
+        """The sites of the cluster file that do not take part."""
+        here = self._sites()
+        return [name for name in self.cluster.names if name not in here]
 
     @property
     def is_hub(self) -> bool:

@@ -47,6 +47,7 @@ NOT_NOW = (SiteError, SilentError, ElsewhereError)
 def join(addresses: Sequence[Address], me: Introduction, wait_seconds: float, tell: Tell) -> Joined:
     """Call the sites that listen until the hub is among them, and return who that is.
 
+    wait_seconds: for which a hub is called, and then waited for, as it waits for others as long.
     SiteError if no hub answers in time, or who answers refuses this site, or is not who it should be.
     """
     end, told = time.monotonic() + wait_seconds, False
@@ -57,7 +58,7 @@ def join(addresses: Sequence[Address], me: Introduction, wait_seconds: float, te
             try:
                 site, connections = call(address, me, SECONDS_OF_A_CALL)
                 tell(f"site {me.site}: joined site {site} at {where}")
-                words = wait_for_start(connections, site, where, end)
+                words = wait_for_start(connections, site, where, time.monotonic() + wait_seconds)
                 return Joined({site: connections}, words, address)
             except SilentError as problem:
                 silent = str(problem)

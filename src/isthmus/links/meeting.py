@@ -166,22 +166,31 @@ class Listener:
             return self._callers[site].start({"generation": generation} | self.words)
 
     def meet(
-        self, wait_seconds: float, survives: bool = False, elsewhere: Callable[[], bool] = lambda: False
+        self,
+        wait_seconds: float,
+        survives: bool = False,
+        elsewhere: Callable[[], bool] = lambda: False,
+        may_begin: Callable[[Collection[str]], bool] = lambda sites: False,
     ) -> Connections | None:
-        """Return the connections of all other sites; SiteError if one has not called in time.
+        """Return the connections of all other sites, or of those that have called in time, if these may
+        begin; else SiteError.
 
         survives: whether the others go on where one is gone, this one too if another one listens.
         elsewhere: asked now and then whether the run is under way under another hub; None then.
+        may_begin: whether some sites, this one among them, may begin without the others.
         """
         end = time.monotonic() + wait_seconds
         self.tell(f"site {self.me.site}: waits at {self.where} for {', '.join(self.others)}")
-        while missing := self._missing():
+        while late := self._missing():
             if time.monotonic() > end:
+                if may_begin([self.me.site, *(name for name in self.others if name not in late)]):
+                    break
                 port = self.where.rpartition(":")[2]
+                may_not = ", and those who are there may not begin without it" * survives
                 why = (
-                    f"site {', '.join(map(repr, missing))} did not join within {wait_seconds:g} s; "
-                    f"start `isthmus train RUN.toml --site {missing[0]} --join HOST:{port}` there, or "
-                    "give recovery.wait_seconds more"
+                    f"site {', '.join(map(repr, late))} did not join within {wait_seconds:g} s"
+                    f"{may_not}; start `isthmus train RUN.toml --site {late[0]} --join HOST:{port}` "
+                    "there, or give recovery.wait_seconds more"
                 )
                 self.dismiss(why)
                 raise SiteError(f"{self.where}: {why}")
@@ -191,15 +200,16 @@ class Listener:
                 self._take_call()
             if elsewhere():
                 return None
-        hellos = {name: self._callers[name].hello for name in self.others}
-        self.words = {"quorum": survives and any(each["listens"] for each in hellos.values())}
+        hellos = {name: self._callers[name].hello for name in self.others if name not in late}
+        others_listen = any(each["listens"] for each in hellos.values()) or bool(late and self.me.calls)
+        self.words = {"quorum": survives and others_listen, "late": late}
         for name, hello in hellos.items():
             if self.words["quorum"] and not hello["listens"] and hello["calls"] == 1:
                 self.tell(
                     f"site {name}: has one address to --join, and ends where the hub is gone; give it "
                     "that of another site that listens as well"
                 )
-        return {name: self._callers[name].start(self.words) for name in self.others}
+        return {name: self._callers[name].start(self.words) for name in hellos}
 
     def _take_call(self):
         with suppress(OSError):  # it has hung up

@@ -5,7 +5,7 @@ import secrets
 import socket
 import struct
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from os import PathLike
 from typing import Any
@@ -88,19 +88,22 @@ def tiers_of_sites(
     door: Listener | None = None,
     generation: int | None = None,
     succession: Succession | None = None,
+    late: Collection[str] = (),
 ) -> Iterator[Tiers]:
     """Give the tiers of a cluster each of whose sites is a job of its own; `comm` has those of `site`.
 
     listens: the site that the others have called; its first rank is the job's rank 0. connections: what
     `jobs.sites` gave the first rank of `comm`, None on the others. door: where sites come back, on the
     first rank of a site that listens. generation: where others are under way, how often members have
-    changed. succession: on first ranks, where the hub may be another one. Collective over all sites.
-    Raises as `tiers_of_rank_0` does.
+    changed. succession: on first ranks, where the hub may be another one. late: sites without which the
+    others begin. Collective over all sites that are there. Raises as `tiers_of_rank_0` does.
     """
-    circle = _connected(comm, cluster, site, listens, connections, deadline_seconds)
+    circle = _connected(comm, cluster, site, listens, connections, deadline_seconds, late)
     circle.door, circle.succession = door, succession
     if generation is not None:
         cluster = Cluster(circle.enter(generation).cluster, cluster.source)
+    elif late:
+        cluster = cluster.without({*range(cluster.size)} - {*circle.ranks})
     tiers = tiers_of_circle(circle, cluster)
     if keys is not None:
         try:
@@ -147,7 +150,7 @@ def tiers_of_circle(circle: Circle, cluster: Cluster, made: list[Any] | None = N
     )
 
 
-def _connected(comm, cluster, site, listens, connections, deadline_seconds):
+def _connected(comm, cluster, site, listens, connections, deadline_seconds, late):
     """Return this rank's Circle, with the Switch of its site, started, on the first rank. Collective."""
     mine = cluster.ranks_of_site(site)
     elsewhere = [rank for rank in range(cluster.size) if rank not in mine]
@@ -155,7 +158,7 @@ def _connected(comm, cluster, site, listens, connections, deadline_seconds):
     near = _sockets_to_leader(comm)
     if comm.rank != 0:
         endpoint = Endpoint(rank, [(near, f"the switch of site {site!r}", elsewhere)])
-        return Circle(site, listens, cluster, comm, endpoint, None, {})
+        return Circle(site, listens, cluster, comm, endpoint, None, {}, late)
     reached = {
         name: cluster.ranks_of_site(name) if site == listens else elsewhere for name in connections
     }
@@ -173,7 +176,7 @@ def _connected(comm, cluster, site, listens, connections, deadline_seconds):
     )
     switch.start()
     direct = dict(zip(connections, endpoint.streams))
-    return Circle(site, listens, cluster, comm, endpoint, switch, direct)
+    return Circle(site, listens, cluster, comm, endpoint, switch, direct, late)
 
 
 def _sockets_to_leader(comm):

@@ -56,6 +56,24 @@ class Tiers:
         return self.circle is not None
 
     @property
+    def whole(self) -> Cluster:
+        """The cluster with the ranks that do not take part, or not yet."""
+        if self.circle is None or self.is_whole:
+            return self.cluster
+        whole = self.circle.cluster
+        return whole.with_overhead(self.cluster.overhead_nbytes - whole.overhead_nbytes)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all ranks of the cluster file take part."""
+        return self.circle is None or len(self.circle.ranks) == self.circle.cluster.size
+
+    @property
+    def numbers(self) -> Sequence[int]:
+        """The number of each rank in the whole cluster."""
+        return range(self.cluster.size) if self.circle is None else self.circle.ranks
+
+    @property
     def site_index(self) -> int:
         """Index of this rank's site in the cluster file."""
         return self.cluster.names.index(self.site_name)

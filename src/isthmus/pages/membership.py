@@ -18,9 +18,18 @@ def lost_sentence(line):
     )
 
 
+def late_sentence(line):
+    """Return what a line of kind "late" tells: who was not there as the others began."""
+    never = ", ".join(map(str, line["never"]))
+    return (
+        f"{', '.join(line['sites'])} absent from the start: not there after {line['seconds']:g} s"
+        + f"; nobody could read shards {never}" * bool(never)
+    )
+
+
 def member_rows(run):
     """Return (steps, ranks of each site, shards held, what the change has cost) of each set of members,
-    where there were several; else nothing.
+    where there were several, or not all were there at the start; else nothing.
 
     The cost: seconds from noticing to going on, and the median of a step then and before.
     """
@@ -37,14 +46,16 @@ def member_rows(run):
         costs = "; ".join(_costs(run, line, usual, before))
         rows.append((f"{line['step'] + 1:,} to {end:,}", sites, shards, costs))
         before = usual
-    return rows if len(rows) > 1 else []
+    late = any(line["kind"] == "late" for line in run.metrics)
+    return rows if len(rows) > 1 or late else []
 
 
 def _costs(run, line, usual, before):
     """Yield what it has cost that members are others from this line on."""
-    for lost in run.metrics:
-        if lost["kind"] == "lost" and lost["step"] == line["step"]:
-            yield lost_sentence(lost)
+    told = {"lost": lost_sentence, "late": late_sentence}
+    for other in run.metrics:
+        if other["kind"] in told and other["step"] == line["step"]:
+            yield told[other["kind"]](other)
     if line.get("resumed"):
         yield "resumed with other ranks"
     if before is not None:

@@ -13,7 +13,7 @@ from isthmus.json_text import dumps
 from isthmus.pages import pictures
 from isthmus.pages.exchanges import exchange_table, ways_in_words
 from isthmus.pages.furthest_off import furthest_off
-from isthmus.pages.membership import lost_sentence, member_rows
+from isthmus.pages.membership import late_sentence, lost_sentence, member_rows
 from isthmus.pages.page import milliseconds, relative, write_page
 from isthmus.pages.participation import participation_words
 from isthmus.pages.protection import protection_words
@@ -289,6 +289,7 @@ def events(run):
         ),
         "replanned": lambda line: f"step {line['step']}: {replanned_sentence(line)}",
         "lost": lambda line: f"step {line['step']}: {lost_sentence(line)}",
+        "late": lambda line: f"step {line['step']}: {late_sentence(line)}",
         "repaired": lambda line: f"step {line['found']}: {repaired_sentence(line)}",
         "stopped": lambda line: f"stopped by a signal after step {line['step']}",
         "resumed": lambda line: f"resumed after step {line['step']}",

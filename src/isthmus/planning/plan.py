@@ -34,7 +34,7 @@ class Plan:
     Ranks are cluster ranks. Seconds, steps and money are of one epoch where nothing else is said.
     """
 
-    rank_of_shard: npt.NDArray[np.int64]  # of each shard
+    rank_of_shard: npt.NDArray[np.int64]  # of each shard; -1 of one that nobody has
     samples_of_rank: tuple[int, ...]
     seconds_of_rank: tuple[float, ...]  # of computing one step
     steps: int  # the same on every rank
@@ -61,7 +61,8 @@ class Plan:
     @cached_property
     def shards_of_rank(self) -> tuple[tuple[int, ...], ...]:
         """The shards of each rank, ascending: a tuple of tuples."""
-        return shards_by_rank(self.rank_of_shard, len(self.samples_of_rank))
+        ranks = len(self.samples_of_rank)
+        return shards_by_rank(np.where(self.rank_of_shard < 0, ranks, self.rank_of_shard), ranks)
 
     @property
     def waiting_of_rank(self) -> tuple[float, ...]:
@@ -88,10 +89,9 @@ class Plan:
             if key not in ("hash", "shards_of_rank")
         }
         lengths = [len(shards) for shards in table["shards_of_rank"]]
-        rank_of_shard = np.full(sum(lengths), -1)
-        rank_of_shard[[shard for shards in table["shards_of_rank"] for shard in shards]] = np.repeat(
-            np.arange(len(lengths)), lengths
-        )
+        placed = [shard for shards in table["shards_of_rank"] for shard in shards]
+        rank_of_shard = np.full(1 + max(placed, default=-1), -1)
+        rank_of_shard[placed] = np.repeat(np.arange(len(lengths)), lengths)
         return cls(rank_of_shard=rank_of_shard, **values)
 
 

@@ -88,14 +88,15 @@ def adapted(
     now: dict[str, Any],
     redone: str | None = "step",
     path: Any = "checkpoint.h5",
+    placed_anew: bool = False,
 ) -> dict[str, Any]:
     """Return the table of a checkpoint as the ranks of the run `now` (an identity) go on from it.
 
     As it is where these are the ranks that wrote it, or where they cannot go on from it: other settings
     than before, no site in common, or a strategy with which no others can. Else the notes tell, as
     "came_from", which rank each was, and as "lost" whose residuals are lost. redone: as
-    `Strategy.redone` has it. path: of the checkpoint. CheckpointError where it is of the midst of a
-    round.
+    `Strategy.redone` has it. path: of the checkpoint. placed_anew: whether the same ranks may have
+    other shards now. CheckpointError where it is of the midst of a round.
     """
     before = table["identity"]
     sites = before["sites"][1], now["sites"][1]
@@ -104,7 +105,9 @@ def adapted(
         {key: value for key, value in each.items() if key not in ("ranks", "sites", "plan")}
         for each in (before, now)
     ]
-    if sites[0] == sites[1] or not names[0] & names[1] or same[0] != same[1] or redone is None:
+    moved = placed_anew and before["plan"]["hash"] != now["plan"]["hash"]
+    others = sites[0] != sites[1] or moved
+    if not others or not names[0] & names[1] or same[0] != same[1] or redone is None:
         return table
     if not all(arrays[f"strategy/agreed/{of}"][0] for of in table["holder_of_rank"]["strategy/agreed"]):
         raise CheckpointError(

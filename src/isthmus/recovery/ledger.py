@@ -79,6 +79,12 @@ class Ledger:
         self.parts = [each for each in self.parts if each.first <= part.first]
         self.parts.append(part)
 
+    @property
+    def never(self) -> list[int]:
+        """The shards that no rank of the last part holds."""
+        held = {shard for shards in self.parts[-1].shards_of_rank for shard in shards}
+        return [shard for shard in range(len(self.samples)) if shard not in held]
+
     def rest_of(self, rank: int) -> Rest | None:
         """Return what the last part leaves to one of its ranks; None where an epoch begins with it."""
         part = self.parts[-1]
