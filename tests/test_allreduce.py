@@ -8,7 +8,10 @@ import pytest
 from clusters import cluster_of
 
 import isthmus
+from isthmus.collectives import allreduce as front
+from isthmus.errors import NoDeviceError
 from isthmus.links.agreement import gather_json
+from isthmus.links.on_device import Host
 
 SIZES = (0, 1, 2, 3, 7, 255, 1000, 70_001)
 EXACT = (
@@ -245,6 +248,77 @@ def test_a_vector_of_another_shape_or_dtype_is_refused(comm, vector):
         allreduce = isthmus.Allreduce(tiers, 10)
         with pytest.raises(ValueError, match="float32 of shape"):
             allreduce(vector)
+
+
+def no_room(*_):
+    raise MemoryError("1 GB")
+
+
+@pytest.mark.ranks(3)
+@pytest.mark.parametrize("algorithm", ["hierarchical", "mpi", "ring", "tree", "doubling", "recursive"])
+def test_no_room_for_a_mean_is_an_error_on_all_and_the_next_call_may_be_right(
+    comm, monkeypatch, algorithm
+):
+    with isthmus.split_tiers(comm, isthmus.Cluster(cluster_of(1, 2))) as tiers:
+        for buckets in (None, [slice(500, 900), slice(0, 500)]):
+            allreduce = isthmus.Allreduce(tiers, 900, algorithm, buckets=buckets)
+            for _ in range(3):  # the first and others
+                with monkeypatch.context() as patch:
+                    if tiers.world.rank == 1:
+                        patch.setattr(Host, "empty", staticmethod(no_room))
+                        patch.setattr(front, "room_at_once", lambda *_: None)
+                    with pytest.raises(NoDeviceError, match=r"out of memory.*1 GB.*on rank 1\)$"):
+                        allreduce(vector_of(comm.rank, 900))
+                assert not allreduce.finite
+                assert np.abs(allreduce(np.ones(900, "f4")) - 1).max() < 1e-6
+
+
+@pytest.mark.ranks(2)
+@pytest.mark.parametrize("algorithm", ["hierarchical", "mpi", "ring", "tree", "doubling", "recursive"])
+def test_what_is_wrong_where_there_are_no_entries_is_an_error_on_all(comm, algorithm):
+    with isthmus.split_tiers(comm, isthmus.Cluster(cluster_of(1, 1))) as tiers:
+        allreduce = isthmus.Allreduce(tiers, 0, algorithm)
+        with pytest.raises(ValueError, match=r"float32 of shape \(0,\).*on rank 1\)$"):
+            allreduce(np.zeros(0, "f8" if comm.rank else "f4"))
+        assert allreduce(np.zeros(0, "f4")).size == 0
+        allreduce = isthmus.Allreduce(tiers, 9, algorithm, buckets=[slice(0, 9), slice(9, 9)])
+        allreduce.start(np.ones(9, "f4"))
+        allreduce.start(np.zeros(0, "f8" if comm.rank else "f4"))
+        before = allreduce.memory.copy()
+        with pytest.raises(ValueError, match=r"float32 of shape \(0,\).*on rank 1\)$"):
+            allreduce.finish()
+        assert (allreduce.memory == before).all()
+
+
+@pytest.mark.ranks(2)
+def test_what_goes_wrong_after_the_last_bucket_is_told_with_the_next_vector(comm):
+    with isthmus.split_tiers(comm, isthmus.Cluster(cluster_of(1, 1))) as tiers:
+        allreduce, vector = isthmus.Allreduce(tiers, 9), np.ones(9, "f4")
+        allreduce.start(vector)
+        if comm.rank:
+            allreduce.fail(ValueError("too late"))
+        assert (allreduce.finish() == 1).all()
+        with pytest.raises(ValueError, match=r"too late \(on rank 1\)$"):
+            allreduce(vector)
+        assert (allreduce(vector) == 1).all()
+
+
+@pytest.mark.ranks(3)
+def test_weights_that_are_refused_change_nothing(comm):
+    with isthmus.split_tiers(comm, isthmus.Cluster(cluster_of(1, 1, 1))) as tiers:
+        with pytest.raises(
+            ValueError, match=r"add up to infinity, the largest is 1e\+308: give smaller"
+        ):
+            isthmus.Allreduce(tiers, 9, weight=1e308)
+        combine = isthmus.RobustMean("median", faulty=1)
+        for allreduce in (isthmus.Allreduce(tiers, 9), isthmus.Allreduce(tiers, 9, combine=combine)):
+            before = allreduce.total_weight, allreduce.share
+            with pytest.raises(ValueError, match="infinity"):
+                allreduce.reweigh(1e308)
+            assert (allreduce.total_weight, allreduce.share) == before
+        with pytest.raises(ValueError, match="all weights of site 'site1' are 0"):
+            allreduce.reweigh(0 if tiers.world.rank == 1 else 7)
+        assert (allreduce.total_weight, allreduce.share) == before
 
 
 @pytest.mark.ranks(2)

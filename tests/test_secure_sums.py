@@ -17,10 +17,11 @@ import isthmus
 from isthmus.collectives.allreduce import Allreduce
 from isthmus.collectives.masked import SecureSum
 from isthmus.compression.fixed_point import FixedPoint
-from isthmus.errors import NonFiniteError, SecurityError, SettingsError
+from isthmus.errors import NoDeviceError, NonFiniteError, SecurityError, SettingsError
 from isthmus.jobs import train as job
 from isthmus.jobs.plan import make_plan
 from isthmus.jobs.settings import RunSettings
+from isthmus.links.on_device import Host
 from isthmus.links.sealed import TAG_NBYTES, agree_on_keys
 from isthmus.links.world import all_gather
 from isthmus.models import Perceptron
@@ -267,6 +268,71 @@ def test_sums_over_ranks_are_those_of_the_codes_and_cost_a_byte_an_entry(comm, s
             resumed = Allreduce(tiers, size, weight=1 + world.rank, secure=secure)
             resumed.load(copied)
             assert resumed(again).tobytes() == one.tobytes()
+
+
+@pytest.mark.ranks(3)
+@pytest.mark.parametrize("how", ["repeat", "reveal"])
+def test_secure_sums_that_are_under_way_at_once_have_the_bits_of_those_in_turn(comm, shared_folder, how):
+    folder = keys_of(comm, shared_folder, "site0", "site1", "site2")
+    vectors = np.random.default_rng(comm.rank).normal(size=(2, 3, 700)).astype("f4")
+    with isthmus.split_tiers(comm, isthmus.Cluster(cluster_of(1, 1, 1)), keys=folder) as tiers:
+        pairs = [[Allreduce(tiers, 700, secure=SecureSum(how)) for _ in range(2)] for _ in range(2)]
+        for first, second in zip(*vectors):
+            turned = [each(vector).tobytes() for each, vector in zip(pairs[0], (first, second))]
+            for each, vector in zip(pairs[1], (first, second)):
+                each.start(vector)
+            assert [each.finish().tobytes() for each in pairs[1]] == turned
+
+
+def no_room(*_):
+    raise MemoryError("1 GB")
+
+
+@pytest.mark.ranks(5)
+@pytest.mark.parametrize("size", [600, 0])
+@pytest.mark.parametrize("how", ["repeat", "reveal"])
+def test_what_is_wrong_with_one_vector_is_raised_on_all_though_the_sum_goes_on(
+    comm, shared_folder, monkeypatch, how, size
+):
+    folder = keys_of(comm, shared_folder, *(f"site{number}" for number in range(4)))
+    with isthmus.split_tiers(comm, isthmus.Cluster(cluster_of(1, 1, 1, 2)), keys=folder) as tiers:
+        allreduce, last = Allreduce(tiers, size, secure=SecureSum(how, goes_on=True)), comm.size - 1
+        good = np.ones(size, "f4")
+        wanted = allreduce(good).tobytes()
+        for step in range(3):
+            before, vector = allreduce.memory.copy(), good
+            with monkeypatch.context() as patch:
+                if comm.rank == last:
+                    if step == 0:
+                        vector = good.astype("f8")
+                    elif step == 1:
+                        allreduce.fail(ValueError("no float64 here"))
+                    else:
+                        patch.setattr(Host, "empty", staticmethod(no_room))
+                with pytest.raises((ValueError, NoDeviceError), match=f"(float64|1 GB).* {last}"):
+                    allreduce(vector)
+            assert (allreduce.memory == before).all()
+            assert allreduce.tell_left_out() == []
+            allreduce(good)
+        assert size or wanted == b""
+
+
+@pytest.mark.ranks(4)
+def test_a_sum_without_a_site_is_a_mean_by_the_weights_of_now(comm, shared_folder):
+    folder = keys_of(comm, shared_folder, *(f"site{number}" for number in range(4)))
+    with isthmus.split_tiers(comm, isthmus.Cluster(cluster_of(1, 1, 1, 1)), keys=folder) as tiers:
+        allreduce = Allreduce(tiers, 100, secure=SecureSum(bits=16, goes_on=True), error_feedback=False)
+        allreduce.reweigh((1, 2, 5, 8)[tiers.world.rank])
+        if tiers.world.rank == 1:
+            allreduce.fail(ValueError("not made"))
+        vector = np.ones(100, "f4")
+        with pytest.raises(ValueError, match="not made"):
+            allreduce(vector)
+        for _ in range(9):  # ranges become what they are to be
+            allreduce(vector)
+        mean = allreduce(vector * np.float32(np.nan if tiers.world.rank == 3 else 1))
+        assert allreduce.tell_left_out() == [(11, [3])]
+        assert np.abs(mean - 1).max() < 0.001
 
 
 @pytest.mark.ranks(2)

@@ -2,6 +2,7 @@
 
 import ctypes
 import functools
+import mmap
 import re
 import sys
 
@@ -86,6 +87,20 @@ def out_of_memory(what, problem):
         f"out of memory for {what}: {problem}; put fewer ranks on this device or host, "
         "or take a smaller model or smaller batches"
     )
+
+
+def room_kept(size):
+    """Return float32[size] that takes no memory before it is written: for a mean that has no other room.
+
+    MemoryError where there is none for it either.
+    """
+    try:
+        room = mmap.mmap(-1, max(4 * size, 4), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except (OSError, OverflowError) as problem:
+        raise MemoryError(str(problem)) from problem
+    import numpy
+
+    return numpy.frombuffer(room, "f4", size)
 
 
 def mpi_library_path():

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from isthmus.collectives.exchanges import exchange_for
 from isthmus.collectives.given import MAIN_THREAD, GivenBucket, check_pieces, check_thread, room_at_once
-from isthmus.collectives.masked import Secret, SecureSum, site_weight
+from isthmus.collectives.masked import Secret, SecureSum
 from isthmus.collectives.robust_sum import shared_weight
 from isthmus.collectives.warm_up import compile_kernels
 from isthmus.collectives.wishes import Wish, agreed_tag, agreed_weights, check_tiers, compressors_of
@@ -20,7 +20,7 @@ from isthmus.compression.chunks import link_chunk_nbytes
 from isthmus.compression.compressor import Compressor, Vector
 from isthmus.compression.dense import Dense
 from isthmus.compression.overflow import overflow_in_words
-from isthmus.devices import MemoryFor, set_from_host, to_host
+from isthmus.devices import MemoryFor, room_kept, set_from_host, to_host
 from isthmus.errors import IsthmusError
 from isthmus.links.agreement import raise_first
 from isthmus.links.on_device import Host, residence_of
@@ -53,7 +53,7 @@ class Allreduce:
     combine: a RobustMean of sites' own means, which count alike; with "hierarchical" on CPUs, no
     compressor that leaves entries out, and sites of positive weight.
 
-    Making one is collective: ValueError on every rank if any rank disagrees or is wrong
+    Making one is collective: ValueError on every rank if any rank disagrees or is wrong, NoDeviceError
     if the vectors of any cannot be where they shall be. A rank whose vector is of another shape, dtype
     or place, or does not fit into its memory, takes part with NaN, and then every rank raises what is
     wrong with it from `finish`; the next call may be right. Afterwards
@@ -102,7 +102,7 @@ class Allreduce:
         self.total_weight: float = sum(weights)
         self._combine, self._whole = combine, shared_weight(combine, tiers, weights)
         self._tag, Allreduce._made = agreed_tag(world, Allreduce._made)
-        self._secret = secure and Secret.of(secure, tiers, weights)
+        self._secret = None if secure is None else Secret.of(secure, tiers, weights)
         assert wish is not None  # or this rank has a problem, and all have raised
         self.weigh(weight)
         self._wish, self.size, self.algorithm = wish, wish.size, wish.algorithm
@@ -114,6 +114,7 @@ class Allreduce:
         self._left_out: list[tuple[int, list[int]]] = []
         self._compressors = compressors_of(compressor, len(self.buckets))
         self._thread = threading.get_ident()
+        self._mute = not any(part.stop - part.start for part in self.buckets[-1:])  # NaN there is none
         self.sent_to_sites: npt.NDArray[np.int64] = np.zeros(len(tiers.cluster.sites) + 1, np.int64)
         self._clock = StageClock(tiers.recorder)
         self._exchange: Any = None
@@ -139,11 +140,11 @@ class Allreduce:
     def reweigh(self, weight: float) -> None:
         """Give this rank another weight between two calls; it is refused as the first is. Collective."""
         weights = agreed_weights(self._tiers.world, weight, self._wish)
-        self.total_weight = sum(weights)
         self._whole = shared_weight(self._combine, self._tiers, weights)
+        self.total_weight = sum(weights)
         self.weigh(weight)
         if self._secret is not None:
-            self._exchange.weight = site_weight(self._tiers, weights)
+            self._secret.weigh(self._tiers, weights)
 
     def weigh(self, weight: float) -> None:
         """Give this rank's vectors another weight, of which the others know nothing: not collective.
@@ -193,7 +194,7 @@ class Allreduce:
         """Have `finish` raise `problem`, an IsthmusError or a ValueError, on every rank.
 
         For a rank that cannot make its vector: it goes on to start every bucket, of anything, and NaN
-        is sent instead, which all ranks find without a message more.
+        is sent instead, without a message more; once all are started, with the next vector.
         """
         self._problem = self._problem or problem
 
@@ -203,10 +204,7 @@ class Allreduce:
         Raises on every rank what was wrong with the vector of any.
         """
         if self._started < len(self.buckets):
-            raise ValueError(
-                f"{self._started} of {len(self.buckets)} buckets are started; start all of "
-                "them before finish"
-            )
+            raise ValueError(f"{self._started} of {len(self.buckets)} buckets are started; start all")
         self._clock.resume()
         with MEMORY:
             self.finite = self._exchange.finish(self._mean, self.calls)
@@ -214,15 +212,19 @@ class Allreduce:
 
     def _ended(self):
         """Return the mean that is made, or raise what was wrong, on every rank; the next may follow."""
-        mean, problem = self._mean, self._problem
+        mean, self._mean, self._started = self._mean, None, 0
         self.calls += 1
-        self._mean, self._started, self._problem = None, 0, None
-        if self.finite and (missing := getattr(self._exchange, "missing", None)):
+        missing = getattr(self._exchange, "missing", None)
+        if missing or self._mute or not self.finite:  # else no vector had NaN for a problem
+            problem, self._problem = self._problem, None
+            try:
+                raise_first(self._tiers.world, problem)
+            except (IsthmusError, ValueError):
+                if self.finite:
+                    self._exchange.undo()
+                raise
+        if missing and self.finite:
             self._left_out.append((self.calls, missing))
-        if not self.finite:
-            raise_first(self._tiers.world, problem)
-        elif problem is not None:  # of a vector without entries, which no other rank can know of
-            raise problem
         return mean
 
     @property
@@ -242,8 +244,7 @@ class Allreduce:
 
     @property
     def memory(self) -> Vector:
-        memory = getattr(self._exchange, "memory", None)
-        return np.empty(0, "f4") if memory is None else memory
+        return getattr(self._exchange, "memory", np.empty(0, "f4"))
 
     @property
     def residual(self) -> Vector:
@@ -286,10 +287,6 @@ class Allreduce:
         self.counted_from = self.calls
         self.sent_to_sites[:] = 0
 
-    def undo(self) -> None:
-        """Go back to before a call that not all ranks have ended: its vector is to be given again."""
-        self._exchange.undo()
-
     def state(self) -> dict[str, np.ndarray]:
         """Return name -> array: all that the next call depends on, beside the vectors."""
         return {
@@ -317,9 +314,11 @@ class Allreduce:
             return
         self._clock.start()
         self._attempt(self._make_room, vector)
-        if self._mean is None:  # then there is room on the host, for NaN
-            self._settle(Host())
-            self._settled, self._mean = False, np.empty(self.size, "f4")
+        if self._mean is None:
+            if type(self._residence) is not Host:
+                with MEMORY:
+                    self._settle(Host())
+            self._settled, self._mean = False, self._kept_room  # for NaN
 
     def _make_room(self, vector):
         if not self._settled:
@@ -365,6 +364,7 @@ class Allreduce:
         )
         if self.memory.size:
             set_from_host(exchange.memory, to_host(self.memory))
+        self._kept_room = room_kept(self.size)
         self._residence, self._exchange = residence, exchange
         able = len(self.buckets) == 1 and self._thread == MAIN_THREAD
         self._at_once = getattr(exchange, "at_once", None) if able else None

@@ -59,7 +59,7 @@ def exchange_for(tiers, wish, compressors, residence, sent_to_sites, clock, secr
         leaders = counted(tiers.leaders, range(sites))
     site = counted(tiers.site, [index] * tiers.cluster.sites[index].ranks)
     if secret is not None:
-        return Masked(secret, site, leaders, index, tiers, wish, clock, residence)
+        return Masked(secret, site, leaders, index, tiers, wish, clock, residence, tag)
     from isthmus.collectives.native import planned  # with Numba, which takes its time
 
     tree, kind = tiers.cluster.tree, planned

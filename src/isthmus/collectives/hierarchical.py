@@ -94,7 +94,7 @@ class Hierarchical:
             retells=self.retells,
             window_nbytes=window_nbytes,
         )
-        self.now, self.finite, self.changed, self.awaited = 0, True, False, True
+        self.now, self.finite, self.awaited = 0, True, True
         self.size, self.keeps = size, bool(self.peers) and any(feedback)
         chunks = list(itertools.chain(*self.buckets))
         longest = max((length(piece) for chunk in chunks for piece in chunk.pieces), default=0)
@@ -134,13 +134,14 @@ class Hierarchical:
     def start(self, total, number, key, given):
         """Reduce bucket `number` to the leader, who sends on what has its children's wires.
 
-        given: this rank's GivenBucket. `total` is where the sum will be in the end. Nothing goes down
+        given: this rank's GivenBucket. key: number of the call, alike on all ranks; with the site's it
+        seeds how compressors round. `total` is where the sum will be in the end. Nothing goes down
         the chain before `finish`: until then another sum may be made over the site's communicator, and
         whether a wire has come by now, the ranks below do not know.
         """
         self.awaited = number + 1 == len(self.buckets)
         self._take_on(total, key)
-        bucket, self.changed = self.buckets[number], False
+        bucket = self.buckets[number]
         for chunk in bucket:
             chunk.sent = []
             chunk.from_below = self._receiving(chunk, self.children, total)
@@ -185,9 +186,8 @@ class Hierarchical:
         return self._ended(finite)
 
     def undo(self):
-        """Keep what was kept before the last call, ended here or not."""
-        if self.changed:
-            self.now, self.changed = 1 - self.now, False
+        """Keep what was kept before the last call, whose sum was finite and is not used."""
+        self.now = 1 - self.now
 
     def align(self):
         """Have two leaders at the top that encode one sum alike remember the same of it: what the hub
@@ -328,7 +328,7 @@ class Hierarchical:
     def _ended(self, finite):
         """Let what this call has left take the place of what was kept, if the sum is finite."""
         if finite:
-            self.now, self.changed = 1 - self.now, True
+            self.now = 1 - self.now
         return finite
 
     def _place_of(self, chunk, total):

@@ -42,7 +42,8 @@ class SecureSum:
     how: what is done where a site's sum is not finite: "repeat": the others mask and send theirs again;
     "reveal": they tell the masks that are missing, a round trip more in every sum. bits: of an entry, 8
     or 16. goes_on: whether the sum of the others is then used, if they are three or more; else it is
-    not finite. ValueError for what makes no sense.
+    not finite. What is wrong with a rank's vector is raised on all ranks either way. ValueError for what
+    makes no sense.
     """
 
     how: str = "repeat"
@@ -73,7 +74,7 @@ class SecureSum:
             )
 
 
-@dataclass(frozen=True)
+@dataclass
 class Secret:
     """What one allreduce makes its secure sums with: masks are of one `purpose`, and of no other.
 
@@ -82,30 +83,31 @@ class Secret:
 
     sum: SecureSum
     purpose: bytes
-    weight: float
+    weight: float = 0.0
 
     @classmethod
     def of(cls, secure: SecureSum, tiers: "Tiers", weights: list[float]) -> Self:
         """Return the secret of the next allreduce. weights: of all ranks, not yet normalised."""
         assert tiers.keys is not None  # or `check` has refused it
-        return cls(secure, tiers.keys.purpose(), site_weight(tiers, weights))
+        secret = cls(secure, tiers.keys.purpose())
+        secret.weigh(tiers, weights)
+        return secret
 
-
-def site_weight(tiers: "Tiers", weights: list[float]) -> float:
-    """Return the weight of this rank's site, of a sum of 1."""
-    ranks = tiers.cluster.ranks_of_site(tiers.site_name)
-    return sum(weights[rank] for rank in ranks) / sum(weights)
+    def weigh(self, tiers: "Tiers", weights: list[float]) -> None:
+        """Give this rank's site its weight of those of all ranks, not yet normalised."""
+        ranks = tiers.cluster.ranks_of_site(tiers.site_name)
+        self.weight = sum(weights[rank] for rank in ranks) / sum(weights)
 
 
 class Masked(Hierarchical):
     """The sum of float32[size] over all ranks, in place, of which each site's part is masked.
 
-    site, leaders, index, residence: as those of `Hierarchical`. wish: of the allreduce. Buckets travel
-    together. Raises NoDeviceError for vectors that live on a GPU.
+    site, leaders, index, residence, tag: as those of `Hierarchical`. wish: of the allreduce. Buckets
+    travel together. Raises NoDeviceError for vectors that live on a GPU.
     memory: the residual, then the ranges of the blocks, on leaders. present: who took part last.
     """
 
-    def __init__(self, secret, site, leaders, index, tiers, wish, clock, residence):
+    def __init__(self, secret, site, leaders, index, tiers, wish, clock, residence, tag):
         if not isinstance(residence, Host):
             raise NoDeviceError(
                 "secure sums are made on CPUs, and a vector is on a GPU; leave secure_sum out"
@@ -123,8 +125,9 @@ class Masked(Hierarchical):
             wish.chunk_nbytes,
             clock,
             residence,
+            tag=tag,
         )
-        self.hub, self.leaders, self.weight = tree.hub, leaders, secret.weight
+        self.hub, self.leaders, self.secret = tree.hub, leaders, secret
         self.secure, self.masking = secret.sum, None
         self.last_bucket = len(wish.buckets) - 1
         self.everyone = list(range(len(tree.parents)))
@@ -223,13 +226,15 @@ class Masked(Hierarchical):
         self.flag[0], self.sent, at_hub = finite, [], self.index == self.hub
         if at_hub:
             self.flags = {other: np.empty(1, np.uint8) for other in self.others}
-            self.asked = {other: self.leaders.Irecv(flag, other) for other, flag in self.flags.items()}
+            self.asked = {
+                other: self.leaders.Irecv(flag, other, self.tag) for other, flag in self.flags.items()
+            }
         else:
-            self.sent.append(self.leaders.Isend(self.flag, self.hub))
+            self.sent.append(self.leaders.Isend(self.flag, self.hub, self.tag))
         if finite:
             kept, ranges = self._kept_and_ranges(1 - self.now)
             self.wires.encode_codes(total, kept, ranges, self.codes[: self.size])
-            self.wires.encode_weight(self.weight, self.codes[self.size :])
+            self.wires.encode_weight(self.secret.weight, self.codes[self.size :])
             if not at_hub:
                 self._send_masked(key, self.everyone)
         self.clock.lap("encode")
@@ -243,7 +248,7 @@ class Masked(Hierarchical):
             piece[:] = self.codes[part]
             for mask in masks:
                 mask.mask(piece)
-            self.sent.append(self.leaders.Isend(piece, self.hub))
+            self.sent.append(self.leaders.Isend(piece, self.hub, self.tag))
 
     def _add_up(self, key):
         """Leave in `total` the sum of the codes of all who take part."""
@@ -253,7 +258,7 @@ class Masked(Hierarchical):
         given = [site for site in self.present if site != self.index]
         said = np.zeros(len(self.everyone), np.uint8)
         said[self.present] = 1
-        self.sent += [self.leaders.Isend(said, other) for other in self.others]
+        self.sent += [self.leaders.Isend(said, other, self.tag) for other in self.others]
         self.total[:] = self.codes if there else 0
         repeats = self._again()
         self._take_codes(given, add=not (repeats or self._refused()))
@@ -264,17 +269,21 @@ class Masked(Hierarchical):
         if self.secure.how == "reveal":
             missing = [site for site in self.others if site not in given]
             told = {site: np.empty(revealed_nbytes(len(missing)), np.uint8) for site in given}
-            wait_for([self.leaders.Irecv(seeds, site) for site, seeds in told.items()])
+            wait_for([self.leaders.Irecv(seeds, site, self.tag) for site, seeds in told.items()])
             self.clock.lap("links")
             unmask(self.total, given, missing, {site: told[site].tobytes() for site in given})
             self.clock.lap("decode")
         for part in self.messages:
-            self.sent += [self.leaders.Isend(self.total[part], other) for other in self.others]
+            self.sent += [self.leaders.Isend(self.total[part], other, self.tag) for other in self.others]
 
     def _take_codes(self, sites, add):
         """Take the codes of `sites`, and add them to `total` where asked for."""
         arriving = [
-            (self.leaders.Irecv(self.inboxes[site][part], site), self.inboxes[site][part], part)
+            (
+                self.leaders.Irecv(self.inboxes[site][part], site, self.tag),
+                self.inboxes[site][part],
+                part,
+            )
             for part in self.messages
             for site in sites
         ]
@@ -287,7 +296,7 @@ class Masked(Hierarchical):
     def _follow(self, key):
         """Do what the hub needs of this site, and take the sum of all."""
         said = np.empty(len(self.everyone), np.uint8)
-        self.leaders.Recv(said, self.hub)
+        self.leaders.Recv(said, self.hub, self.tag)
         self.present = np.flatnonzero(said).tolist()
         if self._refused():
             return
@@ -296,8 +305,8 @@ class Masked(Hierarchical):
                 self._send_masked(key, self.present)
             if self.masking.reveals:
                 told = np.frombuffer(self.masking.reveal(self.present), np.uint8)
-                self.sent.append(self.leaders.Isend(told, self.hub))
-        wait_for([self.leaders.Irecv(self.total[part], self.hub) for part in self.messages])
+                self.sent.append(self.leaders.Isend(told, self.hub, self.tag))
+        wait_for([self.leaders.Irecv(self.total[part], self.hub, self.tag) for part in self.messages])
         self.clock.lap("links")
 
     def _again(self):

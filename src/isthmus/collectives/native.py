@@ -69,13 +69,12 @@ class Native(Hierarchical):
 
     def start(self, total, number, key, given):
         table, _arrays = self.call.given(given)
-        self.changed = False
         self.plan[loop.AWAITED] = number + 1 == len(self.buckets)
         self._run(loop.START, total, key, table, *self.bounds[number])
 
     def at_once(self, total, vector, share_bits, key):
         """Start the one bucket and finish, in the main thread; return what `finish` does."""
-        call, self.changed = self.call, False
+        call = self.call
         try:
             finite = exchange_at_once(*self.tables, call.one, total, vector, share_bits, self.now, key)
         except loop.RefusedError:

@@ -1,5 +1,6 @@
 """What a rank asks of an allreduce, checked alone and then together: all must ask for the same."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass
 from typing import TYPE_CHECKING, Self
@@ -164,6 +165,11 @@ def agreed_weights(
             + "; ".join(
                 f"rank {rank}: {', '.join(map(str, other))}" for rank, other in enumerate(wishes)
             )
+        )
+    if math.isinf(sum(weights)):
+        raise ValueError(
+            f"the weights of all ranks add up to infinity, the largest is {max(weights):g}: give "
+            "smaller ones, only how they compare counts"
         )
     if not sum(weights):
         raise ValueError("the weights of all ranks are 0: give at least one rank a positive weight")
