@@ -303,6 +303,13 @@ def test_what_goes_wrong_after_the_last_bucket_is_told_with_the_next_vector(comm
         assert (allreduce(vector) == 1).all()
 
 
+@pytest.mark.ranks(2)
+def test_a_vector_that_is_too_long_for_mpi_is_refused_before_any_room_is_made(comm):
+    with isthmus.split_tiers(comm, isthmus.Cluster(cluster_of(1, 1))) as tiers:
+        with pytest.raises(ValueError, match='"mpi" takes .* 2,147,483,647 entries at most.*"ring"'):
+            isthmus.Allreduce(tiers, 1 << 31, "mpi")
+
+
 @pytest.mark.ranks(3)
 def test_weights_that_are_refused_change_nothing(comm):
     with isthmus.split_tiers(comm, isthmus.Cluster(cluster_of(1, 1, 1))) as tiers:

@@ -21,17 +21,20 @@ from patience import launched
 from test_rebalancing import lab
 
 import isthmus
+from isthmus.collectives import messages
 from isthmus.collectives.allreduce import Allreduce
 from isthmus.compression import COMPRESSORS
 from isthmus.errors import SealError, SecurityError
 from isthmus.jobs import using
 from isthmus.jobs.launch import rank_command, rank_environment
+from isthmus.links import comm as link_verbs
 from isthmus.links import sealed
 from isthmus.links.agreement import broadcast_json, from_root, gather_json, together
 from isthmus.links.clocks import clock_offsets
-from isthmus.links.comm import Wrapped
+from isthmus.links.comm import Wrapped, receive, send
 from isthmus.links.sealed import TAG_NBYTES, SealedComm, agree_on_keys
 from isthmus.links.world import all_gather, broadcast, gather
+from isthmus.recovery.handover import taken_by_new
 from isthmus.registry import ALGORITHMS
 from isthmus.security.key_files import make_keys
 from isthmus.security.pair_keys import HELLO, PairKeys, signed, statement, verify
@@ -308,6 +311,40 @@ def test_messages_of_every_shape_travel_and_others_are_refused(monkeypatch):
     monkeypatch.setattr(sealed, "MOST_NBYTES", 100)
     with pytest.raises(isthmus.IsthmusError, match="104 bytes cannot be sealed"):
         ranks[0].Send(np.zeros(26, "f4"), 1)
+
+
+@pytest.mark.ranks(5)
+@pytest.mark.parametrize("link", ["sealed", "clear"])
+def test_arrays_that_are_longer_than_a_message_travel_in_parts(comm, shared_folder, monkeypatch, link):
+    folder = keys_of(comm, shared_folder, *(f"site{number}" for number in range(4)))
+    cluster = isthmus.Cluster(cluster_of(2, 1, 1, 1) | {"hub": ["site0", "site1"]})
+    with isthmus.split_tiers(comm, cluster, keys=folder if link == "sealed" else None) as tiers:
+        world, draw = tiers.world, np.random.default_rng(0)
+        allreduce = Allreduce(tiers, 1000, compressor=isthmus.Int8())
+        monkeypatch.setattr(sealed, "MOST_NBYTES", 1000)
+        monkeypatch.setattr(messages, "PIECE_NBYTES", 800)
+        monkeypatch.setattr(link_verbs, "MOST_NBYTES", 900)
+        wanted = draw.normal(size=(7, 111)).astype("f4")
+        for root in range(world.size):
+            found = wanted.copy() if world.rank == root else np.zeros_like(wanted)
+            broadcast(world, found, root)
+            assert (found == wanted).all()
+        found = np.zeros_like(wanted)
+        if world.rank == 0:
+            send(world, wanted, 4)
+        elif world.rank == 4:
+            receive(world, found, 0)
+            assert (found == wanted).all()
+        # A rank that is new begins with what another has, as in a run that goes on with others.
+        new = world.rank == 3
+        taken = taken_by_new(
+            world, [0, 1, 2, None, 4], None if new else {"a": wanted}, {"a": wanted * 0}
+        )
+        assert (taken["a"] == wanted).all() if new else taken is None
+        told = allreduce.memory[allreduce.memory.size // 2 :]
+        told[:] = world.rank
+        allreduce.begin_anew()  # two at the top keep the same of a common sum
+        assert (told == (0 if world.rank == 2 else world.rank)).all()
 
 
 def test_a_hello_is_of_one_site_rank_key_and_job():

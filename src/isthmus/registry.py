@@ -12,6 +12,7 @@ class Algorithm:
     apart: somewhere each site's own sum is there, before it is added to those of others.
     relays: ranks of every site add up for others, or may; False where a tree of sites says who does.
     unpaced: why its links cannot be held to the rates of a cluster file; None where they can.
+    most: entries of a vector; None: any number.
     """
 
     name: str
@@ -20,6 +21,7 @@ class Algorithm:
     apart: bool = False
     relays: bool = True
     unpaced: str | None = None
+    most: int | None = None
 
     def check_compressor(self, compressor):
         """Raise ValueError where there is a compressor that this algorithm cannot use."""
@@ -27,6 +29,15 @@ class Algorithm:
             able = " or ".join(f'"{row.name}"' for row in ALGORITHMS.values() if row.compresses)
             raise ValueError(
                 f'algorithm "{self.name}" sends exact float32: a compressor needs algorithm = {able}'
+            )
+
+    def check_size(self, size):
+        """Raise ValueError where a vector of `size` entries is too long for this algorithm."""
+        if self.most is not None and size > self.most:
+            able = ", ".join(f'"{row.name}"' for row in ALGORITHMS.values() if row.most is None)
+            raise ValueError(
+                f'algorithm "{self.name}" takes vectors of {self.most:,} entries at most, not {size:,}: '
+                f"MPI counts them in 31 bits; use one of {able}"
             )
 
     def check_apart(self):
@@ -78,7 +89,7 @@ _SHARED_LINK = "several ranks of a site send over a link at the same time"
 ALGORITHMS = {
     row.name: row
     for row in (
-        Algorithm("mpi", own=False, unpaced="MPI sends its messages itself"),
+        Algorithm("mpi", own=False, unpaced="MPI sends its messages itself", most=(1 << 31) - 1),
         Algorithm("ring"),
         Algorithm("tree", unpaced=_SHARED_LINK),
         Algorithm("doubling", unpaced=_SHARED_LINK),

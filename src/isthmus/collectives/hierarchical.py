@@ -195,9 +195,9 @@ class Hierarchical:
         if self.retells:
             told = self.memory[self.memory.size // 2 :]
             if self.index == self.tree.hub:
-                self.leaders.Send(told, self.above, self.tag)
+                wait_for(sending(self.leaders, told, self.above, self.tag))
             else:
-                self.leaders.Recv(told, self.above, self.tag)
+                wait_for(receiving(self.leaders, told, self.above, self.tag))
 
     def predicted(self):
         """Yield (site, bytes) for every message that this rank sends in one call."""

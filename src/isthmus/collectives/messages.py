@@ -1,6 +1,7 @@
 """Vectors as messages: cut in pieces, so that no message and no inbox grows with the vector.
 
-MPI counts what a message holds in 31 bits; here alone is it seen to that none comes near.
+MPI counts what a message holds in 31 bits, which pieces do not come near. What is sent beside sums is
+cut by `isthmus.links.comm.parts_of`.
 """
 
 from isthmus import kernels

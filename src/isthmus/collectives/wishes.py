@@ -51,6 +51,7 @@ class Wish:
         if not isinstance(algorithm, str):
             raise ValueError(f"algorithm must be a name, not {algorithm!r:.80}")
         several = isinstance(compressor, list | tuple)
+        algorithm_named(algorithm).check_size(size)
         each = compressors_of(compressor, len(buckets))
         for one in each:
             if one is not None and (isinstance(one, type) or not hasattr(one, "wire_nbytes")):

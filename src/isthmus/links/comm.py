@@ -8,6 +8,13 @@ wrapper has a back door. To add one, derive it from `Wrapped`, change what it ch
 
 from typing import Any, Protocol
 
+import numpy as np
+
+from isthmus.vectors import chunk_slices
+
+MOST_NBYTES = 1 << 30
+"""Of a message: MPI counts what one holds in 31 bits, and a seal is as long."""
+
 
 class Request(Protocol):
     """A message under way."""
@@ -86,6 +93,27 @@ class Wrapped:
                 "Isend, Irecv, Send and Recv"
             )
         return getattr(self.comm, name)
+
+
+def parts_of(array: np.ndarray) -> list[np.ndarray]:
+    """Return the contiguous `array` as what messages take: itself, or where it is too long its bytes, in
+    parts."""
+    if array.nbytes <= MOST_NBYTES:
+        return [array]
+    whole = array.reshape(-1).view(np.uint8)
+    return [whole[part] for part in chunk_slices(0, whole.size, MOST_NBYTES)]
+
+
+def send(comm: Comm, array: np.ndarray, dest: int, tag: int = 0) -> None:
+    """Send an array of any length."""
+    for part in parts_of(array):
+        comm.Send(part, dest, tag)
+
+
+def receive(comm: Comm, array: np.ndarray, source: int, tag: int = 0) -> None:
+    """Overwrite `array` with what `send` sends, of its length and dtype."""
+    for part in parts_of(array):
+        comm.Recv(part, source, tag)
 
 
 def message_nbytes(comm: Comm, nbytes: int, dest: int) -> int:

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from isthmus.links.comm import Comm, Request, Wrapped
+from isthmus.links.comm import Comm, Request, Wrapped, parts_of
 
 TOGETHER = 78
 """Tag of what ranks tell each other beside their work: paced links let it pass, or their own
@@ -71,12 +71,13 @@ def broadcast(comm: Comm, array: np.ndarray, root: int = 0) -> None:
     """Overwrite the contiguous `array` on every rank with that of `root`. Collective."""
     world = World.of(comm)
     home, place = world.place_of_rank[root]
-    if world.site_index == home:
-        world.site.Bcast(array, place)
-    if world.leaders is not None:
-        _tell_leaders(world.leaders, array, home)
-    if world.site_index != home:
-        world.site.Bcast(array, 0)
+    for part in parts_of(array):
+        if world.site_index == home:
+            world.site.Bcast(part, place)
+        if world.leaders is not None:
+            _tell_leaders(world.leaders, part, home)
+        if world.site_index != home:
+            world.site.Bcast(part, 0)
 
 
 def gather(comm: Comm, array: np.ndarray, root: int = 0) -> list[np.ndarray] | None:

@@ -16,6 +16,7 @@ import numpy as np
 from isthmus.devices import set_from_host, to_host
 from isthmus.errors import CheckpointError
 from isthmus.links.agreement import gather_json
+from isthmus.links.comm import parts_of, receive, send
 from isthmus.training.residuals import MEMORY, ResidualSeal
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ class Buddies:
         for pair in self._pairs_led():
             contents = self._contents()
             messages = [np.array([each.size for each in contents.values()], np.int64)]
-            messages += [each for each in contents.values() if each.size]
+            messages += [part for each in contents.values() if each.size for part in parts_of(each)]
             sent += [(comm.Isend(each, pair.keeper, TAG), each) for each in messages]
         new = {
             pair.site: Copy(step, self._received(pair.leader))
@@ -141,7 +142,7 @@ class Buddies:
                 world.Send(np.array([each.size for each in contents.values()], np.int64), rank, TAG)
                 for each in contents.values():
                     if each.size:
-                        world.Send(each, rank, TAG)
+                        send(world, each, rank, TAG)
             elif world.rank == rank:
                 found = Copy(steps[keeper], self._received(keeper, world))
         return {site: each for site, each in copies.items() if site not in back}, found
@@ -154,7 +155,7 @@ class Buddies:
         contents = {name: np.empty(size, np.uint8) for name, size in zip(names, sizes)}
         for each in contents.values():
             if each.size:
-                comm.Recv(each, source, TAG)
+                receive(comm, each, source, TAG)
         return contents
 
     def _take(self, name, copy):

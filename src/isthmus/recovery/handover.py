@@ -14,6 +14,7 @@ import numpy as np
 
 from isthmus.errors import CheckpointError
 from isthmus.links.agreement import gather_json
+from isthmus.links.comm import receive, send
 from isthmus.training.residuals import MEMORY
 
 if TYPE_CHECKING:
@@ -167,9 +168,9 @@ def taken_by_new(
             if number is None or not entries:
                 continue
             if world.rank == rank_of[number] and held is not None:
-                world.Send(np.ascontiguousarray(held[name]), new)
+                send(world, np.ascontiguousarray(held[name]), new)
             elif world.rank == new:
-                world.Recv(found[name], rank_of[number])
+                receive(world, found[name], rank_of[number])
     return found if held is None else None
 
 

@@ -88,15 +88,17 @@ def candidates_on(cluster, size, compressors=TRIED, algorithms=EXACT):
         compressors = (None,)
     candidates = [_hierarchical(cluster, size, compressor) for compressor in compressors]
     for name in algorithms:
-        if _is_known(cluster, ALGORITHMS[name]):
+        if _is_known(cluster, ALGORITHMS[name], size):
             candidates.append(_timed(cluster, size, Candidate(name, None, WIRE_NBYTES, 0.0, 0.0)))
     return candidates
 
 
-def _is_known(cluster, algorithm):
-    """Return whether an algorithm may be used between the sites, and what it does there is known."""
+def _is_known(cluster, algorithm, size):
+    """Return whether an algorithm may be used between the sites for vectors of `size` entries, and what
+    it does there is known."""
     try:
         algorithm.check_relays(cluster.sites)
+        algorithm.check_size(size)
     except ValueError:
         return False
     found = cluster.calibration

@@ -8,6 +8,7 @@ import numpy as np
 from isthmus.devices import to_host
 from isthmus.errors import CheckpointError
 from isthmus.links.agreement import from_root, gather_json, require, together
+from isthmus.links.comm import receive, send
 from isthmus.links.world import broadcast
 from isthmus.training.checkpoint_file import CHECKPOINT
 from isthmus.training.identity import difference_in_words
@@ -52,12 +53,12 @@ def write_checkpoint(path, training, identity, notes=None, more=None, seal=None)
             if residual is not None:
                 sealed[f"{name}/{rank}"] = residual
             if world.rank == rank != home:
-                world.Send(arrays[name], home)
+                send(world, arrays[name], home)
             elif world.rank == home:
                 stored[f"{name}/{rank}"] = arrays[name]
                 if rank != home:
                     stored[f"{name}/{rank}"] = np.empty(entries, dtype)
-                    world.Recv(stored[f"{name}/{rank}"], rank)
+                    receive(world, stored[f"{name}/{rank}"], rank)
     table = {
         "step": training.state.step,
         "holder_of_rank": holder_of_rank,
@@ -105,9 +106,9 @@ def read_checkpoint(
             array[:] = stored[f"{name}/{holders[home]}"]
             for rank, holder in enumerate(holders):
                 if rank != home:
-                    world.Send(stored[f"{name}/{holder}"], rank)
+                    send(world, stored[f"{name}/{holder}"], rank)
         else:
-            world.Recv(array, home)
+            receive(world, array, home)
     for name, array in more.items():
         array[...] = arrays.pop(name)
     training.load(step, arrays)
@@ -127,10 +128,10 @@ def _open(tiers, stored, name, step, holders, nbytes_of_rank, array, seal):
     if world.rank == home:
         for rank in range(world.size):
             if rank != home:
-                world.Send(np.ascontiguousarray(kept(rank)), rank)
+                send(world, np.ascontiguousarray(kept(rank)), rank)
         came[:] = kept(home)
     else:
-        world.Recv(came, home)
+        receive(world, came, home)
     together(world, lambda: None if nbytes is None else seal.open(name, step, came, array))
 
 
