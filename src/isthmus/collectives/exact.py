@@ -1,7 +1,8 @@
 """What the exact algorithms share: they begin when the whole vector is there.
 
 Each is made with (comm, site_of_rank, size, clock, empty): a communicator that takes arrays of
-`empty`, which are on the host or on a device.
+`empty(shape, dtype)`, which are on the host or on a device; the number of the site of each of its
+ranks, by which bytes are counted; entries of a vector; and a StageClock, told when a stage ends.
 """
 
 from collections.abc import Iterator
@@ -16,7 +17,10 @@ class Exact:
     """An exchange that leaves the sum over all ranks in `total` when it is called."""
 
     def start(self, total: np.ndarray, number: int, key: int, given: GivenBucket) -> None:
-        """Write a bucket into `total`, for the end: these algorithms cut the whole vector into parts."""
+        """Write a bucket into `total`, for the end: these algorithms cut the whole vector into parts.
+
+        key: number of the call, which seeds how compressors round; exact sums have no use for it.
+        """
         given.write(total, given.part)
 
     def finish(self, total: np.ndarray, key: int) -> bool:

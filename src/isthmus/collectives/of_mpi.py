@@ -47,13 +47,17 @@ def sum_at_once(plan, given, total, vector, share):
 
 
 class OfMPI(Exact):
-    """MPI's own Allreduce, whatever algorithm the library picks, to whatever peers."""
+    """MPI's own Allreduce, whatever algorithm the library picks, to whatever peers.
+
+    sent: int64[sites + 1], bytes by site, counted here; the last are those that MPI sends it does not
+    tell where. clock: as those of `Exact`.
+    """
 
     UNKNOWN = -1  # the last place of `sent`: no site's
 
     def __init__(self, comm: Comm, size: int, sent: np.ndarray, clock: Any):
         self.allreduce, self.sent, self.clock = _own_allreduce(comm), sent, clock
-        self.site = 0 if sent.size == 2 else self.UNKNOWN
+        self.site = 0 if sent.size == 2 else self.UNKNOWN  # of one site all stays there
         self.nbytes = 4 * size if comm.size > 1 else 0
 
     def __call__(self, total: np.ndarray) -> None:
