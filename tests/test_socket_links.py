@@ -17,7 +17,7 @@ from isthmus.links.frames import AGAIN, DATA, HEADER_NBYTES, Stream
 from isthmus.links.greeting import MARK, Introduction, hear, introduce, say
 from isthmus.links.joining import join
 from isthmus.links.meeting import Listener, address_of, is_loopback
-from isthmus.links.socket_comm import LEADERS, Endpoint, SocketComm
+from isthmus.links.socket_comm import LEADERS, Endpoint, LostSitesError, SocketComm
 from isthmus.links.switch import Switch
 from isthmus.security.admission import SiteKeys, Token, read_token
 from isthmus.security.key_files import make_keys, read_public
@@ -486,6 +486,53 @@ def test_a_switch_passes_on_and_a_silent_site_wakes_all_who_wait_for_it():
             in_thread(lambda r=rank, s=source: ends[r].Recv(came, s))()
     switches[0].join(60)
     assert not switches[0].is_alive()
+
+
+def test_that_a_site_was_gone_is_no_news_of_it_once_it_is_back():
+    """However late a rank reads it: one that waits in MPI reads nothing."""
+    ends, (switch, _) = switched(deadline_seconds=30.0)
+    switch.survives = True
+    switch.start()
+    late, far = ends[1].endpoint, []
+    late.survives = True
+
+    def change(act, *args):
+        """Have the switch do something, and all be said of it."""
+        number, done = act(*args), threading.Event()
+        switch._ask(done.set)
+        assert done.wait(10)
+        return number
+
+    def comes_back():
+        far.append((socket.socketpair(), socket.socketpair()))
+        direct = Stream(far[-1][0][0], "site1", None, None)
+        return change(switch.add, "site1", far[-1][1][0], [2, 3], direct)
+
+    def goes_on(generation, connections):
+        late.connections = connections
+        late.renew(generation)
+        for _ in range(3):
+            late.progress(0.05)
+
+    change(switch.forget, "site1")
+    assert comes_back() == 1
+    change(switch.forget, "site1")
+    assert comes_back() == 2
+    goes_on(2, {"site1": 2})  # and only now it reads of 0 and 1
+    goes_on(3, {"site1": 2})  # another site has gone or come
+    change(switch.forget, "site1")
+    with pytest.raises(LostSitesError, match="another site has gone"):
+        late.progress(5.0)
+    goes_on(4, {})
+    assert comes_back() == 3
+    change(switch.forget, "site1")
+    goes_on(4, {})  # it does not know of the third yet
+    with pytest.raises(LostSitesError):
+        goes_on(5, {"site1": 3})
+    for end in ends:
+        for stream in end.endpoint.streams:
+            stream.close()
+    switch.close()
 
 
 def test_what_a_stream_hands_on_is_whole_or_nothing():

@@ -85,7 +85,8 @@ class Circle:
         self.stops = False
         self.entered: Decision | None = None  # by which this site came back
         self._to_switch = endpoint.streams[-1]
-        self.endpoint.sites = self._sites()
+        self._number_of = dict.fromkeys(direct, 0)  # of the connection to a site
+        self.endpoint.connections = dict.fromkeys(cluster.names, 0)
 
     @property
     def absent(self) -> list[str]:
@@ -124,7 +125,13 @@ class Circle:
             raise SiteError(
                 f"the first rank of site {self.site!r} is gone, and so is the site; {COME_BACK}"
             )
-        change = Decision(**from_root(self.comm, lambda: self._agreed(points)))
+
+        def decide():
+            change = self._agreed(points)
+            return [change, {site: self._number_of[site] for site in self.direct}]
+
+        told, self.endpoint.connections = from_root(self.comm, decide)
+        change = Decision(**told)
         self._take(change)
         return change
 
@@ -183,8 +190,7 @@ class Circle:
         if self.door is not None:
             self.door.is_hub = self.is_hub and not change.stops
             self.door.members = {(site, start) for site, start in change.members}
-        self.endpoint.sites = [site["name"] for site in change.cluster["site"]]
-        self.came = [site for site in self.endpoint.sites if site not in before]
+        self.came = [site["name"] for site in change.cluster["site"] if site["name"] not in before]
         self.endpoint.renew(change.generation)
 
     def close(self) -> None:
@@ -278,7 +284,7 @@ class Circle:
         first = self.cluster.ranks_of_site(site)[:1]
         stream = self.endpoint.add(parts["leaders"], f"site {site!r}", first)
         self.endpoint.reach(first, stream)
-        self.switch.add(site, parts["switch"], ranks, stream)
+        self._number_of[site] = self.switch.add(site, parts["switch"], ranks, stream)
         self.direct[site] = stream
 
     def _sites(self):

@@ -9,7 +9,7 @@ import select
 import socket
 import time
 from collections import defaultdict, deque
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,7 +40,8 @@ class Endpoint:
 
     generation: how often members have changed. survives: whether the others go on where one is gone;
     then whoever waits raises LostSitesError, and so does everything until `renew`. Messages of
-    generations before are dropped, those of the next are kept.
+    generations before are dropped, those of the next are kept. connections: site -> the number of the
+    one to it, as this site's `Switch` counts them, of the sites that take part.
     """
 
     def __init__(self, rank: int, peers: Sequence[tuple[socket.socket, str, Sequence[int]]]):
@@ -52,7 +53,7 @@ class Endpoint:
         self._poll = select.poll()
         self._watched: dict[int, int] = {}
         self.generation, self.survives = 0, False
-        self.sites: Collection[str] = ()  # that take part
+        self.connections: Mapping[str, int] = {}
         self.broken: LostSitesError | None = None
         self.said: deque[tuple[Stream, dict[str, Any]]] = deque()  # of MEMBERS, and not heard yet
         self._reading: Stream | None = None
@@ -101,7 +102,7 @@ class Endpoint:
         for said in self.said:
             if found is None and wanted in said[1]:
                 found = said
-            elif found is not None or said[1].get("generation", self.generation) > self.generation:
+            elif found is not None or self._age(said[1]) < 0:
                 kept.append(said)
         self.said = kept
         return found
@@ -223,14 +224,21 @@ class Endpoint:
 
     def _take_words(self, stream, words):
         """Keep what is said of who goes on; of this generation, it is a change."""
-        generation = words.get("generation", self.generation)
-        if generation < self.generation or words.get("gone", "") not in ("", *self.sites):
+        age = self._age(words)
+        if age > 0:
             return
         self.said.append((stream, words))
-        if generation == self.generation:
+        if age == 0:
             self.broken = self.broken or LostSitesError(
                 "another site has gone or come meanwhile; start this site again with the same command"
             )
+
+    def _age(self, words):
+        """Return how much is newer than these words: above 0 they are old, below they are of later."""
+        if "gone" in words:  # a connection: it may be read long after, or before the site takes part
+            number = words["connection"]
+            return self.connections.get(words["gone"], number - 1) - number
+        return self.generation - words.get("generation", self.generation)
 
     def _room(self, header: Header) -> memoryview:
         key = header.channel, header.source, header.tag

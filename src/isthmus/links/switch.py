@@ -3,7 +3,8 @@
 Leaders of sites that are joined talk over sockets of their own; all other messages between sites go
 through the switches of both. It is also what notices that a site is silent: each switch gives a sign of
 life twice a second, and a site without one for `deadline_seconds` is gone, frozen or cut off. Where the
-others go on without it, the site's ranks are told, and its leader has the switch forget the site.
+others go on without it, the site's ranks are told, and its leader has the switch forget the site. Some
+ranks read that late: it names the connection, so that nobody takes it for news of a later one.
 """
 
 import contextlib
@@ -59,9 +60,11 @@ class Switch(threading.Thread):
             self._stream_to[rank] = stream
         self._heard: dict[Stream, float] = {}
         self._site_of: dict[Stream, str] = {}
+        self._number_of: dict[Stream, int] = {}  # of the connections to a site, one after another
+        self._added = 0
         self._direct_of = dict(zip(far, direct))
         for site, (connection, ranks) in far.items():
-            self._add(site, connection, ranks)
+            self._add(site, connection, ranks, 0)
         self._asked: deque[Callable[[], None]] = deque()  # by the leader's thread
         self._watch = selectors.DefaultSelector()
         self._events: dict[Stream, int] = {}
@@ -80,16 +83,22 @@ class Switch(threading.Thread):
         """Pass nothing on to a site any more, and have its connections be closed."""
         self._ask(lambda: self._lose_all(site))
 
-    def add(self, site: str, connection: socket.socket, ranks: Sequence[int], direct: Stream) -> None:
-        """Pass on to a site that has come, too."""
+    def add(self, site: str, connection: socket.socket, ranks: Sequence[int], direct: Stream) -> int:
+        """Pass on to a site that has come, too. Return the number of the connection, above 0.
+
+        What this site's ranks are told of the site says of which connection it is.
+        """
         direct.patience_seconds = SECONDS_TO_TELL
+        self._added += 1
+        number = self._added
 
         def act():
             self._lose_all(site)
             self._direct_of[site] = direct
-            self._add(site, connection, ranks)
+            self._add(site, connection, ranks, number)
 
         self._ask(act)
+        return number
 
     def _ask(self, act):
         self._asked.append(act)
@@ -99,10 +108,11 @@ class Switch(threading.Thread):
         with contextlib.suppress(OSError):  # it has ended
             self._wake.send(b"\0")
 
-    def _add(self, site, connection, ranks):
+    def _add(self, site, connection, ranks, number):
         stream = Stream(connection, f"site {site!r}", _room, self._pass_on)
         self._far.append(stream)
         self._heard[stream], self._site_of[stream] = time.monotonic(), site
+        self._number_of[stream] = number
         self._stream_to.update(dict.fromkeys(ranks, stream))
 
     def run(self) -> None:
@@ -191,7 +201,7 @@ class Switch(threading.Thread):
             direct.reason = direct.reason or str(problem).partition(";")[0]
             with contextlib.suppress(OSError):  # it is closed
                 direct.socket.shutdown(socket.SHUT_RDWR)
-        self._tell_near({"gone": site})
+        self._tell_near({"gone": site, "connection": self._number_of.pop(stream)})
 
     def _lose_all(self, site):
         for stream in [stream for stream, name in self._site_of.items() if name == site]:
