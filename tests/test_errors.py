@@ -509,8 +509,8 @@ def test_a_rank_that_is_late_is_named_with_its_phase_while_it_is(lab):
 
 
 def test_a_log_on_a_full_disk_costs_lines_and_nothing_else(tmp_path):
-    kept = RankLog(0)
-    kept.open(tmp_path)
+    kept = RankLog()
+    kept.open(tmp_path, 0)
     with largest_file(50):
         logging.getLogger("isthmus").info("a line that is longer than what may be written")
         kept.close()

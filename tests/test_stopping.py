@@ -31,3 +31,19 @@ def test_ranks_that_are_not_told_go_on_and_seldom_ask(comm):
             asked += [step] if stop.next_step != before else []
     assert len(asked) <= 12
     assert gather_json(comm, asked) == [asked] * 3
+
+
+@pytest.mark.ranks(3)
+def test_a_signal_that_comes_while_others_go_is_not_lost(comm):
+    with stopping_on(signal.SIGUSR1, comm, 0) as stop:
+        assert not stop.told(1)
+        if comm.rank == 2:
+            signal.raise_signal(signal.SIGUSR1)
+        stop.ask_among(comm, 0)  # in the job of those who are left
+        stop.ask_among(comm, 1)  # and of fewer still, as one has gone meanwhile
+        assert stop.told(2)
+    with stopping_on(signal.SIGUSR1, comm, 0) as stop:
+        stop.ask_among(comm, 1)
+        if comm.rank == 2:
+            signal.raise_signal(signal.SIGUSR1)
+        assert stop.told(2)

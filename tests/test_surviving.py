@@ -229,3 +229,29 @@ def test_a_cluster_without_some_of_its_ranks_is_one():
     with pytest.raises(ClusterError, match="no link leads"):
         cluster.without([0, 1])  # the site that the others reach each other by
     assert cluster.without([0, 1, 2]).names == ("site2",)
+
+
+@pytest.mark.slow
+def test_last_words_after_a_loss_are_those_of_the_job_that_goes_on(tmp_path):
+    for name in ("train", "test"):
+        pack(tmp_path, name)
+    settings(
+        tmp_path,
+        cluster=cluster_of(1, 2),
+        training={"compare_replicas_every": 1},
+        recovery={"survive": True},
+        run={"checkpoint_every": 5},
+    )
+    harm = [
+        {"rank": 2, "step": 3, "moment": "allreduce"},
+        {"rank": 1, "step": 7, "moment": "compute", "kind": "flip", "bit": 21},
+    ]
+    done = launch(tmp_path, 3, harm, "--with-ft", "ulfm")
+    assert "step 5: checkpoint written" in done.stderr, done.stderr
+    told = done.stderr.partition("isthmus: ")[2]
+    assert "step   7, phase replicas" in told, done.stderr
+    assert "its last checkpoint, of step 5, is" in told
+    assert "--resume" in told
+    log = (tmp_path / "runs/mine/logs/rank0000.log").read_text()
+    assert [line for line in log.splitlines() if " ERROR step 7, phase replicas: " in line], log
+    assert log.count(" go on after ") == 1

@@ -17,8 +17,12 @@ class StopRequest:
     """
 
     def __init__(self, world, home):
-        self.world, self.home = world, home
         self.signalled = False
+        self.ask_among(world, home)
+
+    def ask_among(self, world, home):
+        """Ask these ranks from now on, in the job that goes on; who was told to stop still is."""
+        self.world, self.home = world, home
         self.next_step = None
         self.start = None
 

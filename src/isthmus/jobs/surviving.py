@@ -23,7 +23,7 @@ from isthmus.errors import MachineError, SiteError, StoppedError, ranks_in_words
 from isthmus.folders.lock import FolderLock
 from isthmus.jobs.past import Past
 from isthmus.jobs.preparation import checked
-from isthmus.jobs.stopping import StopRequest, stopping_on
+from isthmus.jobs.stopping import stopping_on
 from isthmus.jobs.succeeding import next_job
 from isthmus.links.agreement import from_root, gather_json, require
 from isthmus.links.sealed import ranks_without_key
@@ -61,7 +61,7 @@ class Survival:
         self.membership = Membership(comm, step) if circle is None else SiteMembership(circle, step)
         self.kind, self.circle, self.stop, self.lock = kind, circle, stop, lock
         self.show, self.faults, self.lost = show, faults, 0
-        self.looked_at, self.words, self.succeeds = 0.0, [], False
+        self.looked_at, self.words, self.succeeds, self.journal = 0.0, [], False, None
 
     def begin(self, job, placed):
         """Take up a job that all ranks begin, or those of sites that are not late. Collective.
@@ -79,6 +79,7 @@ class Survival:
         Loss.leaves_at_once = True
         self._tell_of_buddies(job)
         self._tell_of_keys(job)
+        self.journal = job.journal
         self.job, job.done_step = job, job.training.state.step
         self.ranks = [*job.tiers.numbers]  # of the job, by their numbers in the whole cluster
         self.placed = placed
@@ -108,7 +109,7 @@ class Survival:
             )
 
     def come(self, tiers, settings, tell):
-        """Take part in a run that is under way, as the others tell. Collective."""
+        """Take part in a run that is under way, as the others tell; keep `journal` then. Collective."""
         began, change = time.perf_counter(), self.circle.entered
         Loss.leaves_at_once = True
         self.job, self.ranks = None, []
@@ -206,7 +207,6 @@ class Survival:
         try:
             self.membership.leave_out_the_gone(problem, waiting)
             journal.watch.close()
-            journal.log.close()
             if before.account.folder is not None:
                 before.account.folder.close()
             if self.circle is None:
@@ -221,6 +221,7 @@ class Survival:
         self.lost += len(gone)
         if self.circle is None:
             Loss.ranks, Loss.speaks = self.lost, self.job.leads
+        self.journal.hand_over(self.job.journal)
         sites = [name for name in tiers.cluster.names if name not in self.job.tiers.cluster.names]
         self._begin_again(
             began,
@@ -245,13 +246,11 @@ class Survival:
         self.patience_seconds = job.settings.run.abort_seconds or usual
 
     def _begin_again(self, began, clock, gone=(), came=(), undone=0, sites=()):
-        """Say what was wrong and who has come, and have the new job be the one that signals reach.
+        """Say what was wrong and who has come.
 
         undone: steps that were made and are made again. sites: that are gone, and had an optimizer each.
         """
         job, self.membership.changed.words = self.job, ""
-        signal.signal(signal.SIGUSR1, self.stop.note)
-        job.journal.__enter__()
         seconds, now = time.perf_counter() - began, job.tiers.cluster.size
         at = f"step {job.training.state.step}"
         if job.replicas.untold is not None:
@@ -324,16 +323,13 @@ class Survival:
             changed = gather_json(tiers.world, self.membership.changed.words)
             self.words = [each for each in changed if each]
             tiers = checked(tiers, past.settings)
-            stop = StopRequest(tiers.world, tiers.home)
-            stop.signalled = self.stop.signalled
-            journal = Journal(tiers, past.settings.run, past.speak)
-            try:
-                job = next_job(self.kind, tiers, past, ranks, here, journal, self.lock)
-                self.succeeds = job.path != past.path
-            except BaseException:
-                journal.log.close()
-                raise
-        self.stop, self.placed = stop, past.placed
+            self.stop.ask_among(tiers.world, tiers.home)
+            log = self.journal and self.journal.log
+            journal = Journal(tiers, past.settings.run, past.speak, log)
+            self.journal = self.journal or journal
+            job = next_job(self.kind, tiers, past, ranks, here, journal, self.lock)
+            self.succeeds = job.path != past.path
+        self.placed = past.placed
         return job
 
     def _met(self, tiers, past, here, settings, tell):
@@ -358,7 +354,8 @@ def come_back(comm, kind, tiers, settings, tell, show):
             survival.come(tiers, settings, tell)
         except (LostSitesError, MPI.Exception) as problem:
             raise SiteError(f"while this site came back: {problem}") from None
-        return survival.run()
+        with survival.journal:
+            return survival.run()
 
 
 def as_before(tiers, settings):

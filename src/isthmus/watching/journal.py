@@ -27,12 +27,13 @@ class Journal:
     """Kept by `with` while a run goes on. Collective, but for an exception on the way out.
 
     settings: `[run]`. tell(line, passing): prints a line of progress; called where the job's rank 0 is.
-    hosts: the name of each cluster rank's host.
+    hosts: the name of each cluster rank's host. log: this process's RankLog, where there is one; where
+    another job goes on in the place of this one, it is that one's, and `now` the journal of it.
     """
 
-    def __init__(self, tiers, settings, tell):
+    def __init__(self, tiers, settings, tell, log_of_before=None):
         cluster, world = tiers.cluster, tiers.world
-        self.log = RankLog(world.rank)
+        self.log, self.now = log_of_before or RankLog(), self
         self.hosts = gather_json(world, MPI.Get_processor_name())
         sites = [cluster.sites[site] for site in cluster.site_of_rank]
         self._of_rank = (
@@ -67,7 +68,7 @@ class Journal:
         if RUN_NOTE in os.environ and self.rank == self.home:
             with suppress(OSError):  # what has started the job may have ended, or be on another machine
                 Path(os.environ[RUN_NOTE]).write_text(str(self.folder.absolute()))
-        self.log.open(folder, self._mode)
+        self.log.open(folder, self.rank, self._mode)
 
     def tell(self, line, passing=False):
         """Log a line of progress, and print it where the job's rank 0 is."""
@@ -130,7 +131,15 @@ class Journal:
         self.watch.start()
         return self
 
+    def hand_over(self, journal):
+        """Have the journal of the job that goes on be the one that is kept, and tells the end."""
+        self.now = journal
+        journal.__enter__()
+
     def __exit__(self, kind, problem, _):
+        self.now._leave(kind, problem)
+
+    def _leave(self, kind, problem):
         if self.watch.ident is not None:
             self.watch.close()
         if problem is None:

@@ -12,24 +12,25 @@ HELD = 10_000  # records, until the run has a folder
 
 
 class RankLog:
-    """Takes what the logger "isthmus" says from now on; `open` says where it goes."""
+    """Takes what the logger "isthmus" says from now on; `open` says where it goes. One a process."""
 
-    def __init__(self, rank):
-        self.rank = rank
+    def __init__(self):
         self.path = None
         self.level = log.level
         self.handler = MemoryHandler(HELD, flushLevel=logging.CRITICAL + 1, flushOnClose=False)
         log.addHandler(self.handler)
         log.setLevel(logging.INFO)
 
-    def open(self, folder, mode=None):
-        """Write to `folder`/logs, what was said so far first.
+    def open(self, folder, rank, mode=None):
+        """Write to `folder`/logs as `rank`, what was said so far first, where it was not open.
 
         A host that does not see the job's folder has one of its own there, of `mode` where that is not
         None; where none can be made
         the run goes on without this rank's log.
         """
-        path = log_path(folder, self.rank)
+        path = log_path(folder, rank)
+        if path == self.path:
+            return
         try:
             if mode is not None and not path.parents[1].exists():
                 path.parents[1].mkdir(parents=True, exist_ok=True)
@@ -41,8 +42,9 @@ class RankLog:
         file.setFormatter(logging.Formatter(FORMAT))
         held, self.handler, self.path = self.handler, file, path
         log.addHandler(file)
-        held.setTarget(file)
-        held.flush()
+        if isinstance(held, MemoryHandler):
+            held.setTarget(file)
+            held.flush()
         log.removeHandler(held)
         held.close()
 
