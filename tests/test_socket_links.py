@@ -13,9 +13,10 @@ import pytest
 from patience import until
 
 from isthmus.errors import SecurityError, SiteError
+from isthmus.json_text import dumps, loads
 from isthmus.links.frames import AGAIN, DATA, HEADER_NBYTES, Stream
 from isthmus.links.greeting import MARK, Introduction, hear, introduce, say
-from isthmus.links.joining import join
+from isthmus.links.joining import call, join
 from isthmus.links.meeting import Listener, address_of, is_loopback
 from isthmus.links.socket_comm import LEADERS, Endpoint, LostSitesError, SocketComm
 from isthmus.links.switch import Switch
@@ -204,9 +205,16 @@ def answer_to(port, words):
         return b""
 
 
-def joining(port, site="edge", settings="alike", token=TOKEN, **more):
+def unlistening():
+    """Return the words of a site that does not say whether it listens."""
+    hello = loads(Introduction("edge", "alike", TOKEN).hello("leaders"))
+    text = dumps({key: value for key, value in hello.items() if key != "listens"}).encode()
+    return MARK + struct.pack("!I", len(text)) + text
+
+
+def joining(port, site="edge", settings="alike", token=TOKEN, wait_seconds=60.0, **more):
     me = Introduction(site, settings, token, **more)
-    return join([("127.0.0.1", port)], me, 60.0, lambda line: None)[0]
+    return join([("127.0.0.1", port)], me, wait_seconds, lambda line: None)[0]
 
 
 def test_bad_callers_are_told_in_a_line_at_both_ends_and_the_others_go_on(caplog, monkeypatch):
@@ -221,6 +229,7 @@ def test_bad_callers_are_told_in_a_line_at_both_ends_and_the_others_go_on(caplog
             (MARK + struct.pack("!I", 1 << 30), "says 1073741824 bytes at once"),
             (MARK + struct.pack("!I", 3) + b"[1]", "says what is no JSON"),
             (MARK + struct.pack("!I", 2) + b"{}", "says what is no hello of isthmus"),
+            (unlistening(), "says what is no hello of isthmus"),
         )
         for words, _ in garbage:
             assert answer_to(port, words) == b""
@@ -249,7 +258,7 @@ def test_bad_callers_are_told_in_a_line_at_both_ends_and_the_others_go_on(caplog
         until(lambda: any("site edge: joined from" in line for line in told))
         until(lambda: len(caplog.records) >= len(garbage) + 2 + len(refused))
         with pytest.raises(SiteError, match="two sites of one name, 'edge': one has joined from 127"):
-            joining(port)
+            joining(port, wait_seconds=0.6)
         in_thread(lambda: joining(port, "far"))
         assert {name: sorted(parts) for name, parts in met().items()} == {
             "edge": ["leaders", "switch"],
@@ -334,6 +343,50 @@ def test_who_comes_late_or_leaves_again_is_told_of_and_a_port_in_use(caplog, mon
     me = Introduction("edge", "alike", TOKEN)
     with pytest.raises(SiteError, match=f"127.0.0.1:{port}: nobody answers there for 0.1 s"):
         join([("127.0.0.1", port)], me, 0.1, lambda line: None)
+
+
+def test_who_is_started_anew_before_its_end_is_noticed_takes_part_once_it_is(caplog):
+    me = Introduction("cloud", "alike", TOKEN)
+    with Listener(("127.0.0.1", 0), me, ["edge"], lambda line: None) as listener:
+        port = listener._socket.getsockname()[1]
+        met = in_thread(lambda: listener.meet(20.0, survives=True))
+        first = Introduction("edge", "alike", TOKEN)
+        living = in_thread(lambda: join([("127.0.0.1", port)], first, 20.0, lambda line: None))
+        connections = met()["edge"]  # nobody closes them there: its host has lost its power
+        assert living().site == "cloud"
+        listener.attend()
+        told = []
+        again = Introduction("edge", "alike", TOKEN)
+        second = in_thread(lambda: join([("127.0.0.1", port)], again, 20.0, told.append))
+        until(lambda: told)
+        time.sleep(0.5)
+        assert listener.ready == []
+        for each in connections.values():  # it gives no sign of life
+            each.close()
+        until(lambda: listener.ready == ["edge"])
+        assert listener.hello_of("edge")["session"] == first.session  # until it is taken
+        assert sorted(listener.take("edge", 1)) == ["leaders", "switch"]
+        assert listener.hello_of("edge")["session"] == again.session
+        assert second()[1]["generation"] == 1
+        assert listener.take("edge", 2) is None
+    lines = [record.getMessage() for record in caplog.records]
+    assert sum("two sites of one name, 'edge'" in line for line in lines) == 1
+
+
+def test_who_is_ready_and_goes_before_it_is_taken_is_left_out():
+    me = Introduction("cloud", "alike", TOKEN)
+    with Listener(("127.0.0.1", 0), me, ["edge"], lambda line: None) as listener:
+        port = listener._socket.getsockname()[1]
+        listener.attend()
+        whole, half = (Introduction("edge", "alike", TOKEN) for _ in range(2))
+        _, connections = call(("127.0.0.1", port), whole, 5.0)
+        until(lambda: listener.ready == ["edge"])
+        for each in connections.values():
+            each.close()
+        assert listener.take("edge", 1) is None
+        connection = caller(port)
+        introduce(connection, half, "leaders")
+        assert listener.take("edge", 1) is None  # one of two connections is none
 
 
 def test_silent_callers_keep_no_place_and_who_is_hung_up_on_calls_again(monkeypatch):

@@ -306,8 +306,9 @@ class Circle:
         came: list[int] = []
         for site in self.door.ready if self.door is not None else ():
             ranks = self.cluster.ranks_of_site(site)
-            self._connect(site, self.door.take(site, self.endpoint.generation), ranks)
-            came += ranks
+            if (parts := self.door.take(site, self.endpoint.generation)) is not None:
+                self._connect(site, parts, ranks)
+                came += ranks
         return came
 
     def _lives(self, site):

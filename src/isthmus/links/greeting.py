@@ -187,6 +187,8 @@ def greet(connection: socket.socket, me: Introduction) -> dict[str, Any]:
         not all(isinstance(hello.get(key), str) for key in wanted)
         or hello["part"] not in PARTS
         or not isinstance(hello.get("vote"), dict | None)
+        or not isinstance(hello.get("listens"), bool)
+        or not isinstance(hello.get("calls"), int)
     ):
         raise SiteError("says what is no hello of isthmus")
     mine = me.hello(hello["part"])

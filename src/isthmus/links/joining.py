@@ -72,6 +72,9 @@ def join(addresses: Sequence[Address], me: Introduction, wait_seconds: float, te
                 why.append(str(problem))
         if time.monotonic() > end:
             where = " or ".join(map(in_words, addresses))
+            for each in why:
+                if "; " in each:  # it says itself what to do
+                    raise SiteError(each)
             found = "; ".join(why) or f"{where}: nobody answers there"
             raise SiteError(
                 f"{found} for {wait_seconds:g} s{f' ({silent})' * bool(silent)}; start the site that "

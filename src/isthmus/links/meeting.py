@@ -73,8 +73,7 @@ class _Caller:
         return not self.takes_part and len(self.connections) == len(PARTS) and not self.is_gone
 
     def start(self, words):
-        """Tell it that it takes part; from now on others read and close its connections."""
-        self.takes_part = True
+        """Tell it that it takes part; others read and close its connections then."""
         for connection in self.connections.values():
             with suppress(OSError):  # it is found gone when it is waited for
                 connection.begin(words)
@@ -108,6 +107,8 @@ class Listener:
         self.members: Collection[tuple[str, str]] = ()
         self.words: dict[str, Any] = {}
         self._callers: dict[str, _Caller] = {}
+        self._hello_of: dict[str, dict[str, Any]] = {}  # of those that take part
+        self._twins: set[str] = set()  # sessions of second sites of one name, which are told of once
         self._lock = threading.Lock()
         self._greeted: list[socket.socket] = []  # who have called, and not proven themselves yet
         self._places = threading.Lock()  # of the list of these
@@ -154,16 +155,29 @@ class Listener:
             return {site: caller.hello for site, caller in self._callers.items() if caller.is_ready}
 
     def hello_of(self, site: str) -> dict[str, Any]:
-        """Return what a site has said of itself that has called last."""
-        return self._callers[site].hello
+        """Return what a site that takes part has said of itself."""
+        return self._hello_of[site]
 
-    def take(self, site: str, generation: int) -> dict[str, Met]:
-        """Return the connections of a site that is `ready`, which is told that it takes part.
+    def take(self, site: str, generation: int) -> dict[str, Met] | None:
+        """Return the connections of a site that waits, which is told that it takes part; None where it
+        has gone meanwhile.
 
         generation: how often members have changed before.
         """
+        words = {"generation": generation} | self.words
+        if (caller := self._bound([site]).get(site)) is None:
+            return None
+        return caller.start(words)
+
+    def _bound(self, sites):
+        """Return site -> caller if all these sites wait, and from now on take part; else nothing."""
         with self._lock:
-            return self._callers[site].start({"generation": generation} | self.words)
+            found = {site: self._callers.get(site) for site in sites}
+            if not all(caller is not None and caller.is_ready for caller in found.values()):
+                return {}
+            for site, caller in found.items():
+                caller.takes_part, self._hello_of[site] = True, caller.hello
+            return found
 
     def meet(
         self,
@@ -200,7 +214,11 @@ class Listener:
                 self._take_call()
             if elsewhere():
                 return None
-        hellos = {name: self._callers[name].hello for name in self.others if name not in late}
+        there = [name for name in self.others if name not in late]
+        callers = self._bound(there)
+        if len(callers) < len(there):  # one has gone, or called anew, since
+            return self.meet(wait_seconds, survives, elsewhere, may_begin)
+        hellos = {name: caller.hello for name, caller in callers.items()}
         others_listen = any(each["listens"] for each in hellos.values()) or bool(late and self.me.calls)
         self.words = {"quorum": survives and others_listen, "late": late}
         for name, hello in hellos.items():
@@ -209,7 +227,7 @@ class Listener:
                     f"site {name}: has one address to --join, and ends where the hub is gone; give it "
                     "that of another site that listens as well"
                 )
-        return {name: self._callers[name].start(self.words) for name in hellos}
+        return {name: caller.start(self.words) for name, caller in callers.items()}
 
     def _take_call(self):
         with suppress(OSError):  # it has hung up
@@ -228,8 +246,12 @@ class Listener:
             make_quick(connection)
             hello = greet(connection, self.me)
             with self._lock:
-                if why := self._not_here(hello):
+                twin = self._twin(hello)
+                if why := self._not_here(hello) or twin:
                     refuse(connection, why, elsewhere=True)
+                    if twin and hello["session"] not in self._twins:
+                        self._twins.add(hello["session"])
+                        log.warning(f"{self.where}: caller {address}: {twin}")
                     connection.close()
                     return
                 if why := self._complaint(hello):
@@ -279,10 +301,21 @@ class Listener:
             or caller.hello["session"] != hello["session"]
             or caller.hello["vote"] != hello["vote"]
         ):
-            if not caller.is_gone and caller.hello["session"] != hello["session"]:
-                return f"two sites of one name, {site!r}: one has joined from {caller.address}"
             self._forget(site)
         return None
+
+    def _twin(self, hello):
+        """Return why a site is not taken as long as another one of its name is there; None if none is.
+
+        It may have been started anew before it is noticed that it was gone.
+        """
+        caller = self._callers.get(hello["site"])
+        if caller is None or caller.is_gone or caller.hello["session"] == hello["session"]:
+            return None
+        return (
+            f"two sites of one name, {hello['site']!r}: one has joined from {caller.address}; if it "
+            "lives, end one of them"
+        )
 
     def _missing(self):
         """Return the sites that have not joined, or have gone again."""

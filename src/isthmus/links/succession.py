@@ -7,6 +7,7 @@ their connection lasts.
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -75,7 +76,9 @@ class Succession:
         if door is None:
             return vote.site, number, {}
         door.gathers = False
-        connections = {site: door.take(site, number) for site in sites if site != vote.site}
+        taken = {site: door.take(site, number) for site in sites if site != vote.site}
+        connections = {site: parts for site, parts in taken.items() if parts is not None}
+        sites = [vote.site, *connections]  # without who has gone again
         goes_on = self.quorum.is_reached(sites)
         door.dismiss("the others go on without it" if goes_on else "too few are left", not goes_on)
         return vote.site, number, connections
@@ -108,7 +111,11 @@ class Succession:
     def _votes(self):
         if self.door is None:
             return []
-        return [_vote_of(site, told) for site, told in self.door.votes.items()]
+        found = []
+        for site, told in self.door.votes.items():
+            with suppress(KeyError, TypeError, ValueError):  # what says no vote has none
+                found.append(_vote_of(site, told))
+        return found
 
 
 def _told(vote: Vote) -> dict[str, Any]:
