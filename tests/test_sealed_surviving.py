@@ -32,7 +32,7 @@ from isthmus.links.sealed import TAG_NBYTES, agree_on_keys, ranks_without_key
 from isthmus.links.socket_comm import Endpoint, LostSitesError
 from isthmus.mpirun import mpirun
 from isthmus.recovery.faults import PLAN
-from isthmus.recovery.membership import MOST_CHANGED, ChangedMessages, Membership
+from isthmus.recovery.membership import MOST_CHANGED, Borne, Membership
 from isthmus.recovery.site_membership import SiteMembership
 from isthmus.security.admission import Token
 from isthmus.security.key_files import make_keys
@@ -282,7 +282,7 @@ def changed_of(source):
 
 def test_so_many_changed_messages_are_borne_and_the_hub_parts_from_whose_they_are():
     step = 5
-    messages = ChangedMessages(lambda: step)
+    messages = Borne(lambda: step)
     assert not messages.too_many(LostSitesError("gone"))
     borne = [messages.too_many(changed_of(1)) for _ in range(MOST_CHANGED)]
     step += 1  # who is ahead by a step goes back

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from contextlib import suppress
 
 import pytest
 from clusters import cluster_of
@@ -18,7 +19,14 @@ from isthmus.jobs.settings import RunSettings
 from isthmus.jobs.verifying import verify_steps
 from isthmus.mpirun import mpirun
 from isthmus.recovery.faults import PLAN
-from isthmus.recovery.membership import AnotherFailsError, Membership
+from isthmus.recovery.membership import (
+    MOST_FAILURES,
+    AnotherFailsError,
+    Borne,
+    LostRanksError,
+    Membership,
+)
+from isthmus.recovery.site_membership import SiteMembership
 
 INT8 = {"compressor": {"kind": "int8", "block": 8}}
 DEATHS = [
@@ -182,6 +190,72 @@ def test_what_a_rank_raises_is_its_own_where_nobody_is_gone(own, sizes, others):
     else:
         assert isinstance(raised, AnotherFailsError) == (nobody_is_gone and others == "fails")
     assert membership.comm.size == sizes[-1]
+
+
+FAILURE = MPI.Exception(MPI.ERR_TRUNCATE)
+REVOKED = MPI.Exception(MPI.ERR_REVOKED)
+
+
+def test_an_error_of_mpi_that_comes_again_with_nobody_gone_ends_the_job():
+    step = 4
+    borne = Borne(lambda: step)
+    for _ in range(3 * MOST_FAILURES):  # each after a step more
+        step += 1
+        assert not borne.too_many(FAILURE)
+    assert borne.words.startswith("MPI fails: MPI_ERR_TRUNCATE")
+    borne.told()
+    for _ in range(3 * MOST_FAILURES):  # another rank has them
+        assert not any(map(borne.too_many, (REVOKED, LostRanksError(), None)))
+    assert borne.words == ""
+    membership = Membership(Left([4] * (3 + MOST_FAILURES) + [3, 3, 3], False), lambda: 4)
+    for _ in range(MOST_FAILURES):
+        membership.leave_out_the_gone(FAILURE, [])
+    with pytest.raises(MPI.Exception):
+        membership.leave_out_the_gone(FAILURE, [])
+    while membership.comm.size == 4:
+        with suppress(MPI.Exception):
+            membership.leave_out_the_gone(FAILURE, [])
+    assert (membership.borne.failures, membership.borne.words) == (0, "")  # it came of that
+
+
+class Circling:
+    """A circle whose ranks may change whenever they settle."""
+
+    came, endpoint, is_hub = (), None, False
+
+    def __init__(self, *changes):
+        self.changes, self.ranks = [*changes], [0, 1, 2]
+
+    def survive(self):
+        pass
+
+    def wake(self):
+        pass
+
+    def settle(self, step, done):
+        self.ranks = self.changes.pop(0) if self.changes else self.ranks
+
+    def part_from(self, sites, seconds=0.0):
+        return False
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_an_error_of_mpi_that_comes_again_ends_a_site_where_no_site_is_gone(gone):
+    changes = [[0, 1], [0], [0, 2]] * MOST_FAILURES if gone else []
+    membership, asked = SiteMembership(Circling(*changes), lambda: 4), []
+
+    def build(change, made):
+        asked.append(change)
+        if len(asked) > 2 * MOST_FAILURES:
+            return "built"
+        raise FAILURE
+
+    if gone:
+        assert membership.rebuild(lambda: (4, True), build) == "built"
+        return
+    with pytest.raises(MPI.Exception):
+        membership.rebuild(lambda: (4, True), build)
+    assert len(asked) == 1 + MOST_FAILURES
 
 
 @pytest.mark.slow

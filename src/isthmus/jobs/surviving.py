@@ -250,7 +250,8 @@ class Survival:
 
         undone: steps that were made and are made again. sites: that are gone, and had an optimizer each.
         """
-        job, self.membership.changed.words = self.job, ""
+        job = self.job
+        self.membership.borne.told()
         seconds, now = time.perf_counter() - began, job.tiers.cluster.size
         at = f"step {job.training.state.step}"
         if job.replicas.untold is not None:
@@ -320,7 +321,7 @@ class Survival:
         with self.faults.joining() if None in here else nullcontext():
             if None in here or past is None:
                 past, here = self._met(tiers, past, here, settings, tell)
-            changed = gather_json(tiers.world, self.membership.changed.words)
+            changed = gather_json(tiers.world, self.membership.borne.words)
             self.words = [each for each in changed if each]
             tiers = checked(tiers, past.settings)
             self.stop.ask_among(tiers.world, tiers.home)

@@ -28,24 +28,55 @@ MOST_CHANGED = 3
 more does so on purpose, or is broken."""
 
 
-class ChangedMessages:
-    """Those that this rank has found of late. step: gives the last step that it has made."""
+MOST_FAILURES = 5
+"""Errors of MPI on one rank with nobody gone, and no step made between, that are borne."""
+
+
+class Borne:
+    """What this rank has found wrong of late with nobody gone: messages that were changed, errors of
+    MPI. step: gives the last step that it has made."""
 
     def __init__(self, step: Callable[[], int]):
         self.step = step
-        self.steps: list[int] = []  # after which they were found
-        self.words = ""  # of the last one, until it is told
+        self.steps: list[int] = []  # after which changed messages were found
+        self.failures, self.furthest = 0, -1  # of MPI in a row, and the last step made at one of them
+        self.changed = self.failure = ""  # in words, until they are told
 
-    def too_many(self, problem: Exception) -> bool:
+    @property
+    def words(self) -> str:
+        """What was wrong since it was told last."""
+        return "; ".join(filter(None, (self.changed, self.failure)))
+
+    def told(self) -> None:
+        """Have what was wrong so far not be told again."""
+        self.changed = self.failure = ""
+
+    def somebody_is_gone(self) -> None:
+        """Take no more of what MPI has raised for errors of its own."""
+        self.failures, self.failure = 0, ""
+
+    def too_many(self, problem: Exception | None) -> bool:
         """Whether `problem` is one more of them than is borne."""
+        if _is_of_mpi(problem):
+            step, self.failure = self.step(), f"MPI fails: {problem}"
+            self.failures = 1 if step > self.furthest else self.failures + 1
+            self.furthest = max(step, self.furthest)
+            return self.failures > MOST_FAILURES
         if not isinstance(problem, SealError):
             return False
-        step, self.words = self.step(), str(problem).partition(";")[0]
+        step, self.changed = self.step(), str(problem).partition(";")[0]
         self.steps = [*(each for each in self.steps if each >= step - 1), step]
         if len(self.steps) <= MOST_CHANGED:
             return False
         self.steps.clear()
         return True
+
+
+def _is_of_mpi(problem):
+    """Whether MPI itself has raised this, and not because another rank has found something wrong."""
+    if isinstance(problem, LostRanksError):
+        problem = problem.__cause__
+    return isinstance(problem, MPI.Exception) and problem.Get_error_class() != MPI.ERR_REVOKED
 
 
 class Membership:
@@ -55,14 +86,14 @@ class Membership:
     """
 
     def __init__(self, comm: MPI.Comm, step: Callable[[], int]):
-        self.comm, self.changed = comm, ChangedMessages(step)
+        self.comm, self.borne = comm, Borne(step)
 
     def agree(self, well: bool = True) -> None:
         """Return on every rank if all say that all is well, or raise LostRanksError on every one."""
         try:
             all_well = self.comm.Agree(int(well)) == 1
-        except MPI.Exception:  # a rank is gone, of which not all knew
-            all_well = False
+        except MPI.Exception as problem:  # a rank is gone, of which not all knew
+            raise LostRanksError from problem
         if not all_well:
             raise LostRanksError
 
@@ -77,7 +108,7 @@ class Membership:
 
         problem: what this rank has raised, of any kind: of a message that a rank was sending as it died
         MPI may say nothing, and there is no data then. Where nobody is gone, what is not of MPI nor of a
-        changed message, or of one too many, is raised again, and AnotherFailsError on ranks that have no
+        changed message, or is one too many, is raised again, and AnotherFailsError on ranks that have no
         such problem.
         comms: in which others may wait.
         """
@@ -90,12 +121,13 @@ class Membership:
     def _leave_out_the_gone(self, problem):
         """Do so where all know already that something is wrong; problem: None on ranks without one."""
         fails = not (problem is None or isinstance(problem, (MPI.Exception, LostRanksError, SealError)))
-        fails = self.changed.too_many(problem) or fails
+        fails = self.borne.too_many(problem) or fails
         while True:
             before = self.comm.size
             self.comm = self.comm.Shrink()
             self.comm.Set_errhandler(MPI.ERRORS_RETURN)
             if self.comm.size < before:
+                self.borne.somebody_is_gone()
                 return
             try:
                 somebody_fails = self.comm.Agree(int(not fails)) != 1
@@ -121,9 +153,9 @@ class Membership:
                 revoke([*made, self.comm])
             try:
                 self.agree(problem is None)
-            except LostRanksError:
+            except LostRanksError as lost:
                 revoke([*made, self.comm])
-                self._leave_out_the_gone(problem)
+                self._leave_out_the_gone(problem or lost)
                 continue
             return result
 

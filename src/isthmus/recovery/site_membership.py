@@ -15,7 +15,7 @@ from mpi4py import MPI
 from isthmus.errors import SealError, SecurityError
 from isthmus.links.circle import Circle, Decision
 from isthmus.links.socket_comm import LostSitesError
-from isthmus.recovery.membership import ChangedMessages, revoke
+from isthmus.recovery.membership import Borne, revoke
 
 log = logging.getLogger("isthmus")
 OF_A_LOSS = (MPI.Exception, LostSitesError, SealError)
@@ -29,7 +29,7 @@ class SiteMembership:
     """What the sites of a `Circle` agree on. step: gives the last step that this rank has made."""
 
     def __init__(self, circle: Circle, step: Callable[[], int]):
-        self.circle, self.changed = circle, ChangedMessages(step)
+        self.circle, self.borne = circle, Borne(step)
         circle.survive()
 
     def agree(self, well: bool = True) -> None:
@@ -55,8 +55,9 @@ class SiteMembership:
             return False
         if not isinstance(problem, OF_A_LOSS):
             raise problem
-        if self.changed.too_many(problem):
-            whose = [] if problem.source is None else [self.circle.site_of(problem.source)]
+        if self.borne.too_many(problem):
+            source = getattr(problem, "source", None)
+            whose = [] if source is None else [self.circle.site_of(source)]
             if not self._part_from(whose, problem):
                 raise problem
         return True
@@ -82,8 +83,12 @@ class SiteMembership:
                 self.circle.wake()
             revoke(made)
             made = []
+            before = [*self.circle.ranks]
             try:
-                result = build(self.circle.settle(*point()), made)
+                change = self.circle.settle(*point())
+                if [*self.circle.ranks] != before:
+                    self.borne.somebody_is_gone()
+                result = build(change, made)
                 self.circle.came = []
                 return result
             except Exception as problem:
