@@ -161,7 +161,11 @@ class Membership:
 
 
 def revoke(comms: Iterable[Any]) -> None:
-    """Have every rank that waits in one of these communicators raise."""
+    """Have every rank that waits in one of these communicators raise.
+
+    They are never freed: where another rank's word that one is revoked comes after that, Open MPI 5.0
+    crashes (in ompi_comm_revoke_local), and nothing tells when the last of these words has come.
+    """
     for comm in comms:
         if comm != MPI.COMM_NULL and comm.size > 1:
             innermost(comm).Revoke()
