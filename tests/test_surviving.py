@@ -76,6 +76,7 @@ def test_who_is_left_ends_the_run_with_each_sample_once(tmp_path):
         "rank 3 gone, 1 go on",
     ):
         assert words in done.stderr, done.stderr
+    assert "MPI fails" not in done.stderr  # what it says of those who are gone, or is woken by
     assert "after 10 steps" in done.stdout
     run = read_run(tmp_path / "runs/mine")
     assert [line["step"] for line in run.steps] == [*range(1, 11)]

@@ -249,7 +249,7 @@ class Listener:
                 twin = self._twin(hello)
                 if why := self._not_here(hello) or twin:
                     refuse(connection, why, elsewhere=True)
-                    if twin and hello["session"] not in self._twins:
+                    if why == twin and hello["session"] not in self._twins:
                         self._twins.add(hello["session"])
                         log.warning(f"{self.where}: caller {address}: {twin}")
                     connection.close()
