@@ -21,8 +21,8 @@ log = logging.getLogger("isthmus")
 OF_A_LOSS = (MPI.Exception, LostSitesError, SealError)
 """What a site that is gone, or a rank of this one, or a message that was changed, leads to."""
 
-SECONDS_TO_END = 2.0
-"""For a site that has heard why it does not take part."""
+SECONDS_TO_END = 5.0
+"""At most, for a site that has heard why it does not take part: it says so itself, and ends."""
 
 
 class SiteMembership:
