@@ -4,7 +4,7 @@ import socket
 import struct
 import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -417,6 +417,46 @@ def test_silent_callers_keep_no_place_and_who_is_hung_up_on_calls_again(monkeypa
         ends.set()
         hung_up()
     assert time.monotonic() - began > 0.6  # it was not the last word
+
+
+@pytest.mark.ranks(2)
+def test_strangers_at_a_site_s_first_rank_cost_nothing_but_themselves(comm):
+    from isthmus.links.sites import _WORD, _those_who_call  # which starts MPI
+
+    if comm.rank:
+        return
+    word = bytes(range(32))
+    with socket.create_server(("127.0.0.1", 0), backlog=100) as server, ExitStack() as stack:
+        strangers, ranks = (
+            [stack.enter_context(caller(server.getsockname()[1])) for _ in range(count)]
+            for count in (80, 2)
+        )
+        strangers[1].sendall(b"GET")
+        strangers[2].sendall(_WORD.pack(bytes(32), 1))
+        for rank, each in enumerate(ranks, 1):
+            each.sendall(_WORD.pack(word, rank))
+        began = time.monotonic()
+        found = _those_who_call(server, 2, word.hex(), began + 20)
+        assert time.monotonic() < began + 10
+        assert sorted(found) == [1, 2]
+        found[2].sendall(b"well")
+        assert ranks[1].recv(4) == b"well"
+        silent = stack.enter_context(caller(server.getsockname()[1]))
+        with pytest.raises(SiteError, match="1 ranks of this site did not reach their first rank"):
+            _those_who_call(server, 1, word.hex(), time.monotonic() + 0.2)
+        for each in (*strangers, silent):
+            with suppress(ConnectionResetError):
+                assert each.recv(1) == b""
+        for each in found.values():
+            each.close()
+
+
+def test_the_words_of_who_waited_tell_how_long():
+    near, far = socket.socketpair()
+    with near, far:
+        for seconds in (0.2, 0.4):
+            with pytest.raises(SiteError, match=f"says nothing for {seconds} s"):
+                hear(near, time.monotonic() + seconds)
 
 
 def test_who_calls_is_not_fooled_by_one_who_listens_without_the_token():

@@ -271,14 +271,14 @@ def _proven(admission, site, said, answer):
 
 def _exactly(connection, count, end, mark=b""):
     """Return so many bytes, which begin with `mark`; SiteError if they do not come by `end`."""
-    came = b""
+    came, began = b"", time.monotonic()
     while len(came) < count:
         connection.settimeout(max(1e-3, end - time.monotonic()))
         try:
             more = connection.recv(count - len(came))
         except TimeoutError:
             what = "stops in the middle of a word" if came else "says nothing"
-            raise SiteError(f"{what} for {SECONDS_TO_GREET:g} s") from None
+            raise SiteError(f"{what} for {round(time.monotonic() - began, 1):g} s") from None
         except OSError as problem:
             raise _hung_up(f"closed the connection: {problem.strerror}") from None
         if not more and came:

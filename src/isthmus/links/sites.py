@@ -2,11 +2,12 @@
 
 import hmac
 import secrets
+import selectors
 import socket
 import struct
 import time
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from os import PathLike
 from typing import Any
 
@@ -15,11 +16,11 @@ from mpi4py import MPI
 from isthmus.cluster.cluster import Cluster
 from isthmus.errors import SiteError
 from isthmus.links.agreement import broadcast_json, gather_json, together
-from isthmus.links.circle import Circle
+from isthmus.links.circle import COME_BACK, Circle
 from isthmus.links.comm import Request
 from isthmus.links.frames import HEADER_NBYTES
 from isthmus.links.greeting import SECONDS_TO_GREET
-from isthmus.links.meeting import Connections, Listener
+from isthmus.links.meeting import MOST_AT_ONCE, Connections, Listener
 from isthmus.links.socket_comm import LEADERS, TIER, WORLD, Endpoint, LostSitesError, SocketComm
 from isthmus.links.succession import Succession
 from isthmus.links.switch import Switch
@@ -109,7 +110,8 @@ def tiers_of_sites(
         try:
             tiers = tiers.sealed_with(keys)
         except LostSitesError as problem:
-            raise SiteError(f"while this site came back: {problem}") from None
+            why = str(problem).partition(";")[0]
+            raise SiteError(f"while this site came back: {why}; {COME_BACK}") from None
     with ready(tiers, paced) as tiers:
         yield tiers
 
@@ -216,25 +218,55 @@ def _sockets_to_leader(comm):
 
 
 def _those_who_call(server, count, word, end):
-    """Return rank -> connection of so many ranks that know the word."""
-    found = {}
-    while len(found) < count:
-        server.settimeout(max(1e-3, end - time.monotonic()))
-        try:
-            connection, _ = server.accept()
-            connection.settimeout(max(1e-3, end - time.monotonic()))
-            told = connection.recv(_WORD.size, socket.MSG_WAITALL)
-        except OSError:
-            if time.monotonic() > end:
-                raise SiteError(
-                    f"{count - len(found)} ranks of this site did not reach their first rank within "
-                    f"{SECONDS_TO_GREET:.0f} s; look at the network inside the site"
-                ) from None
-            continue
-        if len(told) == _WORD.size:
-            said, rank = _WORD.unpack(told)
-            if hmac.compare_digest(said, bytes.fromhex(word)):
-                found[rank] = connection
-                continue
+    """Return rank -> connection of so many ranks that know the word; nobody waits for others.
+
+    end: until when, on `time.monotonic`. SiteError where not all have called by then.
+    """
+    found: dict[int, socket.socket] = {}
+    heard: dict[socket.socket, bytes] = {}  # of those who have called, what each has said so far
+
+    def hang_up(connection):
+        watch.unregister(connection)
+        del heard[connection]
         connection.close()
-    return found
+
+    with selectors.DefaultSelector() as watch:
+        watch.register(server, selectors.EVENT_READ)
+        while len(found) < count and (left := end - time.monotonic()) > 0:
+            for connection in [key.fileobj for key, _ in watch.select(left)]:
+                if connection is server:
+                    if len(heard) > count + MOST_AT_ONCE:
+                        hang_up(next(iter(heard)))  # who has called first
+                    with suppress(OSError):  # it has hung up
+                        caller, _ = server.accept()
+                        caller.setblocking(False)
+                        watch.register(caller, selectors.EVENT_READ)
+                        heard[caller] = b""
+                elif connection in heard:
+                    more = _more(connection, _WORD.size - len(heard[connection]))
+                    heard[connection] += more
+                    if not more:
+                        hang_up(connection)
+                    elif len(heard[connection]) == _WORD.size:
+                        said, rank = _WORD.unpack(heard[connection])
+                        if hmac.compare_digest(said, bytes.fromhex(word)):
+                            found[rank] = connection.dup()
+                        hang_up(connection)
+        for connection in [*heard]:
+            hang_up(connection)
+    if len(found) == count:
+        return found
+    for connection in found.values():
+        connection.close()
+    raise SiteError(
+        f"{count - len(found)} ranks of this site did not reach their first rank within "
+        f"{SECONDS_TO_GREET:.0f} s; look at the network inside the site"
+    )
+
+
+def _more(connection, nbytes):
+    """Return what has come, none once the other end has closed it."""
+    try:
+        return connection.recv(nbytes)
+    except OSError:
+        return b""
