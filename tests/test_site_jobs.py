@@ -239,3 +239,20 @@ def test_a_site_that_freezes_or_is_interrupted_ends_the_others_in_words_and_all_
     code, out, said = end(start(3, path))
     assert code == 0, said
     assert summary_of(ends[0][1])["parameter_hash"] == summary_of(out)["parameter_hash"]
+
+
+@pytest.mark.slow
+def test_the_deadline_of_the_hub_counts_at_all_sites(tmp_path):
+    path = lab(Alone(), tmp_path, (1, 1), plan={"replan": False}, run={"checkpoint_every": 8})
+    own, text, where = path.with_name("own.toml"), path.read_text(), f"127.0.0.1:{free_port()}"
+    path.write_text(f"{text}\n[recovery]\ndeadline_seconds = 4.0\n")
+    own.write_text(f"{text}\n[recovery]\ndeadline_seconds = 300.0\n")
+    edge = start(1, own, "--site", "site1", "--join", where)
+    hub = start(1, path, "--site", "site0", "--listen", where)
+    said_when(hub, "step 8: checkpoint")
+    hub.send_signal(signal.SIGSTOP)
+    code, _, said = end(edge, 60)
+    hub.kill()
+    hub.communicate()
+    assert code == 20, said
+    assert "site 'site0' has gone: no sign of life for" in said

@@ -6,6 +6,8 @@ import threading
 import time
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
+from functools import partial
+from itertools import permutations
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,6 +15,8 @@ import pytest
 from patience import until
 
 from isthmus.errors import SecurityError, SiteError
+from isthmus.jobs.recovery_settings import RecoverySettings
+from isthmus.jobs.sites import SiteJob
 from isthmus.json_text import dumps, loads
 from isthmus.links.frames import AGAIN, DATA, HEADER_NBYTES, Stream
 from isthmus.links.greeting import MARK, Introduction, hear, introduce, say
@@ -419,6 +423,43 @@ def test_silent_callers_keep_no_place_and_who_is_hung_up_on_calls_again(monkeypa
     assert time.monotonic() - began > 0.6  # it was not the last word
 
 
+@pytest.mark.parametrize("listen", [("north", "south"), ("cloud", "south"), ("cloud", "north", "south")])
+def test_the_first_in_the_file_of_those_that_listen_is_the_hub_whoever_is_late(listen):
+    """Sites start in each order, and all that listen call one another, too."""
+    names = ["cloud", "north", "south"]
+    for order in permutations(names):
+        with ExitStack() as stack:
+            doors, addresses, hubs = {}, {}, {}
+            for name in listen:
+                before, others = names[: names.index(name)], [each for each in names if each != name]
+                me = Introduction(name, "alike", TOKEN, listens=True, calls=len(listen) - 1)
+                door = Listener(("127.0.0.1", 0), me, others, print, before, len(listen) == 1)
+                doors[name] = stack.enter_context(door)
+                addresses[name] = "127.0.0.1", door._socket.getsockname()[1]
+            for name in order:
+                job = SiteJob(
+                    name, addresses.get(name), tuple(addresses[each] for each in listen if each != name)
+                )
+                hubs[name] = in_thread(partial(hub_of, job, doors.get(name)))
+                time.sleep(0.05)
+            assert {hub() for hub in hubs.values()} == {listen[0]}, order
+
+
+def hub_of(job, door, wait_seconds=20.0):
+    """Return the hub that a site finds, or is itself; door: where it listens."""
+    recovery = RecoverySettings(wait_seconds=wait_seconds)
+    if door is None:
+        me = Introduction(job.site, "alike", TOKEN, calls=len(job.join))
+        return join(job.join, me, wait_seconds, print).site
+    if job.join:
+        door.attend()
+    connections, joined = job._met(door, door.me, recovery, None, print)
+    if joined is not None:
+        return joined.site
+    assert len(connections) == 2
+    return job.site
+
+
 @pytest.mark.ranks(2)
 def test_strangers_at_a_site_s_first_rank_cost_nothing_but_themselves(comm):
     from isthmus.links.sites import _WORD, _those_who_call  # which starts MPI
@@ -457,6 +498,25 @@ def test_the_words_of_who_waited_tell_how_long():
         for seconds in (0.2, 0.4):
             with pytest.raises(SiteError, match=f"says nothing for {seconds} s"):
                 hear(near, time.monotonic() + seconds)
+
+
+def test_who_may_be_the_hub_waits_to_hear_from_those_before_it():
+    door = Listener(
+        ("127.0.0.1", 0),
+        Introduction("north", "alike", TOKEN, listens=True),
+        ["cloud", "south"],
+        print,
+        ["cloud"],
+        False,
+    )
+    where = "127.0.0.1", door._socket.getsockname()[1]
+    with door:
+        door.attend()
+        with pytest.raises(
+            SiteError,
+            match="'north' is not the hub, and has not heard from cloud, .*for 0.1 s; start all sites",
+        ):
+            join([where], Introduction("south", "alike", TOKEN), 0.1, print)
 
 
 def test_who_calls_is_not_fooled_by_one_who_listens_without_the_token():

@@ -31,7 +31,7 @@ PATHS = {
 }
 """Of the settings, the paths, which each site has of its own."""
 OTHERWISE = ("run", "slurm", "recovery")
-"""Sections that may differ: those of the site that listens count."""
+"""Sections that may differ: those of the hub count, but for `wait_seconds` and `[slurm]`."""
 
 
 class SiteJob(NamedTuple):
@@ -42,7 +42,10 @@ class SiteJob(NamedTuple):
     join: tuple[Address, ...] = ()
 
     def begins(self, cluster) -> bool:
-        """Whether the others join this site at the start, and it has the run's folder."""
+        """Whether the others join this site at the start, and it has the run's folder, whoever listens.
+
+        Else the first in the cluster file does of those that listen, which they find out as they meet.
+        """
         return self.listen is not None and (not self.join or self.site == cluster.names[0])
 
     @contextmanager
@@ -55,11 +58,11 @@ class SiteJob(NamedTuple):
         from isthmus.links.sites import tiers_of_sites  # which starts MPI
         from isthmus.links.succession import Succession
 
-        connections = door = succession = None
+        connections = door = succession = deadline_seconds = None
         others_call = ExitStack()  # closed at the end, where sites may come back
 
         def meet():
-            nonlocal connections, door, succession
+            nonlocal connections, door, succession, deadline_seconds
             self._check(settings, cluster, comm.size)
             me = Introduction(
                 self.site,
@@ -71,7 +74,7 @@ class SiteJob(NamedTuple):
             with ExitStack() as stack:
                 listener = self._listener(me, cluster, tell, stack)
                 joined = None
-                if listener is None or not listener.is_hub:
+                if listener is None:
                     joined = join(self.join, me, settings.recovery.wait_seconds, tell)
                 else:
                     connections, joined = self._met(listener, me, settings.recovery, cluster, tell)
@@ -84,11 +87,13 @@ class SiteJob(NamedTuple):
                     )
                 is_hub = joined is None and settings.recovery.survive
                 if listener is not None and (is_hub or words["quorum"]):
-                    listener.words, door = {"quorum": words["quorum"]}, listener
+                    listener.words = {name: words[name] for name in ("quorum", "deadline_seconds")}
+                    door = listener
                     listener.attend()
                     others_call.push(stack.pop_all())
             if words["quorum"]:
                 succession = Succession(quorum_of(cluster), me, self.join, door, joined)
+            deadline_seconds = words["deadline_seconds"]
             hub = self.site if joined is None else joined.site
             return [hub, words.get("generation"), late]
 
@@ -96,7 +101,6 @@ class SiteJob(NamedTuple):
             if self.join:  # sites to which this one comes back stand still from its call on
                 load_kernels()
             listens, generation, late = from_root(comm, meet)
-            deadline_seconds = settings.recovery.deadline_seconds if settings else None
             with tiers_of_sites(
                 comm,
                 cluster,
@@ -127,6 +131,12 @@ class SiteJob(NamedTuple):
 
     def _met(self, listener, me, recovery, cluster, tell):
         """Return the connections of all others that are there, or who is the hub of a run under way."""
+        if not listener.is_hub:
+            joined = join(self.join, me, recovery.wait_seconds, tell, lambda: listener.begins)
+            if joined is not None:
+                return None, joined
+            listener.is_hub = True
+        listener.words = {"deadline_seconds": recovery.deadline_seconds}
         joined = None
 
         def may_begin(sites):

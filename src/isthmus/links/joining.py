@@ -2,7 +2,7 @@
 
 import socket
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 from isthmus.errors import SiteError
@@ -44,15 +44,22 @@ NOT_NOW = (SiteError, SilentError, ElsewhereError)
 """What a call may come to that may come to something later."""
 
 
-def join(addresses: Sequence[Address], me: Introduction, wait_seconds: float, tell: Tell) -> Joined:
+def join(
+    addresses: Sequence[Address],
+    me: Introduction,
+    wait_seconds: float,
+    tell: Tell,
+    is_hub: Callable[[], bool] = lambda: False,
+) -> Joined | None:
     """Call the sites that listen until the hub is among them, and return who that is.
 
     wait_seconds: for which a hub is called, and then waited for, as it waits for others as long.
+    is_hub: asked now and then whether it is this site itself; None then.
     SiteError if no hub answers in time, or who answers refuses this site, or is not who it should be.
     """
     end, told = time.monotonic() + wait_seconds, False
-    while True:
-        why, silent = [], ""
+    while not is_hub():
+        why, silent, listen = [], "", False
         for address in addresses:
             where = in_words(address)
             try:
@@ -64,6 +71,7 @@ def join(addresses: Sequence[Address], me: Introduction, wait_seconds: float, te
                 silent = str(problem)
             except ElsewhereError as problem:
                 why.append(str(problem))
+                listen = True
             except RefusedError as problem:
                 raise SiteError(str(problem)) from None
             except SiteError as problem:
@@ -76,14 +84,15 @@ def join(addresses: Sequence[Address], me: Introduction, wait_seconds: float, te
                 if "; " in each:  # it says itself what to do
                     raise SiteError(each)
             found = "; ".join(why) or f"{where}: nobody answers there"
-            raise SiteError(
-                f"{found} for {wait_seconds:g} s{f' ({silent})' * bool(silent)}; start the site that "
-                "listens, with --listen, or look at the address and at firewalls"
-            )
+            cure = "start the site that listens, with --listen, or look at the address and at firewalls"
+            if listen:
+                cure = "start all sites, each with the --join of every other one that listens"
+            raise SiteError(f"{found} for {wait_seconds:g} s{f' ({silent})' * bool(silent)}; {cure}")
         if not told:
             tell(f"waiting for {' or '.join(map(in_words, addresses))} to answer")
             told = True
         time.sleep(SECONDS_BETWEEN_CALLS)
+    return None
 
 
 def join_one_under_way(

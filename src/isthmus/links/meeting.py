@@ -109,6 +109,7 @@ class Listener:
         self._callers: dict[str, _Caller] = {}
         self._hello_of: dict[str, dict[str, Any]] = {}  # of those that take part
         self._twins: set[str] = set()  # sessions of second sites of one name, which are told of once
+        self._listens: dict[str, bool] = {}  # site -> what it has said at the start
         self._lock = threading.Lock()
         self._greeted: list[socket.socket] = []  # who have called, and not proven themselves yet
         self._places = threading.Lock()  # of the list of these
@@ -139,6 +140,11 @@ class Listener:
 
         self._attending = threading.Thread(target=act, name="isthmus-listener", daemon=True)
         self._attending.start()
+
+    @property
+    def begins(self) -> bool:
+        """Whether all sites before this one have said that they do not listen: then it is the hub."""
+        return all(self._listens.get(site) is False for site in self.before)
 
     @property
     def ready(self) -> list[str]:
@@ -220,7 +226,7 @@ class Listener:
             return self.meet(wait_seconds, survives, elsewhere, may_begin)
         hellos = {name: caller.hello for name, caller in callers.items()}
         others_listen = any(each["listens"] for each in hellos.values()) or bool(late and self.me.calls)
-        self.words = {"quorum": survives and others_listen, "late": late}
+        self.words |= {"quorum": survives and others_listen, "late": late}
         for name, hello in hellos.items():
             if self.words["quorum"] and not hello["listens"] and hello["calls"] == 1:
                 self.tell(
@@ -276,9 +282,15 @@ class Listener:
     def _not_here(self, hello):
         """Return why a site is to ask others, and may ask again; None if it is not to."""
         site, votes = hello["site"], hello["vote"] is not None
+        if not votes and hello["settings"] == self.me.settings:
+            self._listens[site] = hello["listens"]
         if not (self.gathers if votes else self.is_hub):
             left_out = votes and self.members and (site, start_of(hello["session"])) not in self.members
-            return None if left_out else f"site {self.me.site!r} is not the hub"
+            why = f"site {self.me.site!r} is not the hub"
+            unheard = [name for name in self.before if name not in self._listens]
+            if unheard and not votes:
+                why += f", and has not heard from {', '.join(unheard)}, before it in the cluster file,"
+            return None if left_out else why
         if votes and hello["listens"] and site in self.before:
             return f"site {site!r} is the hub before site {self.me.site!r} is"
         return None

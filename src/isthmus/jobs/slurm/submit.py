@@ -65,7 +65,7 @@ def job_script(settings, run, cluster_path, part=None):
     """Return the script: one component of the job a site, then what is alike for all runs."""
     options = ["--cluster", os.path.relpath(cluster_path)] if cluster_path else []
     options += part.options if part is not None else []
-    joins = part is not None and not part.begins(settings.read_cluster())
+    joins = part is not None and part.listen is None
     values = {
         "run_file": shlex.quote(os.path.relpath(run)),
         "threads": str(settings.run.threads),
