@@ -1,6 +1,8 @@
 """Deaths that are planned: from a file or at random, and the sheet that says what came of them."""
 
 import json
+import os
+import resource
 import signal
 import socket
 import subprocess
@@ -271,6 +273,50 @@ moment = "compute"
 """
 
 
+def test_a_link_keeps_nothing_of_connections_that_have_ended_and_outlasts_a_want_of_descriptors():
+    with socket.create_server(("127.0.0.1", 0)) as far:
+        far.settimeout(10)
+        relay = Relay(far.getsockname())
+        relay.open()
+
+        def crosses():
+            with socket.create_connection(relay.address, timeout=10) as near:
+                near.sendall(b"a")
+                with far.accept()[0] as there:
+                    assert there.recv(1) == b"a"
+                    assert relay.carries
+
+        before = len(os.listdir("/proc/self/fd"))
+        for _ in range(20):
+            crosses()
+        left_after(lambda: len(os.listdir("/proc/self/fd")) - before or relay.carries)
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        with socket.socket() as first, socket.socket() as second:
+            free = os.dup(first.fileno())
+            os.close(free)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (free + 1, limits[1]))
+            try:  # the relay has room for one more connection, and then none to wait for the next
+                first.connect(relay.address)
+                left_after(lambda: not relay.carries)
+                second.connect(relay.address)
+                time.sleep(0.2)
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+            for _ in range(2):
+                far.accept()[0].close()
+        left_after(lambda: relay.carries)
+        crosses()
+        relay.end()
+
+
+def left_after(count, seconds=10.0):
+    """Wait until nothing is left."""
+    end = time.monotonic() + seconds
+    while count():
+        assert time.monotonic() < end, count()
+        time.sleep(0.01)
+
+
 @pytest.mark.slow
 @pytest.mark.alone
 def test_hubs_that_die_as_they_vote_and_links_of_the_next_that_are_cut(tmp_path):
@@ -296,6 +342,45 @@ def test_hubs_that_die_as_they_vote_and_links_of_the_next_that_are_cut(tmp_path)
     assert (row["lost"], row["came_back"]) == ([0, 1, 2, 6], [1, 2]), row
     assert "-site2-" in Path(row["folder"]).name
     assert {"site0 -9", "site1 20", "site1 0", "site2 0", "site3 0"} <= {*row["ended"]}, row
+
+
+LATER_HUBS = """
+[[fault]]
+kind = "flip"      # on the one of two relays that both have
+between = ["site2", "site1"]
+rank = 2
+step = 2
+moment = "compute"
+bit = 900
+[[fault]]
+rank = 1
+step = 4
+moment = "update"
+"""
+
+
+@pytest.mark.slow
+def test_the_first_hub_is_the_first_that_listens_where_others_come_before_it(tmp_path):
+    pytest.importorskip("crc32c")
+    for name in ("train", "test"):
+        pack(tmp_path, name)
+    cluster = cluster_of(1, 1, 1)
+    link = {"latency_seconds": 0.001, "bytes_per_second": 1e8}
+    cluster["link"].append({"between": ["site1", "site2"]} | link)
+    path = settings(
+        tmp_path,
+        cluster=cluster,
+        recovery={"survive": True, "deadline_seconds": 5.0},
+        run={"folder": str(tmp_path / "runs"), "checkpoint_every": 3},
+    )
+    (tmp_path / "faults.toml").write_text(LATER_HUBS)
+    faults, listen = planned_faults(tmp_path / "faults.toml"), ("site1", "site2")
+    made = play_faults(path, faults, 200.0, lambda line: None, listen=listen)
+    (row,) = made["runs"]
+    assert (made["wrong"], row["outcome"], row["happened"]) == (0, "went on", 2), row
+    assert row["verified"] == "bits equal, each sample once in 2 epochs"
+    assert "-site2-" in Path(row["folder"]).name
+    assert {"site0 0", "site1 -9", "site2 0"} == {*row["ended"]}, row
 
 
 @pytest.mark.slow

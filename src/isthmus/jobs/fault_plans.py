@@ -128,13 +128,7 @@ def listening(cluster: Cluster, named: Sequence[str] = ()) -> tuple[str, ...]:
             raise SettingsError(
                 f"--listen {name}: {cluster.source} has no such site; it has {', '.join(cluster.names)}"
             )
-    found = tuple(name for name in cluster.names if name in named)
-    if len(found) > 1 and found[0] != cluster.names[0]:
-        raise SettingsError(
-            f"--listen {' --listen '.join(found)}: of several sites that listen {cluster.names[0]}, the "
-            f"first of {cluster.source}, is one, and the first hub"
-        )
-    return found or (cluster.names[cluster.hub],)
+    return tuple(name for name in cluster.names if name in named) or (cluster.names[cluster.hub],)
 
 
 def tables_of(faults: Sequence[Fault]) -> list[dict[str, Any]]:

@@ -169,7 +169,8 @@ class _Run:
         self.control.bind(str(self.scratch / CONTROL))
         self.control.listen(self.cluster.size)
         threading.Thread(target=self._attend, daemon=True).start()
-        self._open(self.listen[1:])  # who calls only one waits until that is there
+        if len(self.listen) > 1:  # who calls only one waits until that is there
+            self._open(self.listen)
         first = self.listen[0]
         for site in [*(name for name in self.cluster.names if name != first), first]:
             self._start(site, 0)
@@ -276,27 +277,29 @@ class _Run:
     def _answer(self, asking):
         with asking, suppress(OSError):  # who has asked may be gone
             fault = loads(asking.makefile().readline())
-            seconds = fault.get("seconds")
             if fault["kind"] == "wait":
-                end = time.monotonic() + (seconds or SECONDS_TO_WAIT)
+                end = time.monotonic() + (fault.get("seconds") or SECONDS_TO_WAIT)
                 while self._to_come_back() - self.back and time.monotonic() < end:
                     time.sleep(SECONDS_BETWEEN_LOOKS)
             else:
-                for ends, relay in self.relays.items():
-                    if {*ends} == {*fault["between"]}:
-                        self._harm(relay, fault, seconds)
+                between = {*fault["between"]}
+                self._harm([each for ends, each in self.relays.items() if {*ends} == between], fault)
             asking.sendall(b"1")
 
-    def _harm(self, relay, fault, seconds):
-        match fault["kind"]:
-            case "cut":
-                relay.cut(seconds)
-            case "close":
-                relay.close(seconds)
-            case "slow":
-                relay.slow(fault["bytes_per_second"], seconds)
-            case "flip":
-                relay.flip(fault["bit"])
+    def _harm(self, relays, fault):
+        """Harm the link of two sites; relays: one for each of the two that the other calls."""
+        seconds = fault.get("seconds")
+        if fault["kind"] == "flip":  # where nobody has called it would wait for a call
+            max(relays, key=lambda relay: relay.carries).flip(fault["bit"])
+            return
+        for relay in relays:
+            match fault["kind"]:
+                case "cut":
+                    relay.cut(seconds)
+                case "close":
+                    relay.close(seconds)
+                case "slow":
+                    relay.slow(fault["bytes_per_second"], seconds)
 
     def _wrong(self):
         """Return which sites have not ended as they should: well, or in one line where not killed."""

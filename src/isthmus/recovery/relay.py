@@ -7,7 +7,7 @@ from contextlib import suppress
 
 CHUNK_NBYTES, SLOW_CHUNK_NBYTES = 1 << 16, 1 << 12
 """That are taken at a time; of a slow link, little enough for its connections to take turns."""
-SECONDS_TO_CALL = 5.0
+SECONDS_TO_CALL, SECONDS_BETWEEN_TRIES = 5.0, 0.05
 TO, FROM = range(2)
 
 
@@ -23,7 +23,7 @@ class Relay:
         self.address: tuple[str, int] = self._place.getsockname()
         self._lock = threading.RLock()
         self._door: socket.socket | None = None
-        self._connections: list[socket.socket] = []
+        self._connections: set[socket.socket] = set()
         self._whole = threading.Event()
         self._ended, self._mends_at = False, 0.0
         self._bytes_per_second: float | None = None
@@ -57,6 +57,11 @@ class Relay:
         with self._lock:
             self._bytes_per_second = bytes_per_second
             self._mend_in(seconds)
+
+    @property
+    def carries(self) -> int:
+        """How many connections go through it, now."""
+        return len(self._connections) // 2
 
     def flip(self, bit: int) -> None:
         """Have a bit of what crosses next, either way, be another one: counted from its first."""
@@ -101,8 +106,12 @@ class Relay:
         while True:
             try:
                 caller, _ = door.accept()
-            except OSError:  # it is shut
-                return
+            except OSError:
+                with self._lock:
+                    if self._door is not door:  # it is shut
+                        return
+                time.sleep(SECONDS_BETWEEN_TRIES)  # else too much is open, for now
+                continue
             try:
                 called = socket.create_connection(self.to, timeout=SECONDS_TO_CALL)
             except OSError:
@@ -116,9 +125,19 @@ class Relay:
                     _close(caller)
                     _close(called)
                     return
-                self._connections += [caller, called]
-            for ends, way in (((caller, called), TO), ((called, caller), FROM)):
-                threading.Thread(target=self._pass_on, args=(*ends, way), daemon=True).start()
+                self._connections |= {caller, called}
+            threading.Thread(target=self._carry, args=(caller, called), daemon=True).start()
+
+    def _carry(self, caller, called):
+        """Pass on both ways until both have ended, and close both ends."""
+        back = threading.Thread(target=self._pass_on, args=(called, caller, FROM), daemon=True)
+        back.start()
+        self._pass_on(caller, called, TO)
+        back.join()
+        with self._lock:
+            self._connections -= {caller, called}
+        _close(caller)
+        _close(called)
 
     def _pass_on(self, source, target, way):
         """Pass on what comes from one end until that has closed its connection."""
