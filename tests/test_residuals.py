@@ -8,11 +8,11 @@ from test_training import run, training_of
 import isthmus
 from isthmus.errors import CheckpointError, SecurityError
 from isthmus.links.in_process import in_threads, tiers_in_process
-from isthmus.recovery.handover import adapted
+from isthmus.recovery.handover import adapted, source
 from isthmus.security.key_files import make_keys
 from isthmus.training.checkpoint import read_checkpoint, write_checkpoint
 from isthmus.training.checkpoint_file import CHECKPOINT
-from isthmus.training.residuals import MEMORY, ResidualSeal
+from isthmus.training.residuals import ResidualSeal, is_residual
 
 pytest.importorskip("cryptography")
 
@@ -31,6 +31,14 @@ def of_job(tiers, steps=None):
         if training.state.step == steps:
             break
     return training
+
+
+def test_what_an_optimiser_calls_memory_is_no_residual():
+    sizes = [5, 5]
+    assert source("strategy/sums/0/memory", None, 5, sizes, 1) is None
+    for name in ("optimiser/memory", "strategy/outer/memory", "optimiser/sent_to_sites"):
+        assert not is_residual(name)
+        assert source(name, None, 5, sizes, 1) == 1
 
 
 @pytest.mark.slow
@@ -53,7 +61,7 @@ def test_a_sealed_residual_is_for_its_site_alone_and_a_run_ends_with_the_same_bi
     assert "sealed" not in table
     arrays, table = CHECKPOINT.read(path)
     assert sorted(table["sealed"]) == sorted(
-        name for name in clear if MEMORY in name and clear[name].size
+        name for name in clear if is_residual(name) and clear[name].size
     )
     content = b"".join(array.tobytes() for array in arrays.values())
     piece = [memory[memory != 0][:4].tobytes() for memory in memories]

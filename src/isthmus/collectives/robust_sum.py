@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from isthmus.collectives.chunk import length
 from isthmus.collectives.hierarchical import Hierarchical
 from isthmus.errors import NoDeviceError
 from isthmus.links.on_device import Host
@@ -60,7 +61,7 @@ class RobustSum(Hierarchical):
 
         self.loops, sites = robust, len(self.tree.parents)
         self.network = robust.sorting_network(sites)
-        lengths = [_length(chunk) for bucket in self.buckets for chunk in bucket]
+        lengths = [length(chunk.whole) for bucket in self.buckets for chunk in bucket]
         self.chunks = len(lengths)
         self.place = np.empty(sites * (self.size if combine.whole else max(lengths, default=0)), "f4")
         self.apart = np.zeros((sites, sites))
@@ -104,9 +105,9 @@ class RobustSum(Hierarchical):
 
     def _rows(self, chunk):
         """Return the place of what sites have sent of a chunk, which is one run of memory."""
-        sites, length = len(self.tree.parents), _length(chunk)
+        sites, entries = len(self.tree.parents), length(chunk.whole)
         first = sites * chunk.whole.start if self.combine.whole else 0
-        return self.place[first : first + sites * length].reshape(sites, length)
+        return self.place[first : first + sites * entries].reshape(sites, entries)
 
 
 def nearest(apart: np.ndarray, faulty: int) -> int | None:
@@ -121,7 +122,3 @@ def nearest(apart: np.ndarray, faulty: int) -> int | None:
     others = [np.sort(np.delete(row, number)) for number, row in enumerate(whole)]
     scores = [row[: len(row) - 1 - faulty].sum() for row in others]
     return int(np.argmin(scores))
-
-
-def _length(chunk):
-    return chunk.whole.stop - chunk.whole.start

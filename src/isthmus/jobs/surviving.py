@@ -26,6 +26,7 @@ from isthmus.jobs.preparation import checked
 from isthmus.jobs.stopping import stopping_on
 from isthmus.jobs.succeeding import next_job
 from isthmus.links.agreement import from_root, gather_json, require
+from isthmus.links.circle import COME_BACK
 from isthmus.links.sealed import ranks_without_key
 from isthmus.links.sites import tiers_of_circle
 from isthmus.links.socket_comm import LostSitesError
@@ -354,7 +355,8 @@ def come_back(comm, kind, tiers, settings, tell, show):
         try:
             survival.come(tiers, settings, tell)
         except (LostSitesError, MPI.Exception) as problem:
-            raise SiteError(f"while this site came back: {problem}") from None
+            why = str(problem).partition(";")[0]
+            raise SiteError(f"while this site came back: {why}; {COME_BACK}") from None
         with survival.journal:
             return survival.run()
 

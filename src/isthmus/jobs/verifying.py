@@ -20,10 +20,11 @@ from isthmus.jobs.scaling import scale_of
 from isthmus.jobs.settings import RunSettings
 from isthmus.jobs.shared_model import shared_model
 from isthmus.links.in_process import in_threads, tiers_in_process
-from isthmus.recovery.handover import MEMORY, arrays_of, mates
+from isthmus.recovery.handover import arrays_of, mates
 from isthmus.recovery.ledger import Ledger, Part
 from isthmus.shards.scattering import scatter_shards
 from isthmus.training.checkpoint_file import CHECKPOINT
+from isthmus.training.residuals import is_residual
 
 QUIET = SimpleNamespace(tell=lambda line, passing=False: None, enter=lambda phase, step: None)
 
@@ -272,7 +273,7 @@ class _Replay:
             self.residuals[key] = {
                 name: np.array(to_host(array))
                 for name, array in training.arrays().items()
-                if name.endswith(MEMORY)
+                if is_residual(name)
             }
 
     def _steps(self, training, end, rank):

@@ -16,6 +16,13 @@ MOST_NBYTES = 1 << 30
 """Of a message: MPI counts what one holds in 31 bits, and a seal is as long."""
 
 
+def bytes_of(buffer: np.ndarray) -> np.ndarray:
+    """Return the uint8[n] of a contiguous array, in the same memory. ValueError where it is not."""
+    if not buffer.flags.c_contiguous:
+        raise ValueError("what is sent or received must be a contiguous array")
+    return buffer.reshape(-1).view(np.uint8)
+
+
 class Request(Protocol):
     """A message under way."""
 

@@ -23,7 +23,7 @@ from isthmus.errors import MachineError, SealError, SecurityError
 from isthmus.json_text import dumps
 from isthmus.links.agreement import ranks_where, together
 from isthmus.links.clocks import machine_name
-from isthmus.links.comm import Comm, Request, Wrapped
+from isthmus.links.comm import Comm, Request, Wrapped, bytes_of
 from isthmus.links.world import World, all_gather, all_gather_rows
 from isthmus.security.key_files import key_paths, read_private, read_public, sites_in
 from isthmus.security.pair_keys import HELLO, PairKeys, signed, verify
@@ -63,7 +63,7 @@ class SealedComm(Wrapped):
         if way is None:
             way = self._out[dest] = self._way(self.rank, dest, dest)
         sealed = np.empty(_sealed_nbytes(buffer), np.uint8)
-        way.cipher.encrypt_into(way.nonce(tag), _bytes(buffer).data, None, sealed.data)
+        way.cipher.encrypt_into(way.nonce(tag), bytes_of(buffer).data, None, sealed.data)
         return _Sent(self.comm.Isend(sealed, dest, tag), sealed)
 
     def Irecv(self, buffer: Any, source: int, tag: int = 0) -> Request:  # noqa: N802
@@ -77,7 +77,7 @@ class SealedComm(Wrapped):
         def open_it() -> None:
             from cryptography.exceptions import InvalidTag
 
-            plain = _bytes(buffer)
+            plain = bytes_of(buffer)
             try:
                 way.cipher.decrypt_into(nonce, sealed.data, None, plain.data)
             except InvalidTag:
@@ -303,12 +303,6 @@ def ranks_without_key(world: World, site: str, folder: str | PathLike[str]) -> l
 def strangers(cluster: Cluster, site: str) -> set[int]:
     """Return the cluster ranks of other sites than `site`."""
     return {*range(cluster.size)} - {*cluster.ranks_of_site(site)}
-
-
-def _bytes(buffer: np.ndarray) -> np.ndarray:
-    if not buffer.flags.c_contiguous:
-        raise ValueError("what is sent or received must be a contiguous array")
-    return buffer.reshape(-1).view(np.uint8)
 
 
 def _sealed_nbytes(buffer: np.ndarray) -> int:

@@ -12,10 +12,9 @@ from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from isthmus.errors import MachineError, SiteError
 from isthmus.json_text import dumps, loads
+from isthmus.links.comm import bytes_of
 from isthmus.links.frames import BYE, DATA, GONE, HEADER_NBYTES, MEMBERS, Header, Outgoing, Stream
 
 WORLD, LEADERS, TIER = range(3)
@@ -124,7 +123,7 @@ class Endpoint:
         self.check(dest)
         stream = self.stream_to[dest]
         try:
-            frame = stream.send(DATA, channel, self.rank, dest, tag, _bytes(buffer))
+            frame = stream.send(DATA, channel, self.rank, dest, tag, bytes_of(buffer).data)
         except SiteError as problem:
             raise self.gone(stream, problem) from None
         return Sent(self, frame)
@@ -286,7 +285,7 @@ class Received:
     """A message that is to come."""
 
     def __init__(self, endpoint: Endpoint, stream: Stream, buffer: Any):
-        self.endpoint, self.stream, self.view = endpoint, stream, _bytes(buffer)
+        self.endpoint, self.stream, self.view = endpoint, stream, bytes_of(buffer).data
         self.done, self.came_nbytes = False, self.view.nbytes
 
     def Wait(self) -> None:  # noqa: N802
@@ -349,10 +348,3 @@ class SocketComm:
 
     def Free(self) -> None:  # noqa: N802
         """Nothing: the sockets are those of all communicators, and are closed with the world."""
-
-
-def _bytes(buffer: Any) -> memoryview:
-    if not buffer.flags.c_contiguous:
-        raise ValueError("what is sent or received must be a contiguous array")
-    flat: np.ndarray = buffer.reshape(-1).view(np.uint8)
-    return flat.data

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from isthmus.links.comm import Comm, Request, Wrapped, parts_of
+from isthmus.links.comm import Comm, Request, Wrapped, bytes_of, parts_of
 
 TOGETHER = 78
 """Tag of what ranks tell each other beside their work: paced links let it pass, or their own
@@ -156,7 +156,7 @@ def _all_gather(world, own, counts):
     sites = range(len(world.ranks_of_site))
     came = {site: _room(world, own, counts, site) for site in sites}
     if len(sites) == 1:
-        world.site.Allgatherv(_bytes(own), [_bytes(came[0]), _nbytes(world, own, counts, 0)])
+        world.site.Allgatherv(bytes_of(own), [bytes_of(came[0]), _nbytes(world, own, counts, 0)])
         return _of_ranks(world, came, counts)
     came[world.site_index] = _gather_in_site(world, own, counts, 0)
     if world.leaders is not None:
@@ -204,7 +204,7 @@ def _gather_in_site(world, own, counts, place):
     """Return the rows of this site's ranks on number `place` of them; junk on the others."""
     site = world.site
     rows = _room(world, own, counts, world.site_index)
-    site.Gatherv(_bytes(own), [_bytes(rows), _nbytes(world, own, counts, world.site_index)], place)
+    site.Gatherv(bytes_of(own), [bytes_of(rows), _nbytes(world, own, counts, world.site_index)], place)
     return rows
 
 
@@ -218,10 +218,6 @@ def _nbytes(world, like, counts, site):
     """Return the bytes of each of a site's ranks."""
     of_row = like.itemsize * math.prod(like.shape[1:])
     return [counts[rank] * of_row for rank in world.ranks_of_site[site]]
-
-
-def _bytes(array):
-    return array.reshape(-1).view(np.uint8)
 
 
 def _of_ranks(world, came, counts):

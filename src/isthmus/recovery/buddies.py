@@ -17,7 +17,7 @@ from isthmus.devices import set_from_host, to_host
 from isthmus.errors import CheckpointError
 from isthmus.links.agreement import gather_json
 from isthmus.links.comm import parts_of, receive, send
-from isthmus.training.residuals import MEMORY, ResidualSeal
+from isthmus.training.residuals import ResidualSeal, is_residual
 
 if TYPE_CHECKING:
     from isthmus.links.tiers import Tiers
@@ -188,7 +188,7 @@ class Buddies:
     def _residuals(self) -> dict[str, Any]:
         """Return name -> array of this rank's residual, as it lives."""
         arrays = self.training.arrays()
-        return {name: arrays[name] for name in sorted(arrays) if name.endswith(MEMORY)}
+        return {name: arrays[name] for name in sorted(arrays) if is_residual(name)}
 
 
 def _pairs_in_site(tiers):

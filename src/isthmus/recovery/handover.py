@@ -15,7 +15,7 @@ import numpy as np
 from isthmus.errors import CheckpointError
 from isthmus.links.agreement import gather_json
 from isthmus.links.comm import receive, send
-from isthmus.training.residuals import MEMORY
+from isthmus.training.residuals import is_residual
 
 if TYPE_CHECKING:
     from isthmus.training.loop import Training
@@ -52,9 +52,9 @@ def source(
     before: which rank this one was. entries: that it wants. sizes: entries that each rank had. mate: as
     `mates` has it.
     """
-    if name.endswith(SENT):
+    if name.startswith("strategy/") and name.endswith(SENT):
         return None
-    if name.endswith(MEMORY):
+    if is_residual(name):
         return before if before is not None and sizes[before] == entries else None
     if name.startswith("buffers/"):
         return 0 if before is None else before
@@ -141,7 +141,7 @@ def _lost(arrays, table, sites, holders):
         if any(
             arrays[f"{name}/{of[leader]}"].any() and of[leader] not in holders[name]
             for name, of in table["holder_of_rank"].items()
-            if name.endswith(MEMORY)
+            if is_residual(name)
         )
     ]
 

@@ -12,7 +12,7 @@ from isthmus.links.comm import receive, send
 from isthmus.links.world import broadcast
 from isthmus.training.checkpoint_file import CHECKPOINT
 from isthmus.training.identity import difference_in_words
-from isthmus.training.residuals import MEMORY, SealedResidual, described, sealed_nbytes
+from isthmus.training.residuals import SealedResidual, described, is_residual, sealed_nbytes
 
 
 def write_checkpoint(path, training, identity, notes=None, more=None, seal=None):
@@ -32,7 +32,7 @@ def write_checkpoint(path, training, identity, notes=None, more=None, seal=None)
         for name, array in {**training.arrays(), **(more or {})}.items()
     }
     plain = dict.fromkeys(arrays)
-    for name in [] if seal is None else [name for name in arrays if name.endswith(MEMORY)]:
+    for name in [] if seal is None else [name for name in arrays if is_residual(name)]:
         if arrays[name].size:
             plain[name] = described(arrays[name])
             arrays[name] = seal.seal(name, training.state.step, arrays[name])

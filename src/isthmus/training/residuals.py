@@ -5,6 +5,7 @@ see the run's folder. It is opened where a run goes on, by the ranks of that sit
 """
 
 import os
+import re
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -19,9 +20,12 @@ from isthmus.security.key_files import read_private
 if TYPE_CHECKING:
     from isthmus.links.tiers import Tiers
 
-MEMORY = "/memory"
-"""How the name of an array ends that is a residual."""
 SALT_NBYTES = 32
+
+
+def is_residual(name: str) -> bool:
+    """Whether an array of a training is what a sum remembers, by its name."""
+    return re.fullmatch(r"strategy/sums/\d+/memory", name) is not None
 
 
 class SealedResidual:
