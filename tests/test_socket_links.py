@@ -16,12 +16,12 @@ from patience import until
 
 from isthmus.errors import SecurityError, SiteError
 from isthmus.jobs.recovery_settings import RecoverySettings
-from isthmus.jobs.sites import SiteJob
+from isthmus.jobs.sites import SiteJob, is_loopback
 from isthmus.json_text import dumps, loads
 from isthmus.links.frames import AGAIN, DATA, HEADER_NBYTES, Stream
 from isthmus.links.greeting import MARK, Introduction, hear, introduce, say
 from isthmus.links.joining import call, join
-from isthmus.links.meeting import Listener, address_of, is_loopback
+from isthmus.links.meeting import Listener, address_of
 from isthmus.links.socket_comm import LEADERS, Endpoint, LostSitesError, SocketComm
 from isthmus.links.switch import Switch
 from isthmus.security.admission import SiteKeys, Token, read_token

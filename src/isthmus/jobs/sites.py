@@ -1,5 +1,7 @@
 """One site of a run as a job of its own, which listens for the others or calls the one that does."""
 
+import ipaddress
+import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from hashlib import sha256
@@ -12,7 +14,7 @@ from isthmus.links.agreement import from_root
 from isthmus.links.frames import checksum
 from isthmus.links.greeting import Introduction
 from isthmus.links.joining import join, join_one_under_way
-from isthmus.links.meeting import Address, Listener, in_words, is_loopback
+from isthmus.links.meeting import Address, Listener, in_words
 from isthmus.links.quorum import Quorum
 from isthmus.registry import ALGORITHMS
 from isthmus.security.admission import SiteKeys, Token, read_token
@@ -213,6 +215,15 @@ class SiteJob(NamedTuple):
                 "nothing says who may join; set security.token, or security.link and keys"
             )
         return Token(b"")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether nobody outside this machine can reach `host`, a name or an address, to listen at."""
+    try:
+        found = socket.getaddrinfo(host or None, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError:
+        return False
+    return all(ipaddress.ip_address(each[4][0].split("%")[0]).is_loopback for each in found)
 
 
 def quorum_of(cluster):

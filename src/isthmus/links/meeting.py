@@ -1,6 +1,5 @@
 """How the jobs of the sites find one another: the hub listens, all others call it, in any order."""
 
-import ipaddress
 import logging
 import select
 import socket
@@ -43,15 +42,6 @@ def in_words(address: Address) -> str:
     """Return HOST:PORT, as `address_of` takes it."""
     host, port = address
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def is_loopback(host: str) -> bool:
-    """Whether nobody outside this machine can reach `host`, a name or an address, to listen at."""
-    try:
-        found = socket.getaddrinfo(host or None, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except OSError:
-        return False
-    return all(ipaddress.ip_address(each[4][0].split("%")[0]).is_loopback for each in found)
 
 
 @dataclass
