@@ -168,11 +168,15 @@ class Circle:
     def part_from(self, sites: Collection[str], seconds: float = 0.0) -> bool:
         """Leave out sites that live, as the hub's first rank; return whether there are any.
 
-        seconds: for which they may end by themselves first.
+        seconds: for which they may end by themselves first. Another site's first rank waits as long for
+        the hub to ask how far all are: who asks it sooner has it hear that instead of why they go.
         """
         here = [site for site in sites if site in self.direct] if self.is_hub else []
+        asks = not self.is_hub and self.listens in self.direct
         end = time.monotonic() + seconds
-        while any(map(self._lives, here)) and time.monotonic() < end:
+        while (
+            any(map(self._lives, here)) or (asks and self.endpoint.broken is None)
+        ) and time.monotonic() < end:
             self.endpoint.progress(SECONDS_TO_LISTEN, settling=True)
         for site in here:
             self._leave_out(site)

@@ -51,22 +51,22 @@ class SiteMembership:
         know; and at the hub, where too many messages of a site are changed.
         """
         if isinstance(problem, SecurityError) and self.circle.came:
-            self._part_from(self.circle.came, problem, SECONDS_TO_END)
+            self.circle.part_from(self.circle.came, SECONDS_TO_END)
+            self._tell(self.circle.came if self.circle.is_hub else [], problem)
             return False
         if not isinstance(problem, OF_A_LOSS):
             raise problem
         if self.borne.too_many(problem):
             source = getattr(problem, "source", None)
             whose = [] if source is None else [self.circle.site_of(source)]
-            if not self._part_from(whose, problem):
+            if not self.circle.part_from(whose):
                 raise problem
+            self._tell(whose, problem)
         return True
 
-    def _part_from(self, sites, problem, seconds=0.0):
-        parts = self.circle.part_from(sites, seconds)
-        if parts:
+    def _tell(self, sites, problem):
+        if sites:
             log.warning(f"site {', '.join(sites)}: is left out: {problem}")
-        return parts
 
     def rebuild(
         self, point: Callable[[], tuple[int, bool]], build: Callable[[Decision, list[Any]], Any]
