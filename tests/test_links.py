@@ -219,7 +219,7 @@ COLLECTIVES = {
 }
 INSIDE_SITES = {"links/world.py"}  # MPI's own on a site's communicator
 PLAYED = {"links/in_process.py"}  # threads that stand for ranks: methods of its own
-MPI_ITSELF = {"collectives/exact.py", "links/on_device.py", "links/traced.py"}  # "mpi"
+MPI_ITSELF = {"collectives/of_mpi.py", "links/on_device.py", "links/traced.py"}  # "mpi"
 
 
 def test_no_collective_of_mpi_crosses_sites():

@@ -59,7 +59,7 @@ class SiteMembership:
         if self.borne.too_many(problem):
             source = getattr(problem, "source", None)
             whose = [] if source is None else [self.circle.site_of(source)]
-            if not self.circle.part_from(whose):
+            if not self.circle.part_from(whose, 0.0):
                 raise problem
             self._tell(whose, problem)
         return True
