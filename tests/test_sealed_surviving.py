@@ -261,7 +261,7 @@ class Few:
     """A circle whose hub is here or not, and of whom it parts."""
 
     def __init__(self, is_hub, came=()):
-        self.is_hub, self.came, self.parted = is_hub, [*came], []
+        self.is_hub, self.came, self.parted, self.switch = is_hub, [*came], [], "of a first rank"
 
     def survive(self):
         pass

@@ -107,7 +107,7 @@ def parts_of(array: np.ndarray) -> list[np.ndarray]:
     parts."""
     if array.nbytes <= MOST_NBYTES:
         return [array]
-    whole = array.reshape(-1).view(np.uint8)
+    whole = bytes_of(array)
     return [whole[part] for part in chunk_slices(0, whole.size, MOST_NBYTES)]
 
 

@@ -52,7 +52,8 @@ class SiteMembership:
         """
         if isinstance(problem, SecurityError) and self.circle.came:
             self.circle.part_from(self.circle.came, SECONDS_TO_END)
-            self._tell(self.circle.came if self.circle.is_hub else [], problem)
+            speaks = self.circle.is_hub and self.circle.switch is not None  # its first rank
+            self._tell(self.circle.came if speaks else [], problem)
             return False
         if not isinstance(problem, OF_A_LOSS):
             raise problem
